@@ -1,0 +1,30 @@
+"""What a study is: settings, the grid of trials over them, and how files become settings.
+
+A study file is flat YAML whose keys are the command line's options.
+"""
+
+from adaptive_lora.config.parsing import load_study, study_from
+from adaptive_lora.config.sections import (
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    ProfileConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+from adaptive_lora.config.study import StudyConfig, TrialSpec, digest, option_fields
+
+__all__ = [
+    "DataConfig",
+    "EvaluationConfig",
+    "ModelConfig",
+    "ProfileConfig",
+    "StudyConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "TrialSpec",
+    "digest",
+    "load_study",
+    "option_fields",
+    "study_from",
+]

@@ -1,0 +1,108 @@
+"""Study files and command-line options: read strictly, with all problems at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.config.study import StudyConfig, option_fields
+from adaptive_lora.errors import ConfigError, unknown_name
+from adaptive_lora.options import out_of_limits, parse_value
+
+
+def study_from(
+    values: Mapping[str, object],
+    where: Mapping[str, str] | None = None,
+    base: StudyConfig | None = None,
+) -> StudyConfig:
+    """Make a study from option values over those of another, reporting all problems at once.
+
+    Args:
+        values: option name -> text or parsed value.
+        where: option name -> where it was given ("study.yaml line 3"), for the messages.
+        base: the settings that `values` change; the defaults where None.
+
+    Raises:
+        ConfigError: every unknown name and wrong value, one a line.
+    """
+    fields, problems = option_fields(), []
+    sections: dict[str | None, dict[str, Any]] = {}
+    for name, value in values.items():
+        place = f"{(where or {}).get(name, 'option ' + name)}: "
+        if name not in fields:
+            problems.append(place + unknown_name("setting", name, fields))
+            continue
+        section, field, annotation = fields[name]
+        try:
+            parsed = parse_value(annotation, value)
+        except (ValueError, TypeError) as error:
+            problems.append(f"{place}{name}: {error}")
+            continue
+        problem = out_of_limits(name, parsed, field.metadata["limits"])
+        if problem:
+            problems.append(place + problem)
+            continue
+        sections.setdefault(section, {})[name] = parsed
+    base = base or StudyConfig()
+    top = sections.pop(None, {})
+    changed = {
+        str(name): dataclasses.replace(getattr(base, str(name)), **inner)
+        for name, inner in sections.items()
+    }
+    study = dataclasses.replace(base, **changed, **top)
+    problems += _grid_problems(study)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return study
+
+
+def _grid_problems(study: StudyConfig) -> list[str]:
+    problems: list[str] = []
+    labels: list[str] = []
+    for text in study.methods:
+        try:
+            labels.append(MethodSpec.parse(text).label)
+        except ConfigError as error:
+            problems.append(str(error))
+    for name, items in (("methods", labels), ("seeds", study.seeds), ("lr", study.lr)):
+        repeated = sorted({str(item) for item in items if list(items).count(item) > 1})
+        if repeated:
+            problems.append(f"{name}: given more than once: {', '.join(repeated)}")
+        if not items and not problems:
+            problems.append(f"{name}: required at least one, got none")
+    if study.baseline is not None and not problems and study.baseline not in labels:
+        problems.append(unknown_name("baseline", study.baseline, labels))
+    if study.data.validation_share + study.data.test_share >= 1:
+        problems.append("validation_share and test_share leave nothing to train on")
+    return problems
+
+
+def load_study(path: Path, overrides: Mapping[str, object]) -> StudyConfig:
+    """Read a study file and put command-line options over it.
+
+    Raises:
+        ConfigError: no such file, not YAML (with line), or any wrong setting.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"study file {path} cannot be read: {error}") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"study file {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"study file {path}: required `setting: value` lines, got {values!r:.60}")
+    where = (
+        {str(key.value): f"{path} line {key.start_mark.line + 1}" for key, _ in node.value}
+        if node
+        else {}
+    )
+    merged = {**{str(key): value for key, value in values.items()}, **overrides}
+    return study_from(merged, {**where, **{key: "option" for key in overrides}})

@@ -1,0 +1,148 @@
+"""The sections of a study's settings. The dataclass fields hold the only defaults there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adaptive_lora.options import Limits, option
+
+NAME = r"[\w.\-]+"
+"""Names that become part of paths, tags and registry entries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The frozen base model. A trial's identity holds its content hash, not these names."""
+
+    model: str = option(
+        "embedded", "base model: 'embedded', a local folder or a hub id", identity=False
+    )
+    revision: str | None = option(None, "hub revision (branch, tag or commit)", identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which examples, how they become prompts, and how they are divided.
+
+    A trial's identity holds the digest of the rendered examples, not file names and columns.
+    """
+
+    data: str = option(
+        "embedded",
+        "'embedded', a JSON/JSONL/CSV/TSV/Parquet file, or a hub data set id",
+        identity=False,
+    )
+    data_revision: str | None = option(None, "hub revision of the data set", identity=False)
+    data_split: str = option("train", "split of a hub data set", identity=False)
+    template: str = option(
+        "auto", "prompt template by name, or a YAML file; 'auto' by columns", identity=False
+    )
+    prompt_column: str | None = option(
+        None, "column of the instruction; found for Alpaca and Dolly", identity=False
+    )
+    input_column: str | None = option(
+        None, "column of the optional input or context", identity=False
+    )
+    response_column: str | None = option(None, "column of the response", identity=False)
+    max_examples: int | None = option(
+        None, "use this many examples, drawn by split_seed; none: all", limits=Limits(low=1)
+    )
+    max_tokens: int = option(
+        512,
+        "longest prompt plus response; longer responses are cut",
+        unit="tokens",
+        limits=Limits(low=8),
+    )
+    loss_on: str = option(
+        "response", "tokens that are learned", limits=Limits(choices=("response", "all"))
+    )
+    validation_share: float = option(
+        0.1, "share of prompts kept for validation", limits=Limits(above=0, high=0.5)
+    )
+    test_share: float = option(
+        0.15,
+        "share of prompts kept for the test; with folds each fold is the test part once",
+        limits=Limits(above=0, high=0.5),
+    )
+    split_seed: int = option(0, "seed of the division into parts; the same for every trial seed")
+    folds: int = option(1, "k of k-fold cross-validation; 1: one division", limits=Limits(low=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One trial's optimisation; the same for every method."""
+
+    epochs: float = option(3.0, "passes over the training part", limits=Limits(above=0))
+    max_steps: int | None = option(
+        None, "stop after this many optimiser steps", unit="steps", limits=Limits(low=1)
+    )
+    batch_size: int = option(8, "examples per forward pass", limits=Limits(low=1))
+    accumulation: int = option(1, "forward passes per optimiser step", limits=Limits(low=1))
+    schedule: str = option(
+        "cosine", "learning rate after warm-up", limits=Limits(choices=("cosine", "linear"))
+    )
+    warmup_share: float = option(
+        0.1, "share of the steps in which the rate rises", limits=Limits(low=0, high=1)
+    )
+    weight_decay: float = option(0.0, "AdamW weight decay", limits=Limits(low=0))
+    clip_norm: float = option(1.0, "gradient norm limit; 0: none", limits=Limits(low=0))
+    dropout: float = option(0.0, "dropout before each adapter's A", limits=Limits(low=0, high=0.9))
+    scale: float = option(
+        2.0, "alpha / rank at every site (16: alpha 32, as published)", limits=Limits(above=0)
+    )
+    precision: str = option(
+        "auto",
+        "compute type; auto: what the device does natively",
+        limits=Limits(choices=("auto", "fp32", "bf16", "fp16")),
+    )
+    gradient_checkpointing: bool = option(
+        False, "recompute activations in the backward pass: less memory, more time"
+    )
+    validations: int = option(5, "validation passes spread over the training", limits=Limits(low=1))
+    patience: int = option(
+        0, "stop after this many validations without improvement; 0: never", limits=Limits(low=0)
+    )
+    max_skipped_steps: int = option(
+        5, "non-finite steps after which the trial fails", unit="steps", limits=Limits(low=0)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How a trained adapter is scored on the test part."""
+
+    generate: str = option(
+        "auto",
+        "score exact match by greedy generation; auto: where responses are short",
+        limits=Limits(choices=("auto", "on", "off")),
+    )
+    short_answer_tokens: int = option(
+        16, "longest reference that counts as a short answer", unit="tokens", limits=Limits(low=1)
+    )
+    eval_batch_size: int = option(
+        32, "examples per forward pass without gradients", limits=Limits(low=1), identity=False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """How importance is measured, on training examples only."""
+
+    profile_batches: int = option(8, "calibration batches", limits=Limits(low=1))
+    profile_batch_size: int = option(8, "examples per calibration batch", limits=Limits(low=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where results go; no part of an experiment's identity."""
+
+    output: str = option("adaptive-lora-out", "folder for reports and adapters", identity=False)
+    tracking_uri: str | None = option(
+        None,
+        "MLflow tracking store; none: MLFLOW_TRACKING_URI or sqlite:///mlflow.db",
+        identity=False,
+    )
+    experiment: str = option("adaptive-lora", "MLflow experiment", identity=False)
+    registered_model: str = option(
+        "adaptive-lora", "name in the model registry", limits=Limits(pattern=NAME), identity=False
+    )

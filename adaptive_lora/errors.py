@@ -1,0 +1,58 @@
+"""Errors that a user can act on; each says what was required, what was given and what to do.
+
+    AdaptiveLoraError            exit code 2 on the command line
+    ├── ConfigError              study files, command-line options, method specifications
+    ├── DataError                data files, columns, templates, examples
+    ├── ModelError               base models: not found, changed, without adaptable sites
+    ├── AllocationError          ranks and budgets that cannot be met
+    ├── AdapterError             adapter folders and models that differ from their plan
+    ├── TrackingError            tracking server and registry
+    └── TrialFailed              a trial that the stability guard ended; the study goes on
+
+Anything else that escapes is a bug of this package and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AdaptiveLoraError(Exception):
+    """Base of all errors that are the user's to mend."""
+
+
+class ConfigError(AdaptiveLoraError, ValueError):
+    """A study file, option or method specification is wrong."""
+
+
+class DataError(AdaptiveLoraError, ValueError):
+    """The data cannot be read or leaves nothing to train on."""
+
+
+class ModelError(AdaptiveLoraError, ValueError):
+    """The base model cannot be used."""
+
+
+class AllocationError(AdaptiveLoraError, ValueError):
+    """No rank plan satisfies what was asked for."""
+
+
+class AdapterError(AdaptiveLoraError, RuntimeError):
+    """An adapter differs from the plan or from what was saved."""
+
+
+class TrackingError(AdaptiveLoraError, RuntimeError):
+    """The tracking server or registry cannot be used."""
+
+
+class TrialFailed(AdaptiveLoraError, RuntimeError):
+    """Training became non-finite too often; carries the reason shown in the comparison."""
+
+
+def unknown_name(kind: str, given: str, known: Iterable[str]) -> str:
+    """Return "unknown KIND 'x'; did you mean 'y'? Known: ..." for an error message."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    return f"unknown {kind} '{given}'{hint} Known: {', '.join(names)}"

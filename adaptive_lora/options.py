@@ -1,0 +1,141 @@
+"""Options as dataclass fields: one place for each default, help text, unit and limit.
+
+The command line, the study file and the README's table are all generated from these fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Allowed values of an option; None leaves that side open."""
+
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    above: float | None = None
+    """Exclusive lower bound."""
+    pattern: str = ""
+    """Regular expression that a text must match in full."""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    limits: Limits | None = None,
+    identity: bool = True,
+) -> Any:
+    """Declare an option as a dataclass field.
+
+    Args:
+        default: the only place where the default stands.
+        help: one sentence in the user's words.
+        unit: what the number counts, shown in the help text.
+        limits: checked when a study is read.
+        identity: whether a change makes it another experiment (enters trial signatures).
+    """
+    metadata = {"help": help, "unit": unit, "limits": limits or Limits(), "identity": identity}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@cache
+def type_hints(owner: type) -> Mapping[str, Any]:
+    """Return the resolved annotations of an options class."""
+    return typing.get_type_hints(owner)
+
+
+def parse_value(annotation: Any, value: object) -> Any:
+    """Convert text or a YAML value to an option's type.
+
+    YAML reads `1e-4` as text and `8` as int where a float is meant; both are accepted.
+
+    Raises:
+        ValueError: says what was expected.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (types.UnionType, typing.Union):
+        return _parse_union(arguments, value)
+    if origin is tuple:
+        items = _split(value, commas=arguments[0] is not str) if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            items = [items]
+        return tuple(parse_value(arguments[0], item) for item in items)
+    if annotation is bool:
+        return _parse_bool(value)
+    if annotation in (int, float):
+        return _parse_number(annotation, value)
+    if annotation is str:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return str(value)
+        raise ValueError(f"expected text, got {value!r}")
+    return annotation(value)
+
+
+def _split(text: str, *, commas: bool) -> list[str]:
+    """Split a list option: numbers at commas or spaces, texts (which hold commas) at spaces."""
+    return text.replace("," if commas else ";", " ").split()
+
+
+def _parse_union(arguments: tuple[Any, ...], value: object) -> Any:
+    if type(None) in arguments and (value is None or value in ("", "none", "null")):
+        return None
+    problems = []
+    for annotation in arguments:
+        if annotation is not type(None):
+            try:
+                return parse_value(annotation, value)
+            except ValueError as error:
+                problems.append(str(error))
+    raise ValueError("; or ".join(problems))
+
+
+def _parse_bool(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("true", "yes", "on", "1"):
+        return True
+    if isinstance(value, str) and value.lower() in ("false", "no", "off", "0"):
+        return False
+    raise ValueError(f"expected true or false, got {value!r}")
+
+
+def _parse_number(kind: type, value: object) -> int | float:
+    noun = "a whole number" if kind is int else "a number"
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"expected {noun}, got {value!r}")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"expected {noun}, got {value!r}") from None
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        raise ValueError(f"expected {noun}, got {value!r}")
+    return int(value) if kind is int and isinstance(value, int) else kind(number)
+
+
+def out_of_limits(name: str, value: object, limits: Limits) -> str | None:
+    """Return the problem with a parsed value, or None; tuples are checked item by item."""
+    for item in value if isinstance(value, tuple) else (value,):
+        if limits.choices and item is not None and str(item) not in limits.choices:
+            return f"{name} must be one of {', '.join(limits.choices)}; got '{item}'"
+        if limits.pattern and isinstance(item, str) and not re.fullmatch(limits.pattern, item):
+            return f"{name} must be letters, digits, '.', '_' or '-'; got '{item}'"
+        if isinstance(item, int | float) and not isinstance(item, bool):
+            if limits.low is not None and item < limits.low:
+                return f"{name} must be at least {limits.low:g}; got {item:g}"
+            if limits.above is not None and item <= limits.above:
+                return f"{name} must be above {limits.above:g}; got {item:g}"
+            if limits.high is not None and item > limits.high:
+                return f"{name} must be at most {limits.high:g}; got {item:g}"
+    return None
