@@ -1,0 +1,139 @@
+"""Study files: unknown keys, all problems at once, signatures."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptive_lora.config import (
+    StudyConfig,
+    load_study,
+    option_fields,
+    study_from,
+)
+from adaptive_lora.errors import ConfigError
+
+SURROUNDINGS = {"base": "b", "data": "d", "precision": "fp32"}
+
+
+def signatures(study: StudyConfig) -> list[str]:
+    """Return the signatures of all trials."""
+    return [trial.signature(SURROUNDINGS) for trial in study.trials()]
+
+
+def test_flat_settings_round_trip() -> None:
+    study = study_from({"lr": "1e-4,3e-4", "epochs": "2", "gradient_checkpointing": "true"})
+    assert study_from(study.flat()) == study
+    assert study.lr == (1e-4, 3e-4)
+
+
+def test_option_names_are_unique_and_explained() -> None:
+    fields = option_fields()
+    declared = sum(
+        len(dataclasses.fields(field.default)) if dataclasses.is_dataclass(field.default) else 1
+        for field in dataclasses.fields(StudyConfig)
+    )
+    assert len(fields) == declared
+    assert all(field.metadata["help"] for _, field, _ in fields.values())
+
+
+def test_all_problems_of_a_file_with_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("epohcs: 3\nbatch_size: 0\nlr: fast\nmethods: [unifrom]\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_study(path, {})
+    message = str(caught.value)
+    assert "line 1: unknown setting 'epohcs'; did you mean 'epochs'?" in message
+    assert "line 2: batch_size must be at least 1; got 0" in message
+    assert "line 3: lr: expected a number, got 'fast'" in message
+    assert "did you mean 'uniform'" in message
+
+
+def test_options_go_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("epochs: 3\nlr: 1e-4\nmethods:\n  - uniform:rank=4\n", encoding="utf-8")
+    study = load_study(path, {"epochs": "5"})
+    assert (study.train.epochs, study.lr, study.methods) == (5.0, (1e-4,), ("uniform:rank=4",))
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "\x00"])
+def test_files_that_are_no_studies(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="study file"):
+        load_study(path, {})
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_study(tmp_path / "none.yaml", {})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"methods": "uniform uniform"}, "methods: given more than once: uniform-r16"),
+        ({"seeds": "1 1"}, "seeds: given more than once: 1"),
+        ({"seeds": ""}, "seeds: required at least one"),
+        ({"baseline": "uniform-r9"}, "unknown baseline"),
+        ({"validation_share": 0.5, "test_share": 0.5}, "nothing to train on"),
+        ({"precision": "int3"}, "must be one of"),
+        ({"study": "../up"}, "letters, digits"),
+        ({"lr": "nan"}, "expected a number"),
+        ({"epochs": "inf"}, "expected a number"),
+        ({"gradient_checkpointing": "perhaps"}, "true or false"),
+    ],
+)
+def test_wrong_settings(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        study_from(values)
+
+
+def test_grid_holds_every_combination() -> None:
+    study = study_from({"methods": "uniform three_band", "seeds": "0 1", "folds": 2, "lr": "1 2"})
+    assert len(list(study.trials())) == len(set(signatures(study))) == 2 * 2 * 2 * 2
+
+
+def test_other_trials_keep_their_signature_when_the_grid_grows() -> None:
+    small = study_from({"methods": "uniform", "seeds": "0"})
+    large = study_from({"methods": "three_band uniform", "seeds": "1 0", "lr": "3e-4 1e-3"})
+    assert set(signatures(small)) < set(signatures(large))
+
+
+CHANGES = {
+    "epochs": 9, "max_steps": 7, "batch_size": 3, "accumulation": 2, "schedule": "linear",
+    "warmup_share": 0.3, "weight_decay": 0.1, "clip_norm": 0.5, "dropout": 0.2, "scale": 1.0,
+    "gradient_checkpointing": True, "validations": 2, "patience": 2, "max_skipped_steps": 1,
+    "precision": "bf16", "generate": "off", "short_answer_tokens": 4, "profile_batches": 2,
+    "profile_batch_size": 2, "max_examples": 50, "max_tokens": 64, "loss_on": "all",
+    "validation_share": 0.2, "test_share": 0.2, "split_seed": 1, "folds": 2,
+}  # fmt: skip
+
+
+def test_settings_that_change_numbers_change_the_signature() -> None:
+    names = {name for name, (_, field, _) in option_fields().items() if field.metadata["identity"]}
+    assert names == set(CHANGES)
+    before = signatures(study_from({"methods": "uniform", "seeds": "0"}))[0]
+    for name, value in CHANGES.items():
+        after = signatures(study_from({"methods": "uniform", "seeds": "0", name: value}))[0]
+        assert after != before, name
+
+
+def test_places_do_not_change_the_signature() -> None:
+    before = signatures(study_from({}))
+    assert signatures(study_from({"output": "x", "model": "y", "experiment": "z"})) == before
+    other = {**SURROUNDINGS, "base": "another"}
+    assert next(study_from({}).trials()).signature(other) != before[0]
+
+
+@given(st.dictionaries(st.sampled_from(sorted(option_fields())), st.text(max_size=12), max_size=6))
+def test_any_text_is_taken_or_refused_clearly(values: dict[str, object]) -> None:
+    try:
+        study = study_from(values)
+    except ConfigError:
+        return  # any other error fails the test
+    assert study_from(study.flat()) == study
