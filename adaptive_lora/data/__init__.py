@@ -1,0 +1,22 @@
+"""Data: from files, hub sets or the embedded generator to tokenised train, validation and test."""
+
+from adaptive_lora.data.batches import Batch, collate, training_batches
+from adaptive_lora.data.examples import Example, ExampleSet
+from adaptive_lora.data.sources import load_examples
+from adaptive_lora.data.splits import Parts, split_examples
+from adaptive_lora.data.templates import load_template
+from adaptive_lora.data.tokens import TokenizedExample, tokenize
+
+__all__ = [
+    "Batch",
+    "Example",
+    "ExampleSet",
+    "Parts",
+    "TokenizedExample",
+    "collate",
+    "load_examples",
+    "load_template",
+    "split_examples",
+    "tokenize",
+    "training_batches",
+]

@@ -1,0 +1,46 @@
+"""One example: a rendered prompt and its response."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """A prompt as the model sees it, and what it should answer."""
+
+    id: str
+    """Stable over runs and machines: derived from content, with a count for repetitions."""
+    prompt: str
+    response: str
+    where: str
+    """Where it stands, such as `alpaca.json item 12`, for error messages."""
+
+
+def content_id(prompt: str, response: str, seen: dict[str, int]) -> str:
+    """Return 16 hexadecimal digits of the content; repetitions in `seen` get `-1`, `-2` ..."""
+    key = hashlib.sha256(f"{prompt}\0{response}".encode()).hexdigest()[:16]
+    count = seen.get(key, 0)
+    seen[key] = count + 1
+    return f"{key}-{count}" if count else key
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExampleSet:
+    """All examples of a study, before they are divided."""
+
+    examples: tuple[Example, ...]
+    template: Mapping[str, str]
+    """The prompt template that rendered them, kept for serving."""
+    source: str
+    """File name, hub id or `embedded`."""
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits over all prompts and responses in order (MLflow allows 36)."""
+        total = hashlib.sha256()
+        for example in self.examples:
+            total.update(f"{example.prompt}\0{example.response}\0".encode())
+        return total.hexdigest()[:32]

@@ -1,0 +1,45 @@
+"""Prompt templates are data: built-in ones by name, others from a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+from adaptive_lora.errors import DataError, unknown_name
+
+
+def load_template(name: str) -> Mapping[str, str]:
+    """Return {with_input, without_input} of a built-in template or a YAML file of the same form.
+
+    Raises:
+        DataError: no such template, or a file without the two texts.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return _read_file(Path(name))
+    built_in = yaml.safe_load((files(__package__) / "templates.yaml").read_text(encoding="utf-8"))
+    if name not in built_in:
+        raise DataError(unknown_name("template", name, built_in) + ", or a .yaml file")
+    template: dict[str, str] = built_in[name]
+    return template
+
+
+def _read_file(path: Path) -> Mapping[str, str]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"template file {path} cannot be read: {error}") from error
+    texts = values if isinstance(values, dict) else {}
+    missing = [
+        key
+        for key in ("with_input", "without_input")
+        if not isinstance(texts.get(key), str) or "{prompt}" not in texts[key]
+    ]
+    if missing:
+        raise DataError(
+            f"template file {path}: required the texts with_input and without_input, each with "
+            f"{{prompt}}; wrong or missing: {', '.join(missing)}"
+        )
+    return {key: str(texts[key]) for key in ("with_input", "without_input")}

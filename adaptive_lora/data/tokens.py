@@ -1,0 +1,73 @@
+"""Tokenised examples with the boundary between prompt and response."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adaptive_lora.data.examples import Example
+from adaptive_lora.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizedExample:
+    """Token ids of prompt, response and end-of-text."""
+
+    id: str
+    input_ids: tuple[int, ...]
+    first_label: int
+    """Index of the first supervised token: the prompt's length, or 1 where all is learned."""
+    prompt_length: int
+    response: str
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Tokens whose loss counts."""
+        return len(self.input_ids) - self.first_label
+
+
+def tokenize(
+    examples: Iterable[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    loss_on: str,
+) -> tuple[TokenizedExample, ...]:
+    """Tokenise prompts and responses apart, so that the boundary is the one of generation.
+
+    Responses are cut at `max_tokens`; what was cut has no end-of-text token.
+
+    Raises:
+        DataError: a prompt leaves no room for its response; names the example.
+    """
+    items = tuple(examples)
+    prompts = tokenizer([item.prompt for item in items])["input_ids"]
+    responses = tokenizer([item.response for item in items], add_special_tokens=False)["input_ids"]
+    eos = int(tokenizer.eos_token_id)
+    return tuple(
+        _example(item, [*prompt], [*response, eos], max_tokens, loss_on)
+        for item, prompt, response in zip(items, prompts, responses, strict=True)
+    )
+
+
+def _example(
+    item: Example, prompt: list[int], response: list[int], max_tokens: int, loss_on: str
+) -> TokenizedExample:
+    ids = (prompt + response)[:max_tokens]
+    first_label = max(1, len(prompt)) if loss_on == "response" else 1
+    if len(ids) <= first_label or len(prompt) >= max_tokens:
+        raise DataError(
+            f"{item.where} has no supervised token: its prompt takes {len(prompt)} of max_tokens="
+            f"{max_tokens}; raise max_tokens or shorten the prompt."
+        )
+    return TokenizedExample(
+        id=item.id,
+        input_ids=tuple(ids),
+        first_label=first_label,
+        prompt_length=len(prompt),
+        response=item.response,
+    )

@@ -1,0 +1,98 @@
+"""What one trial produced: plain values that pass between training, tracking and comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """The course of one training."""
+
+    losses: tuple[float, ...]
+    """Training loss per optimiser step: nats per supervised token; NaN where a step was skipped."""
+    validation_curve: tuple[tuple[int, float], ...]
+    """(optimiser step, validation loss in nats per supervised token); step 0 is before training."""
+    validation_loss: float
+    """Of the weights that were kept: the last, or the best where early stopping is on."""
+    tokens: int
+    """Tokens that went through the model, padding not counted."""
+    supervised_tokens: int
+    """Tokens whose loss was learned from."""
+    seconds: float
+    """Wall time of the training steps alone, without validation."""
+    peak_memory_bytes: int
+    """Device memory on a GPU; resident memory of the process on a CPU."""
+    skipped_steps: int
+    """Steps left out because loss or gradient was not finite."""
+    stopped_early: bool
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalResult:
+    """Scores per example (E = examples of the part), in the order of `example_ids`."""
+
+    example_ids: tuple[str, ...]
+    nll_E: FloatArray
+    """Negative log-likelihood of the response, summed over its tokens, in nats."""
+    tokens_E: IntArray
+    """Supervised tokens per example."""
+    correct_E: IntArray
+    """Supervised tokens whose most likely prediction is right."""
+    exact_match_E: FloatArray | None = None
+    """1 where greedy generation gives the reference, else 0; None where not scored."""
+
+    @property
+    def loss(self) -> float:
+        """Mean loss in nats per supervised token: sum of nll over sum of tokens."""
+        return float(self.nll_E.sum() / self.tokens_E.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that overflows."""
+        return float(np.exp(np.float64(self.loss))) if self.loss < 700 else float("inf")
+
+    @property
+    def token_accuracy(self) -> float:
+        """Share of supervised tokens predicted right."""
+        return float(self.correct_E.sum() / self.tokens_E.sum())
+
+    @property
+    def exact_match(self) -> float | None:
+        """Share of examples answered exactly, or None where not scored."""
+        return None if self.exact_match_E is None else float(self.exact_match_E.mean())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRecord:
+    """One finished or failed trial as `compare` reads it back from the tracking store."""
+
+    run_id: str
+    method: str
+    """Label of the method, such as `linear_decay-r16-4`."""
+    seed: int
+    fold: int
+    lr: float
+    status: str
+    """FINISHED or FAILED."""
+    reason: str = ""
+    """Why a failed trial failed."""
+    trainable_parameters: int = 0
+    validation_loss: float = float("nan")
+    validation_curve: tuple[tuple[int, float], ...] = ()
+    test: EvalResult | None = None
+    """Scores on the test part; None for failed trials."""
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    """`RankPlan.to_dict()`."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """All metrics of the run, such as `tokens_per_second`, `peak_memory_bytes`, `skipped_steps`."""
