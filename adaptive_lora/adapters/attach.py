@@ -1,0 +1,105 @@
+"""Build LoRA adapters of a plan onto a base, with common random numbers across methods."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from adaptive_lora.adapters.dropout import SiteDropout
+from adaptive_lora.seeding import rng_for
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from adaptive_lora.allocation import RankPlan
+
+ADAPTER = "default"
+"""PEFT's name of the only adapter."""
+
+
+def attach(model: PreTrainedModel, plan: RankPlan, *, seed: int, dropout: float) -> PeftModel:
+    """Attach the adapters of a plan; `detach` gives the untouched base back.
+
+    B starts at zero, so the model computes what the base computes. A starts from a stream of the
+    seed and the site's name, the same for every method; rank r is a prefix of every larger rank.
+
+    Args:
+        model: the frozen base.
+        plan: rank and alpha per site.
+        seed: of A and of the dropout masks.
+        dropout: probability of dropping an input of A.
+    """
+    with warnings.catch_warnings():
+        # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        adapted = get_peft_model(model, lora_config(model, plan, dropout))
+    layers = lora_layers(adapted)
+    for entry in plan.entries:
+        layer = layers[entry.site.name]
+        with torch.no_grad():
+            weight = layer.lora_A[ADAPTER].weight
+            weight.copy_(initial_a(seed, entry.site.name, entry.rank, entry.site.in_features))
+        if dropout > 0:
+            layer.lora_dropout[ADAPTER] = SiteDropout(dropout, seed=seed, site=entry.site.name)
+    return adapted
+
+
+def detach(adapted: PeftModel) -> None:
+    """Remove the adapters; the base model object is again as it was before `attach`."""
+    adapted.unload()
+
+
+def lora_config(model: nn.Module, plan: RankPlan, dropout: float) -> LoraConfig:
+    """Return the stock PEFT configuration of a plan.
+
+    Patterns name every site in full: PEFT takes the first key that matches as a regular
+    expression, so shorter keys (`c_proj`) silently win over longer ones.
+    """
+    modules = dict(model.named_modules())
+    ranks = Counter(entry.rank for entry in plan.entries)
+    common = ranks.most_common(1)[0][0]
+    alpha = next(entry.alpha for entry in plan.entries if entry.rank == common)
+    mixed = len(ranks) > 1
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=common,
+        lora_alpha=_whole(alpha),
+        target_modules=[entry.site.name for entry in plan.entries],
+        rank_pattern=plan.rank_pattern() if mixed else {},
+        alpha_pattern=(
+            {name: _whole(value) for name, value in plan.alpha_pattern().items()} if mixed else {}
+        ),
+        lora_dropout=dropout,
+        fan_in_fan_out=all(isinstance(modules[e.site.name], Conv1D) for e in plan.entries),
+    )
+
+
+def _whole(alpha: float) -> Any:
+    """Keep whole alphas as integers, the way PEFT's own configurations write them."""
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def initial_a(seed: int, site: str, rank: int, in_features: int) -> torch.Tensor:
+    """Return A of shape (rank, in_features): Kaiming uniform with a = sqrt(5), as PEFT has it.
+
+    The bound is 1/sqrt(in_features) whatever the rank; rows come from one stream in order, so a
+    smaller rank is a prefix of a larger one.
+    """
+    bound = 1.0 / math.sqrt(in_features)
+    values = rng_for(seed, "lora_A", site).random((rank, in_features), dtype="float32")
+    return torch.from_numpy(values * (2 * bound) - bound)
+
+
+def lora_layers(adapted: Any) -> dict[str, Any]:
+    """Return the LoRA layers by the name of the base's module that each wraps."""
+    from peft.tuners.lora import LoraLayer
+
+    base: Any = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
+    return {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}

@@ -1,0 +1,79 @@
+"""The plan is what was built, and what was built has learned: read back from the model."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from adaptive_lora.adapters.attach import ADAPTER, lora_layers
+from adaptive_lora.errors import AdapterError
+
+if TYPE_CHECKING:
+    from adaptive_lora.allocation import RankPlan
+
+
+def audit_as_built(adapted: nn.Module, plan: RankPlan) -> None:
+    """Compare every rank, alpha, scale and shape with the plan.
+
+    The published code this project starts from applied only the first of its per-layer
+    configurations, so its three "adaptive" arms were three uniform ones.
+
+    Raises:
+        AdapterError: lists every difference; also where anything but adapters is trainable.
+    """
+    layers, problems = lora_layers(adapted), []
+    planned = {entry.site.name: entry for entry in plan.entries}
+    for name in sorted(layers.keys() ^ planned.keys()):
+        problems.append(f"{name} is {'not planned' if name in layers else 'not adapted'}")
+    for name in layers.keys() & planned.keys():
+        entry, layer = planned[name], layers[name]
+        site, rank = entry.site, entry.rank
+        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        found = {
+            "rank": (layer.r[ADAPTER], rank),
+            "alpha": (layer.lora_alpha[ADAPTER], entry.alpha),
+            "scale": (layer.scaling[ADAPTER], entry.alpha / rank),
+            "shape of A": (tuple(a.shape), (rank, site.in_features)),
+            "shape of B": (tuple(b.shape), (site.out_features, rank)),
+        }
+        problems += [
+            f"{name}: {what} is {built}, planned {wanted}"
+            for what, (built, wanted) in found.items()
+            if not _same(built, wanted)
+        ]
+    trainable = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    problems += [f"{name} is trainable" for name in trainable if "lora_" not in name]
+    total = sum(parameter.numel() for parameter in trainable.values())
+    if total != plan.trainable_parameters:
+        problems.append(
+            f"{total:,} parameters are trainable, planned {plan.trainable_parameters:,}"
+        )
+    if problems:
+        raise AdapterError("the model differs from its plan: " + "; ".join(sorted(problems)))
+
+
+def _same(built: object, wanted: object) -> bool:
+    if isinstance(built, float) or isinstance(wanted, float):
+        return math.isclose(float(built), float(wanted), rel_tol=1e-12)  # type: ignore[arg-type]
+    return built == wanted
+
+
+def audit_moved(adapted: nn.Module) -> None:
+    """Check that training moved every B from zero.
+
+    Raises:
+        AdapterError: names the sites that did not learn (gradients cut off or a rate of zero).
+    """
+    still = [
+        name
+        for name, layer in lora_layers(adapted).items()
+        if not bool(torch.any(layer.lora_B[ADAPTER].weight != 0))
+    ]
+    if still:
+        raise AdapterError(
+            f"training did not move B at {len(still)} sites ({', '.join(still[:4])}"
+            f"{', ...' if len(still) > 4 else ''}): no gradient reached them."
+        )

@@ -1,0 +1,44 @@
+"""Dropout whose masks depend on seed, site and step alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from adaptive_lora.seeding import stream_key
+
+
+class SiteDropout(nn.Module):
+    """Dropout before A with a mask of its own stream.
+
+    torch's global generator would hand each site other numbers as soon as a method adapts other
+    sites. The mask is drawn anew from (seed, site, step) in each call, so recomputation under
+    gradient checkpointing and resumption from a checkpoint give the same one.
+    """
+
+    def __init__(self, probability: float, *, seed: int, site: str) -> None:
+        """Make the module; `set_step` moves it to the next mask."""
+        super().__init__()
+        self.p = probability
+        self._seed, self._site, self._step = seed, site, 0
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def set_step(self, step: int) -> None:
+        """Use the mask of this forward pass, counted from the start of training."""
+        self._step = step
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Drop inputs in training; return them unchanged in evaluation."""
+        if not self.training:
+            return inputs
+        generator = self._generators.setdefault(inputs.device, torch.Generator(inputs.device))
+        generator.manual_seed(stream_key(self._seed, "dropout", self._site, self._step))
+        keep = torch.empty_like(inputs).bernoulli_(1 - self.p, generator=generator)
+        return inputs * keep / (1 - self.p)
+
+
+def set_dropout_step(model: nn.Module, step: int) -> None:
+    """Tell every `SiteDropout` of a model which forward pass comes next."""
+    for module in model.modules():
+        if isinstance(module, SiteDropout):
+            module.set_step(step)

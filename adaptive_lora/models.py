@@ -1,0 +1,167 @@
+"""Base models: the embedded default, local folders and hub ids, all loaded from a local folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptive_lora import adapter_serving
+from adaptive_lora.config import ModelConfig
+from adaptive_lora.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseReference:
+    """Which base an adapter belongs to."""
+
+    source: str
+    """`embedded`, `folder` or `hub`."""
+    name: str
+    """`embedded`, the absolute folder, or the hub id."""
+    revision: str | None
+    """Commit on the hub; None elsewhere."""
+    content_hash: str
+    """SHA-256 over configuration, tokenizer and weights."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseModel:
+    """A loaded base with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reference: BaseReference
+    max_positions: int | None
+    """Longest sequence that the model takes, or None where it states none."""
+
+    @property
+    def total_parameters(self) -> int:
+        """All parameters, tied ones counted once: what full fine-tuning would train."""
+        return count_parameters(self.model)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def locate(config: ModelConfig) -> tuple[str, str, Path]:
+    """Return (source, name, local folder) of a base; hub models are fetched.
+
+    Raises:
+        ModelError: neither a folder with a config.json nor reachable on the hub.
+    """
+    if config.model == "embedded":
+        source, name = "embedded", "embedded"
+    elif Path(config.model).is_dir():
+        source, name = "folder", str(Path(config.model).resolve())
+    elif config.model.startswith((".", "/", "~")) or config.model.count("/") > 1:
+        raise ModelError(f"base model folder {config.model} does not exist; check the path.")
+    else:
+        source, name = "hub", config.model
+    try:
+        folder = adapter_serving.base_folder(source, name, config.revision)
+    except Exception as error:  # huggingface_hub raises a dozen unrelated types
+        raise ModelError(
+            f"base model '{config.model}' is neither a local folder nor reachable on the hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}); give a folder with "
+            "config.json, tokenizer and weights, or 'embedded'."
+        ) from error
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is no model folder: required config.json; found none.")
+    return source, name, folder
+
+
+def load_base(config: ModelConfig, dtype: torch.dtype) -> BaseModel:
+    """Load a base for training, frozen, in the given dtype, on the CPU.
+
+    Raises:
+        ModelError: no weights, no tokenizer, or files that transformers cannot read.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    source, name, folder = locate(config)
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise ModelError(
+            f"{folder} has no weights: required *.safetensors; `plan` works without them, "
+            "training does not."
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    reference = BaseReference(
+        source=source,
+        name=name,
+        revision=_hub_commit(folder) if source == "hub" else None,
+        content_hash=adapter_serving.content_hash(folder),
+    )
+    return BaseModel(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        reference=reference,
+        max_positions=getattr(model.config, "max_position_embeddings", None),
+    )
+
+
+def _hub_commit(folder: Path) -> str | None:
+    """Return the commit of a hub snapshot: the cache names its folders so."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def skeleton(config: ModelConfig) -> PreTrainedModel:
+    """Return the architecture without weights (meta device), for plans and counts.
+
+    Raises:
+        ModelError: the folder or configuration cannot be used.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _, _, folder = locate(config)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(folder)
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}/config.json cannot be used: {error}") from error
+    return model
+
+
+@contextmanager
+def gradient_checkpointing(model: PreTrainedModel, enabled: bool) -> Iterator[None]:
+    """Recompute activations in the backward pass inside the block.
+
+    Non-reentrant, with gradients at the inputs: otherwise a frozen base trains only some adapters
+    and says nothing (locuslab/open-unlearning issue 178).
+    """
+    if not enabled:
+        yield
+        return
+    model.enable_input_require_grads()
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
+        model.disable_input_require_grads()

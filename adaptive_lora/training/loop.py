@@ -1,0 +1,196 @@
+"""One trial's training: the same for every method, so that only the plan differs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from adaptive_lora.adapters.dropout import set_dropout_step
+from adaptive_lora.config import TrainConfig
+from adaptive_lora.data import TokenizedExample, training_batches
+from adaptive_lora.losses import token_scores
+from adaptive_lora.results import TrainResult
+from adaptive_lora.runtime import Runtime
+from adaptive_lora.seeding import torch_stream
+from adaptive_lora.training.early_stop import EarlyStop
+from adaptive_lora.training.guard import StabilityGuard
+from adaptive_lora.training.memory import PeakMemory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepEvent:
+    """What a progress display or tracker sees after an optimiser step."""
+
+    step: int
+    total_steps: int
+    loss: float
+    validation_loss: float | None = None
+
+
+def total_steps(examples: int, config: TrainConfig) -> int:
+    """Return the optimiser steps of a training over so many examples."""
+    per_epoch = math.ceil(math.ceil(examples / config.batch_size) / config.accumulation)
+    steps = max(1, math.ceil(config.epochs * per_epoch))
+    return steps if config.max_steps is None else min(steps, config.max_steps)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainInputs:
+    """What a training consumes, apart from the model and its settings."""
+
+    examples: Sequence[TokenizedExample]
+    """Training part."""
+    pad_id: int
+    """Token id for padding."""
+    validate: Callable[[nn.Module], float]
+    """Returns the validation loss of the model as it stands."""
+    on_step: Callable[[StepEvent], None] = lambda event: None
+    """Called after every optimiser step."""
+
+
+def train(
+    model: nn.Module,
+    inputs: TrainInputs,
+    config: TrainConfig,
+    runtime: Runtime,
+    *,
+    lr: float,
+    seed: int,
+) -> TrainResult:
+    """Train the trainable parameters of a model in place.
+
+    Args:
+        model: adapted model.
+        inputs: examples, validation and progress.
+        config: the optimisation, the same for every method.
+        runtime: device and precision.
+        lr: peak learning rate.
+        seed: of the order of examples and of the base model's own dropout.
+
+    Raises:
+        TrialFailed: too many non-finite steps.
+    """
+    course = _Course(model, inputs, config, runtime, lr=lr, seed=seed)
+    try:
+        with torch_stream(seed, "base dropout"):
+            course.run()
+    finally:
+        runtime.accelerator.free_memory()
+    return course.result()
+
+
+class _Course:
+    """The course of one training: model, optimiser and what has been measured so far."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: TrainInputs,
+        config: TrainConfig,
+        runtime: Runtime,
+        *,
+        lr: float,
+        seed: int,
+    ) -> None:
+        self.config, self.inputs, self.runtime = config, inputs, runtime
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            self.parameters, lr=lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.model, self.optimizer = runtime.accelerator.prepare(model, optimizer)
+        self.steps = total_steps(len(inputs.examples), config)
+        self.scheduler = get_scheduler(
+            config.schedule, optimizer, round(config.warmup_share * self.steps), self.steps
+        )
+        self.batches = training_batches(
+            inputs.examples, batch_size=config.batch_size, seed=seed, pad_id=inputs.pad_id
+        )
+        scaled = runtime.accelerator.scaler is not None
+        self.guard = StabilityGuard(config.max_skipped_steps, gradient_scaler=scaled)
+        self.early = EarlyStop(config.patience, self.parameters)
+        self.memory = PeakMemory(runtime.device)
+        self.losses: list[float] = []
+        self.validation: list[tuple[int, float]] = []
+        self.tokens = self.supervised = self.forward_passes = 0
+        self.seconds = 0.0
+
+    def run(self) -> None:
+        """Take all steps, or fewer where early stopping ends the training."""
+        self._validate(0)
+        for step in range(1, self.steps + 1):
+            started = time.perf_counter()
+            self.losses.append(self._optimiser_step(step))
+            self.seconds += time.perf_counter() - started
+            due = (step * self.config.validations) // self.steps > (
+                (step - 1) * self.config.validations
+            ) // self.steps
+            loss = self._validate(step) if due else None
+            self.inputs.on_step(
+                StepEvent(
+                    step=step,
+                    total_steps=self.steps,
+                    loss=self.losses[-1],
+                    validation_loss=loss,
+                )
+            )
+            if self.early.stop:
+                break
+        self.early.restore_best()
+
+    def _validate(self, step: int) -> float:
+        loss = self.inputs.validate(self.model)
+        self.validation.append((step, loss))
+        if step > 0:  # the untrained adapter is no candidate
+            self.early.see(loss)
+        return loss
+
+    def _optimiser_step(self, step: int) -> float:
+        """Take one step over `accumulation` batches; return its loss, NaN where skipped."""
+        accelerator = self.runtime.accelerator
+        self.model.train()
+        window = [
+            next(self.batches).to(self.runtime.device) for _ in range(self.config.accumulation)
+        ]
+        supervised = sum(batch.supervised_tokens for batch in window)
+        total = 0.0
+        for batch in window:
+            set_dropout_step(self.model, self.forward_passes)
+            self.forward_passes += 1
+            loss = token_scores(self.model, batch).nll.sum() / supervised
+            accelerator.backward(loss)
+            total += float(loss.detach())
+        norm = float(
+            accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
+        )
+        self.memory.sample()
+        allowed = self.guard.allows(step, total, norm)
+        if not (allowed or self.guard.gradient_scaler):
+            self.optimizer.zero_grad()  # the step below then changes nothing
+        self.optimizer.step()  # a scaler leaves out overflown steps itself and lowers its scale
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        self.tokens += sum(batch.tokens for batch in window)
+        self.supervised += supervised
+        return total if allowed else math.nan
+
+    def result(self) -> TrainResult:
+        """Return what was measured."""
+        return TrainResult(
+            losses=tuple(self.losses),
+            validation_curve=tuple(self.validation),
+            validation_loss=self.early.kept_loss,
+            tokens=self.tokens,
+            supervised_tokens=self.supervised,
+            seconds=self.seconds,
+            peak_memory_bytes=self.memory.bytes,
+            skipped_steps=self.guard.skipped,
+            stopped_early=len(self.losses) < self.steps,
+            precision=self.runtime.precision,
+            device=str(self.runtime.device),
+        )

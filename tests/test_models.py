@@ -1,0 +1,116 @@
+"""Base models, sites and precision."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from adaptive_lora.adapter_serving import content_hash
+from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.config import ModelConfig
+from adaptive_lora.errors import ConfigError, ModelError
+from adaptive_lora.models import count_parameters, load_base, locate, skeleton
+from adaptive_lora.planning import plan_method
+from adaptive_lora.runtime import resolve_precision, start_runtime
+from adaptive_lora.sites import Placement, Role, find_sites, select_sites
+
+
+def test_gpt2_roles_by_parent(base_folder: Path) -> None:
+    sites = find_sites(skeleton(ModelConfig(model=str(base_folder))))
+    block = {s.name: (s.role, s.in_features, s.out_features) for s in sites if s.layer == 1}
+    assert block == {
+        "transformer.h.1.attn.c_attn": (Role.QKV, 32, 96),
+        "transformer.h.1.attn.c_proj": (Role.OUTPUT, 32, 32),
+        "transformer.h.1.mlp.c_fc": (Role.UP, 32, 128),
+        "transformer.h.1.mlp.c_proj": (Role.DOWN, 128, 32),
+    }
+    assert len(select_sites(sites, Placement.FEED_FORWARD)) == 6
+
+
+def test_llama_roles() -> None:
+    config = AutoConfig.for_model(
+        "llama", hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=99,
+    )  # fmt: skip
+    with torch.device("meta"):
+        sites = find_sites(AutoModelForCausalLM.from_config(config))
+    assert [site.role for site in sites if site.layer == 0] == [
+        Role.QUERY, Role.KEY, Role.VALUE, Role.OUTPUT, Role.GATE, Role.UP, Role.DOWN,
+    ]  # fmt: skip
+    assert {s.out_features for s in sites if s.role == Role.KEY} == {16}
+
+
+def test_a_model_without_blocks_has_no_sites() -> None:
+    with pytest.raises(ModelError, match="no adaptable site"):
+        find_sites(torch.nn.Sequential(torch.nn.ReLU()))
+
+
+def test_dialogpt_medium_without_weights(shared_models: Path) -> None:
+    config = ModelConfig(model=str(shared_models / "dialogpt-medium"))
+    report = plan_method(config, MethodSpec.parse("uniform:rank=8"), scale=2.0)
+    assert report.total_parameters == 354_823_168
+    assert report.plan.trainable_parameters == 3_145_728
+    assert report.uniform_rank == 8
+    with pytest.raises(ModelError, match="no weights"):
+        load_base(config, torch.float32)
+
+
+def test_base_is_frozen_and_hashed_by_content(base_folder: Path, tmp_path: Path) -> None:
+    base = load_base(ModelConfig(model=str(base_folder)), torch.float32)
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    assert base.total_parameters == count_parameters(skeleton(ModelConfig(model=str(base_folder))))
+    copy = tmp_path / "copy"
+    shutil.copytree(base_folder, copy)
+    (copy / "notes.txt").write_text("not part of the model")
+    assert content_hash(copy) == base.reference.content_hash
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert content_hash(copy) != base.reference.content_hash
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c"])
+def test_missing_folder(name: str) -> None:
+    with pytest.raises(ModelError, match="does not exist"):
+        locate(ModelConfig(model=name))
+
+
+def test_unreachable_hub_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="neither a local folder nor reachable"):
+        locate(ModelConfig(model="nobody/nothing-at-all"))
+
+
+def test_hub_model_from_the_local_cache(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub code path works on a cached snapshot, whether it was fetched now or before."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--tiny"
+    shutil.copytree(base_folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    base = load_base(ModelConfig(model="someone/tiny"), torch.float32)
+    assert (base.reference.source, base.reference.revision) == ("hub", commit)
+    assert base.reference.content_hash == content_hash(base_folder)
+
+
+def test_folder_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"required config\.json"):
+        locate(ModelConfig(model=str(tmp_path)))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"config\.json cannot be used"):
+        skeleton(ModelConfig(model=str(tmp_path)))
+
+
+def test_precision_on_a_cpu() -> None:
+    assert resolve_precision("auto", cpu=True) in ("fp32", "bf16")
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        resolve_precision("fp16", cpu=True)
+    assert start_runtime("bf16", cpu=True).base_dtype == torch.bfloat16
+    assert start_runtime("fp32", cpu=True).base_dtype == torch.float32

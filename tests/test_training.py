@@ -1,0 +1,269 @@
+"""Training: one loss, paired trials, guard, early stopping, checkpointing, accumulation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from adaptive_lora.adapters import attach
+from adaptive_lora.adapters.attach import lora_layers
+from adaptive_lora.config import TrialSpec
+from adaptive_lora.data import collate
+from adaptive_lora.errors import TrialFailed
+from adaptive_lora.evaluation import exact_matches, wants_generation
+from adaptive_lora.importance import PROFILERS, profile_importance
+from adaptive_lora.losses import token_scores
+from adaptive_lora.training import StabilityGuard
+from adaptive_lora.training.early_stop import EarlyStop
+from adaptive_lora.trial import TrialOutcome, run_trial, trial_metrics
+from adaptive_lora.workbench import Workbench
+
+Bench = Callable[..., Workbench]
+
+
+def trials_of(bench: Workbench) -> list[TrialSpec]:
+    """Return the trials of a workbench's study."""
+    return list(bench.config.trials())
+
+
+def run(bench: Workbench, trial: TrialSpec, folder: Path) -> TrialOutcome:
+    """Run a trial into a folder of its label."""
+    return run_trial(bench, trial, folder / trial.label)
+
+
+def test_loss_equals_the_definition_in_float64(make_bench: Bench) -> None:
+    bench = make_bench()
+    batch = collate(bench.parts(0).train[:5], bench.pad_id)
+    model = bench.base.model.double()
+    scores = token_scores(model, batch)
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    for row, labels in enumerate(batch.labels):
+        chosen = (labels[1:] != -100).nonzero().squeeze(1)
+        expected = functional.cross_entropy(
+            logits[row, chosen].float(), labels[chosen + 1], reduction="sum"
+        )
+        assert float(scores.nll[row].sum()) == pytest.approx(float(expected), rel=1e-6)
+        right = (logits[row, chosen].argmax(-1) == labels[chosen + 1]).sum()
+        assert int(scores.correct[row].sum()) == int(right)
+
+
+def test_scores_do_not_depend_on_the_batch_size(make_bench: Bench) -> None:
+    one, many = (make_bench(eval_batch_size=size) for size in (1, 7))
+    first, second = (b.losses(b.base.model, b.parts(0).test) for b in (one, many))
+    np.testing.assert_allclose(first.nll_E, second.nll_E, rtol=1e-5)
+    assert first.example_ids == second.example_ids
+    assert first.loss == pytest.approx(first.nll_E.sum() / first.tokens_E.sum())
+    assert first.perplexity == pytest.approx(math.exp(first.loss))
+
+
+def test_same_trial_twice_is_bit_identical(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(dropout=0.2)
+    trial = trials_of(bench)[0]
+    one, two = (run_trial(bench, trial, tmp_path / name) for name in "ab")
+    assert one.train.losses == two.train.losses
+    assert one.test.nll_E.tolist() == two.test.nll_E.tolist()
+    files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in "ab"]
+    assert files[0] == files[1]
+
+
+def test_seeds_differ(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(methods="uniform:rank=2")
+    one, two = (run(bench, trial, tmp_path) for trial in trials_of(bench))
+    assert one.train.losses != two.train.losses
+
+
+def test_other_methods_change_nothing(make_bench: Bench, tmp_path: Path) -> None:
+    alone = make_bench(methods="uniform:rank=2", dropout=0.2, seeds="0")
+    among = make_bench(
+        methods="three_band:rank=3 empirical:rank=2 uniform:rank=2", dropout=0.2, seeds="0"
+    )
+    expected = run(alone, trials_of(alone)[0], tmp_path / "alone")
+    outcomes = [run(among, trial, tmp_path / "among") for trial in trials_of(among)]
+    assert outcomes[2].train.losses == expected.train.losses
+    assert outcomes[2].test.nll_E.tolist() == expected.test.nll_E.tolist()
+    first_losses = {outcome.train.losses[0] for outcome in outcomes}
+    assert len(first_losses) == 1  # B is zero: same examples, same base dropout, same loss
+
+
+def test_a_duplicate_of_uniform_is_uniform(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(
+        methods="uniform:rank=2 linear_decay:rank=2,low_rank=2", seeds="0", dropout=0.1
+    )
+    one, two = (run(bench, trial, tmp_path) for trial in trials_of(bench))
+    assert one.train.losses == two.train.losses
+    assert one.test.nll_E.tolist() == two.test.nll_E.tolist()
+
+
+def test_accumulation_equals_a_larger_batch(make_bench: Bench, tmp_path: Path) -> None:
+    whole = make_bench(batch_size=8, methods="uniform:rank=2", seeds="0", max_steps=2)
+    parts = make_bench(
+        batch_size=4, accumulation=2, methods="uniform:rank=2", seeds="0", max_steps=2
+    )
+    for bench in (whole, parts):
+        bench.base.model.config.resid_pdrop = 0.0
+        for module in bench.base.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    one, two = (
+        run(b, trials_of(b)[0], tmp_path / str(b.config.train.batch_size)) for b in (whole, parts)
+    )
+    np.testing.assert_allclose(one.train.losses, two.train.losses, rtol=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(make_bench: Bench, tmp_path: Path) -> None:
+    outcomes = []
+    for enabled in ("false", "true"):
+        bench = make_bench(
+            gradient_checkpointing=enabled, dropout=0.2, methods="uniform:rank=2", seeds="0"
+        )
+        outcomes.append(run(bench, trials_of(bench)[0], tmp_path / enabled))
+        assert not bench.base.model.transformer.gradient_checkpointing
+    assert outcomes[0].train.losses == outcomes[1].train.losses
+
+
+def test_bf16_trains_with_fp32_adapters(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(precision="bf16", methods="uniform:rank=2", seeds="0")
+    outcome = run(bench, trials_of(bench)[0], tmp_path)
+    assert outcome.train.precision == "bf16"
+    assert math.isfinite(outcome.test.loss)
+    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
+    layers = lora_layers(attach(bench.base.model, plan, seed=0, dropout=0.0))
+    assert all(layer.lora_A["default"].weight.dtype == torch.float32 for layer in layers.values())
+    assert bench.base.model.dtype == torch.bfloat16
+
+
+def test_training_learns(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(epochs=99, max_steps=40, methods="uniform:rank=8", seeds="0", validations=4)
+    outcome = run(bench, trials_of(bench)[0], tmp_path)
+    curve = dict(outcome.train.validation_curve)
+    assert list(curve) == [0, 10, 20, 30, 40]
+    assert curve[40] < curve[0] - 0.1
+    metrics = trial_metrics(bench, outcome, 0)
+    gain = bench.frozen(0).loss - outcome.test.loss
+    assert metrics["efficiency_ratio"] == pytest.approx(
+        gain / metrics["trainable_parameters"] * 1e6
+    )
+    assert metrics["reduction_vs_full"] == pytest.approx(
+        1 - metrics["trainable_parameters"] / metrics["total_parameters"]
+    )
+    assert metrics["train/supervised_tokens"] > 0
+
+
+def test_guard_counts_and_fails() -> None:
+    guard = StabilityGuard(2)
+    assert guard.allows(1, 1.0, 1.0)
+    assert not guard.allows(2, math.nan, 1.0)
+    assert not guard.allows(3, 1.0, math.inf)
+    with pytest.raises(TrialFailed, match="3 steps skipped, 2 allowed"):
+        guard.allows(4, math.nan, math.nan)
+
+
+def test_non_finite_steps_are_skipped_then_fail(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(methods="uniform:rank=2", seeds="0", max_steps=4, max_skipped_steps=1)
+    trial = trials_of(bench)[0]
+    poison = {2}
+    calls = {"count": 0}
+
+    def poisoned(
+        module: torch.nn.Module, inputs: object, output: torch.Tensor
+    ) -> torch.Tensor | None:
+        if not module.training:
+            return None
+        calls["count"] += 1
+        return output * math.nan if calls["count"] in poison else None
+
+    hook = bench.base.model.transformer.ln_f.register_forward_hook(poisoned)
+    outcome = run(bench, trial, tmp_path)
+    assert outcome.train.skipped_steps == 1
+    assert math.isnan(outcome.train.losses[1])
+    assert math.isfinite(outcome.test.loss)
+    calls["count"], poison = 0, {1, 2, 3, 4}
+    with pytest.raises(TrialFailed, match="Lower the learning rate"):
+        run(bench, trial, tmp_path / "again")
+    hook.remove()
+    assert lora_layers(bench.base.model) == {}
+
+
+def test_early_stop_keeps_the_best() -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    stop = EarlyStop(2, [weight])
+    for loss in (3.0, 1.0, 2.0, 1.5):
+        with torch.no_grad():
+            weight.fill_(loss)
+        stop.see(loss)
+    assert stop.stop
+    stop.restore_best()
+    assert weight.item() == stop.kept_loss == 1.0
+
+
+def test_early_stopping_ends_a_trial(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(
+        methods="uniform:rank=2",
+        seeds="0",
+        lr="3",
+        epochs=99,
+        max_steps=40,
+        validations=40,
+        patience=1,
+        warmup_share=0,
+    )
+    outcome = run(bench, trials_of(bench)[0], tmp_path)
+    assert outcome.train.stopped_early
+    assert len(outcome.train.losses) < 40
+    trained = [loss for step, loss in outcome.train.validation_curve if step > 0]
+    assert outcome.train.validation_loss == min(trained)
+
+
+def test_greedy_exact_match(make_bench: Bench) -> None:
+    bench = make_bench(generate="auto", short_answer_tokens=3)
+    test = bench.parts(0).test
+    assert not wants_generation(test, bench.config.evaluation)
+    texts = bench.base.model  # a random model never swaps words
+    scores = exact_matches(texts, bench.base.tokenizer, test, runtime=bench.runtime, batch_size=3)
+    assert scores.tolist() == [0.0] * len(test)
+
+
+@pytest.mark.parametrize("metric", sorted(PROFILERS))
+def test_profiler_contract(make_bench: Bench, metric: str) -> None:
+    bench = make_bench(profile_batches=3, profile_batch_size=2)
+    model = bench.base.model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.train()
+    one, same, other = (bench_profile(bench, metric, seed) for seed in (0, 0, 1))
+    assert model.training
+    model.eval()
+    assert set(one.scores) == {site.name for site in bench.sites}
+    assert all(math.isfinite(score) and score > 0 for score in one.scores.values())
+    assert one.scores == same.scores != other.scores
+    assert -1 <= one.stability <= 1
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+
+
+def bench_profile(bench: Workbench, metric: str, seed: int) -> object:
+    """Measure a profile without the workbench's cache."""
+    return profile_importance(
+        bench.base.model, bench.sites, bench._calibration(seed, 0), metric=metric, seed=seed,
+        runtime=bench.runtime,
+    )  # fmt: skip
+
+
+def test_profile_equals_its_definition(make_bench: Bench) -> None:
+    bench = make_bench()
+    profile = bench.profile("weight_gradient", seed=0, fold=0)
+    weight = bench.base.model.transformer.h[1].mlp.c_fc.weight
+    weight.requires_grad_(True)
+    batches = bench._calibration(0, 0)
+    total = sum(token_scores(bench.base.model, batch).nll.sum() for batch in batches)
+    loss = total / sum(batch.supervised_tokens for batch in batches)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    expected = float((weight * gradient).abs().mean())
+    assert profile.scores["transformer.h.1.mlp.c_fc"] == pytest.approx(expected, rel=1e-4)
