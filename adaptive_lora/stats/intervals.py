@@ -1,0 +1,137 @@
+"""Bootstrap intervals over seeds, and over seeds and examples."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats as distributions
+
+from adaptive_lora.stats.arrays import FloatArray, Interval, no_spread, sample
+from adaptive_lora.stats.significance import attainable_p
+
+
+def expanded_confidence(confidence: float, seeds: int) -> float:
+    """Return the nominal confidence at which a bootstrap of few seeds covers as often as asked.
+
+    The bootstrap divides by n where a variance needs n - 1, and knows no t distribution.
+
+    Source: Hesterberg 2015, The American Statistician 69(4), "expanded percentile interval":
+    tail = Phi(-sqrt(n / (n - 1)) t_{n-1}).
+    """
+    quantile = float(distributions.t.ppf((1 + confidence) / 2, seeds - 1))
+    return 1 - 2 * float(distributions.norm.cdf(-math.sqrt(seeds / (seeds - 1)) * quantile))
+
+
+def bootstrap_interval(
+    values_S: ArrayLike, *, confidence: float = 0.95, draws: int = 9_999, seed: int = 0
+) -> Interval:
+    """Return an interval for the mean over seeds (of paired differences: pass the differences).
+
+    Answers: where would the mean lie, were the study repeated with other seeds on the same
+    examples? BCa (Efron 1987) at the expanded confidence of `expanded_confidence`; simulated
+    coverage at 6, 8 and 10 normal seeds 94, 95 and 96 % (plain BCa: 85, 91, 91 %).
+
+    Not to be believed below 6 seeds: no bootstrap interval leaves the range of the values, which
+    holds the mean of a symmetric distribution in at most 1 - 2/2^n of studies; the note says so.
+    """
+    sample_S = sample(values_S)
+    seeds = sample_S.size
+    if seeds == 1:
+        return Interval(low=None, high=None, method="none", note="one seed has no spread")
+    note = _shortfall(seeds, confidence)
+    if no_spread(sample_S):
+        low, high = float(sample_S.min()), float(sample_S.max())
+        note = "all seeds gave the same value"
+        return Interval(low=low, high=high, method="percentile", note=note)
+    level = expanded_confidence(confidence, seeds)
+    method: Literal["BCa", "percentile"] = "BCa" if seeds >= 3 else "percentile"
+    low, high = _scipy_bootstrap(sample_S, level, method, draws, seed)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        method = "percentile"
+        low, high = _scipy_bootstrap(sample_S, level, method, draws, seed)
+    return Interval(low=low, high=high, method=method, note=note)
+
+
+def _shortfall(seeds: int, confidence: float) -> str:
+    reach = 1 - attainable_p(seeds)
+    return f"{seeds} seeds: covers at most {reach:.1%}" if reach < confidence else ""
+
+
+def _scipy_bootstrap(
+    sample_S: FloatArray,
+    level: float,
+    method: Literal["BCa", "percentile"],
+    draws: int,
+    seed: int,
+) -> tuple[float, float]:
+    with warnings.catch_warnings():
+        # A degenerate BCa is NaN, which the caller replaces by the percentile interval.
+        warnings.simplefilter("ignore", category=distributions.DegenerateDataWarning)
+        result = distributions.bootstrap(
+            (sample_S,),
+            np.mean,
+            confidence_level=level,
+            n_resamples=draws,
+            method=method,
+            vectorized=True,
+            rng=np.random.default_rng(seed),
+        )
+    interval = result.confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def hierarchical_bootstrap(
+    diff_SE: Sequence[ArrayLike],
+    weight_SE: Sequence[ArrayLike],
+    *,
+    crossed: bool,
+    confidence: float = 0.95,
+    draws: int = 2_000,
+    seed: int = 0,
+) -> Interval:
+    """Return an interval for the mean over seeds of sum(diff) / sum(weight) over examples.
+
+    Answers: where would the mean difference lie with other seeds and other examples of the same
+    kind? `bootstrap_interval` keeps the examples and is narrower.
+
+    Args:
+        diff_SE: per seed, differences of summed loss per example.
+        weight_SE: per seed, supervised tokens per example.
+        crossed: all seeds saw the same examples in the same order: one draw of examples then
+            serves all seeds (Owen 2007, the pigeonhole bootstrap). Otherwise examples are drawn
+            afresh for each drawn seed (Davison & Hinkley 1997, section 3.8).
+        confidence: of the interval, expanded for few seeds as in `bootstrap_interval`.
+        draws: resamples.
+        seed: of the resampling.
+
+    Not to be believed with few examples or below 6 seeds. It errs on the wide side, since the
+    spread between seeds already holds a part of the spread between examples.
+    """
+    diffs = [np.asarray(row, dtype=np.float64) for row in diff_SE]
+    weights = [np.asarray(row, dtype=np.float64) for row in weight_SE]
+    seeds = len(diffs)
+    if seeds == 1:
+        return Interval(low=None, high=None, method="none", note="one seed has no spread")
+    rng = np.random.default_rng(seed)
+    drawn_BS = rng.integers(0, seeds, (draws, seeds))
+    if crossed:
+        examples = diffs[0].size
+        count_BE = rng.multinomial(examples, np.full(examples, 1 / examples), draws).astype(float)
+        loss_BS = (count_BE @ np.stack(diffs).T) / (count_BE @ np.stack(weights).T)
+        loss_BS = np.take_along_axis(loss_BS, drawn_BS, axis=1)
+    else:
+        loss_BS = np.empty((draws, seeds))
+        for source, (diff_E, weight_E) in enumerate(zip(diffs, weights, strict=True)):
+            drawn = drawn_BS == source
+            picks = rng.integers(0, diff_E.size, (int(drawn.sum()), diff_E.size))
+            loss_BS[drawn] = diff_E[picks].sum(axis=1) / weight_E[picks].sum(axis=1)
+    tail = (1 - expanded_confidence(confidence, seeds)) / 2
+    low, high = np.quantile(loss_BS.mean(axis=1), [tail, 1 - tail])
+    note = _shortfall(seeds, confidence)
+    method = "crossed percentile" if crossed else "nested percentile"
+    return Interval(low=float(low), high=float(high), method=method, note=note)
