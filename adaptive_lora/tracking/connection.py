@@ -1,0 +1,200 @@
+"""The tracking store: found, checked and prepared before a study starts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from adaptive_lora.config import TrackingConfig
+from adaptive_lora.errors import TrackingError
+from adaptive_lora.provenance import hide_credentials
+
+DEFAULT_STORE = "sqlite:///mlflow.db"
+LEAST_FREE_BYTES = 200 * 2**20
+"""A study refuses to start with less free disk for artifacts than this."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Store:
+    """A reachable tracking store."""
+
+    client: MlflowClient
+    uri: str
+    """As MLflow takes it; may hold credentials, use `shown_uri` for people."""
+    experiment_id: str
+    parent_run_id: str | None
+    """The run that `mlflow run` made for this process, or None."""
+
+    @property
+    def shown_uri(self) -> str:
+        """The URI without user and password."""
+        return hide_credentials(self.uri)
+
+    def read_json(self, run_id: str, name: str) -> Any:
+        """Read a JSON artifact of a run.
+
+        Raises:
+            OSError, ValueError: missing or damaged.
+        """
+        with TemporaryDirectory() as folder:
+            try:
+                path = self.client.download_artifacts(run_id, name, folder)
+            except MlflowException as error:
+                raise OSError(str(error)) from error
+            return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def connect(config: TrackingConfig) -> Store:
+    """Reach the tracking store and find or make the experiment.
+
+    Under `mlflow run` the run and experiment that it made are used: setting another experiment
+    there is an error of MLflow's (mlflow issue 2735).
+
+    Raises:
+        TrackingError: unreachable, not a store that MLflow takes, or no disk left.
+    """
+    uri = store_uri(config)
+    _quieten()
+    _check_disk(uri)
+    _check_sqlite(uri)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    parent = os.environ.get("MLFLOW_RUN_ID")
+    with _reaching(uri):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        if parent is not None:
+            experiment_id = _parent_run(client, uri, parent).info.experiment_id
+        else:
+            experiment_id = _experiment(client, config.experiment)
+            mlflow.set_experiment(experiment_id=experiment_id)  # logged models go by it
+    return Store(client=client, uri=uri, experiment_id=experiment_id, parent_run_id=parent)
+
+
+def store_uri(config: TrackingConfig) -> str:
+    """Return where results are tracked: the option, the environment, or the default."""
+    return config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+
+
+def probe(config: TrackingConfig) -> str:
+    """Make one real call to the store, without creating anything; return what was found.
+
+    Raises:
+        TrackingError: unreachable.
+    """
+    uri = store_uri(config)
+    path = uri.removeprefix("sqlite:///")
+    if uri.startswith("sqlite:///") and not Path(path).exists():
+        return f"{path} will be made by the first study"
+    _quieten()
+    with _reaching(uri):
+        experiments = MlflowClient(tracking_uri=uri).search_experiments(max_results=10)
+    return f"{hide_credentials(uri)} answers ({len(experiments)} or more experiments)"
+
+
+@contextmanager
+def _reaching(uri: str) -> Iterator[None]:
+    """Turn every way in which a store can be unusable into one clear error."""
+    try:
+        with _few_retries():
+            yield
+    except (MlflowException, OSError, ImportError) as error:
+        reason = next(iter(hide_credentials(str(error)).splitlines()), type(error).__name__)
+        raise TrackingError(
+            f"tracking store {hide_credentials(uri)} cannot be used: {reason[:300]}. Start the "
+            "server, set --tracking-uri or MLFLOW_TRACKING_URI, or leave both out for "
+            f"{DEFAULT_STORE}."
+        ) from None  # the cause may hold the password
+
+
+def _parent_run(client: MlflowClient, uri: str, run_id: str) -> Run:
+    """Return the run that `mlflow run` made for this process."""
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise TrackingError(
+            f"the run {run_id} that `mlflow run` made is not in {hide_credentials(uri)} as seen "
+            f"from {Path.cwd()}: a project runs in its own folder. Set MLFLOW_TRACKING_URI to an "
+            "absolute path (sqlite:////folder/mlflow.db) or a server."
+        ) from error
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        return str(client.create_experiment(name))
+    if found.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"experiment '{name}' was deleted in MLflow; restore it or choose another with "
+            "--experiment."
+        )
+    return str(found.experiment_id)
+
+
+def _check_disk(uri: str) -> None:
+    """Check the disk of local stores; a server's disk is its own matter."""
+    if uri.startswith(("http://", "https://")):
+        return
+    free = shutil.disk_usage(Path.cwd()).free
+    if free < LEAST_FREE_BYTES:
+        raise TrackingError(
+            f"{free / 2**20:.0f} MiB free in {Path.cwd()}; required {LEAST_FREE_BYTES / 2**20:.0f} "
+            "MiB for artifacts. Free some space or use a tracking server."
+        )
+
+
+def _check_sqlite(uri: str) -> None:
+    """Find at once that a file is no database; MLflow would retry for a minute."""
+    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if not uri.startswith("sqlite:///") or not path.is_file():
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as file:
+            file.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        raise TrackingError(
+            f"tracking store {uri} cannot be used: {path} is no SQLite database ({error})."
+        ) from error
+
+
+def _quieten() -> None:
+    """Keep MLflow from asking the network and from filling the terminal."""
+    os.environ.setdefault("MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK", "true")
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="mlflow")
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """Ask an unreachable server for seconds, not minutes, at the start of a study."""
+    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,248 @@
+"""One parent run a study, one level of children, one child a trial."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.async_logging.run_operations import RunOperations
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+
+from adaptive_lora.errors import TrackingError
+from adaptive_lora.tracking.connection import Store
+
+KIND = "adaptive_lora.kind"
+STUDY_ID = "study_id"
+SIGNATURE = "trial_signature"
+_BATCH = 1000
+_PARAMS = 100
+
+
+class _Recorder:
+    """Writes to one run in batches."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.store, self.run_id = store, run_id
+        self._pending: list[Metric] = []
+        self._sent: list[RunOperations] = []
+
+    def metric(self, key: str, value: float, step: int = 0) -> None:
+        """Keep a finite metric for the next `flush`; others have no place on a chart."""
+        if value == value and abs(value) != float("inf"):
+            self._pending.append(Metric(key, float(value), int(time.time() * 1000), step))
+
+    def send(self) -> None:
+        """Send what was kept in the background, in requests of at most 1,000 metrics."""
+        pending, self._pending = self._pending, []
+        for start in range(0, len(pending), _BATCH):
+            chunk = pending[start : start + _BATCH]
+            sent = self.store.client.log_batch(self.run_id, metrics=chunk, synchronous=False)
+            if sent is not None:
+                self._sent.append(sent)
+
+    def flush(self) -> None:
+        """Send what was kept and wait until everything has arrived."""
+        self.send()
+        sent, self._sent = self._sent, []
+        for operation in sent:
+            operation.wait()
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters; the names carry a prefix and never meet those of `mlflow run`."""
+        items = [Param(key, str(value)) for key, value in values.items()]
+        for start in range(0, len(items), _PARAMS):
+            self.store.client.log_batch(self.run_id, params=items[start : start + _PARAMS])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        self.store.client.log_batch(
+            self.run_id, tags=[RunTag(key, value) for key, value in values.items()]
+        )
+
+    def json(self, name: str, values: Any) -> None:
+        """Log a JSON artifact."""
+        text = json.dumps(values, indent=1, allow_nan=False)
+        self.store.client.log_text(self.run_id, text, name)
+
+    def text(self, name: str, text: str) -> None:
+        """Log a text artifact."""
+        self.store.client.log_text(self.run_id, text, name)
+
+    def files(self, folder: Path, path: str) -> None:
+        """Log a folder of artifacts."""
+        self.store.client.log_artifacts(self.run_id, str(folder), path)
+
+    def data(self, name: str, digest: str, source: str, rows: int) -> None:
+        """Log the data set as an input, by digest; its rows stay where they are."""
+        dataset = Dataset(
+            name=name[:500],
+            digest=digest,
+            source_type="local",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps({"num_rows": rows}),
+        )
+        context = InputTag(key="mlflow.data.context", value="training")
+        inputs = [DatasetInput(dataset=dataset, tags=[context])]
+        self.store.client.log_inputs(self.run_id, datasets=inputs)
+
+
+class TrialRun(_Recorder):
+    """The run of one trial."""
+
+
+class StudyRun(_Recorder):
+    """The parent run of a study."""
+
+    def __init__(self, store: Store, run_id: str, study_id: str) -> None:
+        """Use `open` to find or make it."""
+        super().__init__(store, run_id)
+        self.study_id = study_id
+        self.ends_itself = True
+
+    @classmethod
+    def open(cls, store: Store, *, study_id: str, name: str, adopt: bool = True) -> StudyRun:
+        """Find the study's parent run or make it, and clear up what an interruption left.
+
+        Under `mlflow run` the run made for this process becomes the parent (with `adopt`): earlier
+        trials move to it and an earlier parent is marked as superseded, so that there is one
+        parent a study.
+        """
+        earlier = _search(store, f"tags.{STUDY_ID} = '{study_id}' and tags.`{KIND}` = 'study'")
+        adopted = store.parent_run_id if adopt else None
+        if adopted is not None:
+            run_id = adopted
+        elif earlier:
+            run_id = earlier[0].info.run_id
+        else:
+            run_id = _create(store, name, {})
+        study = cls(store, run_id, study_id)
+        study.ends_itself = adopted is None
+        study.tags({STUDY_ID: study_id, KIND: "study", MLFLOW_RUN_NAME: name})
+        store.client.update_run(run_id, status="RUNNING")
+        for run in earlier:
+            if run.info.run_id != run_id:
+                tags = {KIND: "superseded", "superseded_by": run_id}
+                _Recorder(store, run.info.run_id).tags(tags)
+        for run in study.children():
+            if run.data.tags.get(MLFLOW_PARENT_RUN_ID) != run_id:
+                TrialRun(store, run.info.run_id).tags({MLFLOW_PARENT_RUN_ID: run_id})
+            if run.info.status == "RUNNING":
+                store.client.set_terminated(run.info.run_id, "KILLED")
+        return study
+
+    @classmethod
+    def find(cls, store: Store, study_id: str | None) -> StudyRun:
+        """Return a study by its id, or the latest one, from any experiment of the store.
+
+        Raises:
+            TrackingError: there is none.
+        """
+        query = f"tags.`{KIND}` = 'study'"
+        if study_id is not None:
+            query += f" and tags.{STUDY_ID} = '{study_id}'"
+        experiments = [item.experiment_id for item in store.client.search_experiments()]
+        runs = _search(store, query, experiments)
+        if not runs:
+            raise TrackingError(
+                f"no study{f' {study_id}' if study_id else ''} in {store.shown_uri}; run "
+                "`adaptive-lora study` first, or set --tracking-uri."
+            )
+        home = dataclasses.replace(store, experiment_id=runs[0].info.experiment_id)
+        return cls(home, runs[0].info.run_id, runs[0].data.tags[STUDY_ID])
+
+    def children(self) -> list[Run]:
+        """Return the runs of all trials of this study, newest first."""
+        return _search(
+            self.store, f"tags.{STUDY_ID} = '{self.study_id}' and tags.`{KIND}` = 'trial'"
+        )
+
+    def finished(self) -> dict[str, str]:
+        """Return trial signature -> run id of the trials that need not run again."""
+        return {
+            run.data.tags[SIGNATURE]: run.info.run_id
+            for run in reversed(self.children())
+            if run.info.status == "FINISHED"
+        }
+
+    @contextmanager
+    def trial(
+        self, name: str, tags: Mapping[str, str], *, adopt: bool = False
+    ) -> Iterator[TrialRun]:
+        """Open the run of a trial; it ends FINISHED, FAILED, or KILLED where the user stops it.
+
+        Args:
+            name: of the run.
+            tags: of the run.
+            adopt: use the run that `mlflow run` made for this process, where there is one.
+        """
+        tags = {MLFLOW_PARENT_RUN_ID: self.run_id, STUDY_ID: self.study_id, KIND: "trial", **tags}
+        if adopt and self.store.parent_run_id is not None:
+            run = TrialRun(self.store, self.store.parent_run_id)
+            run.tags({MLFLOW_RUN_NAME: name, **tags})
+        else:
+            run = TrialRun(self.store, _create(self.store, name, tags))
+        status = "FAILED"
+        try:
+            yield run
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            self.store.client.set_terminated(run.run_id, status)
+
+    def describe(self, markdown: str) -> None:
+        """Set the run's description, shown on its page in the tracking UI."""
+        self.tags({MLFLOW_RUN_NOTE: markdown[:8000]})
+
+    def end(self, status: str) -> None:
+        """End the parent run, unless `mlflow run` does that itself."""
+        if self.ends_itself:
+            self.store.client.set_terminated(self.run_id, status)
+
+
+def _create(store: Store, name: str, tags: Mapping[str, str]) -> str:
+    run = store.client.create_run(store.experiment_id, tags=resolve_tags(dict(tags)), run_name=name)
+    return str(run.info.run_id)
+
+
+@contextmanager
+def single_run(store: Store, kind: str, name: str) -> Iterator[TrialRun]:
+    """Open a run outside any study: that of `mlflow run`, or a new one."""
+    adopted = store.parent_run_id
+    run = TrialRun(store, adopted or _create(store, name, {}))
+    run.tags({KIND: kind, MLFLOW_RUN_NAME: name})
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if adopted is None:
+            store.client.set_terminated(run.run_id, status)
+
+
+def _search(store: Store, query: str, experiments: list[str] | None = None) -> list[Run]:
+    """Return all runs of a query; MLflow gives at most 1,000 a page."""
+    found: list[Run] = []
+    token: str | None = None
+    while True:
+        page: Sequence[Run] = store.client.search_runs(
+            experiments or [store.experiment_id],
+            query,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
+        found.extend(page)
+        token = getattr(page, "token", None)
+        if not token:
+            return found

@@ -1,0 +1,31 @@
+"""The pyfunc that MLflow stores with each adapter ("models from code"; nothing is pickled)."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import mlflow
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+with warnings.catch_warnings(record=True):
+    # MLflow advises type hints on `predict`, which would replace the signature that is given.
+
+    class ServedAdapter(PythonModel):
+        """Generates text with the adapter on its base."""
+
+        def load_context(self, context: PythonModelContext) -> None:
+            """Load base and adapter; the base's content hash must be the recorded one."""
+            import adapter_serving  # travels beside this file as `code_paths`
+
+            self.serving = adapter_serving
+            self.loaded = adapter_serving.load_adapter(Path(context.artifacts["adapter"]))
+
+        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+            """Answer rows with a `prompt` (verbatim) or `instruction` and `input`."""
+            rows = model_input.fillna("").to_dict("records")
+            limit = int((params or {}).get("max_new_tokens", 64))
+            return self.serving.answer(self.loaded, rows, limit)
+
+
+mlflow.models.set_model(ServedAdapter())

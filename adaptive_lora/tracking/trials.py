@@ -1,0 +1,98 @@
+"""A trial's results as artifacts, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from mlflow.entities import Run
+
+from adaptive_lora.errors import TrackingError
+from adaptive_lora.results import EvalResult, TrainResult, TrialRecord
+from adaptive_lora.tracking.connection import Store
+
+RESULT = "trial.json"
+PLAN = "rank_plan.json"
+
+
+def eval_to_dict(result: EvalResult) -> dict[str, Any]:
+    """Return per-example scores as JSON-ready values; floats keep every bit."""
+    exact = result.exact_match_E
+    return {
+        "example_ids": list(result.example_ids),
+        "nll": result.nll_E.tolist(),
+        "tokens": result.tokens_E.tolist(),
+        "correct": result.correct_E.tolist(),
+        "exact_match": None if exact is None else exact.tolist(),
+    }
+
+
+def eval_from_dict(values: dict[str, Any]) -> EvalResult:
+    """Read what `eval_to_dict` wrote."""
+    exact = values["exact_match"]
+    return EvalResult(
+        example_ids=tuple(values["example_ids"]),
+        nll_E=np.array(values["nll"], dtype=np.float64),
+        tokens_E=np.array(values["tokens"], dtype=np.int64),
+        correct_E=np.array(values["correct"], dtype=np.int64),
+        exact_match_E=None if exact is None else np.array(exact, dtype=np.float64),
+    )
+
+
+def result_to_dict(train: TrainResult, test: EvalResult) -> dict[str, Any]:
+    """Return a trial's course and scores for the artifact; what is not finite is None."""
+    return {
+        "losses": [_number_or_none(loss) for loss in train.losses],
+        "validation_curve": [[step, _number_or_none(v)] for step, v in train.validation_curve],
+        "validation_loss": train.validation_loss,
+        "test": eval_to_dict(test),
+    }
+
+
+def _number_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def read_trials(store: Store, runs: Iterable[Run]) -> list[TrialRecord]:
+    """Return the records of finished and failed trials; killed and running ones are left out.
+
+    Raises:
+        TrackingError: an artifact of a finished trial is missing or damaged.
+    """
+    return [_record(store, run) for run in runs if run.info.status in ("FINISHED", "FAILED")]
+
+
+def _record(store: Store, run: Run) -> TrialRecord:
+    tags, metrics = run.data.tags, dict(run.data.metrics)
+    identity = {
+        "run_id": run.info.run_id,
+        "method": tags["method"],
+        "seed": int(tags["seed"]),
+        "fold": int(tags["fold"]),
+        "lr": float(tags["lr"]),
+        "status": run.info.status,
+        "metrics": metrics,
+    }
+    if run.info.status == "FAILED":
+        reason = tags.get("failure", "ended without a word; see the run's page in the tracking UI")
+        return TrialRecord(**identity, reason=reason)
+    try:
+        result, plan = (store.read_json(run.info.run_id, name) for name in (RESULT, PLAN))
+        return TrialRecord(
+            **identity,
+            trainable_parameters=int(plan["trainable_parameters"]),
+            validation_loss=float(result["validation_loss"]),
+            validation_curve=tuple(
+                (int(s), math.nan if v is None else float(v)) for s, v in result["validation_curve"]
+            ),
+            test=eval_from_dict(result["test"]),
+            plan=plan,
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise TrackingError(
+            f"run {run.info.run_id} ({tags['method']}, seed {tags['seed']}) is FINISHED but its "
+            f"artifacts cannot be read ({type(error).__name__}: {error}); delete the run and "
+            "repeat the study command."
+        ) from error
