@@ -1,0 +1,106 @@
+"""`plan`: what a method would build, without weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from adaptive_lora.allocation import MethodSpec, RankPlan, allocate, uniform_cost
+from adaptive_lora.config import ModelConfig
+from adaptive_lora.importance import ImportanceProfile
+from adaptive_lora.models import count_parameters, skeleton
+from adaptive_lora.sites import AdapterSite, find_sites
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanReport:
+    """A rank plan beside the sizes that it is compared with."""
+
+    plan: RankPlan
+    total_parameters: int
+    """Of the base, tied ones counted once: what full fine-tuning trains."""
+    sites: tuple[AdapterSite, ...]
+    """All sites of the base, adapted or not."""
+
+    @property
+    def reduction_vs_full(self) -> float:
+        """1 - trainable / total."""
+        return 1 - self.plan.trainable_parameters / self.total_parameters
+
+    @property
+    def uniform_rank(self) -> float:
+        """Rank (with fraction) that uniform on all sites would have at this cost."""
+        return self.plan.trainable_parameters / uniform_cost(self.sites, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan with its totals as JSON-ready values."""
+        return {
+            **self.plan.to_dict(),
+            "total_parameters": self.total_parameters,
+            "reduction_vs_full": self.reduction_vs_full,
+            "equals_uniform_rank": self.uniform_rank,
+        }
+
+
+def plan_method(
+    model: ModelConfig,
+    spec: MethodSpec,
+    *,
+    scale: float,
+    profile: ImportanceProfile | None = None,
+) -> PlanReport:
+    """Plan a method on a base's architecture; no weights are read.
+
+    Raises:
+        AdaptiveLoraError: the model or the allocation cannot be used.
+    """
+    base = skeleton(model)
+    sites = find_sites(base)
+    scores = None if profile is None else profile.scores
+    return PlanReport(
+        plan=allocate(spec, sites, scale=scale, scores=scores),
+        total_parameters=count_parameters(base),
+        sites=sites,
+    )
+
+
+def print_plan(report: PlanReport, console: Console) -> None:
+    """Print the table of sites and the totals."""
+    plan = report.plan
+    table = Table(title=f"{plan.method}", header_style="bold", box=None, pad_edge=False)
+    for heading, justify in (
+        ("site", "left"),
+        ("layer", "right"),
+        ("role", "left"),
+        ("in", "right"),
+        ("out", "right"),
+        ("rank", "right"),
+        ("alpha", "right"),
+        ("parameters", "right"),
+    ):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for entry in plan.entries:
+        site = entry.site
+        table.add_row(
+            site.name,
+            str(site.layer),
+            str(site.role),
+            f"{site.in_features:,}",
+            f"{site.out_features:,}",
+            str(entry.rank),
+            f"{entry.alpha:g}",
+            f"{entry.parameters:,}",
+        )
+    console.print(table)
+    console.print(
+        f"\ntrainable  {plan.trainable_parameters:,} of {report.total_parameters:,} parameters: "
+        f"{report.reduction_vs_full:.2%} fewer than full fine-tuning\n"
+        f"as much as uniform rank {report.uniform_rank:.2f} on all {len(report.sites)} sites",
+        highlight=False,
+    )
+    if plan.budget is not None:
+        unused = plan.budget - plan.trainable_parameters
+        console.print(f"budget     {plan.budget:,}, of which {unused:,} unused", highlight=False)

@@ -1,0 +1,99 @@
+"""What a person sees while a study runs: which trial, step, loss, time left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from adaptive_lora.training import StepEvent
+
+
+class StudyProgress:
+    """A live display in a terminal, one line a trial elsewhere (logs, CI)."""
+
+    def __init__(self, console: Console, trials: int) -> None:
+        """Show progress over so many trials; enter as a context manager."""
+        self.console = console
+        self._trials, self._done, self._skipped = trials, 0, 0
+        self._started = time.perf_counter()
+        self._label, self._task = "", TaskID(0)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} trials"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            disable=not console.is_terminal,
+            speed_estimate_period=600,
+        )
+
+    def __enter__(self) -> StudyProgress:
+        """Start the display."""
+        self._progress.start()
+        self._task = self._progress.add_task("starting", total=self._trials)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the display and leave the terminal as it was."""
+        self._progress.stop()
+
+    def note(self, text: str) -> None:
+        """Print a line above the display."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def skip(self, finished: int) -> None:
+        """Leave out trials that an earlier run of the study finished."""
+        self._skipped = finished
+        if finished:
+            self._trials -= finished
+            self._progress.update(self._task, total=self._trials)
+            self.note(f"{finished} trials are finished already; {self._trials} to run")
+
+    def begin(self, label: str) -> None:
+        """Show a trial's name."""
+        self._label = label
+        self._progress.update(self._task, description=f"[bold]{label}[/]")
+
+    def step(self, event: StepEvent) -> None:
+        """Show step and loss of the trial."""
+        share = event.step / event.total_steps
+        self._progress.update(
+            self._task,
+            completed=self._done + 0.95 * share,  # the rest is evaluation and logging
+            description=f"[bold]{self._label}[/] step {event.step}/{event.total_steps} "
+            f"loss {event.loss:.3f}",
+        )
+
+    def end(self, text: str) -> None:
+        """Print the trial's outcome and count it."""
+        self._done += 1
+        self._progress.update(self._task, completed=self._done)
+        elapsed = time.perf_counter() - self._started
+        left = elapsed / self._done * (self._trials - self._done)
+        self.note(
+            f"[dim]{self._done:>3}/{self._trials}[/] {self._label:<47} {text}"
+            f"  [dim]{_clock(left)} left[/]"
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

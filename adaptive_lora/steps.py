@@ -1,0 +1,153 @@
+"""The single steps of a study, as commands run them: profile, train, evaluate."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+from rich.console import Console
+
+from adaptive_lora import adapter_serving
+from adaptive_lora.config import StudyConfig, study_from
+from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, unknown_name
+from adaptive_lora.importance import PROFILERS
+from adaptive_lora.report.profile_figure import profile_figure
+from adaptive_lora.study import run_single
+from adaptive_lora.tracking import connect
+from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
+from adaptive_lora.tracking.runs import SIGNATURE, single_run
+from adaptive_lora.tracking.trials import eval_to_dict
+from adaptive_lora.workbench import Workbench
+
+
+def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: bool) -> None:
+    """Measure one profile, log it with its figure, write it to the output folder and print it.
+
+    Raises:
+        ConfigError: unknown metric, or several seeds or folds.
+    """
+    if metric not in PROFILERS:
+        raise ConfigError(unknown_name("metric", metric, PROFILERS))
+    seed = config.seeds[0]
+    bench = Workbench(config)
+    store = connect(config.tracking)
+    profile = bench.profile(metric, seed=seed, fold=0)
+    folder = Path(config.tracking.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"profile_{metric}_seed{seed}.json"
+    path.write_text(profile.to_json(), encoding="utf-8")
+    with single_run(store, "profile", f"profile·{metric}·seed{seed}") as run:
+        run.params({"profile.metric": metric, "profile.seed": seed})
+        run.json(path.name, profile.to_dict())
+        run.metric("profile/seconds", profile.seconds)
+        run.metric("profile/stability", profile.stability)
+        run.metric("profile/tokens", profile.tokens)
+        run.flush()
+        with TemporaryDirectory() as figures:
+            profile_figure(bench.sites, profile.scores, metric, Path(figures))
+            run.files(Path(figures), "figures")
+    if as_json:
+        click.echo(profile.to_json())
+        return
+    shares = sorted(profile.scores.items(), key=lambda item: -item[1])
+    total = sum(profile.scores.values())
+    for name, score in shares:
+        console.print(f"{score / total:7.2%}  {name}", highlight=False)
+    console.print(
+        f"\n{metric} over {profile.tokens:,} supervised tokens in {profile.seconds:.1f} s; rank "
+        f"correlation between halves {profile.stability:.2f}\nwritten to {path}; use it with "
+        f"`adaptive-lora plan --method empirical --profile {path}`",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> None:
+    """Run one trial and, where asked, write its adapter to a folder.
+
+    Raises:
+        ConfigError: the folder holds something already.
+    """
+    if adapter is not None and adapter.exists() and any(adapter.iterdir()):
+        raise ConfigError(f"{adapter} is not empty; give a new folder for the adapter.")
+    trial, outcome, study, signature = run_single(config, console)
+    run = next(
+        run
+        for run in study.children()
+        if run.data.tags.get(SIGNATURE) == signature and run.info.status == "FINISHED"
+    )
+    if outcome is None:
+        console.print(f"{trial.label} was finished before; nothing to train", highlight=False)
+    if adapter is not None:
+        shutil.copytree(adapter_folder(run.data.tags[MODEL_TAG]), adapter, dirs_exist_ok=True)
+        console.print(f"adapter written to {adapter}", highlight=False)
+    console.print(
+        f"study {study.study_id}, run {run.info.run_id}; compare with "
+        f"`adaptive-lora compare --study-id {study.study_id}`",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def run_evaluate(
+    config: StudyConfig, adapter: str, fold: int, console: Console, *, as_json: bool
+) -> None:
+    """Load an adapter as serving does and score it on a fold's test part.
+
+    Raises:
+        AdapterError: no adapter there, or its base is not the one it was trained on.
+        ConfigError: no such fold.
+    """
+    if not 0 <= fold < config.data.folds:
+        raise ConfigError(f"fold must be 0 to {config.data.folds - 1}; got {fold}.")
+    store = connect(config.tracking)
+    folder = _adapter(adapter)
+    try:
+        model, _, record = adapter_serving.load_adapter(folder)
+    except Exception as error:  # PEFT, transformers and safetensors raise their own types
+        raise AdapterError(f"adapter {adapter} cannot be loaded: {error}") from error
+    base = record["base"]
+    where = os.environ.get(adapter_serving.BASE_VARIABLE) or base["name"]
+    bench = Workbench(study_from({**config.flat(), "model": where, "revision": base["revision"]}))
+    model.to(bench.runtime.device)
+    test = bench.score(model, bench.parts(fold).test)
+    scores = {
+        "test/loss": test.loss,
+        "test/perplexity": test.perplexity,
+        "test/token_accuracy": test.token_accuracy,
+        "test/supervised_tokens": float(test.tokens_E.sum()),
+        "test/examples": float(len(test.example_ids)),
+        **({} if test.exact_match is None else {"test/exact_match": test.exact_match}),
+    }
+    with single_run(store, "evaluation", f"evaluate·{bench.data.source}") as run:
+        run.params({"evaluate.adapter": adapter, "evaluate.fold": fold})
+        run.data(bench.data.source, bench.data.digest, config.data.data, len(test.example_ids))
+        for key, value in scores.items():
+            run.metric(key, value)
+        run.flush()
+        run.json("evaluation.json", eval_to_dict(test))
+    if as_json:
+        click.echo(json.dumps({**scores, "data_digest": bench.data.digest}, indent=1))
+        return
+    for key, value in scores.items():
+        console.print(f"{key:<24} {value:,.6g}", highlight=False)
+
+
+def _adapter(adapter: str) -> Path:
+    """Return the local folder of an adapter given as a folder or a `models:/` URI."""
+    if adapter.startswith(("models:/", "runs:/")):
+        try:
+            return adapter_folder(adapter)
+        except TrackingError as error:
+            raise AdapterError(str(error)) from error
+    folder = Path(adapter)
+    if not (folder / adapter_serving.RECORD).is_file():
+        raise AdapterError(
+            f"{adapter} is no adapter folder: required {adapter_serving.RECORD} beside PEFT's "
+            "files, or give a models:/ URI."
+        )
+    return folder

@@ -1,0 +1,296 @@
+"""The one place where the stages meet: profile, train, evaluate, compare, register."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+
+from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.config import StudyConfig, TrackingConfig, TrialSpec, study_from
+from adaptive_lora.engines import run_serially
+from adaptive_lora.errors import AdaptiveLoraError, ConfigError, ModelError, TrackingError
+from adaptive_lora.judgement import Judgement, judge
+from adaptive_lora.progress import StudyProgress
+from adaptive_lora.provenance import provenance
+from adaptive_lora.tracking import Store, StudyRun, TrialRun, connect, log_adapter
+from adaptive_lora.tracking.runs import SIGNATURE
+from adaptive_lora.tracking.trials import PLAN, RESULT, eval_to_dict, result_to_dict
+from adaptive_lora.training import StepEvent
+from adaptive_lora.trial import TrialOutcome, run_trial, trial_metrics
+from adaptive_lora.workbench import Workbench
+
+CONFIG = "study.json"
+FROZEN = "frozen.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyOutcome:
+    """A study that ran to its end."""
+
+    judgement: Judgement
+    store: Store
+    trials_run: int
+    """Trials of this call; the others had been finished before."""
+
+
+def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
+    """Run what is missing of a study, compare its trials and register the winner.
+
+    Interrupted studies continue: finished trials are found by their signature and left out.
+
+    Raises:
+        AdaptiveLoraError: the study cannot start; nothing was written then.
+    """
+    bench = Workbench(config)
+    store = connect(config.tracking)
+    study = open_study(bench, store)
+    status = "FAILED"
+    try:
+        trials = missing_trials(bench, study)
+        with StudyProgress(console, len(list(config.trials()))) as progress:
+            progress.skip(len(list(config.trials())) - len(trials))
+            run_serially(
+                trials,
+                lambda trial: _run_tracked(bench, study, trial, progress),
+                lambda trial, failure: progress.end(f"[red]FAILED[/]: {failure}"),
+            )
+        judgement = judge(bench, study, config, console)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        study.end(status)
+    return StudyOutcome(judgement=judgement, store=store, trials_run=len(trials))
+
+
+def run_single(
+    config: StudyConfig, console: Console
+) -> tuple[TrialSpec, TrialOutcome | None, StudyRun, str]:
+    """Run the only trial of a configuration as a child of its study.
+
+    Under `mlflow run` the run made for this process becomes the trial's run.
+
+    Returns:
+        The trial, its outcome (None where it had been finished before), the study, and the trial's
+        signature.
+
+    Raises:
+        ConfigError: the configuration has several trials.
+        TrialFailed: training was not stable.
+    """
+    trials = list(config.trials())
+    if len(trials) != 1:
+        raise ConfigError(
+            f"train runs one trial; {len(trials)} were given (methods x seeds x folds x lr). Name "
+            "one method, seed and learning rate, or use `study`."
+        )
+    bench = Workbench(config)
+    study = open_study(bench, connect(config.tracking), single=True)
+    signature = trials[0].signature(bench.surroundings)
+    status = "FINISHED"
+    try:
+        if not missing_trials(bench, study):
+            return trials[0], None, study, signature
+        with StudyProgress(console, 1) as progress:
+            outcome = _run_tracked(bench, study, trials[0], progress, adopt=True)
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        study.end(status)
+    return trials[0], outcome, study, signature
+
+
+def open_study(bench: Workbench, store: Store, *, single: bool = False) -> StudyRun:
+    """Find or make the study's parent run and record what all trials share.
+
+    Args:
+        bench: of the study.
+        store: where it is tracked.
+        single: only one trial is run: it adds to the recorded grid instead of replacing it, and
+            the run of `mlflow run` is the trial's.
+
+    Raises:
+        ModelError: the base itself gives no finite loss.
+    """
+    config = bench.config
+    frozen = {str(fold): bench.frozen(fold) for fold in range(config.data.folds)}
+    if not all(math.isfinite(result.loss) for result in frozen.values()):
+        raise ModelError(
+            f"base {bench.base.reference.name} gives a non-finite test loss in "
+            f"{bench.runtime.precision} before any training; check its weights or use fp32."
+        )
+    study = StudyRun.open(store, study_id=bench.study_id, name=config.study, adopt=not single)
+    settings = bench.settings()
+    study.json(CONFIG, _widened(study, settings) if single else settings)
+    study.json(FROZEN, {fold: eval_to_dict(result) for fold, result in frozen.items()})
+    study.tags(
+        {
+            "base": bench.base.reference.name,
+            "base_hash": bench.base.reference.content_hash,
+            "data": bench.data.source,
+            "data_digest": bench.data.digest,
+            "precision": bench.runtime.precision,
+            **{f"provenance.{key}": value for key, value in provenance().items()},
+        }
+    )
+    study.metric("frozen/test_loss", bench.frozen(0).loss)
+    study.flush()
+    study.data(bench.data.source, bench.data.digest, config.data.data, len(bench.data.examples))
+    return study
+
+
+def _widened(study: StudyRun, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings whose grid also has the methods, seeds and rates recorded before."""
+    try:
+        before = study.store.read_json(study.run_id, CONFIG)
+    except (OSError, ValueError):
+        return settings
+    methods: dict[str, str] = {}
+    for text in (*before["methods"], *settings["methods"]):
+        methods.setdefault(MethodSpec.parse(text).label, text)
+    return {
+        **settings,
+        "methods": list(methods.values()),
+        "seeds": list(dict.fromkeys([*before["seeds"], *settings["seeds"]])),
+        "lr": list(dict.fromkeys([*before["lr"], *settings["lr"]])),
+        "baseline": before["baseline"],
+    }
+
+
+def missing_trials(bench: Workbench, study: StudyRun) -> list[TrialSpec]:
+    """Return the trials of the grid that have no finished run."""
+    finished = study.finished()
+    return [
+        trial
+        for trial in bench.config.trials()
+        if trial.signature(bench.surroundings) not in finished
+    ]
+
+
+def _run_tracked(
+    bench: Workbench,
+    study: StudyRun,
+    trial: TrialSpec,
+    progress: StudyProgress,
+    *,
+    adopt: bool = False,
+) -> TrialOutcome:
+    """Run one trial under its own MLflow run and log what it gives."""
+    progress.begin(trial.label)
+    tags = {
+        "method": trial.method.label,
+        "seed": str(trial.seed),
+        "fold": str(trial.fold),
+        "lr": repr(trial.lr),
+        SIGNATURE: trial.signature(bench.surroundings),
+        "precision": bench.runtime.precision,
+        "device": str(bench.runtime.device),
+        "data_digest": bench.data.digest,
+        "base_hash": bench.base.reference.content_hash,
+        "code_version": provenance()["commit"],
+    }
+    with study.trial(trial.label, tags, adopt=adopt) as run, TemporaryDirectory() as folder:
+        run.params(_parameters(bench, trial))
+        parts = bench.parts(trial.fold)
+        run.data(bench.data.source, bench.data.digest, bench.config.data.data, len(parts.train))
+
+        def on_step(event: StepEvent) -> None:
+            progress.step(event)
+            _buffer(run, event)
+
+        try:
+            outcome = run_trial(bench, trial, Path(folder) / "adapter", on_step)
+            _log_outcome(bench, run, trial, outcome)
+        except AdaptiveLoraError as failure:
+            run.flush()
+            run.tags({"failure": str(failure)[:5000]})
+            raise
+    test = outcome.test
+    exact = "" if test.exact_match is None else f"  exact match {test.exact_match:6.1%}"
+    skipped = (
+        f"  [red]{outcome.train.skipped_steps} steps skipped[/]"
+        if outcome.train.skipped_steps
+        else ""
+    )
+    progress.end(f"test loss {test.loss:.4f}{exact}  {outcome.seconds:.1f} s{skipped}")
+    return outcome
+
+
+def _parameters(bench: Workbench, trial: TrialSpec) -> Mapping[str, Any]:
+    shared = {
+        f"cfg.{key}": value
+        for key, value in trial.study.flat().items()
+        if key not in ("methods", "seeds", "lr", "tracking_uri", "output")
+    }
+    method = {f"method.{key}": value for key, value in trial.method.to_dict().items()}
+    tokens = sum(example.supervised_tokens for example in bench.parts(trial.fold).train)
+    return {
+        **shared,
+        **method,
+        "trial.lr": repr(trial.lr),
+        "trial.seed": trial.seed,
+        "trial.fold": trial.fold,
+        "data.train_supervised_tokens": tokens,
+        "model.dtype": str(bench.runtime.base_dtype),
+        "model.adapter_dtype": "torch.float32",
+    }
+
+
+def _buffer(run: TrialRun, event: StepEvent) -> None:
+    """Keep metrics; at validations send them in the background."""
+    run.metric("train/loss", event.loss, event.step)
+    if event.validation_loss is not None:
+        run.metric("validation/loss", event.validation_loss, event.step)
+        run.send()
+
+
+def _log_outcome(bench: Workbench, run: TrialRun, trial: TrialSpec, outcome: TrialOutcome) -> None:
+    metadata = {
+        "method": trial.method.label,
+        "base": bench.base.reference.name,
+        "base_hash": bench.base.reference.content_hash,
+        "test_loss": outcome.test.loss,
+    }
+    log_adapter(run.store, run.run_id, outcome.folder, metadata)
+    run.json(RESULT, result_to_dict(outcome.train, outcome.test))
+    run.json(PLAN, outcome.plan.to_dict())
+    if outcome.profile is not None:
+        run.json(f"profile_{outcome.profile.metric}.json", outcome.profile.to_dict())
+    for key, value in trial_metrics(bench, outcome, trial.fold).items():
+        run.metric(key, value)
+    run.flush()
+
+
+def compare_study(
+    tracking: TrackingConfig,
+    study_id: str | None,
+    changes: Mapping[str, object],
+    console: Console,
+) -> tuple[Judgement, Store]:
+    """Compare the finished trials of a study again and register the winner.
+
+    Args:
+        tracking: where to look.
+        study_id: of the study; None: the latest.
+        changes: options that replace the recorded ones (output, registered_model ...).
+        console: where the table goes.
+
+    Raises:
+        TrackingError: no such study, or its settings cannot be read.
+    """
+    store = connect(tracking)
+    study = StudyRun.find(store, study_id)
+    try:
+        recorded = store.read_json(study.run_id, CONFIG)
+    except (OSError, ValueError) as error:
+        raise TrackingError(f"study {study.study_id} has no readable {CONFIG}: {error}") from error
+    config = study_from({**recorded, **changes})
+    return judge(Workbench(config), study, config, console), store

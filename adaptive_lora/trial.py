@@ -1,0 +1,165 @@
+"""One trial: plan, attach, audit, train, audit, test, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+
+from adaptive_lora.adapters import attach, audit_as_built, audit_moved, detach, save_adapter
+from adaptive_lora.allocation import RankPlan
+from adaptive_lora.config import TrialSpec
+from adaptive_lora.errors import TrialFailed
+from adaptive_lora.importance import ImportanceProfile
+from adaptive_lora.models import gradient_checkpointing
+from adaptive_lora.results import EvalResult, TrainResult
+from adaptive_lora.training import StepEvent, TrainInputs, train
+from adaptive_lora.workbench import Workbench
+
+PROBE = "probe.safetensors"
+_PROBE_EXAMPLES = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialOutcome:
+    """Everything that a finished trial produced."""
+
+    plan: RankPlan
+    profile: ImportanceProfile | None
+    train: TrainResult
+    test: EvalResult
+    folder: Path
+    """Adapter folder."""
+    seconds: float
+    """Wall time of the whole trial."""
+
+
+def run_trial(
+    bench: Workbench,
+    trial: TrialSpec,
+    folder: Path,
+    on_step: Callable[[StepEvent], None] = lambda event: None,
+) -> TrialOutcome:
+    """Run a trial on the shared base, which is left without adapters.
+
+    Args:
+        bench: base, data and plans.
+        trial: what to run.
+        folder: for the adapter.
+        on_step: called after every optimiser step.
+
+    Raises:
+        TrialFailed: training was not stable.
+        AdapterError: the model as built differs from the plan, or a site did not learn.
+    """
+    started = time.perf_counter()
+    plan = bench.plan(trial.method, seed=trial.seed, fold=trial.fold)
+    metric, config = trial.method.allocator.metric, trial.study.train
+    parts = bench.parts(trial.fold)
+    adapted = attach(bench.base.model, plan, seed=trial.seed, dropout=config.dropout)
+    try:
+        adapted.to(bench.runtime.device)
+        audit_as_built(adapted, plan)
+        inputs = TrainInputs(
+            examples=parts.train,
+            pad_id=bench.pad_id,
+            validate=lambda model: bench.losses(model, parts.validation).loss,
+            on_step=on_step,
+        )
+        with gradient_checkpointing(bench.base.model, config.gradient_checkpointing):
+            result = train(adapted, inputs, config, bench.runtime, lr=trial.lr, seed=trial.seed)
+        _require_finite("validation", result.validation_loss)
+        audit_moved(adapted)
+        test = bench.score(adapted, parts.test)
+        _require_finite("test", test.loss)
+        _save(bench, trial, adapted, plan, folder)
+    finally:
+        detach(adapted)
+    return TrialOutcome(
+        plan=plan,
+        profile=None if metric is None else bench.profile(metric, seed=trial.seed, fold=trial.fold),
+        train=result,
+        test=test,
+        folder=folder,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _require_finite(part: str, loss: float) -> None:
+    """The guard sees training steps; the last one may still have ruined the weights."""
+    if not math.isfinite(loss):
+        raise TrialFailed(
+            f"{part} loss is {loss:g} after training. Lower the learning rate or use precision "
+            "bf16 or fp32."
+        )
+
+
+def _save(
+    bench: Workbench, trial: TrialSpec, adapted: PeftModel, plan: RankPlan, folder: Path
+) -> None:
+    save_adapter(
+        adapted,
+        folder,
+        plan=plan,
+        base=bench.base.reference,
+        dtype=str(bench.runtime.base_dtype).removeprefix("torch."),
+        template=bench.data.template,
+    )
+    save_file({"logits": probe_logits(bench, adapted, trial.fold)}, folder / PROBE)
+
+
+def probe_logits(bench: Workbench, model: PeftModel, fold: int) -> torch.Tensor:
+    """Return last-token logits of the first test prompts, shape (up to 4, vocabulary), float32.
+
+    The reloaded adapter must give these again.
+    """
+    rows = []
+    for example in bench.parts(fold).test[:_PROBE_EXAMPLES]:
+        ids = torch.tensor([example.input_ids[: example.prompt_length]], device=model.device)
+        with torch.no_grad(), bench.runtime.accelerator.autocast():
+            output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        rows.append(output.logits[0, -1].float().cpu())
+    return torch.stack(rows)
+
+
+def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[str, float]:
+    """Return the metrics of a finished trial under their stable names.
+
+    `efficiency_ratio` is (frozen loss - test loss) / (trainable parameters / 10^6): nats per
+    supervised token that a million trainable parameters bought. The published study (its
+    `analyze_results.py`, `perplexity_per_param`) divides perplexity by millions of parameters, a
+    figure that improves when a method spends more; the gain over the frozen base does not.
+    `reduction_vs_full` is 1 - trainable / all parameters of the base.
+    """
+    train, test, plan = outcome.train, outcome.test, outcome.plan
+    gained = bench.frozen(fold).loss - test.loss
+    metrics = {
+        "validation/final_loss": train.validation_loss,
+        "test/loss": test.loss,
+        "test/perplexity": test.perplexity,
+        "test/token_accuracy": test.token_accuracy,
+        "test/supervised_tokens": float(test.tokens_E.sum()),
+        "trainable_parameters": float(plan.trainable_parameters),
+        "total_parameters": float(bench.base.total_parameters),
+        "reduction_vs_full": 1 - plan.trainable_parameters / bench.base.total_parameters,
+        "efficiency_ratio": gained / (plan.trainable_parameters / 1e6),
+        "train/supervised_tokens": float(train.supervised_tokens),
+        "tokens_per_second": train.tokens / train.seconds,
+        "peak_memory_bytes": float(train.peak_memory_bytes),
+        "train_seconds": train.seconds,
+        "wall_seconds": outcome.seconds,
+        "skipped_steps": float(train.skipped_steps),
+        "stopped_early": float(train.stopped_early),
+    }
+    if test.exact_match is not None:
+        metrics["test/exact_match"] = test.exact_match
+    if outcome.profile is not None:
+        metrics["profile/seconds"] = outcome.profile.seconds
+        metrics["profile/stability"] = outcome.profile.stability
+    return metrics

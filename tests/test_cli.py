@@ -1,0 +1,222 @@
+"""The command line: fast help, plans, and one clear message with exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from adaptive_lora.cli import main
+from adaptive_lora.config import option_fields
+
+Options = dict[str, object]
+
+
+def invoke(*words: object) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
+
+
+def flags(options: Options, **changes: object) -> list[str]:
+    """Return options as command-line words."""
+    pairs = {**options, **changes}.items()
+    return [word for name, value in pairs for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+COMMANDS = ("study", "plan", "profile", "train", "evaluate", "compare", "doctor", "ui", "embedded")
+
+
+def test_help_is_light() -> None:
+    code = (
+        "import sys\n"
+        "from adaptive_lora.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'mlflow', 'peft', 'datasets', 'scipy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    if command in ("study", "train"):
+        text = " ".join(result.output.split())
+        for name, (_, field, _) in option_fields().items():
+            if command == "study" or name not in ("methods", "seeds", "baseline"):
+                assert f"--{name.replace('_', '-')}" in text
+                unit = field.metadata["unit"]
+                assert not unit or f"[unit: {unit}]" in text
+        assert text.count("[default:") >= text.count(" VALUE ")
+
+
+EXACT = {
+    ("uniform", "--rank", 8): 3_145_728,
+    ("uniform", "--rank", 16): 6_291_456,
+    ("linear_decay", "--rank", 16, "--low-rank", 4): 3_751_936,
+    ("attention_heavy",): 4_325_376,
+    ("three_band", "--rank", 16): 5_980_160,
+    ("uniform", "--rank", 16, "--placement", "attention"): 2_359_296,
+    ("uniform", "--rank", 16, "--placement", "feed_forward"): 3_932_160,
+    ("uniform", "--rank", 16, "--target-names", "c_attn,c_proj"): 4_325_376,
+    ("uniform", "--rank", 16, "--target-names", "c_fc"): 1_966_080,
+}
+
+
+@pytest.mark.parametrize(("words", "parameters"), EXACT.items())
+def test_plan_of_dialogpt_medium(
+    shared_models: Path, words: tuple[object, ...], parameters: int
+) -> None:
+    folder = shared_models / "dialogpt-medium"
+    result = invoke("plan", "--model", folder, "--method", *words, "--json")
+    plan = json.loads(result.output)
+    assert plan["trainable_parameters"] == parameters
+    assert plan["total_parameters"] == 354_823_168
+    assert plan["reduction_vs_full"] == 1 - parameters / 354_823_168
+    assert sum(site["parameters"] for site in plan["sites"]) == parameters
+    columns = [
+        "name",
+        "layer",
+        "role",
+        "in_features",
+        "out_features",
+        "rank",
+        "alpha",
+        "parameters",
+    ]
+    assert all(list(site) == columns for site in plan["sites"])
+
+
+def test_plan_with_a_budget_and_a_table(base_folder: Path) -> None:
+    words = ("plan", "--model", base_folder, "--method", "three_band", "--budget", 5000)
+    plan = json.loads(invoke(*words, "--json").output)
+    assert 5000 - 160 < plan["trainable_parameters"] <= 5000
+    table = invoke(*words).output
+    assert "transformer.h.0.attn.c_attn" in table
+    assert "fewer than full fine-tuning" in table
+
+
+def test_direction_up(base_folder: Path) -> None:
+    words = ("plan", "--model", base_folder, "--method", "linear_decay", "--direction", "up")
+    sites = json.loads(invoke(*words, "--json").output)["sites"]
+    assert sites[0]["rank"] == 4
+    assert sites[-1]["rank"] == 16
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--method", "unifrom"), "did you mean 'uniform'"),
+        (("--rank", 0), "rank must be at least 1"),
+        (("--rank", 33), "smaller side"),
+        (("--budget", 7), "too small"),
+        (("--budget", 10**9), "cannot be used"),
+        (("--placement", "somewhere"), "placement must be one of"),
+        (("--target-names", "q_proj"), "unknown target name"),
+        (("--method", "empirical"), "needs an importance profile"),
+        (("--profile", "nope.json"), "cannot be read"),
+        (("--model", "./nowhere"), "does not exist"),
+    ],
+)
+def test_bad_plans_exit_with_2(base_folder: Path, words: tuple[object, ...], message: str) -> None:
+    result = invoke("plan", "--model", base_folder, *words)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "nowhere.json"}, "does not exist"),
+        ({"model": "./nowhere"}, "does not exist"),
+        ({"methods": "uniform:rank=33"}, "smaller side"),
+        ({"methods": "uniform:budget=3"}, "too small"),
+        ({"max_tokens": 20}, "has no supervised token"),
+        ({"response_column": "nope"}, "missing nope"),
+        ({"template": "nope"}, "unknown template"),
+        ({"test_share": 0.001}, "leave the test part empty"),
+        ({"precision": "fp16"}, "fp16 needs a GPU"),
+        ({"tracking_uri": "http://127.0.0.1:9"}, "cannot be used"),
+        ({"tracking_uri": "nonsense://x"}, "cannot be used"),
+        ({"seeds": "1 1", "lr": "fast", "methods": "unifrom"}, "did you mean"),
+    ],
+)
+def test_bad_studies_leave_nothing_behind(
+    options: Options, tmp_path: Path, changes: Options, message: str
+) -> None:
+    before = sorted(path.name for path in tmp_path.iterdir())
+    result = invoke("study", *flags(options, **changes))
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_no_disk_space(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = type("Usage", (), {"free": 1024})()
+    monkeypatch.setattr("adaptive_lora.tracking.connection.shutil.disk_usage", lambda path: full)
+    result = invoke("study", *flags(options))
+    assert result.exit_code == 2
+    assert "0 MiB free" in result.output
+
+
+def test_profile_feeds_plan(options: Options, base_folder: Path) -> None:
+    given = {k: v for k, v in options.items() if k not in ("methods", "lr", "seeds")}
+    profile = invoke("profile", *flags(given), "--metric", "gradient_norm")
+    assert profile.exit_code == 0, profile.output
+    path = "adaptive-lora-out/profile_gradient_norm_seed0.json"
+    plan = invoke(
+        "plan", "--model", base_folder, "--method", "empirical:rank=4", "--profile", path, "--json"
+    )
+    ranks = {site["rank"] for site in json.loads(plan.output)["sites"]}
+    assert len(ranks) > 1
+
+
+def test_train_then_evaluate_gives_the_same_loss(options: Options) -> None:
+    given = {k: v for k, v in options.items() if k not in ("methods", "seeds")}
+    trained = invoke("train", *flags(given), "--method", "three_band:rank=3", "--adapter", "out")
+    assert trained.exit_code == 0, trained.output
+    again = invoke("train", *flags(given), "--method", "three_band:rank=3")
+    assert "was finished before" in again.output
+    data = {k: v for k, v in given.items() if k not in ("model", "lr")}
+    scores = invoke("evaluate", *flags(data), "--adapter", "out", "--json")
+    loss = json.loads(scores.output)["test/loss"]
+    assert f"test loss {loss:.4f}" in trained.output
+    occupied = invoke("train", *flags(given), "--adapter", "out")
+    assert occupied.exit_code == 2
+    assert "is not empty" in occupied.output
+
+
+def test_evaluate_wants_an_adapter(options: Options, tmp_path: Path) -> None:
+    data = {k: v for k, v in options.items() if k not in ("model", "lr", "methods", "seeds")}
+    for words, message in (
+        ((), "needs --adapter"),
+        (("--adapter", tmp_path), "is no adapter folder"),
+        (("--adapter", "models:/nobody@champion"), "cannot be fetched"),
+    ):
+        result = invoke("evaluate", *flags(data), *words)
+        assert result.exit_code == 2
+        assert message in result.output
+
+
+def test_compare_without_studies() -> None:
+    result = invoke("compare", "--tracking-uri", "sqlite:///empty.db")
+    assert result.exit_code == 2
+    assert "no study" in result.output
+
+
+def test_doctor(base_folder: Path) -> None:
+    result = invoke("doctor", "--model", base_folder, "--json")
+    findings = {finding["check"]: finding for finding in json.loads(result.output)}
+    assert findings["base model"]["text"].endswith("12 sites")
+    assert findings["torch"]["status"] == "ok"
+    assert not Path("mlflow.db").exists()
+    broken = invoke("doctor", "--model", "./nowhere", "--json")
+    assert broken.exit_code == 2
