@@ -1,0 +1,154 @@
+"""The house holds: import direction, one importer of mlflow, sizes, files that people follow."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from adaptive_lora.cli import main
+from adaptive_lora.config import load_study, option_fields
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "adaptive_lora"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# Lower rooms first; a room imports only from rooms above it in this list and from itself.
+ROOMS = (
+    "errors", "options", "seeding", "adapter_serving", "sites", "results", "allocation", "config",
+    "embedded", "models", "data", "runtime", "losses", "importance", "adapters", "training",
+    "evaluation", "stats", "comparison", "report", "provenance", "tracking", "engines", "progress",
+    "workbench", "trial", "planning", "verification", "judgement", "study", "steps", "doctor",
+    "cli",
+)  # fmt: skip
+
+
+def imports(path: Path) -> set[str]:
+    """Return the modules that a file imports anywhere, type-checking blocks included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def room_of(path: Path) -> str:
+    """Return the room of a source file."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_every_file_has_a_room() -> None:
+    assert {room_of(path) for path in SOURCES} - {"__init__"} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    room = room_of(path)
+    if room == "__init__":
+        return
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "adaptive_lora" and len(parts) > 1:
+            assert ROOMS.index(parts[1]) <= ROOMS.index(room), f"{room} imports {name}"
+
+
+def importers(*packages: str) -> set[str]:
+    """Return the rooms that import one of these packages."""
+    return {
+        room_of(path)
+        for path in SOURCES
+        if any(name.split(".")[0] in packages for name in imports(path))
+    }
+
+
+def test_only_tracking_imports_mlflow() -> None:
+    assert importers("mlflow") == {"tracking"}
+
+
+def test_the_claim_needs_no_framework() -> None:
+    heavy = importers("torch", "transformers", "peft", "mlflow", "accelerate")
+    assert not heavy & {"allocation", "stats", "comparison", "config", "errors"}
+
+
+def test_only_the_report_draws() -> None:
+    assert importers("matplotlib") == {"report"}
+
+
+def test_nothing_reads_or_writes_pickle() -> None:
+    assert not importers("pickle", "cloudpickle", "joblib", "dill")
+    assert not [path for path in SOURCES if "torch.load" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            docstring = ast.get_docstring(node, clean=False) or ""
+            length = (node.end_lineno or 0) - node.lineno + 1 - docstring.count("\n")
+            assert length <= 50, f"{node.name} has {length} lines"
+
+
+def test_studies_beside_the_entry_points_are_valid() -> None:
+    for path in (ROOT / "entrypoints" / "studies").glob("*.yaml"):
+        assert load_study(path, {}).specs
+
+
+def test_constraints_pin_what_is_installed_and_required() -> None:
+    pins = {
+        requirement.name.lower().replace("_", "-"): requirement
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+        for requirement in [Requirement(line)]
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        wanted = Requirement(line)
+        name = wanted.name.lower().replace("_", "-")
+        pin = str(pins[name].specifier).removeprefix("==")
+        assert wanted.specifier.contains(pin), line
+        assert version(name).split("+")[0] == pin, name
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_links_exist() -> None:
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_readme_options_and_commands_exist() -> None:
+    known = {"version", "help"}
+    for command in main.commands.values():
+        known |= {opt.lstrip("-") for param in command.params for opt in param.opts}
+    known |= {name.replace("_", "-") for name in option_fields()}
+    mlflow_options = {"env-manager", "dev", "editable", "port"}
+    used = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", README))
+    assert used - known - mlflow_options == set()
+    for command in re.findall(r"adaptive-lora ([a-z]+)", README):
+        assert command in main.commands, command
+
+
+def test_readme_projects_parameters_exist() -> None:
+    used = set(re.findall(r"-P ([a-z_]+)=", README + (ROOT / "MLproject").read_text()))
+    extra = {"method", "seed", "adapter", "study_id", "config", "metric", "fold"}
+    assert used <= set(option_fields()) | extra
+
+
+def test_project_file_names_every_entry_point() -> None:
+    project = yaml.safe_load((ROOT / "MLproject").read_text())
+    assert set(project["entry_points"]) == {"main", "profile", "train", "evaluate", "compare"}
+    for entry in project["entry_points"].values():
+        script = entry["command"].split()[1]
+        assert (ROOT / script).is_file()
+        assert "parameters" not in entry  # defaults stand in the dataclasses alone
