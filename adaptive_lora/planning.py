@@ -59,9 +59,9 @@ def plan_method(
     """
     base = skeleton(model)
     sites = find_sites(base)
-    scores = None if profile is None else profile.scores
+    evidence = None if profile is None else profile.evidence()
     return PlanReport(
-        plan=allocate(spec, sites, scale=scale, scores=scores),
+        plan=allocate(spec, sites, scale=scale, evidence=evidence),
         total_parameters=count_parameters(base),
         sites=sites,
     )

@@ -132,8 +132,8 @@ class Workbench:
     def plan(self, spec: MethodSpec, *, seed: int, fold: int) -> RankPlan:
         """Return a method's rank plan; data-driven methods are profiled for the seed and fold."""
         metric = spec.allocator.metric
-        scores = None if metric is None else self.profile(metric, seed=seed, fold=fold).scores
-        return allocate(spec, self.sites, scale=self.config.train.scale, scores=scores)
+        evidence = None if metric is None else self.profile(metric, seed=seed, fold=fold).evidence()
+        return allocate(spec, self.sites, scale=self.config.train.scale, evidence=evidence)
 
     def score(self, model: object, examples: Sequence[TokenizedExample]) -> EvalResult:
         """Score a model on examples, with exact match where the study wants it."""

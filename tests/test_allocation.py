@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_lora.allocation import METHODS, MethodSpec, RankPlan, allocate, uniform_cost
+from adaptive_lora.allocation import METHODS, Evidence, MethodSpec, RankPlan, allocate, uniform_cost
 from adaptive_lora.allocation.budget import fit_to_budget
 from adaptive_lora.errors import AllocationError, ConfigError, ModelError
 from adaptive_lora.sites import AdapterSite, Role
@@ -88,13 +88,14 @@ def test_alpha_over_rank_is_constant() -> None:
 
 
 SCORES = {site.name: 1.0 + site.layer * 3 + site.in_features / 500 for site in DIALOGPT_MEDIUM}
+EVIDENCE = Evidence(metric="test", scores=SCORES)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 @pytest.mark.parametrize("budget", ["uniform-8", "1000000", "5432109"])
 def test_every_method_fills_a_budget(name: str, budget: str) -> None:
     spec = MethodSpec.build(name, {"budget": budget})
-    plan = allocate(spec, DIALOGPT_MEDIUM, scale=2.0, scores=SCORES)
+    plan = allocate(spec, DIALOGPT_MEDIUM, scale=2.0, evidence=EVIDENCE)
     limit = uniform_cost(DIALOGPT_MEDIUM, 8) if budget == "uniform-8" else int(budget)
     slack = limit - plan.trainable_parameters
     if plan.trainable_parameters < limit and all(e.rank >= 64 for e in plan.entries):
@@ -108,7 +109,9 @@ def test_uniform_under_a_uniform_budget_is_uniform() -> None:
 
 
 def test_empirical_follows_scores_within_gora_limits() -> None:
-    plan = allocate(MethodSpec.parse("empirical:rank=8"), DIALOGPT_MEDIUM, scale=2.0, scores=SCORES)
+    plan = allocate(
+        MethodSpec.parse("empirical:rank=8"), DIALOGPT_MEDIUM, scale=2.0, evidence=EVIDENCE
+    )
     assert all(4 <= entry.rank <= 32 for entry in plan.entries)
     queries = [entry.rank for entry in plan.entries if entry.site.role == Role.QKV]
     assert queries == sorted(queries)
@@ -117,7 +120,12 @@ def test_empirical_follows_scores_within_gora_limits() -> None:
 
 def test_equal_scores_per_parameter_give_uniform() -> None:
     scores = {site.name: 0.3 * site.parameters_per_rank for site in DIALOGPT_MEDIUM}
-    plan = allocate(MethodSpec.parse("empirical:rank=8"), DIALOGPT_MEDIUM, scale=2.0, scores=scores)
+    plan = allocate(
+        MethodSpec.parse("empirical:rank=8"),
+        DIALOGPT_MEDIUM,
+        scale=2.0,
+        evidence=Evidence(metric="test", scores=scores),
+    )
     assert {entry.rank for entry in plan.entries} == {8}
 
 
@@ -125,7 +133,12 @@ def test_equal_scores_per_parameter_give_uniform() -> None:
 def test_degenerate_profile_is_an_error(bad: float) -> None:
     scores = dict.fromkeys(SCORES, bad)
     with pytest.raises(AllocationError, match="degenerate"):
-        allocate(MethodSpec.parse("empirical"), DIALOGPT_MEDIUM, scale=2.0, scores=scores)
+        allocate(
+            MethodSpec.parse("empirical"),
+            DIALOGPT_MEDIUM,
+            scale=2.0,
+            evidence=Evidence(metric="test", scores=scores),
+        )
 
 
 site_lists = st.lists(

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adaptive_lora.allocation.allocators import METHODS, Allocator, RankDemand
 from adaptive_lora.allocation.budget import fit_to_budget
+from adaptive_lora.allocation.catalogue import METHODS
+from adaptive_lora.allocation.demand import Allocator, Evidence, RankDemand
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
 from adaptive_lora.errors import AllocationError, ConfigError, unknown_name
 from adaptive_lora.options import Limits, option, out_of_limits, parse_value, type_hints
@@ -129,7 +130,7 @@ def allocate(
     sites: Iterable[AdapterSite],
     *,
     scale: float,
-    scores: Mapping[str, float] | None = None,
+    evidence: Evidence | None = None,
 ) -> RankPlan:
     """Turn a method into the rank of every site.
 
@@ -137,14 +138,14 @@ def allocate(
         spec: the method.
         sites: all sites of the model; the method's placement selects among them.
         scale: alpha / rank, the same at every site, so that rank does not act as a learning rate.
-        scores: importance per site name, for data-driven methods.
+        evidence: importance profile, for data-driven methods.
 
     Raises:
         AllocationError: a rank of 0 or above a site's smaller side, or a budget that cannot be met.
     """
     everything = tuple(sites)
     chosen = select_sites(everything, Placement(spec.placement), spec.target_names)
-    demand = spec.allocator.demand(chosen, scores)
+    demand = spec.allocator.demand(chosen, evidence)
     budget = _resolve_budget(spec.budget, everything) or demand.budget
     if budget is None:
         ranks = [math.floor(rank) for rank in demand.ranks]

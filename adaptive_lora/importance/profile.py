@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adaptive_lora.allocation import Evidence
 from adaptive_lora.errors import AllocationError
 
 
@@ -24,6 +25,10 @@ class ImportanceProfile:
     stability: float
     """Spearman correlation between the scores of two halves of the calibration batches; NaN where
     there is one batch. Low values mean that the ranking is noise."""
+
+    def evidence(self) -> Evidence:
+        """Return what allocators look at."""
+        return Evidence(metric=self.metric, scores=self.scores)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; an undefined stability is None."""

@@ -1,0 +1,56 @@
+"""What an allocator is given and what it asks for, before integers and budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from adaptive_lora.options import Limits
+from adaptive_lora.sites import AdapterSite
+
+RANK = Limits(low=1)
+"""Limits of every option that is a rank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """What was measured about the sites: the input of data-driven allocators."""
+
+    metric: str
+    """Name of the profiler."""
+    scores: Mapping[str, float]
+    """Site name -> importance; only ratios between sites have a meaning."""
+    spectra: Mapping[str, tuple[float, ...]] | None = None
+    """Site name -> what its first, second ... rank is worth, not increasing; None where the
+    profiler knows no spectrum."""
+    replicates: tuple[Mapping[str, tuple[float, ...]], ...] = ()
+    """Spectra measured again on parts or resamples of the calibration data: how sure they are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankDemand:
+    """What an allocator asks for, before integers and budgets."""
+
+    ranks: tuple[float, ...]
+    """Wanted rank per site; rounded down without a budget, taken as proportions with one."""
+    bounds: tuple[float, float] | None = None
+    """Least and greatest rank under a budget, as multiples of the rank that uniform would have;
+    None: 1 to the site's smaller side."""
+    budget: int | None = None
+    """Parameters that the allocator spends when the user names no budget."""
+
+
+class Allocator(Protocol):
+    """Decides how ranks are spread."""
+
+    @property
+    def metric(self) -> str | None:
+        """Importance profile that it needs, or None for a heuristic."""
+
+    @property
+    def rank_label(self) -> str:
+        """Short form of its options for run names, such as `r16-4`."""
+
+    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+        """Return the ranks wanted for these sites."""

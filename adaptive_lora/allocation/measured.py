@@ -1,0 +1,54 @@
+"""Allocators that follow a measured importance profile."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adaptive_lora.allocation.demand import RANK, Evidence, RankDemand
+from adaptive_lora.allocation.plan import uniform_cost
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.options import Limits, option
+from adaptive_lora.sites import AdapterSite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Empirical:
+    """Ranks in proportion to measured importance per parameter.
+
+    GoRA's rule (2502.12171): rank proportional to share of importance over cost, kept within half
+    and four times the uniform rank of the budget. Departure: GoRA clips after rounding and so
+    misses its budget; here the integer ranks fill it (that of `uniform` at `rank` where none is
+    given) within one site's cost.
+    """
+
+    metric: str = option(
+        "weight_gradient",
+        "importance profile: 'weight_gradient' (mean |w·g|) or 'gradient_norm'",
+        limits=Limits(choices=("weight_gradient", "gradient_norm")),
+    )
+    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+
+    @property
+    def rank_label(self) -> str:
+        """Return `r16`, with the metric where it is not the default."""
+        return f"r{self.rank}" + ("" if self.metric == "weight_gradient" else f"-{self.metric}")
+
+    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+        """Return shares of importance per parameter as proportions under a budget."""
+        if evidence is None:
+            raise AllocationError("empirical needs an importance profile; none was given.")
+        values = [evidence.scores[site.name] for site in sites]
+        if not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
+            raise AllocationError(
+                f"the {self.metric} profile is degenerate (all zero, negative or non-finite); "
+                "use more calibration batches or another metric."
+            )
+        return RankDemand(
+            ranks=tuple(
+                value / site.parameters_per_rank for value, site in zip(values, sites, strict=True)
+            ),
+            bounds=(0.5, 4.0),
+            budget=uniform_cost(sites, self.rank),
+        )
