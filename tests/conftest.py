@@ -137,6 +137,7 @@ def options(base_folder: Path, data_file: Path) -> Options:
         "batch_size": 4,
         "validations": 1,
         "generate": "off",
+        "precision": "fp32",  # auto is bf16 on some CPUs
     }
 
 
@@ -190,6 +191,7 @@ def finished(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
             "profile_batch_size": 2,
             "validations": 2,
             "generate": "off",
+            "precision": "fp32",
         }
     )
     with pytest.MonkeyPatch.context() as patch:
