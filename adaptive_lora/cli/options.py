@@ -1,0 +1,74 @@
+"""What commands share: an option for every setting, the study they make, and the console."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adaptive_lora.config import StudyConfig, load_study, option_fields, study_from
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    unit = f" [unit: {field.metadata['unit']}]" if field.metadata["unit"] else ""
+    choices = field.metadata["limits"].choices
+    listed = f" [{' | '.join(choices)}]" if choices else ""
+    return f"{field.metadata['help']}{listed}{unit} [default: {_shown(field.default)}]"
+
+
+def _shown(default: Any) -> str:
+    if default is None:
+        return "none"
+    if isinstance(default, tuple):
+        return " ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in default)
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def study_options(
+    *, leave_out: tuple[str, ...] = (), only: tuple[str, ...] = ()
+) -> Callable[..., Any]:
+    """Add an option for every setting of a study; values not given are left to the dataclasses."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name, (_, field, _) in reversed(option_fields().items()):
+            if name not in leave_out and (not only or name in only):
+                flag = f"--{name.replace('_', '-')}"
+                function = click.option(flag, name, metavar="VALUE", help=_help(field))(function)
+        return function
+
+    return decorate
+
+
+def settings_given(options: Mapping[str, Any]) -> dict[str, object]:
+    """Return the options that were given; the others are left to the dataclasses."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def read_study(file: Path | None, options: Mapping[str, Any]) -> StudyConfig:
+    """Return the study of a file, or of the defaults, with the options that were given over it."""
+    given = settings_given(options)
+    if file is not None:
+        return load_study(file, given)
+    return study_from(given)
+
+
+def make_console() -> Console:
+    """Return the console of this process; wide where no terminal says otherwise."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+study_file = click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="study file (YAML); options on the command line go over it [default: none]",
+)

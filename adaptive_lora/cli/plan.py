@@ -1,0 +1,85 @@
+"""`plan` and `profile`: where ranks would go, before any training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.cli.group import main
+from adaptive_lora.cli.options import (
+    make_console,
+    read_study,
+    settings_given,
+    study_file,
+    study_options,
+)
+from adaptive_lora.config import study_from
+from adaptive_lora.errors import ConfigError
+
+
+@main.command()
+@study_options(only=("model", "revision", "scale"))
+@click.option("--method", default="uniform", show_default=True, help="NAME[:option=value,...]")
+@click.option("--rank", metavar="R", help="rank of the method [default: the method's own]")
+@click.option("--low-rank", metavar="R", help="linear_decay: rank at the low end [default: 4]")
+@click.option("--direction", help="linear_decay: down or up [default: down]")
+@click.option("--metric", help="empirical: importance metric [default: weight_gradient]")
+@click.option("--placement", help="all, attention or feed_forward [default: all]")
+@click.option("--target-names", help="only modules of these names, by commas [default: any]")
+@click.option(
+    "--budget", metavar="N", help="most trainable parameters, or uniform-R [default: none]"
+)
+@click.option(
+    "--profile",
+    "profile_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="importance profile (JSON of `profile`), for data-driven methods [default: none]",
+)
+@click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
+def plan(method: str, as_json: bool, profile_file: Path | None, **options: Any) -> None:
+    """Show which site gets which rank, and what it costs. Needs no weights."""
+    own = {"model", "revision", "scale"}
+    config = study_from(settings_given({key: options[key] for key in own}))
+    name, _, rest = method.partition(":")
+    written = dict(part.partition("=")[::2] for part in rest.split(",") if part)
+    if options["target_names"]:
+        options["target_names"] = options["target_names"].replace(",", " ")
+    given = settings_given({key: value for key, value in options.items() if key not in own})
+    spec = MethodSpec.build(name, {**written, **given})
+    from adaptive_lora.planning import plan_method, print_plan
+
+    report = plan_method(
+        config.model, spec, scale=config.train.scale, profile=_read_profile(profile_file)
+    )
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=1))
+    else:
+        print_plan(report, make_console())
+
+
+def _read_profile(path: Path | None) -> Any:
+    if path is None:
+        return None
+    from adaptive_lora.importance import ImportanceProfile
+
+    try:
+        return ImportanceProfile.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"profile {path} cannot be read: {error}") from error
+
+
+@main.command()
+@study_file
+@study_options(leave_out=("methods", "lr", "baseline"))
+@click.option("--metric", default="weight_gradient", show_default=True, help="importance metric")
+@click.option("--json", "as_json", is_flag=True, help="print the profile as JSON")
+def profile(file: Path | None, metric: str, as_json: bool, **options: Any) -> None:
+    """Measure the importance of every site on training examples; feed it to `plan --profile`."""
+    config = read_study(file, options)
+    from adaptive_lora.steps import run_profile
+
+    run_profile(config, metric, make_console(), as_json=as_json)

@@ -1,0 +1,83 @@
+"""`study` and `compare`: the whole grid, and its verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adaptive_lora.cli.group import main
+from adaptive_lora.cli.options import (
+    make_console,
+    read_study,
+    settings_given,
+    study_file,
+    study_options,
+)
+from adaptive_lora.config import study_from
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@main.command()
+@study_file
+@study_options()
+def study(file: Path | None, **options: Any) -> None:
+    """Run a whole study: profile, train, evaluate, compare, register the winner.
+
+    Run the same command again to finish what an interruption left.
+    """
+    config = read_study(file, options)
+    from adaptive_lora.study import run_study
+
+    console = make_console()
+    outcome = run_study(config, console)
+    _print_judgement(console, outcome.judgement, outcome.store)
+
+
+def _print_judgement(console: Console, judgement: Any, store: Any) -> None:
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    say(f"\n[bold]report[/]    {judgement.report.resolve()}")
+    if judgement.champion is None:
+        say(f"[bold]registry[/]  [red]nothing registered: {judgement.no_champion}[/]")
+    else:
+        champion = judgement.champion
+        say(
+            f"[bold]registry[/]  models:/{champion.name}@champion is version {champion.version} "
+            f"({judgement.comparison.winner}); reloaded and equal"
+        )
+    say(f"[bold]tracking[/]  adaptive-lora ui --tracking-uri {store.shown_uri}")
+
+
+@main.command()
+@study_options(
+    only=(
+        "tracking_uri",
+        "experiment",
+        "output",
+        "registered_model",
+        "baseline",
+        "margin",
+        "correction",
+    )
+)
+@click.option("--study-id", help="id of the study [default: the latest]")
+@click.option("--json", "as_json", is_flag=True, help="print the comparison as JSON")
+def compare(study_id: str | None, as_json: bool, **options: Any) -> None:
+    """Compare the finished trials of a study, write the report, register the winner."""
+    given = settings_given(options)
+    tracking = study_from({**given, "baseline": None}).tracking
+    from rich.console import Console
+
+    from adaptive_lora.study import compare_study
+
+    console = Console(stderr=True) if as_json else make_console()
+    judgement, store = compare_study(tracking, study_id, given, console)
+    if as_json:
+        click.echo(json.dumps(judgement.comparison.to_dict(), indent=1))
+    _print_judgement(console, judgement, store)
