@@ -17,6 +17,11 @@ from adaptive_lora import __version__
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "mlflow", "numpy", "scipy")
 
 
+def packages() -> str:
+    """Return the versions that a trial's numbers depend on, such as `torch 2.13.0, peft 0.21.2`."""
+    return ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+
+
 def provenance() -> dict[str, str]:
     """Return facts that make a result repeatable, as text; no environment, no credentials."""
     facts = {

@@ -25,6 +25,11 @@ class TrainResult:
     """Of the weights that were kept: the last, or the best where early stopping is on."""
     tokens: int
     """Tokens that went through the model, padding not counted."""
+    step_tokens: tuple[int, ...]
+    """`tokens` as it stood after each optimiser step."""
+    order_digest: str
+    """SHA-256 over the batches in the order in which they were learned from, 16 digits: equal for
+    every method of a seed."""
     supervised_tokens: int
     """Tokens whose loss was learned from."""
     seconds: float
@@ -90,9 +95,15 @@ class TrialRecord:
     trainable_parameters: int = 0
     validation_loss: float = float("nan")
     validation_curve: tuple[tuple[int, float], ...] = ()
+    validation_tokens: tuple[int, ...] = ()
+    """Tokens seen at each point of `validation_curve`; empty where not recorded."""
     test: EvalResult | None = None
     """Scores on the test part; None for failed trials."""
     plan: Mapping[str, Any] = field(default_factory=dict)
     """`RankPlan.to_dict()`."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """All metrics of the run, such as `tokens_per_second`, `peak_memory_bytes`, `skipped_steps`."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What the fairness audit compares, such as `precision`, `data_digest`, `order_digest`."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Parameters of the run: `cfg.*` of the study, `method.*` of the method."""

@@ -17,7 +17,7 @@ from adaptive_lora.engines import run_serially
 from adaptive_lora.errors import AdaptiveLoraError, ConfigError, ModelError, TrackingError
 from adaptive_lora.judgement import Judgement, judge
 from adaptive_lora.progress import StudyProgress
-from adaptive_lora.provenance import provenance
+from adaptive_lora.provenance import packages, provenance
 from adaptive_lora.tracking import Store, StudyRun, TrialRun, connect, log_adapter
 from adaptive_lora.tracking.runs import SIGNATURE
 from adaptive_lora.tracking.trials import PLAN, RESULT, eval_to_dict, result_to_dict
@@ -196,6 +196,7 @@ def _run_tracked(
         "data_digest": bench.data.digest,
         "base_hash": bench.base.reference.content_hash,
         "code_version": provenance()["commit"],
+        "packages": packages(),
     }
     with study.trial(trial.label, tags, adopt=adopt) as run, TemporaryDirectory() as folder:
         run.params(_parameters(bench, trial))
@@ -247,6 +248,7 @@ def _parameters(bench: Workbench, trial: TrialSpec) -> Mapping[str, Any]:
 def _buffer(run: TrialRun, event: StepEvent) -> None:
     """Keep metrics; at validations send them in the background."""
     run.metric("train/loss", event.loss, event.step)
+    run.metric("train/tokens", event.tokens, event.step)  # an x-axis for the other metrics
     if event.validation_loss is not None:
         run.metric("validation/loss", event.validation_loss, event.step)
         run.send()
@@ -260,6 +262,7 @@ def _log_outcome(bench: Workbench, run: TrialRun, trial: TrialSpec, outcome: Tri
         "test_loss": outcome.test.loss,
     }
     log_adapter(run.store, run.run_id, outcome.folder, metadata)
+    run.tags({"order_digest": outcome.train.order_digest})
     run.json(RESULT, result_to_dict(outcome.train, outcome.test))
     run.json(PLAN, outcome.plan.to_dict())
     if outcome.profile is not None:

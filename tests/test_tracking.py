@@ -99,6 +99,24 @@ def test_metrics_have_steps(finished: Finished) -> None:
         )
 
 
+def test_tokens_are_an_axis_and_every_method_of_a_seed_learned_in_the_same_order(
+    finished: Finished,
+) -> None:
+    orders: dict[str, set[str]] = {}
+    for run in finished.children:
+        history = finished.client.get_metric_history(run.info.run_id, "train/tokens")
+        assert [point.step for point in history] == [1, 2]
+        result = finished.outcome.store.read_json(run.info.run_id, "trial.json")
+        steps = [step for step, _ in result["validation_curve"]]
+        assert result["validation_tokens"] == [
+            0 if step == 0 else int(history[step - 1].value) for step in steps
+        ]
+        orders.setdefault(run.data.tags["seed"], set()).add(run.data.tags["order_digest"])
+        assert "torch" in run.data.tags["packages"]
+    assert all(len(digests) == 1 for digests in orders.values())
+    assert len(set.union(*orders.values())) == len(orders)  # seeds differ
+
+
 def test_data_set_is_an_input_with_its_digest(finished: Finished) -> None:
     for run in finished.runs:
         (given,) = run.inputs.dataset_inputs

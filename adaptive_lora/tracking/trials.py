@@ -43,9 +43,11 @@ def eval_from_dict(values: dict[str, Any]) -> EvalResult:
 
 def result_to_dict(train: TrainResult, test: EvalResult) -> dict[str, Any]:
     """Return a trial's course and scores for the artifact; what is not finite is None."""
+    tokens = (0, *train.step_tokens)
     return {
         "losses": [_number_or_none(loss) for loss in train.losses],
         "validation_curve": [[step, _number_or_none(v)] for step, v in train.validation_curve],
+        "validation_tokens": [tokens[step] for step, _ in train.validation_curve],
         "validation_loss": train.validation_loss,
         "test": eval_to_dict(test),
     }
@@ -74,6 +76,8 @@ def _record(store: Store, run: Run) -> TrialRecord:
         "lr": float(tags["lr"]),
         "status": run.info.status,
         "metrics": metrics,
+        "tags": dict(tags),
+        "settings": dict(run.data.params),
     }
     if run.info.status == "FAILED":
         reason = tags.get("failure", "ended without a word; see the run's page in the tracking UI")
@@ -87,6 +91,7 @@ def _record(store: Store, run: Run) -> TrialRecord:
             validation_curve=tuple(
                 (int(s), math.nan if v is None else float(v)) for s, v in result["validation_curve"]
             ),
+            validation_tokens=tuple(map(int, result.get("validation_tokens", ()))),
             test=eval_from_dict(result["test"]),
             plan=plan,
         )

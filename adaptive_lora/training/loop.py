@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from transformers import get_scheduler
 
 from adaptive_lora.adapters.dropout import set_dropout_step
 from adaptive_lora.config import TrainConfig
-from adaptive_lora.data import TokenizedExample, training_batches
+from adaptive_lora.data import Batch, TokenizedExample, training_batches
 from adaptive_lora.losses import token_scores
 from adaptive_lora.results import TrainResult
 from adaptive_lora.runtime import Runtime
@@ -30,6 +31,8 @@ class StepEvent:
     step: int
     total_steps: int
     loss: float
+    tokens: int
+    """Tokens that went through the model so far, padding not counted."""
     validation_loss: float | None = None
 
 
@@ -118,6 +121,8 @@ class _Course:
         self.losses: list[float] = []
         self.validation: list[tuple[int, float]] = []
         self.tokens = self.supervised = self.forward_passes = 0
+        self.step_tokens: list[int] = []
+        self.order = hashlib.sha256()
         self.seconds = 0.0
 
     def run(self) -> None:
@@ -136,6 +141,7 @@ class _Course:
                     step=step,
                     total_steps=self.steps,
                     loss=self.losses[-1],
+                    tokens=self.tokens,
                     validation_loss=loss,
                 )
             )
@@ -154,9 +160,7 @@ class _Course:
         """Take one step over `accumulation` batches; return its loss, NaN where skipped."""
         accelerator = self.runtime.accelerator
         self.model.train()
-        window = [
-            next(self.batches).to(self.runtime.device) for _ in range(self.config.accumulation)
-        ]
+        window = [self._next_batch() for _ in range(self.config.accumulation)]
         supervised = sum(batch.supervised_tokens for batch in window)
         total = 0.0
         for batch in window:
@@ -176,8 +180,14 @@ class _Course:
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.tokens += sum(batch.tokens for batch in window)
+        self.step_tokens.append(self.tokens)
         self.supervised += supervised
         return total if allowed else math.nan
+
+    def _next_batch(self) -> Batch:
+        batch = next(self.batches)
+        self.order.update(batch.input_ids.numpy().tobytes())
+        return batch.to(self.runtime.device)
 
     def result(self) -> TrainResult:
         """Return what was measured."""
@@ -186,6 +196,8 @@ class _Course:
             validation_curve=tuple(self.validation),
             validation_loss=self.early.kept_loss,
             tokens=self.tokens,
+            step_tokens=tuple(self.step_tokens),
+            order_digest=self.order.hexdigest()[:16],
             supervised_tokens=self.supervised,
             seconds=self.seconds,
             peak_memory_bytes=self.memory.bytes,
