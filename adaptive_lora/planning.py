@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from adaptive_lora.allocation import MethodSpec, RankPlan, allocate, uniform_cost
+from adaptive_lora.allocation import MethodSpec, RankPlan, ScalePolicy, allocate, uniform_cost
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.importance import ImportanceProfile
 from adaptive_lora.models import count_parameters, skeleton
@@ -50,6 +50,7 @@ def plan_method(
     spec: MethodSpec,
     *,
     scale: float,
+    scale_policy: str = ScalePolicy.CONSTANT_ALPHA_OVER_R,
     profile: ImportanceProfile | None = None,
 ) -> PlanReport:
     """Plan a method on a base's architecture; no weights are read.
@@ -61,7 +62,7 @@ def plan_method(
     sites = find_sites(base)
     evidence = None if profile is None else profile.evidence()
     return PlanReport(
-        plan=allocate(spec, sites, scale=scale, evidence=evidence),
+        plan=allocate(spec, sites, scale=scale, scale_policy=scale_policy, evidence=evidence),
         total_parameters=count_parameters(base),
         sites=sites,
     )
@@ -79,6 +80,7 @@ def print_plan(report: PlanReport, console: Console) -> None:
         ("out", "right"),
         ("rank", "right"),
         ("alpha", "right"),
+        ("scale", "right"),
         ("parameters", "right"),
     ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
@@ -92,6 +94,7 @@ def print_plan(report: PlanReport, console: Console) -> None:
             f"{site.out_features:,}",
             str(entry.rank),
             f"{entry.alpha:g}",
+            f"{plan.scale_of(entry):g}",
             f"{entry.parameters:,}",
         )
     console.print(table)

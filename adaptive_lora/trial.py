@@ -71,6 +71,7 @@ def run_trial(
             pad_id=bench.pad_id,
             validate=lambda model: bench.losses(model, parts.validation).loss,
             on_step=on_step,
+            lr_multipliers=plan.lr_multipliers(),
         )
         with gradient_checkpointing(bench.base.model, config.gradient_checkpointing):
             result = train(adapted, inputs, config, bench.runtime, lr=trial.lr, seed=trial.seed)

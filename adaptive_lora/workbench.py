@@ -133,7 +133,14 @@ class Workbench:
         """Return a method's rank plan; data-driven methods are profiled for the seed and fold."""
         metric = spec.allocator.metric
         evidence = None if metric is None else self.profile(metric, seed=seed, fold=fold).evidence()
-        return allocate(spec, self.sites, scale=self.config.train.scale, evidence=evidence)
+        return allocate(
+            spec,
+            self.sites,
+            scale=self.config.train.scale,
+            scale_policy=self.config.train.scale_policy,
+            evidence=evidence,
+            seed=seed,
+        )
 
     def score(self, model: object, examples: Sequence[TokenizedExample]) -> EvalResult:
         """Score a model on examples, with exact match where the study wants it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from adaptive_lora.adapters import attach, audit_as_built, audit_moved, detach
 from adaptive_lora.adapters.attach import ADAPTER, initial_a, lora_layers
 from adaptive_lora.adapters.dropout import SiteDropout, set_dropout_step
-from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.allocation import MethodSpec, ScalePolicy
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.trial import run_trial
 from adaptive_lora.workbench import Workbench
@@ -47,6 +48,39 @@ def test_every_method_is_built_as_planned(make_bench: Bench, method: str) -> Non
     detach(adapted)
     assert lora_layers(bench.base.model) == {}
     assert torch.equal(bench.base.model(IDS).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("policy", "scale_of"),
+    [
+        ("constant_alpha_over_r", lambda rank: 2.0),
+        ("rslora", lambda rank: 2.0 * (16 / rank) ** 0.5),
+        ("constant_alpha", lambda rank: 2.0 * 16 / rank),
+    ],
+)
+def test_scale_policies_are_built(
+    make_bench: Bench, tmp_path: Path, policy: str, scale_of: Callable[[int], float]
+) -> None:
+    bench = make_bench(methods="linear_decay:rank=5,low_rank=1", scale_policy=policy)
+    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
+    adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
+    audit_as_built(adapted, plan)
+    for entry in plan.entries:
+        layer = lora_layers(adapted)[entry.site.name]
+        assert layer.scaling[ADAPTER] == pytest.approx(scale_of(entry.rank))
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    detach(adapted)
+    loaded = PeftModel.from_pretrained(bench.base.model, tmp_path / "adapter", is_trainable=True)
+    audit_as_built(loaded, plan)
+
+
+def test_audit_sees_another_scale_policy(make_bench: Bench) -> None:
+    bench = make_bench(methods="uniform:rank=4")
+    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
+    adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
+    other = dataclasses.replace(plan, scale_policy=ScalePolicy.RSLORA)
+    with pytest.raises(AdapterError, match=r"scale is 2\.0, planned 4\.0"):
+        audit_as_built(adapted, other)
 
 
 def test_audit_sees_every_kind_of_difference(make_bench: Bench) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.adapters.dropout import SiteDropout
+from adaptive_lora.allocation import ScalePolicy
 from adaptive_lora.seeding import rng_for
 
 if TYPE_CHECKING:
@@ -66,15 +67,19 @@ def lora_config(model: nn.Module, plan: RankPlan, dropout: float) -> LoraConfig:
     ranks = Counter(entry.rank for entry in plan.entries)
     common = ranks.most_common(1)[0][0]
     alpha = next(entry.alpha for entry in plan.entries if entry.rank == common)
-    mixed = len(ranks) > 1
+    mixed_ranks = len(ranks) > 1
+    mixed_alphas = len({entry.alpha for entry in plan.entries}) > 1
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=common,
         lora_alpha=_whole(alpha),
         target_modules=[entry.site.name for entry in plan.entries],
-        rank_pattern=plan.rank_pattern() if mixed else {},
+        use_rslora=plan.scale_policy is ScalePolicy.RSLORA,
+        rank_pattern=plan.rank_pattern() if mixed_ranks else {},
         alpha_pattern=(
-            {name: _whole(value) for name, value in plan.alpha_pattern().items()} if mixed else {}
+            {name: _whole(value) for name, value in plan.alpha_pattern().items()}
+            if mixed_alphas
+            else {}
         ),
         lora_dropout=dropout,
         fan_in_fan_out=all(isinstance(modules[e.site.name], Conv1D) for e in plan.entries),

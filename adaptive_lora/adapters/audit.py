@@ -35,7 +35,7 @@ def audit_as_built(adapted: nn.Module, plan: RankPlan) -> None:
         found = {
             "rank": (layer.r[ADAPTER], rank),
             "alpha": (layer.lora_alpha[ADAPTER], entry.alpha),
-            "scale": (layer.scaling[ADAPTER], entry.alpha / rank),
+            "scale": (layer.scaling[ADAPTER], plan.scale_of(entry)),
             "shape of A": (tuple(a.shape), (rank, site.in_features)),
             "shape of B": (tuple(b.shape), (site.out_features, rank)),
         }

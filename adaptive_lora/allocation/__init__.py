@@ -4,6 +4,7 @@ from adaptive_lora.allocation.catalogue import METHODS
 from adaptive_lora.allocation.demand import Allocator, Evidence, RankDemand
 from adaptive_lora.allocation.methods import MethodSpec, allocate
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
+from adaptive_lora.allocation.scaling import ScalePolicy
 
 __all__ = [
     "METHODS",
@@ -12,6 +13,7 @@ __all__ = [
     "MethodSpec",
     "RankDemand",
     "RankPlan",
+    "ScalePolicy",
     "SiteRank",
     "allocate",
     "uniform_cost",

@@ -12,6 +12,7 @@ from adaptive_lora.allocation.budget import fit_to_budget
 from adaptive_lora.allocation.catalogue import METHODS
 from adaptive_lora.allocation.demand import Allocator, Evidence, RankDemand
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
+from adaptive_lora.allocation.scaling import ScalePolicy
 from adaptive_lora.errors import AllocationError, ConfigError, unknown_name
 from adaptive_lora.options import Limits, option, out_of_limits, parse_value, type_hints
 from adaptive_lora.sites import AdapterSite, Placement, select_sites
@@ -131,14 +132,18 @@ def allocate(
     *,
     scale: float,
     evidence: Evidence | None = None,
+    scale_policy: str = ScalePolicy.CONSTANT_ALPHA_OVER_R,
+    seed: int = 0,
 ) -> RankPlan:
     """Turn a method into the rank of every site.
 
     Args:
         spec: the method.
         sites: all sites of the model; the method's placement selects among them.
-        scale: alpha / rank, the same at every site, so that rank does not act as a learning rate.
+        scale: factor of the update, at rank 16 or (by the default policy) at every rank.
         evidence: importance profile, for data-driven methods.
+        scale_policy: how alpha follows rank.
+        seed: of the trial, for methods that draw.
 
     Raises:
         AllocationError: a rank of 0 or above a site's smaller side, or a budget that cannot be met.
@@ -154,11 +159,13 @@ def allocate(
         costs = [site.parameters_per_rank for site in chosen]
         lower, upper = _bounds(demand, chosen, budget / sum(costs))
         ranks = fit_to_budget(demand.ranks, costs, lower, upper, budget)
+    policy = ScalePolicy(scale_policy)
     return RankPlan(
         method=spec.label,
         budget=budget,
+        scale_policy=policy,
         entries=tuple(
-            SiteRank(site=site, rank=rank, alpha=scale * rank)
+            SiteRank(site=site, rank=rank, alpha=policy.alpha(scale, rank))
             for site, rank in zip(chosen, ranks, strict=True)
         ),
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adaptive_lora.allocation.scaling import ScalePolicy
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.sites import AdapterSite, Role
 
@@ -23,7 +24,9 @@ class SiteRank:
     site: AdapterSite
     rank: int
     alpha: float
-    """LoRA's alpha; the update is scaled by alpha / rank (Hu et al. 2021, section 4.1)."""
+    """LoRA's alpha; with the plan's scale policy it gives the factor of the update."""
+    lr_multiplier: float = 1.0
+    """Factor of the learning rate of this site's A and B."""
 
     @property
     def parameters(self) -> int:
@@ -40,11 +43,23 @@ class RankPlan:
     entries: tuple[SiteRank, ...]
     budget: int | None
     """Upper limit on trainable parameters that was asked for, or None."""
+    scale_policy: ScalePolicy = ScalePolicy.CONSTANT_ALPHA_OVER_R
+    """How alpha and rank become the factor of the update."""
+    left_out: tuple[str, ...] = ()
+    """Sites of the placement that were given rank 0: they get no adapter and have no entry."""
 
     @property
     def trainable_parameters(self) -> int:
         """Parameters of all A and B matrices together."""
         return sum(entry.parameters for entry in self.entries)
+
+    def scale_of(self, entry: SiteRank) -> float:
+        """Return the factor that an entry's B·A is multiplied by."""
+        return self.scale_policy.effective(entry.alpha, entry.rank)
+
+    def lr_multipliers(self) -> dict[str, float]:
+        """Return site name -> factor of its learning rate, where that is not 1."""
+        return {e.site.name: e.lr_multiplier for e in self.entries if e.lr_multiplier != 1.0}
 
     def rank_pattern(self) -> dict[str, int]:
         """Return PEFT's `rank_pattern`: one full module name per site."""
@@ -60,6 +75,8 @@ class RankPlan:
             "method": self.method,
             "budget": self.budget,
             "trainable_parameters": self.trainable_parameters,
+            "scale_policy": str(self.scale_policy),
+            "left_out": list(self.left_out),
             "sites": [
                 {
                     "name": entry.site.name,
@@ -69,6 +86,8 @@ class RankPlan:
                     "out_features": entry.site.out_features,
                     "rank": entry.rank,
                     "alpha": entry.alpha,
+                    "scale": self.scale_of(entry),
+                    "lr_multiplier": entry.lr_multiplier,
                     "parameters": entry.parameters,
                 }
                 for entry in self.entries
@@ -87,6 +106,8 @@ class RankPlan:
                 method=str(values["method"]),
                 budget=None if values["budget"] is None else int(values["budget"]),
                 entries=tuple(_entry(row) for row in values["sites"]),
+                scale_policy=ScalePolicy(values["scale_policy"]),
+                left_out=tuple(str(name) for name in values["left_out"]),
             )
             stated = int(values["trainable_parameters"])
         except (KeyError, TypeError, ValueError) as error:
@@ -114,4 +135,9 @@ def _entry(row: Mapping[str, Any]) -> SiteRank:
         in_features=int(row["in_features"]),
         out_features=int(row["out_features"]),
     )
-    return SiteRank(site=site, rank=int(row["rank"]), alpha=float(row["alpha"]))
+    return SiteRank(
+        site=site,
+        rank=int(row["rank"]),
+        alpha=float(row["alpha"]),
+        lr_multiplier=float(row["lr_multiplier"]),
+    )

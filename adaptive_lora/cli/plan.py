@@ -22,7 +22,7 @@ from adaptive_lora.errors import ConfigError
 
 
 @main.command()
-@study_options(only=("model", "revision", "scale"))
+@study_options(only=("model", "revision", "scale", "scale_policy"))
 @click.option("--method", default="uniform", show_default=True, help="NAME[:option=value,...]")
 @click.option("--rank", metavar="R", help="rank of the method [default: the method's own]")
 @click.option("--low-rank", metavar="R", help="linear_decay: rank at the low end [default: 4]")
@@ -42,7 +42,7 @@ from adaptive_lora.errors import ConfigError
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
 def plan(method: str, as_json: bool, profile_file: Path | None, **options: Any) -> None:
     """Show which site gets which rank, and what it costs. Needs no weights."""
-    own = {"model", "revision", "scale"}
+    own = {"model", "revision", "scale", "scale_policy"}
     config = study_from(settings_given({key: options[key] for key in own}))
     name, _, rest = method.partition(":")
     written = dict(part.partition("=")[::2] for part in rest.split(",") if part)
@@ -53,7 +53,11 @@ def plan(method: str, as_json: bool, profile_file: Path | None, **options: Any) 
     from adaptive_lora.planning import plan_method, print_plan
 
     report = plan_method(
-        config.model, spec, scale=config.train.scale, profile=_read_profile(profile_file)
+        config.model,
+        spec,
+        scale=config.train.scale,
+        scale_policy=config.train.scale_policy,
+        profile=_read_profile(profile_file),
     )
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=1))

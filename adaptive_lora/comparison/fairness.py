@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from adaptive_lora.allocation import ScalePolicy
 from adaptive_lora.comparison.trials import TrialTable
 from adaptive_lora.comparison.types import MATCHED_SHARE, MethodSummary
 from adaptive_lora.comparison.wording import count, joined, percent, plural, signed
@@ -118,18 +119,23 @@ def _skipped(used: Iterable[tuple[MethodSummary, TrialRecord]]) -> Iterator[str]
 
 def _scale(used: Iterable[tuple[MethodSummary, TrialRecord]]) -> Iterator[str]:
     scales: dict[str, set[float]] = defaultdict(set)
+    formulas: set[str] = set()
     for method, record in used:
+        # Plans of before the policies had one: alpha / rank.
+        policy = ScalePolicy(record.plan.get("scale_policy", ScalePolicy.CONSTANT_ALPHA_OVER_R))
+        formulas.add(policy.formula)
         for site in record.plan.get("sites", ()):
             if site["rank"]:
-                scales[method.label].add(round(float(site["alpha"]) / float(site["rank"]), 6))
+                scale = policy.effective(float(site["alpha"]), int(site["rank"]))
+                scales[method.label].add(round(scale, 6))
     if len(set().union(*scales.values())) > 1:
         listed = "; ".join(
             f"{label}: {joined([f'{scale:g}' for scale in sorted(values)])}"
             for label, values in scales.items()
         )
         yield (
-            f"The scale alpha / rank is not the same everywhere ({listed}): rank and step size "
-            "change together."
+            f"The scale {joined(sorted(formulas))} is not the same everywhere ({listed}): rank and "
+            "step size change together."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from adaptive_lora.allocation import ScalePolicy
 from adaptive_lora.options import Limits, option
 
 NAME = r"[\w.\-]+"
@@ -88,7 +89,16 @@ class TrainConfig:
     clip_norm: float = option(1.0, "gradient norm limit; 0: none", limits=Limits(low=0))
     dropout: float = option(0.0, "dropout before each adapter's A", limits=Limits(low=0, high=0.9))
     scale: float = option(
-        2.0, "alpha / rank at every site (16: alpha 32, as published)", limits=Limits(above=0)
+        2.0,
+        "factor of the update: alpha / rank at rank 16 (alpha 32, as published), at other ranks by "
+        "scale_policy",
+        limits=Limits(above=0),
+    )
+    scale_policy: str = option(
+        "constant_alpha_over_r",
+        "how the factor follows rank: the same at every rank; alpha / sqrt(rank) or alpha / rank "
+        "with one alpha for all sites",
+        limits=Limits(choices=tuple(ScalePolicy)),
     )
     precision: str = option(
         "auto",

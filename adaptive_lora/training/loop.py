@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from adaptive_lora.results import TrainResult
 from adaptive_lora.runtime import Runtime
 from adaptive_lora.seeding import torch_stream
 from adaptive_lora.training.early_stop import EarlyStop
+from adaptive_lora.training.groups import parameter_groups
 from adaptive_lora.training.guard import StabilityGuard
 from adaptive_lora.training.memory import PeakMemory
 
@@ -55,6 +56,8 @@ class TrainInputs:
     """Returns the validation loss of the model as it stands."""
     on_step: Callable[[StepEvent], None] = lambda event: None
     """Called after every optimiser step."""
+    lr_multipliers: Mapping[str, float] = field(default_factory=dict)
+    """Site name -> factor of its learning rate; sites not named have 1."""
 
 
 def train(
@@ -104,7 +107,10 @@ class _Course:
         self.config, self.inputs, self.runtime = config, inputs, runtime
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            self.parameters, lr=lr, weight_decay=config.weight_decay, fused=True
+            parameter_groups(model, inputs.lr_multipliers, lr),
+            lr=lr,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.model, self.optimizer = runtime.accelerator.prepare(model, optimizer)
         self.steps = total_steps(len(inputs.examples), config)

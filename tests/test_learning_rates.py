@@ -1,0 +1,107 @@
+"""Per-site learning rates: groups, the schedule over them, and what they change."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import get_scheduler
+
+from adaptive_lora.adapters import attach
+from adaptive_lora.adapters.attach import lora_layers
+from adaptive_lora.allocation import RankPlan
+from adaptive_lora.training import TrainInputs, train
+from adaptive_lora.training.groups import parameter_groups
+from adaptive_lora.workbench import Workbench
+
+Bench = Callable[..., Workbench]
+FIRST, SECOND = "transformer.h.0.attn.c_attn", "transformer.h.2.mlp.c_proj"
+
+
+def with_multipliers(plan: RankPlan, **factors: float) -> RankPlan:
+    """Return the plan with other learning rates at the first and second site."""
+    names = {FIRST: factors["first"], SECOND: factors["second"]}
+    entries = tuple(
+        dataclasses.replace(entry, lr_multiplier=names.get(entry.site.name, 1.0))
+        for entry in plan.entries
+    )
+    return dataclasses.replace(plan, entries=entries)
+
+
+def test_groups_hold_every_parameter_once_and_the_schedule_scales_all(make_bench: Bench) -> None:
+    bench = make_bench()
+    plan = with_multipliers(bench.plan(bench.config.specs[0], seed=0, fold=0), first=3, second=0.5)
+    adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
+    groups = parameter_groups(adapted, plan.lr_multipliers(), 0.1)
+    trainable = [id(p) for p in adapted.parameters() if p.requires_grad]
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(trainable)
+    layers = lora_layers(adapted)
+    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+    for name, layer in layers.items():
+        expected = 0.1 * {FIRST: 3, SECOND: 0.5}.get(name, 1)
+        assert rate[id(layer.lora_A["default"].weight)] == pytest.approx(expected)
+        assert rate[id(layer.lora_B["default"].weight)] == pytest.approx(expected)
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    schedule = get_scheduler("linear", optimizer, 0, 4)
+    shares = []
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+        shares.append([group["lr"] / group["initial_lr"] for group in optimizer.param_groups])
+    assert np.allclose(shares, [[share] * 3 for share in (0.75, 0.5, 0.25, 0.0)])
+
+
+def test_no_multiplier_is_one_group_in_the_models_order(make_bench: Bench) -> None:
+    bench = make_bench()
+    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
+    adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
+    (group,) = parameter_groups(adapted, plan.lr_multipliers(), 0.1)
+    assert [id(p) for p in group["params"]] == [
+        id(p) for p in adapted.parameters() if p.requires_grad
+    ]
+
+
+def test_a_multiplier_trains_like_another_rate(make_bench: Bench) -> None:
+    """One step of AdamW from B = 0: B moves by the rate, so by multiplier times the rate."""
+    bench = make_bench(max_steps=1, warmup_share=0)
+    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
+
+    def trained_b(plan: RankPlan) -> dict[str, torch.Tensor]:
+        adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
+        inputs = TrainInputs(
+            examples=bench.parts(0).train,
+            pad_id=bench.pad_id,
+            validate=lambda model: 0.0,
+            lr_multipliers=plan.lr_multipliers(),
+        )
+        train(adapted, inputs, bench.config.train, bench.runtime, lr=1e-3, seed=0)
+        found = {
+            name: layer.lora_B["default"].weight.detach().clone()
+            for name, layer in lora_layers(adapted).items()
+        }
+        adapted.unload()
+        return found
+
+    plain, scaled = trained_b(plan), trained_b(with_multipliers(plan, first=3, second=0.5))
+    for name, weight in plain.items():
+        factor = {FIRST: 3, SECOND: 0.5}.get(name, 1)
+        torch.testing.assert_close(scaled[name], factor * weight, rtol=1e-5, atol=1e-9)
+
+
+def test_a_trial_trains_with_its_plans_multipliers(
+    make_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adaptive_lora.trial import run_trial
+
+    bench = make_bench(methods="uniform:rank=2", seeds="0")
+    trial = next(bench.config.trials())
+    plain = run_trial(bench, trial, tmp_path / "plain")
+    plan = with_multipliers(plain.plan, first=3, second=0.5)
+    monkeypatch.setattr(bench, "plan", lambda *args, **kwargs: plan)
+    other = run_trial(bench, trial, tmp_path / "other")
+    assert other.train.losses[0] == plain.train.losses[0]
+    assert other.train.losses[1:] != plain.train.losses[1:]
