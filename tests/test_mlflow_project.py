@@ -86,7 +86,7 @@ class Project:
 
     @property
     def client(self) -> MlflowClient:
-        return MlflowClient(self.store)
+        return MlflowClient(self.store, self.store)  # studies in this process set a registry
 
     @property
     def runs(self) -> list[Run]:

@@ -86,8 +86,16 @@ def connect(config: TrackingConfig) -> Store:
 
 
 def store_uri(config: TrackingConfig) -> str:
-    """Return where results are tracked: the option, the environment, or the default."""
-    return config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+    """Return where results are tracked: the option, the environment, or the default.
+
+    A relative SQLite path is made absolute: MLflow keeps one connection a URI, so the same relative
+    URI would go on meaning the folder in which it was first used.
+    """
+    uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+    path = uri.removeprefix("sqlite:///")
+    if path == uri or not path or path.startswith("/"):
+        return uri
+    return f"sqlite:///{Path.cwd() / path}"
 
 
 def probe(config: TrackingConfig) -> str:
