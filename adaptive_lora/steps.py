@@ -23,6 +23,8 @@ from adaptive_lora.tracking.runs import SIGNATURE, single_run
 from adaptive_lora.tracking.trials import eval_to_dict
 from adaptive_lora.workbench import Workbench
 
+_PRECISION_OF = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
 
 def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: bool) -> None:
     """Measure one profile, log it with its figure, write it to the output folder and print it.
@@ -112,7 +114,10 @@ def run_evaluate(
         raise AdapterError(f"adapter {adapter} cannot be loaded: {error}") from error
     base = record["base"]
     where = os.environ.get(adapter_serving.BASE_VARIABLE) or base["name"]
-    bench = Workbench(study_from({**config.flat(), "model": where, "revision": base["revision"]}))
+    changes: dict[str, object] = {"model": where, "revision": base["revision"]}
+    if config.train.precision == "auto":  # as it was trained, so that its scores come back
+        changes["precision"] = _PRECISION_OF[record["dtype"]]
+    bench = Workbench(study_from({**config.flat(), **changes}))
     model.to(bench.runtime.device)
     test = bench.score(model, bench.parts(fold).test)
     scores = {
