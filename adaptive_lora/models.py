@@ -15,7 +15,7 @@ from adaptive_lora.errors import ModelError
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +90,7 @@ def load_base(config: ModelConfig, dtype: torch.dtype) -> BaseModel:
     Raises:
         ModelError: no weights, no tokenizer, or files that transformers cannot read.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
@@ -101,6 +101,12 @@ def load_base(config: ModelConfig, dtype: torch.dtype) -> BaseModel:
             "training does not."
         )
     try:
+        kind = auto_class(AutoConfig.from_pretrained(folder))
+        if kind is not AutoModelForCausalLM:
+            raise ModelError(
+                f"{folder} is no causal language model (it is one for {kind.__name__}): required "
+                "for training and everything that needs its loss; `plan` works for any model."
+            )
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -128,6 +134,38 @@ def _hub_commit(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
+_WITHOUT_A_NAME = (
+    "AutoModelForImageTextToText", "AutoModelForSpeechSeq2Seq", "AutoModelForSeq2SeqLM",
+    "AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel",
+)  # fmt: skip
+"""Where config.json names no architecture: the first class that takes it. Encoders come before
+causal models, because transformers can turn BERT into a (never trained) causal one."""
+_BY_NAME = (
+    *_WITHOUT_A_NAME, "AutoModelForPreTraining", "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification", "AutoModelForQuestionAnswering",
+    "AutoModelForImageClassification", "AutoModelForAudioClassification",
+    "AutoModelForZeroShotImageClassification",
+)  # fmt: skip
+
+
+def auto_class(settings: PretrainedConfig) -> Any:
+    """Return the Auto class of a configuration: what its checkpoint was saved from.
+
+    A decoder is always the causal model that this package trains, whatever head it was saved with.
+    """
+    import transformers
+
+    takes = {
+        name: getattr(auto._model_mapping[type(settings)], "__name__", "")  # may be a tuple
+        for name in _BY_NAME
+        if type(settings) in (auto := getattr(transformers, name))._model_mapping
+    }
+    first = next((name for name in _WITHOUT_A_NAME if name in takes), "AutoModel")
+    saved = (settings.architectures or [""])[0]
+    named = next((name for name, kind in takes.items() if kind == saved), first)
+    return getattr(transformers, first if first == "AutoModelForCausalLM" else named)
+
+
 def skeleton(config: ModelConfig) -> PreTrainedModel:
     """Return the architecture without weights (meta device), for plans and counts.
 
@@ -135,14 +173,13 @@ def skeleton(config: ModelConfig) -> PreTrainedModel:
         ModelError: the folder or configuration cannot be used.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     _, _, folder = locate(config)
     try:
+        settings = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(folder)
-            )
+            model: PreTrainedModel = auto_class(settings).from_config(settings)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}/config.json cannot be used: {error}") from error
     return model

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +14,10 @@ from adaptive_lora.allocation import MethodSpec, RankPlan, ScalePolicy, allocate
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.importance import ImportanceProfile
 from adaptive_lora.models import count_parameters, skeleton
-from adaptive_lora.sites import AdapterSite, find_sites
+from adaptive_lora.sites import AdapterSite, architecture_note, find_sites
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +29,10 @@ class PlanReport:
     """Of the base, tied ones counted once: what full fine-tuning trains."""
     sites: tuple[AdapterSite, ...]
     """All sites of the base, adapted or not."""
+    peft: str
+    """PEFT's `adapter_config.json` of the plan."""
+    note: str | None
+    """What to know about an architecture that no test covers."""
 
     @property
     def reduction_vs_full(self) -> float:
@@ -42,6 +51,7 @@ class PlanReport:
             "total_parameters": self.total_parameters,
             "reduction_vs_full": self.reduction_vs_full,
             "equals_uniform_rank": self.uniform_rank,
+            "note": self.note,
         }
 
 
@@ -61,11 +71,31 @@ def plan_method(
     base = skeleton(model)
     sites = find_sites(base)
     evidence = None if profile is None else profile.evidence()
+    plan = allocate(spec, sites, scale=scale, scale_policy=scale_policy, evidence=evidence)
     return PlanReport(
-        plan=allocate(spec, sites, scale=scale, scale_policy=scale_policy, evidence=evidence),
+        plan=plan,
         total_parameters=count_parameters(base),
         sites=sites,
+        peft=peft_config_text(base, plan, model.model),
+        note=architecture_note(base, sites),
     )
+
+
+def peft_config_text(base: PreTrainedModel, plan: RankPlan, name: str) -> str:
+    """Return the `adapter_config.json` from which stock PEFT builds exactly this plan.
+
+    Args:
+        base: with or without weights.
+        plan: of this base.
+        name: of the base, for `base_model_name_or_path`.
+    """
+    from adaptive_lora.adapters.attach import lora_config
+
+    config = lora_config(base, plan, dropout=0.0)
+    config.base_model_name_or_path = name
+    with TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        return (Path(folder) / "adapter_config.json").read_text(encoding="utf-8")
 
 
 def print_plan(report: PlanReport, console: Console) -> None:
@@ -98,6 +128,8 @@ def print_plan(report: PlanReport, console: Console) -> None:
             f"{entry.parameters:,}",
         )
     console.print(table)
+    if report.note is not None:
+        console.print(f"\n[yellow]note[/]       {report.note}", highlight=False, soft_wrap=True)
     console.print(
         f"\ntrainable  {plan.trainable_parameters:,} of {report.total_parameters:,} parameters: "
         f"{report.reduction_vs_full:.2%} fewer than full fine-tuning\n"

@@ -84,6 +84,7 @@ def test_plan_of_dialogpt_medium(
         "name",
         "layer",
         "role",
+        "tower",
         "in_features",
         "out_features",
         "rank",

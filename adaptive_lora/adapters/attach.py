@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,8 +62,8 @@ def detach(adapted: PeftModel) -> None:
 def lora_config(model: nn.Module, plan: RankPlan, dropout: float) -> LoraConfig:
     """Return the stock PEFT configuration of a plan.
 
-    Patterns name every site in full: PEFT takes the first key that matches as a regular
-    expression, so shorter keys (`c_proj`) silently win over longer ones.
+    Patterns name every site in full, longest first: PEFT takes the first key that matches the end
+    of a name as a regular expression, so shorter keys (`c_proj`) silently win over longer ones.
     """
     modules = dict(model.named_modules())
     ranks = Counter(entry.rank for entry in plan.entries)
@@ -70,20 +72,47 @@ def lora_config(model: nn.Module, plan: RankPlan, dropout: float) -> LoraConfig:
     mixed_ranks = len(ranks) > 1
     mixed_alphas = len({entry.alpha for entry in plan.entries}) > 1
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=_task(model),
         r=common,
         lora_alpha=_whole(alpha),
-        target_modules=[entry.site.name for entry in plan.entries],
+        target_modules=_targets([entry.site.name for entry in plan.entries], modules),
         use_rslora=plan.scale_policy is ScalePolicy.RSLORA,
-        rank_pattern=plan.rank_pattern() if mixed_ranks else {},
-        alpha_pattern=(
-            {name: _whole(value) for name, value in plan.alpha_pattern().items()}
-            if mixed_alphas
-            else {}
-        ),
+        rank_pattern=_longest_first(plan.rank_pattern()) if mixed_ranks else {},
+        alpha_pattern=_longest_first(plan.alpha_pattern()) if mixed_alphas else {},
         lora_dropout=dropout,
         fan_in_fan_out=all(isinstance(modules[e.site.name], Conv1D) for e in plan.entries),
     )
+
+
+def _task(model: nn.Module) -> str | None:
+    """Return PEFT's task of a model class, or None for PEFT's general wrapper."""
+    from transformers.models.auto import modeling_auto as auto
+
+    name = type(model).__name__
+    if name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return "CAUSAL_LM"
+    if name in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+        return "SEQ_2_SEQ_LM"
+    return None
+
+
+def _targets(names: list[str], modules: Iterable[str]) -> list[str] | str:
+    """Return the sites as a list, or as one regular expression where a list says too much.
+
+    PEFT matches listed names with the end of a module's name: `layers.0.fc1` would also adapt
+    `vision.layers.0.fc1`. It matches a single text with the whole name.
+    """
+    wanted = set(names)
+    for module in modules:
+        ends = (module[at + 1 :] for at, sign in enumerate(module) if sign == ".")
+        if module not in wanted and any(end in wanted for end in ends):
+            return "|".join(re.escape(name) for name in names)
+    return names
+
+
+def _longest_first(pattern: Mapping[str, float]) -> dict[str, Any]:
+    names = sorted(pattern, key=lambda name: -len(name))
+    return {name: _whole(pattern[name]) for name in names}
 
 
 def _whole(alpha: float) -> Any:

@@ -16,8 +16,11 @@ from adaptive_lora.sites import ATTENTION_ROLES, AdapterSite
 
 
 def _position(site: AdapterSite, sites: Sequence[AdapterSite]) -> float:
-    """Return i/(L-1): 0 for the first block that has a site here, 1 for the last."""
-    layers = [other.layer for other in sites]
+    """Return i/(L-1) in the site's tower: 0 for its first block with a site here, 1 for its last.
+
+    An encoder and a decoder, or a vision and a language model, are towers.
+    """
+    layers = [other.layer for other in sites if other.tower == site.tower]
     first, last = min(layers), max(layers)
     return (site.layer - first) / (last - first) if last > first else 0.0
 

@@ -82,6 +82,7 @@ class RankPlan:
                     "name": entry.site.name,
                     "layer": entry.site.layer,
                     "role": str(entry.site.role),
+                    "tower": entry.site.tower,
                     "in_features": entry.site.in_features,
                     "out_features": entry.site.out_features,
                     "rank": entry.rank,
@@ -134,6 +135,7 @@ def _entry(row: Mapping[str, Any]) -> SiteRank:
         role=Role(row["role"]),
         in_features=int(row["in_features"]),
         out_features=int(row["out_features"]),
+        tower=str(row.get("tower", "")),
     )
     return SiteRank(
         site=site,

@@ -1,0 +1,93 @@
+"""What an adapter site is, and the choice among sites by placement and name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from adaptive_lora.errors import ModelError, unknown_name
+
+
+class Role(StrEnum):
+    """What a linear map does inside its block."""
+
+    QUERY = "query"
+    KEY = "key"
+    VALUE = "value"
+    QKV = "qkv"
+    OUTPUT = "output"
+    UP = "up"
+    GATE = "gate"
+    DOWN = "down"
+    OTHER = "other"
+
+
+class Placement(StrEnum):
+    """Which part of the block takes adapters."""
+
+    ALL = "all"
+    ATTENTION = "attention"
+    FEED_FORWARD = "feed_forward"
+
+
+ATTENTION_ROLES = frozenset({Role.QUERY, Role.KEY, Role.VALUE, Role.QKV, Role.OUTPUT})
+FEED_FORWARD_ROLES = frozenset({Role.UP, Role.GATE, Role.DOWN})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterSite:
+    """One linear map that can take an adapter."""
+
+    name: str
+    """Full module name inside the base model, such as `transformer.h.0.attn.c_attn`."""
+    layer: int
+    """Index of the block that holds it, from 0 at its tower's input."""
+    role: Role
+    in_features: int
+    out_features: int
+    tower: str = ""
+    """Which stack of blocks it is in, such as `encoder` or `vision_tower`; empty where the model
+    has only one. Layers of different towers are not neighbours."""
+
+    @property
+    def parameters_per_rank(self) -> int:
+        """What one rank costs: a row of A (in) and a column of B (out)."""
+        return self.in_features + self.out_features
+
+    @property
+    def max_rank(self) -> int:
+        """Rank above which B·A cannot gain rank: the smaller side of the map."""
+        return min(self.in_features, self.out_features)
+
+
+def select_sites(
+    sites: Iterable[AdapterSite], placement: Placement, target_names: Sequence[str] = ()
+) -> tuple[AdapterSite, ...]:
+    """Keep the sites of a placement and, where given, those whose last name part is listed.
+
+    Raises:
+        ModelError: a target name matches no site, or nothing is left.
+    """
+    everything = tuple(sites)
+    endings = {site.name.rsplit(".", 1)[-1] for site in everything}
+    for target in target_names:
+        if target not in endings:
+            raise ModelError(unknown_name("target name", target, endings))
+    families = {
+        Placement.ALL: frozenset(Role),
+        Placement.ATTENTION: ATTENTION_ROLES,
+        Placement.FEED_FORWARD: FEED_FORWARD_ROLES,
+    }[placement]
+    kept = tuple(
+        site
+        for site in everything
+        if site.role in families
+        and (not target_names or site.name.rsplit(".", 1)[-1] in target_names)
+    )
+    if not kept:
+        raise ModelError(
+            f"no site left: placement '{placement}' with target names "
+            f"{list(target_names) or 'any'} selects none of {len(everything)} sites."
+        )
+    return kept

@@ -1,0 +1,252 @@
+"""Sites and roles of every supported architecture, built from its real configuration class."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.cli import main
+from adaptive_lora.config import ModelConfig
+from adaptive_lora.errors import ModelError
+from adaptive_lora.models import load_base, skeleton
+from adaptive_lora.planning import PlanReport, plan_method
+from adaptive_lora.sites import TESTED_TYPES, architecture_note, find_sites, role_of
+
+SIZE = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+}  # fmt: skip
+TEXT = {**SIZE, "vocab_size": 99}
+GROUPED = {**TEXT, "num_key_value_heads": 2}
+HEADED = {**GROUPED, "head_dim": 8}
+BLOOM = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99}
+T5 = {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 2, "num_heads": 4, "vocab_size": 99}
+IMAGE = {**SIZE, "image_size": 32, "patch_size": 16}
+WHISPER = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 99,
+    "pad_token_id": 0,
+}  # fmt: skip
+DEBERTA = {**TEXT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
+QWEN2_VL = {
+    "text_config": {
+        **GROUPED,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
+    },
+    "vision_config": {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4},
+}
+
+FUSED = "qkv output up down"
+PLAIN = "query key value output up down"
+KVQ = "key value query output up down"  # OPT's order, kept by CLIP and Whisper
+GATED = "query key value output gate up down"
+
+# configuration class, settings, {tower: roles of every linear map of a block, in module order}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 99},
+             {"": FUSED}),
+    "pythia": ("GPTNeoXConfig", TEXT, {"": FUSED}),
+    "opt": ("OPTConfig", {**TEXT, "ffn_dim": 64, "word_embed_proj_dim": 16}, {"": KVQ}),
+    "bloom": ("BloomConfig", BLOOM, {"": FUSED}),
+    "llama": ("LlamaConfig", GROUPED, {"": GATED}),
+    "mistral": ("MistralConfig", GROUPED, {"": GATED}),
+    "qwen2": ("Qwen2Config", GROUPED, {"": GATED}),
+    "qwen3": ("Qwen3Config", HEADED, {"": GATED}),
+    "gemma": ("GemmaConfig", HEADED, {"": GATED}),
+    "gemma2": ("Gemma2Config", HEADED, {"": GATED}),
+    "gemma3": ("Gemma3TextConfig", HEADED, {"": GATED}),
+    "phi": ("PhiConfig", TEXT, {"": PLAIN}),
+    "phi3": ("Phi3Config", {**GROUPED, "pad_token_id": 0}, {"": "output qkv up down"}),
+    "falcon": ("FalconConfig", {**TEXT, "ffn_hidden_size": 64}, {"": FUSED}),
+    "bert": ("BertConfig", TEXT, {"": PLAIN}),
+    "roberta": ("RobertaConfig", TEXT, {"": PLAIN}),
+    "deberta": ("DebertaV2Config", {**DEBERTA, "share_att_key": True}, {"": PLAIN}),
+    "deberta-own-position-keys": ("DebertaV2Config", {**DEBERTA, "share_att_key": False},
+                                  {"": "query key value key query output up down"}),
+    "distilbert": ("DistilBertConfig",
+                   {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 99},
+                   {"": PLAIN}),
+    "t5": ("T5Config", T5,
+           {"encoder": PLAIN, "decoder": "query key value output " + PLAIN}),
+    "t5-gated": ("T5Config", {**T5, "feed_forward_proj": "gated-gelu"},
+                 {"encoder": GATED, "decoder": "query key value output " + GATED}),
+    "vit": ("ViTConfig", IMAGE, {"": PLAIN}),
+    "clip": ("CLIPConfig", {"text_config": TEXT, "vision_config": IMAGE},
+             {"text_model": KVQ, "vision_model": KVQ}),
+    "whisper": ("WhisperConfig", WHISPER,
+                {"encoder": KVQ, "decoder": "key value query output " + KVQ}),
+    "llava": ("LlavaConfig",
+              {"text_config": {**GROUPED, "model_type": "llama"},
+               "vision_config": {**IMAGE, "model_type": "clip_vision_model"}},
+              {"vision_tower": KVQ, "language_model": GATED}),
+    "smolvlm": ("SmolVLMConfig",
+                {"text_config": {**GROUPED, "model_type": "llama"}, "vision_config": IMAGE},
+                {"vision_model": KVQ, "text_model": GATED}),
+    "qwen2-vl": ("Qwen2VLConfig", QWEN2_VL, {"visual": FUSED, "language_model": GATED}),
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder_of(tmp_path: Path) -> Callable[[str], Path]:
+    """Return a function that writes a configuration alone, as a hub folder without weights."""
+
+    def write(name: str) -> Path:
+        kind, settings, _ = ARCHITECTURES[name]
+        config = getattr(transformers, kind)(**settings)
+        if name == "clip":
+            config.architectures = ["CLIPModel"]
+        config.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+Folder = Callable[[str], Path]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_linear_map_of_every_block_has_its_role(name: str, folder_of: Folder) -> None:
+    model = skeleton(ModelConfig(model=str(folder_of(name))))
+    sites = find_sites(model)
+    found: dict[str, dict[int, list[str]]] = {}
+    for site in sites:
+        found.setdefault(site.tower, {}).setdefault(site.layer, []).append(str(site.role))
+    expected = ARCHITECTURES[name][2]
+    assert found == {
+        tower: {layer: roles.split() for layer in (0, 1)} for tower, roles in expected.items()
+    }
+    modules = dict(model.named_modules())
+    for site in sites:
+        weight = modules[site.name].weight
+        shape = tuple(weight.shape)
+        transposed = isinstance(modules[site.name], Conv1D)
+        assert shape[:: 1 if transposed else -1] == (site.in_features, site.out_features)
+        assert f".{site.layer}." in site.name
+    assert len({site.name for site in sites}) == len(sites)
+    assert architecture_note(model, sites) is None
+
+
+def test_the_tested_types_are_those_of_the_table() -> None:
+    types = {getattr(transformers, kind).model_type for kind, _, _ in ARCHITECTURES.values()}
+    assert types == TESTED_TYPES
+
+
+@pytest.mark.parametrize("name", ["t5", "clip", "whisper", "llava", "qwen2-vl"])
+def test_depth_is_counted_in_each_tower(name: str, folder_of: Folder) -> None:
+    report = plan(folder_of(name), "linear_decay:rank=6,low_rank=2")
+    for entry in report.plan.entries:
+        assert entry.rank == (6 if entry.site.layer == 0 else 2)
+
+
+def test_towers_of_unequal_depth(tmp_path: Path) -> None:
+    settings = {**WHISPER, "encoder_layers": 3, "decoder_layers": 2}
+    transformers.WhisperConfig(**settings).save_pretrained(tmp_path)
+    ranks = {
+        (entry.site.tower, entry.site.layer): entry.rank
+        for entry in plan(tmp_path, "linear_decay:rank=6,low_rank=2").plan.entries
+    }
+    assert ranks == {
+        ("encoder", 0): 6, ("encoder", 1): 4, ("encoder", 2): 2,
+        ("decoder", 0): 6, ("decoder", 1): 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "opt", "llama", "llava", "vit", "clip"])
+def test_heads_projections_and_embeddings_are_no_sites(name: str, folder_of: Folder) -> None:
+    model = skeleton(ModelConfig(model=str(folder_of(name))))
+    names = {site.name for site in find_sites(model)}
+    outside = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name not in names
+    }
+    assert not [name for name in outside if ".0." in name or ".1." in name]
+    assert outside, "every one of these models has a linear map outside its blocks"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["Mixtral", "Qwen2Moe", "Qwen3Moe", "GraniteMoe", "GptOss", "Olmoe", "DeepseekV3", "JetMoe"],
+)
+def test_mixtures_of_experts_are_refused(kind: str, tmp_path: Path) -> None:
+    settings = {**HEADED, "num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4}
+    if kind == "DeepseekV3":
+        settings |= {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+    if kind == "JetMoe":
+        settings = {**SIZE, "vocab_size": 99}
+    getattr(transformers, f"{kind}Config")(**settings).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"is a mixture of experts \('model\.layers\.[01].* dense"):
+        find_sites(skeleton(ModelConfig(model=str(tmp_path))))
+
+
+class _Block(nn.Module):
+    def __init__(self, chained: bool) -> None:
+        super().__init__()
+        self.mixer = nn.Linear(4, 6)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(6, 12), "proj": nn.Linear(4, 4)})
+        self.mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.torch_attention = nn.MultiheadAttention(4, 2) if chained else None
+
+
+@pytest.mark.parametrize("container", [nn.ModuleList, nn.Sequential])
+def test_an_unknown_architecture_falls_back_to_its_structure(container: Any) -> None:
+    model = nn.Module()
+    model.stem = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4))
+    model.trunk = nn.Module()
+    model.trunk.blocks = container(*[[_Block(True), _Block(True)]]) if (
+        container is nn.ModuleList
+    ) else container(_Block(True), _Block(True))  # fmt: skip
+    model.heads = nn.ModuleList([nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 2))])
+    sites = find_sites(model)
+    assert [(s.name, s.layer, s.role) for s in sites if s.layer == 1] == [
+        ("trunk.blocks.1.mixer", 1, "other"),
+        ("trunk.blocks.1.attn.qkv", 1, "qkv"),
+        ("trunk.blocks.1.attn.proj", 1, "output"),
+        ("trunk.blocks.1.mlp.0", 1, "other"),
+        ("trunk.blocks.1.mlp.2", 1, "other"),
+    ]
+    assert len(sites) == 10
+    note = architecture_note(model, sites)
+    assert note is not None
+    assert "not among the tested ones" in note
+    assert "6 of them 'other'" in note
+
+
+def test_the_plan_says_that_an_architecture_is_unknown(tmp_path: Path) -> None:
+    transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=99).save_pretrained(
+        tmp_path
+    )
+    words = ["plan", "--model", str(tmp_path), "--rank", "2"]
+    shown = CliRunner().invoke(main, words, catch_exceptions=False).output
+    assert "architecture 'mamba' is not among the tested ones" in shown
+    values = json.loads(CliRunner().invoke(main, [*words, "--json"]).output)
+    assert "8 sites" in values["note"]
+
+
+def test_same_ending_other_role() -> None:
+    assert role_of("h.0.attn.c_proj") == "output"
+    assert role_of("h.0.mlp.c_proj") == "down"
+    assert role_of("layer.3.attention.output.dense") == "output"
+    assert role_of("layer.3.output.dense") == "down"
+    assert role_of("layers.0.mixer.out_proj") == "other"
+
+
+def test_training_wants_a_causal_model(folder_of: Folder) -> None:
+    folder = folder_of("bert")
+    (folder / "model.safetensors").touch()
+    with pytest.raises(ModelError, match="no causal language model"):
+        load_base(ModelConfig(model=str(folder)), torch.float32)
+
+
+def plan(folder: Path, method: str) -> PlanReport:
+    """Plan a method on a folder without weights."""
+    return plan_method(ModelConfig(model=str(folder)), MethodSpec.parse(method), scale=2.0)
