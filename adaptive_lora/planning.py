@@ -29,10 +29,14 @@ class PlanReport:
     """Of the base, tied ones counted once: what full fine-tuning trains."""
     sites: tuple[AdapterSite, ...]
     """All sites of the base, adapted or not."""
-    peft: str
-    """PEFT's `adapter_config.json` of the plan."""
-    note: str | None
-    """What to know about an architecture that no test covers."""
+    base: PreTrainedModel
+    """The architecture, without weights."""
+    base_name: str
+
+    @property
+    def note(self) -> str | None:
+        """What to know about an architecture that no test covers, or None."""
+        return architecture_note(self.base, self.sites)
 
     @property
     def reduction_vs_full(self) -> float:
@@ -76,23 +80,17 @@ def plan_method(
         plan=plan,
         total_parameters=count_parameters(base),
         sites=sites,
-        peft=peft_config_text(base, plan, model.model),
-        note=architecture_note(base, sites),
+        base=base,
+        base_name=model.model,
     )
 
 
-def peft_config_text(base: PreTrainedModel, plan: RankPlan, name: str) -> str:
-    """Return the `adapter_config.json` from which stock PEFT builds exactly this plan.
-
-    Args:
-        base: with or without weights.
-        plan: of this base.
-        name: of the base, for `base_model_name_or_path`.
-    """
+def peft_config(report: PlanReport) -> str:
+    """Return the `adapter_config.json` from which stock PEFT builds exactly this plan."""
     from adaptive_lora.adapters.attach import lora_config
 
-    config = lora_config(base, plan, dropout=0.0)
-    config.base_model_name_or_path = name
+    config = lora_config(report.base, report.plan, dropout=0.0)
+    config.base_model_name_or_path = report.base_name
     with TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         return (Path(folder) / "adapter_config.json").read_text(encoding="utf-8")

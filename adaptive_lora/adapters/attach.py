@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,10 +62,11 @@ def detach(adapted: PeftModel) -> None:
 def lora_config(model: nn.Module, plan: RankPlan, dropout: float) -> LoraConfig:
     """Return the stock PEFT configuration of a plan.
 
-    Patterns name every site in full, longest first: PEFT takes the first key that matches the end
-    of a name as a regular expression, so shorter keys (`c_proj`) silently win over longer ones.
+    Patterns name every site in full: PEFT takes the first key that matches the end of a name as a
+    regular expression, so shorter keys (`c_proj`) silently win over longer ones.
     """
     modules = dict(model.named_modules())
+    endings = {name[at + 1 :] for name in modules for at, sign in enumerate(name) if sign == "."}
     ranks = Counter(entry.rank for entry in plan.entries)
     common = ranks.most_common(1)[0][0]
     alpha = next(entry.alpha for entry in plan.entries if entry.rank == common)
@@ -75,10 +76,10 @@ def lora_config(model: nn.Module, plan: RankPlan, dropout: float) -> LoraConfig:
         task_type=_task(model),
         r=common,
         lora_alpha=_whole(alpha),
-        target_modules=_targets([entry.site.name for entry in plan.entries], modules),
+        target_modules=_targets([entry.site.name for entry in plan.entries], endings),
         use_rslora=plan.scale_policy is ScalePolicy.RSLORA,
-        rank_pattern=_longest_first(plan.rank_pattern()) if mixed_ranks else {},
-        alpha_pattern=_longest_first(plan.alpha_pattern()) if mixed_alphas else {},
+        rank_pattern=_pattern(plan.rank_pattern(), endings) if mixed_ranks else {},
+        alpha_pattern=_pattern(plan.alpha_pattern(), endings) if mixed_alphas else {},
         lora_dropout=dropout,
         fan_in_fan_out=all(isinstance(modules[e.site.name], Conv1D) for e in plan.entries),
     )
@@ -96,23 +97,26 @@ def _task(model: nn.Module) -> str | None:
     return None
 
 
-def _targets(names: list[str], modules: Iterable[str]) -> list[str] | str:
+def _targets(names: list[str], endings: Set[str]) -> list[str] | str:
     """Return the sites as a list, or as one regular expression where a list says too much.
 
     PEFT matches listed names with the end of a module's name: `layers.0.fc1` would also adapt
     `vision.layers.0.fc1`. It matches a single text with the whole name.
     """
-    wanted = set(names)
-    for module in modules:
-        ends = (module[at + 1 :] for at, sign in enumerate(module) if sign == ".")
-        if module not in wanted and any(end in wanted for end in ends):
-            return "|".join(re.escape(name) for name in names)
-    return names
+    if endings.isdisjoint(names):
+        return names
+    return "|".join(re.escape(name) for name in names)
 
 
-def _longest_first(pattern: Mapping[str, float]) -> dict[str, Any]:
-    names = sorted(pattern, key=lambda name: -len(name))
-    return {name: _whole(pattern[name]) for name in names}
+def _pattern(values: Mapping[str, float], endings: Set[str]) -> dict[str, Any]:
+    """Return a rank or alpha pattern; a name that is the end of another is tied to the start.
+
+    The order of keys would not do: PEFT writes them sorted.
+    """
+    return {
+        f"^{re.escape(name)}" if name in endings else name: _whole(value)
+        for name, value in values.items()
+    }
 
 
 def _whole(alpha: float) -> Any:

@@ -40,7 +40,14 @@ from adaptive_lora.errors import ConfigError
     help="importance profile (JSON of `profile`), for data-driven methods [default: none]",
 )
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
-def plan(method: str, as_json: bool, profile_file: Path | None, **options: Any) -> None:
+@click.option(
+    "--emit",
+    type=click.Choice(["peft"]),
+    help="print PEFT's adapter_config.json instead of a table [default: table]",
+)
+def plan(
+    method: str, as_json: bool, emit: str | None, profile_file: Path | None, **options: Any
+) -> None:
     """Show which site gets which rank, and what it costs. Needs no weights."""
     own = {"model", "revision", "scale", "scale_policy"}
     config = study_from(settings_given({key: options[key] for key in own}))
@@ -50,7 +57,7 @@ def plan(method: str, as_json: bool, profile_file: Path | None, **options: Any) 
         options["target_names"] = options["target_names"].replace(",", " ")
     given = settings_given({key: value for key, value in options.items() if key not in own})
     spec = MethodSpec.build(name, {**written, **given})
-    from adaptive_lora.planning import plan_method, print_plan
+    from adaptive_lora.planning import peft_config, plan_method, print_plan
 
     report = plan_method(
         config.model,
@@ -59,7 +66,11 @@ def plan(method: str, as_json: bool, profile_file: Path | None, **options: Any) 
         scale_policy=config.train.scale_policy,
         profile=_read_profile(profile_file),
     )
-    if as_json:
+    if emit is not None:
+        click.echo(peft_config(report))
+        if report.note is not None:
+            click.echo(f"note: {report.note}", err=True)
+    elif as_json:
         click.echo(json.dumps(report.to_dict(), indent=1))
     else:
         print_plan(report, make_console())

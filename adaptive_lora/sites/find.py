@@ -116,7 +116,7 @@ def _linear_maps(block: nn.Module, prefix: str = "") -> Iterator[tuple[str, tupl
 
 def _tower_names(parents: Iterable[str]) -> dict[str, str]:
     """Return the shortest name that tells each parent of a stack from the others."""
-    parts = {parent: parent.split(".") for parent in parents}
+    parts = {parent: parent.split(".") if parent else [] for parent in parents}
     if len(parts) == 1:
         return dict.fromkeys(parts, "")
     columns = zip(*parts.values(), strict=False)
