@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from adaptive_lora.progress import StudyProgress
 from adaptive_lora.provenance import packages, provenance
 from adaptive_lora.tracking import Store, StudyRun, TrialRun, connect, log_adapter
 from adaptive_lora.tracking.runs import SIGNATURE
-from adaptive_lora.tracking.trials import PLAN, RESULT, eval_to_dict, result_to_dict
+from adaptive_lora.tracking.trials import HISTORY, PLAN, RESULT, eval_to_dict, result_to_dict
 from adaptive_lora.training import StepEvent
 from adaptive_lora.trial import TrialOutcome, run_trial, trial_metrics
 from adaptive_lora.workbench import Workbench
@@ -265,6 +266,10 @@ def _log_outcome(bench: Workbench, run: TrialRun, trial: TrialSpec, outcome: Tri
     run.tags({"order_digest": outcome.train.order_digest})
     run.json(RESULT, result_to_dict(outcome.train, outcome.test))
     run.json(PLAN, outcome.plan.to_dict())
+    if outcome.history:
+        run.json(HISTORY, [dataclasses.asdict(event) for event in outcome.history])
+        for event in outcome.history:
+            run.metric("ranks/total", sum(event.ranks.values()), event.step)
     if outcome.profile is not None:
         run.json(f"profile_{outcome.profile.metric}.json", outcome.profile.to_dict())
     for key, value in trial_metrics(bench, outcome, trial.fold).items():

@@ -1,4 +1,4 @@
-"""One trial: plan, attach, audit, train, audit, test, save."""
+"""One trial: its method's recipe makes a trained model; audit, test, save."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 
-from adaptive_lora.adapters import attach, audit_as_built, audit_moved, detach, save_adapter
+from adaptive_lora.adapters import audit_as_built, save_adapter
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.importance import ImportanceProfile
-from adaptive_lora.models import gradient_checkpointing
+from adaptive_lora.recipes import RECIPES, Job, RankEvent, Trained
 from adaptive_lora.results import EvalResult, TrainResult
-from adaptive_lora.training import StepEvent, TrainInputs, train
+from adaptive_lora.training import StepEvent
 from adaptive_lora.workbench import Workbench
 
 PROBE = "probe.safetensors"
@@ -31,6 +31,7 @@ class TrialOutcome:
     """Everything that a finished trial produced."""
 
     plan: RankPlan
+    """As built and saved."""
     profile: ImportanceProfile | None
     train: TrainResult
     test: EvalResult
@@ -38,6 +39,14 @@ class TrialOutcome:
     """Adapter folder."""
     seconds: float
     """Wall time of the whole trial."""
+    training_parameters: int
+    """Most parameters that were trained at once; above those of the plan where ranks were cut."""
+    history: tuple[RankEvent, ...]
+    """Ranks during training, where they changed."""
+    search_seconds: float
+    """Wall time spent on finding ranks and initial weights."""
+    extra: dict[str, float]
+    """Further metrics of the method's recipe."""
 
 
 def run_trial(
@@ -59,36 +68,28 @@ def run_trial(
         AdapterError: the model as built differs from the plan, or a site did not learn.
     """
     started = time.perf_counter()
-    plan = bench.plan(trial.method, seed=trial.seed, fold=trial.fold)
-    metric, config = trial.method.allocator.metric, trial.study.train
-    parts = bench.parts(trial.fold)
-    adapted = attach(bench.base.model, plan, seed=trial.seed, dropout=config.dropout)
+    metric = trial.method.allocator.metric
+    job = Job(bench, trial, on_step)
     try:
-        adapted.to(bench.runtime.device)
-        audit_as_built(adapted, plan)
-        inputs = TrainInputs(
-            examples=parts.train,
-            pad_id=bench.pad_id,
-            validate=lambda model: bench.losses(model, parts.validation).loss,
-            on_step=on_step,
-            lr_multipliers=plan.lr_multipliers(),
-        )
-        with gradient_checkpointing(bench.base.model, config.gradient_checkpointing):
-            result = train(adapted, inputs, config, bench.runtime, lr=trial.lr, seed=trial.seed)
-        _require_finite("validation", result.validation_loss)
-        audit_moved(adapted)
-        test = bench.score(adapted, parts.test)
+        trained = RECIPES[trial.method.recipe](job)
+        _require_finite("validation", trained.result.validation_loss)
+        audit_as_built(trained.model, trained.plan)
+        test = bench.score(trained.model, bench.parts(trial.fold).test)
         _require_finite("test", test.loss)
-        _save(bench, trial, adapted, plan, folder)
+        _save(bench, trial, trained, folder)
     finally:
-        detach(adapted)
+        job.release()
     return TrialOutcome(
-        plan=plan,
+        plan=trained.plan,
         profile=None if metric is None else bench.profile(metric, seed=trial.seed, fold=trial.fold),
-        train=result,
+        train=trained.result,
         test=test,
         folder=folder,
         seconds=time.perf_counter() - started,
+        training_parameters=trained.training_parameters,
+        history=trained.history,
+        search_seconds=trained.search_seconds,
+        extra=trained.extra,
     )
 
 
@@ -101,18 +102,16 @@ def _require_finite(part: str, loss: float) -> None:
         )
 
 
-def _save(
-    bench: Workbench, trial: TrialSpec, adapted: PeftModel, plan: RankPlan, folder: Path
-) -> None:
+def _save(bench: Workbench, trial: TrialSpec, trained: Trained, folder: Path) -> None:
     save_adapter(
-        adapted,
+        trained.model,
         folder,
-        plan=plan,
+        plan=trained.plan,
         base=bench.base.reference,
         dtype=str(bench.runtime.base_dtype).removeprefix("torch."),
         template=bench.data.template,
     )
-    save_file({"logits": probe_logits(bench, adapted, trial.fold)}, folder / PROBE)
+    save_file({"logits": probe_logits(bench, trained.model, trial.fold)}, folder / PROBE)
 
 
 def probe_logits(bench: Workbench, model: PeftModel, fold: int) -> torch.Tensor:
@@ -136,7 +135,8 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
     supervised token that a million trainable parameters bought. The published study (its
     `analyze_results.py`, `perplexity_per_param`) divides perplexity by millions of parameters, a
     figure that improves when a method spends more; the gain over the frozen base does not.
-    `reduction_vs_full` is 1 - trainable / all parameters of the base.
+    `reduction_vs_full` is 1 - trainable / all parameters of the base. `trainable_parameters` are
+    those of the final adapter, `training_parameters` the most that were trained at once.
     """
     train, test, plan = outcome.train, outcome.test, outcome.plan
     gained = bench.frozen(fold).loss - test.loss
@@ -147,6 +147,7 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
         "test/token_accuracy": test.token_accuracy,
         "test/supervised_tokens": float(test.tokens_E.sum()),
         "trainable_parameters": float(plan.trainable_parameters),
+        "training_parameters": float(outcome.training_parameters),
         "total_parameters": float(bench.base.total_parameters),
         "reduction_vs_full": 1 - plan.trainable_parameters / bench.base.total_parameters,
         "efficiency_ratio": gained / (plan.trainable_parameters / 1e6),
@@ -155,8 +156,10 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
         "peak_memory_bytes": float(train.peak_memory_bytes),
         "train_seconds": train.seconds,
         "wall_seconds": outcome.seconds,
+        "search_seconds": outcome.search_seconds,
         "skipped_steps": float(train.skipped_steps),
         "stopped_early": float(train.stopped_early),
+        **outcome.extra,
     }
     if test.exact_match is not None:
         metrics["test/exact_match"] = test.exact_match

@@ -112,14 +112,15 @@ class Workbench:
             self._profiles[key] = profile_importance(
                 self.base.model,
                 self.sites,
-                self._calibration(seed, fold),
+                self.calibration(seed, fold),
                 metric=metric,
                 seed=seed,
                 runtime=self.runtime,
             )
         return self._profiles[key]
 
-    def _calibration(self, seed: int, fold: int) -> list[Batch]:
+    def calibration(self, seed: int, fold: int) -> list[Batch]:
+        """Return the calibration batches of a seed, drawn from the fold's training part."""
         config, train = self.config.profile, self.parts(fold).train
         size = config.profile_batch_size
         order = rng_for(seed, "calibration", fold).permutation(len(train))

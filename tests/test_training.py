@@ -192,13 +192,13 @@ def test_non_finite_steps_are_skipped_then_fail(make_bench: Bench, tmp_path: Pat
 
 def test_early_stop_keeps_the_best() -> None:
     weight = torch.nn.Parameter(torch.zeros(1))
-    stop = EarlyStop(2, [weight])
+    stop = EarlyStop(2)
     for loss in (3.0, 1.0, 2.0, 1.5):
         with torch.no_grad():
             weight.fill_(loss)
-        stop.see(loss)
+        stop.see(loss, [weight])
     assert stop.stop
-    stop.restore_best()
+    stop.restore_best([weight])
     assert weight.item() == stop.kept_loss == 1.0
 
 
@@ -251,7 +251,7 @@ def test_profiler_contract(make_bench: Bench, metric: str) -> None:
 def bench_profile(bench: Workbench, metric: str, seed: int) -> object:
     """Measure a profile without the workbench's cache."""
     return profile_importance(
-        bench.base.model, bench.sites, bench._calibration(seed, 0), metric=metric, seed=seed,
+        bench.base.model, bench.sites, bench.calibration(seed, 0), metric=metric, seed=seed,
         runtime=bench.runtime,
     )  # fmt: skip
 
@@ -261,7 +261,7 @@ def test_profile_equals_its_definition(make_bench: Bench) -> None:
     profile = bench.profile("weight_gradient", seed=0, fold=0)
     weight = bench.base.model.transformer.h[1].mlp.c_fc.weight
     weight.requires_grad_(True)
-    batches = bench._calibration(0, 0)
+    batches = bench.calibration(0, 0)
     total = sum(token_scores(bench.base.model, batch).nll.sum() for batch in batches)
     loss = total / sum(batch.supervised_tokens for batch in batches)
     (gradient,) = torch.autograd.grad(loss, weight)

@@ -7,6 +7,7 @@ from typing import Any
 
 from adaptive_lora.allocation.heuristics import AttentionHeavy, LinearDecay, ThreeBand, Uniform
 from adaptive_lora.allocation.measured import Empirical
+from adaptive_lora.allocation.truncated import Truncate, TruncateRetrain
 
 METHODS: MappingProxyType[str, Any] = MappingProxyType(
     {
@@ -15,6 +16,8 @@ METHODS: MappingProxyType[str, Any] = MappingProxyType(
         "attention_heavy": AttentionHeavy,
         "three_band": ThreeBand,
         "empirical": Empirical,
+        "truncate": Truncate,
+        "truncate_retrain": TruncateRetrain,
     }
 )
 """Name on the command line and in study files -> options class of the allocator."""

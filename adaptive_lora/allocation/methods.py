@@ -91,6 +91,11 @@ class MethodSpec:
         return next(name for name, kind in METHODS.items() if type(self.allocator) is kind)
 
     @property
+    def recipe(self) -> str:
+        """Key of `recipes.RECIPES`: how its plan is trained; plain LoRA where it names none."""
+        return str(getattr(self.allocator, "recipe", "lora"))
+
+    @property
     def label(self) -> str:
         """Short unique form for tables and run names, such as `linear_decay-r16-4`."""
         parts = [f"{self.name}-{self.allocator.rank_label}"]

@@ -34,6 +34,7 @@ def audit(table: TrialTable, methods: Sequence[MethodSummary], tags: Tags) -> tu
     return tuple(
         [
             *_parameters(methods),
+            *_training_parameters(used),
             *_failures(table, methods),
             *_rates(table, methods),
             *_skipped(used),
@@ -66,6 +67,19 @@ def _parameters(methods: Sequence[MethodSummary]) -> Iterator[str]:
                 f"{method.label}: parameters differ between seeds, from "
                 f"{count(least)} to {count(most)}."
             )
+
+
+def _training_parameters(used: Iterable[tuple[MethodSummary, TrialRecord]]) -> Iterator[str]:
+    most: dict[str, tuple[float, int]] = {}
+    for method, record in used:
+        trained = record.metrics.get("training_parameters", 0.0)
+        if trained > max(record.trainable_parameters, most.get(method.label, (0.0, 0))[0]):
+            most[method.label] = (trained, record.trainable_parameters)
+    for label, (trained, final) in most.items():
+        yield (
+            f"{label}: trained up to {count(trained)} parameters to end with {count(final)}; the "
+            "comparison is at equal final parameters, not at equal training cost."
+        )
 
 
 def _failures(table: TrialTable, methods: Sequence[MethodSummary]) -> Iterator[str]:

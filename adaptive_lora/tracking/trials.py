@@ -15,6 +15,7 @@ from adaptive_lora.tracking.connection import Store
 
 RESULT = "trial.json"
 PLAN = "rank_plan.json"
+HISTORY = "rank_history.json"
 
 
 def eval_to_dict(result: EvalResult) -> dict[str, Any]:

@@ -2,5 +2,6 @@
 
 from adaptive_lora.training.guard import StabilityGuard
 from adaptive_lora.training.loop import StepEvent, TrainInputs, train
+from adaptive_lora.training.regime import Regime, Steady
 
-__all__ = ["StabilityGuard", "StepEvent", "TrainInputs", "train"]
+__all__ = ["Regime", "StabilityGuard", "Steady", "StepEvent", "TrainInputs", "train"]

@@ -23,6 +23,7 @@ from adaptive_lora.training.early_stop import EarlyStop
 from adaptive_lora.training.groups import parameter_groups
 from adaptive_lora.training.guard import StabilityGuard
 from adaptive_lora.training.memory import PeakMemory
+from adaptive_lora.training.regime import Regime, Steady
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +59,8 @@ class TrainInputs:
     """Called after every optimiser step."""
     lr_multipliers: Mapping[str, float] = field(default_factory=dict)
     """Site name -> factor of its learning rate; sites not named have 1."""
+    regime: Regime = field(default_factory=Steady)
+    """What the method does beside the gradient step."""
 
 
 def train(
@@ -82,7 +85,7 @@ def train(
     Raises:
         TrialFailed: too many non-finite steps.
     """
-    course = _Course(model, inputs, config, runtime, lr=lr, seed=seed)
+    course = Course(model, inputs, config, runtime, lr=lr, seed=seed)
     try:
         with torch_stream(seed, "base dropout"):
             course.run()
@@ -91,7 +94,7 @@ def train(
     return course.result()
 
 
-class _Course:
+class Course:
     """The course of one training: model, optimiser and what has been measured so far."""
 
     def __init__(
@@ -105,24 +108,24 @@ class _Course:
         seed: int,
     ) -> None:
         self.config, self.inputs, self.runtime = config, inputs, runtime
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
+        self.raw_optimizer = torch.optim.AdamW(
             parameter_groups(model, inputs.lr_multipliers, lr),
             lr=lr,
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.model, self.optimizer = runtime.accelerator.prepare(model, optimizer)
-        self.steps = total_steps(len(inputs.examples), config)
+        self.model, self.optimizer = runtime.accelerator.prepare(model, self.raw_optimizer)
+        self.steps, self.regime = total_steps(len(inputs.examples), config), inputs.regime
+        self.regime.start(self.raw_optimizer, self.steps)
         self.scheduler = get_scheduler(
-            config.schedule, optimizer, round(config.warmup_share * self.steps), self.steps
+            config.schedule, self.raw_optimizer, round(config.warmup_share * self.steps), self.steps
         )
         self.batches = training_batches(
             inputs.examples, batch_size=config.batch_size, seed=seed, pad_id=inputs.pad_id
         )
         scaled = runtime.accelerator.scaler is not None
         self.guard = StabilityGuard(config.max_skipped_steps, gradient_scaler=scaled)
-        self.early = EarlyStop(config.patience, self.parameters)
+        self.early = EarlyStop(config.patience)
         self.memory = PeakMemory(runtime.device)
         self.losses: list[float] = []
         self.validation: list[tuple[int, float]] = []
@@ -131,10 +134,16 @@ class _Course:
         self.order = hashlib.sha256()
         self.seconds = 0.0
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained now; a regime may have replaced some."""
+        return [p for group in self.raw_optimizer.param_groups for p in group["params"]]
+
     def run(self) -> None:
         """Take all steps, or fewer where early stopping ends the training."""
-        self._validate(0)
-        for step in range(1, self.steps + 1):
+        if not self.losses:
+            self._validate(0)
+        for step in range(len(self.losses) + 1, self.steps + 1):
             started = time.perf_counter()
             self.losses.append(self._optimiser_step(step))
             self.seconds += time.perf_counter() - started
@@ -153,13 +162,13 @@ class _Course:
             )
             if self.early.stop:
                 break
-        self.early.restore_best()
+        self.early.restore_best(self.parameters)
 
     def _validate(self, step: int) -> float:
         loss = self.inputs.validate(self.model)
         self.validation.append((step, loss))
-        if step > 0:  # the untrained adapter is no candidate
-            self.early.see(loss)
+        if step > 0 and self.regime.settled(step):  # the untrained adapter is no candidate
+            self.early.see(loss, self.parameters)
         return loss
 
     def _optimiser_step(self, step: int) -> float:
@@ -175,6 +184,9 @@ class _Course:
             loss = token_scores(self.model, batch).nll.sum() / supervised
             accelerator.backward(loss)
             total += float(loss.detach())
+        penalty = self.regime.penalty()
+        if penalty is not None:
+            accelerator.backward(penalty)
         norm = float(
             accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
         )
@@ -183,6 +195,7 @@ class _Course:
         if not (allowed or self.guard.gradient_scaler):
             self.optimizer.zero_grad()  # the step below then changes nothing
         self.optimizer.step()  # a scaler leaves out overflown steps itself and lowers its scale
+        self.regime.stepped(step, taken=allowed)
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.tokens += sum(batch.tokens for batch in window)

@@ -1,0 +1,97 @@
+"""A plan with other ranks: what is left after training has decided where ranks go."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from adaptive_lora.allocation.plan import RankPlan, SiteRank
+from adaptive_lora.allocation.scaling import ScalePolicy
+from adaptive_lora.errors import AllocationError
+
+
+def revised(plan: RankPlan, ranks: Mapping[str, int]) -> RankPlan:
+    """Return the plan with these ranks; alpha follows by its policy, rank 0 is left out.
+
+    Args:
+        plan: gives sites, scale, label and budget.
+        ranks: site name -> rank, for every site of the plan.
+    """
+    names = [entry.site.name for entry in plan.entries]
+    return dataclasses.replace(
+        plan,
+        entries=tuple(
+            _with_rank(plan.scale_policy, entry, ranks[entry.site.name])
+            for entry in plan.entries
+            if ranks[entry.site.name] > 0
+        ),
+        left_out=(*plan.left_out, *(name for name in names if not ranks[name])),
+    )
+
+
+def _with_rank(policy: ScalePolicy, entry: SiteRank, rank: int) -> SiteRank:
+    scale = entry.alpha / policy.alpha(1.0, entry.rank)
+    return dataclasses.replace(entry, rank=rank, alpha=policy.alpha(scale, rank))
+
+
+def equal_rank(plan: RankPlan, rank: int) -> RankPlan:
+    """Return the plan with one rank at every site, less where a site's smaller side is."""
+    return revised(
+        plan, {entry.site.name: min(rank, entry.site.max_rank) for entry in plan.entries}
+    )
+
+
+def budget_of(plan: RankPlan) -> int:
+    """Return the parameters that the final adapter may have."""
+    return plan.trainable_parameters if plan.budget is None else plan.budget
+
+
+def start_rank(plan: RankPlan, wanted: int | None, factor: float) -> int:
+    """Return the uniform rank at which a method starts that ends at the plan's budget.
+
+    Args:
+        plan: what the method must end at.
+        wanted: the user's choice; None: `factor` times the uniform rank of the budget, rounded up.
+        factor: above 1.
+
+    Raises:
+        AllocationError: at this rank the start is not above the budget, so nothing can be decided.
+    """
+    budget = budget_of(plan)
+    per_rank = sum(entry.site.parameters_per_rank for entry in plan.entries)
+    rank = math.ceil(factor * budget / per_rank) if wanted is None else wanted
+    cost = equal_rank(plan, rank).trainable_parameters
+    if cost <= budget:
+        raise AllocationError(
+            f"{plan.method} starts with {cost:,} parameters (rank {rank} at every site), which its "
+            f"budget of {budget:,} already holds: nothing would be cut. Required a start above the "
+            "budget; raise start_rank or lower the budget."
+        )
+    return rank
+
+
+def above_threshold(
+    values: Sequence[Sequence[float]], costs: Sequence[int], budget: int
+) -> list[int]:
+    """Return the ranks that one global threshold leaves: the lowest one within the budget.
+
+    Args:
+        values: per site, what each component is worth, not increasing.
+        costs: parameters per rank of each site.
+        budget: most parameters in all.
+
+    Returns:
+        One rank per site, 0 allowed; what is left of the budget is less than the next component
+        would cost.
+    """
+    ranks, left = [0] * len(costs), budget
+    ranked = sorted(
+        (-value, site, index) for site, row in enumerate(values) for index, value in enumerate(row)
+    )
+    for _, site, _ in ranked:
+        if costs[site] > left:
+            break
+        ranks[site] += 1
+        left -= costs[site]
+    return ranks

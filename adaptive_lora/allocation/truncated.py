@@ -1,0 +1,71 @@
+"""Ranks read off a trained adapter: train above the budget, then cut to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from adaptive_lora.allocation.demand import RANK, Evidence, RankDemand
+from adaptive_lora.allocation.plan import uniform_cost
+from adaptive_lora.options import option
+from adaptive_lora.sites import AdapterSite
+
+START_FACTOR = 2.0
+"""Rank at the start over the uniform rank of the budget."""
+
+
+def _label(rank: int, start: int | None) -> str:
+    return f"r{rank}" if start is None else f"r{rank}-from{start}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truncate:
+    """Train every site at a higher rank, then keep the largest singular values of all updates.
+
+    PARA (2604.27796): the singular values of every B·A are pooled and one global threshold decides,
+    without retraining. By Eckart-Young the cut changes the updates least in Frobenius norm among
+    all cuts that keep as many components; a site may lose all of them. Training costs the
+    parameters of the higher rank.
+    """
+
+    metric: ClassVar[str | None] = None
+    recipe: ClassVar[str] = "truncate"
+    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    start_rank: int | None = option(
+        None, "rank of every site in training; none: twice the uniform rank", limits=RANK
+    )
+
+    @property
+    def rank_label(self) -> str:
+        """Return `r8`, or `r8-from32` with a rank of the start."""
+        return _label(self.rank, self.start_rank)
+
+    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+        """Return equal ranks, which set the budget; training decides the rest."""
+        return RankDemand(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncateRetrain:
+    """The ranks that `truncate` ends with, trained from scratch.
+
+    The same seed starts each site's A with the same rows. Against `truncate` it tells whether the
+    ranks or the cut adapter's weights matter. Trains twice.
+    """
+
+    metric: ClassVar[str | None] = None
+    recipe: ClassVar[str] = "truncate_retrain"
+    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    start_rank: int | None = option(
+        None, "rank of every site in the first training; none: twice the uniform rank", limits=RANK
+    )
+
+    @property
+    def rank_label(self) -> str:
+        """Return `r8`, or `r8-from32` with a rank of the start."""
+        return _label(self.rank, self.start_rank)
+
+    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+        """Return equal ranks, which set the budget; the first training decides the rest."""
+        return RankDemand(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))

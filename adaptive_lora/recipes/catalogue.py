@@ -1,0 +1,31 @@
+"""The recipes by name. To add one, write its function in a file beside this and a line here."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Protocol
+
+from adaptive_lora.recipes.job import Job, Trained
+from adaptive_lora.recipes.plain import plain
+from adaptive_lora.recipes.truncation import truncate, truncate_retrain
+
+
+class Recipe(Protocol):
+    """Turns a method's plan into a trained model."""
+
+    def __call__(self, job: Job) -> Trained:
+        """Attach, train and finish.
+
+        The model comes back on the base, built as `Trained.plan` says, and is tested and saved as
+        it is; whoever called releases it.
+        """
+
+
+RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
+    {
+        "lora": plain,
+        "truncate": truncate,
+        "truncate_retrain": truncate_retrain,
+    }
+)
+"""`recipe` of an options class -> what it does; options that name none are plain LoRA."""

@@ -1,0 +1,142 @@
+"""What a recipe works with: one trial's base, plan, data and training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from adaptive_lora.adapters import attach, audit_as_built, detach
+from adaptive_lora.allocation import RankPlan
+from adaptive_lora.config import TrialSpec
+from adaptive_lora.data import Batch
+from adaptive_lora.models import gradient_checkpointing
+from adaptive_lora.results import TrainResult
+from adaptive_lora.training import Regime, Steady, StepEvent, TrainInputs, train
+from adaptive_lora.workbench import Workbench
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankEvent:
+    """The ranks from an optimiser step on."""
+
+    step: int
+    ranks: dict[str, int]
+    """Site name -> rank; 0 where a site has lost all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """What a recipe hands back: a model on the base, ready to be tested and saved."""
+
+    model: PeftModel
+    plan: RankPlan
+    """The ranks as they are; those of the start where training does not change them."""
+    result: TrainResult
+    """Of the training that gave the model's weights."""
+    training_parameters: int
+    """Most parameters that were trained at once, at any time."""
+    history: tuple[RankEvent, ...] = ()
+    """Ranks during training, where they change."""
+    search_seconds: float = 0.0
+    """Wall time spent on finding ranks and initial weights, trainings included."""
+    extra: dict[str, float] = field(default_factory=dict)
+    """Further metrics of the recipe by name."""
+
+
+class Job:
+    """One trial for a recipe. At most one adapter is on the base at a time."""
+
+    def __init__(
+        self, bench: Workbench, trial: TrialSpec, on_step: Callable[[StepEvent], None]
+    ) -> None:
+        """Prepare a trial; nothing is changed yet."""
+        self.bench, self.trial, self._on_step = bench, trial, on_step
+        self._adapted: PeftModel | None = None
+        self._steps_before = 0
+
+    @cached_property
+    def plan(self) -> RankPlan:
+        """The method's plan before training: ranks, or the budget that training must end at."""
+        return self.bench.plan(self.trial.method, seed=self.trial.seed, fold=self.trial.fold)
+
+    @property
+    def options(self) -> Any:
+        """The method's options."""
+        return self.trial.method.allocator
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The frozen base."""
+        return self.bench.base.model
+
+    def calibration(self) -> list[Batch]:
+        """Return the calibration batches of the seed, from the training part."""
+        return self.bench.calibration(self.trial.seed, self.trial.fold)
+
+    def attach(self, plan: RankPlan) -> PeftModel:
+        """Build a plan on the base with the seed's initial weights, and audit it as built.
+
+        Raises:
+            AdapterError: the model as built differs from the plan.
+        """
+        adapted = self.adopt(
+            attach(self.base, plan, seed=self.trial.seed, dropout=self.trial.study.train.dropout)
+        )
+        audit_as_built(adapted, plan)
+        return adapted
+
+    def adopt(self, adapted: PeftModel) -> PeftModel:
+        """Take over an adapted base, on the trial's device, until it is released."""
+        self._adapted = adapted
+        adapted.to(self.bench.runtime.device)
+        return adapted
+
+    def release(self) -> None:
+        """Give the base back as it was."""
+        if self._adapted is not None:
+            detach(self._adapted)
+            self._adapted = None
+
+    def train(
+        self, adapted: PeftModel, regime: Regime | None = None, *, trainings: int = 1
+    ) -> TrainResult:
+        """Train the adopted model on the trial's training part.
+
+        Args:
+            adapted: as attached or adopted.
+            regime: what the method does in training.
+            trainings: how many trainings the recipe makes in all; steps are shown as one course.
+
+        Raises:
+            TrialFailed: training was not stable.
+        """
+        bench, config = self.bench, self.trial.study.train
+        parts = bench.parts(self.trial.fold)
+        before = self._steps_before
+
+        def on_step(event: StepEvent) -> None:
+            self._steps_before = before + event.step
+            self._on_step(
+                dataclasses.replace(
+                    event, step=self._steps_before, total_steps=event.total_steps * trainings
+                )
+            )
+
+        inputs = TrainInputs(
+            examples=parts.train,
+            pad_id=bench.pad_id,
+            validate=lambda model: bench.losses(model, parts.validation).loss,
+            on_step=on_step,
+            lr_multipliers=self.plan.lr_multipliers(),
+            regime=regime or Steady(),
+        )
+        with gradient_checkpointing(self.base, config.gradient_checkpointing):
+            return train(
+                adapted, inputs, config, bench.runtime, lr=self.trial.lr, seed=self.trial.seed
+            )

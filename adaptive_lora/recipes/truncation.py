@@ -1,0 +1,108 @@
+"""Truncation: train at a higher rank, then let one global threshold decide the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adaptive_lora.adapters import audit_moved
+from adaptive_lora.adapters.factors import Spectrum, read_factors, spectrum, write_factors
+from adaptive_lora.allocation import RankPlan
+from adaptive_lora.allocation.revised import (
+    above_threshold,
+    budget_of,
+    equal_rank,
+    revised,
+    start_rank,
+)
+from adaptive_lora.allocation.truncated import START_FACTOR
+from adaptive_lora.recipes.job import Job, RankEvent, Trained
+from adaptive_lora.results import TrainResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Search:
+    """A finished training above the budget and the cut that fits it."""
+
+    start: RankPlan
+    cut: RankPlan
+    result: TrainResult
+    spectra: Mapping[str, Spectrum]
+
+    @property
+    def history(self) -> tuple[RankEvent, ...]:
+        ranks = {entry.site.name: entry.rank for entry in self.start.entries}
+        left = dict.fromkeys(ranks, 0) | self.cut.rank_pattern()
+        return (
+            RankEvent(step=0, ranks=ranks),
+            RankEvent(step=len(self.result.losses), ranks=left),
+        )
+
+    @property
+    def kept_energy(self) -> float:
+        """Share of the squared singular values of all updates that the cut keeps."""
+        ranks = self.cut.rank_pattern()
+        kept = sum(
+            float((found.values[: ranks.get(name, 0)] ** 2).sum())
+            for name, found in self.spectra.items()
+        )
+        return kept / sum(float((found.values**2).sum()) for found in self.spectra.values())
+
+
+def truncate(job: Job) -> Trained:
+    """Train above the budget and cut the trained updates to it."""
+    search = _search(job, trainings=1)
+    adapted = job.attach(search.cut)
+    write_factors(
+        adapted,
+        {
+            entry.site.name: search.spectra[entry.site.name].cut(
+                entry.rank, search.cut.scale_of(entry)
+            )
+            for entry in search.cut.entries
+        },
+    )
+    return Trained(
+        model=adapted,
+        plan=search.cut,
+        result=search.result,
+        training_parameters=search.start.trainable_parameters,
+        history=search.history,
+        extra={"truncation/kept_energy": search.kept_energy},
+    )
+
+
+def truncate_retrain(job: Job) -> Trained:
+    """Train above the budget to find the ranks, then train these from the seed's own start."""
+    search = _search(job, trainings=2)
+    adapted = job.attach(search.cut)
+    result = job.train(adapted, trainings=2)
+    audit_moved(adapted)
+    return Trained(
+        model=adapted,
+        plan=search.cut,
+        result=result,
+        training_parameters=search.start.trainable_parameters,
+        history=search.history,
+        search_seconds=search.result.seconds,
+        extra={"truncation/kept_energy": search.kept_energy},
+    )
+
+
+def _search(job: Job, *, trainings: int) -> _Search:
+    plan = job.plan
+    start = equal_rank(plan, start_rank(plan, job.options.start_rank, START_FACTOR))
+    adapted = job.attach(start)
+    result = job.train(adapted, trainings=trainings)
+    audit_moved(adapted)
+    scales = {entry.site.name: start.scale_of(entry) for entry in start.entries}
+    spectra = {name: spectrum(site, scales[name]) for name, site in read_factors(adapted).items()}
+    job.release()
+    ranks = above_threshold(
+        [spectra[entry.site.name].values.tolist() for entry in start.entries],
+        [entry.site.parameters_per_rank for entry in start.entries],
+        budget_of(plan),
+    )
+    names = [entry.site.name for entry in start.entries]
+    cut = revised(start, dict(zip(names, ranks, strict=True)))
+    return _Search(start=start, cut=cut, result=result, spectra=spectra)

@@ -1,0 +1,144 @@
+"""Recipes: truncation is exact, plans are what was built, trials stay paired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptive_lora.adapters.attach import lora_layers
+from adaptive_lora.adapters.factors import Factors, spectrum
+from adaptive_lora.allocation import METHODS
+from adaptive_lora.allocation.revised import above_threshold
+from adaptive_lora.config import TrialSpec
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.recipes import RECIPES
+from adaptive_lora.trial import TrialOutcome, run_trial
+from adaptive_lora.workbench import Workbench
+
+Bench = Callable[..., Workbench]
+
+
+def run(bench: Workbench, folder: Path) -> list[TrialOutcome]:
+    """Run every trial of a workbench's study."""
+    return [run_trial(bench, trial, folder / trial.label) for trial in bench.config.trials()]
+
+
+def one(bench: Workbench, folder: Path) -> TrialOutcome:
+    """Run the first trial of a workbench's study."""
+    trial: TrialSpec = next(bench.config.trials())
+    return run_trial(bench, trial, folder / trial.label)
+
+
+def test_every_recipe_is_named_by_a_method_and_the_reverse() -> None:
+    named = {getattr(kind(), "recipe", "lora") for kind in METHODS.values()}
+    assert named <= set(RECIPES)
+
+
+# --- truncation
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 5])
+def test_cut_equals_the_dense_svd_in_float64(rank: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    factors = Factors(
+        a=torch.randn(5, 11, generator=generator), b=torch.randn(7, 5, generator=generator)
+    )
+    found = spectrum(factors, scale=2.0)
+    dense = 2.0 * factors.b.double() @ factors.a.double()
+    u, s, vt = torch.linalg.svd(dense)
+    torch.testing.assert_close(found.values, s[:5], rtol=1e-12, atol=1e-12)
+    cut = found.cut(rank, scale=0.5)
+    best = u[:, :rank] * s[:rank] @ vt[:rank]
+    torch.testing.assert_close(0.5 * cut.b.double() @ cut.a.double(), best, rtol=1e-6, atol=1e-6)
+
+
+def test_spectrum_of_a_site_that_never_moved_is_zero() -> None:
+    found = spectrum(Factors(a=torch.randn(3, 8), b=torch.zeros(6, 3)), scale=2.0)
+    assert found.values.tolist() == [0.0] * 3
+
+
+SPECTRA = st.lists(
+    st.tuples(st.lists(st.floats(0, 10), min_size=1, max_size=5), st.integers(1, 9)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(SPECTRA, st.integers(0, 100))
+def test_one_threshold_separates_kept_from_cut(
+    sites: list[tuple[list[float], int]], budget: int
+) -> None:
+    values = [sorted(row, reverse=True) for row, _ in sites]
+    costs = [cost for _, cost in sites]
+    ranks = above_threshold(values, costs, budget)
+    kept = [value for row, rank in zip(values, ranks, strict=True) for value in row[:rank]]
+    cut = [
+        (value, cost)
+        for row, rank, cost in zip(values, ranks, costs, strict=True)
+        for value in row[rank:]
+    ]
+    spent = sum(rank * cost for rank, cost in zip(ranks, costs, strict=True))
+    assert spent <= budget
+    if kept and cut:
+        assert min(kept) >= max(value for value, _ in cut)
+    if cut:
+        assert spent + max(cost for _, cost in cut) > budget
+
+
+def test_truncate_cuts_what_uniform_trained(make_bench: Bench, tmp_path: Path) -> None:
+    """Training is that of uniform at the start's rank; only the end differs."""
+    bench = make_bench(methods="uniform:rank=4 truncate:rank=2", seeds="0")
+    uniform, truncated = run(bench, tmp_path)
+    assert truncated.train.losses == uniform.train.losses
+    assert truncated.training_parameters == uniform.plan.trainable_parameters
+    budget = truncated.plan.budget
+    assert budget == uniform.plan.trainable_parameters // 2
+    most = max(site.parameters_per_rank for site in bench.sites)
+    assert budget - most < truncated.plan.trainable_parameters <= budget
+    assert 0 < truncated.extra["truncation/kept_energy"] < 1
+    assert truncated.history[0].ranks == uniform.plan.rank_pattern()
+    left = {name: rank for name, rank in truncated.history[1].ranks.items() if rank}
+    assert left == truncated.plan.rank_pattern()
+    assert lora_layers(bench.base.model) == {}
+
+
+def test_truncating_nothing_away_changes_nothing(make_bench: Bench, tmp_path: Path) -> None:
+    """A budget one below the start's leaves out one component; the loss hardly moves."""
+    bench = make_bench(methods="uniform:rank=3", seeds="0")
+    uniform = one(bench, tmp_path)
+    budget = uniform.plan.trainable_parameters - 1
+    bench = make_bench(methods=f"truncate:start_rank=3,budget={budget}", seeds="0")
+    truncated = one(bench, tmp_path)
+    assert truncated.extra["truncation/kept_energy"] > 0.99
+    assert truncated.test.loss == pytest.approx(uniform.test.loss, rel=1e-2)
+
+
+def test_retraining_starts_from_the_seeds_own_weights(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(methods="uniform:rank=2 truncate:rank=2 truncate_retrain:rank=2", seeds="0")
+    uniform, truncated, retrained = run(bench, tmp_path)
+    assert retrained.plan.rank_pattern() == truncated.plan.rank_pattern()
+    assert retrained.train.losses[0] == uniform.train.losses[0]  # B is zero again
+    assert retrained.train.losses != uniform.train.losses
+    assert retrained.search_seconds > 0
+
+
+def test_steps_of_two_trainings_are_shown_as_one_course(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(methods="truncate_retrain:rank=1", seeds="0", max_steps=2)
+    seen = []
+    run_trial(
+        bench, next(bench.config.trials()), tmp_path / "adapter",
+        lambda event: seen.append((event.step, event.total_steps)),
+    )  # fmt: skip
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_start_within_the_budget_is_refused(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(methods="truncate:rank=4,start_rank=4", seeds="0")
+    with pytest.raises(AllocationError, match="nothing would be cut"):
+        one(bench, tmp_path)
+    assert lora_layers(bench.base.model) == {}
