@@ -14,7 +14,7 @@ from adaptive_lora.comparison import Comparison, compare
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import AdapterError, DataError
 from adaptive_lora.provenance import provenance
-from adaptive_lora.report import render_markdown, render_terminal, write_report
+from adaptive_lora.report import About, render_markdown, render_terminal, write_report
 from adaptive_lora.results import TrialRecord
 from adaptive_lora.tracking import (
     RegisteredAdapter,
@@ -64,9 +64,11 @@ def judge(bench: Workbench, study: StudyRun, config: StudyConfig, console: Conso
         comparison,
         records,
         folder,
-        title=f"Study {config.study}",
-        facts=_facts(bench, study),
-        examples={example.id: example.prompt for example in bench.data.examples},
+        About(
+            title=f"Study {config.study}",
+            facts=_facts(bench, study),
+            examples={example.id: example.prompt for example in bench.data.examples},
+        ),
     )
     render_terminal(comparison, console)
     study.files(folder, "report")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import html.parser
+import base64
+import hashlib
 import io
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from html_page import Page
 from rich.console import Console
 from synthetic_study import EFFECTS, FROZEN_LOSS, failed, scores, study
 
 from adaptive_lora.comparison import Comparison, compare
-from adaptive_lora.report import render_markdown, render_terminal, write_report
+from adaptive_lora.report import About, render_markdown, render_terminal, write_report
 from adaptive_lora.results import TrialRecord
 
 EVIL = "<script>alert('x')</script>"
@@ -25,29 +28,8 @@ FIGURES = {
     "rank_maps",
     "validation_curves",
     "learning_rates",
+    "example_changes",
 }
-
-
-class Page(html.parser.HTMLParser):
-    """Tags with their attributes, and the text outside style sheets."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._in_style = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._in_style = tag == "style"
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_style = False
-
-    def handle_data(self, data: str) -> None:
-        if not self._in_style:
-            self.text += data
 
 
 def evil_study() -> list[TrialRecord]:
@@ -65,21 +47,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
         comparison,
         records,
         tmp_path_factory.mktemp("report"),
-        title=f"Study {EVIL}",
-        facts=FACTS,
-        examples={changed: f"Say {EVIL} politely."},
+        About(title=f"Study {EVIL}", facts=FACTS, examples={changed: f"Say {EVIL} politely."}),
     )
     return comparison, path
 
 
-def test_answer_comes_first_then_what_is_unfair_then_the_table(
+def test_what_is_unfair_comes_before_the_answer_and_the_answer_before_the_table(
     made: tuple[Comparison, Path],
 ) -> None:
     comparison, path = made
     text = Page(path.read_text(encoding="utf-8")).text
     places = [
         text.index(part)
-        for part in (comparison.answer, comparison.fairness[0], "Result", "How to reproduce")
+        for part in (comparison.fairness[0], comparison.answer, "Result", "How to reproduce")
     ]
     assert places == sorted(places)
     for finding in comparison.fairness:
@@ -92,13 +72,103 @@ def test_text_from_data_cannot_become_markup(made: tuple[Comparison, Path]) -> N
     _, path = made
     source = path.read_text(encoding="utf-8")
     page = Page(source)
-    assert "<script" not in source
-    assert not [tag for tag, _ in page.tags if tag in ("script", "iframe", "object", "link", "img")]
+    scripts = list(page.root.all("script"))
+    assert [one.attrs for one in scripts] == [{"type": "application/json", "id": "comparison"}, {}]
+    assert source.count("<script") == source.count("</script") == 2
+    assert not [tag for tag, _ in page.tags if tag in ("iframe", "object", "link", "img", "form")]
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
     for shown in (f"Study {EVIL}", f"key {EVIL}", f"value {EVIL}", f"Say {EVIL} politely."):
         assert shown in page.text
     assert f"reason {EVIL}" in page.text
     assert "<script" not in path.with_name("report.md").read_text(encoding="utf-8")
+
+
+def test_only_the_pages_own_script_may_run(made: tuple[Comparison, Path]) -> None:
+    _, path = made
+    page = Page(path.read_text(encoding="utf-8"))
+    script = list(page.root.all("script"))[-1].text
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [
+        attrs["content"] or ""
+        for _, attrs in page.tags
+        if attrs.get("http-equiv") == "Content-Security-Policy"
+    ]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["script-src"] == f"'sha256-{digest}'"
+
+
+def test_page_carries_its_numbers(made: tuple[Comparison, Path]) -> None:
+    comparison, path = made
+    page = Page(path.read_text(encoding="utf-8"))
+    assert json.loads(page.root.find("script", "comparison").text) == comparison.to_dict()
+
+
+def test_result_table_has_a_row_per_method_with_the_numbers_behind(
+    made: tuple[Comparison, Path],
+) -> None:
+    comparison, path = made
+    table = Page(path.read_text(encoding="utf-8")).root.find("table", "result")
+    head = [one.text for one in next(table.all("thead")).all("th")]
+    rows = list(next(table.all("tbody")).all("tr"))
+    assert next(table.all("caption")).text == "Result"
+    assert [row.attrs["data-m"] for row in rows] == [str(i) for i in range(len(rows))]
+    for row, method in zip(rows, comparison.methods, strict=True):
+        values = [cell.attrs.get("data-v") for cell in row.all("td")]
+        by_name = dict(zip(head[1:], values, strict=True))
+        assert next(row.all("th")).text.endswith(method.label)
+        assert float(by_name["Test loss"] or "nan") == method.loss.mean
+        assert float(by_name["Parameters"] or "nan") == method.parameters.mean
+        if method.difference is None:
+            assert by_name["Difference"] is None
+        else:
+            assert float(by_name["Difference"] or "nan") == method.difference.mean
+            assert float(by_name["95 % interval"] or "nan") == method.difference.interval.low
+            assert float(by_name["p"] or "nan") == method.difference.tests.sign_flip
+            assert float(by_name["p corrected"] or "nan") == method.difference.tests.holm
+
+
+def test_every_method_can_be_picked_and_every_table_is_named(
+    made: tuple[Comparison, Path],
+) -> None:
+    comparison, path = made
+    root = Page(path.read_text(encoding="utf-8")).root
+    picker = root.find("fieldset", "picker")
+    assert "hidden" in picker.attrs  # of no use without the script, which shows it
+    assert [box.attrs["value"] for box in picker.all("input")] == [
+        str(place) for place in range(len(comparison.methods))
+    ]
+    for table in root.all("table"):
+        assert next(table.all("caption")).text
+    for link in next(root.all("nav")).all("a"):
+        assert root.find("h2", (link.attrs["href"] or "").removeprefix("#"))
+
+
+def test_marks_say_their_numbers(made: tuple[Comparison, Path]) -> None:
+    comparison, path = made
+    root = Page(path.read_text(encoding="utf-8")).root
+    titles = [title.text for title in root.find("figure", "differences").all("title")]
+    for method in comparison.methods[1:]:
+        assert method.difference is not None
+        for seed, value in zip(method.difference.seeds, method.difference.values, strict=True):
+            text = f"{method.label}, seed {seed}: {value:+.4f}".replace(": -", ": \N{MINUS SIGN}")
+            assert text in titles
+    rates = [title.text for title in root.find("figure", "learning_rates").all("title")]
+    assert len(rates) == len(RATES) * len(comparison.methods)
+    assert sum(text.endswith("chosen") for text in rates) == len(comparison.methods)
+
+
+def test_small_frames_can_be_moved(made: tuple[Comparison, Path]) -> None:
+    comparison, path = made
+    root = Page(path.read_text(encoding="utf-8")).root
+    everyone = ",".join(map(str, range(len(comparison.methods))))
+    for name in ("rank_maps", "validation_curves", "learning_rates"):
+        svg = next(root.find("figure", name).all("svg"))
+        assert svg.attrs["data-order"] == everyone
+        assert float(svg.attrs["data-right"] or 0) > 0
+        assert float(svg.attrs["data-down"] or 0) > 0
+        owners = {part.attrs["data-m"] for part in svg.all("g") if "data-m" in part.attrs}
+        assert owners == set(everyone.split(","))
 
 
 def test_page_loads_nothing_from_elsewhere(made: tuple[Comparison, Path]) -> None:
@@ -117,9 +187,10 @@ def test_every_figure_is_in_the_page_and_beside_it(made: tuple[Comparison, Path]
     assert shown == FIGURES
     assert sum(tag == "svg" for tag, _ in page.tags) == len(FIGURES)
     for name in FIGURES:
-        data = (path.parent / "figures" / f"{name}.png").read_bytes()
-        assert data.startswith(b"\x89PNG")
-        assert len(data) > 5_000
+        files = path.parent / "figures" / name
+        assert files.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        assert files.with_suffix(".pdf").read_bytes().startswith(b"%PDF-1.")
+        assert ElementTree.parse(files.with_suffix(".svg")).getroot().tag.endswith("}svg")
 
 
 def test_ids_are_unique_and_references_resolve(made: tuple[Comparison, Path]) -> None:
@@ -151,21 +222,27 @@ def test_json_is_the_comparison(made: tuple[Comparison, Path]) -> None:
     assert values["headline"] == comparison.headline
 
 
-def test_same_input_gives_the_same_page(tmp_path: Path) -> None:
-    records = study({"uniform-r8": 0.0, "m": -0.1}, range(3))
-    comparison = compare(records, baseline="uniform-r8")
-    pages = [
-        write_report(comparison, records, tmp_path / name, title="t", facts={}).read_bytes()
-        for name in ("first", "second")
+def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    records = study({"uniform-r8": 0.0, "m": -0.1}, range(3), rates=RATES)
+    folders = []
+    for name in ("first", "second"):
+        comparison = compare(records, baseline="uniform-r8")
+        write_report(comparison, records, tmp_path / name, About(title="t", facts={}))
+        folders.append(tmp_path / name)
+    written = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+        for folder in folders
     ]
-    assert pages[0] == pages[1]
+    assert len(written[0]) == 5 + 3 * len(FIGURES)
+    for name, data in written[0].items():
+        assert written[1][name] == data, name
 
 
 def test_a_study_with_one_seed_and_failures_still_reports(tmp_path: Path) -> None:
     records = study({"uniform-r8": 0.0, "m": -0.1}, range(1))
     records.append(failed("broken", 0, "out of memory"))
     comparison = compare(records, baseline="uniform-r8")
-    path = write_report(comparison, records, tmp_path, title="t", facts={})
+    path = write_report(comparison, records, tmp_path, About(title="t", facts={}))
     text = Page(path.read_text(encoding="utf-8")).text
     assert "out of memory" in text
     assert "not compared" in text

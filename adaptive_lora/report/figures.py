@@ -1,8 +1,8 @@
-"""All figures of a comparison: inline SVG for the page and PNG files for papers."""
+"""All figures of a comparison: inline SVG for the page; SVG, PNG and PDF files for papers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,11 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from adaptive_lora.comparison import Comparison
-from adaptive_lora.report.panels import learning_rates, rank_maps, validation_curves
+from adaptive_lora.report.panels import example_changes, learning_rates, validation_curves
 from adaptive_lora.report.plots import differences, loss_against_parameters
-from adaptive_lora.report.style import STYLE, inline_svg
+from adaptive_lora.report.ranks import rank_maps
+from adaptive_lora.report.style import STYLE
+from adaptive_lora.report.svg import to_svg
 from adaptive_lora.results import TrialRecord
 
 
@@ -25,6 +27,18 @@ class Drawing:
     caption: str
     svg: str
     """Inline SVG whose text and lines take the page's colours."""
+    wide: bool
+    """Whether it takes the page's whole width."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Material:
+    """What figures are drawn from."""
+
+    comparison: Comparison
+    records: Sequence[TrialRecord]
+    examples: Mapping[str, str]
+    """Example id -> text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +48,8 @@ class _Plan:
     name: str
     title: str
     caption: str
-    make: Callable[[Comparison, Sequence[TrialRecord]], Figure | None]
+    make: Callable[[Material], Figure | None]
+    wide: bool = False
 
 
 _PLANS = (
@@ -44,7 +59,7 @@ _PLANS = (
         caption="Test loss, method minus {baseline}: each dot one seed, bar the {confidence} "
         "interval of the mean. Left of zero is better. The band is the equivalence margin, where "
         "there is one.",
-        make=lambda comparison, _: differences(comparison),
+        make=lambda m: differences(m.comparison),
     ),
     _Plan(
         name="loss_against_parameters",
@@ -52,37 +67,51 @@ _PLANS = (
         caption="Mean and interval over seeds; down and left is better. The dotted line joins "
         "methods that no other beats in both. These intervals hold what all methods share within "
         "a seed, so judge by the paired differences.",
-        make=lambda comparison, _: loss_against_parameters(comparison),
+        make=lambda m: loss_against_parameters(m.comparison),
     ),
     _Plan(
         name="rank_maps",
         title="Where the ranks went",
         caption="Rank per layer (0 at the input) and role, mean over seeds; a dash: no adapter "
         "there.",
-        make=rank_maps,
+        make=lambda m: rank_maps(m.comparison, m.records),
+        wide=True,
     ),
     _Plan(
         name="validation_curves",
         title="Validation loss while training",
         caption="At the chosen rate; mean over seeds, band from lowest to highest seed, "
         "{baseline} in grey. The loss before training may lie above the frame.",
-        make=validation_curves,
+        make=lambda m: validation_curves(m.comparison, m.records),
+        wide=True,
     ),
     _Plan(
         name="learning_rates",
         title="Validation loss against learning rate",
         caption="Mean over seeds and standard deviation; the ring is the chosen rate. A ring at "
         "the edge means that a better rate may lie outside.",
-        make=lambda comparison, _: learning_rates(comparison),
+        make=lambda m: learning_rates(m.comparison),
+        wide=True,
+    ),
+    _Plan(
+        name="example_changes",
+        title="Which test examples changed",
+        caption="Loss of every test example minus the baseline's, summed over the response, "
+        "averaged over seeds, and sorted. Below zero is better. Dots are the most changed "
+        "examples, whose texts stand below.",
+        make=lambda m: example_changes(m.comparison, m.records, m.examples),
+        wide=True,
     ),
 )
 
 
-def draw_all(
-    comparison: Comparison, records: Sequence[TrialRecord], folder: Path
-) -> tuple[Drawing, ...]:
-    """Draw every figure that the data allow and save each as PNG in a folder."""
+def draw_all(material: Material, folder: Path) -> tuple[Drawing, ...]:
+    """Draw every figure that the data allow and save each as SVG, PNG and PDF in a folder.
+
+    Files hold no dates: the same comparison gives the same bytes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    comparison = material.comparison
     words = {
         "baseline": comparison.baseline,
         "confidence": f"{100 * comparison.confidence:g} %",
@@ -90,11 +119,31 @@ def draw_all(
     drawings = []
     for plan in _PLANS:
         with mpl.rc_context(STYLE):
-            figure = plan.make(comparison, records)
+            figure = plan.make(material)
             if figure is None:
                 continue
-            figure.savefig(folder / f"{plan.name}.png", dpi=200, facecolor="white")
-            svg = inline_svg(figure, plan.name)
-        caption = plan.caption.format(**words)
-        drawings.append(Drawing(name=plan.name, title=plan.title, caption=caption, svg=svg))
+            svg = _save(figure, folder / plan.name, plan.title)
+        drawings.append(
+            Drawing(
+                name=plan.name,
+                title=plan.title,
+                caption=plan.caption.format(**words),
+                svg=svg,
+                wide=plan.wide,
+            )
+        )
     return tuple(drawings)
+
+
+def _save(figure: Figure, path: Path, title: str) -> str:
+    """Save a figure in every format and return its inline SVG."""
+    if figure.get_layout_engine() is not None:  # lay out once, not once a format
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    figure.savefig(path.with_suffix(".png"), dpi=200, facecolor="white")
+    figure.savefig(
+        path.with_suffix(".pdf"), metadata={"Title": title, "CreationDate": None}, facecolor="white"
+    )
+    alone, inline = to_svg(figure, path.name)
+    path.with_suffix(".svg").write_text(alone, encoding="utf-8", newline="\n")
+    return inline

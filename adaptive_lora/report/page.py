@@ -1,27 +1,25 @@
-"""The report: one HTML page that needs nothing else, with Markdown, JSON and PNG beside it."""
+"""The report's page: the template filled with a comparison, its figures and its tables."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from adaptive_lora.comparison import Comparison, MethodSummary, VerdictKind
 from adaptive_lora.comparison.wording import signed
-from adaptive_lora.report.figures import Drawing, draw_all
-from adaptive_lora.report.tables import (
-    SYMBOLS,
-    evidence_table,
-    failure_table,
-    rate_table,
-    render_markdown,
-    result_table,
-    score_table,
-)
-from adaptive_lora.results import TrialRecord
+from adaptive_lora.report.about import About
+from adaptive_lora.report.figures import Drawing
+from adaptive_lora.report.files import csv_table, latex_table
+from adaptive_lora.report.markdown import markdown_table
+from adaptive_lora.report.style import colour_of, glyph_of
+from adaptive_lora.report.tables import SYMBOLS, further_tables, result_table
 
 TONES: Mapping[VerdictKind, str] = {
     VerdictKind.BASELINE: "plain",
@@ -34,48 +32,20 @@ TONES: Mapping[VerdictKind, str] = {
 }
 """CSS class per verdict; the word and its symbol say the same without colour."""
 
+_SECTIONS = (
+    ("results", "Result"),
+    ("verdicts", "Each method"),
+    ("figures", "Figures"),
+    ("scores-and-cost", "Scores and cost"),
+    ("reproduce", "How to reproduce"),
+)
 
-def write_report(
-    comparison: Comparison,
-    records: Sequence[TrialRecord],
-    folder: Path,
-    *,
-    title: str,
-    facts: Mapping[str, str],
-    examples: Mapping[str, str] | None = None,
-) -> Path:
-    """Write `report.html`, `report.md`, `comparison.json` and `figures/*.png`.
 
-    Args:
-        comparison: what to report.
-        records: the trials it was made from, for rank maps and curves.
-        folder: made where missing; files of an earlier report are replaced.
-        title: of the page.
-        facts: name -> value under "How to reproduce": command, versions, digests. A value of
-            several lines is shown as code.
-        examples: example id -> text of the prompt, for the table of most changed examples.
+def render_page(comparison: Comparison, drawings: Sequence[Drawing], about: About) -> str:
+    """Return the page, which needs nothing beside it: no network, no file, no storage.
 
-    Returns:
-        Path of `report.html`, written last, so that it is only there when all else is.
+    Its policy lets no script run but its own, by digest, whatever text comes from data.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    drawings = draw_all(comparison, records, folder / "figures")
-    html = _page(comparison, drawings, title, facts, examples or {})
-    values = json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "comparison.json").write_text(values + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(render_markdown(comparison, title), encoding="utf-8")
-    path = folder / "report.html"
-    path.write_text(html, encoding="utf-8")
-    return path
-
-
-def _page(
-    comparison: Comparison,
-    drawings: Sequence[Drawing],
-    title: str,
-    facts: Mapping[str, str],
-    examples: Mapping[str, str],
-) -> str:
     environment = Environment(
         loader=PackageLoader("adaptive_lora.report", "."),
         autoescape=True,
@@ -83,25 +53,61 @@ def _page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["soft"] = _soft
-    more = (score_table, evidence_table, rate_table, failure_table)
+    environment.filters.update(soft=_soft, slug=_slug)
+    style, script = (
+        files("adaptive_lora.report").joinpath(name).read_text(encoding="utf-8")
+        for name in ("page.css", "page.js")
+    )
+    labels = [method.label for method in comparison.methods]
+    result = result_table(comparison)
     return environment.get_template("template.html").render(
-        title=title,
+        title=about.title,
         comparison=comparison,
         symbols=SYMBOLS,
         tones=TONES,
-        result=result_table(comparison),
-        # Matplotlib escapes the labels in its SVG; everything else goes through autoescape.
+        result=result,
+        # Figures are built as an XML tree, which escapes; everything else goes through autoescape.
         drawings=[(drawing, Markup(drawing.svg)) for drawing in drawings],
-        tables=[table for make in more if (table := make(comparison)).rows],
-        changes=_changes(comparison, examples),
-        facts=facts,
+        tables=further_tables(comparison),
+        changes=_changes(comparison, about.examples),
+        facts=about.facts,
+        formats=[
+            ("LaTeX", latex_table(comparison)),
+            ("CSV", csv_table(comparison)),
+            ("Markdown", markdown_table(result)),
+        ],
+        places={label: place for place, label in enumerate(labels)},
+        glyphs={
+            label: (colour_of(comparison, label), glyph_of(comparison, label)) for label in labels
+        },
+        sections=_SECTIONS,
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=Markup(_source_hash(script)),
+        values=_json_in_html(comparison),
     )
+
+
+def _source_hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _json_in_html(comparison: Comparison) -> Markup:
+    """Return JSON that cannot end its element: no `<`, `>` or `&` stands in it."""
+    text = json.dumps(comparison.to_dict(), allow_nan=False)
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
 
 
 def _soft(label: str) -> Markup:
     """Return an escaped label that may break after its own separators."""
     return Markup(str(escape(label)).replace("_", "_<wbr>").replace("-", "-<wbr>"))
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def _changes(

@@ -1,166 +1,75 @@
-"""Figures with one small frame per method: rank maps, validation curves, learning rates."""
+"""Figures with one small frame per method: validation curves, learning rates, examples."""
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from adaptive_lora.comparison import Comparison, MethodSummary
-from adaptive_lora.report.style import INK, MUTED, WIDTH, colour_of
-from adaptive_lora.results import FloatArray, TrialRecord
+from adaptive_lora.comparison.wording import plain, plural, signed
+from adaptive_lora.report.grid import Frame, panels, share_limits
+from adaptive_lora.report.selection import example_differences, used_trials
+from adaptive_lora.report.style import INK, MUTED, colour_of, place_of
+from adaptive_lora.report.svg import mark
+from adaptive_lora.results import TrialRecord
 
-_ROLE_ORDER = ("query", "key", "value", "qkv", "output", "up", "gate", "down", "other")
-
-
-def _used(comparison: Comparison, records: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
-    """Return per method the finished trials at its chosen rate."""
-    used: dict[str, list[TrialRecord]] = {m.label: [] for m in comparison.methods}
-    for record in records:
-        method = comparison.method(record.method)
-        if record.status == "FINISHED" and record.lr == method.lr and record.seed in method.seeds:
-            used[record.method].append(record)
-    return used
-
-
-def _panels(number: int, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
-    columns = min(columns, number)
-    rows = -(-number // columns)
-    figure = Figure(figsize=(WIDTH, 0.45 + rows * height), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    axes = list(grid.flat)
-    for unused in axes[number:]:
-        unused.set_visible(False)
-    return figure, axes[:number]
-
-
-def _folded(label: str, width: int = 22) -> str:
-    """Return a label in lines of at most `width` characters, broken at its own separators."""
-    lines, line = [], ""
-    for piece in re.findall(r"[^-_]*[-_]?", label):
-        if line and len(line + piece) > width:
-            lines.append(line)
-            line = ""
-        line += piece
-    return "\n".join([*lines, line])
-
-
-def rank_maps(comparison: Comparison, records: Sequence[TrialRecord]) -> Figure | None:
-    """Draw layers x roles per method as a heat map with the ranks written in."""
-    maps = {
-        label: _mean_ranks(trials)
-        for label, trials in _used(comparison, records).items()
-        if any(trial.plan.get("sites") for trial in trials)
-    }
-    if not maps:
-        return None
-    cells = {cell for ranks in maps.values() for cell in ranks}
-    layers = sorted({layer for layer, _ in cells})
-    found = {role for _, role in cells}
-    roles = [role for role in _ROLE_ORDER if role in found]
-    roles += sorted(found - set(roles))
-    highest = max(max(ranks.values()) for ranks in maps.values())
-    many = len(layers) > 12
-    figure, panels = _panels(len(maps), 0.55 + 0.155 * len(layers))
-    ticks = slice(None, None, 4 if many else 1)
-    for axes, (label, ranks) in zip(panels, maps.items(), strict=True):
-        values = np.array(
-            [[ranks.get((layer, role), np.nan) for role in roles] for layer in layers]
-        )
-        _heat_map(axes, values, highest, 5.0 if many else 6.5)
-        axes.set_title(_folded(label), fontsize=7, loc="left")
-        axes.set_xticks(np.arange(len(roles)) + 0.5, roles, rotation=0 if len(roles) < 5 else 60)
-        places = np.arange(len(layers)) + 0.5
-        axes.set_yticks(places[ticks], [str(layer) for layer in layers[ticks]])
-    figure.supylabel("layer", fontsize=8)
-    return figure
-
-
-def _heat_map(axes: Axes, values: FloatArray, highest: float, size: float) -> None:
-    """Colour cells by value, the same colour for the same rank in every frame, and write it."""
-    axes.grid(False)
-    axes.pcolormesh(
-        np.ma.masked_invalid(values),
-        cmap=mpl.colormaps["Blues"],
-        vmin=-0.06 * highest,
-        vmax=1.1 * highest,
-        edgecolors="white",
-        linewidth=0.6,
-    )
-    for (row, column), value in np.ndenumerate(values):
-        if np.isnan(value):
-            text, colour = "\N{EN DASH}", MUTED
-        else:
-            text = f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
-            colour = "white" if value > 0.6 * highest else "#101418"
-        axes.text(
-            column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, color=colour
-        )
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _mean_ranks(trials: Sequence[TrialRecord]) -> Mapping[tuple[int, str], float]:
-    """Return the mean rank per layer and role over trials, several sites of a role averaged."""
-    ranks: dict[tuple[int, str], list[float]] = defaultdict(list)
-    for trial in trials:
-        for site in trial.plan.get("sites", ()):
-            ranks[int(site["layer"]), str(site["role"])].append(float(site["rank"]))
-    return {cell: float(np.mean(values)) for cell, values in ranks.items()}
+_FRAME = Frame(height=1.0)
 
 
 def validation_curves(comparison: Comparison, records: Sequence[TrialRecord]) -> Figure | None:
     """Draw validation loss over optimiser steps per method, with the baseline behind."""
     curves = {
         label: _curve(trials)
-        for label, trials in _used(comparison, records).items()
+        for label, trials in used_trials(comparison, records).items()
         if any(trial.validation_curve for trial in trials)
     }
     if not curves:
         return None
-    figure, panels = _panels(len(curves), 1.3)
-    # The loss before training would flatten everything that follows.
-    late = np.array([v for _, _, low, high in curves.values() for v in (*low[1:], *high[1:])])
+    figure, frames = panels(
+        comparison, list(curves), _FRAME, "validation loss (nats per token) over optimiser step"
+    )
     reference = curves.get(comparison.baseline)
-    for axes, (label, (steps, mean, low, high)) in zip(panels, curves.items(), strict=True):
+    for axes, (label, curve) in zip(frames, curves.items(), strict=True):
+        steps = list(curve)
         if reference is not None and label != comparison.baseline:
-            axes.plot(reference[0], reference[1], color=MUTED, linewidth=1)
+            means = [float(np.mean(losses)) for losses in reference.values()]
+            axes.plot(list(reference), means, color=MUTED, linewidth=0.9)
+        mean = [float(np.mean(losses)) for losses in curve.values()]
+        low, high = [min(v) for v in curve.values()], [max(v) for v in curve.values()]
         colour = colour_of(comparison, label)
         axes.fill_between(steps, low, high, color=colour, alpha=0.25, linewidth=0)
-        axes.plot(steps, mean, color=colour, linewidth=1.4)
-        axes.set_title(_folded(label), fontsize=7, loc="left")
-        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
-    if late.size and np.ptp(late) > 0:
-        room = 0.06 * float(np.ptp(late))
-        panels[0].set_ylim(float(late.min()) - room, float(late.max()) + room)
-    figure.supxlabel("optimiser step", fontsize=8)
-    figure.supylabel("validation loss", fontsize=8)
+        axes.plot(steps, mean, color=colour, linewidth=1.3)
+        (dots,) = axes.plot(steps, mean, "o", color=colour, markersize=2.2)
+        texts = [
+            f"{label}, step {step}: {plain(float(np.mean(losses)))} "
+            f"({plain(min(losses))} to {plain(max(losses))}, {plural(len(losses), 'trial')})"
+            for step, losses in curve.items()
+        ]
+        mark(dots, place_of(comparison, label), texts)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    # The loss before training would flatten everything that follows.
+    late = [
+        loss for curve in curves.values() for losses in [*curve.values()][1:] for loss in losses
+    ]
+    if late:
+        share_limits(frames, min(late), max(late))
     return figure
 
 
-def _curve(
-    trials: Sequence[TrialRecord],
-) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Return steps, mean, lowest and highest validation loss over the trials with that step."""
+def _curve(trials: Sequence[TrialRecord]) -> Mapping[int, list[float]]:
+    """Return step -> validation losses of the trials that have a finite one there."""
     at: dict[int, list[float]] = defaultdict(list)
     for trial in trials:
         for step, loss in trial.validation_curve:
             if np.isfinite(loss):
                 at[step].append(loss)
-    steps = sorted(at)
-    return (
-        steps,
-        [float(np.mean(at[step])) for step in steps],
-        [min(at[step]) for step in steps],
-        [max(at[step]) for step in steps],
-    )
+    return {step: at[step] for step in sorted(at)}
 
 
 def learning_rates(comparison: Comparison) -> Figure | None:
@@ -170,38 +79,89 @@ def learning_rates(comparison: Comparison) -> Figure | None:
     ]
     if not shown:
         return None
-    figure, panels = _panels(len(shown), 1.3)
+    figure, frames = panels(
+        comparison,
+        [m.label for m in shown],
+        _FRAME,
+        "validation loss (nats per token) over learning rate",
+    )
     rates = sorted({rate.lr for method in shown for rate in method.rates})
-    for axes, method in zip(panels, shown, strict=True):
-        _rate_curve(axes, method, colour_of(comparison, method.label))
+    ends = []
+    for axes, method in zip(frames, shown, strict=True):
+        place = place_of(comparison, method.label)
+        ends += _rate_curve(axes, method, place, colour_of(comparison, method.label))
         axes.set_xscale("log")
-        axes.set_xticks(rates[:: max(1, len(rates) // 3)])
+        axes.set_xlim(rates[0] / 1.3, rates[-1] * 1.3)
+        axes.set_xticks(rates[:: -(-len(rates) // 3)])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.tick_params(axis="x", which="minor", bottom=False)
-        axes.set_title(_folded(method.label), fontsize=7, loc="left")
-    figure.supxlabel("learning rate", fontsize=8)
-    figure.supylabel("validation loss", fontsize=8)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    share_limits(frames, min(ends), max(ends))
     return figure
 
 
-def _rate_curve(axes: Axes, method: MethodSummary, colour: str) -> None:
-    known = [rate for rate in method.rates if rate.validation.mean is not None]
-    means = [rate.validation.mean or 0.0 for rate in known]
-    deviations = [rate.validation.sd or 0.0 for rate in known]
-    axes.errorbar(
-        [rate.lr for rate in known],
-        means,
-        yerr=deviations,
-        fmt="o-",
-        color=colour,
-        markersize=3,
-        linewidth=1.2,
-        elinewidth=0.8,
-        capsize=2,
-    )
-    for rate, mean in zip(known, means, strict=True):
+def _rate_curve(axes: Axes, method: MethodSummary, place: int, colour: str) -> list[float]:
+    """Draw mean and deviation per rate; return what the scale has to hold."""
+    known = [(r, r.validation.mean) for r in method.rates if r.validation.mean is not None]
+    deviations = [rate.validation.sd or 0.0 for rate, _ in known]
+    means, rates = [mean for _, mean in known], [rate.lr for rate, _ in known]
+    low = [mean - sd for mean, sd in zip(means, deviations, strict=True)]
+    high = [mean + sd for mean, sd in zip(means, deviations, strict=True)]
+    axes.vlines(rates, low, high, color=colour, linewidth=0.8)
+    axes.plot(rates, means, color=colour, linewidth=1.2)
+    (dots,) = axes.plot(rates, means, "o", color=colour, markersize=3)
+    texts = [
+        f"{method.label}, rate {rate.lr:g}: validation {plain(mean)}, "
+        f"test {plain(rate.test.mean)}, {plural(rate.validation.seeds, 'seed')}"
+        + (", chosen" if rate.chosen else "")
+        for rate, mean in known
+    ]
+    mark(dots, place, texts)
+    for rate, mean in known:
         if rate.chosen:
-            axes.plot(
-                [rate.lr], [mean], "o", markersize=9, markerfacecolor="none", markeredgecolor=INK
-            )
+            axes.plot([rate.lr], [mean], "o", markersize=8, markerfacecolor="none", color=INK)
+    return [*low, *high]
+
+
+def example_changes(
+    comparison: Comparison, records: Sequence[TrialRecord], examples: Mapping[str, str]
+) -> Figure | None:
+    """Draw the difference to the baseline of every test example, sorted, one frame per method."""
+    found = example_differences(comparison, records)
+    if not found:
+        return None
+    figure, frames = panels(
+        comparison,
+        list(found),
+        _FRAME,
+        f"nats minus {comparison.baseline}, per test example, over share of examples (%)",
+    )
+    for axes, (label, diff_by_id) in zip(frames, found.items(), strict=True):
+        ids = sorted(diff_by_id, key=lambda name: diff_by_id[name])
+        diff_E = np.array([diff_by_id[name] for name in ids])
+        share_E = 100 * (np.arange(diff_E.size) + 0.5) / diff_E.size
+        colour, place = colour_of(comparison, label), place_of(comparison, label)
+        axes.axhline(0, color=INK, linewidth=0.6)
+        axes.fill_between(share_E, 0, diff_E, color=colour, alpha=0.3, linewidth=0)
+        axes.plot(share_E, diff_E, color=colour, linewidth=1.2)
+        chosen = [ids.index(c.example_id) for c in comparison.method(label).most_changed]
+        (dots,) = axes.plot(share_E[chosen], diff_E[chosen], "o", color=colour, markersize=2.6)
+        texts = [
+            f"{ids[i]}: {signed(float(diff_E[i]), 2)} nats. {_short(examples.get(ids[i], ''))}"
+            for i in chosen
+        ]
+        mark(dots, place, texts)
+        better = f"{100 * float(np.mean(diff_E < 0)):.0f} % better"
+        axes.text(0.04, 0.93, better, transform=axes.transAxes, fontsize=6, va="top")
+        axes.set_xlim(0, 100)
+        axes.set_xticks([0, 50, 100])
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    values = [value for diff_by_id in found.values() for value in diff_by_id.values()]
+    share_limits(frames, min(values), max(values))
+    return figure
+
+
+def _short(text: str, most: int = 160) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[:most]}\N{HORIZONTAL ELLIPSIS}"

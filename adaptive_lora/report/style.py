@@ -1,28 +1,45 @@
-"""One look for all figures: sizes, colours, and SVG that takes the page's colours.
+"""One look for all figures: sizes and colours.
 
-Drawn 4.7 inches wide, so that text stays legible at the width of a phone. Colours are those of
-Okabe and Ito (2008), which colour-blind people can tell apart; marker and label say the same.
+Colours are those of Okabe and Ito (2008), which colour-blind people can tell apart; marker and
+label say the same. Ink and paper are replaced by the page's own, so figures follow its dark mode.
 """
 
 from __future__ import annotations
 
-import io
 import re
 from typing import Any, Final
 
-from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
 from adaptive_lora.comparison import Comparison
 
 WIDTH = 4.7
-INK, MUTED, LINE = "#1b1c1f", "#6a6d75", "#d5d8de"
-_PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)"}
+"""Inches of a figure with all methods in one frame: legible at the width of a phone."""
+INK, MUTED, LINE, PAPER = "#1b1c1f", "#6a6d75", "#d5d8de", "#fffffe"
+PAGE_COLOURS = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    LINE: "var(--line)",
+    PAPER: "var(--paper)",
+}
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
-_MARKERS = "osD^vPX<>*"
+_MARKERS: Final = {
+    "o": "\N{BLACK CIRCLE}",
+    "s": "\N{BLACK SQUARE}",
+    "D": "\N{BLACK DIAMOND}",
+    "^": "\N{BLACK UP-POINTING TRIANGLE}",
+    "v": "\N{BLACK DOWN-POINTING TRIANGLE}",
+    "P": "\N{HEAVY GREEK CROSS}",
+    "X": "\N{HEAVY MULTIPLICATION X}",
+    "<": "\N{BLACK LEFT-POINTING TRIANGLE}",
+    ">": "\N{BLACK RIGHT-POINTING TRIANGLE}",
+    "*": "\N{BLACK STAR}",
+}
+"""Matplotlib's name of a marker -> the sign that stands for it in text."""
 STYLE: Final[dict[RcKeyType, Any]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "adaptive-lora",
+    "pdf.fonttype": 42,  # TrueType: text in papers stays text
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -54,22 +71,9 @@ STYLE: Final[dict[RcKeyType, Any]] = {
 }
 
 
-def inline_svg(figure: Figure, name: str) -> str:
-    """Return SVG to stand inside the page: its own ids, the page's colours, no outside names."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    head, body = text.split(">", 1)
-    box = re.search(r'viewBox="[^"]*"', head)
-    assert box is not None  # matplotlib always writes one
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'(href="|url\()#', rf"\1#{name}-", body)
-    for colour, variable in _PAGE_COLOURS.items():
-        body = body.replace(colour, variable)
-    return f'<svg {box.group()} aria-hidden="true">{body}'
+def place_of(comparison: Comparison, label: str) -> int:
+    """Return a method's place in the comparison, by which the page finds what is its own."""
+    return [m.label for m in comparison.methods].index(label)
 
 
 def colour_of(comparison: Comparison, label: str) -> str:
@@ -82,5 +86,28 @@ def colour_of(comparison: Comparison, label: str) -> str:
 
 def marker_of(comparison: Comparison, label: str) -> str:
     """Return a method's marker, the same in all figures."""
-    labels = [m.label for m in comparison.methods]
-    return _MARKERS[labels.index(label) % len(_MARKERS)]
+    return [*_MARKERS][place_of(comparison, label) % len(_MARKERS)]
+
+
+def glyph_of(comparison: Comparison, label: str) -> str:
+    """Return a method's marker as text."""
+    return _MARKERS[marker_of(comparison, label)]
+
+
+def folded(label: str, width: int) -> str:
+    """Return a label in lines of at most `width` characters, broken at its own separators."""
+    lines, line = [], ""
+    for piece in re.findall(r"[^-_]*[-_]?", label):
+        if line and len(line + piece) > width:
+            lines.append(line)
+            line = ""
+        line += piece
+    return "\n".join([*lines, line])
+
+
+def short_count(value: float) -> str:
+    """Return a count with k, M or G, for axes."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"

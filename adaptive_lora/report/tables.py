@@ -1,26 +1,22 @@
-"""The tables of a comparison, made once as text and shown in terminal, Markdown and page."""
+"""The tables of a comparison, made once and shown in terminal, Markdown and page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-
-from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from adaptive_lora.comparison import Comparison, MethodSummary, VerdictKind
-from adaptive_lora.comparison.wording import (
-    ABSENT,
-    bytes_text,
-    count,
-    interval_text,
-    p_text,
-    percent,
-    plain,
-    signed,
-    spread_text,
+from adaptive_lora.comparison.wording import ABSENT, bytes_text, interval_text, signed
+from adaptive_lora.report.cells import (
+    Cell,
+    TextTable,
+    count_cell,
+    general_cell,
+    interval_cell,
+    p_cell,
+    percent_cell,
+    plain_cell,
+    signed_cell,
+    spread_cell,
 )
 
 SYMBOLS: Mapping[VerdictKind, str] = {
@@ -34,48 +30,58 @@ SYMBOLS: Mapping[VerdictKind, str] = {
 }
 """Beside the word, so that no verdict is told by colour alone."""
 
-_STYLES: Mapping[VerdictKind, str] = {
-    VerdictKind.BETTER: "bold green",
-    VerdictKind.WORSE: "bold red",
-    VerdictKind.EQUIVALENT: "cyan",
-    VerdictKind.NON_INFERIOR: "cyan",
-    VerdictKind.NOT_COMPARED: "red",
-}
+_RANKING = (
+    VerdictKind.BETTER,
+    VerdictKind.NON_INFERIOR,
+    VerdictKind.EQUIVALENT,
+    VerdictKind.BASELINE,
+    VerdictKind.INCONCLUSIVE,
+    VerdictKind.WORSE,
+    VerdictKind.NOT_COMPARED,
+)
+"""Order of verdicts where a table is sorted by them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextTable:
-    """A table as text; the first column names the row."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-
-def verdict_word(method: MethodSummary) -> str:
+def verdict_cell(method: MethodSummary) -> Cell:
     """Return the verdict with its symbol."""
-    return f"{SYMBOLS[method.verdict.kind]}\N{NO-BREAK SPACE}{method.verdict.kind}"
+    kind = method.verdict.kind
+    return Cell(f"{SYMBOLS[kind]}\N{NO-BREAK SPACE}{kind}", _RANKING.index(kind))
+
+
+def p_decides(comparison: Comparison, method: MethodSummary) -> float | None:
+    """Return the corrected p that the verdict rests on."""
+    if method.difference is None:
+        return None
+    tests = method.difference.tests
+    return tests.max_t if comparison.correction == "max_t" else tests.holm
 
 
 def result_table(comparison: Comparison) -> TextTable:
     """Return the answer: verdict, difference with interval, p, loss, parameters."""
     rows = []
+    nothing = (Cell(""),) * 4
     for method in comparison.methods:
         difference = method.difference
-        tests = None if difference is None else difference.tests
+        evidence = (
+            nothing
+            if difference is None
+            else (
+                signed_cell(difference.mean),
+                interval_cell(difference.interval),
+                p_cell(difference.tests.sign_flip),
+                p_cell(p_decides(comparison, method)),
+            )
+        )
+        seeds, planned = len(method.seeds), len(method.seeds) + len(method.missing_seeds)
         rows.append(
             (
-                method.label,
-                verdict_word(method),
-                "" if difference is None else signed(difference.mean),
-                "" if difference is None else interval_text(difference.interval),
-                "" if tests is None else p_text(tests.sign_flip),
-                "" if tests is None else p_text(_deciding(comparison, method)),
-                spread_text(method.loss),
-                count(method.parameters.mean),
-                ABSENT if method.parameters.share is None else percent(method.parameters.share),
-                f"{len(method.seeds)} of {len(method.seeds) + len(method.missing_seeds)}",
+                Cell(method.label),
+                verdict_cell(method),
+                *evidence,
+                spread_cell(method.loss),
+                count_cell(method.parameters.mean),
+                percent_cell(method.parameters.share),
+                Cell(f"{seeds} of {planned}", seeds),
             )
         )
     return TextTable(
@@ -98,32 +104,23 @@ def result_table(comparison: Comparison) -> TextTable:
     )
 
 
-def _deciding(comparison: Comparison, method: MethodSummary) -> float | None:
-    if method.difference is None:
-        return None
-    tests = method.difference.tests
-    return tests.max_t if comparison.correction == "max_t" else tests.holm
-
-
 def score_table(comparison: Comparison) -> TextTable:
     """Return scores and cost, each as mean and standard deviation over seeds."""
     rows = []
     for m in comparison.methods:
-        gap = m.exact_match_difference
+        gap, reduction = m.exact_match_difference, m.reduction_vs_full.mean
         rows.append(
             (
-                m.label,
-                spread_text(m.perplexity, 3),
-                spread_text(m.token_accuracy, 2, 100.0),
-                spread_text(m.exact_match, 2, 100.0),
-                ABSENT if gap is None else signed(100 * gap.mean, 2),
-                ABSENT if m.lr is None else f"{m.lr:g}",
-                ABSENT
-                if m.reduction_vs_full.mean is None
-                else plain(100 * m.reduction_vs_full.mean, 2),
-                spread_text(m.efficiency_ratio, 3),
-                spread_text(m.tokens_per_second, 0),
-                bytes_text(m.peak_memory_bytes),
+                Cell(m.label),
+                spread_cell(m.perplexity, 3),
+                spread_cell(m.token_accuracy, 2, 100.0),
+                spread_cell(m.exact_match, 2, 100.0),
+                signed_cell(None if gap is None else 100 * gap.mean, 2),
+                general_cell(m.lr),
+                plain_cell(None if reduction is None else 100 * reduction, 2),
+                spread_cell(m.efficiency_ratio, 3),
+                spread_cell(m.tokens_per_second, 0),
+                Cell(bytes_text(m.peak_memory_bytes), m.peak_memory_bytes.mean),
             )
         )
     return TextTable(
@@ -152,24 +149,24 @@ def evidence_table(comparison: Comparison) -> TextTable:
         d = method.difference
         if d is None:
             continue
-        shared = method.shared_rate
-        margin = d.margin_tests
+        shared, margin, d_z = method.shared_rate, d.margin_tests, d.effect.d_z
         effect = interval_text(d.effect.interval, 1)
+        seeds = d.seeds_for_difference
         rows.append(
             (
-                method.label,
-                interval_text(d.hierarchical),
-                ABSENT if shared is None else signed(shared.mean),
-                ABSENT if shared is None else interval_text(shared.interval),
-                ABSENT if d.effect.d_z is None else f"{signed(d.effect.d_z, 1)} {effect}",
-                f"{100 * d.effect.superiority:.0f} %",
-                p_text(d.tests.max_t),
-                p_text(d.tests.wilcoxon),
-                p_text(d.tests.paired_t),
-                p_text(d.tests.normality),
-                ABSENT if margin is None else p_text(margin.noninferior),
-                ABSENT if margin is None else p_text(margin.equivalent),
-                ABSENT if d.seeds_for_difference is None else str(d.seeds_for_difference),
+                Cell(method.label),
+                interval_cell(d.hierarchical),
+                signed_cell(None if shared is None else shared.mean),
+                interval_cell(None if shared is None else shared.interval),
+                Cell(ABSENT) if d_z is None else Cell(f"{signed(d_z, 1)} {effect}", d_z),
+                Cell(f"{100 * d.effect.superiority:.0f} %", d.effect.superiority),
+                p_cell(d.tests.max_t),
+                p_cell(d.tests.wilcoxon),
+                p_cell(d.tests.paired_t),
+                p_cell(d.tests.normality),
+                p_cell(None if margin is None else margin.noninferior),
+                p_cell(None if margin is None else margin.equivalent),
+                Cell(ABSENT if seeds is None else str(seeds), seeds),
             )
         )
     return TextTable(
@@ -199,12 +196,12 @@ def rate_table(comparison: Comparison) -> TextTable:
     """Return the learning-rate curve of every method; empty where there was one rate."""
     rows = [
         (
-            method.label,
-            f"{rate.lr:g}",
-            spread_text(rate.validation),
-            spread_text(rate.test),
-            str(rate.test.seeds),
-            "chosen" if rate.chosen else "",
+            Cell(method.label),
+            general_cell(rate.lr),
+            spread_cell(rate.validation),
+            spread_cell(rate.test),
+            Cell(str(rate.test.seeds), rate.test.seeds),
+            Cell("chosen" if rate.chosen else ""),
         )
         for method in comparison.methods
         if len(method.rates) > 1
@@ -224,84 +221,21 @@ def failure_table(comparison: Comparison) -> TextTable:
         title="Failed trials",
         head=("Method", "Seed", "Fold", "Rate", "Reason", "Run"),
         rows=tuple(
-            (f.method, str(f.seed), str(f.fold), f"{f.lr:g}", f.reason, f.run_id)
+            (
+                Cell(f.method),
+                Cell(str(f.seed), f.seed),
+                Cell(str(f.fold), f.fold),
+                general_cell(f.lr),
+                Cell(f.reason),
+                Cell(f.run_id),
+            )
             for method in comparison.methods
             for f in method.failures
         ),
     )
 
 
-def render_terminal(comparison: Comparison, console: Console) -> None:
-    """Print the verdict, what is unfair, and the result table."""
-    console.print(Panel(Text(comparison.headline, style="bold"), title="Verdict"))
-    if comparison.fairness:
-        lines = Text("\n".join(f"! {finding}" for finding in comparison.fairness), style="red")
-        console.print(Panel(lines, title="Less than fair", border_style="red"))
-    console.print(_terminal_result(comparison, narrow=console.width < 140))
-    for failure in (failure for method in comparison.methods for failure in method.failures):
-        where = f"{failure.method}, seed {failure.seed}, fold {failure.fold}, lr {failure.lr:g}"
-        console.print(Text(f"failed: {where}: {failure.reason}", style="red"))
-    for note in comparison.notes:
-        console.print(Text(note, style="dim"))
-    console.print(Text(f"Champion: {comparison.winner} ({comparison.decision})"))
-
-
-def _terminal_result(comparison: Comparison, *, narrow: bool) -> RichTable:
-    """Return the result table; a narrow one leaves out what the text below says."""
-    table = result_table(comparison)
-    shown = [0, 1, 2, 3, 5, 6, 7] if narrow else list(range(len(table.head)))
-    rich_table = RichTable(caption=table.note, caption_justify="left", show_lines=narrow)
-    for column in shown:
-        rich_table.add_column(
-            table.head[column],
-            justify="left" if column < 2 else "right",
-            overflow="fold",
-            min_width=20 if column == 0 else None,
-        )
-    for method, row in zip(comparison.methods, table.rows, strict=True):
-        # The deviation is in the report; the difference is what a narrow terminal has room for.
-        texts = [row[column].split(" ± ")[0] if narrow else row[column] for column in shown]
-        cells = [Text(text) for text in texts]
-        cells[1].stylize(_STYLES.get(method.verdict.kind, ""))
-        rich_table.add_row(*cells)
-    return rich_table
-
-
-def render_markdown(comparison: Comparison, title: str = "Comparison") -> str:
-    """Return the whole comparison as Markdown, such as for an MLflow run description."""
-    parts = [f"# {_escape(title)}", f"**{_escape(comparison.answer)}**"]
-    parts.append(_escape(" ".join(comparison.remarks)))
-    if comparison.fairness:
-        parts.append("## Less than fair")
-        parts.append("\n".join(f"- {_escape(finding)}" for finding in comparison.fairness))
-    parts.append(_markdown_table(result_table(comparison)))
-    parts.append("\n".join(f"- {_escape(note)}" for note in comparison.notes))
-    parts.append(f"Champion: **{_escape(comparison.winner)}**: {_escape(comparison.decision)}.")
-    parts.append("## Verdicts")
-    parts.append(
-        "\n".join(
-            f"- **{_escape(m.label)}**: {_escape(m.verdict.text)}" for m in comparison.methods
-        )
-    )
-    for make in (score_table, evidence_table, rate_table, failure_table):
-        table = make(comparison)
-        if table.rows:
-            parts.append(_markdown_table(table))
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _markdown_table(table: TextTable) -> str:
-    lines = [f"## {table.title}", "", f"| {' | '.join(map(_escape, table.head))} |"]
-    lines.append("|" + "---|" * len(table.head))
-    lines += [f"| {' | '.join(map(_escape, row))} |" for row in table.rows]
-    if table.note:
-        lines += ["", _escape(table.note)]
-    return "\n".join(lines)
-
-
-def _escape(text: str) -> str:
-    """Return text that Markdown shows as it is: no table breaks, links or HTML from data."""
-    text = text.replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
-    for sign in "|[]`*":
-        text = text.replace(sign, f"\\{sign}")
-    return " ".join(text.split())
+def further_tables(comparison: Comparison) -> list[TextTable]:
+    """Return the tables that follow the result, those with rows."""
+    makers = (score_table, evidence_table, rate_table, failure_table)
+    return [table for make in makers if (table := make(comparison)).rows]

@@ -1,0 +1,18 @@
+"""What a report says beside the comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class About:
+    """The study that a report is about."""
+
+    title: str
+    facts: Mapping[str, str]
+    """Name -> value under "How to reproduce": command, versions, digests. A value of several
+    lines is shown as code."""
+    examples: Mapping[str, str] = field(default_factory=dict)
+    """Example id -> text of the prompt, for the most changed examples."""

@@ -1,0 +1,151 @@
+// Sorts tables, shows and hides methods, lays small frames out for the width at hand, and shows
+// the numbers behind marks. Without it the page is complete. No storage, no network: it runs in a
+// sandboxed frame.
+(() => {
+  "use strict";
+  const all = (what, where = document) => [...where.querySelectorAll(what)];
+  const hidden = new Set();
+  const figures = all("figure > svg").map((svg) => {
+    const box = svg.getAttribute("viewBox").split(" ").map(Number);
+    const own = all("[data-m]", svg).filter((part) => !part.parentElement.closest("[data-m]"));
+    return { svg, own, width: box[2], height: box[3], data: svg.dataset };
+  });
+
+  // Order of the methods as the result table stands.
+  const order = () => all("#result tbody tr").map((row) => row.dataset.m);
+
+  function arrange(figure, printing) {
+    const { svg, own, width, height, data } = figure;
+    for (const part of own) part.classList.toggle("away", hidden.has(part.dataset.m));
+    if (!data.order) return;
+    const slots = data.order.split(",");
+    const shown = order().filter((m) => slots.includes(m) && !hidden.has(m));
+    const drawn = Number(data.columns);
+    const [right, down, head] = [data.right, data.down, data.head].map(Number);
+    const fitting = Math.max(2, Math.floor(svg.parentElement.clientWidth / 175));
+    const columns = drawn === 1 || printing ? drawn : Math.min(fitting, slots.length);
+    for (const part of own) {
+      const was = slots.indexOf(part.dataset.m), is = shown.indexOf(part.dataset.m);
+      if (is < 0) continue;
+      const x = ((is % columns) - (was % drawn)) * right;
+      const y = (Math.floor(is / columns) - Math.floor(was / drawn)) * down;
+      part.setAttribute("transform", `translate(${x.toFixed(2)} ${y.toFixed(2)})`);
+    }
+    const rows = Math.ceil(shown.length / columns);
+    const wide = drawn === 1 ? width : Math.max(2, columns) * right;
+    const tall = head + rows * down + (height - head - Math.ceil(slots.length / drawn) * down);
+    svg.setAttribute("viewBox", `0 0 ${wide.toFixed(2)} ${tall.toFixed(2)}`);
+    if (drawn > 1) svg.style.maxWidth = `${Math.round(wide * 1.9)}px`;
+  }
+
+  function update(printing = false) {
+    for (const row of all("tr[data-m], li[data-m], details[data-m]"))
+      row.classList.toggle("away", hidden.has(row.dataset.m));
+    for (const figure of figures) arrange(figure, printing);
+  }
+
+  // Methods to show.
+  const picker = document.getElementById("picker");
+  const boxes = picker ? all("input", picker) : [];
+  function pick() {
+    hidden.clear();
+    for (const box of boxes) if (!box.checked) hidden.add(box.value);
+    update();
+  }
+  if (picker) {
+    picker.hidden = false;
+    picker.addEventListener("change", pick);
+    for (const button of all("button", picker))
+      button.addEventListener("click", () => {
+        for (const box of boxes) box.checked = button.value === "all";
+        pick();
+      });
+  }
+
+  // A method under the pointer or the focus stands out in all figures.
+  function focus(event) {
+    const at = event.target.closest && event.target.closest("tr[data-m], #picker label");
+    const m = at && (at.dataset.m || at.querySelector("input").value);
+    document.body.classList.toggle("focus", Boolean(m) && !hidden.has(m));
+    for (const part of all(".hot")) part.classList.remove("hot");
+    if (m) for (const part of all(`[data-m="${m}"]`)) part.classList.add("hot");
+  }
+  document.addEventListener("pointerover", focus);
+  document.addEventListener("focusin", focus);
+
+  // Tables sort by the number behind a cell, or by its text; a third click restores.
+  function sort(table, column, direction) {
+    const key = (row) => {
+      const cell = row.cells[column], value = cell.dataset.v;
+      return value === undefined ? (column ? null : cell.textContent) : Number(value);
+    };
+    const rows = [...table.tBodies[0].rows];
+    rows.sort((a, b) => a.dataset.i - b.dataset.i);
+    if (direction)
+      rows.sort((a, b) => {
+        const [x, y] = [key(a), key(b)];
+        if (x === null || y === null) return (x === null) - (y === null);
+        return direction * (typeof x === "string" ? x.localeCompare(y) : x - y);
+      });
+    table.tBodies[0].append(...rows);
+    if (table.id === "result") update();
+  }
+  for (const table of all("table.sortable")) {
+    [...table.tBodies[0].rows].forEach((row, i) => { row.dataset.i = i; });
+    const heads = all("thead th", table);
+    heads.forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...head.childNodes);
+      head.append(button);
+      button.addEventListener("click", () => {
+        const next = { ascending: "descending", descending: "none" };
+        const to = next[head.getAttribute("aria-sort")] || "ascending";
+        for (const other of heads) other.removeAttribute("aria-sort");
+        if (to !== "none") head.setAttribute("aria-sort", to);
+        sort(table, column, { ascending: 1, descending: -1, none: 0 }[to]);
+      });
+    });
+  }
+
+  // The number behind the nearest mark, for mouse, pen and finger.
+  const tip = document.createElement("div");
+  tip.className = "tip";
+  tip.hidden = true;
+  document.body.append(tip);
+  for (const { svg } of figures) {
+    const marks = all("title", svg).map((title) => {
+      const mark = { part: title.parentElement, text: title.textContent };
+      title.remove(); // or the browser would show it as well
+      return mark;
+    });
+    const show = (event) => {
+      let best = null, least = 16;
+      for (const { part, text } of marks) {
+        const box = part.getBoundingClientRect();
+        if (!box.width && !box.height) continue;
+        const dx = Math.max(box.left - event.clientX, 0, event.clientX - box.right);
+        const dy = Math.max(box.top - event.clientY, 0, event.clientY - box.bottom);
+        const far = Math.hypot(dx, dy) + Math.hypot(box.width, box.height) / 1e3;
+        if (far < least) [best, least] = [text, far];
+      }
+      tip.hidden = best === null;
+      if (best === null) return;
+      tip.textContent = best;
+      const { offsetWidth: width, offsetHeight: height } = tip;
+      const left = Math.min(event.clientX + 12, innerWidth - width - 8);
+      const above = event.clientY - height - 12;
+      tip.style.left = `${Math.max(8, left)}px`;
+      tip.style.top = `${above > 4 ? above : event.clientY + 18}px`;
+    };
+    svg.addEventListener("pointermove", show);
+    svg.addEventListener("pointerdown", show);
+    svg.addEventListener("pointerleave", () => { tip.hidden = true; });
+  }
+  addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+
+  addEventListener("resize", () => update());
+  addEventListener("beforeprint", () => update(true));
+  addEventListener("afterprint", () => update());
+  update();
+})();

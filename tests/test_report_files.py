@@ -1,0 +1,102 @@
+"""The result table as programs and papers get it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from synthetic_study import EFFECTS, FROZEN_LOSS, failed, scores, study
+
+from adaptive_lora.comparison import Comparison, compare
+from adaptive_lora.report.files import COLUMNS, csv_table, latex, latex_table
+from adaptive_lora.report.markdown import markdown_table
+from adaptive_lora.report.tables import result_table
+
+LABELS = ('a,"b"', "50%_of$all&more#{x}", "back\\slash~hat^")
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    records = study({**EFFECTS, **dict.fromkeys(LABELS, 0.01)}, range(3))
+    records.append(failed("never", 0, "out of memory"))
+    return compare(records, baseline="uniform-r8", frozen=scores(FROZEN_LOSS, 0))
+
+
+def test_csv_has_every_digit(comparison: Comparison) -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_table(comparison))))
+    assert list(rows[0]) == list(COLUMNS)
+    assert [row["method"] for row in rows] == [m.label for m in comparison.methods]
+    for row, method in zip(rows, comparison.methods, strict=True):
+        assert row["verdict"] == method.verdict.kind
+        assert row["failed_trials"] == str(len(method.failures))
+        if method.loss.mean is None:
+            assert row["test_loss"] == row["parameters"] == row["learning_rate"] == ""
+            continue
+        assert float(row["test_loss"]) == method.loss.mean
+        assert float(row["test_loss_sd"]) == method.loss.sd
+        assert float(row["parameters"]) == method.parameters.mean
+        difference = method.difference
+        if difference is None:
+            assert row["difference"] == row["interval_low"] == row["p_corrected"] == ""
+        else:
+            assert float(row["difference"]) == difference.mean
+            assert float(row["interval_low"]) == difference.interval.low
+            assert float(row["interval_high"]) == difference.interval.high
+            assert float(row["p"]) == difference.tests.sign_flip
+            assert float(row["p_corrected"]) == difference.tests.holm
+
+
+def test_latex_has_as_many_cells_in_every_row(comparison: Comparison) -> None:
+    lines = latex_table(comparison).splitlines()
+    rows = [line.removesuffix(r"\\") for line in lines if line.endswith(r"\\")]
+    columns = re.search(r"\\begin\{tabular\}\{([lr]+)\}", "\n".join(lines))
+    assert columns is not None
+    assert len(rows) == 1 + len(comparison.methods)
+    for row in rows:
+        assert len(re.findall(r"(?<!\\)&", row)) + 1 == len(columns.group(1))
+        assert not re.search(r"(?<!\\)[%#_]", row)
+        assert row.isascii()
+        assert len(re.findall(r"(?<!\\)\{", row)) == len(re.findall(r"(?<!\\)\}", row))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a_b & 5 %", r"a\_b \& 5 \%"),
+        ("\N{MINUS SIGN}0.1 ± 0.2", r"$-$0.1 $\pm$ 0.2"),
+        ("x\\y{z}", r"x\textbackslash{}y\{z\}"),
+        ("two\nlines", "two lines"),
+    ],
+)
+def test_latex_escapes(text: str, expected: str) -> None:
+    assert latex(text) == expected
+
+
+def test_latex_compiles(comparison: Comparison, tmp_path: Path) -> None:
+    compiler = shutil.which("pdflatex")
+    if compiler is None:
+        pytest.skip("pdflatex is not installed")
+    text = (
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
+        f"{latex_table(comparison)}\\end{{document}}\n"
+    )
+    (tmp_path / "table.tex").write_text(text, encoding="utf-8")
+    command = [compiler, "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stdout[-2000:]
+
+
+def test_markdown_table_shows_the_text_of_every_cell(comparison: Comparison) -> None:
+    table = result_table(comparison)
+    lines = markdown_table(table).splitlines()
+    assert len([line for line in lines if line.startswith("|")]) == 2 + len(table.rows)
+    for line, row in zip(lines[2:], table.rows, strict=False):
+        cells = re.split(r"(?<!\\)\|", line)[1:-1]
+        assert [re.sub(r"\\(.)", r"\1", cell).strip() for cell in cells[2:]] == [
+            cell.text for cell in row[2:]
+        ]
