@@ -20,7 +20,7 @@ from adaptive_lora.data import (
     tokenize,
 )
 from adaptive_lora.evaluation import evaluate, exact_matches, wants_generation
-from adaptive_lora.importance import ImportanceProfile, profile_importance
+from adaptive_lora.importance import ImportanceProfile, ProfileTask, profile_importance
 from adaptive_lora.models import load_base
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import start_runtime
@@ -109,15 +109,18 @@ class Workbench:
         """Return the importance profile of a seed, measured once on the fold's training part."""
         key = (metric, seed, fold)
         if key not in self._profiles:
-            self._profiles[key] = profile_importance(
-                self.base.model,
-                self.sites,
-                self.calibration(seed, fold),
-                metric=metric,
-                seed=seed,
-                runtime=self.runtime,
-            )
+            task = self.profile_task(seed=seed, fold=fold)
+            self._profiles[key] = profile_importance(task, metric=metric, seed=seed)
         return self._profiles[key]
+
+    def profile_task(self, *, seed: int, fold: int) -> ProfileTask:
+        """Return what a seed's profiles are measured on."""
+        return ProfileTask(
+            model=self.base.model,
+            sites=self.sites,
+            batches=self.calibration(seed, fold),
+            runtime=self.runtime,
+        )
 
     def calibration(self, seed: int, fold: int) -> list[Batch]:
         """Return the calibration batches of a seed, drawn from the fold's training part."""

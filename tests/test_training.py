@@ -17,7 +17,6 @@ from adaptive_lora.config import TrialSpec
 from adaptive_lora.data import collate
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.evaluation import exact_matches, wants_generation
-from adaptive_lora.importance import PROFILERS, profile_importance
 from adaptive_lora.losses import token_scores
 from adaptive_lora.training import StabilityGuard
 from adaptive_lora.training.early_stop import EarlyStop
@@ -227,43 +226,3 @@ def test_greedy_exact_match(make_bench: Bench) -> None:
     texts = bench.base.model  # a random model never swaps words
     scores = exact_matches(texts, bench.base.tokenizer, test, runtime=bench.runtime, batch_size=3)
     assert scores.tolist() == [0.0] * len(test)
-
-
-@pytest.mark.parametrize("metric", sorted(PROFILERS))
-def test_profiler_contract(make_bench: Bench, metric: str) -> None:
-    bench = make_bench(profile_batches=3, profile_batch_size=2)
-    model = bench.base.model
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    model.train()
-    one, same, other = (bench_profile(bench, metric, seed) for seed in (0, 0, 1))
-    assert model.training
-    model.eval()
-    assert set(one.scores) == {site.name for site in bench.sites}
-    assert all(math.isfinite(score) and score > 0 for score in one.scores.values())
-    assert one.scores == same.scores != other.scores
-    assert -1 <= one.stability <= 1
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name])
-        assert parameter.grad is None
-        assert not parameter.requires_grad
-
-
-def bench_profile(bench: Workbench, metric: str, seed: int) -> object:
-    """Measure a profile without the workbench's cache."""
-    return profile_importance(
-        bench.base.model, bench.sites, bench.calibration(seed, 0), metric=metric, seed=seed,
-        runtime=bench.runtime,
-    )  # fmt: skip
-
-
-def test_profile_equals_its_definition(make_bench: Bench) -> None:
-    bench = make_bench()
-    profile = bench.profile("weight_gradient", seed=0, fold=0)
-    weight = bench.base.model.transformer.h[1].mlp.c_fc.weight
-    weight.requires_grad_(True)
-    batches = bench.calibration(0, 0)
-    total = sum(token_scores(bench.base.model, batch).nll.sum() for batch in batches)
-    loss = total / sum(batch.supervised_tokens for batch in batches)
-    (gradient,) = torch.autograd.grad(loss, weight)
-    expected = float((weight.detach() * gradient).abs().mean())
-    assert profile.scores["transformer.h.1.mlp.c_fc"] == pytest.approx(expected, rel=1e-4)

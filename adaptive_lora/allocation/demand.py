@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from adaptive_lora.options import Limits
 from adaptive_lora.sites import AdapterSite
+
+METRICS: Mapping[str, str] = MappingProxyType(
+    {
+        "weight_gradient": "mean |w·g|",
+        "gradient_norm": "norm of the mean gradient",
+        "gradient_variance": "variance of single examples' gradients",
+        "whitened_gradient": "gain in nats of each rank, above the noise",
+    }
+)
+"""Importance metric -> what it measures. `importance.PROFILERS` has a profiler for each."""
 
 RANK = Limits(low=1)
 """Limits of every option that is a rank."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptive_lora.allocation.demand import RANK, Evidence, RankDemand
+from adaptive_lora.allocation.demand import METRICS, RANK, Evidence, RankDemand
 from adaptive_lora.allocation.plan import uniform_cost
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits, option
@@ -25,8 +25,8 @@ class Empirical:
 
     metric: str = option(
         "weight_gradient",
-        "importance profile: 'weight_gradient' (mean |w·g|) or 'gradient_norm'",
-        limits=Limits(choices=("weight_gradient", "gradient_norm")),
+        "importance profile that it follows",
+        limits=Limits(choices=tuple(METRICS)),
     )
     rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.allocation import METRICS, MethodSpec
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
     make_console,
@@ -90,7 +90,14 @@ def _read_profile(path: Path | None) -> Any:
 @main.command()
 @study_file
 @study_options(leave_out=("methods", "lr", "baseline"))
-@click.option("--metric", default="weight_gradient", show_default=True, help="importance metric")
+@click.option(
+    "--metric",
+    type=click.Choice(tuple(METRICS)),
+    metavar="METRIC",
+    default="weight_gradient",
+    show_default=True,
+    help="importance metric: " + "; ".join(f"{name} ({text})" for name, text in METRICS.items()),
+)
 @click.option("--json", "as_json", is_flag=True, help="print the profile as JSON")
 def profile(file: Path | None, metric: str, as_json: bool, **options: Any) -> None:
     """Measure the importance of every site on training examples; feed it to `plan --profile`."""

@@ -2,135 +2,177 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from adaptive_lora.data import Batch
-from adaptive_lora.importance.profile import ImportanceProfile
-from adaptive_lora.losses import token_scores
-from adaptive_lora.runtime import Runtime
-from adaptive_lora.sites import AdapterSite
-
-Score = Callable[[torch.Tensor, torch.Tensor], float]
+from adaptive_lora.importance.capture import Measures, SiteRows, measure_sites
+from adaptive_lora.importance.contract import Measurement, ProfileTask, SiteMeasure
+from adaptive_lora.importance.spectra import spectrum, squared_singular_values
 
 
-def weight_gradient(weight: torch.Tensor, gradient: torch.Tensor) -> float:
-    """Return mean |w·g|: GoRA's importance (He et al. 2025, 2502.12171, section 3.2)."""
-    return float((weight * gradient).abs().mean())
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeanGradients:
+    """Gradients of one site, each averaged over its supervised tokens."""
+
+    stack: torch.Tensor
+    """(3, out, in): of all calibration data, of the first half, of the second half."""
+    tokens: tuple[int, int]
+    """Supervised tokens of the halves."""
 
 
-def gradient_norm(weight: torch.Tensor, gradient: torch.Tensor) -> float:
-    """Return the Frobenius norm of the mean gradient."""
-    return float(torch.linalg.vector_norm(gradient))
+Measure = Callable[[torch.Tensor, MeanGradients], Sequence[SiteMeasure]]
+"""Weight (out, in) and gradients -> measures of all data and of the halves."""
 
 
-PROFILERS: Mapping[str, Score] = MappingProxyType(
-    {"weight_gradient": weight_gradient, "gradient_norm": gradient_norm}
-)
-"""Metric -> score of one site from its weight and its gradient averaged over calibration tokens."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GradientProfiler:
+    """Measures sites by the gradient of the mean loss per supervised token."""
+
+    measure: Measure
+
+    def __call__(self, task: ProfileTask) -> Measurement:
+        """Return the measures of every site."""
+        modules = dict(task.model.named_modules())
+        return measure_sites(
+            task,
+            lambda site: _Sums(weight_of(modules[site.name]), self.measure),
+            floats=lambda site: 2 * site.in_features * site.out_features,
+        )
 
 
-def profile_importance(
-    model: nn.Module,
-    sites: Sequence[AdapterSite],
-    batches: Sequence[Batch],
-    *,
-    metric: str,
-    seed: int,
-    runtime: Runtime,
-) -> ImportanceProfile:
-    """Measure the importance of sites; the model is left exactly as it was.
+def weight_of(module: nn.Module) -> torch.Tensor:
+    """Return a site's weight as (out, in); GPT-2's Conv1D keeps it the other way round."""
+    weight = module.get_parameter("weight").detach().float()
+    return weight.T if isinstance(module, Conv1D) else weight
 
-    Dropout is off. The gradient is that of the mean loss per supervised token over all batches.
 
-    Args:
-        model: base model without adapters.
-        sites: where to measure.
-        batches: calibration batches of the training part.
-        metric: key of `PROFILERS`.
-        seed: that drew the batches, kept for the record.
-        runtime: device and precision.
-    """
-    started = time.perf_counter()
-    score = PROFILERS[metric]
-    modules = dict(model.named_modules())
-    weights = {site.name: modules[site.name].weight for site in sites}
-    model.to(runtime.device)
-    tokens = sum(batch.supervised_tokens for batch in batches)
-    middle = len(batches) // 2
-    with _trainable(model, list(weights.values())):
-        first = _gradients(model, weights, batches[:middle], tokens, runtime)
-        second = _gradients(model, weights, batches[middle:], tokens, runtime)
-    scores = {
-        name: score(weight.detach().float(), first[name] + second[name])
-        for name, weight in weights.items()
-    }
-    halves = [
-        [score(weights[name].detach().float(), half[name]) for name in weights]
-        for half in (first, second)
+class HalfSums:
+    """Summed gradients of one site, (out, in) each, and supervised tokens of two halves."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.gradients: list[torch.Tensor] = []
+        self.tokens = [0, 0]
+
+    def add(self, rows: SiteRows) -> None:
+        """Add one pass."""
+        for half in (0, 1):
+            chosen = rows.half == bool(half)
+            inputs, gradients = rows.inputs[chosen], rows.gradients[chosen]
+            added = gradients.flatten(0, 1).T @ inputs.flatten(0, 1)
+            if len(self.gradients) <= half:
+                self.gradients.append(added)
+            else:
+                self.gradients[half] += added
+            self.tokens[half] += int(rows.tokens[chosen].sum())
+
+    def means(self) -> MeanGradients:
+        """Return the mean gradients; that of a half without supervised tokens is zero."""
+        first, second = self.gradients
+        tokens = torch.tensor([sum(self.tokens), *self.tokens]).clamp(min=1)
+        sums = torch.stack([first + second, first, second])
+        return MeanGradients(
+            stack=sums / tokens.to(sums)[:, None, None], tokens=(self.tokens[0], self.tokens[1])
+        )
+
+
+class _Sums(HalfSums):
+    """The statistic of metrics that need no more than the gradient."""
+
+    def __init__(self, weight: torch.Tensor, measure: Measure) -> None:
+        """Start empty."""
+        super().__init__()
+        self.weight, self.measure = weight, measure
+
+    def finish(self) -> Measures:
+        whole, first, second = self.measure(self.weight, self.means())
+        return whole, first, second
+
+
+def weight_gradient(weight: torch.Tensor, gradients: MeanGradients) -> list[SiteMeasure]:
+    """Measure mean |w·g|: GoRA's importance (He et al. 2025, 2502.12171, section 3.2)."""
+    return [
+        SiteMeasure(score=float((weight * gradient).abs().mean())) for gradient in gradients.stack
     ]
-    return ImportanceProfile(
-        metric=metric,
-        scores=scores,
-        tokens=tokens,
-        seconds=time.perf_counter() - started,
-        seed=seed,
-        stability=_rank_correlation(halves) if middle else math.nan,
+
+
+def gradient_norm(weight: torch.Tensor, gradients: MeanGradients) -> list[SiteMeasure]:
+    """Measure the Frobenius norm of the mean gradient; its spectrum is the squared singular values.
+
+    They say how much of the gradient a rank can follow (LoRA-GA, Wang et al. 2024, 2407.05000,
+    section 3.2). They ignore curvature, so they compare poorly between sites of different scale.
+    """
+    values = squared_singular_values(gradients.stack)
+    return [SiteMeasure(score=float(each.sum().sqrt()), spectrum=spectrum(each)) for each in values]
+
+
+class _Variance(HalfSums):
+    """Squared gradients of single examples beside their sums."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        super().__init__()
+        self.squares, self.examples = [0.0, 0.0], [0, 0]
+
+    def add(self, rows: SiteRows) -> None:
+        super().add(rows)
+        squares = squared_norms(rows.inputs, rows.gradients)
+        for half in (0, 1):
+            chosen = rows.half == bool(half)
+            self.squares[half] += float(squares[chosen].sum())
+            self.examples[half] += int(chosen.sum())
+
+    def finish(self) -> Measures:
+        first, second = self.gradients
+        parts = zip(
+            (first + second, first, second),
+            (sum(self.squares), *self.squares),
+            (sum(self.examples), *self.examples),
+            strict=True,
+        )
+        whole, one, two = (
+            SiteMeasure(score=_variance(total, squares, examples))
+            for total, squares, examples in parts
+        )
+        return whole, one, two
+
+
+def _variance(total: torch.Tensor, squares: float, examples: int) -> float:
+    """Return the mean over weights of the sample variance over examples."""
+    if examples < 2:
+        return 0.0
+    spread = squares - float(total.double().square().sum()) / examples
+    return max(0.0, spread) / (examples - 1) / total.numel()
+
+
+def squared_norms(inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """Return the squared norm of every example's weight gradient, (B,), float64.
+
+    For inputs X (T, in) and output gradients D (T, out) it is the sum of (X Xᵀ)·(D Dᵀ), which
+    needs no (out, in) matrix (Goodfellow 2015, 1510.01799). Of long examples the matrix is smaller.
+    """
+    (_, length, n), m = inputs.shape, gradients.shape[-1]
+    if length * (n + m) <= n * m:
+        products = (inputs @ inputs.mT) * (gradients @ gradients.mT)
+        return products.sum(dim=(1, 2), dtype=torch.float64)
+    examples = zip(inputs, gradients, strict=True)
+    return torch.stack([(d.T @ x).square().sum(dtype=torch.float64) for x, d in examples])
+
+
+def gradient_variance(task: ProfileTask) -> Measurement:
+    """Measure how much single examples' gradients differ: the centred empirical Fisher diagonal.
+
+    Score: sample variance over examples of the gradient of an example's summed loss, averaged over
+    the weights. FIM-LoRA (2605.16800) takes the variance of the gradient of a fresh adapter's B
+    over 8 batches; here it is that of the frozen weight over single examples, which needs no
+    adapter and does not depend on A's draw. It measures noise as well as signal.
+    """
+    return measure_sites(
+        task,
+        lambda site: _Variance(),
+        floats=lambda site: 2 * site.in_features * site.out_features,
     )
-
-
-def _gradients(
-    model: nn.Module,
-    weights: Mapping[str, nn.Parameter],
-    batches: Sequence[Batch],
-    tokens: int,
-    runtime: Runtime,
-) -> dict[str, torch.Tensor]:
-    """Return the summed gradient of these batches, each token weighted 1/tokens."""
-    for weight in weights.values():
-        weight.grad = None
-    for batch in batches:
-        with runtime.accelerator.autocast():
-            loss = token_scores(model, batch.to(runtime.device)).nll.sum() / tokens
-        loss.backward()
-    return {
-        name: torch.zeros_like(weight, dtype=torch.float32)
-        if weight.grad is None
-        else weight.grad.detach().float().clone()
-        for name, weight in weights.items()
-    }
-
-
-@contextmanager
-def _trainable(model: nn.Module, weights: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Let only these weights require gradients, in evaluation mode; undo it afterwards."""
-    mode = model.training
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in before:
-        parameter.requires_grad_(False)
-    for weight in weights:
-        weight.requires_grad_(True)
-    model.eval()
-    try:
-        yield
-    finally:
-        for parameter, required in before:
-            parameter.requires_grad_(required)
-        for weight in weights:
-            weight.grad = None
-        model.train(mode)
-
-
-def _rank_correlation(halves: Sequence[Sequence[float]]) -> float:
-    first, second = (np.asarray(half) for half in halves)
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return math.nan
-    return float(spearmanr(first, second).statistic)

@@ -1,0 +1,79 @@
+"""The contract of profilers: what they are given and what they give back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from adaptive_lora.data import Batch
+from adaptive_lora.losses import token_scores
+from adaptive_lora.runtime import Runtime
+from adaptive_lora.sites import AdapterSite
+
+Loss = Callable[[nn.Module, Batch], torch.Tensor]
+"""Model and batch -> negative log-likelihood summed over the batch's supervised tokens, in nats.
+
+No example of a batch may depend on another one: halves are told apart by example."""
+
+
+def causal_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the summed negative log-likelihood of a causal language model."""
+    return token_scores(model, batch).nll.sum()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProfileTask:
+    """What is profiled, and on what."""
+
+    model: nn.Module
+    """Base without adapters, on the runtime's device."""
+    sites: Sequence[AdapterSite]
+    batches: Sequence[Batch]
+    """Calibration batches, of the training part only."""
+    runtime: Runtime
+    loss: Loss = causal_loss
+    """Another objective (masked tokens, classes) goes here; `Batch.labels` are its to read."""
+    validation: Sequence[Batch] = ()
+    """Batches of the validation part; only `ablation` looks at them."""
+    trained: Callable[[], AbstractContextManager[nn.Module]] | None = None
+    """Trains uniform LoRA adapters for a short while and lends the adapted model; leaving the
+    context takes them off again. Only `ablation` and `output_energy` call it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteMeasure:
+    """What one metric says about one site."""
+
+    score: float
+    """At least 0; more means that rank is worth more there."""
+    spectrum: tuple[float, ...] = ()
+    """What the first, second ... rank is worth, not increasing; empty where the metric has none."""
+
+
+ZERO = SiteMeasure(score=0.0, spectrum=(0.0,))
+"""Of a site that the loss does not depend on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """What a profiler gives back."""
+
+    whole: Mapping[str, SiteMeasure]
+    """Site name -> measure on all calibration data."""
+    halves: tuple[Mapping[str, SiteMeasure], ...] = ()
+    """The same on every second example, from the first and from the second; empty where data
+    plays no part."""
+    processed_tokens: int = 0
+    """Tokens without padding that were run through the model, training included."""
+
+
+class Profiler(Protocol):
+    """Measures all sites of a model, which it leaves exactly as it was."""
+
+    def __call__(self, task: ProfileTask) -> Measurement:
+        """Return scores, and spectra where the metric has some, of every site of the task."""
