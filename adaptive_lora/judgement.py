@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from adaptive_lora.errors import AdapterError, DataError
 from adaptive_lora.provenance import provenance
 from adaptive_lora.report import About, render_markdown, render_terminal, write_report
 from adaptive_lora.results import TrialRecord
+from adaptive_lora.stats import Correction
 from adaptive_lora.tracking import (
     RegisteredAdapter,
     Run,
@@ -51,13 +53,15 @@ def judge(bench: Workbench, study: StudyRun, config: StudyConfig, console: Conso
     runs = _runs(bench, study, config)
     records = read_trials(study.store, runs)
     _check_any_finished(study, records)
+    facts = _facts(bench, study)
     comparison = compare(
         records,
         baseline=config.baseline_label,
         frozen={fold: bench.frozen(fold) for fold in range(config.data.folds)},
         margin=config.margin,
-        correction="max_t" if config.correction == "max_t" else "holm",
-        tags={run.info.run_id: run.data.tags for run in runs},
+        margin_share=config.margin_percent / 100,
+        correction=cast(Correction, config.correction),
+        facts=facts,
     )
     folder = Path(config.tracking.output) / study.study_id
     report = write_report(
@@ -66,7 +70,7 @@ def judge(bench: Workbench, study: StudyRun, config: StudyConfig, console: Conso
         folder,
         About(
             title=f"Study {config.study}",
-            facts=_facts(bench, study),
+            facts=facts,
             examples={example.id: example.prompt for example in bench.data.examples},
         ),
     )

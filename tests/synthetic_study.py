@@ -19,6 +19,23 @@ SITES = (
 )
 FROZEN_LOSS, BASE_LOSS = 3.0, 1.2
 FULL_PARAMETERS = 1_800_000
+TAGS = {
+    "precision": "fp32",
+    "device": "cpu",
+    "data": "rows.json",
+    "data_digest": "d1",
+    "base_hash": "b1",
+    "code_version": "c1",
+    "packages": "torch 2.13.0, peft 0.21.2",
+}
+
+
+def settings_of(label: str) -> dict[str, str]:
+    """Return the parameters of a run of a method whose label is `NAME-rRANK[-LOW][-METRIC]`."""
+    name, _, rest = label.partition("-r")
+    rank, _, more = rest.partition("-")
+    own = {"method.metric": more} if name == "empirical" else {}
+    return {"cfg.epochs": "3.0", "method.name": name, "method.rank": rank, **own}
 
 
 def plan_of(label: str, seed: int = 0) -> dict[str, Any]:
@@ -92,11 +109,15 @@ def trial(label: str, seed: int, loss: float, **changes: Any) -> TrialRecord:
         "trainable_parameters": plan["trainable_parameters"],
         "validation_loss": validation,
         "validation_curve": tuple(zip(steps.tolist(), fall.tolist(), strict=True)),
+        "validation_tokens": tuple((1000 * steps).tolist()),
+        "tags": {**TAGS, "order_digest": f"order-{seed}-{fold}"},
+        "settings": settings_of(label),
         "test": scores(loss, seed, fold=fold),
         "plan": plan,
         "metrics": {
             "tokens_per_second": 5200.0 + 40 * seed,
             "peak_memory_bytes": 6.1e8,
+            "train_seconds": plan["trainable_parameters"] / 1e4,
             "skipped_steps": 0.0,
             "reduction_vs_full": 1 - plan["trainable_parameters"] / FULL_PARAMETERS,
             "efficiency_ratio": 1e5 / plan["trainable_parameters"] / loss,

@@ -325,8 +325,11 @@ def test_fairness_names_grid_edges_grids_skips_scales_and_precision() -> None:
     for site in plan["sites"]:
         site["alpha"] = 4 * site["rank"]
     records = change(records, "m", plan=plan, metrics={"skipped_steps": 1.0})
-    tags = {r.run_id: {"precision": "bf16" if r.method == "m" else "fp32"} for r in records}
-    text = "\n".join(compare(records, baseline="uniform-r8", tags=tags).fairness)
+    records = [
+        dataclasses.replace(r, tags={**r.tags, "precision": "bf16"}) if r.method == "m" else r
+        for r in records
+    ]
+    text = "\n".join(compare(records, baseline="uniform-r8").fairness)
     assert "m: its best learning rate 0.0003 is the highest of the grid" in text
     assert "different learning rates to choose from" in text
     assert "m: 6 training steps skipped" in text

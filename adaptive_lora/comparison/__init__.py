@@ -1,6 +1,19 @@
 """Trials to verdicts: does a method beat the baseline, by how much, and how sure is that?"""
 
 from adaptive_lora.comparison.compare import compare
+from adaptive_lora.comparison.findings import (
+    Agreement,
+    AgreementKind,
+    AuditEntry,
+    AuditKind,
+    BudgetMap,
+    Cost,
+    EarlyRate,
+    FrontArea,
+    ParetoFront,
+    ParetoPoint,
+    PowerAnswer,
+)
 from adaptive_lora.comparison.types import (
     Comparison,
     Difference,
@@ -14,12 +27,23 @@ from adaptive_lora.comparison.types import (
 )
 
 __all__ = [
+    "Agreement",
+    "AgreementKind",
+    "AuditEntry",
+    "AuditKind",
+    "BudgetMap",
     "Comparison",
+    "Cost",
     "Difference",
+    "EarlyRate",
     "Failure",
+    "FrontArea",
     "Margin",
     "MethodSummary",
     "Parameters",
+    "ParetoFront",
+    "ParetoPoint",
+    "PowerAnswer",
     "Spread",
     "Verdict",
     "VerdictKind",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
-import numpy as np
-
-from adaptive_lora import stats
-from adaptive_lora.comparison.fairness import Tags, audit
+from adaptive_lora.comparison.allocations import agreements, budget_maps
+from adaptive_lora.comparison.efficiency import front_areas, fronts
+from adaptive_lora.comparison.fairness import audit
+from adaptive_lora.comparison.findings import PowerAnswer
 from adaptive_lora.comparison.inference import (
     Settings,
     correct,
@@ -17,7 +16,10 @@ from adaptive_lora.comparison.inference import (
     measure,
     most_changed,
 )
-from adaptive_lora.comparison.pairing import PairedSeed, check_same_examples, pair_seeds
+from adaptive_lora.comparison.margin import choose_margin, frozen_loss_of
+from adaptive_lora.comparison.notes import read_with
+from adaptive_lora.comparison.pairing import PairedSeed, pair_seeds
+from adaptive_lora.comparison.power import power_answer
 from adaptive_lora.comparison.summary import describe
 from adaptive_lora.comparison.trials import (
     Folds,
@@ -30,16 +32,13 @@ from adaptive_lora.comparison.types import (
     Comparison,
     Difference,
     LearningRate,
-    Margin,
     MethodSummary,
+    VerdictKind,
 )
 from adaptive_lora.comparison.verdict import Rule, choose_winner, headline, judge
-from adaptive_lora.comparison.wording import p_text, plain, plural
 from adaptive_lora.errors import DataError
 from adaptive_lora.results import EvalResult, TrialRecord
-
-MARGIN_SHARE = 0.01
-"""Default margin: this share of what the baseline gains over the frozen base in test loss."""
+from adaptive_lora.stats import Correction
 
 
 def compare(
@@ -48,9 +47,10 @@ def compare(
     baseline: str,
     frozen: EvalResult | Mapping[int, EvalResult] | None = None,
     margin: float | None = None,
+    margin_share: float = 0.01,
     confidence: float = 0.95,
-    correction: Literal["holm", "max_t"] = "holm",
-    tags: Tags | None = None,
+    correction: Correction = "holm",
+    facts: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Compare every method with the baseline in test loss, paired by seed.
@@ -63,10 +63,13 @@ def compare(
         baseline: label of the method that the others are compared with.
         frozen: scores of the base model without adapter on the same test part, or one per fold.
         margin: largest difference in test loss (nats per supervised token) that does not matter.
+        margin_share: the margin where none is stated: this share of what the baseline gains over
+            the frozen base.
         confidence: of all intervals; tests use 1 - confidence as their level.
         correction: which p decides when several methods are compared. `holm` needs 8 seeds for 5
-            comparisons, `max_t` (Westfall & Young) 6 for any number.
-        tags: run id -> tags, looked at by the fairness audit.
+            comparisons, `max_t` (Westfall & Young) 6 for any number; `benjamini_hochberg` is for
+            screening.
+        facts: how to reproduce, passed on as given.
         seed: of the bootstrap; the same seed gives the same numbers.
 
     Raises:
@@ -83,14 +86,14 @@ def compare(
     others = [label for label in table.methods if label != baseline]
     pairs = {label: pair_seeds(table.seeds_at(label, chosen[label]), base) for label in others}
     compared = [label for label in others if pairs[label]]
-    frozen_loss = _frozen_loss(frozen, base)
+    frozen_loss = frozen_loss_of(frozen, base)
     rule = Rule(
         baseline=baseline,
         alpha=round(1 - confidence, 12),
         confidence=confidence,
         correction=correction,
         comparisons=len(compared),
-        margin=_margin(margin, frozen_loss, _mean_loss(base)),
+        margin=choose_margin(margin, margin_share, frozen_loss, _mean_loss(base)),
     )
     settings = _settings(rule, seed)
     found = {m: measure(pairs[m], chosen[m] or 0.0, base_lr, settings) for m in compared}
@@ -100,15 +103,16 @@ def compare(
     methods = tuple(
         _complete(own, pairs.get(own.label, []), best, shared, rule, settings) for own in alone
     )
-    return _conclusion(table, methods, rule, tags or {}, frozen_loss)
+    return _conclusion(table, methods, rule, frozen_loss, facts or {}, seed)
 
 
 def _conclusion(
     table: TrialTable,
     methods: tuple[MethodSummary, ...],
     rule: Rule,
-    tags: Tags,
     frozen_loss: float | None,
+    facts: Mapping[str, str],
+    seed: int,
 ) -> Comparison:
     """Put the verdicts of all methods into one answer."""
     answer, remarks = headline(methods, rule)
@@ -116,8 +120,8 @@ def _conclusion(
     return Comparison(
         answer=answer,
         remarks=remarks,
-        fairness=audit(table, methods, tags),
-        notes=_notes(methods, rule),
+        audit=audit(table, methods),
+        notes=read_with(methods, rule),
         baseline=rule.baseline,
         winner=winner,
         decision=decision,
@@ -128,6 +132,13 @@ def _conclusion(
         correction=rule.correction,
         trials=table.trials,
         failed_trials=len(table.failures),
+        fronts=fronts(table, methods, seed),
+        areas=front_areas(
+            table, methods, frozen_loss=frozen_loss, confidence=rule.confidence, seed=seed
+        ),
+        agreements=agreements(table, methods),
+        budgets=budget_maps(table, methods),
+        facts=dict(facts),
     )
 
 
@@ -156,52 +167,6 @@ def _mean_loss(seeds: Mapping[int, Folds]) -> float:
     loss = over_seeds(seeds.values(), lambda r: r.test.loss if r.test else None, "").mean
     assert loss is not None  # every counted trial has a finite test loss
     return loss
-
-
-def _frozen_loss(
-    frozen: EvalResult | Mapping[int, EvalResult] | None, base: Mapping[int, Folds]
-) -> float | None:
-    """Return the frozen base's test loss, after checking that it saw the same examples."""
-    if frozen is None:
-        return None
-    trials = next(iter(base.values()))
-    if isinstance(frozen, EvalResult):
-        ids = tuple(name for trial in trials if trial.test for name in trial.test.example_ids)
-        check_same_examples(frozen.example_ids, ids, "frozen base and baseline")
-        return frozen.loss
-    missing = [trial.fold for trial in trials if trial.fold not in frozen]
-    if missing:
-        raise DataError(f"scores of the frozen base are missing for fold {missing[0]}.")
-    for trial in trials:
-        if trial.test:
-            names = f"frozen base and baseline, fold {trial.fold}"
-            check_same_examples(frozen[trial.fold].example_ids, trial.test.example_ids, names)
-    return float(np.mean([frozen[trial.fold].loss for trial in trials]))
-
-
-def _margin(given: float | None, frozen_loss: float | None, base_loss: float) -> Margin:
-    if given is not None:
-        if given <= 0:
-            raise DataError(f"margin: required above 0 nats per token, got {given:g}.")
-        return Margin(value=given, source="stated by the user, in nats per token")
-    if frozen_loss is None:
-        return Margin(
-            value=None,
-            source="no margin stated and no score of the frozen base to take one from: "
-            "equivalence is not tested",
-        )
-    gain = frozen_loss - base_loss
-    if gain <= 0:
-        return Margin(
-            value=None,
-            source="the baseline gains nothing over the frozen base, so no margin follows from it: "
-            "equivalence is not tested",
-        )
-    return Margin(
-        value=MARGIN_SHARE * gain,
-        source=f"{100 * MARGIN_SHARE:g} % of what the baseline gains over the frozen base "
-        f"({plain(frozen_loss)} to {plain(base_loss)} nats per token)",
-    )
 
 
 def _shared_rate(
@@ -236,47 +201,35 @@ def _complete(
     difference = best.get(summary.label)
     if difference is None:
         return summary
+    verdict = judge(difference, summary.parameters, rule)
+    if verdict.kind is VerdictKind.INCONCLUSIVE:
+        difference = dataclasses.replace(difference, power=_power(difference, rule))
+        verdict = judge(difference, summary.parameters, rule)
     return dataclasses.replace(
         summary,
         difference=difference,
         shared_rate=shared.get(summary.label),
         exact_match_difference=exact_match_difference(pairs, settings),
         most_changed=most_changed(pairs),
-        verdict=judge(difference, summary.parameters, rule),
+        verdict=verdict,
     )
 
 
-def _notes(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, ...]:
-    """Return what the reader has to know to read the numbers."""
-    differences = [m.difference for m in methods if m.difference is not None]
-    notes = []
-    if differences:
-        seeds = max(len(difference.seeds) for difference in differences)
-        least, corrected = stats.attainable_p(seeds), rule.least_corrected(seeds)
-        counted = plural(seeds, "seed")
-        if least > rule.alpha:
-            notes.append(
-                f"With {counted} no p-value under {rule.alpha:g} can be reached (least 2/2^{seeds} "
-                f"= {p_text(least)}): intervals show what is known; {rule.seeds_required} seeds "
-                f"are needed for {plural(rule.comparisons, 'comparison')}."
-            )
-        elif corrected > rule.alpha:
-            notes.append(
-                f"With {counted} and {plural(rule.comparisons, 'comparison')} the least corrected "
-                f"p is {p_text(corrected)}: no method can be shown to be better or worse; "
-                f"{rule.seeds_required} seeds are needed, or fewer methods."
-            )
-        notes.append(
-            f"Differences are method minus baseline in test loss, paired by seed; "
-            f"{100 * rule.confidence:g} % bootstrap intervals over seeds; p by exact sign flips, "
-            f"corrected by {'Holm' if rule.correction == 'holm' else 'step-down max-T'}."
+def _power(difference: Difference, rule: Rule) -> tuple[PowerAnswer, ...]:
+    """Return what it takes to see the observed difference, and one as large as the margin."""
+    if difference.components is None or not difference.sd:
+        return ()
+    answers = (
+        power_answer(
+            about,
+            size,
+            difference.components,
+            spread=difference.sd,
+            comparisons=rule.comparisons,
+            correction=rule.correction,
+            alpha=rule.alpha,
         )
-    source = rule.margin.source
-    if rule.margin.value is None:
-        return (*notes, f"Margin: {source}.")
-    return (
-        *notes,
-        f"Margin: {plain(rule.margin.value)} nats per token, {source}. Equivalence and "
-        f"non-inferiority are one-sided tests at {100 * rule.alpha:g} % each, not corrected for "
-        "several methods.",
+        for about, size in (("observed", difference.mean), ("margin", rule.margin.value))
+        if size
     )
+    return tuple(answer for answer in answers if answer is not None)

@@ -1,29 +1,37 @@
-"""What makes a comparison less than fair, said before any result."""
+"""What makes a comparison fair or less than fair, said before any result."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from adaptive_lora.allocation import ScalePolicy
+from adaptive_lora.comparison.findings import AuditEntry, AuditKind
 from adaptive_lora.comparison.trials import TrialTable
 from adaptive_lora.comparison.types import MATCHED_SHARE, MethodSummary
-from adaptive_lora.comparison.wording import count, joined, percent, plural, signed
+from adaptive_lora.comparison.wording import count, joined, named, percent, plural, signed
+from adaptive_lora.config import option_fields
 from adaptive_lora.results import TrialRecord
 
-COMPARED_TAGS = ("precision", "device", "data_digest", "base_hash", "code_version")
-"""Tags that must not differ between trials that are compared."""
+TAGS = {
+    "precision": "precision",
+    "device": "device",
+    "data_digest": "data digest",
+    "base_hash": "base hash",
+    "code_version": "code version",
+    "packages": "package versions",
+}
+"""Tags that must not differ between trials that are compared, and the topic of their entry."""
 
-Tags = Mapping[str, Mapping[str, str]]
+Used = Sequence[tuple[MethodSummary, TrialRecord]]
 
 
-def audit(table: TrialTable, methods: Sequence[MethodSummary], tags: Tags) -> tuple[str, ...]:
-    """Return every finding as a sentence.
+def audit(table: TrialTable, methods: Sequence[MethodSummary]) -> tuple[AuditEntry, ...]:
+    """Return at least one entry a topic: what was checked, and what was found.
 
     Args:
         table: the trials.
         methods: their summaries, baseline first.
-        tags: run id -> tags, as far as known; `COMPARED_TAGS` are looked at.
     """
     used = [
         (method, record)
@@ -31,17 +39,44 @@ def audit(table: TrialTable, methods: Sequence[MethodSummary], tags: Tags) -> tu
         for folds in table.seeds_at(method.label, method.lr).values()
         for record in folds
     ]
-    return tuple(
-        [
-            *_parameters(methods),
-            *_training_parameters(used),
-            *_failures(table, methods),
-            *_rates(table, methods),
-            *_skipped(used),
-            *_scale(used),
-            *_tags(used, tags),
-        ]
-    )
+    topics: dict[str, tuple[Iterable[str], str]] = {
+        "parameters": (_parameters(methods), _same_parameters(methods)),
+        "failures": (
+            _failures(table, methods),
+            f"No trial failed; every method has all {plural(len(table.seeds), 'seed')}.",
+        ),
+        "tuning": (
+            _rates(table, methods),
+            f"Every method was tuned over the same {len(table.rates[methods[0].label])} learning "
+            "rates, and no best rate is at the end of the grid.",
+        ),
+        "training cost": (
+            _training_parameters(used),
+            "No method trained more parameters than it serves.",
+        ),
+        "skipped steps": (_skipped(used), "No training step was skipped."),
+        "scale": (
+            _scale(used),
+            "The scale of the update is the same at every site of every method.",
+        ),
+    }
+    entries = [
+        entry for topic, (bad, good) in topics.items() for entry in _entries(topic, bad, good)
+    ]
+    entries.append(_order(used))
+    entries += [_tag(used, tag, topic) for tag, topic in TAGS.items()]
+    entries.append(_settings(used))
+    return tuple(entries)
+
+
+def _entries(topic: str, bad: Iterable[str], good: str) -> Iterator[AuditEntry]:
+    found = [AuditEntry(topic=topic, kind=AuditKind.BAD, text=text) for text in bad]
+    yield from found or [AuditEntry(topic=topic, kind=AuditKind.OK, text=good)]
+
+
+def _same_parameters(methods: Sequence[MethodSummary]) -> str:
+    each = [f"{m.label} {count(m.parameters.mean)}" for m in methods if m.lr is not None]
+    return f"Equal parameters up to what whole ranks leave over: {named(each, 8)}."
 
 
 def _parameters(methods: Sequence[MethodSummary]) -> Iterator[str]:
@@ -69,7 +104,7 @@ def _parameters(methods: Sequence[MethodSummary]) -> Iterator[str]:
             )
 
 
-def _training_parameters(used: Iterable[tuple[MethodSummary, TrialRecord]]) -> Iterator[str]:
+def _training_parameters(used: Used) -> Iterator[str]:
     most: dict[str, tuple[float, int]] = {}
     for method, record in used:
         trained = record.metrics.get("training_parameters", 0.0)
@@ -122,7 +157,7 @@ def _rates(table: TrialTable, methods: Sequence[MethodSummary]) -> Iterator[str]
             )
 
 
-def _skipped(used: Iterable[tuple[MethodSummary, TrialRecord]]) -> Iterator[str]:
+def _skipped(used: Used) -> Iterator[str]:
     steps: Counter[str] = Counter()
     for method, record in used:
         steps[method.label] += int(record.metrics.get("skipped_steps", 0))
@@ -131,7 +166,7 @@ def _skipped(used: Iterable[tuple[MethodSummary, TrialRecord]]) -> Iterator[str]
             yield f"{label}: {plural(number, 'training step')} skipped as not finite."
 
 
-def _scale(used: Iterable[tuple[MethodSummary, TrialRecord]]) -> Iterator[str]:
+def _scale(used: Used) -> Iterator[str]:
     scales: dict[str, set[float]] = defaultdict(set)
     formulas: set[str] = set()
     for method, record in used:
@@ -153,13 +188,81 @@ def _scale(used: Iterable[tuple[MethodSummary, TrialRecord]]) -> Iterator[str]:
         )
 
 
-def _tags(used: Sequence[tuple[MethodSummary, TrialRecord]], tags: Tags) -> Iterator[str]:
-    for name in COMPARED_TAGS:
-        values: dict[str, set[str]] = defaultdict(set)
-        for method, record in used:
-            value = tags.get(record.run_id, {}).get(name)
-            if value is not None:
-                values[value].add(method.label)
-        if len(values) > 1:
-            listed = "; ".join(f"{value}: {joined(sorted(who))}" for value, who in values.items())
-            yield f"Trials differ in {name.replace('_', ' ')}: {listed}."
+def _order(used: Used) -> AuditEntry:
+    """Compare the digests of the batches that were learned from, seed by seed.
+
+    Trials that early stopping ended have a shorter order and are no evidence against it.
+    """
+    digests: dict[tuple[int, int], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    known = 0
+    for method, record in used:
+        value = record.tags.get("order_digest")
+        if value and not record.metrics.get("stopped_early"):
+            known += 1
+            digests[record.seed, record.fold][value].add(method.label)
+    unequal = [key for key, orders in digests.items() if len(orders) > 1]
+    if unequal:
+        seed, fold = unequal[0]
+        groups = " against ".join(named(sorted(who)) for who in digests[seed, fold].values())
+        return AuditEntry(
+            topic="data order",
+            kind=AuditKind.BAD,
+            text=f"Not every method learned from the same batches in the same order: "
+            f"{plural(len(unequal), 'seed')} differ, such as seed {seed} ({groups}).",
+        )
+    if known < len(used):
+        text = f"Data order: {len(used) - known} of {plural(len(used), 'trial')} did not record it"
+        return AuditEntry(
+            topic="data order", kind=AuditKind.UNKNOWN, text=f"{text} or stopped early."
+        )
+    return AuditEntry(
+        topic="data order",
+        kind=AuditKind.OK,
+        text="Under each seed every method learned from the same batches in the same order.",
+    )
+
+
+def _tag(used: Used, tag: str, topic: str) -> AuditEntry:
+    values: dict[str, set[str]] = defaultdict(set)
+    absent = 0
+    for method, record in used:
+        value = record.tags.get(tag)
+        if value is None:
+            absent += 1
+        else:
+            values[value].add(method.label)
+    if len(values) > 1:
+        listed = "; ".join(f"{value}: {joined(sorted(who))}" for value, who in values.items())
+        text = f"Trials differ in {topic}: {listed}."
+        return AuditEntry(topic=topic, kind=AuditKind.BAD, text=text)
+    if absent:
+        text = f"{topic.capitalize()}: not recorded by {absent} of {plural(len(used), 'trial')}."
+        return AuditEntry(topic=topic, kind=AuditKind.UNKNOWN, text=text)
+    text = f"All trials have the same {topic}: {next(iter(values))}."
+    return AuditEntry(topic=topic, kind=AuditKind.OK, text=text)
+
+
+def _settings(used: Used) -> AuditEntry:
+    """Compare the settings that trials of one study share, such as epochs and batch size."""
+    free = {
+        name for name, (_, field, _) in option_fields().items() if not field.metadata["identity"]
+    }
+    values: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for method, record in used:
+        for key, value in record.settings.items():
+            name = key.removeprefix("cfg.")
+            if key.startswith("cfg.") and name not in free:
+                values[name][value].add(method.label)
+    differing = {key: found for key, found in values.items() if len(found) > 1}
+    if differing:
+        listed = []
+        for key, found in differing.items():
+            sides = [f"{value} ({named(sorted(who))})" for value, who in found.items()]
+            listed.append(f"{key}: {' against '.join(sides)}")
+        text = f"Trials differ in settings: {'; '.join(listed)}."
+        return AuditEntry(topic="settings", kind=AuditKind.BAD, text=text)
+    if not values:
+        text = "Settings: not recorded."
+        return AuditEntry(topic="settings", kind=AuditKind.UNKNOWN, text=text)
+    text = "All trials share their settings of data, training and evaluation."
+    return AuditEntry(topic="settings", kind=AuditKind.OK, text=text)

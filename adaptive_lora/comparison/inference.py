@@ -41,6 +41,12 @@ def measure(
     mean = float(diff_S.mean())
     sd = float(diff_S.std(ddof=1)) if diff_S.size > 1 else None
 
+    rows = (
+        [pair.nll_E * pair.fold_scale_E for pair in pairs],
+        [pair.tokens_E * pair.fold_scale_E for pair in pairs],
+    )
+    crossed = _same_examples(pairs)
+
     def seeds_for(difference: float | None) -> int | None:
         if difference is None or not sd:
             return None
@@ -57,9 +63,8 @@ def measure(
             diff_S, confidence=settings.confidence, seed=settings.seed
         ),
         hierarchical=stats.hierarchical_bootstrap(
-            [pair.nll_E * pair.fold_scale_E for pair in pairs],
-            [pair.tokens_E * pair.fold_scale_E for pair in pairs],
-            crossed=_same_examples(pairs),
+            *rows,
+            crossed=crossed,
             confidence=settings.confidence,
             seed=settings.seed,
         ),
@@ -68,6 +73,7 @@ def measure(
         margin_tests=_margin_tests(diff_S, settings.margin),
         seeds_for_difference=seeds_for(mean),
         seeds_for_margin=seeds_for(settings.margin),
+        components=stats.variance_components(*rows, crossed=crossed),
     )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from adaptive_lora import stats
-from adaptive_lora.comparison.trials import Folds, TrialTable, over_seeds
+from adaptive_lora.comparison.early_rate import early_rate
+from adaptive_lora.comparison.trials import Folds, TrialTable, over_seeds, trained_parameters
 from adaptive_lora.comparison.types import (
     LearningRate,
     MethodSummary,
@@ -51,6 +52,7 @@ def describe(
         shared_rate=None,
         exact_match_difference=None,
         most_changed=(),
+        early_rate=early_rate(trials, base, confidence, seed),
         verdict=_alone(label == table.methods[0], bool(trials), len(failures)),
         **scores,
     )
@@ -81,8 +83,16 @@ def _scores(seeds: Sequence[Folds], absent: str) -> dict[str, Spread]:
         "token_accuracy": (lambda r: r.test.token_accuracy if r.test else None, ""),
         "exact_match": (lambda r: r.test.exact_match if r.test else None, "not scored"),
     }
-    for name in ("reduction_vs_full", "efficiency_ratio", "tokens_per_second", "peak_memory_bytes"):
+    for name in (
+        "reduction_vs_full",
+        "efficiency_ratio",
+        "tokens_per_second",
+        "train_seconds",
+        "peak_memory_bytes",
+    ):
         readers[name] = (metric(name), "not recorded")
+    readers["trained_parameters"] = (trained_parameters, "")
+    readers["profile_stability"] = (metric("profile/stability"), "no profile measured")
     return {
         name: over_seeds(seeds, read, absent or missing)
         for name, (read, missing) in readers.items()

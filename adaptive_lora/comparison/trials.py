@@ -162,3 +162,8 @@ def choose_rate(table: TrialTable, method: str) -> tuple[LearningRate, ...]:
 
 def _test_loss(record: TrialRecord) -> float | None:
     return None if record.test is None else record.test.loss
+
+
+def trained_parameters(record: TrialRecord) -> float:
+    """Return the parameters that were trained; recipes that prune record them beside the served."""
+    return float(record.metrics.get("training_parameters", record.trainable_parameters))

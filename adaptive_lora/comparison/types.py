@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from adaptive_lora.comparison.findings import (
+    Agreement,
+    AuditEntry,
+    AuditKind,
+    BudgetMap,
+    EarlyRate,
+    FrontArea,
+    ParetoFront,
+    PowerAnswer,
+)
 from adaptive_lora.comparison.jsonable import jsonable
-from adaptive_lora.stats import Effect, Interval
+from adaptive_lora.stats import Components, Effect, Interval
 
 MATCHED_SHARE = 0.01
 """Parameter counts that differ by a smaller share are one budget, filled as whole ranks allow."""
@@ -152,6 +163,10 @@ class Difference:
     """Seeds that show a true difference of the observed size with 80 % power."""
     seeds_for_margin: int | None
     """Seeds that show a true difference of the margin's size with 80 % power."""
+    components: Components | None
+    """Where the noise comes from: seeds, examples or both; None below 2 seeds."""
+    power: tuple[PowerAnswer, ...] = ()
+    """What it would take; only where the verdict is inconclusive."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,7 +201,14 @@ class MethodSummary:
     reduction_vs_full: Spread
     efficiency_ratio: Spread
     tokens_per_second: Spread
+    train_seconds: Spread
     peak_memory_bytes: Spread
+    trained_parameters: Spread
+    """While training; `parameters` are those that are served."""
+    profile_stability: Spread
+    """Spearman correlation between importance from two halves of the calibration batches."""
+    early_rate: EarlyRate | None
+    """Tokens to the baseline's final validation loss; None where no curves were recorded."""
     difference: Difference | None
     """Best against best; None for the baseline and where nothing can be paired."""
     shared_rate: Difference | None
@@ -213,8 +235,8 @@ class Comparison:
     """The verdict in one sentence."""
     remarks: tuple[str, ...]
     """What the answer must not be read without, such as worse methods and unequal parameters."""
-    fairness: tuple[str, ...]
-    """What makes the comparison less than fair; shown in red above all results."""
+    audit: tuple[AuditEntry, ...]
+    """Every check of fairness with its outcome; bad ones are shown in red above all results."""
     notes: tuple[str, ...]
     """What the numbers cannot say, such as too few seeds for any p under 0.05."""
     baseline: str
@@ -229,14 +251,33 @@ class Comparison:
     """Test loss of the base model without adapter."""
     confidence: float
     correction: str
-    """Which corrected p decides: `holm` or `max_t`."""
+    """Which corrected p decides: `holm`, `max_t` or `benjamini_hochberg`."""
     trials: int
     failed_trials: int
+    fronts: tuple[ParetoFront, ...]
+    """Loss against trained and served parameters, training time and memory, where recorded."""
+    areas: tuple[FrontArea, ...]
+    """Area under the front of each family of methods, the baseline's family first."""
+    agreements: tuple[Agreement, ...]
+    """Do allocations agree across seeds, methods, metrics and tasks? Empty where nothing varies."""
+    budgets: tuple[BudgetMap, ...]
+    """Where each method's parameters went, by layer and role."""
+    facts: Mapping[str, str]
+    """How to reproduce: study, store, base, data, precision, versions, command, settings."""
 
     @property
     def alpha(self) -> float:
         """Level of the tests: 1 - confidence."""
         return round(1 - self.confidence, 12)
+
+    @property
+    def fairness(self) -> tuple[str, ...]:
+        """What makes the comparison less than fair; empty where nothing does."""
+        return tuple(entry.text for entry in self.audit if entry.kind is AuditKind.BAD)
+
+    def deciding_p(self, difference: Difference) -> float:
+        """Return the corrected p that decides."""
+        return float(getattr(difference.tests, self.correction))
 
     @property
     def headline(self) -> str:
@@ -250,4 +291,4 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values: no NaN, no infinity; None stands beside a note."""
         values: dict[str, Any] = jsonable(self)
-        return {"headline": self.headline, **values}
+        return {"headline": self.headline, "fairness": list(self.fairness), **values}

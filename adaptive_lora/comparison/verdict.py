@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from adaptive_lora.comparison.power import power_text
 from adaptive_lora.comparison.types import (
     Difference,
     Margin,
@@ -23,7 +24,7 @@ from adaptive_lora.comparison.wording import (
     plural,
     signed,
 )
-from adaptive_lora.stats import attainable_p, least_seeds
+from adaptive_lora.stats import Correction, attainable_p, least_seeds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +34,7 @@ class Rule:
     baseline: str
     alpha: float
     confidence: float
-    correction: str
+    correction: Correction
     comparisons: int
     margin: Margin
 
@@ -44,19 +45,21 @@ class Rule:
 
     def corrected(self, difference: Difference) -> float:
         """Return the p that decides."""
-        tests = difference.tests
-        return tests.max_t if self.correction == "max_t" else tests.holm
+        return float(getattr(difference.tests, self.correction))
 
     def least_corrected(self, seeds: int) -> float:
         """Return the least corrected p that so many seeds can reach for the best method."""
-        factor = 1 if self.correction == "max_t" else self.comparisons
-        return min(1.0, factor * attainable_p(seeds))
+        return min(1.0, self._factor * attainable_p(seeds))
+
+    @property
+    def _factor(self) -> int:
+        """How far the correction raises the least p: Benjamini-Hochberg not, if all reach it."""
+        return max(1, self.comparisons) if self.correction == "holm" else 1
 
     @property
     def seeds_required(self) -> int:
         """Seeds at which a corrected p can reach alpha at all."""
-        factor = 1 if self.correction == "max_t" else max(1, self.comparisons)
-        return least_seeds(self.alpha / factor)
+        return least_seeds(self.alpha / self._factor)
 
 
 def judge(difference: Difference, parameters: Parameters, rule: Rule) -> Verdict:
@@ -120,14 +123,10 @@ def _what_it_takes(difference: Difference, rule: Rule) -> str:
     text = _out_of_reach(seeds, rule)
     if difference.sd is None:
         return text + " One seed shows no spread, so nothing can be said about power."
-    if difference.sd == 0 or difference.mean == 0:
-        return text
-    wanted = difference.seeds_for_difference
-    size = "more than 2,000" if wanted is None else f"about {wanted}"
-    text += f" A true difference of this size needs {size} seeds for 80 % power"
-    if difference.seeds_for_margin is not None:
-        text += f", one as large as the margin about {difference.seeds_for_margin}"
-    return text + "."
+    sizes = {"observed": "of this size", "margin": "as large as the margin"}
+    for answer in difference.power:
+        text += f" A true difference {sizes[answer.about]} needs {power_text(answer)}."
+    return text
 
 
 def headline(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, tuple[str, ...]]:

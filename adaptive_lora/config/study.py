@@ -69,16 +69,23 @@ class StudyConfig:
     )
     margin: float | None = option(
         None,
-        "difference in test loss that does not matter; none: 1 % of the baseline's gain over "
-        "the frozen base",
+        "difference in test loss that does not matter; none: by margin_percent",
         unit="nats per token",
         limits=Limits(above=0),
         identity=False,
     )
+    margin_percent: float = option(
+        1.0,
+        "the margin where none is stated: per cent of what the baseline gains over the frozen base",
+        unit="%",
+        limits=Limits(above=0, high=100),
+        identity=False,
+    )
     correction: str = option(
         "holm",
-        "correction for several methods that decides; max_t: Westfall-Young, more powerful",
-        limits=Limits(choices=("holm", "max_t")),
+        "correction for several methods that decides; max_t: Westfall-Young, more powerful; "
+        "benjamini_hochberg: for screening, bounds the share of false findings",
+        limits=Limits(choices=("holm", "max_t", "benjamini_hochberg")),
         identity=False,
     )
 

@@ -52,8 +52,7 @@ def p_decides(comparison: Comparison, method: MethodSummary) -> float | None:
     """Return the corrected p that the verdict rests on."""
     if method.difference is None:
         return None
-    tests = method.difference.tests
-    return tests.max_t if comparison.correction == "max_t" else tests.holm
+    return comparison.deciding_p(method.difference)
 
 
 def result_table(comparison: Comparison) -> TextTable:

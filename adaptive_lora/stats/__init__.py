@@ -6,17 +6,38 @@ Legend of axes, which also end the names of arrays:
     E  examples of the test part
     M  methods that are compared with the baseline
     B  bootstrap draws or sign flips
+    K  points of one front, or adapter sites
+    N  simulated studies
 
 Differences are method minus baseline; for a loss, negative is better. Every decision of the
 comparison rests on sign flips, which need no normal distribution; Student's t stands beside them.
 """
 
+from adaptive_lora.stats.agreement import rank_agreement
 from adaptive_lora.stats.arrays import Interval
-from adaptive_lora.stats.effects import Effect, paired_effect, paired_power, seeds_for_power
+from adaptive_lora.stats.components import Components, variance_components
+from adaptive_lora.stats.effects import Effect, paired_effect
+from adaptive_lora.stats.efficiency import (
+    first_reached,
+    front_gain,
+    front_share,
+    interval_of_draws,
+    pareto_front,
+)
 from adaptive_lora.stats.intervals import (
     bootstrap_interval,
     expanded_confidence,
     hierarchical_bootstrap,
+)
+from adaptive_lora.stats.power import (
+    Correction,
+    checked_seeds,
+    examples_for_new_examples,
+    examples_for_power,
+    paired_power,
+    seeds_for_power,
+    sign_flip_ps,
+    simulated_power,
 )
 from adaptive_lora.stats.significance import (
     attainable_p,
@@ -34,24 +55,38 @@ from adaptive_lora.stats.significance import (
 )
 
 __all__ = [
+    "Components",
+    "Correction",
     "Effect",
     "Interval",
     "attainable_p",
     "benjamini_hochberg",
     "bootstrap_interval",
+    "checked_seeds",
     "equivalence_t_test",
     "equivalence_test",
+    "examples_for_new_examples",
+    "examples_for_power",
     "expanded_confidence",
+    "first_reached",
+    "front_gain",
+    "front_share",
     "hierarchical_bootstrap",
     "holm",
+    "interval_of_draws",
     "least_seeds",
     "noninferiority_test",
     "normality",
     "paired_effect",
     "paired_power",
     "paired_t",
+    "pareto_front",
+    "rank_agreement",
     "seeds_for_power",
+    "sign_flip_ps",
     "sign_flip_test",
+    "simulated_power",
     "step_down_max_t",
+    "variance_components",
     "wilcoxon",
 ]
