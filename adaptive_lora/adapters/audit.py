@@ -62,7 +62,7 @@ def _same(built: object, wanted: object) -> bool:
 
 
 def audit_moved(adapted: nn.Module) -> None:
-    """Check that training moved every B from zero.
+    """Check that training made every site's update other than zero.
 
     Raises:
         AdapterError: names the sites that did not learn (gradients cut off or a rate of zero).
@@ -70,7 +70,9 @@ def audit_moved(adapted: nn.Module) -> None:
     still = [
         name
         for name, layer in lora_layers(adapted).items()
-        if not bool(torch.any(layer.lora_B[ADAPTER].weight != 0))
+        if not all(
+            bool(torch.any(part[ADAPTER].weight != 0)) for part in (layer.lora_A, layer.lora_B)
+        )
     ]
     if still:
         raise AdapterError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
+from adaptive_lora.allocation.dynamic import AdaLora
 from adaptive_lora.allocation.heuristics import AttentionHeavy, LinearDecay, ThreeBand, Uniform
 from adaptive_lora.allocation.measured import Empirical
 from adaptive_lora.allocation.truncated import Truncate, TruncateRetrain
@@ -16,6 +17,7 @@ METHODS: MappingProxyType[str, Any] = MappingProxyType(
         "attention_heavy": AttentionHeavy,
         "three_band": ThreeBand,
         "empirical": Empirical,
+        "adalora": AdaLora,
         "truncate": Truncate,
         "truncate_retrain": TruncateRetrain,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Protocol
 
+from adaptive_lora.recipes.adalora import adalora
 from adaptive_lora.recipes.job import Job, Trained
 from adaptive_lora.recipes.plain import plain
 from adaptive_lora.recipes.truncation import truncate, truncate_retrain
@@ -24,6 +25,7 @@ class Recipe(Protocol):
 RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
     {
         "lora": plain,
+        "adalora": adalora,
         "truncate": truncate,
         "truncate_retrain": truncate_retrain,
     }

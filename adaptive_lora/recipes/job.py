@@ -17,7 +17,7 @@ from adaptive_lora.config import TrialSpec
 from adaptive_lora.data import Batch
 from adaptive_lora.models import gradient_checkpointing
 from adaptive_lora.results import TrainResult
-from adaptive_lora.training import Regime, Steady, StepEvent, TrainInputs, train
+from adaptive_lora.training import Regime, Steady, StepEvent, TrainInputs, total_steps, train
 from adaptive_lora.workbench import Workbench
 
 
@@ -69,6 +69,12 @@ class Job:
     def options(self) -> Any:
         """The method's options."""
         return self.trial.method.allocator
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of one training."""
+        train_part = self.bench.parts(self.trial.fold).train
+        return total_steps(len(train_part), self.trial.study.train)
 
     @property
     def base(self) -> PreTrainedModel:

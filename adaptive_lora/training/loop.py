@@ -24,6 +24,7 @@ from adaptive_lora.training.groups import parameter_groups
 from adaptive_lora.training.guard import StabilityGuard
 from adaptive_lora.training.memory import PeakMemory
 from adaptive_lora.training.regime import Regime, Steady
+from adaptive_lora.training.snapshot import Snapshot, put_back, take
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +62,10 @@ class TrainInputs:
     """Site name -> factor of its learning rate; sites not named have 1."""
     regime: Regime = field(default_factory=Steady)
     """What the method does beside the gradient step."""
+    on_snapshot: Callable[[int, Callable[[], Snapshot]], None] = lambda step, take: None
+    """Called after every optimiser step with what makes a snapshot of the training there."""
+    resume: Snapshot | None = None
+    """Snapshot of the same training from which to go on."""
 
 
 def train(
@@ -88,6 +93,8 @@ def train(
     course = Course(model, inputs, config, runtime, lr=lr, seed=seed)
     try:
         with torch_stream(seed, "base dropout"):
+            if inputs.resume is not None:
+                put_back(course, inputs.resume)
             course.run()
     finally:
         runtime.accelerator.free_memory()
@@ -160,6 +167,7 @@ class Course:
                     validation_loss=loss,
                 )
             )
+            self.inputs.on_snapshot(step, lambda: take(self))
             if self.early.stop:
                 break
         self.early.restore_best(self.parameters)
@@ -175,7 +183,7 @@ class Course:
         """Take one step over `accumulation` batches; return its loss, NaN where skipped."""
         accelerator = self.runtime.accelerator
         self.model.train()
-        window = [self._next_batch() for _ in range(self.config.accumulation)]
+        window = [self.next_batch() for _ in range(self.config.accumulation)]
         supervised = sum(batch.supervised_tokens for batch in window)
         total = 0.0
         for batch in window:
@@ -203,7 +211,8 @@ class Course:
         self.supervised += supervised
         return total if allowed else math.nan
 
-    def _next_batch(self) -> Batch:
+    def next_batch(self) -> Batch:
+        """Return the next batch of the seed's order."""
         batch = next(self.batches)
         self.order.update(batch.input_ids.numpy().tobytes())
         return batch.to(self.runtime.device)

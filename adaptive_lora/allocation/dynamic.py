@@ -1,0 +1,113 @@
+"""Methods that decide ranks during training, under the budget of their plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from adaptive_lora.allocation.demand import RANK, Evidence, RankDemand
+from adaptive_lora.allocation.plan import uniform_cost
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.options import Limits, option
+from adaptive_lora.sites import AdapterSite
+
+_SHARE = Limits(low=0, high=0.9)
+_INTERVAL = "optimiser steps between two decisions; none: a hundredth of the training"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phases:
+    """When ranks may change, in optimiser steps from 1."""
+
+    steps: int
+    """Of the whole training."""
+    warmup: int
+    """No rank changes up to this step."""
+    settle: int
+    """The last change; from here on the ranks are final."""
+    interval: int
+    """Steps between two changes."""
+
+    @classmethod
+    def of(
+        cls, steps: int, *, warmup_share: float, final_share: float, interval: int | None
+    ) -> Phases:
+        """Divide a training of so many steps.
+
+        Raises:
+            AllocationError: one step, before which nothing could be measured.
+        """
+        if steps < 2:
+            raise AllocationError(
+                f"ranks are decided in training, which needs at least 2 optimiser steps; got "
+                f"{steps}. Raise epochs or max_steps."
+            )
+        settle = max(2, steps - round(final_share * steps))
+        return cls(
+            steps=steps,
+            warmup=min(round(warmup_share * steps), settle - 1),
+            settle=settle,
+            interval=max(1, steps // 100) if interval is None else interval,
+        )
+
+    def due(self, step: int) -> bool:
+        """Return whether ranks are decided after this step."""
+        return step == self.settle or (
+            self.warmup < step < self.settle and step % self.interval == 0
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaLora:
+    """AdaLoRA (Zhang et al. 2023, 2303.10512) through PEFT, folded into plain LoRA at the end.
+
+    Updates P·diag(E)·Q start at a higher rank. Every `interval` steps the triplets with the largest
+    smoothed sensitivity times its uncertainty (equations 8 to 12) stay, under a number of ranks
+    that falls as a cubic (equation 13). Departure: the target of that schedule is no fixed number
+    of ranks but as many of the best triplets as the budget of parameters holds. alpha / rank is
+    that of the start throughout, as in PEFT, and is folded in.
+    """
+
+    metric: ClassVar[str | None] = None
+    recipe: ClassVar[str] = "adalora"
+    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    start_rank: int | None = option(
+        None, "rank of every site at the start; none: 1.5 times the uniform rank", limits=RANK
+    )
+    warmup_share: float = option(0.1, "share of the steps before the first cut", limits=_SHARE)
+    final_share: float = option(0.4, "share of the steps after the last cut", limits=_SHARE)
+    interval: int | None = option(None, _INTERVAL, unit="steps", limits=Limits(low=1))
+    orthogonality: float = option(
+        0.5, "weight of the penalty that keeps P and Q orthogonal", limits=Limits(low=0)
+    )
+
+    @property
+    def rank_label(self) -> str:
+        """Return `r8`, with every option that is not the default."""
+        return _label(self, "rank", start_rank="from", warmup_share="warm", final_share="final",
+                      interval="every", orthogonality="orth")  # fmt: skip
+
+    def phases(self, steps: int) -> Phases:
+        """Return when ranks change in a training of so many steps."""
+        return Phases.of(
+            steps,
+            warmup_share=self.warmup_share,
+            final_share=self.final_share,
+            interval=self.interval,
+        )
+
+    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+        """Return equal ranks, which set the budget; training decides the rest."""
+        return RankDemand(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
+
+
+def _label(options: object, rank: str, **short: str) -> str:
+    """Return `r8` and, for each option that differs from its default, its short name and value."""
+    parts = [f"r{getattr(options, rank)}"]
+    default = type(options)()
+    for name, word in short.items():
+        value = getattr(options, name)
+        if value != getattr(default, name):
+            parts.append(f"{word}{value:g}" if isinstance(value, int | float) else str(value))
+    return "-".join(parts)

@@ -1,0 +1,248 @@
+"""AdaLoRA: schedule, budget, exact fold, penalty outside every loss, resumption to the bit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from adaptive_lora.adapters import attach, audit_as_built
+from adaptive_lora.adapters.adalora import (
+    adalora_layers,
+    attach_adalora,
+    fold,
+    scale_of,
+    training_parameters,
+)
+from adaptive_lora.adapters.attach import ADAPTER, lora_layers
+from adaptive_lora.adapters.factors import write_factors
+from adaptive_lora.allocation.dynamic import AdaLora, Phases
+from adaptive_lora.allocation.revised import equal_rank, revised
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.recipes.adalora import AdaLoraRegime
+from adaptive_lora.training import TrainInputs, train
+from adaptive_lora.trial import run_trial, trial_metrics
+from adaptive_lora.workbench import Workbench
+
+Bench = Callable[..., Workbench]
+IDS = torch.arange(24).reshape(2, 12)
+
+
+@given(st.integers(2, 2000), st.floats(0, 0.9), st.floats(0, 0.9), st.none() | st.integers(1, 300))
+def test_phases_leave_room_to_cut(
+    steps: int, warm: float, final: float, interval: int | None
+) -> None:
+    phases = Phases.of(steps, warmup_share=warm, final_share=final, interval=interval)
+    assert 0 <= phases.warmup < phases.settle <= steps
+    assert phases.due(phases.settle)
+    assert not any(phases.due(step) for step in range(1, phases.warmup + 1))
+    assert not any(phases.due(step) for step in range(phases.settle + 1, steps + 1))
+
+
+def test_one_step_is_too_few() -> None:
+    with pytest.raises(AllocationError, match="at least 2 optimiser steps"):
+        AdaLora().phases(1)
+
+
+def adalora_on(bench: Workbench, start_rank: int = 4) -> tuple[PeftModel, AdaLoraRegime]:
+    """Attach AdaLoRA layers and the regime that ends at uniform rank 2's parameters."""
+    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
+    start = equal_rank(plan, start_rank)
+    phases = AdaLora(warmup_share=0.2, final_share=0.3).phases(bench.config.train.max_steps or 0)
+    adapted = attach_adalora(
+        bench.base.model, start, AdaLora(), phases, seed=0, dropout=bench.config.train.dropout
+    )
+    assert plan.budget is not None
+    return adapted, AdaLoraRegime(adapted, start, phases, plan.budget)
+
+
+def course(bench: Workbench, adapted: PeftModel, regime: AdaLoraRegime, **more: Any) -> Any:
+    """Train an adapted model as a trial would."""
+    parts = bench.parts(0)
+    inputs = TrainInputs(
+        examples=parts.train,
+        pad_id=bench.pad_id,
+        validate=lambda model: bench.losses(model, parts.validation).loss,
+        regime=regime,
+        **more,
+    )
+    return train(adapted, inputs, bench.config.train, bench.runtime, lr=1e-2, seed=0)
+
+
+@pytest.fixture
+def adalora_bench(make_bench: Bench) -> Workbench:
+    """Ten steps of AdaLoRA with dropout of both kinds."""
+    return make_bench(
+        methods="adalora:rank=2", max_steps=10, epochs=9, dropout=0.1, validations=2, seeds="0"
+    )
+
+
+def test_start_is_the_bases_function_from_the_seeds_own_streams(adalora_bench: Workbench) -> None:
+    before = adalora_bench.base.model(IDS).logits
+    adapted, _ = adalora_on(adalora_bench)
+    assert torch.equal(adapted.eval()(IDS).logits, before)
+    small = {name: layer.lora_A[ADAPTER][:3] for name, layer in adalora_layers(adapted).items()}
+    adapted.unload()
+    again, _ = adalora_on(adalora_bench, start_rank=3)
+    assert all(
+        torch.equal(layer.lora_A[ADAPTER], small[name])
+        for name, layer in adalora_layers(again).items()
+    )
+
+
+def test_trial_ends_as_plain_lora_within_the_budget(
+    adalora_bench: Workbench, tmp_path: Path, base_folder: Path
+) -> None:
+    bench, trial = adalora_bench, next(adalora_bench.config.trials())
+    outcome = run_trial(bench, trial, tmp_path / "adapter")
+    plan, start = outcome.plan, equal_rank(bench.plan(trial.method, seed=0, fold=0), 3)
+    assert plan.budget is not None
+    dearest = max(site.parameters_per_rank for site in bench.sites)
+    assert plan.budget - dearest < plan.trainable_parameters <= plan.budget
+    assert outcome.training_parameters == training_parameters(start)
+    totals = [sum(event.ranks.values()) for event in outcome.history]
+    assert [event.step for event in outcome.history] == [0, 2, 3, 4, 5, 6]
+    assert totals[0] == 3 * len(bench.sites)
+    assert totals[-1] == sum(plan.rank_pattern().values())
+    metrics = trial_metrics(bench, outcome, 0)
+    assert metrics["training_parameters"] > metrics["trainable_parameters"]
+    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"), is_trainable=True)
+    audit_as_built(loaded, plan)
+    again = bench.losses(loaded.eval(), bench.parts(0).test)
+    assert again.nll_E.tolist() == outcome.test.nll_E.tolist()
+    assert lora_layers(bench.base.model) == {}
+
+
+def test_fold_gives_the_same_logits_with_sites_of_rank_0(adalora_bench: Workbench) -> None:
+    bench = adalora_bench
+    adapted, regime = adalora_on(bench)
+    course(bench, adapted, regime)
+    gone = bench.sites[3].name
+    regime.kept[gone] = [False] * 4
+    with torch.no_grad():
+        adalora_layers(adapted)[gone].lora_E[ADAPTER].zero_()
+    logits = adapted.eval()(IDS).logits
+    plan = revised(equal_rank(bench.plan(bench.config.specs[0], seed=0, fold=0), 4), regime.ranks())
+    factors = fold(adapted, regime.kept, plan)
+    adapted.unload()
+    plain = attach(bench.base.model, plan, seed=0, dropout=0.0).eval()
+    write_factors(plain, factors)
+    audit_as_built(plain, plan)
+    assert gone in plan.left_out
+    torch.testing.assert_close(plain(IDS).logits, logits, rtol=1e-5, atol=1e-5)
+    plain.unload()
+    assert not torch.allclose(logits, bench.base.model(IDS).logits, atol=1e-3)
+
+
+def test_penalty_is_pefts_and_stays_out_of_the_losses(
+    adalora_bench: Workbench, tmp_path: Path
+) -> None:
+    adapted, regime = adalora_on(adalora_bench)
+    adapted.eval()
+    with_penalty = adapted(input_ids=IDS, labels=IDS).loss
+    without = adapted.base_model.model(input_ids=IDS, labels=IDS).loss
+    penalty = regime.penalty()
+    assert penalty is not None
+    torch.testing.assert_close(with_penalty - without, penalty, rtol=1e-4, atol=1e-5)
+    adapted.unload()
+    losses = []
+    for weight in (0, 0.5):
+        bench = adalora_bench
+        spec = f"adalora:rank=2,orthogonality={weight}"
+        trial = next(type(bench.config)(**{
+            **{f: getattr(bench.config, f) for f in ("model", "data", "train", "evaluation",
+               "profile", "tracking", "seeds", "lr")}, "methods": (spec,),
+        }).trials())  # fmt: skip
+        losses.append(run_trial(bench, trial, tmp_path / str(weight)).train.losses)
+    assert losses[0][0] == losses[1][0]  # step 1 starts from the base either way
+    assert losses[0][1:] != losses[1][1:]  # and learns otherwise
+
+
+def test_scale_in_training_is_the_studys(adalora_bench: Workbench) -> None:
+    adapted, _ = adalora_on(adalora_bench)
+    for layer in adalora_layers(adapted).values():
+        assert scale_of(layer) == pytest.approx(adalora_bench.config.train.scale, rel=1e-5)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7, 9])
+def test_interrupted_and_resumed_is_the_uninterrupted_run(
+    adalora_bench: Workbench, stop: int
+) -> None:
+    """Before the first cut, between cuts, at the last cut and after it."""
+    bench = adalora_bench
+    kept: dict[str, Any] = {}
+
+    def keep(step: int, take: Callable[[], Any]) -> None:
+        if step == stop:
+            kept["snapshot"] = take()
+            raise KeyboardInterrupt
+
+    def weights(adapted: PeftModel) -> dict[str, torch.Tensor]:
+        return {n: p.detach().clone() for n, p in adapted.named_parameters() if p.requires_grad}
+
+    adapted, regime = adalora_on(bench)
+    whole = course(bench, adapted, regime)
+    expected = weights(adapted)
+    adapted.unload()
+    adapted, interrupted = adalora_on(bench)
+    with pytest.raises(KeyboardInterrupt):
+        course(bench, adapted, interrupted, on_snapshot=keep)
+    adapted.unload()
+    adapted, resumed = adalora_on(bench)
+    result = course(bench, adapted, resumed, resume=kept["snapshot"])
+    assert result.losses == whole.losses
+    assert result.validation_curve == whole.validation_curve
+    assert result.order_digest == whole.order_digest
+    assert resumed.history == regime.history
+    assert resumed.kept == regime.kept
+    found = weights(adapted)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    adapted.unload()
+
+
+def test_skipped_steps_do_not_lose_the_last_cut(adalora_bench: Workbench, tmp_path: Path) -> None:
+    """The step of the last cut itself is not finite; PEFT alone would crash at the next."""
+    bench = adalora_bench
+    settle = AdaLora().phases(10).settle
+    calls = {"count": 0}
+
+    def poison(module: object, inputs: object, output: torch.Tensor) -> torch.Tensor | None:
+        if not bench.base.model.training:
+            return None
+        calls["count"] += 1
+        return output * float("nan") if calls["count"] == settle else None
+
+    hook = bench.base.model.transformer.ln_f.register_forward_hook(poison)
+    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    hook.remove()
+    assert outcome.train.skipped_steps == 1
+    assert outcome.history[-1].step == settle
+    assert outcome.plan.trainable_parameters <= (outcome.plan.budget or 0)
+
+
+def test_start_must_be_above_the_budget(make_bench: Bench, tmp_path: Path) -> None:
+    """PEFT alone fails with `kthvalue(): selected number k out of range`."""
+    bench = make_bench(methods="adalora:rank=3,start_rank=3", seeds="0")
+    with pytest.raises(AllocationError, match="nothing would be cut"):
+        run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+
+
+def test_start_is_one_rank_everywhere(make_bench: Bench) -> None:
+    bench = make_bench(methods="uniform:rank=4")
+    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
+    mixed = revised(plan, plan.rank_pattern() | {bench.sites[0].name: 3})
+    with pytest.raises(AllocationError, match="does not fit every site"):
+        attach_adalora(bench.base.model, mixed, AdaLora(), AdaLora().phases(9), seed=0, dropout=0.0)
