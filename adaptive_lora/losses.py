@@ -6,10 +6,12 @@ Never a model's own `.loss`: AdaLoRA adds its orthogonality penalty to it, even 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from adaptive_lora.data.batches import IGNORED, Batch
@@ -27,8 +29,23 @@ class TokenScores:
     """(B, K) whether the most likely token is the right one and counts."""
 
 
-def token_scores(model: Any, batch: Batch) -> TokenScores:
-    """Run a causal language model and score the supervised tokens.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictions:
+    """A model's predictions at the K positions where some example of a batch is supervised."""
+
+    logits: torch.Tensor
+    """(B, K, V) in float32."""
+    targets: torch.Tensor
+    """(B, K) token that follows, IGNORED where not supervised."""
+
+    @property
+    def supervised(self) -> torch.Tensor:
+        """(B, K) whether the predicted token counts."""
+        return self.targets != IGNORED
+
+
+def predict(model: Any, batch: Batch) -> Predictions:
+    """Run a causal language model on a batch.
 
     Logits are computed only from the first position that predicts a supervised token of any
     example (`logits_to_keep`), which spares most of the head's work on long prompts.
@@ -41,13 +58,33 @@ def token_scores(model: Any, batch: Batch) -> TokenScores:
         logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
     else:
         logits = model(**inputs).logits[:, keep]
-    targets = labels[:, keep]
-    supervised = targets != IGNORED
+    return Predictions(logits=logits.float(), targets=labels[:, keep])
+
+
+def token_scores(model: Any, batch: Batch) -> TokenScores:
+    """Run a causal language model and score the supervised tokens."""
+    found = predict(model, batch)
     nll = functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view_as(targets)
-    correct = (logits.detach().argmax(dim=-1) == targets) & supervised
+        found.logits.flatten(0, 1),
+        found.targets.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+    ).view_as(found.targets)
+    supervised = found.supervised
+    correct = (found.logits.detach().argmax(dim=-1) == found.targets) & supervised
     return TokenScores(nll=nll, supervised=supervised, correct=correct)
+
+
+Loss = Callable[[nn.Module, Batch], torch.Tensor]
+"""Model and batch -> loss summed over the batch's supervised tokens, in nats; what is minimised.
+
+No example of a batch may depend on another one: profilers tell halves apart by example.
+"""
+
+
+def causal_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the summed negative log-likelihood of a causal language model."""
+    return token_scores(model, batch).nll.sum()
 
 
 def _keeps_logits(model: Any) -> bool:

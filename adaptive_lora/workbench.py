@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,9 +22,10 @@ from adaptive_lora.data import (
 )
 from adaptive_lora.evaluation import evaluate, exact_matches, wants_generation
 from adaptive_lora.importance import ImportanceProfile, ProfileTask, profile_importance
-from adaptive_lora.models import load_base
+from adaptive_lora.losses import Loss, causal_loss
+from adaptive_lora.models import BaseModel, load_base
 from adaptive_lora.results import EvalResult
-from adaptive_lora.runtime import start_runtime
+from adaptive_lora.runtime import Runtime, start_runtime
 from adaptive_lora.seeding import rng_for
 from adaptive_lora.sites import find_sites
 
@@ -37,47 +39,18 @@ class TokenizedParts:
     test: tuple[TokenizedExample, ...]
 
 
-class Workbench:
-    """Loads the base and data once; every trial of the study works on them."""
+class Bench(ABC):
+    """The frozen base, what it is trained on and the loss: all that a method needs to be run."""
 
-    def __init__(self, config: StudyConfig) -> None:
-        """Read the data, load the base, and find what cannot work before anything is written.
+    loss: Loss = staticmethod(causal_loss)
+    """What training minimises and gradient profiles are taken of."""
 
-        Raises:
-            AdaptiveLoraError: data, model or precision cannot be used.
-        """
-        self.config = config
-        self.data = load_examples(config.data)
-        self.runtime = start_runtime(config.train.precision)
-        self.base = load_base(config.model, self.runtime.base_dtype)
+    def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
+        """Put a base on the runtime's device; raises ModelError where it has no site."""
+        self.config, self.runtime, self.base = config, runtime, base
         self.base.model.to(self.runtime.device)  # type: ignore[arg-type]
         self.sites = find_sites(self.base.model)
-        self._parts: dict[int, TokenizedParts] = {}
-        self._frozen: dict[int, EvalResult] = {}
         self._profiles: dict[tuple[str, int, int], ImportanceProfile] = {}
-        for fold in range(config.data.folds):
-            self.parts(fold)
-        for spec in config.specs:  # ranks and budgets that cannot be met fail before any training
-            if spec.allocator.metric is None:
-                self.plan(spec, seed=0, fold=0)
-
-    @cached_property
-    def surroundings(self) -> Mapping[str, str]:
-        """What a trial's identity holds beside its configuration."""
-        return {
-            "base": self.base.reference.content_hash,
-            "data": self.data.digest,
-            "precision": self.runtime.precision,
-        }
-
-    @cached_property
-    def study_id(self) -> str:
-        """Name of the study and a digest of what its trials share.
-
-        Methods, seeds and learning rates do not enter: adding some continues the same study.
-        """
-        shared = {**self.config.identity(), **self.surroundings}
-        return f"{self.config.study}-{digest(shared)[:10]}"
 
     @property
     def pad_id(self) -> int:
@@ -86,24 +59,9 @@ class Workbench:
         pad = tokenizer.pad_token_id
         return int(tokenizer.eos_token_id if pad is None else pad)
 
+    @abstractmethod
     def parts(self, fold: int) -> TokenizedParts:
         """Return the tokenised parts of a fold."""
-        if fold not in self._parts:
-            parts = split_examples(self.data.examples, self.config.data, fold)
-            self._parts[fold] = TokenizedParts(
-                train=self._tokenize(parts.train),
-                validation=self._tokenize(parts.validation),
-                test=self._tokenize(parts.test),
-            )
-        return self._parts[fold]
-
-    def _tokenize(self, examples: Sequence[Example]) -> tuple[TokenizedExample, ...]:
-        longest = self.config.data.max_tokens
-        if self.base.max_positions is not None:
-            longest = min(longest, self.base.max_positions)
-        return tokenize(
-            examples, self.base.tokenizer, max_tokens=longest, loss_on=self.config.data.loss_on
-        )
 
     def profile(self, metric: str, *, seed: int, fold: int) -> ImportanceProfile:
         """Return the importance profile of a seed, measured once on the fold's training part."""
@@ -120,6 +78,7 @@ class Workbench:
             sites=self.sites,
             batches=self.calibration(seed, fold),
             runtime=self.runtime,
+            loss=self.loss,
         )
 
     def calibration(self, seed: int, fold: int) -> list[Batch]:
@@ -146,6 +105,74 @@ class Workbench:
             seed=seed,
         )
 
+    def losses(self, model: object, examples: Sequence[TokenizedExample]) -> EvalResult:
+        """Score a model on examples without generating."""
+        return evaluate(
+            model,  # type: ignore[arg-type]
+            examples,
+            runtime=self.runtime,
+            pad_id=self.pad_id,
+            batch_size=self.config.evaluation.eval_batch_size,
+        )
+
+
+class Workbench(Bench):
+    """The bench of a study: loads its base and data once; every trial works on them."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        """Read the data, load the base, and find what cannot work before anything is written.
+
+        Raises:
+            AdaptiveLoraError: data, model or precision cannot be used.
+        """
+        self.data = load_examples(config.data)
+        runtime = start_runtime(config.train.precision)
+        super().__init__(config, runtime, load_base(config.model, runtime.base_dtype))
+        self._parts: dict[int, TokenizedParts] = {}
+        self._frozen: dict[int, EvalResult] = {}
+        for fold in range(config.data.folds):
+            self.parts(fold)
+        for spec in config.specs:  # ranks and budgets that cannot be met fail before any training
+            if spec.allocator.metric is None:
+                self.plan(spec, seed=0, fold=0)
+
+    @cached_property
+    def surroundings(self) -> Mapping[str, str]:
+        """What a trial's identity holds beside its configuration."""
+        return {
+            "base": self.base.reference.content_hash,
+            "data": self.data.digest,
+            "precision": self.runtime.precision,
+        }
+
+    @cached_property
+    def study_id(self) -> str:
+        """Name of the study and a digest of what its trials share.
+
+        Methods, seeds and learning rates do not enter: adding some continues the same study.
+        """
+        shared = {**self.config.identity(), **self.surroundings}
+        return f"{self.config.study}-{digest(shared)[:10]}"
+
+    def parts(self, fold: int) -> TokenizedParts:
+        """Return the tokenised parts of a fold."""
+        if fold not in self._parts:
+            parts = split_examples(self.data.examples, self.config.data, fold)
+            self._parts[fold] = TokenizedParts(
+                train=self._tokenize(parts.train),
+                validation=self._tokenize(parts.validation),
+                test=self._tokenize(parts.test),
+            )
+        return self._parts[fold]
+
+    def _tokenize(self, examples: Sequence[Example]) -> tuple[TokenizedExample, ...]:
+        longest = self.config.data.max_tokens
+        if self.base.max_positions is not None:
+            longest = min(longest, self.base.max_positions)
+        return tokenize(
+            examples, self.base.tokenizer, max_tokens=longest, loss_on=self.config.data.loss_on
+        )
+
     def score(self, model: object, examples: Sequence[TokenizedExample]) -> EvalResult:
         """Score a model on examples, with exact match where the study wants it."""
         batch_size = self.config.evaluation.eval_batch_size
@@ -160,16 +187,6 @@ class Workbench:
             )
             result = dataclasses.replace(result, exact_match_E=exact)
         return result
-
-    def losses(self, model: object, examples: Sequence[TokenizedExample]) -> EvalResult:
-        """Score a model on examples without generating."""
-        return evaluate(
-            model,  # type: ignore[arg-type]
-            examples,
-            runtime=self.runtime,
-            pad_id=self.pad_id,
-            batch_size=self.config.evaluation.eval_batch_size,
-        )
 
     def frozen(self, fold: int) -> EvalResult:
         """Return the base's own scores on the fold's test part, without any adapter."""

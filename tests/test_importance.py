@@ -20,11 +20,11 @@ from adaptive_lora.importance import (
     PROFILERS,
     ImportanceProfile,
     capture,
-    causal_loss,
     profile_importance,
 )
 from adaptive_lora.importance.gradient import MeanGradients, squared_norms
 from adaptive_lora.importance.whitened import gains, whiten
+from adaptive_lora.losses import causal_loss
 from adaptive_lora.workbench import Workbench
 
 Bench = Callable[..., Workbench]

@@ -7,23 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import nn
 
 from adaptive_lora.data import Batch
-from adaptive_lora.losses import token_scores
+from adaptive_lora.losses import Loss, causal_loss
 from adaptive_lora.runtime import Runtime
 from adaptive_lora.sites import AdapterSite
-
-Loss = Callable[[nn.Module, Batch], torch.Tensor]
-"""Model and batch -> negative log-likelihood summed over the batch's supervised tokens, in nats.
-
-No example of a batch may depend on another one: halves are told apart by example."""
-
-
-def causal_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Return the summed negative log-likelihood of a causal language model."""
-    return token_scores(model, batch).nll.sum()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

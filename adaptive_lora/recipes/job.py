@@ -18,7 +18,7 @@ from adaptive_lora.data import Batch
 from adaptive_lora.models import gradient_checkpointing
 from adaptive_lora.results import TrainResult
 from adaptive_lora.training import Regime, Steady, StepEvent, TrainInputs, total_steps, train
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.workbench import Bench
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class Job:
     """One trial for a recipe. At most one adapter is on the base at a time."""
 
     def __init__(
-        self, bench: Workbench, trial: TrialSpec, on_step: Callable[[StepEvent], None]
+        self, bench: Bench, trial: TrialSpec, on_step: Callable[[StepEvent], None]
     ) -> None:
         """Prepare a trial; nothing is changed yet."""
         self.bench, self.trial, self._on_step = bench, trial, on_step
@@ -138,6 +138,7 @@ class Job:
             examples=parts.train,
             pad_id=bench.pad_id,
             validate=lambda model: bench.losses(model, parts.validation).loss,
+            loss=bench.loss,
             on_step=on_step,
             lr_multipliers=self.plan.lr_multipliers(),
             regime=regime or Steady(),

@@ -15,7 +15,7 @@ from transformers import get_scheduler
 from adaptive_lora.adapters.dropout import set_dropout_step
 from adaptive_lora.config import TrainConfig
 from adaptive_lora.data import Batch, TokenizedExample, training_batches
-from adaptive_lora.losses import token_scores
+from adaptive_lora.losses import Loss, causal_loss
 from adaptive_lora.results import TrainResult
 from adaptive_lora.runtime import Runtime
 from adaptive_lora.seeding import torch_stream
@@ -56,6 +56,8 @@ class TrainInputs:
     """Token id for padding."""
     validate: Callable[[nn.Module], float]
     """Returns the validation loss of the model as it stands."""
+    loss: Loss = causal_loss
+    """What is minimised; the same for every method of a comparison."""
     on_step: Callable[[StepEvent], None] = lambda event: None
     """Called after every optimiser step."""
     lr_multipliers: Mapping[str, float] = field(default_factory=dict)
@@ -189,7 +191,7 @@ class Course:
         for batch in window:
             set_dropout_step(self.model, self.forward_passes)
             self.forward_passes += 1
-            loss = token_scores(self.model, batch).nll.sum() / supervised
+            loss = self.inputs.loss(self.model, batch) / supervised
             accelerator.backward(loss)
             total += float(loss.detach())
         penalty = self.regime.penalty()
