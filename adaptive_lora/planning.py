@@ -137,3 +137,9 @@ def print_plan(report: PlanReport, console: Console) -> None:
     if plan.budget is not None:
         unused = plan.budget - plan.trainable_parameters
         console.print(f"budget     {plan.budget:,}, of which {unused:,} unused", highlight=False)
+    if plan.left_out:
+        console.print(
+            f"left out   {', '.join(plan.left_out)} (rank 0)", highlight=False, soft_wrap=True
+        )
+    for line in () if plan.certificate is None else plan.certificate.sentences():
+        console.print(line, highlight=False, soft_wrap=True)

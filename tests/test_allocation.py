@@ -9,37 +9,15 @@ from collections.abc import Sequence
 from itertools import product
 
 import pytest
+from allocation_cases import DIALOGPT_MEDIUM
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive_lora.allocation import METHODS, Evidence, MethodSpec, RankPlan, allocate, uniform_cost
 from adaptive_lora.allocation.budget import fit_to_budget
 from adaptive_lora.errors import AllocationError, ConfigError, ModelError
-from adaptive_lora.sites import AdapterSite, Role
+from adaptive_lora.sites import Role
 
-GPT2_BLOCK = (
-    ("attn.c_attn", Role.QKV, 1, 3),
-    ("attn.c_proj", Role.OUTPUT, 1, 1),
-    ("mlp.c_fc", Role.UP, 1, 4),
-    ("mlp.c_proj", Role.DOWN, 4, 1),
-)
-
-
-def gpt2_sites(layers: int, width: int) -> tuple[AdapterSite, ...]:
-    """Return the sites of a GPT-2 without building it."""
-    return tuple(
-        AdapterSite(
-            name=f"transformer.h.{layer}.{name}",
-            layer=layer,
-            role=role,
-            in_features=inner * width,
-            out_features=outer * width,
-        )
-        for layer, (name, role, inner, outer) in product(range(layers), GPT2_BLOCK)
-    )
-
-
-DIALOGPT_MEDIUM = gpt2_sites(24, 1024)
 PER_LAYER_RANK = 16 * 1024  # in + out of the four maps: (4 + 2 + 5 + 5) x 1024
 
 
@@ -88,7 +66,8 @@ def test_alpha_over_rank_is_constant() -> None:
 
 
 SCORES = {site.name: 1.0 + site.layer * 3 + site.in_features / 500 for site in DIALOGPT_MEDIUM}
-EVIDENCE = Evidence(metric="test", scores=SCORES)
+SPECTRA = {name: tuple(score / i**2 for i in range(1, 33)) for name, score in SCORES.items()}
+EVIDENCE = Evidence(metric="test", scores=SCORES, spectra=SPECTRA)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

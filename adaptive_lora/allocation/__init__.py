@@ -1,21 +1,35 @@
 """Allocation: from sites, measurements and a budget to a rank plan. Numbers only, no torch."""
 
+from adaptive_lora.allocation.allocate import allocate
 from adaptive_lora.allocation.catalogue import METHODS
-from adaptive_lora.allocation.demand import METRICS, Allocator, Evidence, RankDemand
-from adaptive_lora.allocation.methods import MethodSpec, allocate
+from adaptive_lora.allocation.certificate import Certificate
+from adaptive_lora.allocation.demand import (
+    METRICS,
+    SPECTRAL_METRICS,
+    Allocator,
+    Evidence,
+    RankDemand,
+)
+from adaptive_lora.allocation.methods import MethodSpec
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
+from adaptive_lora.allocation.problem import Problem, Solution, Solver
 from adaptive_lora.allocation.scaling import ScalePolicy
 
 __all__ = [
     "METHODS",
     "METRICS",
+    "SPECTRAL_METRICS",
     "Allocator",
+    "Certificate",
     "Evidence",
     "MethodSpec",
+    "Problem",
     "RankDemand",
     "RankPlan",
     "ScalePolicy",
     "SiteRank",
+    "Solution",
+    "Solver",
     "allocate",
     "uniform_cost",
 ]

@@ -14,6 +14,7 @@ def fit_to_budget(
     lower: Sequence[int],
     upper: Sequence[int],
     budget: int,
+    multiple: int = 1,
 ) -> list[int]:
     """Give ranks in proportion to weights until no site can take one more within the budget.
 
@@ -28,9 +29,38 @@ def fit_to_budget(
         lower: least rank of each site.
         upper: greatest rank of each site.
         budget: most parameters in all.
+        multiple: ranks are given in steps of this; `lower` and `upper` are multiples of it.
 
     Returns:
-        One rank per site; the slack is below the cost of every site that is not at its `upper`.
+        One rank per site; the slack is below the cost of a step of every site that is not at its
+        `upper`.
+
+    Raises:
+        AllocationError: the budget is below the least or above the greatest possible cost.
+    """
+    left = budget - check_budget(costs, lower, upper, budget)
+    ranks = list(lower)
+    queue = [
+        (_claim(rank + multiple, weight), index)
+        for index, (rank, weight) in enumerate(zip(ranks, weights, strict=True))
+        if rank < upper[index]
+    ]
+    heapq.heapify(queue)
+    while queue:
+        _, index = heapq.heappop(queue)
+        if costs[index] * multiple > left:
+            continue
+        ranks[index] += multiple
+        left -= costs[index] * multiple
+        if ranks[index] < upper[index]:
+            heapq.heappush(queue, (_claim(ranks[index] + multiple, weights[index]), index))
+    return ranks
+
+
+def check_budget(
+    costs: Sequence[int], lower: Sequence[int], upper: Sequence[int], budget: int
+) -> int:
+    """Return what the least ranks cost.
 
     Raises:
         AllocationError: the budget is below the least or above the greatest possible cost.
@@ -40,31 +70,16 @@ def fit_to_budget(
     if budget < least:
         raise AllocationError(
             f"budget of {budget:,} parameters is too small: the least ranks "
-            f"({min(lower)} or more a site) already cost {least:,}; raise the budget or narrow "
-            "the placement."
+            f"({min(lower)} or more a site) already cost {least:,}; raise the budget, lower "
+            "min_rank or multiple, or narrow the placement."
         )
     if budget > most:
         raise AllocationError(
             f"budget of {budget:,} parameters cannot be used: the greatest ranks cost {most:,}; "
-            "lower the budget or widen the placement."
+            "lower the budget, raise max_rank or the caps, or widen the placement."
         )
-    ranks, left = list(lower), budget - least
-    queue = [
-        (_claim(rank, weight), index)
-        for index, (rank, weight) in enumerate(zip(ranks, weights, strict=True))
-        if rank < upper[index]
-    ]
-    heapq.heapify(queue)
-    while queue:
-        _, index = heapq.heappop(queue)
-        if costs[index] > left:
-            continue
-        ranks[index] += 1
-        left -= costs[index]
-        if ranks[index] < upper[index]:
-            heapq.heappush(queue, (_claim(ranks[index], weights[index]), index))
-    return ranks
+    return least
 
 
 def _claim(rank: int, weight: float) -> float:
-    return (rank + 1) / weight if weight > 0 else float("inf")
+    return rank / weight if weight > 0 else float("inf")

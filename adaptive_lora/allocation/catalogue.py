@@ -5,10 +5,18 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
+from adaptive_lora.allocation.controls import Inverse, LrOnly, Random
 from adaptive_lora.allocation.dynamic import AdaLora
-from adaptive_lora.allocation.heuristics import AttentionHeavy, LinearDecay, ThreeBand, Uniform
-from adaptive_lora.allocation.measured import Empirical
+from adaptive_lora.allocation.heuristics import (
+    AttentionHeavy,
+    FamilyUniform,
+    LinearDecay,
+    ThreeBand,
+    Uniform,
+)
+from adaptive_lora.allocation.measured import Empirical, Proportional
 from adaptive_lora.allocation.truncated import Truncate, TruncateRetrain
+from adaptive_lora.allocation.waterfill import Waterfill
 
 METHODS: MappingProxyType[str, Any] = MappingProxyType(
     {
@@ -17,6 +25,12 @@ METHODS: MappingProxyType[str, Any] = MappingProxyType(
         "attention_heavy": AttentionHeavy,
         "three_band": ThreeBand,
         "empirical": Empirical,
+        "proportional": Proportional,
+        "waterfill": Waterfill,
+        "random": Random,
+        "inverse": Inverse,
+        "family_uniform": FamilyUniform,
+        "lr_only": LrOnly,
         "adalora": AdaLora,
         "truncate": Truncate,
         "truncate_retrain": TruncateRetrain,

@@ -20,6 +20,9 @@ METRICS: Mapping[str, str] = MappingProxyType(
 )
 """Importance metric -> what it measures. `importance.PROFILERS` has a profiler for each."""
 
+SPECTRAL_METRICS = ("whitened_gradient",)
+"""Metrics that give a spectrum per site."""
+
 RANK = Limits(low=1)
 """Limits of every option that is a rank."""
 

@@ -37,18 +37,62 @@ class Empirical:
 
     def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
         """Return shares of importance per parameter as proportions under a budget."""
-        if evidence is None:
-            raise AllocationError("empirical needs an importance profile; none was given.")
-        values = [evidence.scores[site.name] for site in sites]
-        if not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
-            raise AllocationError(
-                f"the {self.metric} profile is degenerate (all zero, negative or non-finite); "
-                "use more calibration batches or another metric."
-            )
         return RankDemand(
-            ranks=tuple(
-                value / site.parameters_per_rank for value, site in zip(values, sites, strict=True)
-            ),
+            ranks=tuple(_per_parameter("empirical", sites, evidence)),
             bounds=(0.5, 4.0),
             budget=uniform_cost(sites, self.rank),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proportional:
+    """Ranks in proportion to (importance per parameter)^(1/p).
+
+    If the i-th rank of a site is worth a·i^-p, the best ranks are proportional to (a / cost)^(1/p)
+    (a Lagrange multiplier on the budget): p = 1 follows importance, p = 2 its root, and a large p
+    is nearly uniform. Unlike `empirical` it has no limits of its own.
+    """
+
+    metric: str = option(
+        "weight_gradient",
+        "importance profile that it follows",
+        limits=Limits(choices=tuple(METRICS)),
+    )
+    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    p: float = option(
+        2.0, "decay of a rank's worth, i^-p; the larger, the flatter", limits=Limits(above=0)
+    )
+
+    @property
+    def rank_label(self) -> str:
+        """Return `r16-p2`, with the metric where it is not the default."""
+        metric = "" if self.metric == "weight_gradient" else f"-{self.metric}"
+        return f"r{self.rank}-p{self.p:g}{metric}"
+
+    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+        """Return the tempered shares as proportions under a budget."""
+        values = _per_parameter("proportional", sites, evidence)
+        largest = max(values)
+        return RankDemand(
+            ranks=tuple((value / largest) ** (1 / self.p) for value in values),
+            budget=uniform_cost(sites, self.rank),
+        )
+
+
+def _per_parameter(
+    method: str, sites: Sequence[AdapterSite], evidence: Evidence | None
+) -> list[float]:
+    """Return importance over cost of each site.
+
+    Raises:
+        AllocationError: no profile, or one that says nothing.
+    """
+    if evidence is None:
+        raise AllocationError(f"{method} needs an importance profile; none was given.")
+    values = [evidence.scores[site.name] for site in sites]
+    if not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
+        raise AllocationError(
+            f"the {evidence.metric} profile is degenerate (all zero, negative or non-finite); "
+            "use more calibration batches or another metric."
+        )
+    return [value / site.parameters_per_rank for value, site in zip(values, sites, strict=True)]

@@ -1,28 +1,37 @@
-"""A method specification, `NAME[:option=value,...]`, and its way to a rank plan."""
+"""A method specification, `NAME[:option=value,...]`."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adaptive_lora.allocation.budget import fit_to_budget
 from adaptive_lora.allocation.catalogue import METHODS
-from adaptive_lora.allocation.demand import Allocator, Evidence, RankDemand
-from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
-from adaptive_lora.allocation.scaling import ScalePolicy
-from adaptive_lora.errors import AllocationError, ConfigError, unknown_name
+from adaptive_lora.allocation.controls import Control
+from adaptive_lora.allocation.demand import RANK, Allocator
+from adaptive_lora.allocation.problem import Solver
+from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import Limits, option, out_of_limits, parse_value, type_hints
-from adaptive_lora.sites import AdapterSite, Placement, select_sites
+from adaptive_lora.sites import Placement
+
+LIMITS = ("min_rank", "max_rank", "multiple", "attention_cap", "feed_forward_cap")
+"""Options that limit the ranks of any method which plans them before training."""
+
+
+def decides_in_training(kind: Any) -> bool:
+    """Return whether a method's ranks are not known before training.
+
+    So it is with every method that has a recipe of its own, unless it says otherwise.
+    """
+    return bool(getattr(kind, "ranks_in_training", hasattr(kind, "recipe")))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """How parameters are spent: an allocator, where it may place adapters, and a budget."""
+    """How parameters are spent: an allocator, where it may place adapters, and its limits."""
 
-    allocator: Allocator
+    allocator: Allocator | Solver
     placement: str = option(
         "all", "part of the block that takes adapters", limits=Limits(choices=tuple(Placement))
     )
@@ -32,63 +41,86 @@ class MethodSpec:
     budget: str | None = option(
         None, "most trainable parameters: a number, or uniform-R for those of uniform rank R"
     )
+    min_rank: int = option(
+        1, "least rank of a site; 0: a site may be left without adapter", limits=Limits(low=0)
+    )
+    max_rank: int | None = option(
+        None, "greatest rank of a site; none: its smaller side", limits=RANK
+    )
+    multiple: int = option(
+        1, "ranks are multiples of this, such as 8 for GPU kernels", limits=Limits(low=1)
+    )
+    attention_cap: int | None = option(None, "greatest rank of an attention site", limits=RANK)
+    feed_forward_cap: int | None = option(None, "greatest rank of a feed-forward site", limits=RANK)
 
     @classmethod
     def parse(cls, text: str) -> MethodSpec:
         """Read `NAME[:option=value,...]`, such as `linear_decay:rank=16,low_rank=4,budget=300000`.
 
-        Several target names are joined by `+`.
+        Several target names are joined by `+`. A control arm names the method that it wraps with
+        `of` and takes that method's options beside its own: `random:of=waterfill,rank=8`.
 
         Raises:
             ConfigError: unknown method or option, or a value out of limits; all problems at once.
+        """
+        return cls.build(*cls.split(text))
+
+    @staticmethod
+    def split(text: str) -> tuple[str, dict[str, object]]:
+        """Return the name and the options that `NAME[:option=value,...]` writes.
+
+        Raises:
+            ConfigError: a part is not `option=value`, or an option stands twice.
         """
         name, _, rest = text.strip().partition(":")
         options: dict[str, object] = {}
         for part in filter(None, rest.split(",")):
             key, equals, value = part.partition("=")
+            key = key.strip().replace("-", "_")
             if not equals:
                 raise ConfigError(
                     f"method '{text}': required option=value after ':', got '{part}'."
                 )
-            options[key.strip().replace("-", "_")] = (
-                value.replace("+", " ") if key.strip() == "target_names" else value.strip()
-            )
-        return cls.build(name.strip(), options)
+            if key in options:
+                raise ConfigError(f"method '{text}': option '{key}' stands twice.")
+            options[key] = value.replace("+", " ") if key == "target_names" else value.strip()
+        return name.strip(), options
 
     @classmethod
     def build(cls, name: str, options: Mapping[str, object]) -> MethodSpec:
-        """Make a specification from a method's name and its options."""
+        """Make a specification from a method's name and its options; reads `to_dict` back.
+
+        Raises:
+            ConfigError: unknown method or option, or a value out of limits; all problems at once.
+        """
         if name not in METHODS:
             raise ConfigError(unknown_name("method", name, METHODS))
-        kind, problems = METHODS[name], []
-        own = {field.name: field for field in dataclasses.fields(kind)}
-        shared = {f.name: f for f in dataclasses.fields(cls) if f.name != "allocator"}
-        parsed: dict[str, Any] = {}
-        for key, value in options.items():
-            field = own.get(key) or shared.get(key)
-            if field is None:
-                problems.append(unknown_name(f"option of {name}", key, [*own, *shared]))
-                continue
-            try:
-                parsed[key] = parse_value(_hints(kind if key in own else cls)[key], value)
-            except ValueError as error:
-                problems.append(f"{name}: {key}: {error}")
-                continue
-            problems += filter(
-                None, [out_of_limits(f"{name}: {key}", parsed[key], field.metadata["limits"])]
-            )
-        problems += filter(None, [_budget_problem(parsed.get("budget"))])
+        kind, wrapped = METHODS[name], _wrapped(name, options.get("of"))
+        owners: dict[str, Any] = {
+            field.name: owner
+            for owner in (cls, wrapped, kind)
+            if owner is not None
+            for field in dataclasses.fields(owner)
+            if field.name not in ("allocator", "of")
+        }
+        given = {key: value for key, value in options.items() if wrapped is None or key != "of"}
+        parsed, problems = _parsed(name, owners, given)
+        problems += filter(
+            None, [_budget_problem(parsed.get("budget")), _limits_problem(name, kind, parsed)]
+        )
         if problems:
             raise ConfigError("; ".join(problems))
-        allocator = kind(**{key: value for key, value in parsed.items() if key in own})
-        return cls(
-            allocator=allocator, **{key: value for key, value in parsed.items() if key in shared}
-        )
+
+        def of(owner: Any) -> dict[str, Any]:
+            return {key: value for key, value in parsed.items() if owners[key] is owner}
+
+        inner = {} if wrapped is None else {"of": wrapped(**of(wrapped))}
+        return cls(allocator=kind(**inner, **of(kind)), **of(cls))
 
     @property
     def name(self) -> str:
         """Name of the method in `METHODS`."""
-        return next(name for name, kind in METHODS.items() if type(self.allocator) is kind)
+        return _name(self.allocator)
 
     @property
     def recipe(self) -> str:
@@ -98,28 +130,103 @@ class MethodSpec:
     @property
     def label(self) -> str:
         """Short unique form for tables and run names, such as `linear_decay-r16-4`."""
-        parts = [f"{self.name}-{self.allocator.rank_label}"]
+        names = [_name(allocator) for allocator in _chain(self.allocator)]
+        parts = [*names, self.allocator.rank_label]
         if self.placement != Placement.ALL:
             parts.append(self.placement)
         parts += self.target_names
+        parts += [
+            f"{mark}{value}"
+            for mark, value, default in (
+                ("min", self.min_rank, 1),
+                ("max", self.max_rank, None),
+                ("x", self.multiple, 1),
+                ("att", self.attention_cap, None),
+                ("ff", self.feed_forward_cap, None),
+            )
+            if value != default
+        ]
         if self.budget is not None:
             parts.append(f"@{self.budget}")
         return "-".join(parts).replace("-@", "@")
 
     def to_dict(self) -> dict[str, Any]:
         """Return every resolved option; equal dictionaries mean equal methods."""
-        own = {f.name: getattr(self.allocator, f.name) for f in dataclasses.fields(self.allocator)}  # type: ignore[arg-type]
+        own: dict[str, Any] = {}
+        for allocator in _chain(self.allocator):
+            for field in dataclasses.fields(allocator):
+                value = getattr(allocator, field.name)
+                own[field.name] = _name(value) if field.name == "of" else value
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del shared["allocator"]
         return {
             "name": self.name,
             **own,
-            "placement": self.placement,
+            **shared,
             "target_names": list(self.target_names),
-            "budget": self.budget,
         }
 
 
-def _hints(owner: Any) -> Mapping[str, Any]:
-    return type_hints(owner)
+def _name(allocator: Any) -> str:
+    return next(name for name, kind in METHODS.items() if type(allocator) is kind)
+
+
+def _chain(allocator: Any) -> Iterator[Any]:
+    """Yield an allocator and, if it is a control arm, the method that it wraps."""
+    yield allocator
+    if isinstance(allocator, Control):
+        yield from _chain(allocator.of)
+
+
+def _wrapped(name: str, of: object) -> Any:
+    """Return the options class of the method that a control arm wraps; None for other methods.
+
+    Raises:
+        ConfigError: no such method, or a control arm of a control arm.
+    """
+    kind = METHODS[name]
+    if not issubclass(kind, Control):
+        return None
+    if of is None:
+        return type(next(field.default for field in dataclasses.fields(kind) if field.name == "of"))
+    plain = [
+        other
+        for other, options in METHODS.items()
+        if not issubclass(options, Control) and not decides_in_training(options)
+    ]
+    if of not in plain:
+        raise ConfigError(f"{name}: {unknown_name('of', str(of), plain)}")
+    return METHODS[str(of)]
+
+
+def _parsed(
+    name: str, owners: Mapping[str, Any], options: Mapping[str, object]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the parsed options of a method and every problem with them."""
+    parsed: dict[str, Any] = {}
+    problems: list[str] = []
+    for key, value in options.items():
+        if key not in owners:
+            problems.append(unknown_name(f"option of {name}", key, owners))
+            continue
+        owner = owners[key]
+        try:
+            parsed[key] = parse_value(type_hints(owner)[key], value)
+        except ValueError as error:
+            problems.append(f"{name}: {key}: {error}")
+            continue
+        (field,) = (field for field in dataclasses.fields(owner) if field.name == key)
+        problem = out_of_limits(f"{name}: {key}", parsed[key], field.metadata["limits"])
+        problems += filter(None, [problem])
+    return parsed, problems
+
+
+def _limits_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | None:
+    defaults = {field.name: field.default for field in dataclasses.fields(MethodSpec)}
+    unmet = [name for name in LIMITS if parsed.get(name, defaults[name]) != defaults[name]]
+    if not unmet or not decides_in_training(kind):
+        return None
+    return f"{name} decides its ranks in training and cannot hold {', '.join(unmet)}; leave it out"
 
 
 def _budget_problem(budget: str | None) -> str | None:
@@ -129,80 +236,3 @@ def _budget_problem(budget: str | None) -> str | None:
     if number.isdigit() and int(number) > 0:
         return None
     return f"budget must be a whole number of parameters or uniform-R; got '{budget}'"
-
-
-def allocate(
-    spec: MethodSpec,
-    sites: Iterable[AdapterSite],
-    *,
-    scale: float,
-    evidence: Evidence | None = None,
-    scale_policy: str = ScalePolicy.CONSTANT_ALPHA_OVER_R,
-    seed: int = 0,
-) -> RankPlan:
-    """Turn a method into the rank of every site.
-
-    Args:
-        spec: the method.
-        sites: all sites of the model; the method's placement selects among them.
-        scale: factor of the update, at rank 16 or (by the default policy) at every rank.
-        evidence: importance profile, for data-driven methods.
-        scale_policy: how alpha follows rank.
-        seed: of the trial, for methods that draw.
-
-    Raises:
-        AllocationError: a rank of 0 or above a site's smaller side, or a budget that cannot be met.
-    """
-    everything = tuple(sites)
-    chosen = select_sites(everything, Placement(spec.placement), spec.target_names)
-    demand = spec.allocator.demand(chosen, evidence)
-    budget = _resolve_budget(spec.budget, everything) or demand.budget
-    if budget is None:
-        ranks = [math.floor(rank) for rank in demand.ranks]
-        _check_ranks(spec, chosen, ranks)
-    else:
-        costs = [site.parameters_per_rank for site in chosen]
-        lower, upper = _bounds(demand, chosen, budget / sum(costs))
-        ranks = fit_to_budget(demand.ranks, costs, lower, upper, budget)
-    policy = ScalePolicy(scale_policy)
-    return RankPlan(
-        method=spec.label,
-        budget=budget,
-        scale_policy=policy,
-        entries=tuple(
-            SiteRank(site=site, rank=rank, alpha=policy.alpha(scale, rank))
-            for site, rank in zip(chosen, ranks, strict=True)
-        ),
-    )
-
-
-def _bounds(
-    demand: RankDemand, sites: tuple[AdapterSite, ...], uniform_rank: float
-) -> tuple[list[int], list[int]]:
-    """Return the least and greatest rank of each site under a budget."""
-    least, most = demand.bounds or (0.0, math.inf)
-    low, high = max(1, math.floor(least * uniform_rank)), most * uniform_rank
-    return (
-        [min(low, site.max_rank) for site in sites],
-        [
-            min(max(low, math.ceil(high)), site.max_rank) if high < site.max_rank else site.max_rank
-            for site in sites
-        ],
-    )
-
-
-def _resolve_budget(budget: str | None, sites: tuple[AdapterSite, ...]) -> int | None:
-    if budget is None:
-        return None
-    if budget.startswith("uniform-"):
-        return uniform_cost(sites, int(budget.removeprefix("uniform-")))
-    return int(budget)
-
-
-def _check_ranks(spec: MethodSpec, sites: tuple[AdapterSite, ...], ranks: list[int]) -> None:
-    for site, rank in zip(sites, ranks, strict=True):
-        if not 1 <= rank <= site.max_rank:
-            raise AllocationError(
-                f"{spec.label} gives {site.name} rank {rank}; required 1 to {site.max_rank} "
-                f"(the smaller side of {site.in_features} x {site.out_features}); lower the rank."
-            )

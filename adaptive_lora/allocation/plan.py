@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adaptive_lora.allocation.certificate import Certificate
 from adaptive_lora.allocation.scaling import ScalePolicy
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.sites import AdapterSite, Role
@@ -47,6 +48,8 @@ class RankPlan:
     """How alpha and rank become the factor of the update."""
     left_out: tuple[str, ...] = ()
     """Sites of the placement that were given rank 0: they get no adapter and have no entry."""
+    certificate: Certificate | None = None
+    """What the solver can prove about these ranks, where it can."""
 
     @property
     def trainable_parameters(self) -> int:
@@ -77,6 +80,7 @@ class RankPlan:
             "trainable_parameters": self.trainable_parameters,
             "scale_policy": str(self.scale_policy),
             "left_out": list(self.left_out),
+            "certificate": None if self.certificate is None else self.certificate.to_dict(),
             "sites": [
                 {
                     "name": entry.site.name,
@@ -103,12 +107,14 @@ class RankPlan:
             AllocationError: a field is missing, of the wrong type, or contradicts another.
         """
         try:
+            certificate = values["certificate"]
             plan = cls(
                 method=str(values["method"]),
                 budget=None if values["budget"] is None else int(values["budget"]),
                 entries=tuple(_entry(row) for row in values["sites"]),
                 scale_policy=ScalePolicy(values["scale_policy"]),
                 left_out=tuple(str(name) for name in values["left_out"]),
+                certificate=None if certificate is None else Certificate.from_dict(certificate),
             )
             stated = int(values["trainable_parameters"])
         except (KeyError, TypeError, ValueError) as error:

@@ -1,0 +1,104 @@
+"""From a method and the sites of a model to a rank plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from adaptive_lora.allocation.demand import Evidence
+from adaptive_lora.allocation.methods import MethodSpec
+from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
+from adaptive_lora.allocation.problem import Problem, solve
+from adaptive_lora.allocation.scaling import ScalePolicy
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.sites import (
+    ATTENTION_ROLES,
+    FEED_FORWARD_ROLES,
+    AdapterSite,
+    Placement,
+    select_sites,
+)
+
+
+def allocate(
+    spec: MethodSpec,
+    sites: Iterable[AdapterSite],
+    *,
+    scale: float,
+    evidence: Evidence | None = None,
+    scale_policy: str = ScalePolicy.CONSTANT_ALPHA_OVER_R,
+    seed: int = 0,
+) -> RankPlan:
+    """Turn a method into the rank of every site.
+
+    Args:
+        spec: the method.
+        sites: all sites of the model; the method's placement selects among them.
+        scale: factor of the update, at rank 16 or (by the default policy) at every rank.
+        evidence: importance profile, for data-driven methods.
+        scale_policy: how alpha follows rank.
+        seed: of the trial, for methods that draw.
+
+    Raises:
+        AllocationError: a rank above a site's smaller side, limits that contradict each other, or a
+            budget that cannot be met.
+    """
+    everything = tuple(sites)
+    chosen = select_sites(everything, Placement(spec.placement), spec.target_names)
+    ordered = tuple(sorted(chosen, key=lambda site: (site.layer, site.name)))
+    limits = [_limits(spec, site) for site in ordered]
+    solution = solve(
+        spec.allocator,
+        Problem(
+            sites=ordered,
+            lower=tuple(low for low, _ in limits),
+            upper=tuple(up for _, up in limits),
+            multiple=spec.multiple,
+            budget=_resolve_budget(spec.budget, everything),
+            evidence=evidence,
+            seed=seed,
+        ),
+    )
+    policy = ScalePolicy(scale_policy)
+    factors = solution.lr_multipliers or (1.0,) * len(ordered)
+    made = {
+        site.name: SiteRank(
+            site=site, rank=rank, alpha=policy.alpha(scale, rank), lr_multiplier=factor
+        )
+        for site, rank, factor in zip(ordered, solution.ranks, factors, strict=True)
+        if rank > 0
+    }
+    if not made:
+        raise AllocationError(f"{spec.label} gives no site a rank; raise min_rank or the budget.")
+    return RankPlan(
+        method=spec.label,
+        budget=solution.budget,
+        scale_policy=policy,
+        entries=tuple(made[site.name] for site in chosen if site.name in made),
+        left_out=tuple(site.name for site in chosen if site.name not in made),
+        certificate=solution.certificate,
+    )
+
+
+def _limits(spec: MethodSpec, site: AdapterSite) -> tuple[int, int]:
+    """Return the least and greatest rank that a method may give a site."""
+    caps = [site.max_rank, spec.max_rank]
+    caps += [spec.attention_cap] if site.role in ATTENTION_ROLES else []
+    caps += [spec.feed_forward_cap] if site.role in FEED_FORWARD_ROLES else []
+    most = min(cap for cap in caps if cap is not None)
+    low = -(-spec.min_rank // spec.multiple) * spec.multiple
+    high = most // spec.multiple * spec.multiple
+    if low > high:
+        raise AllocationError(
+            f"{spec.label}: no rank is allowed at {site.name}: required a multiple of "
+            f"{spec.multiple} from {spec.min_rank} to {most}; change min_rank, max_rank, the caps "
+            "or multiple, or leave the site out by placement or target_names."
+        )
+    return low, high
+
+
+def _resolve_budget(budget: str | None, sites: Sequence[AdapterSite]) -> int | None:
+    if budget is None:
+        return None
+    if budget.startswith("uniform-"):
+        return uniform_cost(sites, int(budget.removeprefix("uniform-")))
+    return int(budget)

@@ -1,0 +1,95 @@
+"""What a solver can prove about its ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Certificate:
+    """How good ranks are by the spectra they were made from.
+
+    All gains are in the unit of the spectra (nats for `whitened_gradient`). They are predictions of
+    a separable model of the loss; only training shows whether it holds.
+    """
+
+    metric: str
+    """Profile that gave the spectra."""
+    captured: float
+    """Gain of the planned ranks: the sum over sites of the spectrum up to the rank."""
+    bound: float
+    """No integer ranks within budget and limits capture more (linear relaxation)."""
+    optimal: bool
+    """Whether the best integer ranks were proved to be found; they are planned unless abstained."""
+    best: float
+    """Gain of the best ranks found; equals `captured` unless abstained."""
+    uniform: float
+    """Gain of uniform under the same budget and limits."""
+    headroom_lower: float | None = None
+    """Lower 95 % bound of the headroom over replicates of the spectra; None without replicates."""
+    threshold: float | None = None
+    """Headroom below which uniform is planned instead; None: never."""
+
+    @property
+    def gap(self) -> float:
+        """What better ranks could at most capture beyond the best ones found."""
+        return 0.0 if self.optimal else max(0.0, self.bound - self.best)
+
+    @property
+    def headroom(self) -> float:
+        """Predicted gain over uniform as a share of uniform's: (best - uniform) / uniform."""
+        return (self.best - self.uniform) / self.uniform
+
+    @property
+    def abstained(self) -> bool:
+        """Whether the headroom was too small or too unsure, so that the ranks are uniform's."""
+        return (
+            self.threshold is not None
+            and self.headroom_lower is not None
+            and self.headroom_lower < self.threshold
+        )
+
+    def of_uniform(self) -> Certificate:
+        """Return the certificate of uniform's ranks, planned in place of the best."""
+        return replace(self, captured=self.uniform)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; `from_dict` reads the fields back."""
+        derived = {"gap": self.gap, "headroom": self.headroom, "abstained": self.abstained}
+        return {**asdict(self), **derived}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Certificate:
+        """Read what `to_dict` wrote; missing or unreadable fields raise KeyError or ValueError."""
+        lower, threshold = values["headroom_lower"], values["threshold"]
+        return cls(
+            metric=str(values["metric"]),
+            captured=float(values["captured"]),
+            bound=float(values["bound"]),
+            optimal=bool(values["optimal"]),
+            best=float(values["best"]),
+            uniform=float(values["uniform"]),
+            headroom_lower=None if lower is None else float(lower),
+            threshold=None if threshold is None else float(threshold),
+        )
+
+    def sentences(self) -> list[str]:
+        """Return what there is to say, one fact a line."""
+        proof = "proved optimal" if self.optimal else f"at most {self.gap / self.bound:.2%} short"
+        lines = [
+            f"predicted  {self.best:.6g} captured of at most {self.bound:.6g}, {proof}; "
+            f"uniform {self.uniform:.6g}",
+            f"headroom   {self.headroom:.2%} over uniform at equal parameters"
+            + (
+                "; no replicates, so nobody knows how sure"
+                if self.headroom_lower is None
+                else f", at least {self.headroom_lower:.2%} (95 %, over replicates)"
+            ),
+        ]
+        if self.abstained:
+            lines.append(
+                f"abstained  below the threshold of {self.threshold:.2%}: ranks are uniform's"
+            )
+        return lines

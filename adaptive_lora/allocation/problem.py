@@ -1,0 +1,130 @@
+"""One allocation to be made, and how an allocator's answer becomes integer ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from adaptive_lora.allocation.budget import fit_to_budget
+from adaptive_lora.allocation.certificate import Certificate
+from adaptive_lora.allocation.demand import Allocator, Evidence
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.sites import AdapterSite
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """Which sites take ranks, within which limits, and what is known about them."""
+
+    sites: tuple[AdapterSite, ...]
+    """In an order of their own (layer, then name), so that ties do not depend on the caller's."""
+    lower: tuple[int, ...]
+    """Least rank per site."""
+    upper: tuple[int, ...]
+    """Greatest rank per site."""
+    multiple: int = 1
+    """Every rank is a multiple of it."""
+    budget: int | None = None
+    """Most parameters, or None where the user names none."""
+    evidence: Evidence | None = None
+    seed: int = 0
+    """Of the trial, for allocators that draw."""
+
+    @property
+    def costs(self) -> list[int]:
+        """Parameters per rank of each site."""
+        return [site.parameters_per_rank for site in self.sites]
+
+    def cost_of(self, ranks: Sequence[int]) -> int:
+        """Return the parameters of these ranks."""
+        return sum(cost * rank for cost, rank in zip(self.costs, ranks, strict=True))
+
+    def fit(
+        self,
+        weights: Sequence[float],
+        budget: int,
+        bounds: tuple[float, float] | None = None,
+    ) -> tuple[int, ...]:
+        """Return ranks in proportion to weights that fill the budget.
+
+        Args:
+            weights: per site, non-negative.
+            budget: most parameters.
+            bounds: least and greatest rank as multiples of the rank that uniform would have; the
+                problem's own limits go over them, and so does the budget where it cannot be met.
+        """
+        lower, upper = list(self.lower), list(self.upper)
+        if bounds is not None:
+            uniform = budget / sum(self.costs)
+            least = self._step_down(bounds[0] * uniform)
+            most = -self._step_down(-bounds[1] * uniform)
+            inner = [min(max(low, least), up) for low, up in zip(lower, upper, strict=True)]
+            outer = [min(max(low, most), up) for low, up in zip(inner, upper, strict=True)]
+            lower = inner if self.cost_of(inner) <= budget else lower
+            upper = outer if self.cost_of(outer) >= budget else upper
+        return tuple(fit_to_budget(weights, self.costs, lower, upper, budget, self.multiple))
+
+    def uniform(self, budget: int) -> tuple[int, ...]:
+        """Return the ranks that uniform has under the same budget and limits."""
+        return self.fit((1.0,) * len(self.sites), budget)
+
+    def rounded(self, wanted: Sequence[float]) -> tuple[int, ...]:
+        """Return wanted ranks rounded down into the limits, where there is no budget.
+
+        Raises:
+            AllocationError: a rank is above a site's smaller side and nothing caps it.
+        """
+        ranks = []
+        for rank, site, low, up in zip(wanted, self.sites, self.lower, self.upper, strict=True):
+            if rank > site.max_rank and up == self._step_down(site.max_rank):
+                raise AllocationError(
+                    f"{site.name} would get rank {math.floor(rank)}; required at most "
+                    f"{site.max_rank} (the smaller side of {site.in_features} x "
+                    f"{site.out_features}); lower the rank or set max_rank."
+                )
+            ranks.append(min(max(self._step_down(rank), low), up))
+        return tuple(ranks)
+
+    def _step_down(self, rank: float) -> int:
+        return math.floor(rank / self.multiple) * self.multiple
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Solution:
+    """Integer ranks, and what the allocator can say about them."""
+
+    ranks: tuple[int, ...]
+    budget: int | None
+    """Parameters that were to be spent, or None."""
+    lr_multipliers: tuple[float, ...] | None = None
+    """Factor of the learning rate per site; None: 1 everywhere."""
+    certificate: Certificate | None = None
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """An allocator that finds integer ranks itself instead of asking for proportions."""
+
+    @property
+    def metric(self) -> str | None:
+        """Importance profile that it needs, or None."""
+
+    @property
+    def rank_label(self) -> str:
+        """Short form of its options for run names."""
+
+    def solve(self, problem: Problem) -> Solution:
+        """Return ranks within the problem's limits and budget."""
+
+
+def solve(allocator: Allocator | Solver, problem: Problem) -> Solution:
+    """Return the integer ranks of any allocator."""
+    if isinstance(allocator, Solver):
+        return allocator.solve(problem)
+    demand = allocator.demand(problem.sites, problem.evidence)
+    budget = demand.budget if problem.budget is None else problem.budget
+    if budget is None:
+        return Solution(ranks=problem.rounded(demand.ranks), budget=None)
+    return Solution(ranks=problem.fit(demand.ranks, budget, demand.bounds), budget=budget)

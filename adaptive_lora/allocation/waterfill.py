@@ -1,0 +1,196 @@
+"""Water-filling: the ranks that capture most of the measured spectra within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adaptive_lora.allocation.budget import check_budget, fit_to_budget
+from adaptive_lora.allocation.certificate import Certificate
+from adaptive_lora.allocation.demand import RANK, SPECTRAL_METRICS, Evidence
+from adaptive_lora.allocation.knapsack import Floats, Items, exact, greedy
+from adaptive_lora.allocation.plan import uniform_cost
+from adaptive_lora.allocation.problem import Problem, Solution
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.options import Limits, option
+
+Spectra = Mapping[str, tuple[float, ...]]
+
+_UNSURE = 0.05
+"""Share of replicates that may lie below the lower bound of the headroom."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waterfill:
+    """Ranks by loss gain per parameter, sorted over all sites.
+
+    Where a site's first r ranks gain v_1 + ... + v_r and gains add up over sites, keeping every
+    rank whose gain per parameter is above one global level is optimal at each budget that it
+    exhausts (Eckart-Young and a Lagrange multiplier; reverse water-filling, Cover & Thomas 2006,
+    section 10.3.3). With v_i = sigma_i^2 / 2 of the whitened gradient the gain is the loss decrease
+    of the local quadratic model, in nats. What an integer rank leaves over is repaired, and solved
+    exactly where the costs share a divisor; the plan carries the certificate.
+    """
+
+    metric: str = option(
+        "whitened_gradient",
+        "profile whose spectrum says what each rank is worth",
+        limits=Limits(choices=SPECTRAL_METRICS),
+    )
+    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    abstain: float | None = option(
+        None,
+        "plan uniform where the lower 95 % bound of the headroom over it is below this share",
+        limits=Limits(low=0),
+    )
+
+    @property
+    def rank_label(self) -> str:
+        """Return `r16`, with the metric and the threshold where they are not the default."""
+        metric = "" if self.metric == "whitened_gradient" else f"-{self.metric}"
+        return f"r{self.rank}{metric}" + ("" if self.abstain is None else f"-ab{self.abstain:g}")
+
+    def solve(self, problem: Problem) -> Solution:
+        """Return the ranks with their certificate.
+
+        Raises:
+            AllocationError: no spectra, degenerate ones, or no replicates to abstain by.
+        """
+        evidence = self._evidence(problem)
+        budget = (
+            uniform_cost(problem.sites, self.rank) if problem.budget is None else problem.budget
+        )
+        gains_SR = _gains(problem, evidence.spectra or {})
+        filled = _fill(problem, gains_SR, budget)
+        uniform = problem.uniform(budget)
+        worth = _captured(gains_SR, uniform)
+        if worth <= 0:
+            raise AllocationError(
+                f"the {evidence.metric} spectra are degenerate: uniform ranks capture nothing; use "
+                "more calibration batches, another metric or a larger budget."
+            )
+        best = _captured(gains_SR, filled.ranks)
+        certificate = Certificate(
+            metric=evidence.metric,
+            captured=best,
+            bound=max(best, filled.bound),
+            optimal=filled.optimal,
+            best=best,
+            uniform=worth,
+            headroom_lower=_headroom_lower(problem, evidence.replicates, budget, uniform),
+            threshold=self.abstain,
+        )
+        if not certificate.abstained:
+            return Solution(ranks=filled.ranks, budget=budget, certificate=certificate)
+        return Solution(ranks=uniform, budget=budget, certificate=certificate.of_uniform())
+
+    def _evidence(self, problem: Problem) -> Evidence:
+        evidence = problem.evidence
+        if evidence is None:
+            raise AllocationError("waterfill needs an importance profile; none was given.")
+        if evidence.spectra is None:
+            raise AllocationError(
+                f"waterfill needs a spectrum per site; the {evidence.metric} profile has none. "
+                f"Metrics that have one: {', '.join(SPECTRAL_METRICS)}."
+            )
+        if self.abstain is not None and len(evidence.replicates) < 2:
+            raise AllocationError(
+                "waterfill with abstain needs spectra measured on 2 or more parts of the "
+                f"calibration data; the {evidence.metric} profile has "
+                f"{len(evidence.replicates)}. Use more calibration batches or leave out abstain."
+            )
+        return evidence
+
+
+def _gains(problem: Problem, spectra: Spectra) -> Floats:
+    """Return what each rank of each site is worth, shape (sites, longest spectrum); 0 beyond it."""
+    rows = []
+    for site in problem.sites:
+        if site.name not in spectra:
+            raise AllocationError(f"the spectra do not hold {site.name}; profile this model anew.")
+        rows.append(np.asarray(spectra[site.name], dtype=float))
+    table_SR = np.zeros((len(rows), max(1, *(len(row) for row in rows))))
+    for index, row in enumerate(rows):
+        table_SR[index, : len(row)] = row
+    tolerance = 1e-9 * max(float(np.nanmax(table_SR)), 0.0)
+    if not np.isfinite(table_SR).all() or (table_SR < 0).any():
+        raise AllocationError(
+            "the spectra are degenerate (negative or non-finite); use more calibration batches or "
+            "another metric."
+        )
+    if (np.diff(table_SR, axis=1) > tolerance).any():
+        raise AllocationError("the spectra increase somewhere; required: largest value first.")
+    return table_SR
+
+
+def _captured(gains_SR: Floats, ranks: Sequence[int]) -> float:
+    """Return the gain of ranks: each site's spectrum summed up to its rank."""
+    kept = np.arange(gains_SR.shape[1])[None, :] < np.asarray(ranks)[:, None]
+    return float(gains_SR[kept].sum())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Filled:
+    ranks: tuple[int, ...]
+    bound: float
+    optimal: bool
+
+
+def _fill(problem: Problem, gains_SR: Floats, budget: int) -> _Filled:
+    """Return the best ranks, the most that any could capture, and whether that is proved."""
+    costs, step = problem.costs, problem.multiple
+    spent = check_budget(costs, problem.lower, problem.upper, budget)
+    least = _captured(gains_SR, problem.lower)
+    items = Items.offer(
+        _units(gains_SR, problem), np.asarray(costs, dtype=np.int64) * step, budget - spent
+    )
+    count_K, proved = greedy(items), exact(items)
+    if proved is not None and items.gain_of(proved) > items.gain_of(count_K) * (1 + 1e-12):
+        count_K = proved
+    bound, gain = items.bound(), items.gain_of(count_K)
+    units = items.units(count_K, len(costs))
+    taken = [low + step * int(unit) for low, unit in zip(problem.lower, units, strict=True)]
+    # What gains nothing by the spectra is spread evenly, so that the budget is spent all the same.
+    ranks = fit_to_budget((1.0,) * len(costs), costs, taken, problem.upper, budget, step)
+    optimal = proved is not None or bound <= gain * (1 + 1e-12)
+    return _Filled(ranks=tuple(ranks), bound=least + bound, optimal=optimal)
+
+
+def _units(gains_SR: Floats, problem: Problem) -> Floats:
+    """Return the gain of each unit of `multiple` ranks between a site's limits, shape (S, U)."""
+    sites, ranks = gains_SR.shape
+    step = problem.multiple
+    low, high = np.asarray(problem.lower)[:, None], np.asarray(problem.upper)[:, None]
+    units = max(1, -(-ranks // step))
+    sums_SR = np.concatenate([np.zeros((sites, 1)), np.cumsum(gains_SR, axis=1)], axis=1)
+    ends_SU = np.minimum(low + step * np.arange(units + 1)[None, :], high)
+    return np.diff(np.take_along_axis(sums_SR, np.minimum(ends_SU, ranks), axis=1), axis=1)
+
+
+def _headroom_lower(
+    problem: Problem, replicates: Sequence[Spectra], budget: int, uniform: Sequence[int]
+) -> float | None:
+    """Return the lower bound of the headroom, cross-fitted over replicates of the spectra.
+
+    Ranks that were chosen on some spectra look good on the same spectra even where those are
+    noise. So each replicate chooses ranks, the mean of the others says what they are worth against
+    uniform, and the bound is the 5 % quantile over replicates (for bootstrap resamples the
+    percentile bound).
+    """
+    if len(replicates) < 2:
+        return None
+    tables = [_gains(problem, spectra) for spectra in replicates]
+    longest = max(table.shape[1] for table in tables)
+    stack_BSR = np.stack(
+        [np.pad(table, ((0, 0), (0, longest - table.shape[1]))) for table in tables]
+    )
+    total_SR = stack_BSR.sum(axis=0)
+    headrooms = []
+    for table_SR in stack_BSR:
+        others_SR = np.maximum(total_SR - table_SR, 0.0) / (len(tables) - 1)
+        worth = _captured(others_SR, uniform)
+        gain = _captured(others_SR, _fill(problem, table_SR, budget).ranks)
+        headrooms.append((gain - worth) / worth if worth > 0 else 0.0)
+    return float(np.quantile(headrooms, _UNSURE))
