@@ -89,6 +89,8 @@ def test_plan_of_dialogpt_medium(
         "out_features",
         "rank",
         "alpha",
+        "scale",
+        "lr_multiplier",
         "parameters",
     ]
     assert all(list(site) == columns for site in plan["sites"])
