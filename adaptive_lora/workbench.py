@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from adaptive_lora.adapters import attach, detach
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.config import StudyConfig, digest
 from adaptive_lora.data import (
@@ -21,13 +23,20 @@ from adaptive_lora.data import (
     tokenize,
 )
 from adaptive_lora.evaluation import evaluate, exact_matches, wants_generation
-from adaptive_lora.importance import ImportanceProfile, ProfileTask, profile_importance
+from adaptive_lora.importance import (
+    ImportanceProfile,
+    ProfileTask,
+    TrainedProbe,
+    profile_importance,
+)
+from adaptive_lora.importance.capture import frozen
 from adaptive_lora.losses import Loss, causal_loss
-from adaptive_lora.models import BaseModel, load_base
+from adaptive_lora.models import BaseModel, gradient_checkpointing, load_base
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import Runtime, start_runtime
-from adaptive_lora.seeding import rng_for
+from adaptive_lora.seeding import rng_for, torch_stream
 from adaptive_lora.sites import find_sites
+from adaptive_lora.training import TrainInputs, train
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,16 +88,56 @@ class Bench(ABC):
             batches=self.calibration(seed, fold),
             runtime=self.runtime,
             loss=self.loss,
+            validation=self._drawn(self.parts(fold).validation, seed, "ablation", fold),
+            trained=lambda: self._trained_probe(seed, fold),
         )
+
+    @contextmanager
+    def _trained_probe(self, seed: int, fold: int) -> Iterator[TrainedProbe]:
+        """Train adapters of one rank on every site for a short while; take them off at the end.
+
+        With the study's settings and the middle one of its learning rates.
+        """
+        model, settings = self.base.model, self.config.train
+        config = dataclasses.replace(
+            settings, epochs=min(settings.epochs, self.config.profile.probe_epochs), patience=0
+        )
+        rank = min(self.config.profile.probe_rank, *(site.max_rank for site in self.sites))
+        plan = allocate(
+            MethodSpec.build("uniform", {"rank": rank}), self.sites, scale=settings.scale
+        )
+        rates = sorted(self.config.lr)
+        inputs = TrainInputs(
+            examples=self.parts(fold).train,
+            pad_id=self.pad_id,
+            validate=lambda adapted: self.losses(adapted, self.parts(fold).validation).loss,
+            loss=self.loss,
+        )
+        with frozen(model), torch_stream(seed, "probe", fold):
+            adapted = attach(model, plan, seed=seed, dropout=settings.dropout)
+            try:
+                adapted.to(self.runtime.device)
+                with gradient_checkpointing(model, config.gradient_checkpointing):
+                    result = train(
+                        adapted, inputs, config, self.runtime, lr=rates[len(rates) // 2], seed=seed
+                    )
+                yield TrainedProbe(model=adapted, tokens=result.tokens)
+            finally:
+                detach(adapted)
 
     def calibration(self, seed: int, fold: int) -> list[Batch]:
         """Return the calibration batches of a seed, drawn from the fold's training part."""
-        config, train = self.config.profile, self.parts(fold).train
+        return self._drawn(self.parts(fold).train, seed, "calibration", fold)
+
+    def _drawn(
+        self, examples: Sequence[TokenizedExample], seed: int, purpose: str, fold: int
+    ) -> list[Batch]:
+        config = self.config.profile
         size = config.profile_batch_size
-        order = rng_for(seed, "calibration", fold).permutation(len(train))
+        order = rng_for(seed, purpose, fold).permutation(len(examples))
         order = order[: config.profile_batches * size]
         return [
-            collate([train[index] for index in order[start : start + size]], self.pad_id)
+            collate([examples[index] for index in order[start : start + size]], self.pad_id)
             for start in range(0, len(order), size)
         ]
 

@@ -1,15 +1,15 @@
-"""Profilers: one contract for all, and each against a brute-force computation."""
+"""Profilers: one contract for all, and what flows through sites."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from profiled import profile
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -20,28 +20,20 @@ from adaptive_lora.importance import (
     PROFILERS,
     ImportanceProfile,
     capture,
+    passes,
     profile_importance,
 )
-from adaptive_lora.importance.gradient import MeanGradients, squared_norms
-from adaptive_lora.importance.whitened import gains, whiten
 from adaptive_lora.losses import causal_loss
 from adaptive_lora.workbench import Workbench
 
 Bench = Callable[..., Workbench]
-SPECTRAL = {"gradient_norm", "whitened_gradient"}
-WEIGHTS_ONLY: set[str] = set()
-SITE = "transformer.h.1.mlp.c_fc"
+SPECTRAL = {"gradient_norm", "whitened_gradient", "activation_spectrum"}
+WEIGHTS_ONLY = {"heavy_tail", "stable_rank", "condition_number"}
 
 
 @pytest.fixture
 def bench(make_bench: Bench) -> Workbench:
     return make_bench(profile_batches=4, profile_batch_size=3)
-
-
-def profile(bench: Workbench, metric: str, seed: int = 0, **changes: object) -> ImportanceProfile:
-    """Measure a profile without the workbench's cache."""
-    task = dataclasses.replace(bench.profile_task(seed=seed, fold=0), **changes)  # type: ignore[arg-type]
-    return profile_importance(task, metric=metric, seed=seed)
 
 
 def timeless(profile: ImportanceProfile) -> dict[str, object]:
@@ -136,7 +128,8 @@ class TestContract:
         self, bench: Workbench, metric: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         one = profile(bench, metric)
-        monkeypatch.setattr(capture, "PASS_TOKENS", 1)
+        monkeypatch.setattr(passes, "PASS_TOKENS", 1)
+        assert len(passes.joined(bench.calibration(0, 0))) == 4
         many = profile(bench, metric)
         for name, score in one.scores.items():
             assert many.scores[name] == pytest.approx(score, rel=1e-3)
@@ -174,7 +167,7 @@ def test_one_example_has_no_stability(make_bench: Bench) -> None:
 
 def test_padding_changes_nothing(bench: Workbench) -> None:
     task = bench.profile_task(seed=0, fold=0)
-    (whole,) = capture.joined(task.batches)
+    (whole,) = passes.joined(task.batches)
     wider = Batch(
         input_ids=nn.functional.pad(whole.input_ids, (0, 5), value=7),
         attention_mask=nn.functional.pad(whole.attention_mask, (0, 5)),
@@ -184,189 +177,6 @@ def test_padding_changes_nothing(bench: Workbench) -> None:
         one, other = (profile(bench, metric, batches=batches) for batches in ([whole], [wider]))
         for name, score in one.scores.items():
             assert other.scores[name] == pytest.approx(score, rel=1e-3, abs=1e-9), metric
-
-
-# Brute force in float64
-
-
-def example_gradients(bench: Workbench, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (E, out, in) gradients of single examples' summed loss, and their token counts."""
-    model = bench.base.model.double()
-    weight = model.get_submodule(name).weight.requires_grad_(True)
-    gradients, tokens = [], []
-    for batch in bench.profile_task(seed=0, fold=0).batches:
-        for row in range(len(batch.input_ids)):
-            single = Batch(
-                input_ids=batch.input_ids[row : row + 1],
-                attention_mask=batch.attention_mask[row : row + 1],
-                labels=batch.labels[row : row + 1],
-            )
-            (gradient,) = torch.autograd.grad(causal_loss(model, single), weight)
-            gradients.append(gradient.T)
-            tokens.append(single.supervised_tokens)
-    weight.requires_grad_(False)
-    return torch.stack(gradients), torch.tensor(tokens)
-
-
-def test_weight_gradient_and_norm_equal_autograd(bench: Workbench) -> None:
-    found = {metric: profile(bench, metric) for metric in ("weight_gradient", "gradient_norm")}
-    each, tokens = example_gradients(bench, SITE)
-    weight = bench.base.model.get_submodule(SITE).weight.T
-    parts = (slice(None), slice(0, None, 2), slice(1, None, 2))
-    for index, part in enumerate(parts):
-        mean = each[part].sum(dim=0) / tokens[part].sum()
-        spectra = found["gradient_norm"].spectra, *found["gradient_norm"].replicates
-        np.testing.assert_allclose(
-            spectra[index][SITE], torch.linalg.svdvals(mean).square(), rtol=1e-3, atol=1e-9
-        )
-        scores = found["weight_gradient"].replicates
-        if index:
-            assert scores[index - 1][SITE][0] == pytest.approx(
-                float((weight * mean).abs().mean()), rel=1e-4
-            )
-        else:
-            assert found["weight_gradient"].scores[SITE] == pytest.approx(
-                float((weight * mean).abs().mean()), rel=1e-4
-            )
-            assert found["gradient_norm"].scores[SITE] == pytest.approx(
-                float(mean.norm()), rel=1e-4
-            )
-
-
-def test_variance_equals_a_loop_over_examples(bench: Workbench) -> None:
-    found = profile(bench, "gradient_variance")
-    each, _ = example_gradients(bench, SITE)
-    assert found.scores[SITE] == pytest.approx(float(each.var(dim=0).mean()), rel=1e-3)
-    assert found.replicates[1][SITE][0] == pytest.approx(
-        float(each[1::2].var(dim=0).mean()), rel=1e-3
-    )
-
-
-def test_squared_norms_take_the_cheaper_way() -> None:
-    draw = torch.Generator().manual_seed(0)
-    for length in (2, 50):
-        x, d = (torch.randn(3, length, size, generator=draw) for size in (8, 6))
-        expected = torch.einsum("bto,bti->boi", d, x).square().sum(dim=(1, 2))
-        torch.testing.assert_close(squared_norms(x, d).float(), expected, rtol=1e-4, atol=1e-4)
-
-
-def root(matrix: torch.Tensor, power: float) -> torch.Tensor:
-    """Return a power of a symmetric positive matrix."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return vectors @ torch.diag(values**power) @ vectors.T
-
-
-def kfac(size: int, draw: torch.Generator) -> torch.Tensor:
-    rows = torch.randn(3 * size, size, generator=draw, dtype=torch.float64)
-    return rows.T @ rows / len(rows)
-
-
-def test_gains_are_what_the_best_low_rank_update_takes_off() -> None:
-    draw = torch.Generator().manual_seed(0)
-    gradient = torch.randn(6, 8, generator=draw, dtype=torch.float64)
-    outputs, inputs = kfac(6, draw), kfac(8, draw)
-    stack = gradient.expand(3, 6, 8)  # equal halves: no noise
-    whole, _, _ = gains(MeanGradients(stack=stack, tokens=(5, 5)), outputs, inputs, damping=0.0)
-    left, right = root(outputs, -0.5), root(inputs, -0.5)
-    u, s, vh = torch.linalg.svd(left @ gradient @ right)
-    for rank in range(1, 7):
-        update = -left @ (u[:, :rank] * s[:rank]) @ vh[:rank] @ right
-        change = (gradient * update).sum() + torch.trace(outputs @ update @ inputs @ update.T) / 2
-        assert sum(whole.spectrum[:rank]) == pytest.approx(-float(change), rel=1e-9)
-
-
-@pytest.mark.parametrize("diagonal", [(), ("out",), ("in",), ("out", "in")])
-def test_whitening_with_diagonal_factors(diagonal: tuple[str, ...]) -> None:
-    draw = torch.Generator().manual_seed(1)
-    gradient = torch.randn(5, 7, generator=draw, dtype=torch.float64)
-    outputs, inputs = kfac(5, draw), kfac(7, draw)
-    given = (
-        outputs.diagonal() if "out" in diagonal else outputs,
-        inputs.diagonal() if "in" in diagonal else inputs,
-    )
-    dense = [torch.diag(each) if each.ndim == 1 else each for each in given]
-    damped = [m + 0.2 * m.trace() / len(m) * torch.eye(len(m), dtype=m.dtype) for m in dense]
-    expected = root(damped[0], -0.5) @ gradient @ root(damped[1], -0.5)
-    torch.testing.assert_close(
-        torch.linalg.svdvals(whiten(gradient, *given, damping=0.2)),
-        torch.linalg.svdvals(expected),
-    )
-
-
-def test_whitened_gradient_equals_dense_kfac(bench: Workbench) -> None:
-    found = profile(bench, "whitened_gradient")
-    each, tokens = example_gradients(bench, SITE)
-    inputs, outputs = kfac_factors(bench, SITE)
-    total = tokens.sum()
-    share = [tokens[half::2].sum() / total for half in (0, 1)]
-    whitened = [
-        root(outputs, -0.5) @ each[half::2].sum(dim=0) / tokens[half::2].sum() @ root(inputs, -0.5)
-        for half in (0, 1)
-    ]
-    noise = (share[0] * share[1]).sqrt() * (whitened[0] - whitened[1])
-    edge = torch.linalg.svdvals(noise)[0] ** 2
-    whole = share[0] * whitened[0] + share[1] * whitened[1]
-    assert found.spectra is not None
-    for values, matrix, scale in (
-        (found.spectra[SITE], whole, 1),
-        (found.replicates[0][SITE], whitened[0], 1 / share[0]),
-        (found.replicates[1][SITE], whitened[1], 1 / share[1]),
-    ):
-        expected = (torch.linalg.svdvals(matrix).square() - edge * scale).clamp(min=0) / 2
-        np.testing.assert_allclose(values, expected, rtol=1e-2, atol=1e-5)
-    assert found.scores[SITE] == pytest.approx(sum(found.spectra[SITE]), rel=1e-6)
-
-
-def kfac_factors(bench: Workbench, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return damped K-FAC factors of a site by one loop over examples, in float64."""
-    model, seen = bench.base.model.double(), []
-
-    @contextmanager
-    def watched() -> Iterator[None]:
-        def keep(module: nn.Module, given: tuple[torch.Tensor], output: torch.Tensor) -> None:
-            output.retain_grad()
-            seen.append((given[0].detach()[0], output))
-
-        handle = model.get_submodule(name).register_forward_hook(keep)
-        model.get_input_embeddings().weight.requires_grad_(True)
-        yield
-        model.get_input_embeddings().weight.requires_grad_(False)
-        handle.remove()
-
-    supervised = 0
-    with watched():
-        for batch in bench.profile_task(seed=0, fold=0).batches:
-            for row in range(len(batch.input_ids)):
-                length = int(batch.attention_mask[row].sum())
-                single = Batch(
-                    input_ids=batch.input_ids[row : row + 1, :length],
-                    attention_mask=batch.attention_mask[row : row + 1, :length],
-                    labels=batch.labels[row : row + 1, :length],
-                )
-                causal_loss(model, single).backward()
-                supervised += single.supervised_tokens
-    x = torch.cat([given for given, _ in seen])
-    g = torch.cat([output.grad[0] for _, output in seen])
-    factors = x.T @ x / len(x), g.T @ g / supervised
-    return tuple(m + 0.1 * m.trace() / len(m) * torch.eye(len(m)) for m in factors)  # type: ignore[return-value]
-
-
-def test_pure_noise_gains_nothing_and_signal_stands_out() -> None:
-    draw = torch.Generator().manual_seed(2)
-    noise = torch.randn(2, 40, 60, generator=draw, dtype=torch.float64)
-    signal = torch.zeros(40, 60, dtype=torch.float64)
-    signal[range(3), range(3)] = torch.tensor([60.0, 50.0, 40.0], dtype=torch.float64)
-    eye = torch.eye(40, dtype=torch.float64), torch.eye(60, dtype=torch.float64)
-
-    def measured(first: torch.Tensor, second: torch.Tensor) -> tuple[float, ...]:
-        stack = torch.stack([(first + second) / 2, first, second])
-        whole, _, _ = gains(MeanGradients(stack=stack, tokens=(9, 9)), *eye, damping=0.0)
-        return whole.spectrum
-
-    assert sum(measured(*noise)) < 0.05 * float(((noise[0] + noise[1]) / 2).square().sum()) / 2
-    found = np.array(measured(signal + noise[0], signal + noise[1]))
-    np.testing.assert_allclose(found[:3], np.array([60, 50, 40]) ** 2 / 2, rtol=0.1)
-    assert found[3:].sum() < 0.02 * found[:3].sum()
 
 
 # Capture
@@ -420,10 +230,10 @@ def test_passes_join_up_to_a_limit() -> None:
         ids = torch.ones(rows, width, dtype=torch.long)
         return Batch(input_ids=ids, attention_mask=ids.clone(), labels=ids.clone())
 
-    passes = capture.joined([batch(2, 3), batch(1, 4), batch(1, 9), batch(1, 2)], limit=12)
-    assert [tuple(each.input_ids.shape) for each in passes] == [(3, 4), (1, 9), (1, 2)]
-    assert passes[0].labels[0].tolist() == [1, 1, 1, -100]
-    assert passes[0].attention_mask[0].tolist() == [1, 1, 1, 0]
+    joint = passes.joined([batch(2, 3), batch(1, 4), batch(1, 9), batch(1, 2)], limit=12)
+    assert [tuple(each.input_ids.shape) for each in joint] == [(3, 4), (1, 9), (1, 2)]
+    assert joint[0].labels[0].tolist() == [1, 1, 1, -100]
+    assert joint[0].attention_mask[0].tolist() == [1, 1, 1, 0]
 
 
 def test_groups_hold_no_more_than_the_models_own_gradient(bench: Workbench) -> None:

@@ -16,6 +16,12 @@ METRICS: Mapping[str, str] = MappingProxyType(
         "gradient_norm": "norm of the mean gradient",
         "gradient_variance": "variance of single examples' gradients",
         "whitened_gradient": "gain in nats of each rank, above the noise",
+        "activation_spectrum": "effective rank of the inputs",
+        "heavy_tail": "exponent of the weight's spectrum",
+        "stable_rank": "stable rank of the weight",
+        "condition_number": "one over the weight's condition number",
+        "ablation": "loss without a site's trained adapter",
+        "output_energy": "energy of a trained adapter's output",
     }
 )
 """Importance metric -> what it measures. `importance.PROFILERS` has a profiler for each."""

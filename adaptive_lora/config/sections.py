@@ -140,6 +140,12 @@ class ProfileConfig:
 
     profile_batches: int = option(8, "calibration batches", limits=Limits(low=1))
     profile_batch_size: int = option(8, "examples per calibration batch", limits=Limits(low=1))
+    probe_rank: int = option(
+        8, "rank of the adapters that ablation and output_energy train", limits=Limits(low=1)
+    )
+    probe_epochs: float = option(
+        1.0, "passes over the training part of that training", limits=Limits(above=0)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

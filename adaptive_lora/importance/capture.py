@@ -17,17 +17,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from adaptive_lora.data import Batch
 from adaptive_lora.data.batches import IGNORED
 from adaptive_lora.errors import ModelError
 from adaptive_lora.importance.contract import ZERO, Measurement, ProfileTask, SiteMeasure
+from adaptive_lora.importance.passes import joined
 from adaptive_lora.sites import AdapterSite
-
-PASS_TOKENS = 4096
-"""Most padded tokens of one pass: calibration batches are joined up to it. Activations of a pass
-are held at once, as in a training step; a longer batch is a pass of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,33 +230,3 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(required)
         for module, mode in modes:
             module.training = mode
-
-
-def joined(batches: Sequence[Batch], limit: int = PASS_TOKENS) -> list[Batch]:
-    """Join batches in order into passes of at most `limit` padded tokens, or of one batch."""
-    passes: list[list[Batch]] = []
-    width = rows = 0
-    for batch in batches:
-        count, length = batch.input_ids.shape
-        width, rows = max(width, length), rows + count
-        if not passes or width * rows > limit:
-            passes.append([])
-            width, rows = length, count
-        passes[-1].append(batch)
-    padded = [batch for batch in batches if not batch.attention_mask.all()]
-    pad = int(padded[0].input_ids[padded[0].attention_mask == 0][0]) if padded else 0
-    return [_stacked(group, pad) for group in passes]
-
-
-def _stacked(batches: Sequence[Batch], pad: int) -> Batch:
-    width = max(batch.input_ids.shape[1] for batch in batches)
-
-    def widened(name: str, value: int) -> torch.Tensor:
-        rows = [getattr(batch, name) for batch in batches]
-        return torch.cat([functional.pad(r, (0, width - r.shape[1]), value=value) for r in rows])
-
-    return Batch(
-        input_ids=widened("input_ids", pad),
-        attention_mask=widened("attention_mask", 0),
-        labels=widened("labels", IGNORED),
-    )

@@ -16,6 +16,20 @@ from adaptive_lora.sites import AdapterSite
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedProbe:
+    """The base with trained LoRA adapters on it."""
+
+    model: nn.Module
+    tokens: int
+    """Tokens without padding that the training took."""
+
+
+Trainer = Callable[[], AbstractContextManager[TrainedProbe]]
+"""Trains LoRA adapters of one rank on every site for a short while, inside the base, and takes them
+off when the context is left."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ProfileTask:
     """What is profiled, and on what."""
 
@@ -29,9 +43,8 @@ class ProfileTask:
     """Another objective (masked tokens, classes) goes here; `Batch.labels` are its to read."""
     validation: Sequence[Batch] = ()
     """Batches of the validation part; only `ablation` looks at them."""
-    trained: Callable[[], AbstractContextManager[nn.Module]] | None = None
-    """Trains uniform LoRA adapters for a short while and lends the adapted model; leaving the
-    context takes them off again. Only `ablation` and `output_energy` call it."""
+    trained: Trainer | None = None
+    """Only `ablation` and `output_energy` train."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from adaptive_lora.errors import AllocationError
+from adaptive_lora.importance.activation import activation_spectrum
 from adaptive_lora.importance.contract import Measurement, Profiler, ProfileTask, SiteMeasure
 from adaptive_lora.importance.gradient import (
     GradientProfiler,
@@ -17,6 +18,13 @@ from adaptive_lora.importance.gradient import (
 )
 from adaptive_lora.importance.profile import ImportanceProfile
 from adaptive_lora.importance.spectra import rank_correlation
+from adaptive_lora.importance.trained import ablation, output_energy
+from adaptive_lora.importance.weights import (
+    WeightProfiler,
+    condition_number,
+    heavy_tail,
+    stable_rank,
+)
 from adaptive_lora.importance.whitened import whitened_gradient
 
 PROFILERS: Mapping[str, Profiler] = MappingProxyType(
@@ -25,6 +33,12 @@ PROFILERS: Mapping[str, Profiler] = MappingProxyType(
         "gradient_norm": GradientProfiler(measure=gradient_norm),
         "gradient_variance": gradient_variance,
         "whitened_gradient": whitened_gradient,
+        "activation_spectrum": activation_spectrum,
+        "heavy_tail": WeightProfiler(score=heavy_tail),
+        "stable_rank": WeightProfiler(score=stable_rank),
+        "condition_number": WeightProfiler(score=condition_number),
+        "ablation": ablation,
+        "output_energy": output_energy,
     }
 )
 """Metric -> profiler. The names, with what they mean, stand in `allocation.METRICS`."""

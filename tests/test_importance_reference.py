@@ -1,0 +1,351 @@
+"""Each profiler against a brute-force computation in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from profiled import SITE, profile
+from torch import nn
+
+from adaptive_lora.data import Batch
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.importance.activation import Scatter
+from adaptive_lora.importance.gradient import MeanGradients, squared_norms
+from adaptive_lora.importance.trained import lora_layers
+from adaptive_lora.importance.weights import heavy_tail
+from adaptive_lora.importance.whitened import gains, whiten
+from adaptive_lora.losses import causal_loss
+from adaptive_lora.workbench import Workbench
+
+Bench = Callable[..., Workbench]
+
+
+@pytest.fixture
+def bench(make_bench: Bench) -> Workbench:
+    return make_bench(profile_batches=4, profile_batch_size=3)
+
+
+def example_gradients(bench: Workbench, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (E, out, in) gradients of single examples' summed loss, and their token counts."""
+    model = bench.base.model.double()
+    weight = model.get_submodule(name).weight.requires_grad_(True)
+    gradients, tokens = [], []
+    for batch in bench.profile_task(seed=0, fold=0).batches:
+        for row in range(len(batch.input_ids)):
+            single = Batch(
+                input_ids=batch.input_ids[row : row + 1],
+                attention_mask=batch.attention_mask[row : row + 1],
+                labels=batch.labels[row : row + 1],
+            )
+            (gradient,) = torch.autograd.grad(causal_loss(model, single), weight)
+            gradients.append(gradient.T)
+            tokens.append(single.supervised_tokens)
+    weight.requires_grad_(False)
+    return torch.stack(gradients), torch.tensor(tokens)
+
+
+def test_weight_gradient_and_norm_equal_autograd(bench: Workbench) -> None:
+    found = {metric: profile(bench, metric) for metric in ("weight_gradient", "gradient_norm")}
+    each, tokens = example_gradients(bench, SITE)
+    weight = bench.base.model.get_submodule(SITE).weight.T
+    parts = (slice(None), slice(0, None, 2), slice(1, None, 2))
+    for index, part in enumerate(parts):
+        mean = each[part].sum(dim=0) / tokens[part].sum()
+        spectra = found["gradient_norm"].spectra, *found["gradient_norm"].replicates
+        np.testing.assert_allclose(
+            spectra[index][SITE], torch.linalg.svdvals(mean).square(), rtol=1e-3, atol=1e-9
+        )
+        scores = found["weight_gradient"].replicates
+        if index:
+            assert scores[index - 1][SITE][0] == pytest.approx(
+                float((weight * mean).abs().mean()), rel=1e-4
+            )
+        else:
+            assert found["weight_gradient"].scores[SITE] == pytest.approx(
+                float((weight * mean).abs().mean()), rel=1e-4
+            )
+            assert found["gradient_norm"].scores[SITE] == pytest.approx(
+                float(mean.norm()), rel=1e-4
+            )
+
+
+def test_variance_equals_a_loop_over_examples(bench: Workbench) -> None:
+    found = profile(bench, "gradient_variance")
+    each, _ = example_gradients(bench, SITE)
+    assert found.scores[SITE] == pytest.approx(float(each.var(dim=0).mean()), rel=1e-3)
+    assert found.replicates[1][SITE][0] == pytest.approx(
+        float(each[1::2].var(dim=0).mean()), rel=1e-3
+    )
+
+
+def test_squared_norms_take_the_cheaper_way() -> None:
+    draw = torch.Generator().manual_seed(0)
+    for length in (2, 50):
+        x, d = (torch.randn(3, length, size, generator=draw) for size in (8, 6))
+        expected = torch.einsum("bto,bti->boi", d, x).square().sum(dim=(1, 2))
+        torch.testing.assert_close(squared_norms(x, d).float(), expected, rtol=1e-4, atol=1e-4)
+
+
+def root(matrix: torch.Tensor, power: float) -> torch.Tensor:
+    """Return a power of a symmetric positive matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors @ torch.diag(values**power) @ vectors.T
+
+
+def kfac(size: int, draw: torch.Generator) -> torch.Tensor:
+    rows = torch.randn(3 * size, size, generator=draw, dtype=torch.float64)
+    return rows.T @ rows / len(rows)
+
+
+def test_gains_are_what_the_best_low_rank_update_takes_off() -> None:
+    draw = torch.Generator().manual_seed(0)
+    gradient = torch.randn(6, 8, generator=draw, dtype=torch.float64)
+    outputs, inputs = kfac(6, draw), kfac(8, draw)
+    stack = gradient.expand(3, 6, 8)  # equal halves: no noise
+    whole, _, _ = gains(MeanGradients(stack=stack, tokens=(5, 5)), outputs, inputs, damping=0.0)
+    left, right = root(outputs, -0.5), root(inputs, -0.5)
+    u, s, vh = torch.linalg.svd(left @ gradient @ right)
+    for rank in range(1, 7):
+        update = -left @ (u[:, :rank] * s[:rank]) @ vh[:rank] @ right
+        change = (gradient * update).sum() + torch.trace(outputs @ update @ inputs @ update.T) / 2
+        assert sum(whole.spectrum[:rank]) == pytest.approx(-float(change), rel=1e-9)
+
+
+@pytest.mark.parametrize("diagonal", [(), ("out",), ("in",), ("out", "in")])
+def test_whitening_with_diagonal_factors(diagonal: tuple[str, ...]) -> None:
+    draw = torch.Generator().manual_seed(1)
+    gradient = torch.randn(5, 7, generator=draw, dtype=torch.float64)
+    outputs, inputs = kfac(5, draw), kfac(7, draw)
+    given = (
+        outputs.diagonal() if "out" in diagonal else outputs,
+        inputs.diagonal() if "in" in diagonal else inputs,
+    )
+    dense = [torch.diag(each) if each.ndim == 1 else each for each in given]
+    damped = [m + 0.2 * m.trace() / len(m) * torch.eye(len(m), dtype=m.dtype) for m in dense]
+    expected = root(damped[0], -0.5) @ gradient @ root(damped[1], -0.5)
+    torch.testing.assert_close(
+        torch.linalg.svdvals(whiten(gradient, *given, damping=0.2)),
+        torch.linalg.svdvals(expected),
+    )
+
+
+def test_whitened_gradient_equals_dense_kfac(bench: Workbench) -> None:
+    found = profile(bench, "whitened_gradient")
+    each, tokens = example_gradients(bench, SITE)
+    inputs, outputs = kfac_factors(bench, SITE)
+    total = tokens.sum()
+    share = [tokens[half::2].sum() / total for half in (0, 1)]
+    whitened = [
+        root(outputs, -0.5) @ each[half::2].sum(dim=0) / tokens[half::2].sum() @ root(inputs, -0.5)
+        for half in (0, 1)
+    ]
+    noise = (share[0] * share[1]).sqrt() * (whitened[0] - whitened[1])
+    edge = torch.linalg.svdvals(noise)[0] ** 2
+    whole = share[0] * whitened[0] + share[1] * whitened[1]
+    assert found.spectra is not None
+    for values, matrix, scale in (
+        (found.spectra[SITE], whole, 1),
+        (found.replicates[0][SITE], whitened[0], 1 / share[0]),
+        (found.replicates[1][SITE], whitened[1], 1 / share[1]),
+    ):
+        expected = (torch.linalg.svdvals(matrix).square() - edge * scale).clamp(min=0) / 2
+        np.testing.assert_allclose(values, expected, rtol=1e-2, atol=1e-5)
+    assert found.scores[SITE] == pytest.approx(sum(found.spectra[SITE]), rel=1e-6)
+
+
+def kfac_factors(bench: Workbench, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return damped K-FAC factors of a site by one loop over examples, in float64."""
+    model, seen = bench.base.model.double(), []
+
+    @contextmanager
+    def watched() -> Iterator[None]:
+        def keep(module: nn.Module, given: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            output.retain_grad()
+            seen.append((given[0].detach()[0], output))
+
+        handle = model.get_submodule(name).register_forward_hook(keep)
+        model.get_input_embeddings().weight.requires_grad_(True)
+        yield
+        model.get_input_embeddings().weight.requires_grad_(False)
+        handle.remove()
+
+    supervised = 0
+    with watched():
+        for batch in bench.profile_task(seed=0, fold=0).batches:
+            for row in range(len(batch.input_ids)):
+                length = int(batch.attention_mask[row].sum())
+                single = Batch(
+                    input_ids=batch.input_ids[row : row + 1, :length],
+                    attention_mask=batch.attention_mask[row : row + 1, :length],
+                    labels=batch.labels[row : row + 1, :length],
+                )
+                causal_loss(model, single).backward()
+                supervised += single.supervised_tokens
+    x = torch.cat([given for given, _ in seen])
+    g = torch.cat([output.grad[0] for _, output in seen])
+    factors = x.T @ x / len(x), g.T @ g / supervised
+    return tuple(m + 0.1 * m.trace() / len(m) * torch.eye(len(m)) for m in factors)  # type: ignore[return-value]
+
+
+def test_pure_noise_gains_nothing_and_signal_stands_out() -> None:
+    draw = torch.Generator().manual_seed(2)
+    noise = torch.randn(2, 40, 60, generator=draw, dtype=torch.float64)
+    signal = torch.zeros(40, 60, dtype=torch.float64)
+    signal[range(3), range(3)] = torch.tensor([60.0, 50.0, 40.0], dtype=torch.float64)
+    eye = torch.eye(40, dtype=torch.float64), torch.eye(60, dtype=torch.float64)
+
+    def measured(first: torch.Tensor, second: torch.Tensor) -> tuple[float, ...]:
+        stack = torch.stack([(first + second) / 2, first, second])
+        whole, _, _ = gains(MeanGradients(stack=stack, tokens=(9, 9)), *eye, damping=0.0)
+        return whole.spectrum
+
+    assert sum(measured(*noise)) < 0.05 * float(((noise[0] + noise[1]) / 2).square().sum()) / 2
+    found = np.array(measured(signal + noise[0], signal + noise[1]))
+    np.testing.assert_allclose(found[:3], np.array([60, 50, 40]) ** 2 / 2, rtol=0.1)
+    assert found[3:].sum() < 0.02 * found[:3].sum()
+
+
+def inputs_of(bench: Workbench, name: str) -> list[torch.Tensor]:
+    """Return the inputs (tokens, in) of a site, float64, for every calibration example."""
+    model, seen = bench.base.model.double(), []
+    handle = model.get_submodule(name).register_forward_hook(
+        lambda module, given, output: seen.append(given[0].detach()[0])
+    )
+    with torch.no_grad():
+        for batch in bench.profile_task(seed=0, fold=0).batches:
+            for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True):
+                model(input_ids=row[mask.bool()][None])
+    handle.remove()
+    return seen
+
+
+def test_activation_spectrum_equals_a_full_decomposition(bench: Workbench) -> None:
+    found = profile(bench, "activation_spectrum")
+    seen = inputs_of(bench, SITE)
+    assert found.spectra is not None
+    for values, part in (
+        (found.spectra[SITE], seen),
+        (found.replicates[0][SITE], seen[::2]),
+        (found.replicates[1][SITE], seen[1::2]),
+    ):
+        rows = torch.cat(part)
+        squares = torch.linalg.svdvals(rows - rows.mean(dim=0)).square()
+        np.testing.assert_allclose(values, squares / squares.sum(), rtol=1e-3, atol=1e-7)
+    shares = np.array(found.spectra[SITE])
+    assert found.scores[SITE] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
+
+
+def test_activation_spectrum_equals_pefts(bench: Workbench) -> None:
+    from peft.utils.incremental_pca import IncrementalPCA
+
+    rows = torch.cat(inputs_of(bench, SITE)).float()
+    reference = IncrementalPCA(n_components=8).partial_fit(rows.clone())
+    scatter = Scatter()
+    scatter.add(rows)
+    torch.testing.assert_close(
+        scatter.shares()[:8].float(),
+        reference.explained_variance_ratio_.float(),
+        rtol=1e-3,
+        atol=1e-6,
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), cut=st.integers(1, 59), width=st.sampled_from([5, 12, 80]))
+def test_scatter_of_parts_is_that_of_the_whole(seed: int, cut: int, width: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    rows = torch.randn(60, width, generator=draw) * torch.linspace(3, 0.1, width) + 2
+    parts, whole = Scatter(), Scatter()
+    parts.add(rows[:cut])
+    parts.add(rows[cut:])
+    whole.add(rows)
+    assert parts.count == whole.count == 60
+    assert parts.total == pytest.approx(whole.total, rel=1e-4)
+    torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(parts.shares(), whole.shares(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_cut_scatter_keeps_its_leading_components() -> None:
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(200, 40, generator=draw) * 0.5 ** torch.arange(40)
+    cut = Scatter(limit=8)
+    for part in rows.split(50):
+        cut.add(part)
+    assert len(cut.kept) == 8
+    whole = Scatter()
+    whole.add(rows)
+    torch.testing.assert_close(cut.shares()[:6], whole.shares()[:6], rtol=2e-2, atol=1e-6)
+
+
+def test_weight_metrics_equal_their_formulas(bench: Workbench) -> None:
+    weight = bench.base.model.get_submodule(SITE).weight.detach().double().numpy()
+    values = np.sort(np.linalg.svd(weight, compute_uv=False) ** 2)  # ascending
+    count = len(values)
+    k = count // 2
+    hill = 1 + k / sum(np.log(values[count - i] / values[count - k - 1]) for i in range(1, k + 1))
+    expected = {
+        "heavy_tail": hill,
+        "stable_rank": values.sum() / values[-1],
+        "condition_number": 1 / np.linalg.cond(weight),
+    }
+    for metric, value in expected.items():
+        assert profile(bench, metric).scores[SITE] == pytest.approx(value, rel=1e-5)
+
+
+def test_heavy_tail_finds_the_exponent_of_a_power_law() -> None:
+    draw = np.random.default_rng(0)
+    for exponent in (2.5, 4.0):
+        sample = np.sort((1 - draw.random(4000)) ** (-1 / (exponent - 1)))[::-1]
+        assert heavy_tail(torch.from_numpy(sample.copy())) == pytest.approx(exponent, rel=0.1)
+
+
+def test_ablation_equals_the_loss_without_an_adapter(bench: Workbench) -> None:
+    task = bench.profile_task(seed=0, fold=0)
+    found = profile(bench, "ablation")
+    assert task.trained is not None
+    with task.trained() as probe, torch.no_grad():
+        probe.model.eval()
+
+        def loss() -> float:
+            total = sum(causal_loss(task.model, batch) for batch in task.validation)
+            return float(total) / sum(batch.supervised_tokens for batch in task.validation)
+
+        whole = loss()
+        for name, layer in lora_layers(task.model).items():
+            kept = layer.lora_B["default"].weight.clone()
+            layer.lora_B["default"].weight.zero_()
+            assert found.scores[name] == pytest.approx(max(0.0, loss() - whole), abs=2e-6)
+            layer.lora_B["default"].weight.copy_(kept)
+    assert found.processed_tokens > probe.tokens
+
+
+def test_output_energy_equals_what_the_adapter_adds(bench: Workbench) -> None:
+    task = bench.profile_task(seed=0, fold=0)
+    found = profile(bench, "output_energy")
+    assert task.trained is not None
+    with task.trained() as probe, torch.no_grad():
+        probe.model.eval()
+        layer, energy, positions = lora_layers(task.model)[SITE], 0.0, 0
+
+        def add(module: nn.Module, given: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            nonlocal energy
+            energy += float((output - layer.base_layer(given[0])).square().sum())
+
+        layer.register_forward_hook(add)
+        for batch in task.batches:
+            for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True):
+                task.model(input_ids=row[mask.bool()][None])
+                positions += int(mask.sum())
+    assert found.scores[SITE] == pytest.approx(energy / positions, rel=1e-3)
+
+
+@pytest.mark.parametrize("metric", ["ablation", "output_energy"])
+def test_without_a_training_there_is_nothing_to_ablate(bench: Workbench, metric: str) -> None:
+    with pytest.raises(AllocationError, match=r"required a training .*Use a metric of the frozen"):
+        profile(bench, metric, trained=None)
