@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from adaptive_lora.allocation.controls import Inverse, LrOnly, Random
-from adaptive_lora.allocation.dynamic import AdaLora
+from adaptive_lora.allocation.dynamic import AdaLora, GrowPrune
 from adaptive_lora.allocation.heuristics import (
     AttentionHeavy,
     FamilyUniform,
@@ -32,6 +32,7 @@ METHODS: MappingProxyType[str, Any] = MappingProxyType(
         "family_uniform": FamilyUniform,
         "lr_only": LrOnly,
         "adalora": AdaLora,
+        "grow_prune": GrowPrune,
         "truncate": Truncate,
         "truncate_retrain": TruncateRetrain,
     }

@@ -13,7 +13,7 @@ from adaptive_lora.options import Limits, option
 from adaptive_lora.sites import AdapterSite
 
 _SHARE = Limits(low=0, high=0.9)
-_INTERVAL = "optimiser steps between two decisions; none: a hundredth of the training"
+_INTERVAL = "optimiser steps between two decisions; none: a {} of the training"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,9 +30,7 @@ class Phases:
     """Steps between two changes."""
 
     @classmethod
-    def of(
-        cls, steps: int, *, warmup_share: float, final_share: float, interval: int | None
-    ) -> Phases:
+    def of(cls, steps: int, *, warmup_share: float, final_share: float, interval: int) -> Phases:
         """Divide a training of so many steps.
 
         Raises:
@@ -48,7 +46,7 @@ class Phases:
             steps=steps,
             warmup=min(round(warmup_share * steps), settle - 1),
             settle=settle,
-            interval=max(1, steps // 100) if interval is None else interval,
+            interval=interval,
         )
 
     def due(self, step: int) -> bool:
@@ -77,7 +75,9 @@ class AdaLora:
     )
     warmup_share: float = option(0.1, "share of the steps before the first cut", limits=_SHARE)
     final_share: float = option(0.4, "share of the steps after the last cut", limits=_SHARE)
-    interval: int | None = option(None, _INTERVAL, unit="steps", limits=Limits(low=1))
+    interval: int | None = option(
+        None, _INTERVAL.format("hundredth"), unit="steps", limits=Limits(low=1)
+    )
     orthogonality: float = option(
         0.5, "weight of the penalty that keeps P and Q orthogonal", limits=Limits(low=0)
     )
@@ -94,11 +94,55 @@ class AdaLora:
             steps,
             warmup_share=self.warmup_share,
             final_share=self.final_share,
-            interval=self.interval,
+            interval=self.interval or max(1, steps // 100),
         )
 
     def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
         """Return equal ranks, which set the budget; training decides the rest."""
+        return RankDemand(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowPrune:
+    """Grow and prune within a fixed budget: this project's own, after ElaLoRA and L1RA.
+
+    Plain LoRA from equal ranks. Every `interval` steps the components with the least smoothed
+    sensitivity |w·g| (AdaLoRA, 2303.10512, equations 8 and 9, without the uncertainty) give way to
+    new ones at the sites whose weakest component matters most. Departures: ElaLoRA (2504.00254) and
+    L1RA (2509.04884) keep the number of ranks, this keeps the parameters, at every step; L1RA
+    starts the optimiser anew, here surviving components keep their moments; new components start
+    with B = 0 and the next rows of the site's own stream in A, so the function does not jump.
+    """
+
+    metric: ClassVar[str | None] = None
+    recipe: ClassVar[str] = "grow_prune"
+    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    warmup_share: float = option(0.1, "share of the steps before the first move", limits=_SHARE)
+    final_share: float = option(0.4, "share of the steps after the last move", limits=_SHARE)
+    interval: int | None = option(
+        None, _INTERVAL.format("twentieth"), unit="steps", limits=Limits(low=1)
+    )
+    move_share: float = option(
+        0.1, "most new ranks at one decision, as a share of all", limits=Limits(above=0, high=1)
+    )
+
+    @property
+    def rank_label(self) -> str:
+        """Return `r8`, with every option that is not the default."""
+        return _label(self, "rank", warmup_share="warm", final_share="final", interval="every",
+                      move_share="move")  # fmt: skip
+
+    def phases(self, steps: int) -> Phases:
+        """Return when ranks change in a training of so many steps."""
+        return Phases.of(
+            steps,
+            warmup_share=self.warmup_share,
+            final_share=self.final_share,
+            interval=self.interval or max(1, steps // 20),
+        )
+
+    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+        """Return equal ranks: the start and the budget."""
         return RankDemand(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
 
 

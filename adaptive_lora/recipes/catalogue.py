@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from adaptive_lora.recipes.adalora import adalora
+from adaptive_lora.recipes.grow_prune import grow_prune
 from adaptive_lora.recipes.job import Job, Trained
 from adaptive_lora.recipes.plain import plain
 from adaptive_lora.recipes.truncation import truncate, truncate_retrain
@@ -26,6 +27,7 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
     {
         "lora": plain,
         "adalora": adalora,
+        "grow_prune": grow_prune,
         "truncate": truncate,
         "truncate_retrain": truncate_retrain,
     }
