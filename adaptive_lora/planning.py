@@ -12,12 +12,13 @@ from rich.table import Table
 
 from adaptive_lora.allocation import MethodSpec, RankPlan, ScalePolicy, allocate, uniform_cost
 from adaptive_lora.config import ModelConfig
-from adaptive_lora.importance import ImportanceProfile
 from adaptive_lora.models import count_parameters, skeleton
 from adaptive_lora.sites import AdapterSite, architecture_note, find_sites
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from adaptive_lora.importance import ImportanceProfile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
