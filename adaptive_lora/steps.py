@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from adaptive_lora import adapter_serving
+from adaptive_lora.adapters.export import export_merged, export_uniform
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, unknown_name
 from adaptive_lora.importance import PROFILERS
@@ -140,6 +141,30 @@ def run_evaluate(
         return
     for key, value in scores.items():
         console.print(f"{key:<24} {value:,.6g}", highlight=False)
+
+
+def run_export(
+    config: StudyConfig, adapter: str, out: Path, console: Console, *, merged: bool
+) -> None:
+    """Write an adapter with one rank, or merged into its base.
+
+    Raises:
+        AdapterError: no adapter there, or it cannot be written so.
+        ConfigError: the folder holds something already.
+    """
+    if adapter.startswith(("models:/", "runs:/")):
+        connect(config.tracking)
+    source = _adapter(adapter)
+    if merged:
+        export_merged(source, out)
+        console.print(f"merged model written to {out}", highlight=False, soft_wrap=True)
+        return
+    rank = export_uniform(source, out)
+    console.print(
+        f"adapter written to {out}; a server must allow rank {rank}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _adapter(adapter: str) -> Path:

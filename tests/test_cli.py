@@ -27,7 +27,9 @@ def flags(options: Options, **changes: object) -> list[str]:
     return [word for name, value in pairs for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-COMMANDS = ("study", "plan", "profile", "train", "evaluate", "compare", "doctor", "ui", "embedded")
+COMMANDS = (
+    "study", "plan", "profile", "train", "evaluate", "export", "compare", "doctor", "ui", "embedded",
+)  # fmt: skip
 
 
 def test_help_is_light() -> None:

@@ -33,9 +33,8 @@ def main() -> None:
                 if form == ("--json",):
                     plan = json.loads(output)
                     size = f"{len(plan['sites'])} sites, {plan['total_parameters']:,} parameters"
-                print(
-                    f"{seconds:6.2f} s ({processor:5.2f})  {method:<34} {' '.join(form) or 'table':<12} {size}"
-                )
+                shown = f"{method:<34} {' '.join(form) or 'table':<12} {size}"
+                print(f"{seconds:6.2f} s ({processor:5.2f})  {shown}")
 
 
 def _plan(folder: Path, method: str, form: tuple[str, ...]) -> tuple[float, float, str]:

@@ -1,0 +1,64 @@
+"""The model cards of exported adapters: where they come from and what a server must allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def uniform_card(origin: Mapping[str, Any], *, ranks: Sequence[int], rank: int) -> str:
+    """Return the README of an adapter with one rank.
+
+    Args:
+        origin: record of the adapter, with `base` and, where known, `method`.
+        ranks: of each site as trained.
+        rank: as written.
+    """
+    base = _server_name(origin)
+    return f"""{_header(origin, "peft")}
+# LoRA adapter with one rank
+
+{_provenance(origin)}
+- ranks as trained: {min(ranks)} to {max(ranks)} at {len(ranks)} sites
+- as written: rank {rank} and alpha {rank} at every site; what was missing is filled with zeros, and
+  each site's scale is folded into B, so the adapter computes what the trained one does
+
+**A server must allow rank {rank}**, for example
+
+    vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules NAME=FOLDER
+
+With PEFT: `PeftModel.from_pretrained(base, FOLDER)`.
+"""
+
+
+def merged_card(origin: Mapping[str, Any]) -> str:
+    """Return the README of a merged model."""
+    return f"""{_header(origin, "transformers")}
+# Model with a LoRA adapter merged in
+
+{_provenance(origin)}
+- weights are the base's plus scale·B·A at every adapted site, rounded to {origin["dtype"]}
+
+A server needs no LoRA support and **no rank** for it: it is a plain transformers folder, loaded by
+`AutoModelForCausalLM.from_pretrained(FOLDER)`.
+"""
+
+
+def _header(origin: Mapping[str, Any], library: str) -> str:
+    base = origin["base"]
+    known = f"base_model: {base['name']}\n" if base["source"] == "hub" else ""
+    return f"---\n{known}library_name: {library}\ntags:\n- lora\n- adaptive-lora\n---\n"
+
+
+def _provenance(origin: Mapping[str, Any]) -> str:
+    base = origin["base"]
+    revision = f", revision `{base['revision']}`" if base["revision"] else ""
+    return (
+        f"- base: `{base['name']}` ({base['source']}{revision}), content hash "
+        f"`{base['content_hash'][:12]}`, {origin['dtype']}\n"
+        f"- method: `{origin.get('method', 'not recorded')}`, from adaptive-lora"
+    )
+
+
+def _server_name(origin: Mapping[str, Any]) -> str:
+    return str(origin["base"]["name"]) if origin["base"]["source"] == "hub" else "BASE"
