@@ -28,7 +28,8 @@ def flags(options: Options, **changes: object) -> list[str]:
 
 
 COMMANDS = (
-    "study", "plan", "profile", "train", "evaluate", "export", "compare", "doctor", "ui", "embedded",
+    "study", "plan", "profile", "train", "evaluate", "export", "compare", "doctor", "ui",
+    "embedded",
 )  # fmt: skip
 
 
