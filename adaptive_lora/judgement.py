@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,23 +11,15 @@ from typing import cast
 
 from rich.console import Console
 
-from adaptive_lora.comparison import Comparison, compare
+from adaptive_lora.comparison import Comparison, MethodSummary, compare
 from adaptive_lora.config import StudyConfig
-from adaptive_lora.errors import AdapterError, DataError
-from adaptive_lora.provenance import provenance
+from adaptive_lora.dossier import Dossier
+from adaptive_lora.errors import AdapterError
 from adaptive_lora.report import About, render_markdown, render_terminal, write_report
 from adaptive_lora.results import TrialRecord
 from adaptive_lora.stats import Correction
-from adaptive_lora.tracking import (
-    RegisteredAdapter,
-    Run,
-    StudyRun,
-    promote,
-    read_trials,
-    register,
-)
+from adaptive_lora.tracking import RegisteredAdapter, promote, register
 from adaptive_lora.tracking.registry import MODEL_TAG
-from adaptive_lora.tracking.runs import SIGNATURE
 from adaptive_lora.verification import prove
 from adaptive_lora.workbench import Workbench
 
@@ -44,45 +36,54 @@ class Judgement:
     no_champion: str = ""
 
 
-def judge(bench: Workbench, study: StudyRun, config: StudyConfig, console: Console) -> Judgement:
-    """Compare the trials of the grid, write and log the report, register the winner.
+def judge(
+    dossier: Dossier,
+    config: StudyConfig,
+    console: Console,
+    bench_for: Callable[[TrialRecord], Workbench],
+) -> Judgement:
+    """Compare trials, write and log the report, register the winner.
 
-    Raises:
-        DataError: no trial finished.
+    Args:
+        dossier: the trials, read from the store.
+        config: baseline, margin, correction, output folder and registered model.
+        console: where the table goes.
+        bench_for: loads base and data of a trial for the proof of its adapter; an error there
+            leaves the registration out and nothing else.
     """
-    runs = _runs(bench, study, config)
-    records = read_trials(study.store, runs)
-    _check_any_finished(study, records)
-    facts = _facts(bench, study)
     comparison = compare(
-        records,
-        baseline=config.baseline_label,
-        frozen={fold: bench.frozen(fold) for fold in range(config.data.folds)},
+        dossier.records,
+        baseline=dossier.baseline(config.baseline),
+        frozen=dossier.frozen,
         margin=config.margin,
         margin_share=config.margin_percent / 100,
         correction=cast(Correction, config.correction),
-        facts=facts,
+        facts=dossier.facts,
     )
-    folder = Path(config.tracking.output) / study.study_id
+    comparison = dataclasses.replace(
+        comparison, notes=(*comparison.notes, *_mixed_notes(dossier.mixed))
+    )
+    folder = Path(config.tracking.output) / dossier.name
     report = write_report(
         comparison,
-        records,
+        dossier.records,
         folder,
-        About(
-            title=f"Study {config.study}",
-            facts=facts,
-            examples={example.id: example.prompt for example in bench.data.examples},
-        ),
+        About(title=dossier.title, facts=dossier.facts, examples=dossier.examples),
     )
     render_terminal(comparison, console)
-    study.files(folder, "report")
-    study.describe(render_markdown(comparison))
+    dossier.home.files(folder, "report")
+    dossier.home.describe(render_markdown(comparison))
     try:
-        champion, reason = _register(bench, study, config, comparison, records), ""
+        if dossier.mixed:
+            raise AdapterError(
+                "trials of several data sets, splits or bases were compared, so there is no one "
+                "adapter to register."
+            )
+        champion, reason = _register(dossier, config, comparison, bench_for), ""
     except AdapterError as error:
         champion, reason = None, str(error)
     return Judgement(
-        study_id=study.study_id,
+        study_id=dossier.name,
         comparison=comparison,
         report=report,
         champion=champion,
@@ -90,60 +91,38 @@ def judge(bench: Workbench, study: StudyRun, config: StudyConfig, console: Conso
     )
 
 
-def _runs(bench: Workbench, study: StudyRun, config: StudyConfig) -> list[Run]:
-    """Return the runs of this grid: the finished run of each trial, or else its last failed one."""
-    wanted = {trial.signature(bench.surroundings) for trial in config.trials()}
-    chosen: dict[str, Run] = {}
-    for run in reversed(study.children()):  # oldest first, so that later ones replace them
-        signature = run.data.tags.get(SIGNATURE)
-        if signature in wanted and (signature not in chosen or run.info.status == "FINISHED"):
-            chosen[signature] = run
-    return list(chosen.values())
-
-
-def _check_any_finished(study: StudyRun, records: list[TrialRecord]) -> None:
-    if not any(record.status == "FINISHED" for record in records):
-        reasons = sorted({record.reason for record in records})
-        raise DataError(
-            f"study {study.study_id} has no finished trial to compare"
-            + (f"; all failed: {'; '.join(reasons)}" if reasons else "; run `adaptive-lora study`.")
-        )
-
-
-def _facts(bench: Workbench, study: StudyRun) -> Mapping[str, str]:
-    base = bench.base.reference
-    return {
-        "study id": study.study_id,
-        "tracking store": study.store.shown_uri,
-        "base model": f"{base.name} ({base.content_hash[:16]})",
-        "data": f"{bench.data.source}, {len(bench.data.examples):,} examples ({bench.data.digest})",
-        "precision": bench.runtime.precision,
-        **provenance(),
-        "settings": json.dumps(bench.settings()),
-    }
+def _mixed_notes(mixed: tuple[str, ...]) -> tuple[str, ...]:
+    if not mixed:
+        return ()
+    return (
+        f"Trials of several kinds were pooled as asked ({'; '.join(mixed)}): pairs are formed "
+        "within each kind only, whose seeds are numbered from 0, 10,000, 20,000 ...; without one "
+        "frozen base no margin follows by itself.",
+    )
 
 
 def _register(
-    bench: Workbench,
-    study: StudyRun,
+    dossier: Dossier,
     config: StudyConfig,
     comparison: Comparison,
-    records: list[TrialRecord],
+    bench_for: Callable[[TrialRecord], Workbench],
 ) -> RegisteredAdapter:
     """Prove, register and promote the winner's best trial by validation loss."""
+    store = dossier.store
     winner = comparison.method(comparison.winner)
     trials = [
         record
-        for record in records
+        for record in dossier.records
         if record.status == "FINISHED" and record.method == winner.label and record.lr == winner.lr
     ]
     best = min(trials, key=lambda record: record.validation_loss)
-    run = study.store.client.get_run(best.run_id)
+    bench = bench_for(best)
+    run = store.client.get_run(best.run_id)
     proof = prove(bench, best, run.data.tags[MODEL_TAG])
-    adapter = register(study.store, config.tracking.registered_model, run)
+    adapter = register(store, config.tracking.registered_model, run)
     tests = None if winner.difference is None else winner.difference.tests
     promote(
-        study.store,
+        store,
         adapter,
         {
             "headline": comparison.headline,
@@ -153,9 +132,10 @@ def _register(
             "baseline": comparison.baseline,
             "n_seeds": str(len(winner.seeds)),
             "p_value": "none (the baseline itself)" if tests is None else f"{tests.sign_flip:.4g}",
-            "p_value_holm": "none" if tests is None else f"{tests.holm:.4g}",
-            "study_id": study.study_id,
-            "decided_by_run": study.run_id,
+            "p_value_corrected": _corrected_p(comparison, winner),
+            "correction": comparison.correction,
+            "study_id": dossier.name,
+            "decided_by_run": dossier.home.run_id,
             "decided_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "reload_max_logit_difference": repr(proof.max_logit_difference),
             "reload_max_loss_difference": repr(proof.max_loss_difference),
@@ -163,3 +143,9 @@ def _register(
         },
     )
     return adapter
+
+
+def _corrected_p(comparison: Comparison, winner: MethodSummary) -> str:
+    if winner.difference is None:
+        return "none (the baseline itself)"
+    return f"{comparison.deciding_p(winner.difference):.4g}"

@@ -14,11 +14,21 @@ from rich.console import Console
 
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import StudyConfig, TrackingConfig, TrialSpec, study_from
+from adaptive_lora.dossier import (
+    CONFIG,
+    EXAMPLES,
+    FROZEN,
+    Selection,
+    read_dossier,
+    study_dossier,
+    study_settings,
+)
 from adaptive_lora.engines import run_serially
-from adaptive_lora.errors import AdaptiveLoraError, ConfigError, ModelError, TrackingError
+from adaptive_lora.errors import AdapterError, AdaptiveLoraError, ConfigError, ModelError
 from adaptive_lora.judgement import Judgement, judge
 from adaptive_lora.progress import StudyProgress
 from adaptive_lora.provenance import packages, provenance
+from adaptive_lora.results import TrialRecord
 from adaptive_lora.tracking import Store, StudyRun, TrialRun, connect, log_adapter
 from adaptive_lora.tracking.runs import SIGNATURE
 from adaptive_lora.tracking.trials import HISTORY, PLAN, RESULT, eval_to_dict, result_to_dict
@@ -26,8 +36,8 @@ from adaptive_lora.training import StepEvent
 from adaptive_lora.trial import TrialOutcome, run_trial, trial_metrics
 from adaptive_lora.workbench import Workbench
 
-CONFIG = "study.json"
-FROZEN = "frozen.json"
+_TEXT_LIMIT, _TEXTS_LIMIT = 2_000, 5_000_000
+"""Characters kept of one example's text, and of all together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +71,7 @@ def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
                 lambda trial: _run_tracked(bench, study, trial, progress),
                 lambda trial, failure: progress.end(f"[red]FAILED[/]: {failure}"),
             )
-        judgement = judge(bench, study, config, console)
+        judgement = judge(study_dossier(study), config, console, lambda trial: bench)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -132,6 +142,7 @@ def open_study(bench: Workbench, store: Store, *, single: bool = False) -> Study
     settings = bench.settings()
     study.json(CONFIG, _widened(study, settings) if single else settings)
     study.json(FROZEN, {fold: eval_to_dict(result) for fold, result in frozen.items()})
+    study.json(EXAMPLES, _test_texts(bench))
     study.tags(
         {
             "base": bench.base.reference.name,
@@ -146,6 +157,18 @@ def open_study(bench: Workbench, store: Store, *, single: bool = False) -> Study
     study.flush()
     study.data(bench.data.source, bench.data.digest, config.data.data, len(bench.data.examples))
     return study
+
+
+def _test_texts(bench: Workbench) -> dict[str, str]:
+    """Return prompt and response of the test examples, for readers without the data."""
+    tested = {item.id for f in range(bench.config.data.folds) for item in bench.parts(f).test}
+    texts: dict[str, str] = {}
+    room = _TEXTS_LIMIT
+    for example in bench.data.examples:
+        if example.id in tested and room > 0:
+            texts[example.id] = f"{example.prompt}{example.response}"[:_TEXT_LIMIT]
+            room -= len(texts[example.id])
+    return texts
 
 
 def _widened(study: StudyRun, settings: dict[str, Any]) -> dict[str, Any]:
@@ -279,26 +302,52 @@ def _log_outcome(bench: Workbench, run: TrialRun, trial: TrialSpec, outcome: Tri
 
 def compare_study(
     tracking: TrackingConfig,
-    study_id: str | None,
+    selection: Selection,
     changes: Mapping[str, object],
     console: Console,
 ) -> tuple[Judgement, Store]:
-    """Compare the finished trials of a study again and register the winner.
+    """Compare finished trials again and register the winner, from the tracking store alone.
 
     Args:
         tracking: where to look.
-        study_id: of the study; None: the latest.
-        changes: options that replace the recorded ones (output, registered_model ...).
+        selection: which trials.
+        changes: options that replace the recorded ones (output, registered_model, margin ...).
         console: where the table goes.
 
     Raises:
-        TrackingError: no such study, or its settings cannot be read.
+        TrackingError: no such study or trials, or records that cannot be read.
+        DataError: trials that cannot be compared.
     """
     store = connect(tracking)
-    study = StudyRun.find(store, study_id)
+    dossier = read_dossier(store, selection)
+    rules = ("margin", "margin_percent", "correction", "registered_model")
+    recorded = {name: dossier.settings[name] for name in rules if name in dossier.settings}
+    baseline = changes.get("baseline")
+    config = study_from({**recorded, **changes, "baseline": None})
+    config = dataclasses.replace(config, baseline=None if baseline is None else str(baseline))
+    judgement = judge(dossier, config, console, lambda trial: _bench_of(store, trial))
+    return judgement, store
+
+
+def _bench_of(store: Store, trial: TrialRecord) -> Workbench:
+    """Load base and data of a trial that anybody ran.
+
+    Raises:
+        AdapterError: they are not at hand, or not those of the trial.
+    """
     try:
-        recorded = store.read_json(study.run_id, CONFIG)
-    except (OSError, ValueError) as error:
-        raise TrackingError(f"study {study.study_id} has no readable {CONFIG}: {error}") from error
-    config = study_from({**recorded, **changes})
-    return judge(Workbench(config), study, config, console), store
+        settings = study_settings(StudyRun.find(store, trial.tags["study_id"]))
+        # `auto` may mean another precision here than where the trial ran.
+        bench = Workbench(study_from({**settings, "precision": trial.tags["precision"]}))
+    except AdaptiveLoraError as error:
+        raise AdapterError(
+            "an adapter is registered only after a proof on its base and data, and these are not "
+            f"at hand here: {error}"
+        ) from error
+    for name, here in (("base", "base_hash"), ("data", "data_digest")):
+        if bench.surroundings[name] != trial.tags[here]:
+            raise AdapterError(
+                f"an adapter is registered only after a proof on its base and data, and the {name} "
+                f"at hand differs: required {trial.tags[here]}, found {bench.surroundings[name]}."
+            )
+    return bench

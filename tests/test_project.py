@@ -24,8 +24,8 @@ ROOMS = (
     "errors", "options", "seeding", "adapter_serving", "sites", "results", "allocation", "config",
     "embedded", "models", "data", "runtime", "losses", "importance", "adapters", "training",
     "evaluation", "stats", "comparison", "report", "provenance", "tracking", "engines", "progress",
-    "workbench", "recipes", "trial", "planning", "verification", "judgement", "study", "steps",
-    "doctor", "cli",
+    "workbench", "recipes", "trial", "planning", "verification", "dossier", "judgement", "study",
+    "steps", "doctor", "cli",
 )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from adaptive_lora.adapter_serving import BASE_VARIABLE, load_adapter
 from adaptive_lora.cli import main
 from adaptive_lora.config import TrackingConfig
+from adaptive_lora.dossier import Selection
 from adaptive_lora.errors import AdapterError, TrackingError
 from adaptive_lora.judgement import Judgement
 from adaptive_lora.study import compare_study
@@ -112,7 +113,7 @@ def test_champion_has_the_decision_as_tags(finished: Finished) -> None:
     assert tags["n_seeds"] == "2"
     assert tags["headline"] == judgement.comparison.headline
     assert tags["decision"] == judgement.comparison.decision
-    assert {"p_value", "p_value_holm", "verdict", "baseline", "decided_at"} <= set(tags)
+    assert {"p_value", "p_value_corrected", "verdict", "baseline", "decided_at"} <= set(tags)
     assert tags["reload_max_logit_difference"] == "0.0"
     assert tags["reload_max_loss_difference"] == "0.0"
 
@@ -151,7 +152,9 @@ def changed(path: Path, content: bytes) -> Iterator[None]:
 def compare_into(name: str) -> Judgement:
     """Compare the study again with another name in the registry."""
     changes = {"registered_model": name, "output": f"report-{name}"}
-    judgement, _ = compare_study(TrackingConfig(), None, changes, Console(file=io.StringIO()))
+    judgement, _ = compare_study(
+        TrackingConfig(), Selection(), changes, Console(file=io.StringIO())
+    )
     return judgement
 
 

@@ -23,6 +23,7 @@ from rich.console import Console
 from tracked import quiet
 
 from adaptive_lora.config import StudyConfig, TrackingConfig
+from adaptive_lora.dossier import Selection
 from adaptive_lora.study import compare_study
 from adaptive_lora.tracking.connection import probe
 from adaptive_lora.tracking.registry import adapter_folder
@@ -121,7 +122,7 @@ def test_a_study_on_a_server_is_served(
     assert not (tmp_path / "mlruns").exists()
     assert not (tmp_path / "mlflow.db").exists()
     judgement, _ = compare_study(
-        TrackingConfig(tracking_uri=server), None, {}, Console(file=io.StringIO())
+        TrackingConfig(tracking_uri=server), Selection(), {}, Console(file=io.StringIO())
     )
     assert judgement.champion == outcome.judgement.champion
 

@@ -20,6 +20,7 @@ from tracked import Finished, quiet, runs_in, store_in, trials_in, words_of
 from adaptive_lora import study as study_module
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
+from adaptive_lora.dossier import Selection
 from adaptive_lora.steps import run_train
 from adaptive_lora.study import compare_study
 from adaptive_lora.training import StepEvent
@@ -144,7 +145,7 @@ def test_the_same_command_again_runs_nothing(
 def test_compare_again_adds_no_version(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.folder)
     judgement, _ = compare_study(
-        TrackingConfig(), None, {"output": "again"}, Console(file=io.StringIO())
+        TrackingConfig(), Selection(), {"output": "again"}, Console(file=io.StringIO())
     )
     assert judgement.champion == finished.outcome.judgement.champion
     assert judgement.report.is_relative_to("again")
@@ -176,7 +177,7 @@ def test_trained_trials_make_one_study(
     assert "was finished before" in console.file.getvalue()  # type: ignore[attr-defined]
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     tracking = TrackingConfig(tracking_uri=store_in(tmp_path))
-    judgement, _ = compare_study(tracking, None, {}, console)
+    judgement, _ = compare_study(tracking, Selection(), {}, console)
     assert {method.label for method in judgement.comparison.methods} == {"uniform-r1", "uniform-r2"}
     assert judgement.comparison.baseline == "uniform-r2"
     assert len(runs_in(tmp_path)) == 3

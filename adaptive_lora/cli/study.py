@@ -63,21 +63,45 @@ def _print_judgement(console: Console, judgement: Any, store: Any) -> None:
         "registered_model",
         "baseline",
         "margin",
+        "margin_percent",
         "correction",
     )
 )
-@click.option("--study-id", help="id of the study [default: the latest]")
+@click.option(
+    "--study-id", "study_ids", multiple=True, help="ids of studies [default: the latest study]"
+)
+@click.option(
+    "--query",
+    help="trials by MLflow's filter, such as \"tags.data = 'rows.json'\" [default: none]",
+)
+@click.option(
+    "--allow-mixed",
+    is_flag=True,
+    help="compare across data sets, splits and bases, pairing only within each",
+)
 @click.option("--json", "as_json", is_flag=True, help="print the comparison as JSON")
-def compare(study_id: str | None, as_json: bool, **options: Any) -> None:
-    """Compare the finished trials of a study, write the report, register the winner."""
+def compare(
+    study_ids: tuple[str, ...], query: str | None, allow_mixed: bool, as_json: bool, **options: Any
+) -> None:
+    """Compare finished trials, write the report, register the winner.
+
+    Everything is read from the tracking store, also trials that others ran. Only the proof before
+    a registration needs the base model and the data.
+    """
     given = settings_given(options)
     tracking = study_from({**given, "baseline": None}).tracking
     from rich.console import Console
 
+    from adaptive_lora.dossier import Selection
     from adaptive_lora.study import compare_study
 
     console = Console(stderr=True) if as_json else make_console()
-    judgement, store = compare_study(tracking, study_id, given, console)
+    selection = Selection(
+        study_ids=tuple(" ".join(study_ids).replace(",", " ").split()),
+        query=query,
+        allow_mixed=allow_mixed,
+    )
+    judgement, store = compare_study(tracking, selection, given, console)
     if as_json:
         click.echo(json.dumps(judgement.comparison.to_dict(), indent=1))
     _print_judgement(console, judgement, store)

@@ -4,8 +4,8 @@ from mlflow.entities import Run
 
 from adaptive_lora.tracking.connection import Store, connect
 from adaptive_lora.tracking.registry import RegisteredAdapter, log_adapter, promote, register
-from adaptive_lora.tracking.runs import StudyRun, TrialRun
-from adaptive_lora.tracking.trials import read_trials
+from adaptive_lora.tracking.runs import StudyRun, TrialRun, find_trials, open_comparison
+from adaptive_lora.tracking.trials import eval_from_dict, read_trials
 
 __all__ = [
     "RegisteredAdapter",
@@ -14,7 +14,10 @@ __all__ = [
     "StudyRun",
     "TrialRun",
     "connect",
+    "eval_from_dict",
+    "find_trials",
     "log_adapter",
+    "open_comparison",
     "promote",
     "read_trials",
     "register",

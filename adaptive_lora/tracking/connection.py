@@ -19,6 +19,8 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import TrackingError
@@ -51,12 +53,28 @@ class Store:
         Raises:
             OSError, ValueError: missing or damaged.
         """
-        with TemporaryDirectory() as folder:
-            try:
-                path = self.client.download_artifacts(run_id, name, folder)
-            except MlflowException as error:
-                raise OSError(str(error)) from error
-            return json.loads(Path(path).read_text(encoding="utf-8"))
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            raise OSError(str(error)) from error
+        return self.read_run_json(run, name)
+
+    def read_run_json(self, run: Run, name: str) -> Any:
+        """Read a JSON artifact of a run at hand, which spares asking the store where it is.
+
+        Raises:
+            OSError, ValueError: missing or damaged.
+        """
+        try:
+            place = get_artifact_repository(run.info.artifact_uri, tracking_uri=self.uri)
+            if isinstance(place, LocalArtifactRepository):
+                path = place.download_artifacts(name)  # no copy is made
+                return json.loads(Path(path).read_text(encoding="utf-8"))
+            with TemporaryDirectory() as folder:
+                path = place.download_artifacts(name, folder)
+                return json.loads(Path(path).read_text(encoding="utf-8"))
+        except MlflowException as error:
+            raise OSError(str(error)) from error
 
 
 def connect(config: TrackingConfig) -> Store:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
@@ -25,7 +26,7 @@ _BATCH = 1000
 _PARAMS = 100
 
 
-class _Recorder:
+class Recorder:
     """Writes to one run in batches."""
 
     def __init__(self, store: Store, run_id: str) -> None:
@@ -92,12 +93,16 @@ class _Recorder:
         inputs = [DatasetInput(dataset=dataset, tags=[context])]
         self.store.client.log_inputs(self.run_id, datasets=inputs)
 
+    def describe(self, markdown: str) -> None:
+        """Set the run's description, shown on its page in the tracking UI."""
+        self.tags({MLFLOW_RUN_NOTE: markdown[:8000]})
 
-class TrialRun(_Recorder):
+
+class TrialRun(Recorder):
     """The run of one trial."""
 
 
-class StudyRun(_Recorder):
+class StudyRun(Recorder):
     """The parent run of a study."""
 
     def __init__(self, store: Store, run_id: str, study_id: str) -> None:
@@ -129,7 +134,7 @@ class StudyRun(_Recorder):
         for run in earlier:
             if run.info.run_id != run_id:
                 tags = {KIND: "superseded", "superseded_by": run_id}
-                _Recorder(store, run.info.run_id).tags(tags)
+                Recorder(store, run.info.run_id).tags(tags)
         for run in study.children():
             if run.data.tags.get(MLFLOW_PARENT_RUN_ID) != run_id:
                 TrialRun(store, run.info.run_id).tags({MLFLOW_PARENT_RUN_ID: run_id})
@@ -171,6 +176,10 @@ class StudyRun(_Recorder):
             if run.info.status == "FINISHED"
         }
 
+    def recorded(self) -> Run:
+        """Return the parent run as the store has it."""
+        return self.store.client.get_run(self.run_id)
+
     @contextmanager
     def trial(
         self, name: str, tags: Mapping[str, str], *, adopt: bool = False
@@ -197,10 +206,6 @@ class StudyRun(_Recorder):
             raise
         finally:
             self.store.client.set_terminated(run.run_id, status)
-
-    def describe(self, markdown: str) -> None:
-        """Set the run's description, shown on its page in the tracking UI."""
-        self.tags({MLFLOW_RUN_NOTE: markdown[:8000]})
 
     def end(self, status: str) -> None:
         """End the parent run, unless `mlflow run` does that itself."""
@@ -246,3 +251,35 @@ def _search(store: Store, query: str, experiments: list[str] | None = None) -> l
         token = getattr(page, "token", None)
         if not token:
             return found
+
+
+def find_trials(store: Store, query: str) -> list[Run]:
+    """Return the trials of all experiments that a query of MLflow's finds, newest first.
+
+    Raises:
+        TrackingError: MLflow does not understand the query, or nothing is found.
+    """
+    experiments = [item.experiment_id for item in store.client.search_experiments()]
+    try:
+        found = _search(store, f"{query} and tags.`{KIND}` = 'trial'", experiments)
+    except MlflowException as error:
+        raise TrackingError(
+            f"query {query!r}: {error}. Required MLflow's syntax, such as "
+            "\"tags.data_digest = '...' and params.`trial.seed` = '0'\"."
+        ) from error
+    if not found:
+        raise TrackingError(f"no trial in {store.shown_uri} matches {query!r}.")
+    return found
+
+
+def open_comparison(store: Store, key: str, title: str) -> TrialRun:
+    """Return the run that holds the comparison of several studies, found by its key or made."""
+    adopted = store.parent_run_id
+    earlier = _search(store, f"tags.`{KIND}` = 'comparison' and tags.comparison_id = '{key}'")
+    if adopted is None and earlier:
+        return TrialRun(store, earlier[0].info.run_id)
+    run = TrialRun(store, adopted or _create(store, title, {}))
+    run.tags({KIND: "comparison", "comparison_id": key, MLFLOW_RUN_NAME: title})
+    if adopted is None:
+        store.client.set_terminated(run.run_id, "FINISHED")
+    return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,9 @@ def read_trials(store: Store, runs: Iterable[Run]) -> list[TrialRecord]:
     Raises:
         TrackingError: an artifact of a finished trial is missing or damaged.
     """
-    return [_record(store, run) for run in runs if run.info.status in ("FINISHED", "FAILED")]
+    ended = [run for run in runs if run.info.status in ("FINISHED", "FAILED")]
+    with ThreadPoolExecutor(max_workers=8) as workers:  # a server answers several at once
+        return list(workers.map(lambda run: _record(store, run), ended))
 
 
 def _record(store: Store, run: Run) -> TrialRecord:
@@ -84,7 +87,7 @@ def _record(store: Store, run: Run) -> TrialRecord:
         reason = tags.get("failure", "ended without a word; see the run's page in the tracking UI")
         return TrialRecord(**identity, reason=reason)
     try:
-        result, plan = (store.read_json(run.info.run_id, name) for name in (RESULT, PLAN))
+        result, plan = (store.read_run_json(run, name) for name in (RESULT, PLAN))
         return TrialRecord(
             **identity,
             trainable_parameters=int(plan["trainable_parameters"]),
