@@ -40,7 +40,7 @@ def panels(
         frame: size of a frame.
         what: the axes in words, written once above all frames.
     """
-    titles = [folded(clean(label), 26) for label in labels]
+    titles = [folded(clean(label), 27) for label in labels]
     title = _LINE * max(text.count("\n") + 1 for text in titles) + 0.1
     columns = min(COLUMNS, len(labels))
     step = title + frame.height + frame.below
@@ -59,7 +59,8 @@ def panels(
                 frame.height / height,
             )
         )
-        axes.set_title(text, fontsize=6.5, loc="left", y=1.0, pad=3)
+        edge = (0.06 - frame.left) / (PITCH - frame.left - 0.1)  # of the frame, in axes' widths
+        axes.set_title(text, fontsize=6.5, loc="left", x=edge, y=1.0, pad=3)
         axes.tick_params(labelsize=6)
         mark(axes, place_of(comparison, label))
         axes_list.append(axes)

@@ -50,7 +50,8 @@ def differences(comparison: Comparison) -> Figure | None:
     axes.spines["top"].set_visible(True)
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
-    axes.xaxis.set_major_locator(MaxNLocator(7, prune="both"))
+    ticks = MaxNLocator(7).tick_values(-reach, reach)
+    axes.set_xticks([tick for tick in ticks if abs(tick) <= 0.95 * reach])  # labels have room
     places = [place_of(comparison, m.label) for m in shown]
     mark_layout(figure, places, columns=1, step=(WIDTH, ROW), head=HEAD)
     axes.set_xlabel(f"test loss minus {clean(comparison.baseline)} (nats per token)")
