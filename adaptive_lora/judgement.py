@@ -68,7 +68,7 @@ def judge(
         comparison,
         dossier.records,
         folder,
-        About(title=dossier.title, facts=dossier.facts, examples=dossier.examples),
+        About(title=dossier.title, examples=dossier.examples),
     )
     render_terminal(comparison, console)
     dossier.home.files(folder, "report")

@@ -256,13 +256,16 @@ def _parameters(bench: Workbench, trial: TrialSpec) -> Mapping[str, Any]:
         if key not in ("methods", "seeds", "lr", "tracking_uri", "output")
     }
     method = {f"method.{key}": value for key, value in trial.method.to_dict().items()}
-    tokens = sum(example.supervised_tokens for example in bench.parts(trial.fold).train)
+    parts = bench.parts(trial.fold)
+    tokens = sum(example.supervised_tokens for example in parts.train)
     return {
         **shared,
         **method,
         "trial.lr": repr(trial.lr),
         "trial.seed": trial.seed,
         "trial.fold": trial.fold,
+        "data.train_examples": len(parts.train),
+        "data.validation_examples": len(parts.validation),
         "data.train_supervised_tokens": tokens,
         "model.dtype": str(bench.runtime.base_dtype),
         "model.adapter_dtype": "torch.float32",

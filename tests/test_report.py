@@ -16,6 +16,7 @@ from rich.console import Console
 from synthetic_study import EFFECTS, FROZEN_LOSS, failed, scores, study
 
 from adaptive_lora.comparison import Comparison, compare
+from adaptive_lora.comparison.wording import count, signed
 from adaptive_lora.report import About, render_markdown, render_terminal, write_report
 from adaptive_lora.results import TrialRecord
 
@@ -24,8 +25,12 @@ RATES = (1e-4, 3e-4, 1e-3)
 FACTS = {"command": "adaptive-lora study\n  --seeds 0,1", f"key {EVIL}": f"value {EVIL}"}
 FIGURES = {
     "differences",
-    "loss_against_parameters",
+    "loss_against_served_parameters",
+    "loss_against_training_time",
     "rank_maps",
+    "budgets",
+    "seed_agreement",
+    "method_agreement",
     "validation_curves",
     "learning_rates",
     "example_changes",
@@ -41,13 +46,13 @@ def evil_study() -> list[TrialRecord]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     records = evil_study()
-    comparison = compare(records, baseline="uniform-r8", frozen=scores(FROZEN_LOSS, 0))
+    comparison = compare(records, baseline="uniform-r8", frozen=scores(FROZEN_LOSS, 0), facts=FACTS)
     changed = comparison.methods[1].most_changed[0].example_id
     path = write_report(
         comparison,
         records,
         tmp_path_factory.mktemp("report"),
-        About(title=f"Study {EVIL}", facts=FACTS, examples={changed: f"Say {EVIL} politely."}),
+        About(title=f"Study {EVIL}", examples={changed: f"Say {EVIL} politely."}),
     )
     return comparison, path
 
@@ -81,6 +86,30 @@ def test_text_from_data_cannot_become_markup(made: tuple[Comparison, Path]) -> N
         assert shown in page.text
     assert f"reason {EVIL}" in page.text
     assert "<script" not in path.with_name("report.md").read_text(encoding="utf-8")
+
+
+def test_audit_is_whole_and_its_bad_topics_head_the_page(made: tuple[Comparison, Path]) -> None:
+    comparison, path = made
+    root = Page(path.read_text(encoding="utf-8")).root
+    alert = next(one for one in root.all("section") if one.attrs.get("role") == "alert")
+    bad = {entry.topic for entry in comparison.audit if entry.kind == "bad"}
+    heading = next(alert.all("h2")).text
+    assert {topic for topic in bad if topic in heading} == bad
+    assert len(list(alert.all("li"))) == len(comparison.fairness)
+    rows = list(next(root.find("table", "table-fairness-audit").all("tbody")).all("tr"))
+    shown = {row.texts[0] + "|" + list(row.all("td"))[1].text for row in rows}
+    assert shown == {f"{entry.topic}|{entry.text}" for entry in comparison.audit}
+
+
+def test_a_fair_study_has_no_alert(tmp_path: Path) -> None:
+    records = study({"uniform-r8": 0.0, "m": -0.1}, range(6), rates=RATES)
+    comparison = compare(records, baseline="uniform-r8")
+    assert not comparison.fairness
+    path = write_report(comparison, records, tmp_path, About(title="t"))
+    root = Page(path.read_text(encoding="utf-8")).root
+    assert not [one for one in root.all("section") if one.attrs.get("role") == "alert"]
+    topics = len({entry.topic for entry in comparison.audit})
+    assert f"{topics} of {topics} checks fair" in root.text
 
 
 def test_only_the_pages_own_script_may_run(made: tuple[Comparison, Path]) -> None:
@@ -215,6 +244,36 @@ def test_rank_map_shows_the_ranks_of_the_plan(made: tuple[Comparison, Path]) -> 
     assert numbers.count("13") >= 4
 
 
+def test_agreement_cells_and_budget_bars_say_the_comparisons_numbers(
+    made: tuple[Comparison, Path],
+) -> None:
+    comparison, path = made
+    root = Page(path.read_text(encoding="utf-8")).root
+
+    def texts(name: str) -> list[str]:
+        return [title.text for title in root.find("figure", name).all("title")]
+
+    for one in comparison.agreements:
+        shown = texts("seed_agreement" if one.kind == "seeds" else "method_agreement")
+        about = f"{one.about}: " if one.about else ""
+        for first, row in zip(one.labels, one.matrix, strict=True):
+            for second, value in zip(one.labels, row, strict=True):
+                said = "nothing is ordered" if value is None else signed(value, 2)
+                assert f"{about}{first} and {second}: {said}" in shown
+    bars = texts("budgets")
+    assert len(bars) == sum(len(one.layers) * len(one.roles) for one in comparison.budgets)
+    one = comparison.budgets[1]
+    share = 100 * one.shares[2][one.roles.index("qkv")]
+    assert f"{one.method}, layer {one.layers[2]}, qkv: {share:.1f} % of its parameters" in bars
+    points = texts("loss_against_served_parameters")
+    front = next(front for front in comparison.fronts if front.cost == "served parameters")
+    for point in front.points:
+        (said,) = [text for text in points if text.startswith(f"{point.method}: test loss")]
+        assert f"test loss {point.loss:.4f}" in said
+        assert f"{count(point.cost)} parameters" in said
+        assert ("on the front" in said) == point.on_front
+
+
 def test_json_is_the_comparison(made: tuple[Comparison, Path]) -> None:
     comparison, path = made
     values = json.loads(path.with_name("comparison.json").read_text(encoding="utf-8"))
@@ -223,17 +282,18 @@ def test_json_is_the_comparison(made: tuple[Comparison, Path]) -> None:
 
 
 def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
-    records = study({"uniform-r8": 0.0, "m": -0.1}, range(3), rates=RATES)
+    labels = dict.fromkeys(("uniform-r8", "linear_decay-r16-4", "empirical-r8-x"), 0.0)
+    records = study(labels, range(3), rates=RATES)
     folders = []
     for name in ("first", "second"):
         comparison = compare(records, baseline="uniform-r8")
-        write_report(comparison, records, tmp_path / name, About(title="t", facts={}))
+        write_report(comparison, records, tmp_path / name, About(title="t"))
         folders.append(tmp_path / name)
     written = [
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
         for folder in folders
     ]
-    assert len(written[0]) == 5 + 3 * len(FIGURES)
+    assert len(written[0]) == 6 + 3 * len(FIGURES)
     for name, data in written[0].items():
         assert written[1][name] == data, name
 
@@ -242,12 +302,18 @@ def test_a_study_with_one_seed_and_failures_still_reports(tmp_path: Path) -> Non
     records = study({"uniform-r8": 0.0, "m": -0.1}, range(1))
     records.append(failed("broken", 0, "out of memory"))
     comparison = compare(records, baseline="uniform-r8")
-    path = write_report(comparison, records, tmp_path, About(title="t", facts={}))
+    path = write_report(comparison, records, tmp_path, About(title="t"))
     text = Page(path.read_text(encoding="utf-8")).text
     assert "out of memory" in text
     assert "not compared" in text
     assert not re.search(r"\bnan\b", text, flags=re.IGNORECASE)
-    assert {p.stem for p in (tmp_path / "figures").iterdir()} == FIGURES - {"learning_rates"}
+    assert {p.stem for p in (tmp_path / "figures").iterdir()} == FIGURES - {
+        "learning_rates",  # one rate
+        "seed_agreement",  # one seed
+        "method_agreement",  # nothing but uniform ranks
+        "loss_against_served_parameters",  # all alike
+        "loss_against_training_time",
+    }
 
 
 def test_markdown_tables_keep_their_columns() -> None:

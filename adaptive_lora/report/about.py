@@ -11,8 +11,5 @@ class About:
     """The study that a report is about."""
 
     title: str
-    facts: Mapping[str, str]
-    """Name -> value under "How to reproduce": command, versions, digests. A value of several
-    lines is shown as code."""
     examples: Mapping[str, str] = field(default_factory=dict)
     """Example id -> text of the prompt, for the most changed examples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,6 +36,19 @@ class TextTable:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
 
+    def without_empty_columns(self) -> TextTable:
+        """Return the table without the columns in which no row has anything."""
+        kept = [
+            column
+            for column in range(len(self.head))
+            if any(row[column].text not in ("", ABSENT) for row in self.rows)
+        ]
+        return dataclasses.replace(
+            self,
+            head=tuple(self.head[column] for column in kept),
+            rows=tuple(tuple(row[column] for column in kept) for row in self.rows),
+        )
+
 
 def signed_cell(value: float | None, digits: int = 4) -> Cell:
     """Return a difference with its sign, or n/a."""
@@ -56,6 +70,14 @@ def interval_cell(interval: Interval | None, digits: int = 4) -> Cell:
     if interval is None:
         return Cell(ABSENT)
     return Cell(interval_text(interval, digits), interval.low)
+
+
+def plain_interval_cell(interval: Interval, digits: int = 4) -> Cell:
+    """Return an interval of a value that is not a difference, or n/a."""
+    if interval.low is None or interval.high is None:
+        return Cell(ABSENT)
+    text = f"[{plain(interval.low, digits)}, {plain(interval.high, digits)}]"
+    return Cell(text, interval.low)
 
 
 def p_cell(p: float | None) -> Cell:

@@ -9,9 +9,12 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from adaptive_lora.comparison import Comparison
+from adaptive_lora.comparison import Comparison, Cost
+from adaptive_lora.report.agreement import method_agreement, seed_agreement
+from adaptive_lora.report.budgets import budgets
+from adaptive_lora.report.forest import differences
 from adaptive_lora.report.panels import example_changes, learning_rates, validation_curves
-from adaptive_lora.report.plots import differences, loss_against_parameters
+from adaptive_lora.report.pareto import pareto
 from adaptive_lora.report.ranks import rank_maps
 from adaptive_lora.report.style import STYLE
 from adaptive_lora.report.svg import to_svg
@@ -52,6 +55,10 @@ class _Plan:
     wide: bool = False
 
 
+_FRONT = (
+    "Mean and interval over seeds; down and left is better. The dotted line is the front: what the "
+    "methods that no other beats in both reach at that cost."
+)
 _PLANS = (
     _Plan(
         name="differences",
@@ -62,12 +69,29 @@ _PLANS = (
         make=lambda m: differences(m.comparison),
     ),
     _Plan(
-        name="loss_against_parameters",
-        title="Test loss against parameters",
-        caption="Mean and interval over seeds; down and left is better. The dotted line joins "
-        "methods that no other beats in both. These intervals hold what all methods share within "
-        "a seed, so judge by the paired differences.",
-        make=lambda m: loss_against_parameters(m.comparison),
+        name="loss_against_served_parameters",
+        title="Test loss against parameters served",
+        caption=_FRONT + " These intervals hold what all methods share within a seed, so judge by "
+        "the paired differences.",
+        make=lambda m: pareto(m.comparison, Cost.SERVED),
+    ),
+    _Plan(
+        name="loss_against_trained_parameters",
+        title="Test loss against parameters trained",
+        caption=_FRONT + " Drawn because a method trains more parameters than it serves.",
+        make=lambda m: pareto(m.comparison, Cost.TRAINED),
+    ),
+    _Plan(
+        name="loss_against_training_time",
+        title="Test loss against training time",
+        caption=_FRONT + " {note time}",
+        make=lambda m: pareto(m.comparison, Cost.TIME),
+    ),
+    _Plan(
+        name="loss_against_peak_memory",
+        title="Test loss against peak memory",
+        caption=_FRONT + " {note memory}",
+        make=lambda m: pareto(m.comparison, Cost.MEMORY),
     ),
     _Plan(
         name="rank_maps",
@@ -76,6 +100,31 @@ _PLANS = (
         "there.",
         make=lambda m: rank_maps(m.comparison, m.records),
         wide=True,
+    ),
+    _Plan(
+        name="budgets",
+        title="Where the parameters went",
+        caption="Share of a method's parameters in each layer (0 at the input), mean over seeds. "
+        "A rank costs as many parameters as a map has inputs and outputs, so equal ranks are not "
+        "equal shares.",
+        make=lambda m: budgets(m.comparison),
+        wide=True,
+    ),
+    _Plan(
+        name="seed_agreement",
+        title="Do seeds agree on the ranks?",
+        caption="Spearman correlation of the ranks of all sites between seeds, for methods whose "
+        "ranks depend on the seed: +1 the same order, 0 none. A measure that orders sites by "
+        "chance cannot help.",
+        make=lambda m: seed_agreement(m.comparison),
+        wide=True,
+    ),
+    _Plan(
+        name="method_agreement",
+        title="Do methods agree on the ranks?",
+        caption="Spearman correlation of mean ranks over all sites; a dash: one of them gives all "
+        "sites the same rank.",
+        make=lambda m: method_agreement(m.comparison),
     ),
     _Plan(
         name="validation_curves",
@@ -115,7 +164,11 @@ def draw_all(material: Material, folder: Path) -> tuple[Drawing, ...]:
     words = {
         "baseline": comparison.baseline,
         "confidence": f"{100 * comparison.confidence:g} %",
+        "note time": "",
+        "note memory": "",
     }
+    for front in comparison.fronts:
+        words |= {f"note {front.cost.split()[-1]}": front.note}
     drawings = []
     for plan in _PLANS:
         with mpl.rc_context(STYLE):
@@ -127,7 +180,7 @@ def draw_all(material: Material, folder: Path) -> tuple[Drawing, ...]:
             Drawing(
                 name=plan.name,
                 title=plan.title,
-                caption=plan.caption.format(**words),
+                caption=plan.caption.format(**words).strip(),
                 svg=svg,
                 wide=plan.wide,
             )
@@ -140,7 +193,9 @@ def _save(figure: Figure, path: Path, title: str) -> str:
     if figure.get_layout_engine() is not None:  # lay out once, not once a format
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-    figure.savefig(path.with_suffix(".png"), dpi=200, facecolor="white")
+    figure.savefig(
+        path.with_suffix(".png"), dpi=200, facecolor="white", pil_kwargs={"compress_level": 3}
+    )
     figure.savefig(
         path.with_suffix(".pdf"), metadata={"Title": title, "CreationDate": None}, facecolor="white"
     )

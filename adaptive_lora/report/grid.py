@@ -25,6 +25,8 @@ class Frame:
     height: float
     left: float = 0.38
     below: float = 0.24
+    legend: bool = False
+    """Whether a line below the heading names colours."""
 
 
 def panels(
@@ -43,14 +45,15 @@ def panels(
     titles = [folded(clean(label), 27) for label in labels]
     title = _LINE * max(text.count("\n") + 1 for text in titles) + 0.1
     columns = min(COLUMNS, len(labels))
+    head = _HEAD + (_LINE if frame.legend else 0)
     step = title + frame.height + frame.below
-    width, height = PITCH * columns, _HEAD + step * -(-len(labels) // columns)
+    width, height = PITCH * max(2, columns), head + step * -(-len(labels) // columns)
     figure = Figure(figsize=(width, height))
     figure.text(0.0, 1 - 0.05 / height, what, fontsize=7, va="top")
     axes_list = []
     for index, (label, text) in enumerate(zip(labels, titles, strict=True)):
         row, column = divmod(index, columns)
-        bottom = height - _HEAD - row * step - title - frame.height
+        bottom = height - head - row * step - title - frame.height
         axes = figure.add_axes(
             (
                 (column * PITCH + frame.left) / width,
@@ -65,7 +68,7 @@ def panels(
         mark(axes, place_of(comparison, label))
         axes_list.append(axes)
     places = [place_of(comparison, label) for label in labels]
-    mark_layout(figure, places, columns=columns, step=(PITCH, step), head=_HEAD)
+    mark_layout(figure, places, columns=columns, step=(PITCH, step), head=head)
     return figure, axes_list
 
 

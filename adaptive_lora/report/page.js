@@ -23,7 +23,7 @@
     const drawn = Number(data.columns);
     const [right, down, head] = [data.right, data.down, data.head].map(Number);
     const fitting = Math.max(2, Math.floor(svg.parentElement.clientWidth / 175));
-    const columns = drawn === 1 || printing ? drawn : Math.min(fitting, slots.length);
+    const columns = right === 0 || printing ? drawn : Math.min(fitting, slots.length);
     for (const part of own) {
       const was = slots.indexOf(part.dataset.m), is = shown.indexOf(part.dataset.m);
       if (is < 0) continue;
@@ -32,10 +32,10 @@
       part.setAttribute("transform", `translate(${x.toFixed(2)} ${y.toFixed(2)})`);
     }
     const rows = Math.ceil(shown.length / columns);
-    const wide = drawn === 1 ? width : Math.max(2, columns) * right;
+    const wide = right === 0 ? width : Math.max(2, columns) * right;
     const tall = head + rows * down + (height - head - Math.ceil(slots.length / drawn) * down);
     svg.setAttribute("viewBox", `0 0 ${wide.toFixed(2)} ${tall.toFixed(2)}`);
-    if (drawn > 1) svg.style.maxWidth = `${Math.round(wide * 1.9)}px`;
+    if (right) svg.style.maxWidth = `${Math.round(wide * 1.9)}px`;
   }
 
   function update(printing = false) {

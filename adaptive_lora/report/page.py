@@ -12,9 +12,10 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from adaptive_lora.comparison import Comparison, MethodSummary, VerdictKind
+from adaptive_lora.comparison import AuditKind, Comparison, MethodSummary, VerdictKind
 from adaptive_lora.comparison.wording import signed
 from adaptive_lora.report.about import About
+from adaptive_lora.report.cost_tables import OUTCOMES
 from adaptive_lora.report.figures import Drawing
 from adaptive_lora.report.files import csv_table, latex_table
 from adaptive_lora.report.markdown import markdown_table
@@ -32,16 +33,37 @@ TONES: Mapping[VerdictKind, str] = {
 }
 """CSS class per verdict; the word and its symbol say the same without colour."""
 
+_AUDIT_TONES: Mapping[AuditKind, str] = {
+    AuditKind.OK: "good",
+    AuditKind.BAD: "bad",
+    AuditKind.UNKNOWN: "open",
+}
+_TEXT_COLUMNS: Mapping[str, str] = {
+    "Verdict": "text",
+    "Reason": "text long",
+    "Run": "text",
+    "Outcome": "text",
+    "Finding": "text long",
+    "On the front of": "text",
+}
+"""Columns of words, and their CSS classes."""
+_MOST_FINDINGS = 5
+"""Findings shown above the verdict; the others unfold."""
 _SECTIONS = (
     ("results", "Result"),
     ("verdicts", "Each method"),
     ("figures", "Figures"),
-    ("scores-and-cost", "Scores and cost"),
+    ("scores", "Scores"),
+    ("cost-and-efficiency", "Cost"),
+    ("fairness-audit", "Fairness audit"),
+    ("methods", "Methods"),
     ("reproduce", "How to reproduce"),
 )
 
 
-def render_page(comparison: Comparison, drawings: Sequence[Drawing], about: About) -> str:
+def render_page(
+    comparison: Comparison, drawings: Sequence[Drawing], about: About, methods: str
+) -> str:
     """Return the page, which needs nothing beside it: no network, no file, no storage.
 
     Its policy lets no script run but its own, by digest, whatever text comes from data.
@@ -65,12 +87,18 @@ def render_page(comparison: Comparison, drawings: Sequence[Drawing], about: Abou
         comparison=comparison,
         symbols=SYMBOLS,
         tones=TONES,
+        outcomes={OUTCOMES[kind]: tone for kind, tone in _AUDIT_TONES.items()},
+        text_columns=_TEXT_COLUMNS,
+        unfair_topics=_topics(comparison, AuditKind.BAD),
+        audit_summary=_audit_summary(comparison),
+        most_findings=_MOST_FINDINGS,
         result=result,
         # Figures are built as an XML tree, which escapes; everything else goes through autoescape.
         drawings=[(drawing, Markup(drawing.svg)) for drawing in drawings],
         tables=further_tables(comparison),
         changes=_changes(comparison, about.examples),
-        facts=about.facts,
+        methods=methods,
+        facts=comparison.facts,
         formats=[
             ("LaTeX", latex_table(comparison)),
             ("CSV", csv_table(comparison)),
@@ -86,6 +114,22 @@ def render_page(comparison: Comparison, drawings: Sequence[Drawing], about: Abou
         script_hash=Markup(_source_hash(script)),
         values=_json_in_html(comparison),
     )
+
+
+def _topics(comparison: Comparison, kind: AuditKind) -> list[str]:
+    return list(dict.fromkeys(entry.topic for entry in comparison.audit if entry.kind is kind))
+
+
+def _audit_summary(comparison: Comparison) -> str:
+    """Return how many topics are fair, less than fair and unknown."""
+    bad = _topics(comparison, AuditKind.BAD)
+    unknown = _topics(comparison, AuditKind.UNKNOWN)
+    topics = {entry.topic for entry in comparison.audit}
+    fair = len(topics - {*bad, *unknown})
+    text = f"{fair} of {len(topics)} checks fair"
+    if unknown:
+        text += f", {len(unknown)} not recorded ({', '.join(unknown)})"
+    return text
 
 
 def _source_hash(script: str) -> str:

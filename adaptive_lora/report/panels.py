@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from adaptive_lora.comparison import Comparison, MethodSummary
 from adaptive_lora.comparison.wording import plain, plural, signed
@@ -94,8 +94,7 @@ def learning_rates(comparison: Comparison) -> Figure | None:
         axes.set_xlim(rates[0] / 1.3, rates[-1] * 1.3)
         axes.set_xticks(rates[:: -(-len(rates) // 3)])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.tick_params(axis="x", which="minor", bottom=False)
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_locator(MaxNLocator(4))
     share_limits(frames, min(ends), max(ends))
     return figure

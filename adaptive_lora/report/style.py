@@ -23,6 +23,8 @@ PAGE_COLOURS = {
     PAPER: "var(--paper)",
 }
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
+ROLE_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#6a6d75")
+"""Of the parts of a layer, in the order in which data flow."""
 _MARKERS: Final = {
     "o": "\N{BLACK CIRCLE}",
     "s": "\N{BLACK SQUARE}",
@@ -111,3 +113,11 @@ def short_count(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
+
+
+def short_bytes(value: float) -> str:
+    """Return an amount of memory with three digits."""
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} B"

@@ -25,16 +25,16 @@ _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]
 _DECIMALS = re.compile(r"(\d+\.\d{2})\d+")
 
 
-def mark(artist: Artist, method: int, texts: Sequence[str] = ()) -> None:
+def mark(artist: Artist, method: int | None, texts: Sequence[str] = ()) -> None:
     """Say which method an artist belongs to, and what to show on hover.
 
     Args:
         artist: line, collection, text or axes.
-        method: place of the method in the comparison.
+        method: place of the method in the comparison; None: of no single one.
         texts: one for all of the artist, or one per marker or cell in drawing order.
     """
     safe = [clean(text).replace(_BETWEEN, " ").replace("\n", " ") for text in texts]
-    artist.set_gid(f"{_FIRST}{method}{_BETWEEN}{_BETWEEN.join(safe)}")
+    artist.set_gid(f"{_FIRST}{'' if method is None else method}{_BETWEEN}{_BETWEEN.join(safe)}")
 
 
 def mark_layout(
@@ -51,7 +51,8 @@ def mark_layout(
         figure: whose marked artists are one slot each.
         places: of the methods, slot by slot.
         columns: slots in a row.
-        step: inches from one slot to the next, right and down.
+        step: inches from one slot to the next, right and down; right is 0 where there is room for
+            one column only.
         head: inches above the first row.
     """
     right, down, above = (f"{72 * inches:.2f}" for inches in (*step, head))
@@ -98,7 +99,8 @@ def _parsed(figure: Figure) -> ElementTree.Element:
         if given.startswith(_FIRST):
             method, *texts = given.removeprefix(_FIRST).split(_BETWEEN)
             del element.attrib["id"]
-            element.set("data-m", method)
+            if method:
+                element.set("data-m", method)
             _entitle(element, [text for text in texts if text])
         elif given.startswith(_LAYOUT):
             values = given.split(_BETWEEN)[1:]

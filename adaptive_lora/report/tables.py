@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adaptive_lora.comparison import Comparison, MethodSummary, VerdictKind
-from adaptive_lora.comparison.wording import ABSENT, bytes_text, interval_text, signed
+from adaptive_lora.comparison.wording import ABSENT, interval_text, signed
 from adaptive_lora.report.cells import (
     Cell,
     TextTable,
@@ -14,9 +14,15 @@ from adaptive_lora.report.cells import (
     interval_cell,
     p_cell,
     percent_cell,
-    plain_cell,
+    plain_interval_cell,
     signed_cell,
     spread_cell,
+)
+from adaptive_lora.report.cost_tables import (
+    area_table,
+    audit_table,
+    efficiency_table,
+    power_table,
 )
 
 SYMBOLS: Mapping[VerdictKind, str] = {
@@ -104,41 +110,41 @@ def result_table(comparison: Comparison) -> TextTable:
 
 
 def score_table(comparison: Comparison) -> TextTable:
-    """Return scores and cost, each as mean and standard deviation over seeds."""
+    """Return the scores on the test part, each as mean and standard deviation over seeds."""
     rows = []
     for m in comparison.methods:
-        gap, reduction = m.exact_match_difference, m.reduction_vs_full.mean
+        gap = m.exact_match_difference
         rows.append(
             (
                 Cell(m.label),
+                spread_cell(m.loss),
+                plain_interval_cell(m.loss_interval),
                 spread_cell(m.perplexity, 3),
                 spread_cell(m.token_accuracy, 2, 100.0),
                 spread_cell(m.exact_match, 2, 100.0),
                 signed_cell(None if gap is None else 100 * gap.mean, 2),
+                p_cell(None if gap is None else gap.sign_flip),
                 general_cell(m.lr),
-                plain_cell(None if reduction is None else 100 * reduction, 2),
-                spread_cell(m.efficiency_ratio, 3),
-                spread_cell(m.tokens_per_second, 0),
-                Cell(bytes_text(m.peak_memory_bytes), m.peak_memory_bytes.mean),
             )
         )
     return TextTable(
-        title="Scores and cost",
+        title="Scores",
         head=(
             "Method",
+            "Test loss",
+            "its interval",
             "Perplexity",
             "Token accuracy %",
             "Exact match %",
             "Exact match to baseline",
+            "p of exact match",
             "Learning rate",
-            "Fewer than full %",
-            "Efficiency ratio",
-            "Tokens / s",
-            "Peak memory",
         ),
         rows=tuple(rows),
-        note="Mean ± standard deviation over seeds on the test part. n/a: not scored or recorded.",
-    )
+        note="Mean ± standard deviation over seeds on the test part. Intervals of one method hold "
+        "what all methods share within a seed; the paired differences above do not. p of exact "
+        "match: sign flips, not corrected, no part of the verdict.",
+    ).without_empty_columns()
 
 
 def evidence_table(comparison: Comparison) -> TextTable:
@@ -236,5 +242,14 @@ def failure_table(comparison: Comparison) -> TextTable:
 
 def further_tables(comparison: Comparison) -> list[TextTable]:
     """Return the tables that follow the result, those with rows."""
-    makers = (score_table, evidence_table, rate_table, failure_table)
+    makers = (
+        score_table,
+        efficiency_table,
+        area_table,
+        evidence_table,
+        power_table,
+        rate_table,
+        failure_table,
+        audit_table,
+    )
     return [table for make in makers if (table := make(comparison)).rows]

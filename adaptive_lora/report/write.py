@@ -11,6 +11,7 @@ from adaptive_lora.report.about import About
 from adaptive_lora.report.figures import Material, draw_all
 from adaptive_lora.report.files import csv_table, latex_table
 from adaptive_lora.report.markdown import render_markdown
+from adaptive_lora.report.methods import methods_text
 from adaptive_lora.report.page import render_page
 from adaptive_lora.results import TrialRecord
 
@@ -18,7 +19,7 @@ from adaptive_lora.results import TrialRecord
 def write_report(
     comparison: Comparison, records: Sequence[TrialRecord], folder: Path, about: About
 ) -> Path:
-    """Write page, Markdown, JSON, the result table as CSV and LaTeX, and every figure.
+    """Write page, Markdown, JSON, the result table as CSV and LaTeX, methods, and every figure.
 
     Args:
         comparison: what to report.
@@ -31,6 +32,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     material = Material(comparison=comparison, records=records, examples=about.examples)
+    paragraph = methods_text(comparison, records)
     drawings = draw_all(material, folder / "figures")
     values = json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     texts = {
@@ -38,7 +40,8 @@ def write_report(
         "report.md": render_markdown(comparison, about.title),
         "table.csv": csv_table(comparison),
         "table.tex": latex_table(comparison),
-        "report.html": render_page(comparison, drawings, about),
+        "methods.txt": f"{paragraph}\n",
+        "report.html": render_page(comparison, drawings, about, paragraph),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
