@@ -157,6 +157,8 @@ def test_equal_evidence_gives_uniform(name: str) -> None:
     options: dict[str, Any] = {"rank": 8}
     if name in ("linear_decay", "attention_heavy", "three_band", "family_uniform"):
         pytest.skip("looks at no evidence")
+    if name == "gora":
+        pytest.skip("divides by the root of the cost, as its paper does")
     plan = plan_of(name, DIALOGPT_MEDIUM, options, measured)
     assert {entry.rank for entry in plan.entries} == {8}
     assert {entry.lr_multiplier for entry in plan.entries} == {1.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,8 +62,12 @@ def _same(built: object, wanted: object) -> bool:
     return built == wanted
 
 
-def audit_moved(adapted: nn.Module) -> None:
-    """Check that training made every site's update other than zero.
+def audit_moved(adapted: nn.Module, start: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Check that training made every site's update other than at the start.
+
+    Args:
+        adapted: trained model.
+        start: site name -> B before training, where that was not zero.
 
     Raises:
         AdapterError: names the sites that did not learn (gradients cut off or a rate of zero).
@@ -70,8 +75,10 @@ def audit_moved(adapted: nn.Module) -> None:
     still = [
         name
         for name, layer in lora_layers(adapted).items()
-        if not all(
-            bool(torch.any(part[ADAPTER].weight != 0)) for part in (layer.lora_A, layer.lora_B)
+        if not bool(torch.any(layer.lora_A[ADAPTER].weight != 0))
+        or torch.equal(
+            b := layer.lora_B[ADAPTER].weight,
+            torch.zeros_like(b) if start is None else start[name].to(b),
         )
     ]
     if still:

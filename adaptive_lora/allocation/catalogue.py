@@ -14,6 +14,7 @@ from adaptive_lora.allocation.heuristics import (
     ThreeBand,
     Uniform,
 )
+from adaptive_lora.allocation.initialised import Eva, Gora
 from adaptive_lora.allocation.measured import Empirical, Proportional
 from adaptive_lora.allocation.truncated import Truncate, TruncateRetrain
 from adaptive_lora.allocation.waterfill import Waterfill
@@ -33,6 +34,8 @@ METHODS: MappingProxyType[str, Any] = MappingProxyType(
         "lr_only": LrOnly,
         "adalora": AdaLora,
         "grow_prune": GrowPrune,
+        "eva": Eva,
+        "gora": Gora,
         "truncate": Truncate,
         "truncate_retrain": TruncateRetrain,
     }

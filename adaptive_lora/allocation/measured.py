@@ -38,7 +38,7 @@ class Empirical:
     def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
         """Return shares of importance per parameter as proportions under a budget."""
         return RankDemand(
-            ranks=tuple(_per_parameter("empirical", sites, evidence)),
+            ranks=tuple(per_parameter("empirical", sites, evidence)),
             bounds=(0.5, 4.0),
             budget=uniform_cost(sites, self.rank),
         )
@@ -71,7 +71,7 @@ class Proportional:
 
     def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
         """Return the tempered shares as proportions under a budget."""
-        values = _per_parameter("proportional", sites, evidence)
+        values = per_parameter("proportional", sites, evidence)
         largest = max(values)
         return RankDemand(
             ranks=tuple((value / largest) ** (1 / self.p) for value in values),
@@ -79,7 +79,7 @@ class Proportional:
         )
 
 
-def _per_parameter(
+def per_parameter(
     method: str, sites: Sequence[AdapterSite], evidence: Evidence | None
 ) -> list[float]:
     """Return importance over cost of each site.

@@ -6,6 +6,8 @@ from types import MappingProxyType
 from typing import Protocol
 
 from adaptive_lora.recipes.adalora import adalora
+from adaptive_lora.recipes.eva import eva
+from adaptive_lora.recipes.gora import gora
 from adaptive_lora.recipes.grow_prune import grow_prune
 from adaptive_lora.recipes.job import Job, Trained
 from adaptive_lora.recipes.plain import plain
@@ -28,6 +30,8 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
         "lora": plain,
         "adalora": adalora,
         "grow_prune": grow_prune,
+        "eva": eva,
+        "gora": gora,
         "truncate": truncate,
         "truncate_retrain": truncate_retrain,
     }

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from adaptive_lora.adapters import attach, audit_as_built, detach
-from adaptive_lora.allocation import RankPlan
+from adaptive_lora.adapters.attach import initial_a
+from adaptive_lora.allocation import RankPlan, SiteRank
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.data import Batch
 from adaptive_lora.models import gradient_checkpointing
@@ -84,6 +86,12 @@ class Job:
     def calibration(self) -> list[Batch]:
         """Return the calibration batches of the seed, from the training part."""
         return self.bench.calibration(self.trial.seed, self.trial.fold)
+
+    def initial_a(self, entry: SiteRank) -> torch.Tensor:
+        """Return the A that `attach` gives a site."""
+        site = entry.site
+        a = initial_a(self.trial.seed, site.name, entry.rank, site.in_features)
+        return a.to(self.bench.runtime.device)
 
     def attach(self, plan: RankPlan) -> PeftModel:
         """Build a plan on the base with the seed's initial weights, and audit it as built.

@@ -1,0 +1,85 @@
+"""EVA: ranks and A from the variance of each site's inputs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from adaptive_lora.adapters import audit_moved
+from adaptive_lora.adapters.attach import ADAPTER, lora_layers
+from adaptive_lora.adapters.eva import Directions, EvaSettings, eva_directions
+from adaptive_lora.allocation import RankPlan
+from adaptive_lora.allocation.initialised import Eva, in_order
+from adaptive_lora.allocation.revised import revised
+from adaptive_lora.importance.capture import frozen
+from adaptive_lora.importance.passes import joined
+from adaptive_lora.recipes.job import Job, Trained
+
+
+def eva(job: Job) -> Trained:
+    """Measure the inputs, attach EVA's ranks, start A from its directions, train."""
+    started = time.perf_counter()
+    options: Eva = job.options
+    plan, directions = _measured(job, options)
+    adapted = job.attach(plan)
+    if options.init == "own":
+        with torch.no_grad():
+            for name, layer in lora_layers(adapted).items():
+                layer.lora_A[ADAPTER].weight.copy_(directions.a[name][: layer.r[ADAPTER]])
+    seconds = time.perf_counter() - started
+    result = job.train(adapted)
+    audit_moved(adapted)
+    return Trained(
+        model=adapted,
+        plan=plan,
+        result=result,
+        training_parameters=plan.trainable_parameters,
+        search_seconds=seconds,
+    )
+
+
+def _measured(job: Job, options: Eva) -> tuple[RankPlan, Directions]:
+    """Return EVA's plan and at least as many directions as it has ranks."""
+    plan = job.plan
+    if options.ranks == "uniform":
+        most = max(entry.rank for entry in plan.entries)
+        return plan, _directions(job, EvaSettings(rank=most, rho=1.0, tau=options.tau))
+    if plan.budget is None:  # the paper's: PEFT shares out the ranks
+        settings = EvaSettings(rank=options.rank, rho=options.rho, tau=options.tau)
+        found = _directions(job, settings)
+        return revised(plan, {name: len(a) for name, a in found.a.items()}), found
+    costs = [entry.site.parameters_per_rank for entry in plan.entries]
+    mean = plan.budget / sum(costs)
+    most = max(1, math.ceil(options.rho * mean))
+    found = _directions(job, EvaSettings(rank=most, rho=1.0, tau=options.tau))
+    names = [entry.site.name for entry in plan.entries]
+    ranks = in_order([found.explained[name] for name in names], costs, plan.budget)
+    return revised(plan, dict(zip(names, ranks, strict=True))), found
+
+
+def _directions(job: Job, settings: EvaSettings) -> Directions:
+    batches = _batches(job, settings)
+    runtime = job.bench.runtime
+
+    def run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+        with torch.no_grad(), runtime.accelerator.autocast():
+            return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+
+    with frozen(job.base):
+        names = [entry.site.name for entry in job.plan.entries]
+        return eva_directions(job.base, names, batches, settings, run)
+
+
+def _batches(job: Job, settings: EvaSettings) -> Sequence[dict[str, torch.Tensor]]:
+    """Return calibration passes of enough supervised tokens each, all in one where that must be."""
+    calibration = job.calibration()
+    passes = [b for b in joined(calibration) if b.supervised_tokens >= 2 * settings.components]
+    return [
+        {"input_ids": b.input_ids, "attention_mask": b.attention_mask, "labels": b.labels}
+        for b in passes or joined(calibration, limit=2**62)
+    ]

@@ -1,0 +1,304 @@
+"""EVA and GoRA: ranks and initial weights as the papers and PEFT define them, and apart."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
+from transformers.pytorch_utils import Conv1D
+
+from adaptive_lora.adapters import attach, audit_moved
+from adaptive_lora.adapters.attach import ADAPTER, lora_layers
+from adaptive_lora.adapters.eva import EvaSettings, eva_directions
+from adaptive_lora.allocation import Evidence, MethodSpec, allocate, uniform_cost
+from adaptive_lora.allocation.initialised import in_order
+from adaptive_lora.config import TrialSpec
+from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
+from adaptive_lora.importance.passes import joined
+from adaptive_lora.losses import token_scores
+from adaptive_lora.recipes import Job
+from adaptive_lora.recipes.gora import _initial_b, compressed_gradient
+from adaptive_lora.trial import TrialOutcome, run_trial
+from adaptive_lora.workbench import Workbench
+
+Bench = Callable[..., Workbench]
+IDS = torch.arange(24).reshape(2, 12)
+
+
+def run(bench: Workbench, folder: Path) -> list[TrialOutcome]:
+    """Run every trial of a workbench's study."""
+    return [run_trial(bench, trial, folder / trial.label) for trial in bench.config.trials()]
+
+
+def attached(bench: Workbench, trial: TrialSpec) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Return A and B of every site as training first sees them."""
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    original = Job.train
+
+    def stop(job: Job, adapted: Any, *args: Any, **more: Any) -> Any:
+        for name, layer in lora_layers(adapted).items():
+            seen[name] = tuple(  # type: ignore[assignment]
+                part[ADAPTER].weight.detach().clone() for part in (layer.lora_A, layer.lora_B)
+            )
+        return original(job, adapted, *args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Job, "train", stop)
+        run_trial(bench, trial, Path("adapter"))
+    return seen
+
+
+# --- EVA
+
+
+def test_eva_is_pefts_own(make_bench: Bench) -> None:
+    """Ranks, A and scale equal what `initialize_lora_eva_weights` makes of the same batches."""
+    bench = make_bench(methods="eva:rank=3", seeds="0")
+    trial = next(bench.config.trials())
+    ours = attached(bench, trial)
+    plan = run_trial(bench, trial, Path("again")).plan
+    batches = [
+        {"input_ids": b.input_ids, "attention_mask": b.attention_mask, "labels": b.labels}
+        for b in joined(bench.calibration(0, 0))
+    ]
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=3,
+        lora_alpha=6,
+        target_modules=[site.name for site in bench.sites],
+        init_lora_weights="eva",
+        eva_config=EvaConfig(rho=2.0, tau=0.99),
+        fan_in_fan_out=True,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on memory
+        model = get_peft_model(bench.base.model, config)
+    initialize_lora_eva_weights(
+        model,
+        batches,
+        forward_fn=lambda m, inputs: m(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        ),
+        show_progress_bar=False,
+    )
+    theirs = lora_layers(model)
+    assert theirs.keys() == ours.keys() == plan.rank_pattern().keys()
+    for entry in plan.entries:
+        layer = theirs[entry.site.name]
+        assert layer.r[ADAPTER] == entry.rank
+        assert layer.scaling[ADAPTER] == pytest.approx(plan.scale_of(entry))
+        assert torch.equal(layer.lora_A[ADAPTER].weight, ours[entry.site.name][0])
+        assert not ours[entry.site.name][1].any()
+    assert sum(plan.rank_pattern().values()) == 3 * len(bench.sites)  # the budget is ranks
+    assert len(set(plan.rank_pattern().values())) > 1
+    assert plan.budget is None
+    model.unload()
+
+
+def test_directions_explain_the_inputs_variance(make_bench: Bench) -> None:
+    bench = make_bench()
+    (batch,) = joined(bench.calibration(0, 0))
+    inputs = {"input_ids": batch.input_ids, "labels": batch.labels}
+    name = bench.sites[0].name
+    found = eva_directions(
+        bench.base.model,
+        [name],
+        [inputs],
+        EvaSettings(rank=4, rho=1.0, tau=0.99),
+        lambda model, inputs: model(input_ids=inputs["input_ids"]),
+    )
+    kept: list[torch.Tensor] = []
+    module = bench.base.model.get_submodule(name)
+    hook = module.register_forward_hook(lambda m, args, out: kept.append(args[0].detach()))
+    bench.base.model(input_ids=batch.input_ids)
+    hook.remove()
+    rows = kept[0][batch.labels != -100].double()
+    rows = rows - rows.mean(dim=0)
+    _, values, vectors = torch.linalg.svd(rows)
+    cosines = (found.a[name].double() * vectors[:4]).sum(dim=1).abs()
+    assert cosines[0] > 0.98
+    share = (values**2 / (values**2).sum())[:4]
+    torch.testing.assert_close(
+        torch.tensor(found.explained[name]).double(), share, rtol=0.1, atol=0.01
+    )
+    assert not module._forward_hooks
+
+
+def test_eva_separates_ranks_from_initial_weights(make_bench: Bench, tmp_path: Path) -> None:
+    methods = "uniform:rank=3 eva:rank=3 eva:rank=3,init=default eva:rank=3,ranks=uniform"
+    bench = make_bench(methods=methods, seeds="0")
+    uniform, whole, ranks_only, init_only = run(bench, tmp_path)
+    assert ranks_only.plan.rank_pattern() == whole.plan.rank_pattern()
+    assert init_only.plan.rank_pattern() == uniform.plan.rank_pattern()
+    trials = list(bench.config.trials())
+    default, own = attached(bench, trials[2]), attached(bench, trials[3])
+    start = attached(bench, trials[0])
+    for name, (a, _) in default.items():
+        shared = min(len(a), len(start[name][0]))
+        assert torch.equal(a[:shared], start[name][0][:shared])  # common random numbers
+    assert not any(torch.equal(own[name][0], start[name][0]) for name in own)
+    assert len({o.train.losses[0] for o in (uniform, whole, ranks_only, init_only)}) == 1  # B is 0
+    assert whole.search_seconds > 0
+
+
+def test_eva_under_a_budget_matches_parameters(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(methods="uniform:rank=3 eva:budget=uniform-3", seeds="0")
+    uniform, matched = run(bench, tmp_path)
+    budget = uniform.plan.trainable_parameters
+    least = min(site.parameters_per_rank for site in bench.sites)
+    dearest = max(site.parameters_per_rank for site in bench.sites)
+    assert matched.plan.budget == budget
+    assert budget - dearest < matched.plan.trainable_parameters <= budget
+    assert least < dearest
+    assert max(matched.plan.rank_pattern().values()) <= 6  # rho x 3
+
+
+ROWS = st.lists(
+    st.tuples(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.integers(1, 9)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(ROWS, st.floats(0, 1))
+def test_components_are_taken_in_order(sites: list[tuple[list[float], int]], share: float) -> None:
+    values, costs = [sorted(row, reverse=True) for row, _ in sites], [cost for _, cost in sites]
+    most = sum(cost * len(row) for row, cost in zip(values, costs, strict=True))
+    budget = round(min(costs) + share * (most - min(costs)))
+    ranks = in_order(values, costs, budget)
+    left = budget - sum(rank * cost for rank, cost in zip(ranks, costs, strict=True))
+    more = [c for r, row, c in zip(ranks, values, costs, strict=True) if r < len(row)]
+    assert left >= 0
+    assert not more or left < min(more)
+    same = [i for i, cost in enumerate(costs) if cost == costs[0]]
+    for i in same:
+        for j in same:
+            if ranks[i] < len(values[i]) and ranks[j]:
+                assert values[i][ranks[i]] <= values[j][ranks[j] - 1]
+
+
+def test_eva_says_what_it_lacks(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(methods="eva:rank=9", seeds="0")
+    with pytest.raises(AllocationError, match="the narrowest has 32"):
+        run(bench, tmp_path)
+    bench = make_bench(methods="eva:rank=4", seeds="0", profile_batches=1, profile_batch_size=1)
+    with pytest.raises(AllocationError, match="needs 16 supervised tokens"):
+        run(bench, tmp_path)
+    bench = make_bench(methods="eva:rank=2,tau=1", seeds="0")
+    with pytest.raises(AllocationError, match="still turn after"):
+        run(bench, tmp_path)
+    model = bench.base.model
+    assert not any(module._forward_hooks for module in model.modules())
+    assert lora_layers(model) == {}
+    assert not model.training
+
+
+# --- GoRA
+
+
+@pytest.mark.parametrize("scale", [2.0, 0.25])
+def test_gora_start_is_the_papers_formula_in_float64(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    width, out, rank, gamma = 40, 24, 5, 0.05
+    gradient = torch.randn(out, width, generator=generator)
+    a = torch.rand(rank, width, generator=generator) - 0.5
+    b = compressed_gradient(gradient, a, gamma=gamma, scale=scale)
+    # The paper writes W (m x n) for inputs on the left: A_0 is m x r and B_0 is r x n.
+    g, a_0, m = gradient.double().T, a.double().T, width
+    alpha = scale * math.sqrt(rank)
+    b_0 = -torch.linalg.inv(a_0.T @ a_0) @ a_0.T @ g * gamma * math.sqrt(m) / alpha
+    torch.testing.assert_close(b.double(), b_0.T, rtol=1e-5, atol=1e-6)
+    # It points against the gradient and has about the norm of a step of SGD at rate gamma.
+    step = scale * b @ a
+    assert float((step * gradient).sum()) < 0
+    ratios = []
+    for _ in range(30):
+        a = torch.rand(rank, width, generator=generator) - 0.5
+        step = scale * compressed_gradient(gradient, a, gamma=gamma, scale=scale) @ a
+        ratios.append(float(step.norm() / (gamma * gradient.norm())))
+    assert sum(ratios) / len(ratios) == pytest.approx(1, rel=0.1)
+
+
+def test_gora_starts_from_the_calibration_gradient(make_bench: Bench) -> None:
+    bench = make_bench(methods="gora:rank=2", seeds="0")
+    job = Job(bench, next(bench.config.trials()), lambda event: None)
+    initial = _initial_b(job, job.plan, 0.05)
+    batches = bench.calibration(0, 0)
+    tokens = sum(batch.supervised_tokens for batch in batches)
+    for entry in job.plan.entries[::5]:
+        module = bench.base.model.get_submodule(entry.site.name)
+        weight = module.weight.requires_grad_(True)
+        loss = sum(token_scores(bench.base.model, batch).nll.sum() for batch in batches) / tokens
+        (gradient,) = torch.autograd.grad(loss, weight)
+        weight.requires_grad_(False)
+        gradient = gradient.T if isinstance(module, Conv1D) else gradient
+        wanted = compressed_gradient(gradient, job.initial_a(entry), gamma=0.05, scale=2.0)
+        torch.testing.assert_close(initial[entry.site.name], wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_gora_ranks_are_the_papers(make_bench: Bench) -> None:
+    bench = make_bench()
+    sites = bench.sites
+    scores = {site.name: 1.0 + (index % 5) ** 2 for index, site in enumerate(sites)}
+    evidence = Evidence(metric="weight_gradient", scores=scores)
+    plan = allocate(MethodSpec.parse("gora:rank=4"), sites, scale=2.0, evidence=evidence)
+    roots = {site.name: math.sqrt(site.in_features + site.out_features) for site in sites}
+    total = sum(scores.values())
+    for site in sites:
+        share = scores[site.name] / total
+        wanted = round(sum(roots.values()) * 4 * share / roots[site.name])
+        assert plan.rank_pattern()[site.name] == min(max(wanted, 2), 16)
+    assert plan.budget is None
+    matched = allocate(
+        MethodSpec.parse("gora:budget=uniform-4"), sites, scale=2.0, evidence=evidence
+    )
+    assert 0 <= uniform_cost(sites, 4) - matched.trainable_parameters < 160
+
+
+def test_gora_separates_ranks_from_initial_weights(make_bench: Bench, tmp_path: Path) -> None:
+    methods = "uniform:rank=2 gora:rank=2 gora:rank=2,init=default gora:rank=2,ranks=uniform"
+    bench = make_bench(methods=methods, seeds="0")
+    uniform, whole, ranks_only, init_only = run(bench, tmp_path)
+    assert ranks_only.plan.rank_pattern() == whole.plan.rank_pattern()
+    assert init_only.plan.rank_pattern() == uniform.plan.rank_pattern()
+    assert ranks_only.train.losses[0] == uniform.train.losses[0]
+    assert whole.train.losses[0] != uniform.train.losses[0]
+    # The start is a step down: gamma is small, so the loss falls by about gamma·|G|² or less.
+    frozen = dict(uniform.train.validation_curve)[0]
+    assert dict(init_only.train.validation_curve)[0] < frozen
+    assert whole.profile is not None
+    assert init_only.profile is None
+
+
+def test_a_start_other_than_zero_must_be_left(make_bench: Bench) -> None:
+    bench = make_bench(methods="uniform:rank=2")
+    adapted = attach(
+        bench.base.model, bench.plan(bench.config.specs[0], seed=0, fold=0), seed=0, dropout=0.0
+    )
+    start = {}
+    for name, layer in lora_layers(adapted).items():
+        torch.nn.init.ones_(layer.lora_B[ADAPTER].weight)
+        start[name] = layer.lora_B[ADAPTER].weight.detach().clone()
+    audit_moved(adapted)
+    with pytest.raises(AdapterError, match="did not move B at 12 sites"):
+        audit_moved(adapted, start)
+    adapted.unload()
+
+
+@pytest.mark.parametrize("name", ["eva", "gora"])
+def test_switching_off_both_is_another_method(name: str) -> None:
+    with pytest.raises(ConfigError, match="is plain uniform"):
+        MethodSpec.parse(f"{name}:ranks=uniform,init=default")
+    labels = {
+        MethodSpec.parse(f"{name}:rank=8{more}").label
+        for more in ("", ",init=default", ",ranks=uniform")
+    }
+    assert labels == {f"{name}-r8", f"{name}-r8-default_init", f"{name}-r8-uniform_ranks"}
