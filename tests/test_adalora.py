@@ -37,9 +37,7 @@ IDS = torch.arange(24).reshape(2, 12)
 
 
 @given(st.integers(2, 2000), st.floats(0, 0.9), st.floats(0, 0.9), st.integers(1, 300))
-def test_phases_leave_room_to_cut(
-    steps: int, warm: float, final: float, interval: int
-) -> None:
+def test_phases_leave_room_to_cut(steps: int, warm: float, final: float, interval: int) -> None:
     phases = Phases.of(steps, warmup_share=warm, final_share=final, interval=interval)
     assert 0 <= phases.warmup < phases.settle <= steps
     assert phases.due(phases.settle)
