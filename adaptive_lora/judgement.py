@@ -51,18 +51,7 @@ def judge(
         bench_for: loads base and data of a trial for the proof of its adapter; an error there
             leaves the registration out and nothing else.
     """
-    comparison = compare(
-        dossier.records,
-        baseline=dossier.baseline(config.baseline),
-        frozen=dossier.frozen,
-        margin=config.margin,
-        margin_share=config.margin_percent / 100,
-        correction=cast(Correction, config.correction),
-        facts=dossier.facts,
-    )
-    comparison = dataclasses.replace(
-        comparison, notes=(*comparison.notes, *_mixed_notes(dossier.mixed))
-    )
+    comparison = compare_dossier(dossier, config, config.baseline)
     folder = Path(config.tracking.output) / dossier.name
     report = write_report(
         comparison,
@@ -89,6 +78,21 @@ def judge(
         champion=champion,
         no_champion=reason,
     )
+
+
+def compare_dossier(dossier: Dossier, config: StudyConfig, baseline: str | None) -> Comparison:
+    """Return the comparison alone, without writing anything."""
+    comparison = compare(
+        dossier.records,
+        baseline=dossier.baseline(baseline),
+        frozen=dossier.frozen,
+        margin=config.margin,
+        margin_share=config.margin_percent / 100,
+        correction=cast(Correction, config.correction),
+        facts=dossier.facts,
+    )
+    notes = (*comparison.notes, *_mixed_notes(dossier.mixed))
+    return dataclasses.replace(comparison, notes=notes)
 
 
 def _mixed_notes(mixed: tuple[str, ...]) -> tuple[str, ...]:

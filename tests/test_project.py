@@ -25,7 +25,7 @@ ROOMS = (
     "embedded", "models", "data", "runtime", "losses", "importance", "adapters", "training",
     "evaluation", "stats", "comparison", "report", "provenance", "tracking", "engines", "progress",
     "workbench", "recipes", "trial", "planning", "verification", "dossier", "judgement", "study",
-    "steps", "doctor", "cli",
+    "study_size", "steps", "doctor", "cli",
 )  # fmt: skip
 
 

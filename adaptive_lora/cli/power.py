@@ -1,0 +1,108 @@
+"""`power`: how many seeds and examples a study needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, cast
+
+import click
+
+from adaptive_lora.cli.group import main
+from adaptive_lora.cli.options import make_console, settings_given, study_options
+from adaptive_lora.config import study_from
+from adaptive_lora.errors import ConfigError
+
+_ABOVE = click.FloatRange(min=0, min_open=True)
+_SHARE = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
+
+
+@main.command()
+@study_options(only=("tracking_uri", "experiment", "baseline", "correction"))
+@click.option("--difference", type=_ABOVE, help="true difference to see [unit: nats per token]")
+@click.option(
+    "--gain-percent", type=_ABOVE, help="the same in per cent of the gain over the frozen base"
+)
+@click.option("--spread", type=_ABOVE, help="deviation of paired differences over seeds")
+@click.option("--example-spread", type=_ABOVE, help="deviation of one example within a seed")
+@click.option("--study-id", help="finished study to take spread and difference from; or 'latest'")
+@click.option("--comparisons", type=click.IntRange(min=1), help="methods against the baseline")
+@click.option("--examples", type=click.IntRange(min=2), help="test examples [default: observed]")
+@click.option("--alpha", type=_SHARE, default=0.05, show_default=True, help="level")
+@click.option("--power", type=_SHARE, default=0.8, show_default=True, help="power to reach")
+@click.option("--json", "as_json", is_flag=True, help="print JSON instead of tables")
+def power(as_json: bool, **options: Any) -> None:
+    """Say how many seeds and examples show a difference, before any run.
+
+    Give --difference and --spread, or --study-id to take them from a finished study.
+    """
+    question = _question(options)
+    from adaptive_lora.study_size import answer, print_answer
+
+    found = answer(question)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1))
+    else:
+        print_answer(found, make_console())
+
+
+def _question(options: dict[str, Any]) -> Any:
+    study_id, spread = options["study_id"], options["spread"]
+    if (study_id is None) == (spread is None):
+        raise ConfigError(
+            "power needs the noise: required either --spread or --study-id, got "
+            + ("both." if spread is not None else "neither.")
+        )
+    own = ("tracking_uri", "experiment", "correction")
+    config = study_from(settings_given({name: options[name] for name in own}))
+    if study_id is not None:
+        return _from_study(options, config)
+    if options["difference"] is None:
+        raise ConfigError("power needs --difference with --spread; none was given.")
+    from adaptive_lora.study_size import Question, assumed_noise
+
+    examples, known = options["examples"], options["example_spread"] is not None
+    if known and examples is None:
+        raise ConfigError("--example-spread needs --examples: those at which --spread holds.")
+    return Question(
+        difference=options["difference"],
+        components=assumed_noise(
+            spread,
+            seeds=0,
+            examples=examples or 1,
+            example_spread=options["example_spread"],
+        ),
+        examples_known=known,
+        comparisons=options["comparisons"] or 1,
+        correction=cast(Any, config.correction),
+        alpha=options["alpha"],
+        power=options["power"],
+        source="assumed",
+    )
+
+
+def _from_study(options: dict[str, Any], config: Any) -> Any:
+    from adaptive_lora.dossier import Selection, read_dossier
+    from adaptive_lora.judgement import compare_dossier
+    from adaptive_lora.study_size import Question, difference_of_interest, observed_noise
+    from adaptive_lora.tracking import connect
+
+    ids = () if options["study_id"] == "latest" else (options["study_id"],)
+    dossier = read_dossier(connect(config.tracking), Selection(study_ids=ids))
+    comparison = compare_dossier(dossier, config, options["baseline"])
+    parts = observed_noise(comparison)
+    if options["examples"] is not None:
+        parts = dataclasses.replace(parts, examples=options["examples"])
+    others = sum(method.difference is not None for method in comparison.methods)
+    return Question(
+        difference=difference_of_interest(
+            comparison, options["difference"], options["gain_percent"]
+        ),
+        components=parts,
+        examples_known=True,
+        comparisons=options["comparisons"] or others,
+        correction=cast(Any, config.correction),
+        alpha=options["alpha"],
+        power=options["power"],
+        source=f"observed in {dossier.name}, {parts.seeds} seeds",
+    )
