@@ -87,6 +87,24 @@ def causal_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     return token_scores(model, batch).nll.sum()
 
 
+def masked_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the summed negative log-likelihood of a masked language model at labelled positions.
+
+    Labels stand where the token itself is to be predicted, not the next one.
+    """
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    supervised = batch.labels != IGNORED
+    return functional.cross_entropy(
+        logits[supervised].float(), batch.labels[supervised], reduction="sum"
+    )
+
+
+def no_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Run a model without an objective, for what looks at its activations alone; return 0."""
+    model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    return torch.zeros((), device=batch.input_ids.device)
+
+
 def _keeps_logits(model: Any) -> bool:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(inner.forward).parameters

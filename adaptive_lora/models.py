@@ -90,23 +90,19 @@ def load_base(config: ModelConfig, dtype: torch.dtype) -> BaseModel:
     Raises:
         ModelError: no weights, no tokenizer, or files that transformers cannot read.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
     source, name, folder = locate(config)
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+    require_weights(folder)
+    kind = auto_class(read_settings(folder))
+    if kind is not AutoModelForCausalLM:
         raise ModelError(
-            f"{folder} has no weights: required *.safetensors; `plan` works without them, "
-            "training does not."
+            f"{folder} is no causal language model (it is one for {kind.__name__}): required for "
+            "training; `plan` works for any model, `profile` for encoders."
         )
     try:
-        kind = auto_class(AutoConfig.from_pretrained(folder))
-        if kind is not AutoModelForCausalLM:
-            raise ModelError(
-                f"{folder} is no causal language model (it is one for {kind.__name__}): required "
-                "for training and everything that needs its loss; `plan` works for any model."
-            )
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -127,6 +123,30 @@ def load_base(config: ModelConfig, dtype: torch.dtype) -> BaseModel:
         reference=reference,
         max_positions=getattr(model.config, "max_position_embeddings", None),
     )
+
+
+def require_weights(folder: Path) -> None:
+    """Raise ModelError where a model folder holds a configuration alone."""
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise ModelError(
+            f"{folder} has no weights: required *.safetensors; `plan` works without them, "
+            "training does not."
+        )
+
+
+def read_settings(folder: Path) -> PretrainedConfig:
+    """Read a model folder's config.json.
+
+    Raises:
+        ModelError: transformers cannot use it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        settings: PretrainedConfig = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}/config.json cannot be used: {error}") from error
+    return settings
 
 
 def _hub_commit(folder: Path) -> str | None:
@@ -173,11 +193,10 @@ def skeleton(config: ModelConfig) -> PreTrainedModel:
         ModelError: the folder or configuration cannot be used.
     """
     import torch
-    from transformers import AutoConfig
 
     _, _, folder = locate(config)
+    settings = read_settings(folder)
     try:
-        settings = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             model: PreTrainedModel = auto_class(settings).from_config(settings)
     except (OSError, ValueError, KeyError) as error:

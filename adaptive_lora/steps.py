@@ -14,6 +14,7 @@ from rich.console import Console
 from adaptive_lora import adapter_serving
 from adaptive_lora.adapters.export import export_merged, export_uniform
 from adaptive_lora.config import StudyConfig, study_from
+from adaptive_lora.encoder_bench import bench_for
 from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, unknown_name
 from adaptive_lora.importance import PROFILERS
 from adaptive_lora.report.profile_figure import profile_figure
@@ -36,7 +37,7 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
     if metric not in PROFILERS:
         raise ConfigError(unknown_name("metric", metric, PROFILERS))
     seed = config.seeds[0]
-    bench = Workbench(config)
+    bench = bench_for(config, metric)
     store = connect(config.tracking)
     profile = bench.profile(metric, seed=seed, fold=0)
     folder = Path(config.tracking.output)
@@ -60,9 +61,10 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
     total = sum(profile.scores.values())
     for name, score in shares:
         console.print(f"{score / total:7.2%}  {name}", highlight=False)
+    halves = f"rank correlation between halves {profile.stability:.2f}"
     console.print(
-        f"\n{metric} over {profile.tokens:,} supervised tokens in {profile.seconds:.1f} s; rank "
-        f"correlation between halves {profile.stability:.2f}\nwritten to {path}; use it with "
+        f"\n{metric} over {profile.tokens:,} supervised tokens in {profile.seconds:.1f} s; "
+        f"{profile.stability_note or halves}\nwritten to {path}; use it with "
         f"`adaptive-lora plan --method empirical --profile {path}`",
         highlight=False,
         soft_wrap=True,
