@@ -67,6 +67,7 @@ def plan_method(
     scale: float,
     scale_policy: str = ScalePolicy.CONSTANT_ALPHA_OVER_R,
     profile: ImportanceProfile | None = None,
+    seed: int = 0,
 ) -> PlanReport:
     """Plan a method on a base's architecture; no weights are read.
 
@@ -76,7 +77,9 @@ def plan_method(
     base = skeleton(model)
     sites = find_sites(base)
     evidence = None if profile is None else profile.evidence()
-    plan = allocate(spec, sites, scale=scale, scale_policy=scale_policy, evidence=evidence)
+    plan = allocate(
+        spec, sites, scale=scale, scale_policy=scale_policy, evidence=evidence, seed=seed
+    )
     return PlanReport(
         plan=plan,
         total_parameters=count_parameters(base),

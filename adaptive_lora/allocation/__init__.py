@@ -10,7 +10,7 @@ from adaptive_lora.allocation.demand import (
     Evidence,
     RankDemand,
 )
-from adaptive_lora.allocation.methods import MethodSpec
+from adaptive_lora.allocation.methods import MethodSpec, method_options
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
 from adaptive_lora.allocation.problem import Problem, Solution, Solver
 from adaptive_lora.allocation.scaling import ScalePolicy
@@ -31,5 +31,6 @@ __all__ = [
     "Solution",
     "Solver",
     "allocate",
+    "method_options",
     "uniform_cost",
 ]

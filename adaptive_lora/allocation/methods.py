@@ -167,6 +167,17 @@ class MethodSpec:
         }
 
 
+def method_options() -> dict[str, tuple[dataclasses.Field[Any], tuple[str, ...]]]:
+    """Return every option: name -> (field, methods that have it; none named: all methods)."""
+    found: dict[str, tuple[dataclasses.Field[Any], tuple[str, ...]]] = {}
+    for name, kind in METHODS.items():
+        for field in dataclasses.fields(kind):
+            first, methods = found.get(field.name, (field, ()))
+            found[field.name] = (first, (*methods, name))
+    shared = (field for field in dataclasses.fields(MethodSpec) if field.name != "allocator")
+    return {**found, **{field.name: (field, ()) for field in shared}}
+
+
 def _name(allocator: Any) -> str:
     return next(name for name, kind in METHODS.items() if type(allocator) is kind)
 

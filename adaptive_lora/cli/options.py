@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adaptive_lora.allocation import method_options
 from adaptive_lora.config import StudyConfig, load_study, option_fields, study_from
 
 if TYPE_CHECKING:
@@ -44,6 +45,17 @@ def study_options(
         return function
 
     return decorate
+
+
+def options_of_methods(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for every option that a method of the catalogue has."""
+    for name, (field, methods) in reversed(method_options().items()):
+        whose = f"{', '.join(methods)}: " if methods else ""
+        default = "the method's own" if len(methods) > 1 else _shown(field.default)
+        flag = f"--{name.replace('_', '-')}"
+        text = f"{whose}{field.metadata['help']} [default: {default}]"
+        function = click.option(flag, name, metavar="VALUE", help=text)(function)
+    return function
 
 
 def settings_given(options: Mapping[str, Any]) -> dict[str, object]:

@@ -12,6 +12,7 @@ from adaptive_lora.allocation import METRICS, MethodSpec
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
     make_console,
+    options_of_methods,
     read_study,
     settings_given,
     study_file,
@@ -24,15 +25,8 @@ from adaptive_lora.errors import ConfigError
 @main.command()
 @study_options(only=("model", "revision", "scale", "scale_policy"))
 @click.option("--method", default="uniform", show_default=True, help="NAME[:option=value,...]")
-@click.option("--rank", metavar="R", help="rank of the method [default: the method's own]")
-@click.option("--low-rank", metavar="R", help="linear_decay: rank at the low end [default: 4]")
-@click.option("--direction", help="linear_decay: down or up [default: down]")
-@click.option("--metric", help="empirical: importance metric [default: weight_gradient]")
-@click.option("--placement", help="all, attention or feed_forward [default: all]")
-@click.option("--target-names", help="only modules of these names, by commas [default: any]")
-@click.option(
-    "--budget", metavar="N", help="most trainable parameters, or uniform-R [default: none]"
-)
+@options_of_methods
+@click.option("--seed", default=0, show_default=True, help="seed of a trial, for `random`")
 @click.option(
     "--profile",
     "profile_file",
@@ -46,13 +40,17 @@ from adaptive_lora.errors import ConfigError
     help="print PEFT's adapter_config.json instead of a table [default: table]",
 )
 def plan(
-    method: str, as_json: bool, emit: str | None, profile_file: Path | None, **options: Any
+    method: str,
+    seed: int,
+    as_json: bool,
+    emit: str | None,
+    profile_file: Path | None,
+    **options: Any,
 ) -> None:
     """Show which site gets which rank, and what it costs. Needs no weights."""
     own = {"model", "revision", "scale", "scale_policy"}
     config = study_from(settings_given({key: options[key] for key in own}))
-    name, _, rest = method.partition(":")
-    written = dict(part.partition("=")[::2] for part in rest.split(",") if part)
+    name, written = MethodSpec.split(method)
     if options["target_names"]:
         options["target_names"] = options["target_names"].replace(",", " ")
     given = settings_given({key: value for key, value in options.items() if key not in own})
@@ -65,6 +63,7 @@ def plan(
         scale=config.train.scale,
         scale_policy=config.train.scale_policy,
         profile=_read_profile(profile_file),
+        seed=seed,
     )
     if emit is not None:
         click.echo(peft_config(report))
