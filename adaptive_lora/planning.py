@@ -12,6 +12,7 @@ from rich.table import Table
 
 from adaptive_lora.allocation import MethodSpec, RankPlan, ScalePolicy, allocate, uniform_cost
 from adaptive_lora.config import ModelConfig
+from adaptive_lora.errors import AllocationError
 from adaptive_lora.models import count_parameters, skeleton
 from adaptive_lora.sites import AdapterSite, architecture_note, find_sites
 
@@ -76,6 +77,12 @@ def plan_method(
     """
     base = skeleton(model)
     sites = find_sites(base)
+    metric = spec.allocator.metric
+    if profile is not None and metric not in (None, profile.metric):
+        raise AllocationError(
+            f"{spec.label} follows {metric}, but the profile given measured {profile.metric}; give "
+            f"a profile of {metric}, or the method metric={profile.metric} where it takes that."
+        )
     evidence = None if profile is None else profile.evidence()
     plan = allocate(
         spec, sites, scale=scale, scale_policy=scale_policy, evidence=evidence, seed=seed

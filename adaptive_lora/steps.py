@@ -65,7 +65,7 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
     console.print(
         f"\n{metric} over {profile.tokens:,} supervised tokens in {profile.seconds:.1f} s; "
         f"{profile.stability_note or halves}\nwritten to {path}; use it with "
-        f"`adaptive-lora plan --method empirical --profile {path}`",
+        f"`adaptive-lora plan --method empirical:metric={metric} --profile {path}`",
         highlight=False,
         soft_wrap=True,
     )

@@ -7,13 +7,8 @@ from typing import Any
 
 from adaptive_lora.allocation.controls import Inverse, LrOnly, Random
 from adaptive_lora.allocation.dynamic import AdaLora, GrowPrune
-from adaptive_lora.allocation.heuristics import (
-    AttentionHeavy,
-    FamilyUniform,
-    LinearDecay,
-    ThreeBand,
-    Uniform,
-)
+from adaptive_lora.allocation.families import FamilyUniform
+from adaptive_lora.allocation.heuristics import AttentionHeavy, LinearDecay, ThreeBand, Uniform
 from adaptive_lora.allocation.initialised import Eva, Gora
 from adaptive_lora.allocation.measured import Empirical, Proportional
 from adaptive_lora.allocation.truncated import Truncate, TruncateRetrain

@@ -27,8 +27,10 @@ class Certificate:
     """Gain of the best ranks found; equals `captured` unless abstained."""
     uniform: float
     """Gain of uniform under the same budget and limits."""
+    replicates: int = 0
+    """How often the spectra were measured again."""
     headroom_lower: float | None = None
-    """Lower 95 % bound of the headroom over replicates of the spectra; None without replicates."""
+    """5 % quantile of the cross-fitted headroom over replicates; None with fewer than two."""
     threshold: float | None = None
     """Headroom below which uniform is planned instead; None: never."""
 
@@ -71,6 +73,7 @@ class Certificate:
             optimal=bool(values["optimal"]),
             best=float(values["best"]),
             uniform=float(values["uniform"]),
+            replicates=int(values["replicates"]),
             headroom_lower=None if lower is None else float(lower),
             threshold=None if threshold is None else float(threshold),
         )
@@ -83,13 +86,14 @@ class Certificate:
             f"uniform {self.uniform:.6g}",
             f"headroom   {self.headroom:.2%} over uniform at equal parameters"
             + (
-                "; no replicates, so nobody knows how sure"
+                "; measured once, so how sure that is remains unknown"
                 if self.headroom_lower is None
-                else f", at least {self.headroom_lower:.2%} (95 %, over replicates)"
+                else f"; {self.headroom_lower:.2%} at the 5 % quantile of {self.replicates} "
+                "replicates, cross-fitted"
             ),
         ]
         if self.abstained:
             lines.append(
-                f"abstained  below the threshold of {self.threshold:.2%}: ranks are uniform's"
+                f"abstained  below the threshold of {self.threshold:.2%}, so ranks are uniform's"
             )
         return lines

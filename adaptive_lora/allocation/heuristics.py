@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from adaptive_lora.allocation.demand import RANK, Evidence, RankDemand
-from adaptive_lora.allocation.plan import uniform_cost
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits, option
 from adaptive_lora.sites import ATTENTION_ROLES, AdapterSite
@@ -109,31 +108,6 @@ class AttentionHeavy:
                 float(self.rank if site.role in ATTENTION_ROLES else self._feed_forward)
                 for site in sites
             )
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FamilyUniform:
-    """One rank for attention, another for everything else, in a ratio and at uniform's budget.
-
-    The control arm for methods whose whole effect may be how much goes to which family. The ranks
-    of a family differ by at most one step, where the budget leaves something over.
-    """
-
-    metric: ClassVar[str | None] = None
-    ratio: float = option(2.0, "attention rank over feed-forward rank", limits=Limits(above=0))
-    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
-
-    @property
-    def rank_label(self) -> str:
-        """Return `r16-2to1`."""
-        return f"r{self.rank}-{self.ratio:g}to1"
-
-    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
-        """Return the ratio as proportions under the budget."""
-        return RankDemand(
-            ranks=tuple(self.ratio if site.role in ATTENTION_ROLES else 1.0 for site in sites),
-            budget=uniform_cost(sites, self.rank),
         )
 
 

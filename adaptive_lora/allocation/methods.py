@@ -206,7 +206,7 @@ def _wrapped(name: str, of: object) -> Any:
         if not issubclass(options, Control) and not decides_in_training(options)
     ]
     if of not in plain:
-        raise ConfigError(f"{name}: {unknown_name('of', str(of), plain)}")
+        raise ConfigError(f"{name}: of: {unknown_name('method', str(of), plain)}")
     return METHODS[str(of)]
 
 

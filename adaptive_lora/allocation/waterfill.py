@@ -42,7 +42,7 @@ class Waterfill:
     rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
     abstain: float | None = option(
         None,
-        "plan uniform where the lower 95 % bound of the headroom over it is below this share",
+        "plan uniform where the lower bound of the predicted gain over it is below this share",
         limits=Limits(low=0),
     )
 
@@ -79,6 +79,7 @@ class Waterfill:
             optimal=filled.optimal,
             best=best,
             uniform=worth,
+            replicates=len(evidence.replicates),
             headroom_lower=_headroom_lower(problem, evidence.replicates, budget, uniform),
             threshold=self.abstain,
         )
@@ -114,13 +115,12 @@ def _gains(problem: Problem, spectra: Spectra) -> Floats:
     table_SR = np.zeros((len(rows), max(1, *(len(row) for row in rows))))
     for index, row in enumerate(rows):
         table_SR[index, : len(row)] = row
-    tolerance = 1e-9 * max(float(np.nanmax(table_SR)), 0.0)
     if not np.isfinite(table_SR).all() or (table_SR < 0).any():
         raise AllocationError(
             "the spectra are degenerate (negative or non-finite); use more calibration batches or "
             "another metric."
         )
-    if (np.diff(table_SR, axis=1) > tolerance).any():
+    if (np.diff(table_SR, axis=1) > 1e-9 * table_SR.max()).any():
         raise AllocationError("the spectra increase somewhere; required: largest value first.")
     return table_SR
 
