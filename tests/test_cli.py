@@ -178,11 +178,37 @@ def test_profile_feeds_plan(options: Options, base_folder: Path) -> None:
     profile = invoke("profile", *flags(given), "--metric", "gradient_norm")
     assert profile.exit_code == 0, profile.output
     path = "adaptive-lora-out/profile_gradient_norm_seed0.json"
-    plan = invoke(
-        "plan", "--model", base_folder, "--method", "empirical:rank=4", "--profile", path, "--json"
-    )
+    planning = ("plan", "--model", base_folder, "--profile", path, "--json")
+    plan = invoke(*planning, "--method", "empirical:rank=4,metric=gradient_norm")
     ranks = {site["rank"] for site in json.loads(plan.output)["sites"]}
     assert len(ranks) > 1
+    other = invoke(*planning, "--method", "empirical:rank=4")
+    assert other.exit_code == 2
+    assert "follows weight_gradient, but the profile given measured gradient_norm" in other.output
+
+
+def test_plan_prints_the_certificate_of_a_spectrum(options: Options, base_folder: Path) -> None:
+    given = {k: v for k, v in options.items() if k not in ("methods", "lr", "seeds")}
+    profile = invoke("profile", *flags(given), "--metric", "whitened_gradient")
+    assert profile.exit_code == 0, profile.output
+    path = "adaptive-lora-out/profile_whitened_gradient_seed0.json"
+    planning = ("plan", "--model", base_folder, "--profile", path, "--method", "waterfill")
+    shown = invoke(*planning, "--rank", "4", "--max-rank", "8", "--abstain", "1000")
+    assert shown.exit_code == 0, shown.output
+    assert "proved optimal" in shown.output
+    assert "over uniform at equal parameters" in shown.output
+    assert "so ranks are uniform's" in shown.output
+    plan = json.loads(invoke(*planning, "--rank", "4", "--max-rank", "8", "--json").output)
+    assert plan["certificate"]["captured"] >= plan["certificate"]["uniform"]
+    assert max(site["rank"] for site in plan["sites"]) <= 8
+    drawn = [
+        json.loads(
+            invoke("plan", "--model", base_folder, "--method", "random:of=linear_decay", "--seed",
+                   seed, "--json").output
+        )["sites"]
+        for seed in ("0", "0", "1")
+    ]  # fmt: skip
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_train_then_evaluate_gives_the_same_loss(options: Options) -> None:
