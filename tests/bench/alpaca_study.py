@@ -76,6 +76,7 @@ def main() -> None:
             "seeds": "0 1",
             "lr": "3e-3",
             "epochs": 1,
+            "precision": "fp32",  # the same table on every machine
             "tracking_uri": f"sqlite:///{arguments.work / 'mlflow.db'}",
             "output": str(arguments.work / "out"),
         }
