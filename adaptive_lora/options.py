@@ -13,7 +13,11 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
+
+from adaptive_lora.errors import ConfigError, unknown_name
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +143,30 @@ def out_of_limits(name: str, value: object, limits: Limits) -> str | None:
             if limits.high is not None and item > limits.high:
                 return f"{name} must be at most {limits.high:g}; got {item:g}"
     return None
+
+
+def read_options(kind: type[T], values: Mapping[str, object]) -> T:
+    """Make an options class from texts or parsed values, reporting all problems at once.
+
+    Raises:
+        ConfigError: every unknown name and wrong value, one a line.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
+    parsed: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, value in values.items():
+        if name not in fields:
+            problems.append(unknown_name("setting", name, fields))
+            continue
+        try:
+            parsed[name] = parse_value(hints[name], value)
+        except (ValueError, TypeError) as error:
+            problems.append(f"{name}: {error}")
+            continue
+        problems += filter(
+            None, [out_of_limits(name, parsed[name], fields[name].metadata["limits"])]
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return kind(**parsed)

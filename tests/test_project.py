@@ -48,6 +48,7 @@ ROOMS = (
     "workbench",
     "encoder_bench",
     "recipes",
+    "planted",
     "trial",
     "planning",
     "verification",

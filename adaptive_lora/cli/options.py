@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +36,21 @@ def study_options(
     *, leave_out: tuple[str, ...] = (), only: tuple[str, ...] = ()
 ) -> Callable[..., Any]:
     """Add an option for every setting of a study; values not given are left to the dataclasses."""
+    return field_options(
+        field
+        for name, (_, field, _) in option_fields().items()
+        if name not in leave_out and (not only or name in only)
+    )
+
+
+def field_options(fields: Iterable[dataclasses.Field[Any]]) -> Callable[..., Any]:
+    """Add an option for each of these fields, which `options.option` made."""
+    listed = tuple(fields)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for name, (_, field, _) in reversed(option_fields().items()):
-            if name not in leave_out and (not only or name in only):
-                flag = f"--{name.replace('_', '-')}"
-                function = click.option(flag, name, metavar="VALUE", help=_help(field))(function)
+        for field in reversed(listed):
+            flag = f"--{field.name.replace('_', '-')}"
+            function = click.option(flag, field.name, metavar="VALUE", help=_help(field))(function)
         return function
 
     return decorate

@@ -1,0 +1,70 @@
+"""The bench of a planted cell: learn what the teacher does, measured as the distance to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from adaptive_lora.config import StudyConfig
+from adaptive_lora.data import Batch, TokenizedExample, collate
+from adaptive_lora.losses import predict
+from adaptive_lora.models import BaseModel
+from adaptive_lora.planted.teacher import token_kl
+from adaptive_lora.results import EvalResult
+from adaptive_lora.runtime import Runtime
+from adaptive_lora.workbench import Bench, TokenizedParts
+
+
+class PlantedBench(Bench):
+    """Everything is learned from the teacher's text under KL(teacher || model).
+
+    The whole distribution of the teacher is the target: with the sampled tokens alone, sampling
+    noise would drown the differences between allocations.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        runtime: Runtime,
+        base: BaseModel,
+        teacher: PreTrainedModel,
+        parts: TokenizedParts,
+    ) -> None:
+        """Put a teacher and its texts beside the base."""
+        super().__init__(config, runtime, base)
+        self.teacher, self._parts = teacher, parts
+        self.loss = self._distance
+
+    def parts(self, fold: int) -> TokenizedParts:
+        """Return the teacher's texts; there is one division."""
+        return self._parts
+
+    def _distance(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return self._token_kl(model, batch).sum()
+
+    def _token_kl(self, model: object, batch: Batch) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = predict(self.teacher, batch)
+        return token_kl(wanted, predict(model, batch))
+
+    def losses(self, model: object, examples: Sequence[TokenizedExample]) -> EvalResult:
+        """Return KL(teacher || model) per example in nats, in the place of the likelihood."""
+        assert isinstance(model, nn.Module)
+        model.eval()
+        size = self.config.evaluation.eval_batch_size
+        kl: list[float] = []
+        for start in range(0, len(examples), size):
+            batch = collate(examples[start : start + size], self.pad_id).to(self.runtime.device)
+            with torch.no_grad(), self.runtime.accelerator.autocast():
+                kl += self._token_kl(model, batch).double().sum(dim=1).tolist()
+        tokens = np.array([example.supervised_tokens for example in examples], dtype=np.int64)
+        return EvalResult(
+            example_ids=tuple(example.id for example in examples),
+            nll_E=np.array(kl),
+            tokens_E=tokens,
+            correct_E=np.zeros_like(tokens),
+        )
