@@ -13,7 +13,7 @@ from profiled import profile
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from adaptive_lora.allocation import METRICS
+from adaptive_lora.allocation import METRICS, SPECTRAL_METRICS
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError, ModelError
 from adaptive_lora.importance import (
@@ -27,7 +27,6 @@ from adaptive_lora.losses import causal_loss
 from adaptive_lora.workbench import Workbench
 
 Bench = Callable[..., Workbench]
-SPECTRAL = {"gradient_norm", "whitened_gradient", "activation_spectrum"}
 WEIGHTS_ONLY = {"heavy_tail", "stable_rank", "condition_number"}
 
 
@@ -67,7 +66,7 @@ class TestContract:
         assert list(found.scores) == names
         assert all(math.isfinite(score) and score >= 0 for score in found.scores.values())
         assert any(found.scores.values())
-        assert (found.spectra is not None) == (metric in SPECTRAL)
+        assert (found.spectra is not None) == (metric in SPECTRAL_METRICS)
         for spectra in [found.spectra] if found.spectra else []:
             assert list(spectra) == names
             for site in bench.sites:

@@ -85,6 +85,8 @@ def test_certificate_is_consistent(seed: int, budget: int) -> None:
     assert proof.bound >= proof.best >= proof.uniform * (1 - 1e-12)
     assert proof.headroom == pytest.approx(proof.best / proof.uniform - 1)
     assert not proof.abstained
+    beyond = [max(0, entry.rank - 48) * entry.site.parameters_per_rank for entry in plan.entries]
+    assert proof.idle_parameters == sum(beyond)
     assert RankPlan.from_dict(json.loads(plan.to_json())) == plan
 
 
@@ -142,6 +144,9 @@ def test_ranks_beyond_the_spectra_are_spread_evenly() -> None:
     known = Evidence(metric="whitened_gradient", scores={}, spectra=spectra)
     plan = plan_of(sites, known, rank=8)
     assert {entry.rank for entry in plan.entries} == {8}
+    assert plan.certificate is not None
+    assert plan.certificate.idle_parameters == uniform_cost(sites, 6)
+    assert any("spread evenly" in line for line in plan.certificate.sentences())
 
 
 FOUR = gpt2_sites(1, 8)
@@ -156,7 +161,7 @@ def spectra_of(values: tuple[float, ...]) -> Spectra:
     ("known", "options", "message"),
     [
         (None, {}, "none was given"),
-        (Evidence(metric="gradient_norm", scores={}), {}, "Metrics that have one: .*whitened"),
+        (Evidence(metric="stable_rank", scores={}), {}, "Metrics that have one: .*whitened"),
         (Evidence(metric="m", scores={}, spectra={}), {}, "do not hold transformer.h.0"),
         (Evidence(metric="m", scores={}, spectra=spectra_of((0.0, 0.0))), {}, "degenerate"),
         (Evidence(metric="m", scores={}, spectra=spectra_of((2.0, -1.0))), {}, "degenerate"),
@@ -182,7 +187,7 @@ def test_evidence_that_will_not_do(
 
 def test_metrics_without_a_spectrum_are_refused_when_read() -> None:
     with pytest.raises(ConfigError, match="metric must be one of"):
-        MethodSpec.parse("waterfill:metric=gradient_norm")
+        MethodSpec.parse("waterfill:metric=weight_gradient")
 
 
 def test_a_damaged_certificate_is_an_error() -> None:

@@ -27,6 +27,8 @@ class Certificate:
     """Gain of the best ranks found; equals `captured` unless abstained."""
     uniform: float
     """Gain of uniform under the same budget and limits."""
+    idle_parameters: int = 0
+    """Parameters of the best ranks beyond what the spectra show a gain for, spread evenly."""
     replicates: int = 0
     """How often the spectra were measured again."""
     headroom_lower: float | None = None
@@ -50,7 +52,7 @@ class Certificate:
         return (
             self.threshold is not None
             and self.headroom_lower is not None
-            and self.headroom_lower < self.threshold
+            and min(self.headroom, self.headroom_lower) < self.threshold
         )
 
     def of_uniform(self) -> Certificate:
@@ -73,6 +75,7 @@ class Certificate:
             optimal=bool(values["optimal"]),
             best=float(values["best"]),
             uniform=float(values["uniform"]),
+            idle_parameters=int(values["idle_parameters"]),
             replicates=int(values["replicates"]),
             headroom_lower=None if lower is None else float(lower),
             threshold=None if threshold is None else float(threshold),
@@ -92,6 +95,11 @@ class Certificate:
                 "replicates, cross-fitted"
             ),
         ]
+        if self.idle_parameters:
+            lines.append(
+                f"idle       {self.idle_parameters:,} parameters gain nothing by the spectra: "
+                "spread evenly"
+            )
         if self.abstained:
             lines.append(
                 f"abstained  below the threshold of {self.threshold:.2%}, so ranks are uniform's"

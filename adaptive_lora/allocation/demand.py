@@ -26,8 +26,8 @@ METRICS: Mapping[str, str] = MappingProxyType(
 )
 """Importance metric -> what it measures. `importance.PROFILERS` has a profiler for each."""
 
-SPECTRAL_METRICS = ("whitened_gradient",)
-"""Metrics that give a spectrum per site."""
+SPECTRAL_METRICS = ("whitened_gradient", "gradient_norm", "activation_spectrum")
+"""Metrics that also say what each rank of a site is worth, each in its own unit."""
 
 RANK = Limits(low=1)
 """Limits of every option that is a rank."""

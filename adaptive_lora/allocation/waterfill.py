@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adaptive_lora.allocation.budget import check_budget, fit_to_budget
 from adaptive_lora.allocation.certificate import Certificate
@@ -79,6 +80,7 @@ class Waterfill:
             optimal=filled.optimal,
             best=best,
             uniform=worth,
+            idle_parameters=_idle(problem, gains_SR, filled.ranks),
             replicates=len(evidence.replicates),
             headroom_lower=_headroom_lower(problem, evidence.replicates, budget, uniform),
             threshold=self.abstain,
@@ -127,8 +129,17 @@ def _gains(problem: Problem, spectra: Spectra) -> Floats:
 
 def _captured(gains_SR: Floats, ranks: Sequence[int]) -> float:
     """Return the gain of ranks: each site's spectrum summed up to its rank."""
-    kept = np.arange(gains_SR.shape[1])[None, :] < np.asarray(ranks)[:, None]
-    return float(gains_SR[kept].sum())
+    return float(gains_SR[_kept(gains_SR, ranks)].sum())
+
+
+def _idle(problem: Problem, gains_SR: Floats, ranks: Sequence[int]) -> int:
+    """Return the parameters of ranks that gain nothing by the spectra."""
+    gaining_S = (_kept(gains_SR, ranks) & (gains_SR > 0)).sum(axis=1)
+    return problem.cost_of(ranks) - problem.cost_of([int(count) for count in gaining_S])
+
+
+def _kept(gains_SR: Floats, ranks: Sequence[int]) -> NDArray[np.bool_]:
+    return np.arange(gains_SR.shape[1])[None, :] < np.asarray(ranks)[:, None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
