@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptive_lora.allocation import MethodSpec, RankPlan, ScalePolicy, allocate, uniform_cost
+from adaptive_lora.allocation.methods import decides_in_training
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.models import count_parameters, skeleton
@@ -35,10 +36,20 @@ class PlanReport:
     """The architecture, without weights."""
     base_name: str
 
+    decided_in_training: bool = False
+    """The plan only gives the budget: equal ranks, from which training departs."""
+
     @property
     def note(self) -> str | None:
-        """What to know about an architecture that no test covers, or None."""
-        return architecture_note(self.base, self.sites)
+        """What to know about the ranks, or an architecture that no test covers; or None."""
+        later = (
+            f"{self.plan.method} decides its ranks later, from data; equal ranks stand for its "
+            "budget here."
+            if self.decided_in_training
+            else None
+        )
+        notes = [note for note in (later, architecture_note(self.base, self.sites)) if note]
+        return " ".join(notes) or None
 
     @property
     def reduction_vs_full(self) -> float:
@@ -93,6 +104,7 @@ def plan_method(
         sites=sites,
         base=base,
         base_name=model.model,
+        decided_in_training=decides_in_training(type(spec.allocator)),
     )
 
 

@@ -231,6 +231,14 @@ def test_skipped_steps_do_not_lose_the_last_cut(adalora_bench: Workbench, tmp_pa
     assert outcome.plan.trainable_parameters <= (outcome.plan.budget or 0)
 
 
+def test_schedule_counts_optimiser_steps(make_bench: Bench, tmp_path: Path) -> None:
+    """With accumulation a step is several batches; what counts is the step."""
+    bench = make_bench(methods="adalora:rank=2", max_steps=10, accumulation=2, epochs=9, seeds="0")
+    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    assert [event.step for event in outcome.history] == [0, 2, 3, 4, 5, 6]
+    assert len(outcome.train.losses) == 10
+
+
 def test_start_must_be_above_the_budget(make_bench: Bench, tmp_path: Path) -> None:
     """PEFT alone fails with `kthvalue(): selected number k out of range`."""
     bench = make_bench(methods="adalora:rank=3,start_rank=3", seeds="0")

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.adapters.factors import Factors, spectrum
 from adaptive_lora.allocation import METHODS
+from adaptive_lora.allocation.dynamic import AdaLora
 from adaptive_lora.allocation.revised import above_threshold
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import AllocationError
@@ -142,3 +144,57 @@ def test_a_start_within_the_budget_is_refused(make_bench: Bench, tmp_path: Path)
     with pytest.raises(AllocationError, match="nothing would be cut"):
         one(bench, tmp_path)
     assert lora_layers(bench.base.model) == {}
+
+
+# --- all recipes
+
+ALL = (
+    "uniform:rank=2 adalora:rank=2 grow_prune:rank=2,interval=2,move_share=0.5 truncate:rank=2 "
+    "truncate_retrain:rank=2 eva:rank=2 gora:rank=2"
+)
+
+
+@pytest.mark.parametrize("patience", [0, 1])
+def test_recipes_under_bf16_checkpointing_and_early_stopping(
+    make_bench: Bench, tmp_path: Path, patience: int
+) -> None:
+    bench = make_bench(
+        methods=ALL, seeds="0", precision="bf16", gradient_checkpointing="true", dropout=0.1,
+        max_steps=12, epochs=9, validations=6, patience=patience, lr="3e-2",
+    )  # fmt: skip
+    outcomes = run(bench, tmp_path)
+    assert {outcome.train.precision for outcome in outcomes} == {"bf16"}
+    weights = [load_file(outcome.folder / "adapter_model.safetensors") for outcome in outcomes]
+    assert all(w.dtype == torch.float32 for each in weights for w in each.values())
+    for outcome in outcomes[1:5]:
+        assert outcome.plan.budget is not None
+        assert outcome.plan.trainable_parameters <= outcome.plan.budget
+    settle = AdaLora().phases(12).settle  # before it, weights above the budget are no candidates
+    for outcome, first in ((outcomes[0], 1), (outcomes[1], settle), (outcomes[2], settle)):
+        curve = [loss for step, loss in outcome.train.validation_curve if step >= first]
+        assert outcome.train.validation_loss == (min(curve) if patience else curve[-1])
+    assert lora_layers(bench.base.model) == {}
+
+
+def test_same_seed_same_adapter_other_seed_another(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(methods=ALL, seeds="0 1", max_steps=6, epochs=9, dropout=0.1)
+    first = run(bench, tmp_path / "first")
+    again = run(bench, tmp_path / "again")
+    for one_run, other in zip(first, again, strict=True):
+        assert one_run.test.nll_E.tolist() == other.test.nll_E.tolist()
+        assert one_run.plan == other.plan
+    half = len(first) // 2
+    for one_run, other in zip(first[:half], first[half:], strict=True):
+        assert one_run.plan.method == other.plan.method
+        assert one_run.test.nll_E.tolist() != other.test.nll_E.tolist()
+
+
+def test_recipes_change_no_other_trial(make_bench: Bench, tmp_path: Path) -> None:
+    alone = make_bench(methods="uniform:rank=2", seeds="0", dropout=0.1)
+    among = make_bench(
+        methods=" ".join([*ALL.split()[1:], "uniform:rank=2"]), seeds="0", dropout=0.1
+    )
+    expected = one(alone, tmp_path / "alone")
+    last = run(among, tmp_path / "among")[-1]
+    assert last.train.losses == expected.train.losses
+    assert last.test.nll_E.tolist() == expected.test.nll_E.tolist()

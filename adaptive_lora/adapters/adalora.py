@@ -75,6 +75,8 @@ def attach_adalora(
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         adapted = get_peft_model(model, config)
     for name, layer in adalora_layers(adapted).items():
+        # On a bf16 base peft 0.21 rounds ranknum to bf16 and lets it be trained.
+        layer.ranknum[ADAPTER].requires_grad_(False).fill_(float(rank))
         with torch.no_grad():
             layer.lora_A[ADAPTER].copy_(_initial(seed, "adalora_Q", name, rank, layer.in_features))
             layer.lora_B[ADAPTER].copy_(

@@ -108,7 +108,8 @@ def _training_parameters(used: Used) -> Iterator[str]:
     most: dict[str, tuple[float, int]] = {}
     for method, record in used:
         trained = record.metrics.get("training_parameters", 0.0)
-        if trained > max(record.trainable_parameters, most.get(method.label, (0.0, 0))[0]):
+        allowed = max(record.trainable_parameters, record.plan.get("budget") or 0)
+        if trained > max(allowed, most.get(method.label, (0.0, 0))[0]):
             most[method.label] = (trained, record.trainable_parameters)
     for label, (trained, final) in most.items():
         yield (
