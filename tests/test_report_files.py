@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 from synthetic_study import EFFECTS, FROZEN_LOSS, failed, scores, study
 
 from adaptive_lora.comparison import Comparison, compare
+from adaptive_lora.config import load_study, study_from
+from adaptive_lora.report import About, write_report
 from adaptive_lora.report.files import COLUMNS, csv_table, latex, latex_table
 from adaptive_lora.report.markdown import markdown_table
 from adaptive_lora.report.tables import result_table
@@ -89,6 +92,16 @@ def test_latex_compiles(comparison: Comparison, tmp_path: Path) -> None:
     command = [compiler, "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stdout[-2000:]
+
+
+def test_study_file_gives_the_settings_back(tmp_path: Path) -> None:
+    config = study_from({"methods": "uniform:rank=8 three_band", "lr": "1e-4,3e-4", "folds": 2})
+    records = study(EFFECTS, range(2))
+    facts = {"study id": "s-1", "settings": json.dumps(config.flat())}
+    comparison = compare(records, baseline="uniform-r8", facts=facts)
+    write_report(comparison, records, tmp_path, About(title="t"))
+    assert load_study(tmp_path / "study.yaml", {}) == config
+    assert "repeats s-1." in " ".join((tmp_path / "report.html").read_text().split())
 
 
 def test_markdown_table_shows_the_text_of_every_cell(comparison: Comparison) -> None:

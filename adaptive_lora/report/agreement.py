@@ -99,7 +99,7 @@ def _matrix(axes: Axes, one: Agreement, place: int | None, size: float) -> None:
     if len(one.labels) > _WRITTEN:
         return
     for (row, column), value in np.ndenumerate(values):
-        text = "\N{EN DASH}" if np.isnan(value) else f"{value:.1f}".replace("-", MINUS)
+        text = "\N{EN DASH}" if np.isnan(value) else f"{value:z.1f}".replace("-", MINUS)
         colour = "#ffffff" if abs(value) > 0.7 else "#101418"
         axes.text(
             column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, color=colour

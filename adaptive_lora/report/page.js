@@ -23,7 +23,7 @@
     const drawn = Number(data.columns);
     const [right, down, head] = [data.right, data.down, data.head].map(Number);
     const fitting = Math.max(2, Math.floor(svg.parentElement.clientWidth / 175));
-    const columns = right === 0 || printing ? drawn : Math.min(fitting, slots.length);
+    const columns = right === 0 || printing ? drawn : Math.min(fitting, Math.max(2, shown.length));
     for (const part of own) {
       const was = slots.indexOf(part.dataset.m), is = shown.indexOf(part.dataset.m);
       if (is < 0) continue;
@@ -140,8 +140,13 @@
     };
     svg.addEventListener("pointermove", show);
     svg.addEventListener("pointerdown", show);
-    svg.addEventListener("pointerleave", () => { tip.hidden = true; });
+    svg.addEventListener("pointerleave", (event) => {
+      if (event.pointerType === "mouse") tip.hidden = true; // a finger leaves as soon as it lifts
+    });
   }
+  document.addEventListener("pointerdown", (event) => {
+    if (!event.target.closest("figure svg")) tip.hidden = true;
+  });
   addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
 
   addEventListener("resize", () => update());

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -19,6 +20,7 @@ from adaptive_lora.report.cost_tables import OUTCOMES
 from adaptive_lora.report.figures import Drawing
 from adaptive_lora.report.files import csv_table, latex_table
 from adaptive_lora.report.markdown import markdown_table
+from adaptive_lora.report.reproduce import other_facts, study_file
 from adaptive_lora.report.style import colour_of, glyph_of
 from adaptive_lora.report.tables import SYMBOLS, further_tables, result_table
 
@@ -68,6 +70,37 @@ def render_page(
 
     Its policy lets no script run but its own, by digest, whatever text comes from data.
     """
+    result = result_table(comparison)
+    return (
+        _environment()
+        .get_template("template.html")
+        .render(
+            title=about.title,
+            comparison=comparison,
+            result=result,
+            # Figures are built as an XML tree, which escapes; everything else goes through autoescape.
+            drawings=[(drawing, Markup(drawing.svg)) for drawing in drawings],
+            tables=further_tables(comparison),
+            changes=_changes(comparison, about.examples),
+            methods=methods,
+            unfair_topics=_topics(comparison, AuditKind.BAD),
+            audit_summary=_audit_summary(comparison),
+            facts=other_facts(comparison),
+            study_file=study_file(comparison),
+            first_study=comparison.facts.get("study id", "the study").split(", ")[0],
+            formats=[
+                ("LaTeX", latex_table(comparison)),
+                ("CSV", csv_table(comparison)),
+                ("Markdown", markdown_table(result)),
+            ],
+            values=_json_in_html(comparison),
+            **_looks(comparison),
+        )
+    )
+
+
+def _environment() -> Environment:
+    """Return the template's surroundings: everything escaped, nothing undefined."""
     environment = Environment(
         loader=PackageLoader("adaptive_lora.report", "."),
         autoescape=True,
@@ -75,45 +108,34 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(soft=_soft, slug=_slug)
+    environment.filters.update(soft=_soft, slug=_slug, brief=_brief)
     style, script = (
         files("adaptive_lora.report").joinpath(name).read_text(encoding="utf-8")
         for name in ("page.css", "page.js")
     )
-    labels = [method.label for method in comparison.methods]
-    result = result_table(comparison)
-    return environment.get_template("template.html").render(
-        title=about.title,
-        comparison=comparison,
+    environment.globals.update(
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=Markup(_source_hash(script)),
+        sections=_SECTIONS,
         symbols=SYMBOLS,
         tones=TONES,
         outcomes={OUTCOMES[kind]: tone for kind, tone in _AUDIT_TONES.items()},
         text_columns=_TEXT_COLUMNS,
-        unfair_topics=_topics(comparison, AuditKind.BAD),
-        audit_summary=_audit_summary(comparison),
         most_findings=_MOST_FINDINGS,
-        result=result,
-        # Figures are built as an XML tree, which escapes; everything else goes through autoescape.
-        drawings=[(drawing, Markup(drawing.svg)) for drawing in drawings],
-        tables=further_tables(comparison),
-        changes=_changes(comparison, about.examples),
-        methods=methods,
-        facts=comparison.facts,
-        formats=[
-            ("LaTeX", latex_table(comparison)),
-            ("CSV", csv_table(comparison)),
-            ("Markdown", markdown_table(result)),
-        ],
-        places={label: place for place, label in enumerate(labels)},
-        glyphs={
+    )
+    return environment
+
+
+def _looks(comparison: Comparison) -> dict[str, Mapping[str, Any]]:
+    """Return per method its place, by which the script finds it, and its colour and sign."""
+    labels = [method.label for method in comparison.methods]
+    return {
+        "places": {label: place for place, label in enumerate(labels)},
+        "glyphs": {
             label: (colour_of(comparison, label), glyph_of(comparison, label)) for label in labels
         },
-        sections=_SECTIONS,
-        style=Markup(style),
-        script=Markup(script),
-        script_hash=Markup(_source_hash(script)),
-        values=_json_in_html(comparison),
-    )
+    }
 
 
 def _topics(comparison: Comparison, kind: AuditKind) -> list[str]:
@@ -148,6 +170,13 @@ def _json_in_html(comparison: Comparison) -> Markup:
 def _soft(label: str) -> Markup:
     """Return an escaped label that may break after its own separators."""
     return Markup(str(escape(label)).replace("_", "_<wbr>").replace("-", "-<wbr>"))
+
+
+def _brief(finding: str, most: int = 400) -> str:
+    """Return a finding that leaves room for the verdict; the audit below has all of it."""
+    if len(finding) <= most:
+        return finding
+    return f"{finding[:most].rsplit(' ', 1)[0]} \N{HORIZONTAL ELLIPSIS} (all of it: fairness audit)"
 
 
 def _slug(title: str) -> str:

@@ -13,6 +13,7 @@ from adaptive_lora.report.files import csv_table, latex_table
 from adaptive_lora.report.markdown import render_markdown
 from adaptive_lora.report.methods import methods_text
 from adaptive_lora.report.page import render_page
+from adaptive_lora.report.reproduce import study_file
 from adaptive_lora.results import TrialRecord
 
 
@@ -43,6 +44,9 @@ def write_report(
         "methods.txt": f"{paragraph}\n",
         "report.html": render_page(comparison, drawings, about, paragraph),
     }
+    repeats = study_file(comparison)
+    if repeats is not None:
+        texts = {"study.yaml": repeats, **texts}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return folder / "report.html"
