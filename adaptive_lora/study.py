@@ -104,7 +104,7 @@ def run_single(
         )
     bench = Workbench(config)
     study = open_study(bench, connect(config.tracking), single=True)
-    signature = trials[0].signature(bench.surroundings)
+    signature = bench.signature(trials[0])
     status = "FINISHED"
     try:
         if not missing_trials(bench, study):
@@ -192,11 +192,7 @@ def _widened(study: StudyRun, settings: dict[str, Any]) -> dict[str, Any]:
 def missing_trials(bench: Workbench, study: StudyRun) -> list[TrialSpec]:
     """Return the trials of the grid that have no finished run."""
     finished = study.finished()
-    return [
-        trial
-        for trial in bench.config.trials()
-        if trial.signature(bench.surroundings) not in finished
-    ]
+    return [trial for trial in bench.config.trials() if bench.signature(trial) not in finished]
 
 
 def _run_tracked(
@@ -214,7 +210,7 @@ def _run_tracked(
         "seed": str(trial.seed),
         "fold": str(trial.fold),
         "lr": repr(trial.lr),
-        SIGNATURE: trial.signature(bench.surroundings),
+        SIGNATURE: bench.signature(trial),
         "precision": bench.runtime.precision,
         "device": str(bench.runtime.device),
         "data_digest": bench.data.digest,

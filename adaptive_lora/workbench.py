@@ -1,168 +1,23 @@
-"""What all trials of a study share: the frozen base, tokenised parts, profiles and plans."""
+"""What all trials of a study share: its base and data, read once."""
 
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
-from adaptive_lora.adapters import attach, detach
-from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
-from adaptive_lora.config import StudyConfig, digest
-from adaptive_lora.data import (
-    Batch,
-    Example,
-    TokenizedExample,
-    collate,
-    load_examples,
-    split_examples,
-    tokenize,
-)
-from adaptive_lora.evaluation import evaluate, exact_matches, wants_generation
-from adaptive_lora.importance import (
-    ImportanceProfile,
-    ProfileTask,
-    TrainedProbe,
-    profile_importance,
-)
-from adaptive_lora.importance.capture import frozen
-from adaptive_lora.losses import Loss, causal_loss
-from adaptive_lora.models import BaseModel, gradient_checkpointing, load_base
+from adaptive_lora.bench import Bench, TokenizedParts
+from adaptive_lora.config import StudyConfig, TrialSpec, digest
+from adaptive_lora.data import Example, TokenizedExample, load_examples, split_examples, tokenize
+from adaptive_lora.evaluation import exact_matches, wants_generation
+from adaptive_lora.models import load_base
 from adaptive_lora.results import EvalResult
-from adaptive_lora.runtime import Runtime, start_runtime
-from adaptive_lora.seeding import rng_for, torch_stream
-from adaptive_lora.sites import find_sites
-from adaptive_lora.training import TrainInputs, train
+from adaptive_lora.runtime import start_runtime
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizedParts:
-    """The three parts of one fold, tokenised."""
-
-    train: tuple[TokenizedExample, ...]
-    validation: tuple[TokenizedExample, ...]
-    test: tuple[TokenizedExample, ...]
-
-
-class Bench(ABC):
-    """The frozen base, what it is trained on and the loss: all that a method needs to be run."""
-
-    loss: Loss = staticmethod(causal_loss)
-    """What training minimises and gradient profiles are taken of."""
-
-    def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
-        """Put a base on the runtime's device; raises ModelError where it has no site."""
-        self.config, self.runtime, self.base = config, runtime, base
-        self.base.model.to(self.runtime.device)  # type: ignore[arg-type]
-        self.sites = find_sites(self.base.model)
-        self._profiles: dict[tuple[str, int, int], ImportanceProfile] = {}
-
-    @property
-    def pad_id(self) -> int:
-        """Token id for padding; masked everywhere, so end-of-text serves where there is none."""
-        tokenizer = self.base.tokenizer
-        pad = tokenizer.pad_token_id
-        return int(tokenizer.eos_token_id if pad is None else pad)
-
-    @abstractmethod
-    def parts(self, fold: int) -> TokenizedParts:
-        """Return the tokenised parts of a fold."""
-
-    def profile(self, metric: str, *, seed: int, fold: int) -> ImportanceProfile:
-        """Return the importance profile of a seed, measured once on the fold's training part."""
-        key = (metric, seed, fold)
-        if key not in self._profiles:
-            task = self.profile_task(seed=seed, fold=fold)
-            self._profiles[key] = profile_importance(task, metric=metric, seed=seed)
-        return self._profiles[key]
-
-    def profile_task(self, *, seed: int, fold: int) -> ProfileTask:
-        """Return what a seed's profiles are measured on."""
-        return ProfileTask(
-            model=self.base.model,
-            sites=self.sites,
-            batches=self.calibration(seed, fold),
-            runtime=self.runtime,
-            loss=self.loss,
-            validation=self._drawn(self.parts(fold).validation, seed, "ablation", fold),
-            trained=lambda: self._trained_probe(seed, fold),
-        )
-
-    @contextmanager
-    def _trained_probe(self, seed: int, fold: int) -> Iterator[TrainedProbe]:
-        """Train adapters of one rank on every site for a short while; take them off at the end.
-
-        With the study's settings and the middle one of its learning rates.
-        """
-        model, settings = self.base.model, self.config.train
-        config = dataclasses.replace(
-            settings, epochs=min(settings.epochs, self.config.profile.probe_epochs), patience=0
-        )
-        rank = min(self.config.profile.probe_rank, *(site.max_rank for site in self.sites))
-        plan = allocate(
-            MethodSpec.build("uniform", {"rank": rank}), self.sites, scale=settings.scale
-        )
-        rates = sorted(self.config.lr)
-        inputs = TrainInputs(
-            examples=self.parts(fold).train,
-            pad_id=self.pad_id,
-            validate=lambda adapted: self.losses(adapted, self.parts(fold).validation).loss,
-            loss=self.loss,
-        )
-        with frozen(model), torch_stream(seed, "probe", fold):
-            adapted = attach(model, plan, seed=seed, dropout=settings.dropout)
-            try:
-                adapted.to(self.runtime.device)
-                with gradient_checkpointing(model, config.gradient_checkpointing):
-                    result = train(
-                        adapted, inputs, config, self.runtime, lr=rates[len(rates) // 2], seed=seed
-                    )
-                yield TrainedProbe(model=adapted, tokens=result.tokens)
-            finally:
-                detach(adapted)
-
-    def calibration(self, seed: int, fold: int) -> list[Batch]:
-        """Return the calibration batches of a seed, drawn from the fold's training part."""
-        return self._drawn(self.parts(fold).train, seed, "calibration", fold)
-
-    def _drawn(
-        self, examples: Sequence[TokenizedExample], seed: int, purpose: str, fold: int
-    ) -> list[Batch]:
-        config = self.config.profile
-        size = config.profile_batch_size
-        order = rng_for(seed, purpose, fold).permutation(len(examples))
-        order = order[: config.profile_batches * size]
-        return [
-            collate([examples[index] for index in order[start : start + size]], self.pad_id)
-            for start in range(0, len(order), size)
-        ]
-
-    def plan(self, spec: MethodSpec, *, seed: int, fold: int) -> RankPlan:
-        """Return a method's rank plan; data-driven methods are profiled for the seed and fold."""
-        metric = spec.allocator.metric
-        evidence = None if metric is None else self.profile(metric, seed=seed, fold=fold).evidence()
-        return allocate(
-            spec,
-            self.sites,
-            scale=self.config.train.scale,
-            scale_policy=self.config.train.scale_policy,
-            evidence=evidence,
-            seed=seed,
-        )
-
-    def losses(self, model: object, examples: Sequence[TokenizedExample]) -> EvalResult:
-        """Score a model on examples without generating."""
-        return evaluate(
-            model,  # type: ignore[arg-type]
-            examples,
-            runtime=self.runtime,
-            pad_id=self.pad_id,
-            batch_size=self.config.evaluation.eval_batch_size,
-        )
+OWN = "own"
+"""Name of a study's own data among the tasks that a method is profiled on."""
 
 
 class Workbench(Bench):
@@ -179,9 +34,11 @@ class Workbench(Bench):
         super().__init__(config, runtime, load_base(config.model, runtime.base_dtype))
         self._parts: dict[int, TokenizedParts] = {}
         self._frozen: dict[int, EvalResult] = {}
+        self._borrowed: dict[tuple[str, ...], BorrowedBench] = {}
         for fold in range(config.data.folds):
             self.parts(fold)
         for spec in config.specs:  # ranks and budgets that cannot be met fail before any training
+            self.profiled_on(spec.profiled_on)
             if spec.allocator.metric is None:
                 self.plan(spec, seed=0, fold=0)
 
@@ -193,6 +50,25 @@ class Workbench(Bench):
             "data": self.data.digest,
             "precision": self.runtime.precision,
         }
+
+    def signature(self, trial: TrialSpec) -> str:
+        """Return a trial's identity on this base, this data and what it was profiled on."""
+        tasks = trial.method.profiled_on
+        where = self.profiled_on(tasks)
+        borrowed = {"profiled_on": where.digest} if isinstance(where, BorrowedBench) else {}
+        return trial.signature({**self.surroundings, **borrowed})
+
+    def profiled_on(self, tasks: tuple[str, ...]) -> Bench:
+        """Return this bench, or one with the training parts of the tasks that are named.
+
+        Raises:
+            DataError: a task's data cannot be read.
+        """
+        if not tasks or tasks == (OWN,):
+            return self
+        if tasks not in self._borrowed:
+            self._borrowed[tasks] = BorrowedBench(self, tasks)
+        return self._borrowed[tasks]
 
     @cached_property
     def study_id(self) -> str:
@@ -208,13 +84,14 @@ class Workbench(Bench):
         if fold not in self._parts:
             parts = split_examples(self.data.examples, self.config.data, fold)
             self._parts[fold] = TokenizedParts(
-                train=self._tokenize(parts.train),
-                validation=self._tokenize(parts.validation),
-                test=self._tokenize(parts.test),
+                train=self.tokenized(parts.train),
+                validation=self.tokenized(parts.validation),
+                test=self.tokenized(parts.test),
             )
         return self._parts[fold]
 
-    def _tokenize(self, examples: Sequence[Example]) -> tuple[TokenizedExample, ...]:
+    def tokenized(self, examples: Sequence[Example]) -> tuple[TokenizedExample, ...]:
+        """Return examples tokenised as the study says."""
         longest = self.config.data.max_tokens
         if self.base.max_positions is not None:
             longest = min(longest, self.base.max_positions)
@@ -246,3 +123,51 @@ class Workbench(Bench):
     def settings(self) -> dict[str, Any]:
         """Return the settings for records; the tracking URI may hold a password and stays out."""
         return {key: value for key, value in self.config.flat().items() if key != "tracking_uri"}
+
+
+class BorrowedBench(Bench):
+    """The same base with the training parts of other tasks: where transferred profiles come from.
+
+    Every task has the same weight: as many examples as the smallest one has, drawn from the
+    beginning of its training part and taken in turn.
+    """
+
+    def __init__(self, home: Workbench, tasks: tuple[str, ...]) -> None:
+        """Read the tasks' data with the study's settings for columns, template and division.
+
+        Raises:
+            DataError: a task's data cannot be read.
+        """
+        super().__init__(home.config, home.runtime, home.base)
+        self._home = home
+        self._sets = [
+            home.data
+            if task == OWN
+            else load_examples(dataclasses.replace(home.config.data, data=task))
+            for task in tasks
+        ]
+        self._parts: dict[int, TokenizedParts] = {}
+
+    @property
+    def digest(self) -> str:
+        """Digest over the data of all tasks."""
+        return digest({"tasks": [examples.digest for examples in self._sets]})
+
+    def parts(self, fold: int) -> TokenizedParts:
+        """Return the tasks' parts, each task with the same number of examples, in turn."""
+        if fold not in self._parts:
+            home = self._home
+            divided = [
+                split_examples(examples.examples, home.config.data, fold) for examples in self._sets
+            ]
+            self._parts[fold] = TokenizedParts(
+                **{
+                    name: tuple(
+                        chain.from_iterable(
+                            zip(*(home.tokenized(getattr(d, name)) for d in divided), strict=False)
+                        )
+                    )
+                    for name in ("train", "validation", "test")
+                }
+            )
+        return self._parts[fold]

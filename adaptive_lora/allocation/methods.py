@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from adaptive_lora.allocation.catalogue import METHODS
@@ -17,6 +18,10 @@ from adaptive_lora.sites import Placement
 
 LIMITS = ("min_rank", "max_rank", "multiple", "attention_cap", "feed_forward_cap")
 """Options that limit the ranks of any method which plans them before training."""
+
+
+_JOINED = ("target_names", "profiled_on")
+"""Options that hold several names, joined by `+`."""
 
 
 def decides_in_training(kind: Any) -> bool:
@@ -52,6 +57,11 @@ class MethodSpec:
     )
     attention_cap: int | None = option(None, "greatest rank of an attention site", limits=RANK)
     feed_forward_cap: int | None = option(None, "greatest rank of a feed-forward site", limits=RANK)
+    profiled_on: tuple[str, ...] = option(
+        (),
+        "data whose importance profile is followed instead of the study's own; several joined by "
+        "'+' count alike, and 'own' names the study's",
+    )
 
     @classmethod
     def parse(cls, text: str) -> MethodSpec:
@@ -83,7 +93,7 @@ class MethodSpec:
                 )
             if key in options:
                 raise ConfigError(f"method '{text}': option '{key}' stands twice.")
-            options[key] = value.replace("+", " ") if key == "target_names" else value.strip()
+            options[key] = value.replace("+", " ") if key in _JOINED else value.strip()
         return name.strip(), options
 
     @classmethod
@@ -115,7 +125,13 @@ class MethodSpec:
             return {key: value for key, value in parsed.items() if owners[key] is owner}
 
         inner = {} if wrapped is None else {"of": wrapped(**of(wrapped))}
-        return cls(allocator=kind(**inner, **of(kind)), **of(cls))
+        allocator = kind(**inner, **of(kind))
+        if parsed.get("profiled_on") and allocator.metric is None:
+            raise ConfigError(
+                f"{name} follows no importance profile, so profiled_on says nothing; leave it out "
+                "or name a method such as empirical or waterfill."
+            )
+        return cls(allocator=allocator, **of(cls))
 
     @property
     def name(self) -> str:
@@ -146,6 +162,8 @@ class MethodSpec:
             )
             if value != default
         ]
+        if self.profiled_on:
+            parts += ["on", *(PurePath(name).stem for name in self.profiled_on)]
         if self.budget is not None:
             parts.append(f"@{self.budget}")
         return "-".join(parts).replace("-@", "@")
@@ -164,6 +182,7 @@ class MethodSpec:
             **own,
             **shared,
             "target_names": list(self.target_names),
+            "profiled_on": list(self.profiled_on),
         }
 
 

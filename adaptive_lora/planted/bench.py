@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from adaptive_lora.bench import Bench, TokenizedParts
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.data import Batch, TokenizedExample, collate
 from adaptive_lora.losses import predict
@@ -16,7 +17,6 @@ from adaptive_lora.models import BaseModel
 from adaptive_lora.planted.teacher import token_kl
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import Runtime
-from adaptive_lora.workbench import Bench, TokenizedParts
 
 
 class PlantedBench(Bench):

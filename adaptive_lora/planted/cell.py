@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from adaptive_lora.allocation import MethodSpec, RankPlan, uniform_cost
 from adaptive_lora.allocation.plan import SiteRank
+from adaptive_lora.bench import TokenizedParts
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.data import TokenizedExample, collate
 from adaptive_lora.models import BaseModel, load_base
@@ -26,7 +27,6 @@ from adaptive_lora.recipes import RECIPES, Job
 from adaptive_lora.runtime import Runtime, start_runtime
 from adaptive_lora.seeding import rng_for
 from adaptive_lora.sites import AdapterSite, find_sites
-from adaptive_lora.workbench import TokenizedParts
 
 ORACLE, UNIFORM = "oracle", "uniform"
 _REFERENCE_TEXTS = 64

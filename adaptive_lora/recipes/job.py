@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 from adaptive_lora.adapters import attach, audit_as_built, detach
 from adaptive_lora.adapters.attach import initial_a
 from adaptive_lora.allocation import RankPlan, SiteRank
+from adaptive_lora.bench import Bench
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.data import Batch
 from adaptive_lora.models import gradient_checkpointing
 from adaptive_lora.results import TrainResult
 from adaptive_lora.training import Regime, Steady, StepEvent, TrainInputs, total_steps, train
-from adaptive_lora.workbench import Bench
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

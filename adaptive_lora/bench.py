@@ -1,0 +1,169 @@
+"""The bench: a frozen base, what it is trained on and the loss; here methods are run."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from adaptive_lora.adapters import attach, detach
+from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
+from adaptive_lora.config import StudyConfig
+from adaptive_lora.data import Batch, TokenizedExample, collate
+from adaptive_lora.errors import ConfigError
+from adaptive_lora.evaluation import evaluate
+from adaptive_lora.importance import (
+    ImportanceProfile,
+    ProfileTask,
+    TrainedProbe,
+    profile_importance,
+)
+from adaptive_lora.importance.capture import frozen
+from adaptive_lora.losses import Loss, causal_loss
+from adaptive_lora.models import BaseModel, gradient_checkpointing
+from adaptive_lora.results import EvalResult
+from adaptive_lora.runtime import Runtime
+from adaptive_lora.seeding import rng_for, torch_stream
+from adaptive_lora.sites import find_sites
+from adaptive_lora.training import TrainInputs, train
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizedParts:
+    """The three parts of one fold, tokenised."""
+
+    train: tuple[TokenizedExample, ...]
+    validation: tuple[TokenizedExample, ...]
+    test: tuple[TokenizedExample, ...]
+
+
+class Bench(ABC):
+    """The frozen base, what it is trained on and the loss: all that a method needs to be run."""
+
+    loss: Loss = staticmethod(causal_loss)
+    """What training minimises and gradient profiles are taken of."""
+
+    def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
+        """Put a base on the runtime's device; raises ModelError where it has no site."""
+        self.config, self.runtime, self.base = config, runtime, base
+        self.base.model.to(self.runtime.device)  # type: ignore[arg-type]
+        self.sites = find_sites(self.base.model)
+        self._profiles: dict[tuple[str, int, int], ImportanceProfile] = {}
+
+    @property
+    def pad_id(self) -> int:
+        """Token id for padding; masked everywhere, so end-of-text serves where there is none."""
+        tokenizer = self.base.tokenizer
+        pad = tokenizer.pad_token_id
+        return int(tokenizer.eos_token_id if pad is None else pad)
+
+    def profiled_on(self, tasks: tuple[str, ...]) -> Bench:
+        """Return the bench on which a method that names tasks is profiled.
+
+        Raises:
+            ConfigError: this bench has no other tasks.
+        """
+        if tasks:
+            raise ConfigError(f"profiled_on={'+'.join(tasks)} needs a study with data of its own.")
+        return self
+
+    @abstractmethod
+    def parts(self, fold: int) -> TokenizedParts:
+        """Return the tokenised parts of a fold."""
+
+    def profile(self, metric: str, *, seed: int, fold: int) -> ImportanceProfile:
+        """Return the importance profile of a seed, measured once on the fold's training part."""
+        key = (metric, seed, fold)
+        if key not in self._profiles:
+            task = self.profile_task(seed=seed, fold=fold)
+            self._profiles[key] = profile_importance(task, metric=metric, seed=seed)
+        return self._profiles[key]
+
+    def profile_task(self, *, seed: int, fold: int) -> ProfileTask:
+        """Return what a seed's profiles are measured on."""
+        return ProfileTask(
+            model=self.base.model,
+            sites=self.sites,
+            batches=self.calibration(seed, fold),
+            runtime=self.runtime,
+            loss=self.loss,
+            validation=self._drawn(self.parts(fold).validation, seed, "ablation", fold),
+            trained=lambda: self._trained_probe(seed, fold),
+        )
+
+    @contextmanager
+    def _trained_probe(self, seed: int, fold: int) -> Iterator[TrainedProbe]:
+        """Train adapters of one rank on every site for a short while; take them off at the end.
+
+        With the study's settings and the middle one of its learning rates.
+        """
+        model, settings = self.base.model, self.config.train
+        config = dataclasses.replace(
+            settings, epochs=min(settings.epochs, self.config.profile.probe_epochs), patience=0
+        )
+        rank = min(self.config.profile.probe_rank, *(site.max_rank for site in self.sites))
+        plan = allocate(
+            MethodSpec.build("uniform", {"rank": rank}), self.sites, scale=settings.scale
+        )
+        rates = sorted(self.config.lr)
+        inputs = TrainInputs(
+            examples=self.parts(fold).train,
+            pad_id=self.pad_id,
+            validate=lambda adapted: self.losses(adapted, self.parts(fold).validation).loss,
+            loss=self.loss,
+        )
+        with frozen(model), torch_stream(seed, "probe", fold):
+            adapted = attach(model, plan, seed=seed, dropout=settings.dropout)
+            try:
+                adapted.to(self.runtime.device)
+                with gradient_checkpointing(model, config.gradient_checkpointing):
+                    result = train(
+                        adapted, inputs, config, self.runtime, lr=rates[len(rates) // 2], seed=seed
+                    )
+                yield TrainedProbe(model=adapted, tokens=result.tokens)
+            finally:
+                detach(adapted)
+
+    def calibration(self, seed: int, fold: int) -> list[Batch]:
+        """Return the calibration batches of a seed, drawn from the fold's training part."""
+        return self._drawn(self.parts(fold).train, seed, "calibration", fold)
+
+    def _drawn(
+        self, examples: Sequence[TokenizedExample], seed: int, purpose: str, fold: int
+    ) -> list[Batch]:
+        config = self.config.profile
+        size = config.profile_batch_size
+        order = rng_for(seed, purpose, fold).permutation(len(examples))
+        order = order[: config.profile_batches * size]
+        return [
+            collate([examples[index] for index in order[start : start + size]], self.pad_id)
+            for start in range(0, len(order), size)
+        ]
+
+    def plan(self, spec: MethodSpec, *, seed: int, fold: int) -> RankPlan:
+        """Return a method's rank plan; data-driven methods are profiled for the seed and fold."""
+        metric = spec.allocator.metric
+        evidence = None
+        if metric is not None:
+            where = self.profiled_on(spec.profiled_on)
+            evidence = where.profile(metric, seed=seed, fold=fold).evidence()
+        return allocate(
+            spec,
+            self.sites,
+            scale=self.config.train.scale,
+            scale_policy=self.config.train.scale_policy,
+            evidence=evidence,
+            seed=seed,
+        )
+
+    def losses(self, model: object, examples: Sequence[TokenizedExample]) -> EvalResult:
+        """Score a model on examples without generating."""
+        return evaluate(
+            model,  # type: ignore[arg-type]
+            examples,
+            runtime=self.runtime,
+            pad_id=self.pad_id,
+            batch_size=self.config.evaluation.eval_batch_size,
+        )

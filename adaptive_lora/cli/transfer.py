@@ -1,0 +1,38 @@
+"""`transfer`: do ranks that were allocated on one task serve another?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adaptive_lora.cli.group import main
+from adaptive_lora.cli.options import make_console, read_study, study_file, study_options
+
+
+@main.command()
+@study_file
+@study_options(leave_out=("data", "methods", "baseline"))
+@click.option("--data", multiple=True, help="data of one task; give it once a task [default: none]")
+@click.option("--method", default="empirical", show_default=True, help="NAME[:option=value,...]")
+@click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
+def transfer(
+    file: Path | None, data: tuple[str, ...], method: str, as_json: bool, **options: Any
+) -> None:
+    """Allocate ranks on each task and on all together, train on each, and say what carries over.
+
+    Each task is a study of its own with the same settings; repeat the command to continue.
+    """
+    config = read_study(file, options)
+    from rich.console import Console
+
+    from adaptive_lora.transfer import print_table, run_transfer
+
+    console = Console(stderr=True) if as_json else make_console()
+    table = run_transfer(config, data, method, console)
+    if as_json:
+        click.echo(json.dumps(table.to_dict(), indent=1))
+    else:
+        print_table(table, console)
