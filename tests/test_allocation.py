@@ -97,6 +97,33 @@ def test_empirical_follows_scores_within_gora_limits() -> None:
     assert queries[0] < queries[-1]
 
 
+@pytest.mark.parametrize("p", ["0.5", "1", "2", "4"])
+def test_proportional_tempers_the_scores(p: str) -> None:
+    """But for whole ranks, those of equal cost stand as their scores to the power 1/p."""
+    decay = [i ** -float(p) for i in range(1, 60)]
+    scores = {site.name: 16.0 if site.layer % 2 else 1.0 for site in DIALOGPT_MEDIUM}
+    spectra = {name: tuple(score * value for value in decay) for name, score in scores.items()}
+    known = Evidence(metric="whitened_gradient", scores=scores, spectra=spectra)
+    text = "proportional:rank=64,metric=whitened_gradient,target_names=c_attn,p="
+    given, fitted = (
+        allocate(MethodSpec.parse(text + value), DIALOGPT_MEDIUM, scale=2.0, evidence=known)
+        for value in (p, "none")
+    )
+    low, high = (given.entries[index].rank for index in (0, 1))
+    ratio = 16 ** (1 / float(p))
+    assert abs(high - ratio * low) <= ratio + 1
+    for own, other in zip(given.entries, fitted.entries, strict=True):
+        assert abs(own.rank - other.rank) <= 1  # the fit is exact to rounding
+
+
+def test_a_decay_that_cannot_be_fitted_is_an_error() -> None:
+    spec, short = MethodSpec.parse("proportional:p=none"), dict.fromkeys(SCORES, (1.0, 0.5))
+    for spectra, message in ((None, "needs a spectrum"), (short, "fewer than three")):
+        known = Evidence(metric="weight_gradient", scores=SCORES, spectra=spectra)
+        with pytest.raises(AllocationError, match=message):
+            allocate(spec, DIALOGPT_MEDIUM, scale=2.0, evidence=known)
+
+
 def test_equal_scores_per_parameter_give_uniform() -> None:
     scores = {site.name: 0.3 * site.parameters_per_rank for site in DIALOGPT_MEDIUM}
     plan = allocate(

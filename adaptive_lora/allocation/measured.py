@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptive_lora.allocation.demand import METRICS, RANK, Evidence, RankDemand
+import numpy as np
+
+from adaptive_lora.allocation.demand import METRICS, RANK, SPECTRAL_METRICS, Evidence, RankDemand
 from adaptive_lora.allocation.plan import uniform_cost
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits, option
@@ -50,7 +52,8 @@ class Proportional:
 
     If the i-th rank of a site is worth a·i^-p, the best ranks are proportional to (a / cost)^(1/p)
     (a Lagrange multiplier on the budget): p = 1 follows importance, p = 2 its root, and a large p
-    is nearly uniform. Unlike `empirical` it has no limits of its own.
+    is nearly uniform; or p is fitted to the profile's own spectra. Unlike `empirical` it has no
+    limits of its own.
     """
 
     metric: str = option(
@@ -59,24 +62,55 @@ class Proportional:
         limits=Limits(choices=tuple(METRICS)),
     )
     rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
-    p: float = option(
-        2.0, "decay of a rank's worth, i^-p; the larger, the flatter", limits=Limits(above=0)
+    p: float | None = option(
+        2.0,
+        "decay of a rank's worth, i^-p; the larger, the flatter; none: fitted to the spectra",
+        limits=Limits(above=0),
     )
 
     @property
     def rank_label(self) -> str:
-        """Return `r16-p2`, with the metric where it is not the default."""
+        """Return `r16-p2` or `r16-pfit`, with the metric where it is not the default."""
         metric = "" if self.metric == "weight_gradient" else f"-{self.metric}"
-        return f"r{self.rank}-p{self.p:g}{metric}"
+        return f"r{self.rank}-p" + ("fit" if self.p is None else f"{self.p:g}") + metric
 
     def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
         """Return the tempered shares as proportions under a budget."""
         values = per_parameter("proportional", sites, evidence)
-        largest = max(values)
+        largest, p = max(values), self.p or _fitted_decay(sites, evidence)
         return RankDemand(
-            ranks=tuple((value / largest) ** (1 / self.p) for value in values),
+            ranks=tuple((value / largest) ** (1 / p) for value in values),
             budget=uniform_cost(sites, self.rank),
         )
+
+
+def _fitted_decay(sites: Sequence[AdapterSite], evidence: Evidence | None) -> float:
+    """Return p of i^-p: the median over sites of minus the slope of log worth on log rank.
+
+    Raises:
+        AllocationError: no spectra, none with three components above zero, or flat ones.
+    """
+    slopes = []
+    for spectrum in _spectra(sites, evidence):
+        worth = np.asarray([value for value in spectrum if value > 0])
+        if len(worth) >= 3:
+            slopes.append(np.polyfit(np.log(np.arange(1, len(worth) + 1)), np.log(worth), 1)[0])
+    decay = -float(np.median(slopes)) if slopes else 0.0
+    if decay < 0.05:
+        raise AllocationError(
+            "proportional cannot fit p: the spectra are flat or have fewer than three components "
+            "above zero; give p, or use more calibration batches."
+        )
+    return decay
+
+
+def _spectra(sites: Sequence[AdapterSite], evidence: Evidence | None) -> list[tuple[float, ...]]:
+    if evidence is None or evidence.spectra is None:
+        raise AllocationError(
+            "proportional with p=none needs a spectrum per site. Metrics that have one: "
+            f"{', '.join(SPECTRAL_METRICS)}."
+        )
+    return [evidence.spectra[site.name] for site in sites]
 
 
 def per_parameter(

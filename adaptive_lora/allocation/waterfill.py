@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adaptive_lora.allocation.budget import check_budget, fit_to_budget
 from adaptive_lora.allocation.certificate import Certificate
 from adaptive_lora.allocation.demand import RANK, SPECTRAL_METRICS, Evidence
+from adaptive_lora.allocation.gains import (
+    Spectra,
+    captured,
+    gain_table,
+    idle_parameters,
+    unit_gains,
+)
 from adaptive_lora.allocation.knapsack import Floats, Items, exact, greedy
 from adaptive_lora.allocation.plan import uniform_cost
 from adaptive_lora.allocation.problem import Problem, Solution
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits, option
-
-Spectra = Mapping[str, tuple[float, ...]]
 
 _UNSURE = 0.05
 """Share of replicates that may lie below the lower bound of the headroom."""
@@ -63,16 +67,16 @@ class Waterfill:
         budget = (
             uniform_cost(problem.sites, self.rank) if problem.budget is None else problem.budget
         )
-        gains_SR = _gains(problem, evidence.spectra or {})
+        gains_SR = gain_table(problem, evidence.spectra or {})
         filled = _fill(problem, gains_SR, budget)
         uniform = problem.uniform(budget)
-        worth = _captured(gains_SR, uniform)
+        worth = captured(gains_SR, uniform)
         if worth <= 0:
             raise AllocationError(
                 f"the {evidence.metric} spectra are degenerate: uniform ranks capture nothing; use "
                 "more calibration batches, another metric or a larger budget."
             )
-        best = _captured(gains_SR, filled.ranks)
+        best = captured(gains_SR, filled.ranks)
         certificate = Certificate(
             metric=evidence.metric,
             captured=best,
@@ -80,7 +84,7 @@ class Waterfill:
             optimal=filled.optimal,
             best=best,
             uniform=worth,
-            idle_parameters=_idle(problem, gains_SR, filled.ranks),
+            idle_parameters=idle_parameters(problem, gains_SR, filled.ranks),
             replicates=len(evidence.replicates),
             headroom_lower=_headroom_lower(problem, evidence.replicates, budget, uniform),
             threshold=self.abstain,
@@ -107,41 +111,6 @@ class Waterfill:
         return evidence
 
 
-def _gains(problem: Problem, spectra: Spectra) -> Floats:
-    """Return what each rank of each site is worth, shape (sites, longest spectrum); 0 beyond it."""
-    rows = []
-    for site in problem.sites:
-        if site.name not in spectra:
-            raise AllocationError(f"the spectra do not hold {site.name}; profile this model anew.")
-        rows.append(np.asarray(spectra[site.name], dtype=float))
-    table_SR = np.zeros((len(rows), max(1, *(len(row) for row in rows))))
-    for index, row in enumerate(rows):
-        table_SR[index, : len(row)] = row
-    if not np.isfinite(table_SR).all() or (table_SR < 0).any():
-        raise AllocationError(
-            "the spectra are degenerate (negative or non-finite); use more calibration batches or "
-            "another metric."
-        )
-    if (np.diff(table_SR, axis=1) > 1e-9 * table_SR.max()).any():
-        raise AllocationError("the spectra increase somewhere; required: largest value first.")
-    return table_SR
-
-
-def _captured(gains_SR: Floats, ranks: Sequence[int]) -> float:
-    """Return the gain of ranks: each site's spectrum summed up to its rank."""
-    return float(gains_SR[_kept(gains_SR, ranks)].sum())
-
-
-def _idle(problem: Problem, gains_SR: Floats, ranks: Sequence[int]) -> int:
-    """Return the parameters of ranks that gain nothing by the spectra."""
-    gaining_S = (_kept(gains_SR, ranks) & (gains_SR > 0)).sum(axis=1)
-    return problem.cost_of(ranks) - problem.cost_of([int(count) for count in gaining_S])
-
-
-def _kept(gains_SR: Floats, ranks: Sequence[int]) -> NDArray[np.bool_]:
-    return np.arange(gains_SR.shape[1])[None, :] < np.asarray(ranks)[:, None]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Filled:
     ranks: tuple[int, ...]
@@ -153,9 +122,9 @@ def _fill(problem: Problem, gains_SR: Floats, budget: int) -> _Filled:
     """Return the best ranks, the most that any could capture, and whether that is proved."""
     costs, step = problem.costs, problem.multiple
     spent = check_budget(costs, problem.lower, problem.upper, budget)
-    least = _captured(gains_SR, problem.lower)
+    least = captured(gains_SR, problem.lower)
     items = Items.offer(
-        _units(gains_SR, problem), np.asarray(costs, dtype=np.int64) * step, budget - spent
+        unit_gains(gains_SR, problem), np.asarray(costs, dtype=np.int64) * step, budget - spent
     )
     count_K, proved = greedy(items), exact(items)
     if proved is not None and items.gain_of(proved) > items.gain_of(count_K) * (1 + 1e-12):
@@ -167,17 +136,6 @@ def _fill(problem: Problem, gains_SR: Floats, budget: int) -> _Filled:
     ranks = fit_to_budget((1.0,) * len(costs), costs, taken, problem.upper, budget, step)
     optimal = proved is not None or bound <= gain * (1 + 1e-12)
     return _Filled(ranks=tuple(ranks), bound=least + bound, optimal=optimal)
-
-
-def _units(gains_SR: Floats, problem: Problem) -> Floats:
-    """Return the gain of each unit of `multiple` ranks between a site's limits, shape (S, U)."""
-    sites, ranks = gains_SR.shape
-    step = problem.multiple
-    low, high = np.asarray(problem.lower)[:, None], np.asarray(problem.upper)[:, None]
-    units = max(1, -(-ranks // step))
-    sums_SR = np.concatenate([np.zeros((sites, 1)), np.cumsum(gains_SR, axis=1)], axis=1)
-    ends_SU = np.minimum(low + step * np.arange(units + 1)[None, :], high)
-    return np.diff(np.take_along_axis(sums_SR, np.minimum(ends_SU, ranks), axis=1), axis=1)
 
 
 def _headroom_lower(
@@ -192,7 +150,7 @@ def _headroom_lower(
     """
     if len(replicates) < 2:
         return None
-    tables = [_gains(problem, spectra) for spectra in replicates]
+    tables = [gain_table(problem, spectra) for spectra in replicates]
     longest = max(table.shape[1] for table in tables)
     stack_BSR = np.stack(
         [np.pad(table, ((0, 0), (0, longest - table.shape[1]))) for table in tables]
@@ -201,7 +159,7 @@ def _headroom_lower(
     headrooms = []
     for table_SR in stack_BSR:
         others_SR = np.maximum(total_SR - table_SR, 0.0) / (len(tables) - 1)
-        worth = _captured(others_SR, uniform)
-        gain = _captured(others_SR, _fill(problem, table_SR, budget).ranks)
+        worth = captured(others_SR, uniform)
+        gain = captured(others_SR, _fill(problem, table_SR, budget).ranks)
         headrooms.append((gain - worth) / worth if worth > 0 else 0.0)
     return float(np.quantile(headrooms, _UNSURE))
