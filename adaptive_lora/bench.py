@@ -26,7 +26,7 @@ from adaptive_lora.models import BaseModel, gradient_checkpointing
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import Runtime
 from adaptive_lora.seeding import rng_for, torch_stream
-from adaptive_lora.sites import find_sites
+from adaptive_lora.sites import find_sites, warn_of_architecture
 from adaptive_lora.training import TrainInputs, train
 
 
@@ -50,6 +50,7 @@ class Bench(ABC):
         self.config, self.runtime, self.base = config, runtime, base
         self.base.model.to(self.runtime.device)  # type: ignore[arg-type]
         self.sites = find_sites(self.base.model)
+        warn_of_architecture(self.base.model, self.sites)
         self._profiles: dict[tuple[str, int, int], ImportanceProfile] = {}
 
     @property

@@ -107,16 +107,25 @@ def _disk() -> Finding:
 
 def _base(config: StudyConfig) -> Finding:
     from adaptive_lora.models import locate, skeleton
-    from adaptive_lora.sites import find_sites
+    from adaptive_lora.sites import architecture_note, find_sites
 
     try:
-        _, name, folder = locate(config.model)
-        sites = find_sites(skeleton(config.model))
+        source, name, folder = locate(config.model, weights=False)
+        model = skeleton(config.model)
+        sites = find_sites(model)
     except AdaptiveLoraError as error:
         return Finding(check="base model", status="fail", text=str(error))
+    note = architecture_note(model, sites)
     weights = any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
-    text = f"{name}: {len(sites)} sites" + ("" if weights else ", no weights (plan only)")
-    return Finding(check="base model", status="ok" if weights else "warn", text=text)
+    text = f"{name}: {len(sites)} sites"
+    if not weights:
+        text += ", weights still to fetch" if source == "hub" else ", no weights (plan only)"
+    if note is not None:
+        text += f"; {note}"
+    usable = weights or source == "hub"
+    return Finding(
+        check="base model", status="ok" if usable and note is None else "warn", text=text
+    )
 
 
 def _tracking(config: StudyConfig) -> Finding:

@@ -22,7 +22,7 @@ from adaptive_lora.losses import masked_loss, no_loss
 from adaptive_lora.models import auto_class, locate, read_settings, require_weights
 from adaptive_lora.runtime import start_runtime
 from adaptive_lora.seeding import rng_for
-from adaptive_lora.sites import find_sites
+from adaptive_lora.sites import find_sites, warn_of_architecture
 from adaptive_lora.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def bench_for(config: StudyConfig, metric: str) -> Workbench | EncoderBench:
     """Return the bench on which a model can be profiled."""
     from transformers import AutoModelForCausalLM
 
-    _, _, folder = locate(config.model)
+    _, _, folder = locate(config.model, weights=False)
     causal = auto_class(read_settings(folder)) is AutoModelForCausalLM
     return Workbench(config) if causal else EncoderBench(config, metric)
 
@@ -61,6 +61,7 @@ class EncoderBench:
         self.model, missing = self._load()
         self.model.to(self.runtime.device)  # type: ignore[arg-type]
         self.sites = find_sites(self.model)
+        warn_of_architecture(self.model, self.sites)
         lost = missing & {f"{site.name}.weight" for site in self.sites}
         if lost:
             raise ModelError(

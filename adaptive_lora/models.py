@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -57,8 +58,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def locate(config: ModelConfig) -> tuple[str, str, Path]:
+def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path]:
     """Return (source, name, local folder) of a base; hub models are fetched.
+
+    Args:
+        config: the base.
+        weights: False fetches config.json alone: a plan for 70 billion parameters needs no more.
 
     Raises:
         ModelError: neither a folder with a config.json nor reachable on the hub.
@@ -72,7 +77,10 @@ def locate(config: ModelConfig) -> tuple[str, str, Path]:
     else:
         source, name = "hub", config.model
     try:
-        folder = adapter_serving.base_folder(source, name, config.revision)
+        if weights or source != "hub" or os.environ.get(adapter_serving.BASE_VARIABLE):
+            folder = adapter_serving.base_folder(source, name, config.revision)
+        else:
+            folder = _hub_configuration(name, config.revision)
     except Exception as error:  # huggingface_hub raises a dozen unrelated types
         raise ModelError(
             f"base model '{config.model}' is neither a local folder nor reachable on the hub "
@@ -82,6 +90,12 @@ def locate(config: ModelConfig) -> tuple[str, str, Path]:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no model folder: required config.json; found none.")
     return source, name, folder
+
+
+def _hub_configuration(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
 
 
 def load_base(config: ModelConfig, dtype: torch.dtype) -> BaseModel:
@@ -194,7 +208,7 @@ def skeleton(config: ModelConfig) -> PreTrainedModel:
     """
     import torch
 
-    _, _, folder = locate(config)
+    _, _, folder = locate(config, weights=False)
     settings = read_settings(folder)
     try:
         with torch.device("meta"):

@@ -35,9 +35,23 @@ class PlanReport:
     base: PreTrainedModel
     """The architecture, without weights."""
     base_name: str
-
+    recipe: str
+    """How the plan is trained here; `lora` where it is plain LoRA."""
     decided_in_training: bool = False
     """The plan only gives the budget: equal ranks, from which training departs."""
+
+    @property
+    def peft_caveats(self) -> tuple[str, ...]:
+        """What the plan has that a LoraConfig does not hold."""
+        found = []
+        if self.recipe != "lora":
+            found.append(
+                f"{self.plan.method} also sets initial weights or changes ranks in training "
+                f"('{self.recipe}'); the LoraConfig has the ranks at the start alone"
+            )
+        if any(entry.lr_multiplier != 1 for entry in self.plan.entries):
+            found.append("learning-rate multipliers are not part of a LoraConfig")
+        return (*found, *filter(None, [self.note]))
 
     @property
     def note(self) -> str | None:
@@ -104,6 +118,7 @@ def plan_method(
         sites=sites,
         base=base,
         base_name=model.model,
+        recipe=spec.recipe,
         decided_in_training=decides_in_training(type(spec.allocator)),
     )
 
@@ -123,6 +138,7 @@ def print_plan(report: PlanReport, console: Console) -> None:
     """Print the table of sites and the totals."""
     plan = report.plan
     table = Table(title=f"{plan.method}", header_style="bold", box=None, pad_edge=False)
+    towers = any(site.tower for site in report.sites)
     for heading, justify in (
         ("site", "left"),
         ("layer", "right"),
@@ -139,7 +155,7 @@ def print_plan(report: PlanReport, console: Console) -> None:
         site = entry.site
         table.add_row(
             site.name,
-            str(site.layer),
+            f"{site.tower} {site.layer}" if towers else str(site.layer),
             str(site.role),
             f"{site.in_features:,}",
             f"{site.out_features:,}",

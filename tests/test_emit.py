@@ -82,6 +82,21 @@ def test_scale_policies_are_emitted(policy: str, tmp_path: Path) -> None:
     assert {rank for rank, _, _ in built.values()} == {2, 6}
 
 
+@pytest.mark.parametrize(
+    ("method", "note"),
+    [
+        ("adalora", "changes ranks in training"),
+        ("lr_only:of=three_band", "learning-rate multipliers"),
+    ],
+)
+def test_what_a_configuration_does_not_hold_is_said(method: str, note: str, tmp_path: Path) -> None:
+    folder = write_configuration("llama", tmp_path)
+    words = ["plan", "--model", str(folder), "--method", method, "--emit", "peft"]
+    result = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert note in result.stderr
+    assert json.loads(result.stdout)["peft_type"] == "LORA"
+
+
 class _Layer(nn.Module):
     """Mixes the two kinds of linear map that PEFT must be told apart."""
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from conftest import rows
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -32,6 +33,7 @@ from adaptive_lora.encoder_bench import MASKED_SHARE, EncoderBench, bench_for
 from adaptive_lora.errors import ModelError
 from adaptive_lora.importance import ProfileTask, profile_importance
 from adaptive_lora.losses import masked_loss
+from adaptive_lora.report.profile_figure import profile_figure
 
 SIZE = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -161,6 +163,18 @@ def test_weights_alone_are_measured_on_any_model(
     here = bench(saved(model), data_file, "stable_rank")
     scores = here.profile("stable_rank", seed=0, fold=0).scores
     assert set(scores) == {site.name for site in here.sites}
+
+
+def test_towers_stand_side_by_side_in_the_figure(saved: Saved, data_file: Path) -> None:
+    model = T5ForConditionalGeneration(
+        T5Config(d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, vocab_size=99)
+    )
+    here = bench(saved(model), data_file, "stable_rank")
+    scores = here.profile("stable_rank", seed=0, fold=0).scores
+    with Image.open(profile_figure(here.sites, scores, "stable_rank", Path())) as two:
+        narrow = [site for site in here.sites if site.tower == "encoder"]
+        with Image.open(profile_figure(narrow, scores, "half", Path())) as one:
+            assert two.width > one.width
 
 
 def test_a_checkpoint_of_something_else(saved: Saved, data_file: Path) -> None:

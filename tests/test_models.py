@@ -100,6 +100,22 @@ def test_hub_model_from_the_local_cache(
     assert base.reference.content_hash == content_hash(base_folder)
 
 
+def test_a_plan_fetches_the_configuration_alone(
+    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def snapshot(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, allow_patterns))
+        shutil.copy(base_folder / "config.json", tmp_path)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    model = skeleton(ModelConfig(model="someone/seventy-billion", revision="v1"))
+    assert asked == [("someone/seventy-billion", "v1", ["config.json"])]
+    assert count_parameters(model) > 0
+
+
 def test_folder_that_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"required config\.json"):
         locate(ModelConfig(model=str(tmp_path)))

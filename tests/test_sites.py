@@ -12,16 +12,18 @@ import torch
 import transformers
 from architectures import ARCHITECTURES, HEADED, SIZE, WHISPER, write_configuration
 from click.testing import CliRunner
+from conftest import save_byte_tokenizer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.cli import main
-from adaptive_lora.config import ModelConfig
+from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models import load_base, skeleton
 from adaptive_lora.planning import PlanReport, plan_method
 from adaptive_lora.sites import TESTED_TYPES, architecture_note, find_sites, role_of
+from adaptive_lora.workbench import Workbench
 
 Folder = Callable[[str], Path]
 
@@ -149,6 +151,18 @@ def test_the_plan_says_that_an_architecture_is_unknown(tmp_path: Path) -> None:
     assert "architecture 'mamba' is not among the tested ones" in shown
     values = json.loads(CliRunner().invoke(main, [*words, "--json"]).output)
     assert "8 sites" in values["note"]
+
+
+def test_a_profile_of_an_unknown_architecture_says_so_in_the_log(
+    tmp_path: Path, data_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    transformers.AutoModelForCausalLM.from_config(
+        transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=258)
+    ).save_pretrained(tmp_path / "mamba")
+    save_byte_tokenizer(tmp_path / "mamba")
+    options = {"model": str(tmp_path / "mamba"), "data": str(data_file), "precision": "fp32"}
+    Workbench(study_from({**options, "template": "compact", "methods": "uniform:rank=1"}))
+    assert "architecture 'mamba' is not among the tested ones" in caplog.text
 
 
 def test_same_ending_other_role() -> None:

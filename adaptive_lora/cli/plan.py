@@ -67,8 +67,8 @@ def plan(
     )
     if emit is not None:
         click.echo(peft_config(report))
-        if report.note is not None:
-            click.echo(f"note: {report.note}", err=True)
+        for caveat in report.peft_caveats:
+            click.echo(f"note: {caveat}", err=True)
     elif as_json:
         click.echo(json.dumps(report.to_dict(), indent=1))
     else:

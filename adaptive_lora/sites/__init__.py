@@ -1,6 +1,6 @@
 """Adapter sites: the linear maps of a model that can take a low-rank adapter."""
 
-from adaptive_lora.sites.find import architecture_note, find_sites
+from adaptive_lora.sites.find import architecture_note, find_sites, warn_of_architecture
 from adaptive_lora.sites.roles import TESTED_TYPES, role_of
 from adaptive_lora.sites.site import (
     ATTENTION_ROLES,
@@ -22,4 +22,5 @@ __all__ = [
     "find_sites",
     "role_of",
     "select_sites",
+    "warn_of_architecture",
 ]

@@ -7,6 +7,7 @@ parents are towers: an encoder and a decoder, a vision and a language model.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -67,6 +68,13 @@ def architecture_note(model: nn.Module, sites: Sequence[AdapterSite]) -> str | N
         f"linear maps found inside {blocks} repeated blocks, with roles by module name "
         f"({unnamed} of them 'other'); check the table before you rely on placement by role."
     )
+
+
+def warn_of_architecture(model: nn.Module, sites: Sequence[AdapterSite]) -> None:
+    """Log the note on an architecture that no test covers."""
+    note = architecture_note(model, sites)
+    if note is not None:
+        logging.getLogger(__name__).warning(note)
 
 
 def _stacks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
