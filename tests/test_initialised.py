@@ -25,6 +25,7 @@ from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
 from adaptive_lora.importance.passes import joined
 from adaptive_lora.losses import token_scores
 from adaptive_lora.recipes import Job
+from adaptive_lora.recipes.eva import _batches
 from adaptive_lora.recipes.gora import _initial_b, compressed_gradient
 from adaptive_lora.trial import TrialOutcome, run_trial
 from adaptive_lora.workbench import Workbench
@@ -65,10 +66,9 @@ def test_eva_is_pefts_own(make_bench: Bench) -> None:
     trial = next(bench.config.trials())
     ours = attached(bench, trial)
     plan = run_trial(bench, trial, Path("again")).plan
-    batches = [
-        {"input_ids": b.input_ids, "attention_mask": b.attention_mask, "labels": b.labels}
-        for b in joined(bench.calibration(0, 0))
-    ]
+    job = Job(bench, trial, lambda event: None)
+    batches = _batches(job, EvaSettings(rank=3, rho=2.0, tau=0.99))
+    assert len(batches) > 1
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=3,

@@ -40,7 +40,8 @@ class Eva:
     ranks come from sorting all components by their share of explained variance, at most rho times
     `rank` a site. Computed by PEFT. Without a budget it spends ranks, as in the paper, `rank` a
     site on average: its parameters are whatever that costs. With a budget of parameters components
-    are taken in the same order as far as it goes. Sites of one input have equal scores.
+    are taken in the same order as far as it goes. Sites of one input have equal scores. Its own
+    scale is the default policy's: alpha / rank the same everywhere.
     """
 
     metric: ClassVar[str | None] = None
@@ -77,7 +78,8 @@ class Gora:
     half and four times `rank` (section 3.2); without a budget its parameters are whatever that
     costs. With one the same shares fill it within these limits. B starts so that the first product
     is the gradient's projection on A, with the norm of one step of SGD at rate gamma
-    (section 3.3). Departure: the gradient is that of the calibration batches, weighted by token.
+    (section 3.3). Its scale, alpha / sqrt(rank), is `--scale-policy rslora`. Departure: the
+    gradient is that of the calibration batches, weighted by token.
     """
 
     ranks_in_training: ClassVar[bool] = False

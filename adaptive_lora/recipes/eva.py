@@ -20,6 +20,9 @@ from adaptive_lora.importance.capture import frozen
 from adaptive_lora.importance.passes import joined
 from adaptive_lora.recipes.job import Job, Trained
 
+_USED_SHARE = 0.9
+"""Least share of the calibration tokens that EVA looks at; batches too short are left out."""
+
 
 def eva(job: Job) -> Trained:
     """Measure the inputs, attach EVA's ranks, start A from its directions, train."""
@@ -76,10 +79,19 @@ def _directions(job: Job, settings: EvaSettings) -> Directions:
 
 
 def _batches(job: Job, settings: EvaSettings) -> Sequence[dict[str, torch.Tensor]]:
-    """Return calibration passes of enough supervised tokens each, all in one where that must be."""
-    calibration = job.calibration()
-    passes = [b for b in joined(calibration) if b.supervised_tokens >= 2 * settings.components]
+    """Return calibration batches, joined no more than it takes to have enough tokens in each.
+
+    PEFT compares the inputs of all sites of the first one as Python numbers, so it should be small.
+    """
+    calibration, needed = job.calibration(), 2 * settings.components
+    tokens = sum(batch.supervised_tokens for batch in calibration)
+    for limit in (0, 512, 1024, 2048, 4096, 2**62):
+        passes = joined(calibration, limit=limit)
+        enough = [batch for batch in passes if batch.supervised_tokens >= needed]
+        if sum(batch.supervised_tokens for batch in enough) >= _USED_SHARE * tokens:
+            passes = enough
+            break
     return [
         {"input_ids": b.input_ids, "attention_mask": b.attention_mask, "labels": b.labels}
-        for b in passes or joined(calibration, limit=2**62)
+        for b in passes
     ]

@@ -60,6 +60,7 @@ class Job:
         """Prepare a trial; nothing is changed yet."""
         self.bench, self.trial, self._on_step = bench, trial, on_step
         self._adapted: PeftModel | None = None
+        self._undo: Callable[[PeftModel], None] = detach
         self._steps_before = 0
 
     @cached_property
@@ -105,16 +106,21 @@ class Job:
         audit_as_built(adapted, plan)
         return adapted
 
-    def adopt(self, adapted: PeftModel) -> PeftModel:
-        """Take over an adapted base, on the trial's device, until it is released."""
-        self._adapted = adapted
+    def adopt(self, adapted: PeftModel, undo: Callable[[PeftModel], None] = detach) -> PeftModel:
+        """Take over an adapted base, on the trial's device, until it is released.
+
+        Args:
+            adapted: the base with whatever the method adds to it.
+            undo: gives the base back as it was.
+        """
+        self._adapted, self._undo = adapted, undo
         adapted.to(self.bench.runtime.device)
         return adapted
 
     def release(self) -> None:
         """Give the base back as it was."""
         if self._adapted is not None:
-            detach(self._adapted)
+            self._undo(self._adapted)
             self._adapted = None
 
     def train(
