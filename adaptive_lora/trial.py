@@ -45,6 +45,8 @@ class TrialOutcome:
     """Ranks during training, where they changed."""
     search_seconds: float
     """Wall time spent on finding ranks and initial weights."""
+    trainings: int
+    """More than one where the first only finds ranks."""
     extra: dict[str, float]
     """Further metrics of the method's recipe."""
 
@@ -89,6 +91,7 @@ def run_trial(
         training_parameters=trained.training_parameters,
         history=trained.history,
         search_seconds=trained.search_seconds,
+        trainings=job.trainings,
         extra=trained.extra,
     )
 
@@ -157,6 +160,7 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
         "train_seconds": train.seconds,
         "wall_seconds": outcome.seconds,
         "search_seconds": outcome.search_seconds,
+        "trainings": float(outcome.trainings),
         "skipped_steps": float(train.skipped_steps),
         "stopped_early": float(train.stopped_early),
         **outcome.extra,

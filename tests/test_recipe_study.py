@@ -94,6 +94,8 @@ def test_the_audit_names_who_trained_more(studied: Finished) -> None:
         assert f"{label}: trained up to" in findings
     assert "grow_prune-r2-every3-move0.3: trained up to" not in findings
     assert "uniform-r2: trained up to" not in findings
+    assert "truncate_retrain-r2: trained 2 times a trial" in findings
+    assert "truncate-r2: trained 2 times" not in findings
 
 
 def test_rank_histories_are_logged(studied: Finished) -> None:

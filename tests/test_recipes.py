@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import GROUPED
+from conftest import save_byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.adapters.factors import Factors, spectrum
@@ -198,3 +202,27 @@ def test_recipes_change_no_other_trial(make_bench: Bench, tmp_path: Path) -> Non
     last = run(among, tmp_path / "among")[-1]
     assert last.train.losses == expected.train.losses
     assert last.test.nll_E.tolist() == expected.test.nll_E.tolist()
+
+
+def test_recipes_on_a_model_of_linear_maps_that_share_inputs(
+    make_bench: Bench, tmp_path: Path
+) -> None:
+    """Llama: q, k and v see one input, as do gate and up; k and v are narrower."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    save_byte_tokenizer(tmp_path / "llama")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        settings = {**GROUPED, "vocab_size": 258, "bos_token_id": 256, "eos_token_id": 256}
+        LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(tmp_path / "llama")
+    bench = make_bench(methods=ALL, seeds="0", max_steps=6, epochs=9, model=str(tmp_path / "llama"))
+    outcomes = run(bench, tmp_path)
+    eva = next(o.plan.rank_pattern() for o in outcomes if o.plan.method == "eva-r2")
+    for start in (0, 7):  # equal inputs, equal scores: ranks differ only where a tie is cut
+        shared = [eva.get(site.name, 0) for site in bench.sites[start : start + 3]]
+        assert max(shared) - min(shared) <= 1
+    for outcome in outcomes:
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "llama", dtype=torch.float32)
+        loaded = PeftModel.from_pretrained(base, str(outcome.folder)).eval()
+        again = bench.losses(loaded, bench.parts(0).test)
+        assert again.nll_E.tolist() == outcome.test.nll_E.tolist()

@@ -52,7 +52,7 @@ def audit(table: TrialTable, methods: Sequence[MethodSummary]) -> tuple[AuditEnt
         ),
         "training cost": (
             _training_parameters(used),
-            "No method trained more parameters than it serves.",
+            "No method trained more parameters than it serves, or more than once.",
         ),
         "skipped steps": (_skipped(used), "No training step was skipped."),
         "scale": (
@@ -106,7 +106,9 @@ def _parameters(methods: Sequence[MethodSummary]) -> Iterator[str]:
 
 def _training_parameters(used: Used) -> Iterator[str]:
     most: dict[str, tuple[float, int]] = {}
+    times: dict[str, int] = {}
     for method, record in used:
+        times[method.label] = int(record.metrics.get("trainings", 1))
         trained = record.metrics.get("training_parameters", 0.0)
         allowed = max(record.trainable_parameters, record.plan.get("budget") or 0)
         if trained > max(allowed, most.get(method.label, (0.0, 0))[0]):
@@ -116,6 +118,9 @@ def _training_parameters(used: Used) -> Iterator[str]:
             f"{label}: trained up to {count(trained)} parameters to end with {count(final)}; the "
             "comparison is at equal final parameters, not at equal training cost."
         )
+    for label, number in times.items():
+        if number > 1:
+            yield f"{label}: trained {number} times a trial; only the last gives the weights."
 
 
 def _failures(table: TrialTable, methods: Sequence[MethodSummary]) -> Iterator[str]:

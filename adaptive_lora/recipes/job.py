@@ -62,6 +62,8 @@ class Job:
         self._adapted: PeftModel | None = None
         self._undo: Callable[[PeftModel], None] = detach
         self._steps_before = 0
+        self.trainings = 0
+        """Trainings so far."""
 
     @cached_property
     def plan(self) -> RankPlan:
@@ -137,6 +139,7 @@ class Job:
             TrialFailed: training was not stable.
         """
         bench, config = self.bench, self.trial.study.train
+        self.trainings += 1
         parts = bench.parts(self.trial.fold)
         before = self._steps_before
 
