@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptive_lora.allocation import MethodSpec, RankPlan, ScalePolicy, allocate, uniform_cost
-from adaptive_lora.allocation.methods import decides_in_training
+from adaptive_lora.allocation.reading import decides_in_training
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.models import count_parameters, skeleton

@@ -170,4 +170,7 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
     if outcome.profile is not None:
         metrics["profile/seconds"] = outcome.profile.seconds
         metrics["profile/stability"] = outcome.profile.stability
+    if plan.certificate is not None:
+        metrics["plan/headroom"] = plan.certificate.headroom
+        metrics["plan/abstained"] = float(plan.certificate.abstained)
     return metrics

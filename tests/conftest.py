@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from mlflow import MlflowClient
 from tracked import Finished, quiet, store_in
 
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.workbench import Workbench
 
+settings.register_profile("suite", deadline=None)  # no test may fail because a machine is busy
+settings.load_profile("suite")
 torch.set_num_threads(1)  # models this small only make threads wait for each other
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptive_lora.allocation import METHODS, Evidence, MethodSpec, RankPlan, allocate, uniform_cost
-from adaptive_lora.allocation.methods import decides_in_training
+from adaptive_lora.allocation.reading import LIMITS, decides_in_training
 from adaptive_lora.errors import AllocationError, ConfigError
 from adaptive_lora.sites import ATTENTION_ROLES, FEED_FORWARD_ROLES, AdapterSite, Role
 
@@ -92,7 +92,7 @@ def test_a_budget_is_spent_within_the_limits(
     assert plan.trainable_parameters <= budget
     slack = budget - plan.trainable_parameters
     uniform = budget / sum(site.parameters_per_rank for site in sites)
-    own = 4 * uniform if name in ("empirical", "random") else math.inf  # GoRA's limit
+    own = 4 * uniform if name in ("empirical", "gora", "random") else math.inf  # GoRA's limit
     for entry in plan.entries:
         assert least <= entry.rank <= most_of(entry.site, options)
         assert entry.rank % multiple == 0
@@ -188,6 +188,11 @@ def test_options_round_trip(name: str) -> None:
 def test_resolved_defaults_round_trip(name: str) -> None:
     values = MethodSpec.parse(name).to_dict()
     assert MethodSpec.build(values.pop("name"), values) == MethodSpec.parse(name)
+
+
+def test_no_limit_is_the_default_of_the_specification() -> None:
+    spec = MethodSpec.parse("uniform")
+    assert {limit: getattr(spec, limit) for limit in LIMITS} == LIMITS
 
 
 def test_methods_that_decide_in_training_refuse_limits() -> None:

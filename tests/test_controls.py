@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
@@ -13,7 +14,7 @@ from allocation_cases import DIALOGPT_MEDIUM, evidence
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.sites import ATTENTION_ROLES
-from adaptive_lora.trial import run_trial
+from adaptive_lora.trial import run_trial, trial_metrics
 from adaptive_lora.workbench import Workbench
 
 KNOWN = evidence(DIALOGPT_MEDIUM)
@@ -123,6 +124,19 @@ def test_lr_only_trains_at_its_rates(make_bench: Callable[..., Workbench], tmp_p
     assert {entry.lr_multiplier for entry in rates.plan.entries} == {0.5, 1.0, 1.5}
     assert rates.train.losses[0] == uniform.train.losses[0]
     assert rates.train.losses[1] != uniform.train.losses[1]
+
+
+def test_a_trial_saves_its_certificate(
+    make_bench: Callable[..., Workbench], tmp_path: Path
+) -> None:
+    bench = make_bench(methods="waterfill:rank=2,abstain=1000", seeds="0", max_steps=1)
+    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    saved = RankPlan.from_dict(json.loads((tmp_path / "adapter" / "rank_plan.json").read_text()))
+    assert saved == outcome.plan
+    assert saved.certificate is not None
+    metrics = trial_metrics(bench, outcome, 0)
+    assert metrics["plan/headroom"] == saved.certificate.headroom
+    assert metrics["plan/abstained"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -12,24 +12,22 @@ from adaptive_lora.allocation.catalogue import METHODS
 from adaptive_lora.allocation.controls import Control
 from adaptive_lora.allocation.demand import RANK, Allocator
 from adaptive_lora.allocation.problem import Solver
+from adaptive_lora.allocation.reading import (
+    LIMITS,
+    budget_problem,
+    limits_problem,
+    parsed_options,
+    wrapped_kind,
+)
 from adaptive_lora.errors import ConfigError, unknown_name
-from adaptive_lora.options import Limits, option, out_of_limits, parse_value, type_hints
+from adaptive_lora.options import Limits, option
 from adaptive_lora.sites import Placement
 
-LIMITS = ("min_rank", "max_rank", "multiple", "attention_cap", "feed_forward_cap")
-"""Options that limit the ranks of any method which plans them before training."""
-
+_MARKS = dict(zip(LIMITS, ("min", "max", "x", "att", "ff"), strict=True))
+"""What stands before a limit in labels."""
 
 _JOINED = ("target_names", "profiled_on")
 """Options that hold several names, joined by `+`."""
-
-
-def decides_in_training(kind: Any) -> bool:
-    """Return whether a method's ranks are not known before training.
-
-    So it is with every method that has a recipe of its own, unless it says otherwise.
-    """
-    return bool(getattr(kind, "ranks_in_training", hasattr(kind, "recipe")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +103,7 @@ class MethodSpec:
         """
         if name not in METHODS:
             raise ConfigError(unknown_name("method", name, METHODS))
-        kind, wrapped = METHODS[name], _wrapped(name, options.get("of"))
+        kind, wrapped = METHODS[name], wrapped_kind(name, options.get("of"))
         owners: dict[str, Any] = {
             field.name: owner
             for owner in (cls, wrapped, kind)
@@ -114,9 +112,9 @@ class MethodSpec:
             if field.name not in ("allocator", "of")
         }
         given = {key: value for key, value in options.items() if wrapped is None or key != "of"}
-        parsed, problems = _parsed(name, owners, given)
+        parsed, problems = parsed_options(name, owners, given)
         problems += filter(
-            None, [_budget_problem(parsed.get("budget")), _limits_problem(name, kind, parsed)]
+            None, [budget_problem(parsed.get("budget")), limits_problem(name, kind, parsed)]
         )
         if problems:
             raise ConfigError("; ".join(problems))
@@ -152,15 +150,9 @@ class MethodSpec:
             parts.append(self.placement)
         parts += self.target_names
         parts += [
-            f"{mark}{value}"
-            for mark, value, default in (
-                ("min", self.min_rank, 1),
-                ("max", self.max_rank, None),
-                ("x", self.multiple, 1),
-                ("att", self.attention_cap, None),
-                ("ff", self.feed_forward_cap, None),
-            )
-            if value != default
+            f"{_MARKS[limit]}{getattr(self, limit)}"
+            for limit, default in LIMITS.items()
+            if getattr(self, limit) != default
         ]
         if self.profiled_on:
             parts += ["on", *(PurePath(name).stem for name in self.profiled_on)]
@@ -206,63 +198,3 @@ def _chain(allocator: Any) -> Iterator[Any]:
     yield allocator
     if isinstance(allocator, Control):
         yield from _chain(allocator.of)
-
-
-def _wrapped(name: str, of: object) -> Any:
-    """Return the options class of the method that a control arm wraps; None for other methods.
-
-    Raises:
-        ConfigError: no such method, or a control arm of a control arm.
-    """
-    kind = METHODS[name]
-    if not issubclass(kind, Control):
-        return None
-    if of is None:
-        return type(next(field.default for field in dataclasses.fields(kind) if field.name == "of"))
-    plain = [
-        other
-        for other, options in METHODS.items()
-        if not issubclass(options, Control) and not decides_in_training(options)
-    ]
-    if of not in plain:
-        raise ConfigError(f"{name}: of: {unknown_name('method', str(of), plain)}")
-    return METHODS[str(of)]
-
-
-def _parsed(
-    name: str, owners: Mapping[str, Any], options: Mapping[str, object]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the parsed options of a method and every problem with them."""
-    parsed: dict[str, Any] = {}
-    problems: list[str] = []
-    for key, value in options.items():
-        if key not in owners:
-            problems.append(unknown_name(f"option of {name}", key, owners))
-            continue
-        owner = owners[key]
-        try:
-            parsed[key] = parse_value(type_hints(owner)[key], value)
-        except ValueError as error:
-            problems.append(f"{name}: {key}: {error}")
-            continue
-        (field,) = (field for field in dataclasses.fields(owner) if field.name == key)
-        problem = out_of_limits(f"{name}: {key}", parsed[key], field.metadata["limits"])
-        problems += filter(None, [problem])
-    return parsed, problems
-
-
-def _limits_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | None:
-    defaults = {field.name: field.default for field in dataclasses.fields(MethodSpec)}
-    unmet = [name for name in LIMITS if parsed.get(name, defaults[name]) != defaults[name]]
-    if not unmet or not decides_in_training(kind):
-        return None
-    return f"{name} decides its ranks in training and cannot hold {', '.join(unmet)}; leave it out"
-
-
-def _budget_problem(budget: str | None) -> str | None:
-    if budget is None:
-        return None
-    number = budget.removeprefix("uniform-")
-    if number.isdigit() and int(number) > 0:
-        return None
-    return f"budget must be a whole number of parameters or uniform-R; got '{budget}'"

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from adaptive_lora.allocation import METHODS, Evidence, MethodSpec, RankPlan, allocate
-from adaptive_lora.allocation.methods import decides_in_training
+from adaptive_lora.allocation.reading import decides_in_training
 from adaptive_lora.sites import AdapterSite, Role
 
 LLAMA_8B_BLOCK = (

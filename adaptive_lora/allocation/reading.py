@@ -1,0 +1,90 @@
+"""Reading a method's options: which class has them, their types and limits, and what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from adaptive_lora.allocation.catalogue import METHODS
+from adaptive_lora.allocation.controls import Control
+from adaptive_lora.errors import ConfigError, unknown_name
+from adaptive_lora.options import out_of_limits, parse_value, type_hints
+
+LIMITS: Mapping[str, int | None] = {
+    "min_rank": 1,
+    "max_rank": None,
+    "multiple": 1,
+    "attention_cap": None,
+    "feed_forward_cap": None,
+}
+"""Options that limit the ranks of every method which plans them before training -> no limit."""
+
+
+def decides_in_training(kind: Any) -> bool:
+    """Return whether a method's ranks are not known before training.
+
+    So it is with every method that has a recipe of its own, unless it says otherwise.
+    """
+    return bool(getattr(kind, "ranks_in_training", hasattr(kind, "recipe")))
+
+
+def wrapped_kind(name: str, of: object) -> Any:
+    """Return the options class of the method that a control arm wraps; None for other methods.
+
+    Raises:
+        ConfigError: no such method, or a control arm of a control arm.
+    """
+    kind = METHODS[name]
+    if not issubclass(kind, Control):
+        return None
+    if of is None:
+        return type(next(field.default for field in dataclasses.fields(kind) if field.name == "of"))
+    plain = [
+        other
+        for other, options in METHODS.items()
+        if not issubclass(options, Control) and not decides_in_training(options)
+    ]
+    if of not in plain:
+        raise ConfigError(f"{name}: of: {unknown_name('method', str(of), plain)}")
+    return METHODS[str(of)]
+
+
+def parsed_options(
+    name: str, owners: Mapping[str, Any], options: Mapping[str, object]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the parsed options of a method and every problem with them."""
+    parsed: dict[str, Any] = {}
+    problems: list[str] = []
+    for key, value in options.items():
+        if key not in owners:
+            problems.append(unknown_name(f"option of {name}", key, owners))
+            continue
+        owner = owners[key]
+        try:
+            parsed[key] = parse_value(type_hints(owner)[key], value)
+        except ValueError as error:
+            problems.append(f"{name}: {key}: {error}")
+            continue
+        (field,) = (field for field in dataclasses.fields(owner) if field.name == key)
+        problem = out_of_limits(f"{name}: {key}", parsed[key], field.metadata["limits"])
+        problems += filter(None, [problem])
+    return parsed, problems
+
+
+def limits_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with limits on a method that cannot hold them, or None."""
+    unmet = [limit for limit, default in LIMITS.items() if parsed.get(limit, default) != default]
+    if not unmet or not decides_in_training(kind):
+        return None
+    return f"{name} finds its ranks by a recipe that cannot hold {', '.join(unmet)}; leave that out"
+
+
+def budget_problem(budget: str | None) -> str | None:
+    """Return what is wrong with a budget, or None."""
+    if budget is None:
+        return None
+    number = budget.removeprefix("uniform-")
+    if number.isdigit() and int(number) > 0:
+        return None
+    return f"budget must be a whole number of parameters or uniform-R; got '{budget}'"
