@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -11,6 +12,7 @@ from adaptive_lora.report.grid import Frame, panels
 from adaptive_lora.report.ranks import ordered_roles
 from adaptive_lora.report.style import ROLE_COLOURS, place_of
 from adaptive_lora.report.svg import mark
+from adaptive_lora.results import FloatArray
 
 
 def budgets(comparison: Comparison) -> Figure | None:
@@ -29,15 +31,20 @@ def budgets(comparison: Comparison) -> Figure | None:
     _legend(figure, colours)
     for axes, one in zip(frames, comparison.budgets, strict=True):
         place = place_of(comparison, one.method)
-        layer_L = np.array(one.layers)
-        below_L = np.zeros(len(layer_L))
+        layer_L = np.array(one.layers, dtype=np.float64)
+        below_L = np.zeros_like(layer_L)
         for role in (role for role in roles if role in one.roles):
             share_L = 100 * np.array([row[one.roles.index(role)] for row in one.shares])
-            bars = axes.bar(layer_L, share_L, 0.85, bottom=below_L, color=colours[role])
+            mark(
+                axes.add_collection(_bars(layer_L, below_L, share_L, colours[role])),
+                place,
+                [
+                    f"{one.method}, layer {layer}, {role}: {share:.1f} % of its parameters"
+                    for layer, share in zip(one.layers, share_L, strict=True)
+                ],
+            )
             below_L += share_L
-            for bar, layer, share in zip(bars, one.layers, share_L, strict=True):
-                text = f"{one.method}, layer {layer}, {role}: {share:.1f} % of its parameters"
-                mark(bar, place, [text])
+        axes.set_xlim(layer_L.min() - 0.6, layer_L.max() + 0.6)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.grid(axis="x", visible=False)
@@ -45,6 +52,16 @@ def budgets(comparison: Comparison) -> Figure | None:
     for axes in frames:
         axes.set_ylim(0, 1.05 * highest)
     return figure
+
+
+def _bars(
+    at_L: FloatArray, below_L: FloatArray, height_L: FloatArray, colour: str
+) -> PolyCollection:
+    """Return bars as one artist: thousands of single ones take seconds."""
+    left, right, top = at_L - 0.43, at_L + 0.43, below_L + height_L
+    x_LV = np.stack([left, left, right, right], axis=1)
+    y_LV = np.stack([below_L, top, top, below_L], axis=1)
+    return PolyCollection(list(np.stack([x_LV, y_LV], axis=2)), facecolors=colour, linewidths=0)
 
 
 def _legend(figure: Figure, colours: dict[str, str]) -> None:

@@ -78,7 +78,7 @@ def render_page(
             title=about.title,
             comparison=comparison,
             result=result,
-            # Figures are built as an XML tree, which escapes; everything else goes through autoescape.
+            # Figures are built as an XML tree, which escapes; all else goes through autoescape.
             drawings=[(drawing, Markup(drawing.svg)) for drawing in drawings],
             tables=further_tables(comparison),
             changes=_changes(comparison, about.examples),
@@ -169,7 +169,10 @@ def _json_in_html(comparison: Comparison) -> Markup:
 
 def _soft(label: str) -> Markup:
     """Return an escaped label that may break after its own separators."""
-    return Markup(str(escape(label)).replace("_", "_<wbr>").replace("-", "-<wbr>"))
+    text = str(escape(label))
+    for sign, soft in (("_", "_<wbr>"), ("-", "-<wbr>"), ("@", "<wbr>@")):
+        text = text.replace(sign, soft)
+    return Markup(text)
 
 
 def _brief(finding: str, most: int = 400) -> str:

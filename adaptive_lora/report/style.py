@@ -99,7 +99,7 @@ def glyph_of(comparison: Comparison, label: str) -> str:
 def folded(label: str, width: int) -> str:
     """Return a label in lines of at most `width` characters, broken at its own separators."""
     lines, line = [], ""
-    for piece in re.findall(r"[^-_]*[-_]?", label):
+    for piece in re.findall(r"@?[^-_@]*[-_]?", label):
         if line and len(line + piece) > width:
             lines.append(line)
             line = ""
