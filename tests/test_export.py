@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,15 @@ from adaptive_lora.adapter_serving import load_adapter
 from adaptive_lora.adapters import attach, save_adapter
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.adapters.export import SERVED_RANKS, export_merged, export_uniform
-from adaptive_lora.allocation import MethodSpec, allocate
+from adaptive_lora.allocation import METHODS, MethodSpec, allocate
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import AdapterError, ConfigError
 from adaptive_lora.models import load_base
+from adaptive_lora.recipes import RECIPES
 from adaptive_lora.sites import find_sites
+from adaptive_lora.trial import run_trial
+from adaptive_lora.workbench import Workbench
 
 IDS = torch.arange(24).reshape(2, 12)
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -64,7 +68,7 @@ def trained(
         return adapted(IDS).logits
 
 
-METHODS = (
+ADAPTERS = (
     ("uniform:rank=3", "constant_alpha_over_r"),
     ("linear_decay:rank=9,low_rank=1", "constant_alpha_over_r"),
     ("attention_heavy:rank=6", "rslora"),
@@ -74,7 +78,7 @@ METHODS = (
 
 
 @pytest.mark.parametrize("base", ["base_folder", "llama_folder"])
-@pytest.mark.parametrize(("method", "policy"), METHODS)
+@pytest.mark.parametrize(("method", "policy"), ADAPTERS)
 def test_both_forms_give_the_same_logits(
     base: str, method: str, policy: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -181,6 +185,28 @@ def test_a_changed_base_is_not_merged(
     with pytest.raises(AdapterError, match=r"cannot be merged: base at .* has content hash"):
         export_merged(tmp_path / "adapter", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("recipe", sorted(set(RECIPES)))
+def test_what_every_recipe_saves_can_be_exported(
+    recipe: str, make_bench: Callable[..., Workbench], base_folder: Path, tmp_path: Path
+) -> None:
+    method = next(
+        name for name, kind in METHODS.items() if getattr(kind(), "recipe", "lora") == recipe
+    )
+    bench = make_bench(methods=f"{method}:rank=3", max_steps=20, seeds="0")
+    trial = next(bench.config.trials())
+    run_trial(bench, trial, tmp_path / "adapter")
+    with torch.no_grad():
+        trained, _, _ = load_adapter(tmp_path / "adapter")
+        before = trained(IDS).logits
+        export_uniform(tmp_path / "adapter", tmp_path / "uniform")
+        base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+        loaded = PeftModel.from_pretrained(base, str(tmp_path / "uniform")).eval()
+        torch.testing.assert_close(loaded(IDS).logits, before, **TOLERANCE)
+        export_merged(tmp_path / "adapter", tmp_path / "merged")
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+        torch.testing.assert_close(merged.eval()(IDS).logits, before, **TOLERANCE)
 
 
 def export(*words: object) -> Result:
