@@ -166,7 +166,7 @@ def test_one_example_has_no_stability(make_bench: Bench) -> None:
 
 def test_padding_changes_nothing(bench: Workbench) -> None:
     task = bench.profile_task(seed=0, fold=0)
-    (whole,) = passes.joined(task.batches)
+    (whole,) = (part.batch for part in passes.joined(task.batches))
     wider = Batch(
         input_ids=nn.functional.pad(whole.input_ids, (0, 5), value=7),
         attention_mask=nn.functional.pad(whole.attention_mask, (0, 5)),
@@ -229,10 +229,13 @@ def test_passes_join_up_to_a_limit() -> None:
         ids = torch.ones(rows, width, dtype=torch.long)
         return Batch(input_ids=ids, attention_mask=ids.clone(), labels=ids.clone())
 
-    joint = passes.joined([batch(2, 3), batch(1, 4), batch(1, 9), batch(1, 2)], limit=12)
-    assert [tuple(each.input_ids.shape) for each in joint] == [(3, 4), (1, 9), (1, 2)]
-    assert joint[0].labels[0].tolist() == [1, 1, 1, -100]
-    assert joint[0].attention_mask[0].tolist() == [1, 1, 1, 0]
+    one, *rest = passes.joined([batch(2, 3), batch(1, 4), batch(1, 9), batch(1, 2)], limit=12)
+    assert [tuple(each.batch.input_ids.shape) for each in (one, *rest)] == [(3, 4), (1, 9), (1, 2)]
+    assert one.batch.labels.tolist() == [[1, 1, 1, -100], [1, 1, 1, 1], [1, 1, 1, -100]]
+    assert one.batch.attention_mask[2].tolist() == [1, 1, 1, 0]
+    assert [each.split for each in (one, *rest)] == [2, 0, 1]
+    assert rest[0].half(0) is None
+    assert one.half(1).input_ids.shape == (1, 4)
 
 
 def test_groups_hold_no_more_than_the_models_own_gradient(bench: Workbench) -> None:

@@ -19,7 +19,7 @@ from adaptive_lora.importance.activation import Scatter
 from adaptive_lora.importance.gradient import MeanGradients, squared_norms
 from adaptive_lora.importance.trained import lora_layers
 from adaptive_lora.importance.weights import heavy_tail
-from adaptive_lora.importance.whitened import gains, whiten
+from adaptive_lora.importance.whitened import DAMPING, gains, second_moment, whiten
 from adaptive_lora.losses import causal_loss
 from adaptive_lora.workbench import Workbench
 
@@ -108,7 +108,9 @@ def test_gains_are_what_the_best_low_rank_update_takes_off() -> None:
     gradient = torch.randn(6, 8, generator=draw, dtype=torch.float64)
     outputs, inputs = kfac(6, draw), kfac(8, draw)
     stack = gradient.expand(3, 6, 8)  # equal halves: no noise
-    whole, _, _ = gains(MeanGradients(stack=stack, tokens=(5, 5)), outputs, inputs, damping=0.0)
+    whole, _, _ = gains(
+        MeanGradients(stack=stack, tokens=(5, 5)), outputs[None], inputs[None], damping=0.0
+    )
     left, right = root(outputs, -0.5), root(inputs, -0.5)
     u, s, vh = torch.linalg.svd(left @ gradient @ right)
     for rank in range(1, 7):
@@ -117,20 +119,22 @@ def test_gains_are_what_the_best_low_rank_update_takes_off() -> None:
         assert sum(whole.spectrum[:rank]) == pytest.approx(-float(change), rel=1e-9)
 
 
-@pytest.mark.parametrize("diagonal", [(), ("out",), ("in",), ("out", "in")])
-def test_whitening_with_diagonal_factors(diagonal: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("block", [2, 3, 7, 128])
+def test_whitening_in_blocks(block: int) -> None:
     draw = torch.Generator().manual_seed(1)
     gradient = torch.randn(5, 7, generator=draw, dtype=torch.float64)
-    outputs, inputs = kfac(5, draw), kfac(7, draw)
-    given = (
-        outputs.diagonal() if "out" in diagonal else outputs,
-        inputs.diagonal() if "in" in diagonal else inputs,
-    )
-    dense = [torch.diag(each) if each.ndim == 1 else each for each in given]
-    damped = [m + 0.2 * m.trace() / len(m) * torch.eye(len(m), dtype=m.dtype) for m in dense]
-    expected = root(damped[0], -0.5) @ gradient @ root(damped[1], -0.5)
+    sides = []
+    factors = []
+    for size in (5, 7):
+        rows = torch.randn(30, size, generator=draw, dtype=torch.float64)
+        factors.append(second_moment(rows, block))
+        width = -(-size // -(-size // block))
+        same = torch.arange(size)[:, None] // width == torch.arange(size) // width
+        dense = (rows.T @ rows) * same
+        sides.append(dense + 0.2 * dense.trace() / size * torch.eye(size, dtype=dense.dtype))
+    expected = root(sides[0], -0.5) @ gradient @ root(sides[1], -0.5)
     torch.testing.assert_close(
-        torch.linalg.svdvals(whiten(gradient, *given, damping=0.2)),
+        torch.linalg.svdvals(whiten(gradient, *factors, damping=0.2)),
         torch.linalg.svdvals(expected),
     )
 
@@ -190,7 +194,7 @@ def kfac_factors(bench: Workbench, name: str) -> tuple[torch.Tensor, torch.Tenso
     x = torch.cat([given for given, _ in seen])
     g = torch.cat([output.grad[0] for _, output in seen])
     factors = x.T @ x / len(x), g.T @ g / supervised
-    return tuple(m + 0.1 * m.trace() / len(m) * torch.eye(len(m)) for m in factors)  # type: ignore[return-value]
+    return tuple(m + DAMPING * m.trace() / len(m) * torch.eye(len(m)) for m in factors)  # type: ignore[return-value]
 
 
 def test_pure_noise_gains_nothing_and_signal_stands_out() -> None:
@@ -198,7 +202,7 @@ def test_pure_noise_gains_nothing_and_signal_stands_out() -> None:
     noise = torch.randn(2, 40, 60, generator=draw, dtype=torch.float64)
     signal = torch.zeros(40, 60, dtype=torch.float64)
     signal[range(3), range(3)] = torch.tensor([60.0, 50.0, 40.0], dtype=torch.float64)
-    eye = torch.eye(40, dtype=torch.float64), torch.eye(60, dtype=torch.float64)
+    eye = torch.eye(40, dtype=torch.float64)[None], torch.eye(60, dtype=torch.float64)[None]
 
     def measured(first: torch.Tensor, second: torch.Tensor) -> tuple[float, ...]:
         stack = torch.stack([(first + second) / 2, first, second])
@@ -263,6 +267,7 @@ def test_scatter_of_parts_is_that_of_the_whole(seed: int, cut: int, width: int) 
     rows = torch.randn(60, width, generator=draw) * torch.linspace(3, 0.1, width) + 2
     parts, whole = Scatter(), Scatter()
     parts.add(rows[:cut])
+    parts.condense()
     parts.add(rows[cut:])
     whole.add(rows)
     assert parts.count == whole.count == 60
@@ -277,6 +282,7 @@ def test_a_cut_scatter_keeps_its_leading_components() -> None:
     cut = Scatter(limit=8)
     for part in rows.split(50):
         cut.add(part)
+        cut.condense()
     assert len(cut.kept) == 8
     whole = Scatter()
     whole.add(rows)

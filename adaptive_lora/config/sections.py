@@ -138,7 +138,7 @@ class EvaluationConfig:
 class ProfileConfig:
     """How importance is measured, on training examples only."""
 
-    profile_batches: int = option(8, "calibration batches", limits=Limits(low=1))
+    profile_batches: int = option(4, "calibration batches", limits=Limits(low=1))
     profile_batch_size: int = option(8, "examples per calibration batch", limits=Limits(low=1))
     probe_rank: int = option(
         8, "rank of the adapters that ablation and output_energy train", limits=Limits(low=1)

@@ -8,6 +8,7 @@ import torch
 
 from adaptive_lora.importance.capture import Measures, SiteRows, measure_sites
 from adaptive_lora.importance.contract import Measurement, ProfileTask, SiteMeasure
+from adaptive_lora.importance.passes import joined
 from adaptive_lora.importance.spectra import SPECTRUM_LIMIT, spectrum, squared_singular_values
 from adaptive_lora.sites import AdapterSite
 
@@ -24,9 +25,10 @@ def activation_spectrum(task: ProfileTask) -> Measurement:
     Sites with the same input (query, key and value; gate and up) get the same values: the metric
     knows nothing of a site's output or of the loss.
     """
+    several = len(joined(task.batches)) > 1
     return measure_sites(
         task,
-        _Halves,
+        lambda site: _Halves(site, condense=several),
         floats=lambda site: 2 * SPECTRUM_LIMIT * site.in_features,
         backward=False,
     )
@@ -41,7 +43,7 @@ class Scatter:
     """
 
     def __init__(self, limit: int = SPECTRUM_LIMIT) -> None:
-        """Start empty; `limit` rows are kept."""
+        """Start empty; `condense` leaves `limit` rows."""
         self.limit, self.count, self.total = limit, 0, 0.0
         self.kept = self.mean = torch.zeros(0)
 
@@ -54,6 +56,9 @@ class Scatter:
         other.kept = rows - other.mean
         other.total = float(other.kept.square().sum(dtype=torch.float64))
         self.merge(other)
+
+    def condense(self) -> None:
+        """Keep no more than `limit` rows."""
         self.kept = _condensed(self.kept, self.limit)
 
     def merge(self, other: Scatter) -> None:
@@ -73,7 +78,7 @@ class Scatter:
     def shares(self) -> torch.Tensor:
         """Return each component's share of the variance, not increasing; zeros without variance."""
         if self.total == 0:
-            return torch.zeros(1, dtype=torch.float64)
+            return torch.zeros(1)
         most = min(self.limit, self.count - 1)
         return squared_singular_values(self.kept)[:most] / self.total
 
@@ -94,14 +99,15 @@ def _condensed(rows: torch.Tensor, limit: int) -> torch.Tensor:
 class _Halves:
     """Scatter of the inputs of each half."""
 
-    def __init__(self, site: AdapterSite) -> None:
-        """Start empty."""
-        self.halves, self.most = (Scatter(), Scatter()), site.max_rank
+    def __init__(self, site: AdapterSite, *, condense: bool) -> None:
+        """Start empty; condense where more passes come."""
+        self.halves, self.most, self.condense = (Scatter(), Scatter()), site.max_rank, condense
 
     def add(self, rows: SiteRows) -> None:
-        for half, scatter in enumerate(self.halves):
-            chosen = rows.half == bool(half)
+        for scatter, chosen in zip(self.halves, rows.halves, strict=True):
             scatter.add(rows.inputs[chosen][rows.mask[chosen]])
+            if self.condense:
+                scatter.condense()
 
     def finish(self) -> Measures:
         whole = Scatter()

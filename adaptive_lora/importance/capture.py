@@ -18,11 +18,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from adaptive_lora.data import Batch
 from adaptive_lora.data.batches import IGNORED
 from adaptive_lora.errors import ModelError
 from adaptive_lora.importance.contract import ZERO, Measurement, ProfileTask, SiteMeasure
-from adaptive_lora.importance.passes import joined
+from adaptive_lora.importance.passes import Pass, joined
 from adaptive_lora.sites import AdapterSite
 
 
@@ -36,10 +35,15 @@ class SiteRows:
     """(B, T, out) float32, of the summed negative log-likelihood; (B, T, 0) in forward passes."""
     mask: torch.Tensor
     """(B, T) whether a position is no padding."""
-    half: torch.Tensor
-    """(B,) whether an example belongs to the second half of the calibration data."""
+    split: int
+    """Examples before it belong to the first half of the calibration data."""
     tokens: torch.Tensor
     """(B,) supervised tokens of each example."""
+
+    @property
+    def halves(self) -> tuple[slice, slice]:
+        """The examples of the first and of the second half."""
+        return slice(0, self.split), slice(self.split, None)
 
 
 Measures = tuple[SiteMeasure, SiteMeasure, SiteMeasure]
@@ -87,10 +91,8 @@ def measure_sites(
                 else:
                     alive[name] = statistic  # noqa: B023
 
-            seen = 0
-            for batch in passes:
-                _Pass(task, batch, list(sites), seen, take).run(backward=backward)
-                seen += len(batch.input_ids)
+            for part in passes:
+                _Run(task, part, list(sites), take).run(backward=backward)
             while alive:
                 name, statistic = alive.popitem()
                 found[name] = statistic.finish()
@@ -99,7 +101,7 @@ def measure_sites(
         {site.name: measure[part] for site, measure in zip(task.sites, measures, strict=True)}
         for part in range(3)
     )
-    tokens = len(groups) * sum(batch.tokens for batch in passes)
+    tokens = len(groups) * sum(part.batch.tokens for part in passes)
     return Measurement(whole=whole, halves=tuple(halves), processed_tokens=tokens)
 
 
@@ -118,20 +120,18 @@ def _groups(
     return groups
 
 
-class _Pass:
-    """One batch through the model; each site's rows are handed on when they are complete."""
+class _Run:
+    """One pass through the model; each site's rows are handed on when they are complete."""
 
     def __init__(
         self,
         task: ProfileTask,
-        batch: Batch,
+        part: Pass,
         names: Sequence[str],
-        seen: int,
         take: Callable[[str, SiteRows], None],
     ) -> None:
-        device = task.runtime.device
-        self.task, self.batch, self.names, self.take = task, batch.to(device), names, take
-        self.half = (torch.arange(len(batch.input_ids), device=device) + seen) % 2 == 1
+        self.task, self.names, self.take, self.split = task, names, take, part.split
+        self.batch = part.batch.to(task.runtime.device)
         self.tokens = (self.batch.labels != IGNORED).sum(dim=1)
         self.inputs: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.gradients: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
@@ -194,10 +194,10 @@ class _Pass:
         self.take(
             name,
             SiteRows(
-                inputs=torch.cat(inputs, dim=1),
-                gradients=torch.cat([self._by_example(name, rows) for rows in gradients], dim=1),
-                mask=torch.cat(masks, dim=1),
-                half=self.half,
+                inputs=_joint(inputs),
+                gradients=_joint([self._by_example(name, rows) for rows in gradients]),
+                mask=_joint(masks),
+                split=self.split,
                 tokens=self.tokens,
             ),
         )
@@ -213,6 +213,11 @@ class _Pass:
                 "multiple, so that rows can be told apart by example."
             )
         return rows.float().reshape(examples, -1, rows.shape[-1])
+
+
+def _joint(calls: list[torch.Tensor]) -> torch.Tensor:
+    """Join the positions of several calls; one call is not copied."""
+    return calls[0] if len(calls) == 1 else torch.cat(calls, dim=1)
 
 
 @contextmanager

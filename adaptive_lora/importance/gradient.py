@@ -60,8 +60,7 @@ class HalfSums:
 
     def add(self, rows: SiteRows) -> None:
         """Add one pass."""
-        for half in (0, 1):
-            chosen = rows.half == bool(half)
+        for half, chosen in enumerate(rows.halves):
             inputs, gradients = rows.inputs[chosen], rows.gradients[chosen]
             added = gradients.flatten(0, 1).T @ inputs.flatten(0, 1)
             if len(self.gradients) <= half:
@@ -121,10 +120,9 @@ class _Variance(HalfSums):
     def add(self, rows: SiteRows) -> None:
         super().add(rows)
         squares = squared_norms(rows.inputs, rows.gradients)
-        for half in (0, 1):
-            chosen = rows.half == bool(half)
+        for half, chosen in enumerate(rows.halves):
             self.squares[half] += float(squares[chosen].sum())
-            self.examples[half] += int(chosen.sum())
+            self.examples[half] += len(squares[chosen])
 
     def finish(self) -> Measures:
         first, second = self.gradients

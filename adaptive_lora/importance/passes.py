@@ -1,8 +1,9 @@
-"""Passes: calibration batches joined, and every second example of them."""
+"""Passes: calibration batches joined, with every second example in the second half."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
@@ -15,55 +16,65 @@ PASS_TOKENS = 4096
 are held at once, as in a training step; a longer batch is a pass of its own."""
 
 
-def joined(batches: Sequence[Batch], limit: int | None = None) -> list[Batch]:
-    """Join batches in order into passes of `limit` (4,096) padded tokens at most, or one batch."""
-    if any(type(batch) is not Batch for batch in batches):
-        return list(batches)  # a loss of its own may read fields that cannot be joined here
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """Examples that go through the model at once."""
+
+    batch: Batch
+    split: int
+    """Examples before it belong to the first half of the calibration data."""
+
+    def half(self, second: int) -> Batch | None:
+        """Return the examples of a half, or None where there is none."""
+        chosen = slice(self.split, None) if second else slice(0, self.split)
+        if len(self.batch.input_ids[chosen]) == 0:
+            return None
+        return Batch(
+            input_ids=self.batch.input_ids[chosen],
+            attention_mask=self.batch.attention_mask[chosen],
+            labels=self.batch.labels[chosen],
+        )
+
+
+def joined(batches: Sequence[Batch], limit: int | None = None) -> list[Pass]:
+    """Join batches into passes of `limit` (4,096) padded tokens at most, or of one batch.
+
+    Counted over all batches, every second example belongs to the second half; a pass has those of
+    the first half in front.
+    """
     most = PASS_TOKENS if limit is None else limit
-    passes: list[list[Batch]] = []
+    groups: list[list[Batch]] = []
     width = rows = 0
     for batch in batches:
         count, length = batch.input_ids.shape
         width, rows = max(width, length), rows + count
-        if not passes or width * rows > most:
-            passes.append([])
+        if not groups or width * rows > most:
+            groups.append([])
             width, rows = length, count
-        passes[-1].append(batch)
+        groups[-1].append(batch)
     padded = [batch for batch in batches if not batch.attention_mask.all()]
     pad = int(padded[0].input_ids[padded[0].attention_mask == 0][0]) if padded else 0
-    return [_stacked(group, pad) for group in passes]
+    passes, seen = [], 0
+    for group in groups:
+        passes.append(_stacked(group, pad, seen))
+        seen += len(passes[-1].batch.input_ids)
+    return passes
 
 
-def half_of(batches: Sequence[Batch], half: int) -> list[Batch]:
-    """Return every second example of batches, from the first (0) or the second (1), in passes."""
-    return [
-        Batch(
-            input_ids=joint.input_ids[start::2],
-            attention_mask=joint.attention_mask[start::2],
-            labels=joint.labels[start::2],
-        )
-        for joint, start in _starts(joined(batches), half)
-        if len(joint.input_ids) > start
-    ]
-
-
-def _starts(passes: Sequence[Batch], half: int) -> Iterator[tuple[Batch, int]]:
-    """Yield passes with the index of each one's first example of a half."""
-    seen = 0
-    for batch in passes:
-        yield batch, (half + seen) % 2
-        seen += len(batch.input_ids)
-
-
-def _stacked(batches: Sequence[Batch], pad: int) -> Batch:
+def _stacked(batches: Sequence[Batch], pad: int, seen: int) -> Pass:
     width = max(batch.input_ids.shape[1] for batch in batches)
+    count = sum(len(batch.input_ids) for batch in batches)
+    order = sorted(range(count), key=lambda index: (seen + index) % 2)
 
     def widened(name: str, value: int) -> torch.Tensor:
         rows = [getattr(batch, name) for batch in batches]
         return torch.cat([functional.pad(r, (0, width - r.shape[1]), value=value) for r in rows])
 
-    return Batch(
-        input_ids=widened("input_ids", pad),
-        attention_mask=widened("attention_mask", 0),
-        labels=widened("labels", IGNORED),
+    return Pass(
+        batch=Batch(
+            input_ids=widened("input_ids", pad)[order],
+            attention_mask=widened("attention_mask", 0)[order],
+            labels=widened("labels", IGNORED)[order],
+        ),
+        split=(count + (seen + 1) % 2) // 2,
     )

@@ -1,4 +1,4 @@
-"""Spectra: squared singular values in float64, and rank correlation of scores."""
+"""Spectra: squared singular values, and rank correlation of scores."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ SPECTRUM_LIMIT = 256
 
 
 def squared_singular_values(matrices: torch.Tensor) -> torch.Tensor:
-    """Return squared singular values of matrices (..., a, b), not increasing, float64.
+    """Return squared singular values of matrices (..., a, b), not increasing.
 
     From the Gram matrix of the smaller side: many times faster than a decomposition of the matrix
-    itself, and exact to about 1e-16 of the largest one.
+    itself, and exact to the type's rounding of the largest one.
     """
-    wide = matrices.double()
-    gram = wide @ wide.mT if wide.shape[-2] <= wide.shape[-1] else wide.mT @ wide
-    values: torch.Tensor = torch.linalg.eigvalsh(gram)
+    narrow = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
+    values: torch.Tensor = torch.linalg.eigvalsh(narrow @ narrow.mT)
     return values.flip(-1).clamp(min=0)
 
 
 def spectrum(values: torch.Tensor) -> tuple[float, ...]:
     """Return the first components, made non-increasing against rounding."""
     kept = values[:SPECTRUM_LIMIT].cummin(dim=0).values
-    return tuple(float(value) for value in kept.cpu())
+    return tuple(kept.tolist())
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

@@ -16,7 +16,7 @@ from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.importance.capture import Measures, SiteRows, frozen, measure_sites
 from adaptive_lora.importance.contract import Measurement, ProfileTask, SiteMeasure, Trainer
-from adaptive_lora.importance.passes import half_of
+from adaptive_lora.importance.passes import joined
 
 
 def ablation(task: ProfileTask) -> Measurement:
@@ -26,7 +26,10 @@ def ablation(task: ProfileTask) -> Measurement:
     2403.16187). A site whose removal helps scores 0. One pass over the validation batches a site,
     beside the training.
     """
-    halves = [half_of(task.validation, half) for half in (0, 1)]
+    passes = joined(task.validation)
+    halves = [
+        [batch for part in passes if (batch := part.half(second)) is not None] for second in (0, 1)
+    ]
     with _trainer("ablation", task)() as probe, frozen(probe.model), torch.no_grad():
         layers = lora_layers(task.model)
         tokens = [sum(batch.supervised_tokens for batch in half) for half in halves]
@@ -122,8 +125,7 @@ class _Energy:
         self.energy, self.positions = [0.0, 0.0], [0, 0]
 
     def add(self, rows: SiteRows) -> None:
-        for half in (0, 1):
-            chosen = rows.half == bool(half)
+        for half, chosen in enumerate(rows.halves):
             inputs = rows.inputs[chosen][rows.mask[chosen]]
             added = inputs @ self.down.T @ self.up.T
             self.energy[half] += float(added.square().sum(dtype=torch.float64))

@@ -28,7 +28,7 @@ class WeightProfiler:
         modules = dict(task.model.named_modules())
         found = {}
         for site in task.sites:
-            values = squared_singular_values(weight_of(modules[site.name]))
+            values = squared_singular_values(weight_of(modules[site.name]).double())
             score = self.score(values) if float(values[0]) > 0 else 0.0
             found[site.name] = SiteMeasure(score=score)
         return Measurement(whole=found)

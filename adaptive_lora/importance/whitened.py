@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.nn import functional
 
 from adaptive_lora.importance.capture import Measures, SiteRows, measure_sites
 from adaptive_lora.importance.contract import Measurement, ProfileTask, SiteMeasure
@@ -12,10 +13,13 @@ from adaptive_lora.importance.gradient import HalfSums, MeanGradients
 from adaptive_lora.importance.spectra import spectrum, squared_singular_values
 from adaptive_lora.sites import AdapterSite
 
-DAMPING = 0.1
+DAMPING = 0.3
 """Added to a covariance: this share of its mean eigenvalue."""
-DENSE_LIMIT = 4096
-"""Sides above this get a diagonal covariance: a dense one would outgrow the weight itself."""
+BLOCK = 128
+"""Widest block of a covariance; between blocks it counts as zero. Blocks take less than the weight
+itself and estimate better from little data: on the embedded base, 32 examples in blocks rank sites
+like 640 examples with full covariances (Spearman 0.93), and 64 examples with full ones do not do
+better (0.86 at this damping)."""
 
 
 def whitened_gradient(task: ProfileTask) -> Measurement:
@@ -41,8 +45,7 @@ def whitened_gradient(task: ProfileTask) -> Measurement:
 
 def _held(site: AdapterSite) -> int:
     sides = site.in_features, site.out_features
-    factors = sum(side**2 if side <= DENSE_LIMIT else side for side in sides)
-    return 2 * site.in_features * site.out_features + factors
+    return 2 * site.in_features * site.out_features + sum(BLOCK * side for side in sides)
 
 
 class _Whitened(HalfSums):
@@ -67,42 +70,57 @@ class _Whitened(HalfSums):
         return gains(self.means(), outputs, inputs)
 
 
-def second_moment(rows: torch.Tensor) -> torch.Tensor:
-    """Return the sum of outer products of rows, or only its diagonal for wide rows."""
-    return rows.T @ rows if rows.shape[1] <= DENSE_LIMIT else rows.square().sum(dim=0)
+def second_moment(rows: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
+    """Return the blocks (K, w, w) on the diagonal of the sum of outer products of rows (N, n).
+
+    All blocks are of one width w <= block; the last ones end in zeros where n is no multiple.
+    """
+    split = _blocked(rows.T, block)
+    moments: torch.Tensor = split @ split.mT
+    return moments
+
+
+def _blocked(matrix: torch.Tensor, block: int) -> torch.Tensor:
+    """Return (..., n, p) as (..., K, w, p) with K blocks of w rows, filled up with zeros."""
+    n = matrix.shape[-2]
+    count = -(-n // block)
+    width = -(-n // count)
+    filled = functional.pad(matrix, (0, 0, 0, count * width - n))
+    split: torch.Tensor = filled.unflatten(-2, (count, width))
+    return split
 
 
 def whiten(
     matrices: torch.Tensor, outputs: torch.Tensor, inputs: torch.Tensor, damping: float = DAMPING
 ) -> torch.Tensor:
-    """Return matrices (..., out, in) with both sides whitened, float64.
+    """Return matrices (..., out, in) with both sides whitened.
 
     Cholesky factors stand in for square roots: they differ by rotations of the two sides, which
     leave singular values as they are, and cost a tenth.
 
     Args:
         matrices: gradients.
-        outputs: covariance of output gradients, (out, out) or its diagonal (out,).
-        inputs: second moment of inputs, (in, in) or its diagonal (in,).
-        damping: share of the mean eigenvalue that is added to every eigenvalue.
+        outputs: blocks (K, w, w) of the covariance of output gradients.
+        inputs: blocks of the second moment of inputs.
+        damping: share of the mean eigenvalue that is added to every eigenvalue; above 0 where the
+            last block is filled up with zeros.
     """
-    left = _half_solve(matrices.double(), outputs.double(), damping)
-    return _half_solve(left.mT, inputs.double(), damping).mT
+    return _half_solve(_half_solve(matrices, outputs, damping).mT, inputs, damping).mT
 
 
-def _half_solve(matrices: torch.Tensor, covariance: torch.Tensor, damping: float) -> torch.Tensor:
+def _half_solve(matrices: torch.Tensor, blocks: torch.Tensor, damping: float) -> torch.Tensor:
     """Return L⁻¹ matrices with L Lᵀ the damped covariance; zeros where it is zero."""
-    diagonal = covariance if covariance.ndim == 1 else covariance.diagonal()
-    extra = damping * diagonal.mean()
-    if diagonal.sum() == 0:
+    size, width = matrices.shape[-2], blocks.shape[-1]
+    trace = blocks.diagonal(dim1=-2, dim2=-1).sum()
+    if trace == 0:
         return torch.zeros_like(matrices)
-    if covariance.ndim == 1:
-        return matrices / (covariance + extra).sqrt()[:, None]
-    damped = covariance.clone()
-    damped.diagonal().add_(extra)
+    extra = damping * trace / size
+    damped = blocks.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(extra)
     factor: torch.Tensor = torch.linalg.cholesky(damped)
-    solved: torch.Tensor = torch.linalg.solve_triangular(factor, matrices, upper=False)
-    return solved
+    split = _blocked(matrices, width)
+    solved: torch.Tensor = torch.linalg.solve_triangular(factor, split, upper=False)
+    return solved.flatten(-3, -2)[..., :size, :]
 
 
 def gains(
