@@ -37,7 +37,9 @@ _ATTENTION = _table(
         Role.KEY: "k_proj key key_proj pos_key_proj k_lin k wk Wk",
         Role.VALUE: "v_proj value value_proj v_lin v wv Wv",
         Role.QKV: "c_attn query_key_value qkv_proj qkv Wqkv in_proj in_proj_qkv",
-        Role.OUTPUT: "c_proj dense out_proj o_proj out_lin o proj projection projection_layer wo Wo",
+        Role.OUTPUT: (
+            "c_proj dense out_proj o_proj out_lin o proj projection projection_layer wo Wo"
+        ),
     }
 )
 # gate_up_proj and Wi fuse gate and up. T5 calls its gate wi_0 and its up map wi_1, or wi ungated.
