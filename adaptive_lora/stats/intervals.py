@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats as distributions
 
 from adaptive_lora.stats.arrays import FloatArray, Interval, no_spread, sample
@@ -117,14 +118,13 @@ def hierarchical_bootstrap(
     seeds = len(diffs)
     if seeds == 1:
         return Interval(low=None, high=None, method="none", note="one seed has no spread")
-    rng = np.random.default_rng(seed)
-    drawn_BS = rng.integers(0, seeds, (draws, seeds))
     if crossed:
-        examples = diffs[0].size
-        count_BE = rng.multinomial(examples, np.full(examples, 1 / examples), draws).astype(float)
+        drawn_BS, count_BE = _crossed_draws(seeds, diffs[0].size, draws, seed)
         loss_BS = (count_BE @ np.stack(diffs).T) / (count_BE @ np.stack(weights).T)
         loss_BS = np.take_along_axis(loss_BS, drawn_BS, axis=1)
     else:
+        rng = np.random.default_rng(seed)
+        drawn_BS = rng.integers(0, seeds, (draws, seeds))
         loss_BS = np.empty((draws, seeds))
         for source, (diff_E, weight_E) in enumerate(zip(diffs, weights, strict=True)):
             drawn = drawn_BS == source
@@ -135,3 +135,16 @@ def hierarchical_bootstrap(
     note = _shortfall(seeds, confidence)
     method = "crossed percentile" if crossed else "nested percentile"
     return Interval(low=float(low), high=float(high), method=method, note=note)
+
+
+@lru_cache(maxsize=1)  # every method of a comparison asks for the same ones
+def _crossed_draws(
+    seeds: int, examples: int, draws: int, seed: int
+) -> tuple[NDArray[np.int64], FloatArray]:
+    """Return drawn seeds (B, S), and how often each example is drawn (B, E)."""
+    rng = np.random.default_rng(seed)
+    drawn_BS = rng.integers(0, seeds, (draws, seeds))
+    count_BE = rng.multinomial(examples, np.full(examples, 1 / examples), draws).astype(float)
+    for array in (drawn_BS, count_BE):
+        array.flags.writeable = False
+    return drawn_BS, count_BE
