@@ -61,7 +61,8 @@ def judge(
     )
     render_terminal(comparison, console)
     dossier.home.files(folder, "report")
-    dossier.home.describe(render_markdown(comparison))
+    dossier.home.describe(render_markdown(comparison, dossier.title))
+    _summarise(dossier, comparison)
     try:
         if dossier.mixed:
             raise AdapterError(
@@ -145,8 +146,38 @@ def _register(
             "reload_max_loss_difference": repr(proof.max_loss_difference),
             "base_hash": bench.base.reference.content_hash,
         },
+        _version_text(dossier, config, comparison, best),
     )
     return adapter
+
+
+def _version_text(
+    dossier: Dossier, config: StudyConfig, comparison: Comparison, best: TrialRecord
+) -> str:
+    """Return a version's description in Markdown: what it is, why it is champion, how to load it.
+
+    A version lists its tags by the alphabet, so that the decision stands somewhere in the middle.
+    """
+    assert best.test is not None
+    exact = "" if best.test.exact_match is None else f", exact match {best.test.exact_match:.1%}"
+    return (
+        f"**{best.method}**, seed {best.seed}, learning rate {best.lr:g}: test loss "
+        f"{best.test.loss:.4f} nats per token{exact}, {best.trainable_parameters:,} parameters.\n\n"
+        f"Champion of {dossier.title}: {comparison.decision}.\n\n{comparison.headline}\n\n"
+        f"```python\nadapter = mlflow.pyfunc.load_model("
+        f'"models:/{config.tracking.registered_model}@champion")\n```'
+    )
+
+
+def _summarise(dossier: Dossier, comparison: Comparison) -> None:
+    """Put the outcome into tags and metrics, which the tables of runs can show and sort."""
+    base, winner = comparison.methods[0], comparison.method(comparison.winner)
+    dossier.home.tags({"verdict": comparison.answer[:5000], "champion": comparison.winner})
+    means = {"baseline/test_loss": base.loss.mean, "champion/test_loss": winner.loss.mean}
+    for name, value in means.items():
+        if value is not None:
+            dossier.home.metric(name, value)
+    dossier.home.flush()
 
 
 def _corrected_p(comparison: Comparison, winner: MethodSummary) -> str:

@@ -114,6 +114,8 @@ def test_champion_has_the_decision_as_tags(finished: Finished) -> None:
     assert tags["headline"] == judgement.comparison.headline
     assert tags["decision"] == judgement.comparison.decision
     assert {"p_value", "p_value_corrected", "verdict", "baseline", "decided_at"} <= set(tags)
+    assert f"**{tags['method']}**" in found.description
+    assert tags["decision"] in found.description
     assert tags["reload_max_logit_difference"] == "0.0"
     assert tags["reload_max_loss_difference"] == "0.0"
 

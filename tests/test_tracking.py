@@ -23,6 +23,7 @@ from adaptive_lora.config import StudyConfig, TrackingConfig
 from adaptive_lora.dossier import Selection
 from adaptive_lora.steps import run_train
 from adaptive_lora.study import compare_study
+from adaptive_lora.tracking import TrialRun
 from adaptive_lora.training import StepEvent
 
 
@@ -34,7 +35,27 @@ def test_one_parent_and_one_level_of_children(finished: Finished) -> None:
     assert {run.data.tags["mlflow.parentRunId"] for run in finished.children} == {
         finished.parent.info.run_id
     }
-    assert finished.parent.data.tags["mlflow.note.content"].strip()
+    tags, comparison = finished.parent.data.tags, finished.outcome.judgement.comparison
+    assert tags["mlflow.note.content"].startswith("# Study study\n\n**")
+    assert tags["verdict"] == comparison.answer
+    assert tags["champion"] == comparison.winner
+    losses = finished.parent.data.metrics
+    assert losses["champion/test_loss"] == comparison.method(comparison.winner).loss.mean
+    experiment = finished.client.get_experiment(finished.parent.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_long_description_ends_at_a_paragraph_and_says_where_it_goes_on(
+    finished: Finished,
+) -> None:
+    run = TrialRun(finished.outcome.store, finished.children[0].info.run_id)
+    run.describe("\n\n".join(["a paragraph " * 30] * 50))
+    note = finished.client.get_run(run.run_id).data.tags["mlflow.note.content"]
+    assert len(note) <= 8_000
+    assert note.endswith(
+        "a paragraph \n\nThe whole text is the artifact `report/report.md`; "
+        "`report/report.html` shows it all."
+    )
 
 
 def test_children_carry_their_identity_as_tags(finished: Finished) -> None:

@@ -27,6 +27,8 @@ from adaptive_lora.errors import TrackingError
 from adaptive_lora.provenance import hide_credentials
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
+TRAINING = "custom_model_development"
+"""Kind of experiment that the tracking UI shows as model training, not as evaluations of agents."""
 LEAST_FREE_BYTES = 200 * 2**20
 """A study refuses to start with less free disk for artifacts than this."""
 
@@ -164,7 +166,7 @@ def _parent_run(client: MlflowClient, uri: str, run_id: str) -> Run:
 def _experiment(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
-        return str(client.create_experiment(name))
+        return str(client.create_experiment(name, tags={"mlflow.experimentKind": TRAINING}))
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
             f"experiment '{name}' was deleted in MLflow; restore it or choose another with "

@@ -100,8 +100,11 @@ def register(store: Store, name: str, run: Run) -> RegisteredAdapter:
     return RegisteredAdapter(name=name, version=str(made.version), model_uri=model_uri)
 
 
-def promote(store: Store, adapter: RegisteredAdapter, decision: Mapping[str, str]) -> None:
-    """Make a version the champion, with the decision as its tags."""
+def promote(
+    store: Store, adapter: RegisteredAdapter, decision: Mapping[str, str], description: str
+) -> None:
+    """Make a version the champion, with the decision as its tags and its description."""
+    store.client.update_model_version(adapter.name, adapter.version, description)
     for key, value in decision.items():
         store.client.set_model_version_tag(adapter.name, adapter.version, key, value)
     store.client.set_registered_model_alias(adapter.name, CHAMPION, adapter.version)

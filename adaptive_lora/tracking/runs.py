@@ -24,6 +24,10 @@ STUDY_ID = "study_id"
 SIGNATURE = "trial_signature"
 _BATCH = 1000
 _PARAMS = 100
+_NOTE = 8_000
+_GOES_ON = (
+    "\n\nThe whole text is the artifact `report/report.md`; `report/report.html` shows it all."
+)
 
 
 class Recorder:
@@ -94,8 +98,13 @@ class Recorder:
         self.store.client.log_inputs(self.run_id, datasets=inputs)
 
     def describe(self, markdown: str) -> None:
-        """Set the run's description, shown on its page in the tracking UI."""
-        self.tags({MLFLOW_RUN_NOTE: markdown[:8000]})
+        """Set the run's description, shown on its page in the tracking UI.
+
+        MLflow takes 8,000 characters; a longer text ends at a paragraph and says where it goes on.
+        """
+        if len(markdown) > _NOTE:
+            markdown = markdown[: markdown.rindex("\n\n", 0, _NOTE - len(_GOES_ON))] + _GOES_ON
+        self.tags({MLFLOW_RUN_NOTE: markdown})
 
 
 class TrialRun(Recorder):
