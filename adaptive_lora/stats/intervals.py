@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats as distributions
 
 from adaptive_lora.stats.arrays import FloatArray, Interval, no_spread, sample
+from adaptive_lora.stats.components import Components, variance_components
 from adaptive_lora.stats.significance import attainable_p
 
 
@@ -106,7 +107,8 @@ def hierarchical_bootstrap(
         crossed: all seeds saw the same examples in the same order: one draw of examples then
             serves all seeds (Owen 2007, the pigeonhole bootstrap). Otherwise examples are drawn
             afresh for each drawn seed (Davison & Hinkley 1997, section 3.8).
-        confidence: of the interval, expanded for few seeds as in `bootstrap_interval`.
+        confidence: of the interval, expanded for few seeds as in `bootstrap_interval`, less where
+            the spread between examples prevails.
         draws: resamples.
         seed: of the resampling.
 
@@ -130,11 +132,33 @@ def hierarchical_bootstrap(
             drawn = drawn_BS == source
             picks = rng.integers(0, diff_E.size, (int(drawn.sum()), diff_E.size))
             loss_BS[drawn] = diff_E[picks].sum(axis=1) / weight_E[picks].sum(axis=1)
-    tail = (1 - expanded_confidence(confidence, seeds)) / 2
+    level = expanded_confidence(confidence, seeds)
+    parts = variance_components(diffs, weights, crossed=crossed)
+    if parts is not None and parts.example > 0:
+        level = _mixed_confidence(confidence, parts)
+    tail = (1 - level) / 2
     low, high = np.quantile(loss_BS.mean(axis=1), [tail, 1 - tail])
     note = _shortfall(seeds, confidence)
     method = "crossed percentile" if crossed else "nested percentile"
     return Interval(low=float(low), high=float(high), method=method, note=note)
+
+
+def _mixed_confidence(confidence: float, parts: Components) -> float:
+    """Return the nominal confidence where few seeds and many examples both make the spread.
+
+    As `expanded_confidence`, but only the seeds' part of the variance is taken to be short by
+    (n - 1) / n, and the degrees of freedom are those of the sum of both parts (Satterthwaite 1946,
+    Biometrics Bulletin 2): with few seeds and much spread between examples, t with n - 1 degrees
+    would make the interval far too wide.
+    """
+    seeds, examples = parts.seeds, parts.examples
+    by_seed = parts.spread(examples) ** 2 / seeds
+    by_example = parts.example / examples
+    total = by_seed + by_example
+    freedom = total**2 / (by_seed**2 / (seeds - 1) + by_example**2 / (examples - 1))
+    short = by_seed * (seeds - 1) / seeds + by_example * (examples - 1) / examples
+    quantile = float(distributions.t.ppf((1 + confidence) / 2, freedom))
+    return 1 - 2 * float(distributions.norm.cdf(-math.sqrt(total / short) * quantile))
 
 
 @lru_cache(maxsize=1)  # every method of a comparison asks for the same ones

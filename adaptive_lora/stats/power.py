@@ -126,15 +126,15 @@ def checked_seeds(
     """Return seeds that give the power in simulation too, and the simulated power there.
 
     Starts from the formula at alpha / comparisons, the strictest level that a correction sets, and
-    looks in `simulated_power` whether it takes more or (max-T) may do with fewer seeds; up to two
-    standard errors below the power count as reached. Above `_SIMULATED` seeds the formula stands
+    looks in `simulated_power` whether it takes more seeds, where one standard error below the power
+    counts as reached, or (max-T) may do with fewer. Above `_SIMULATED` seeds the formula stands
     alone and no simulated power is given.
     """
     formula = seeds_for_power(difference, spread, alpha=alpha / max(1, comparisons), power=power)
     if formula is None or formula > _SIMULATED or spread <= 0:
         return formula, None
     studies = 400
-    enough = power - 2 * math.sqrt(power * (1 - power) / studies)
+    enough = power - math.sqrt(power * (1 - power) / studies)
 
     def simulate(seeds: int) -> float:
         return simulated_power(
@@ -156,7 +156,7 @@ def checked_seeds(
         while low < seeds:
             middle = (low + seeds) // 2
             there = simulate(middle)
-            if there >= enough:
+            if there >= power:
                 seeds, found = middle, there
             else:
                 low = middle + 1
