@@ -62,8 +62,13 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
     for name, score in shares:
         console.print(f"{score / total:7.2%}  {name}", highlight=False)
     halves = f"rank correlation between halves {profile.stability:.2f}"
+    seen = (
+        f"{profile.tokens:,} supervised tokens"
+        if profile.tokens
+        else f"{profile.processed_tokens:,} tokens"
+    )
     console.print(
-        f"\n{metric} over {profile.tokens:,} supervised tokens in {profile.seconds:.1f} s; "
+        f"\n{metric} over {seen} in {profile.seconds:.1f} s; "
         f"{profile.stability_note or halves}\nwritten to {path}; use it with "
         f"`adaptive-lora plan --method empirical:metric={metric} --profile {path}`",
         highlight=False,
