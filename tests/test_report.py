@@ -274,6 +274,15 @@ def test_agreement_cells_and_budget_bars_say_the_comparisons_numbers(
         assert ("on the front" in said) == point.on_front
 
 
+def test_markdown_shows_the_figures_beside_it(made: tuple[Comparison, Path]) -> None:
+    comparison, path = made
+    text = path.with_name("report.md").read_text(encoding="utf-8")
+    images = re.findall(r"!\[.+\]\((.+)\)", text)
+    assert {Path(image).stem for image in images} == FIGURES
+    assert all((path.parent / image).is_file() for image in images)
+    assert text.startswith(render_markdown(comparison, f"Study {EVIL}").rstrip())
+
+
 def test_json_is_the_comparison(made: tuple[Comparison, Path]) -> None:
     comparison, path = made
     values = json.loads(path.with_name("comparison.json").read_text(encoding="utf-8"))

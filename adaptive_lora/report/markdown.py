@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from adaptive_lora.comparison import Comparison
 from adaptive_lora.report.cells import TextTable
 from adaptive_lora.report.tables import further_tables, result_table
@@ -27,6 +29,22 @@ def render_markdown(comparison: Comparison, title: str = "Comparison") -> str:
     for table in further_tables(comparison):
         parts += [f"## {table.title}", markdown_table(table)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def render_report(
+    comparison: Comparison, title: str, figures: Mapping[str, str], methods: str
+) -> str:
+    """Return the comparison with the figures beside it and the methods paragraph.
+
+    Args:
+        comparison: what is reported.
+        title: of the report.
+        figures: file name without ending -> title.
+        methods: the paragraph.
+    """
+    images = [f"![{_escape(words)}](figures/{name}.png)" for name, words in figures.items()]
+    parts = [render_markdown(comparison, title).rstrip(), "## Figures", *images]
+    return "\n\n".join([*parts, "## Methods", _escape(methods)]) + "\n"
 
 
 def markdown_table(table: TextTable) -> str:

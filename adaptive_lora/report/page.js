@@ -73,19 +73,21 @@
   document.addEventListener("pointerover", focus);
   document.addEventListener("focusin", focus);
 
-  // Tables sort by the number behind a cell, or by its text; a third click restores.
+  // Tables sort by the number behind a cell, words by their text; a third click restores.
   function sort(table, column, direction) {
-    const key = (row) => {
-      const cell = row.cells[column], value = cell.dataset.v;
-      return value === undefined ? (column ? null : cell.textContent) : Number(value);
-    };
     const rows = [...table.tBodies[0].rows];
+    const numbers = rows.some((row) => row.cells[column].dataset.v !== undefined);
+    const key = (row) => {
+      const cell = row.cells[column], glyph = cell.querySelector(".glyph");
+      if (numbers) return cell.dataset.v === undefined ? null : Number(cell.dataset.v);
+      return cell.textContent.slice(glyph ? glyph.textContent.length : 0);
+    };
     rows.sort((a, b) => a.dataset.i - b.dataset.i);
     if (direction)
       rows.sort((a, b) => {
         const [x, y] = [key(a), key(b)];
         if (x === null || y === null) return (x === null) - (y === null);
-        return direction * (typeof x === "string" ? x.localeCompare(y) : x - y);
+        return direction * (numbers ? x - y : x.localeCompare(y));
       });
     table.tBodies[0].append(...rows);
     if (table.id === "result") update();

@@ -10,7 +10,7 @@ from adaptive_lora.comparison import Comparison
 from adaptive_lora.report.about import About
 from adaptive_lora.report.figures import Material, draw_all
 from adaptive_lora.report.files import csv_table, latex_table
-from adaptive_lora.report.markdown import render_markdown
+from adaptive_lora.report.markdown import render_report
 from adaptive_lora.report.methods import methods_text
 from adaptive_lora.report.page import render_page
 from adaptive_lora.report.reproduce import study_file
@@ -35,10 +35,11 @@ def write_report(
     material = Material(comparison=comparison, records=records, examples=about.examples)
     paragraph = methods_text(comparison, records)
     drawings = draw_all(material, folder / "figures")
+    titles = {drawing.name: drawing.title for drawing in drawings}
     values = json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     texts = {
         "comparison.json": f"{values}\n",
-        "report.md": render_markdown(comparison, about.title),
+        "report.md": render_report(comparison, about.title, titles, paragraph),
         "table.csv": csv_table(comparison),
         "table.tex": latex_table(comparison),
         "methods.txt": f"{paragraph}\n",
@@ -48,5 +49,5 @@ def write_report(
     if repeats is not None:
         texts = {"study.yaml": repeats, **texts}
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        (folder / name).write_text(text, encoding="utf-8", errors="replace", newline="\n")
     return folder / "report.html"
