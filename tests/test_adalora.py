@@ -24,10 +24,12 @@ from adaptive_lora.adapters.adalora import (
 )
 from adaptive_lora.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.adapters.factors import write_factors
+from adaptive_lora.allocation import MethodSpec, allocate
 from adaptive_lora.allocation.dynamic import AdaLora, Phases
 from adaptive_lora.allocation.revised import equal_rank, revised
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.recipes.adalora import AdaLoraRegime
+from adaptive_lora.sites import AdapterSite, Role
 from adaptive_lora.training import TrainInputs, train
 from adaptive_lora.trial import run_trial, trial_metrics
 from adaptive_lora.workbench import Workbench
@@ -239,16 +241,17 @@ def test_schedule_counts_optimiser_steps(make_bench: Bench, tmp_path: Path) -> N
     assert len(outcome.train.losses) == 10
 
 
-def test_start_must_be_above_the_budget(make_bench: Bench, tmp_path: Path) -> None:
-    """PEFT alone fails with `kthvalue(): selected number k out of range`."""
-    bench = make_bench(methods="adalora:rank=3,start_rank=3", seeds="0")
+def test_start_must_be_above_the_budget(make_bench: Bench) -> None:
+    """Seen before any training; PEFT alone fails in it (`kthvalue(): selected number k ...`)."""
     with pytest.raises(AllocationError, match="nothing would be cut"):
-        run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+        make_bench(methods="adalora:rank=3,start_rank=3")
 
 
-def test_start_is_one_rank_everywhere(make_bench: Bench) -> None:
-    bench = make_bench(methods="uniform:rank=4")
-    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
-    mixed = revised(plan, plan.rank_pattern() | {bench.sites[0].name: 3})
-    with pytest.raises(AllocationError, match="does not fit every site"):
-        attach_adalora(bench.base.model, mixed, AdaLora(), AdaLora().phases(9), seed=0, dropout=0.0)
+def test_start_is_one_rank_everywhere() -> None:
+    sites = [
+        AdapterSite(name=f"h.0.{n}", layer=0, role=Role.UP, in_features=width, out_features=64)
+        for n, width in enumerate((8, 64, 64))
+    ]
+    with pytest.raises(AllocationError, match="rank 9 does not fit every site"):
+        allocate(MethodSpec.parse("adalora:rank=6"), sites, scale=2.0)
+    assert allocate(MethodSpec.parse("adalora:rank=5"), sites, scale=2.0).budget

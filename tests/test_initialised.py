@@ -192,7 +192,7 @@ def test_eva_says_what_it_lacks(make_bench: Bench, tmp_path: Path) -> None:
     bench = make_bench(methods="eva:rank=4", seeds="0", profile_batches=1, profile_batch_size=1)
     with pytest.raises(AllocationError, match="needs 16 supervised tokens"):
         run(bench, tmp_path)
-    bench = make_bench(methods="eva:rank=2,tau=1", seeds="0")
+    bench = make_bench(methods="eva:rank=2,tau=1", seeds="0", profile_batches=2)
     with pytest.raises(AllocationError, match="still turn after"):
         run(bench, tmp_path)
     model = bench.base.model

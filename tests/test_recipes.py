@@ -143,11 +143,10 @@ def test_steps_of_two_trainings_are_shown_as_one_course(make_bench: Bench, tmp_p
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_a_start_within_the_budget_is_refused(make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(methods="truncate:rank=4,start_rank=4", seeds="0")
+@pytest.mark.parametrize("name", ["truncate", "truncate_retrain"])
+def test_a_start_within_the_budget_is_refused_before_training(make_bench: Bench, name: str) -> None:
     with pytest.raises(AllocationError, match="nothing would be cut"):
-        one(bench, tmp_path)
-    assert lora_layers(bench.base.model) == {}
+        make_bench(methods=f"{name}:rank=4,start_rank=4")
 
 
 # --- all recipes

@@ -18,7 +18,7 @@ from adaptive_lora.adapters.dropout import SiteDropout
 from adaptive_lora.adapters.factors import Factors
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.allocation.dynamic import AdaLora, Phases
-from adaptive_lora.errors import AdapterError, AllocationError
+from adaptive_lora.errors import AdapterError
 from adaptive_lora.seeding import rng_for
 
 _SPREAD = 0.02
@@ -45,16 +45,9 @@ def attach_adalora(
         dropout: probability of dropping an input.
 
     Raises:
-        AllocationError: the start's rank does not fit every site.
         AdapterError: the layers as built differ from the start.
     """
-    ranks = {entry.rank for entry in start.entries}
-    if len(ranks) > 1:
-        raise AllocationError(
-            f"adalora starts at one rank everywhere, but rank {max(ranks)} does not fit every "
-            f"site (the smallest takes {min(ranks)}); lower rank or start_rank."
-        )
-    rank = ranks.pop()
+    (rank,) = {entry.rank for entry in start.entries}
     modules = dict(model.named_modules())
     config = AdaLoraConfig(
         task_type="CAUSAL_LM",

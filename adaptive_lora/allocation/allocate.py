@@ -69,7 +69,7 @@ def allocate(
     }
     if not made:
         raise AllocationError(f"{spec.label} gives no site a rank; raise min_rank or the budget.")
-    return RankPlan(
+    plan = RankPlan(
         method=spec.label,
         budget=solution.budget,
         scale_policy=policy,
@@ -77,6 +77,10 @@ def allocate(
         left_out=tuple(site.name for site in chosen if site.name not in made),
         certificate=solution.certificate,
     )
+    check = getattr(spec.allocator, "check", None)
+    if check is not None:  # what training will start from must fit too
+        check(plan)
+    return plan
 
 
 def _limits(spec: MethodSpec, site: AdapterSite) -> tuple[int, int]:

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from adaptive_lora.allocation.demand import RANK, Evidence, RankDemand
-from adaptive_lora.allocation.plan import uniform_cost
+from adaptive_lora.allocation.plan import RankPlan, uniform_cost
+from adaptive_lora.allocation.revised import equal_rank, start_rank
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits, option
 from adaptive_lora.sites import AdapterSite
 
+_START_FACTOR = 1.5
+"""AdaLoRA's rank at the start over the uniform rank of the budget, as in the paper."""
 _SHARE = Limits(low=0, high=0.9)
 _INTERVAL = "optimiser steps between two decisions; none: a {} of the training"
 
@@ -61,10 +64,10 @@ class AdaLora:
     """AdaLoRA (Zhang et al. 2023, 2303.10512) through PEFT, folded into plain LoRA at the end.
 
     Updates P·diag(E)·Q start at a higher rank. Every `interval` steps the triplets with the largest
-    smoothed sensitivity times its uncertainty (equations 8 to 12) stay, under a number of ranks
-    that falls as a cubic (equation 13). Departure: the target of that schedule is no fixed number
-    of ranks but as many of the best triplets as the budget of parameters holds. alpha / rank is
-    that of the start throughout, as in PEFT, and is folded in.
+    smoothed sensitivity times its uncertainty (section 3.2) stay, under a number of ranks that
+    falls as a cubic (section 3.3). Departure: the target of that schedule is no fixed number of
+    ranks but as many of the best triplets as the budget of parameters holds. alpha / rank is that
+    of the start throughout, as in PEFT, and is folded in.
     """
 
     metric: ClassVar[str | None] = None
@@ -97,6 +100,23 @@ class AdaLora:
             interval=self.interval or max(1, steps // 100),
         )
 
+    def start_plan(self, plan: RankPlan) -> RankPlan:
+        """Return the plan of the start: one rank at every site, above the budget.
+
+        Raises:
+            AllocationError: it is not above the budget, or does not fit every site.
+        """
+        start = equal_rank(plan, start_rank(plan, self.start_rank, _START_FACTOR))
+        ranks = {entry.rank for entry in start.entries}
+        if len(ranks) > 1:
+            raise AllocationError(
+                f"adalora starts at one rank everywhere, but rank {max(ranks)} does not fit every "
+                f"site (the smallest takes {min(ranks)}); lower rank or start_rank."
+            )
+        return start
+
+    check = start_plan
+
     def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
         """Return equal ranks, which set the budget; training decides the rest."""
         return RankDemand(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
@@ -107,8 +127,8 @@ class GrowPrune:
     """Grow and prune within a fixed budget: this project's own, after ElaLoRA and L1RA.
 
     Plain LoRA from equal ranks. Every `interval` steps the components with the least smoothed
-    sensitivity |w·g| (AdaLoRA, 2303.10512, equations 8 and 9, without the uncertainty) give way to
-    new ones at the sites whose weakest component matters most. Departures: ElaLoRA (2504.00254) and
+    sensitivity |w·g| (AdaLoRA, 2303.10512, section 3.2, without the uncertainty) give way to new
+    ones at the sites whose weakest component matters most. Departures: ElaLoRA (2504.00254) and
     L1RA (2509.04884) keep the number of ranks, this keeps the parameters, at every step; L1RA
     starts the optimiser anew, here surviving components keep their moments; new components start
     with B = 0 and the next rows of the site's own stream in A, so the function does not jump.

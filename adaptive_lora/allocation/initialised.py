@@ -36,12 +36,12 @@ def _label(rank: int, ranks: str, init: str) -> str:
 class Eva:
     """EVA (Paischer et al. 2024, 2410.07170): directions of the inputs that explain most variance.
 
-    A starts as the leading right singular vectors of the site's inputs, B at zero (section 3.2);
-    ranks come from sorting all components by their share of explained variance, at most rho times
-    `rank` a site. Computed by PEFT. Without a budget it spends ranks, as in the paper, `rank` a
-    site on average: its parameters are whatever that costs. With a budget of parameters components
-    are taken in the same order as far as it goes. Sites of one input have equal scores. Its own
-    scale is the default policy's: alpha / rank the same everywhere.
+    A starts as the leading right singular vectors of the site's inputs, B at zero; ranks come from
+    sorting all components by their share of explained variance, at most rho times `rank` a site.
+    Computed by PEFT. Without a budget it spends ranks, as in the paper, `rank` a site on average:
+    its parameters are whatever that costs. With a budget of parameters components are taken in the
+    same order as far as it goes. Sites of one input have equal scores. Its own scale is the default
+    policy's: alpha / rank the same everywhere.
     """
 
     metric: ClassVar[str | None] = None

@@ -7,12 +7,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from adaptive_lora.allocation.demand import RANK, Evidence, RankDemand
-from adaptive_lora.allocation.plan import uniform_cost
+from adaptive_lora.allocation.plan import RankPlan, uniform_cost
+from adaptive_lora.allocation.revised import equal_rank, start_rank
 from adaptive_lora.options import option
 from adaptive_lora.sites import AdapterSite
 
-START_FACTOR = 2.0
+_START_FACTOR = 2.0
 """Rank at the start over the uniform rank of the budget."""
+
+
+def _start_plan(options: Truncate | TruncateRetrain, plan: RankPlan) -> RankPlan:
+    """Return the plan of the training above the budget.
+
+    Raises:
+        AllocationError: it is not above the budget.
+    """
+    return equal_rank(plan, start_rank(plan, options.start_rank, _START_FACTOR))
 
 
 def _label(rank: int, start: int | None) -> str:
@@ -45,6 +55,8 @@ class Truncate:
         """Return equal ranks, which set the budget; training decides the rest."""
         return RankDemand(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
 
+    start_plan = check = _start_plan
+
 
 @dataclass(frozen=True, kw_only=True)
 class TruncateRetrain:
@@ -69,3 +81,5 @@ class TruncateRetrain:
     def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
         """Return equal ranks, which set the budget; the first training decides the rest."""
         return RankDemand(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
+
+    start_plan = check = _start_plan

@@ -14,18 +14,15 @@ from adaptive_lora.adapters.audit import audit_moved
 from adaptive_lora.adapters.factors import write_factors
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.allocation.dynamic import AdaLora, Phases
-from adaptive_lora.allocation.revised import budget_of, equal_rank, revised, start_rank
+from adaptive_lora.allocation.revised import budget_of, revised
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.recipes.job import Job, RankEvent, Trained
-
-_START_FACTOR = 1.5
-"""Rank at the start over the uniform rank of the budget, as in the paper's experiments."""
 
 
 def adalora(job: Job) -> Trained:
     """Train AdaLoRA layers, then put their update into a plain LoRA adapter of mixed rank."""
     options: AdaLora = job.options
-    start = equal_rank(job.plan, start_rank(job.plan, options.start_rank, _START_FACTOR))
+    start = options.start_plan(job.plan)
     phases = options.phases(job.steps)
     dropout = job.trial.study.train.dropout
     adapted = job.adopt(
@@ -80,7 +77,7 @@ class AdaLoraRegime:
         assert steps == self._phases.steps
 
     def penalty(self) -> torch.Tensor | None:
-        """Return the weighted mean of ‖QQᵀ - I‖ and ‖PᵀP - I‖ (equation 5, as PEFT computes it)."""
+        """Return the weighted mean of ‖QQᵀ - I‖ and ‖PᵀP - I‖ (section 3.1, as in PEFT)."""
         weight = float(self._config.orth_reg_weight)
         if not weight:
             return None

@@ -8,14 +8,7 @@ from dataclasses import dataclass
 from adaptive_lora.adapters import audit_moved
 from adaptive_lora.adapters.factors import Spectrum, read_factors, spectrum, write_factors
 from adaptive_lora.allocation import RankPlan
-from adaptive_lora.allocation.revised import (
-    above_threshold,
-    budget_of,
-    equal_rank,
-    revised,
-    start_rank,
-)
-from adaptive_lora.allocation.truncated import START_FACTOR
+from adaptive_lora.allocation.revised import above_threshold, budget_of, revised
 from adaptive_lora.recipes.job import Job, RankEvent, Trained
 from adaptive_lora.results import TrainResult
 
@@ -91,7 +84,7 @@ def truncate_retrain(job: Job) -> Trained:
 
 def _search(job: Job, *, trainings: int) -> _Search:
     plan = job.plan
-    start = equal_rank(plan, start_rank(plan, job.options.start_rank, START_FACTOR))
+    start = job.options.start_plan(plan)
     adapted = job.attach(start)
     result = job.train(adapted, trainings=trainings)
     audit_moved(adapted)
