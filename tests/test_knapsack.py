@@ -99,3 +99,22 @@ def test_costs_without_a_divisor_are_left_to_greedy() -> None:
     sites = [(100_003, [3.0] * 4), (99_991, [2.0] * 4), (50_021, [1.5] * 4)]
     assert exact(offered(sites, 300_000)) is None
     assert exact(offered([(cost // 1000 * 1000, g) for cost, g in sites], 300_000)) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "costs"),
+    [
+        ("GPT-2 small", [768 * 4, 768 * 2, 768 * 5]),
+        ("Llama-3-8B", [4096 * 2, 4096 + 1024, 4096 + 14336]),
+        ("Llama-3-70B", [8192 * 2, 8192 + 1024, 8192 + 28672]),
+        ("Qwen2.5-0.5B", [896 * 2, 896 + 128, 896 + 4864]),
+        ("Gemma-2-2B", [2304 + 2048, 2304 + 1024, 2304 + 9216]),
+    ],
+)
+def test_common_widths_are_solved_exactly(name: str, costs: list[int]) -> None:
+    draw = np.random.default_rng(0)
+    sites = [(cost, draw.exponential(cost, size=32).tolist()) for cost in costs * 40]
+    items = offered(sites, 8 * 40 * sum(costs) + 1)
+    counts = exact(items)
+    assert counts is not None
+    assert items.gain_of(greedy(items)) <= items.gain_of(counts) <= items.bound() * (1 + 1e-12)

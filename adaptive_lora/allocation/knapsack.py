@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_MOST_WORK = 300_000_000
-"""Elementary steps that the exact search may take: about a second."""
+_MOST_WORK = 100_000_000
+"""Elementary steps that the exact search may take: a third of a second or so."""
 _MOST_EXCHANGES = 200
 
 

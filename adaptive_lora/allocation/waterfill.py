@@ -118,7 +118,7 @@ class _Filled:
     optimal: bool
 
 
-def _fill(problem: Problem, gains_SR: Floats, budget: int) -> _Filled:
+def _fill(problem: Problem, gains_SR: Floats, budget: int, *, prove: bool = True) -> _Filled:
     """Return the best ranks, the most that any could capture, and whether that is proved."""
     costs, step = problem.costs, problem.multiple
     spent = check_budget(costs, problem.lower, problem.upper, budget)
@@ -126,7 +126,7 @@ def _fill(problem: Problem, gains_SR: Floats, budget: int) -> _Filled:
     items = Items.offer(
         unit_gains(gains_SR, problem), np.asarray(costs, dtype=np.int64) * step, budget - spent
     )
-    count_K, proved = greedy(items), exact(items)
+    count_K, proved = greedy(items), exact(items) if prove else None
     if proved is not None and items.gain_of(proved) > items.gain_of(count_K) * (1 + 1e-12):
         count_K = proved
     bound, gain = items.bound(), items.gain_of(count_K)
@@ -160,6 +160,7 @@ def _headroom_lower(
     for table_SR in stack_BSR:
         others_SR = np.maximum(total_SR - table_SR, 0.0) / (len(tables) - 1)
         worth = captured(others_SR, uniform)
-        gain = captured(others_SR, _fill(problem, table_SR, budget).ranks)
+        chosen = _fill(problem, table_SR, budget, prove=False).ranks
+        gain = captured(others_SR, chosen)
         headrooms.append((gain - worth) / worth if worth > 0 else 0.0)
     return float(np.quantile(headrooms, _UNSURE))
