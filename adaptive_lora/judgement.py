@@ -173,7 +173,10 @@ def _summarise(dossier: Dossier, comparison: Comparison) -> None:
     """Put the outcome into tags and metrics, which the tables of runs can show and sort."""
     base, winner = comparison.methods[0], comparison.method(comparison.winner)
     dossier.home.tags({"verdict": comparison.answer[:5000], "champion": comparison.winner})
-    means = {"baseline/test_loss": base.loss.mean, "champion/test_loss": winner.loss.mean}
+    means = {
+        "study/baseline_test_loss": base.loss.mean,
+        "study/champion_test_loss": winner.loss.mean,
+    }
     for name, value in means.items():
         if value is not None:
             dossier.home.metric(name, value)

@@ -40,7 +40,7 @@ def test_one_parent_and_one_level_of_children(finished: Finished) -> None:
     assert tags["verdict"] == comparison.answer
     assert tags["champion"] == comparison.winner
     losses = finished.parent.data.metrics
-    assert losses["champion/test_loss"] == comparison.method(comparison.winner).loss.mean
+    assert losses["study/champion_test_loss"] == comparison.method(comparison.winner).loss.mean
     experiment = finished.client.get_experiment(finished.parent.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 

@@ -43,6 +43,7 @@ def ui(port: int, **options: Any) -> None:
     if uri.startswith(("http://", "https://")):
         click.echo(f"The tracking server has its own UI: {uri}")
         return
-    click.echo(f"MLflow UI: http://127.0.0.1:{port}  (Ctrl-C ends it)")
+    address = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
+    click.echo(f"MLflow UI: {address}  (Ctrl-C ends it)")
     arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
