@@ -261,3 +261,25 @@ def test_benjamini_hochberg_decides_where_asked() -> None:
     assert best.verdict.kind == "better"  # six seeds, five methods: Holm cannot
     assert against_uniform(records).method("m-r1").verdict.kind != "better"
     assert any("share of false findings" in note for note in screened.notes)
+
+
+def test_exact_match_has_its_own_intervals_and_correction() -> None:
+    records = study({"uniform-r8": 0.0, "m-r8": -0.3, "n-r8": 0.0}, range(6), noise=0.05)
+    comparison = against_uniform(records)
+    shares = {(r.method, r.seed): r.test.exact_match for r in records}
+    gaps = [shares["m-r8", s] - shares["uniform-r8", s] for s in range(6)]
+    found = comparison.method("m-r8").exact_match_difference
+    other = comparison.method("n-r8").exact_match_difference
+    assert found is not None
+    assert other is not None
+    assert found.mean == pytest.approx(np.mean(gaps))
+    assert found.sign_flip == pytest.approx(stats.sign_flip_test(gaps))
+    assert found.holm == pytest.approx(stats.holm([found.sign_flip, other.sign_flip])[0])
+    assert found.superiority == 1.0
+    assert found.interval.low <= found.mean <= found.interval.high
+    assert found.hierarchical.low <= found.mean <= found.hierarchical.high
+    silent = [
+        dataclasses.replace(r, test=dataclasses.replace(r.test, exact_match_E=None))
+        for r in records
+    ]
+    assert against_uniform(silent).method("m-r8").exact_match_difference is None

@@ -217,6 +217,33 @@ def test_interval_covers_as_often_as_it_says() -> None:
     assert low <= hits <= high
 
 
+@pytest.mark.parametrize("seeds", [6, 8, 10])
+def test_false_positives_are_as_many_as_the_level_and_no_more(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    studies = 20_000
+    found = int((stats.sign_flip_ps(rng.normal(size=(seeds, studies))) <= 0.05).sum())
+    level = 2 * np.floor(0.05 * 2 ** (seeds - 1)) / 2**seeds  # as far as the flips reach 5 %
+    low, high = scipy_stats.binom.interval(0.999, studies, level)
+    assert low <= found <= high
+    assert level <= 0.05
+
+
+@pytest.mark.parametrize("seeds", [6, 10])
+def test_interval_over_seeds_and_examples_is_not_far_too_wide(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    studies, hits, weight = 400, 0, np.ones((seeds, 100))
+    for _ in range(studies):
+        diff = (
+            rng.normal(0, 0.15, (seeds, 1))
+            + rng.normal(0, 1.0, (1, 100))
+            + rng.normal(0, 0.5, (seeds, 100))
+        )
+        interval = stats.hierarchical_bootstrap(diff, weight, crossed=True, draws=999)
+        hits += interval.low <= 0 <= interval.high
+    low, high = scipy_stats.binom.interval(0.999, studies, 0.95)
+    assert low <= hits <= high
+
+
 def nested(rng: np.random.Generator, seeds: int, examples: int, crossed: bool) -> np.ndarray:
     shared = rng.normal(0, 1, (1 if crossed else seeds, examples))
     return rng.normal(0, 0.15, (seeds, 1)) + shared + rng.normal(0, 0.5, (seeds, examples))

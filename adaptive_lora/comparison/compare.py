@@ -12,6 +12,7 @@ from adaptive_lora.comparison.findings import PowerAnswer
 from adaptive_lora.comparison.inference import (
     Settings,
     correct,
+    correct_scores,
     exact_match_difference,
     measure,
     most_changed,
@@ -33,6 +34,7 @@ from adaptive_lora.comparison.types import (
     Difference,
     LearningRate,
     MethodSummary,
+    ScoreDifference,
     VerdictKind,
 )
 from adaptive_lora.comparison.verdict import Rule, choose_winner, headline, judge
@@ -99,9 +101,10 @@ def compare(
     found = {m: measure(pairs[m], chosen[m] or 0.0, base_lr, settings) for m in compared}
     best = correct(found, seed)
     shared = _shared_rate(table, compared, base_lr, best, settings)
+    scores = correct_scores({m: exact_match_difference(pairs[m], settings) for m in compared})
     alone = [describe(table, m, rates[m], base, confidence, seed) for m in table.methods]
     methods = tuple(
-        _complete(own, pairs.get(own.label, []), best, shared, rule, settings) for own in alone
+        _complete(own, pairs.get(own.label, []), best, shared, scores, rule) for own in alone
     )
     return _conclusion(table, methods, rule, frozen_loss, facts or {}, seed)
 
@@ -194,8 +197,8 @@ def _complete(
     pairs: Sequence[PairedSeed],
     best: Mapping[str, Difference],
     shared: Mapping[str, Difference],
+    scores: Mapping[str, ScoreDifference],
     rule: Rule,
-    settings: Settings,
 ) -> MethodSummary:
     """Add to a method's own numbers what the comparison with the baseline gave."""
     difference = best.get(summary.label)
@@ -209,7 +212,7 @@ def _complete(
         summary,
         difference=difference,
         shared_rate=shared.get(summary.label),
-        exact_match_difference=exact_match_difference(pairs, settings),
+        exact_match_difference=scores.get(summary.label),
         most_changed=most_changed(pairs),
         verdict=verdict,
     )

@@ -141,13 +141,38 @@ def exact_match_difference(
     known = [pair.exact_match for pair in pairs if pair.exact_match is not None]
     if not known or len(known) < len(pairs):
         return None
+    match_SE = [pair.match_E for pair in pairs if pair.match_E is not None]
+    p = stats.sign_flip_test(known, seed=settings.seed)
     return ScoreDifference(
         mean=float(np.mean(known)),
         interval=stats.bootstrap_interval(
             known, confidence=settings.confidence, seed=settings.seed
         ),
-        sign_flip=stats.sign_flip_test(known, seed=settings.seed),
+        hierarchical=stats.hierarchical_bootstrap(
+            match_SE,
+            [np.ones_like(match_E) for match_E in match_SE],
+            crossed=_same_examples(pairs),
+            confidence=settings.confidence,
+            seed=settings.seed,
+        ),
+        superiority=stats.paired_effect([-gap for gap in known]).superiority,
+        sign_flip=p,
+        holm=p,
     )
+
+
+def correct_scores(
+    differences: Mapping[str, ScoreDifference | None],
+) -> dict[str, ScoreDifference]:
+    """Return the differences in exact match with Holm's p over the methods that have one."""
+    known = {label: row for label, row in differences.items() if row is not None}
+    if not known:
+        return {}
+    holm_M = stats.holm([row.sign_flip for row in known.values()])
+    return {
+        label: dataclasses.replace(row, holm=float(p))
+        for (label, row), p in zip(known.items(), holm_M, strict=True)
+    }
 
 
 def most_changed(pairs: Sequence[PairedSeed]) -> tuple[ExampleChange, ...]:

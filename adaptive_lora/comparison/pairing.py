@@ -28,6 +28,8 @@ class PairedSeed:
     tokens_E: IntArray
     exact_match: float | None
     """Difference of exact-match shares; None where not scored."""
+    match_E: FloatArray | None
+    """Difference of exact match per example: -1, 0 or 1; None where not scored."""
 
 
 def pair_seeds(method: Mapping[int, Folds], baseline: Mapping[int, Folds]) -> list[PairedSeed]:
@@ -61,7 +63,22 @@ def _pair(method: Folds, baseline: Folds) -> PairedSeed:
         fold_scale_E=np.concatenate(scales),
         tokens_E=np.concatenate([tokens_E for _, _, tokens_E in folds]),
         exact_match=float(np.mean(gaps)) if len(gaps) == len(folds) else None,
+        match_E=_match_gaps(method, baseline),
     )
+
+
+def _match_gaps(method: Folds, baseline: Folds) -> FloatArray | None:
+    """Return the differences of exact match of all folds, in the order of `PairedSeed.ids_E`.
+
+    Scaled so that every fold weighs the same, as in `fold_scale_E`, which goes by tokens.
+    """
+    rows = []
+    for mine, theirs in zip(map(_result, method), map(_result, baseline), strict=True):
+        if mine.exact_match_E is None or theirs.exact_match_E is None:
+            return None
+        rows.append(mine.exact_match_E[_by_id(mine)] - theirs.exact_match_E[_by_id(theirs)])
+    mean = np.mean([row.size for row in rows])
+    return np.concatenate([row * (mean / row.size) for row in rows])
 
 
 def _result(record: TrialRecord) -> EvalResult:

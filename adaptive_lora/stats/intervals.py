@@ -36,8 +36,8 @@ def bootstrap_interval(
 
     Answers: where would the mean lie, were the study repeated with other seeds on the same
     examples? BCa (Efron 1987) at the expanded confidence of `expanded_confidence`; simulated
-    coverage at 6, 8 and 10 normal seeds 93.6, 94.7 and 94.5 % (plain BCa: 85, 91, 91 %), of strongly
-    skewed ones (exponential) 90.0, 92.1 and 92.5 %.
+    coverage at 6, 8 and 10 normal seeds 93.6, 94.7 and 94.5 % (plain BCa: 85, 91, 91 %), at
+    strongly skewed (exponential) ones 90.0, 92.1 and 92.5 %.
 
     Not to be believed below 6 seeds: no bootstrap interval leaves the range of the values, which
     holds the mean of a symmetric distribution in at most 1 - 2/2^n of studies; the note says so.
