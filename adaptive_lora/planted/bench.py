@@ -12,11 +12,14 @@ from transformers import PreTrainedModel
 from adaptive_lora.bench import Bench, TokenizedParts
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.data import Batch, TokenizedExample, collate
-from adaptive_lora.losses import predict
+from adaptive_lora.losses import Predictions, predict
 from adaptive_lora.models import BaseModel
 from adaptive_lora.planted.teacher import token_kl
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import Runtime
+
+LARGEST_MEMORY = 2**29
+"""Bytes of the teacher's predictions that are kept; larger ones are computed again each time."""
 
 
 class PlantedBench(Bench):
@@ -38,6 +41,10 @@ class PlantedBench(Bench):
         super().__init__(config, runtime, base)
         self.teacher, self._parts = teacher, parts
         self.loss = self._distance
+        self._known: dict[tuple[int, ...], torch.Tensor] = {}
+        vocabulary = int(teacher.config.vocab_size)
+        tokens = sum(example.supervised_tokens for example in parts.train)
+        self._keeps = 4 * vocabulary * tokens <= LARGEST_MEMORY
 
     def parts(self, fold: int) -> TokenizedParts:
         """Return the teacher's texts; there is one division."""
@@ -47,9 +54,22 @@ class PlantedBench(Bench):
         return self._token_kl(model, batch).sum()
 
     def _token_kl(self, model: object, batch: Batch) -> torch.Tensor:
-        with torch.no_grad():
-            wanted = predict(self.teacher, batch)
-        return token_kl(wanted, predict(model, batch))
+        return token_kl(self._wanted(batch), predict(model, batch))
+
+    def _wanted(self, batch: Batch) -> Predictions:
+        """Return the teacher's predictions, each text's computed once where they fit in memory.
+
+        All texts have the same length, so a text's predictions do not depend on its batch.
+        """
+        rows = [tuple(row) for row in batch.input_ids.tolist()]
+        if not all(row in self._known for row in rows):
+            with torch.no_grad():
+                found = predict(self.teacher, batch)
+            if not self._keeps:
+                return found
+            self._known.update(zip(rows, found.logits, strict=True))
+        logits = torch.stack([self._known[row] for row in rows])
+        return Predictions(logits=logits, targets=batch.labels[:, 1:])
 
     def losses(self, model: object, examples: Sequence[TokenizedExample]) -> EvalResult:
         """Return KL(teacher || model) per example in nats, in the place of the likelihood."""

@@ -25,7 +25,7 @@ class PlantedConfig:
         ("flat",), "singular values of the planted change", limits=Limits(choices=tuple(SPECTRA))
     )
     methods: tuple[str, ...] = option(
-        ("empirical", "empirical:metric=gradient_norm", "waterfill"),
+        ("empirical", "waterfill", "random:of=waterfill"),
         "NAME[:option=value,...] per method; uniform and the oracle always take part",
     )
     budget: str = option(
@@ -42,8 +42,8 @@ class PlantedConfig:
     )
     examples: int = option(512, "texts of the teacher to learn from", limits=Limits(low=8))
     test_examples: int = option(128, "texts of the teacher to test on", limits=Limits(low=8))
-    length: int = option(24, "length of each text", unit="tokens", limits=Limits(low=2))
-    steps: int = option(300, "optimiser steps of each method", limits=Limits(low=1))
+    length: int = option(16, "length of each text", unit="tokens", limits=Limits(low=2))
+    steps: int = option(800, "optimiser steps of each method", limits=Limits(low=1))
     batch_size: int = option(8, "texts per step", limits=Limits(low=1))
     lr: float = option(1e-2, "learning rate of every method", limits=Limits(above=0))
     precision: str = option(
