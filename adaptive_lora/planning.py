@@ -138,7 +138,7 @@ def print_plan(report: PlanReport, console: Console) -> None:
     """Print the table of sites and the totals."""
     plan = report.plan
     table = Table(title=f"{plan.method}", header_style="bold", box=None, pad_edge=False)
-    towers = any(site.tower for site in report.sites)
+    towers, rates = any(site.tower for site in report.sites), bool(plan.lr_multipliers())
     for heading, justify in (
         ("site", "left"),
         ("layer", "right"),
@@ -148,6 +148,7 @@ def print_plan(report: PlanReport, console: Console) -> None:
         ("rank", "right"),
         ("alpha", "right"),
         ("scale", "right"),
+        *([("rate", "right")] if rates else []),
         ("parameters", "right"),
     ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
@@ -162,6 +163,7 @@ def print_plan(report: PlanReport, console: Console) -> None:
             str(entry.rank),
             f"{entry.alpha:g}",
             f"{plan.scale_of(entry):g}",
+            *([f"x{entry.lr_multiplier:.3g}"] if rates else []),
             f"{entry.parameters:,}",
         )
     console.print(table)

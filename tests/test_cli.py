@@ -201,6 +201,8 @@ def test_plan_prints_the_certificate_of_a_spectrum(options: Options, base_folder
     plan = json.loads(invoke(*planning, "--rank", "4", "--max-rank", "8", "--json").output)
     assert plan["certificate"]["captured"] >= plan["certificate"]["uniform"]
     assert max(site["rank"] for site in plan["sites"]) <= 8
+    rates = invoke("plan", "--model", base_folder, "--method", "lr_only:of=linear_decay")
+    assert "x1.6" in rates.output  # rank 16 of linear_decay over rank 10 of uniform
     drawn = [
         json.loads(
             invoke("plan", "--model", base_folder, "--method", "random:of=linear_decay", "--seed",
