@@ -114,6 +114,13 @@ def test_real_alpaca(shared_data: Path) -> None:
     assert len({example.id for example in found.examples}) == 999
 
 
+def test_real_gsm8k(shared_data: Path) -> None:
+    found = load_examples(data_config(data=str(shared_data / "gsm8k_train.jsonl")))
+    assert len(found.examples) == 7473
+    assert "### Instruction:\nNatalia sold clips" in found.examples[0].prompt
+    assert found.examples[0].response.endswith("#### 72")
+
+
 def test_real_tab_separated_file(shared_data: Path) -> None:
     config = data_config(
         data=str(shared_data / "sst2_dev.tsv"), prompt_column="content", response_column="label"

@@ -19,6 +19,7 @@ _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".p
 _KNOWN_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("instruction", "input", "output"),  # Alpaca
     ("instruction", "context", "response"),  # Dolly
+    ("question", "context", "answer"),  # GSM8K
 )
 EMBEDDED_EXAMPLES = 900
 """How many examples the embedded generator makes where max_examples is not given."""
@@ -54,7 +55,8 @@ def _template_name(config: DataConfig, columns: tuple[str, str | None, str]) -> 
         return config.template
     if config.data == "embedded":
         return "compact"
-    return "alpaca" if columns in _KNOWN_COLUMNS else "plain"
+    known = {(prompt, response) for prompt, _, response in _KNOWN_COLUMNS}
+    return "alpaca" if (columns[0], columns[2]) in known else "plain"
 
 
 def _read(config: DataConfig) -> tuple[Sequence[Mapping[str, Any]], str, str]:
@@ -166,7 +168,8 @@ def _columns(
         lacking = f"missing {', '.join(missing)}; " if missing else ""
         raise DataError(
             f"{name}: {lacking}required Alpaca columns (instruction, input, output), Dolly columns "
-            "(instruction, context, response), or --prompt-column and --response-column; "
+            "(instruction, context, response), GSM8K's (question, answer), or --prompt-column and "
+            "--response-column; "
             f"found {', '.join(sorted(have))}."
         )
     context = wanted[1] or (known[1] if known[1] in have else None)
