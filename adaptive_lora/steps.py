@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -16,20 +17,21 @@ from adaptive_lora.adapters.export import export_merged, export_uniform
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.encoder_bench import bench_for
 from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, unknown_name
-from adaptive_lora.importance import PROFILERS
-from adaptive_lora.report.profile_figure import profile_figure
+from adaptive_lora.importance import PROFILERS, ImportanceProfile
+from adaptive_lora.report.profile_figure import profile_figure, spectrum_figure
 from adaptive_lora.study import run_single
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.runs import SIGNATURE, single_run
 from adaptive_lora.tracking.trials import eval_to_dict
+from adaptive_lora.training import total_steps
 from adaptive_lora.workbench import Workbench
 
 _PRECISION_OF = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: bool) -> None:
-    """Measure one profile, log it with its figure, write it to the output folder and print it.
+    """Measure one profile, log it with its figures, write it to the output folder and print it.
 
     Raises:
         ConfigError: unknown metric, or several seeds or folds.
@@ -40,6 +42,7 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
     bench = bench_for(config, metric)
     store = connect(config.tracking)
     profile = bench.profile(metric, seed=seed, fold=0)
+    share = _share_of_training(bench, profile)
     folder = Path(config.tracking.output)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"profile_{metric}_seed{seed}.json"
@@ -50,13 +53,21 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
         run.metric("profile/seconds", profile.seconds)
         run.metric("profile/stability", profile.stability)
         run.metric("profile/tokens", profile.tokens)
+        run.metric("profile/processed_tokens", profile.processed_tokens)
+        run.metric("profile/share_of_training_tokens", share)
         run.flush()
         with TemporaryDirectory() as figures:
             profile_figure(bench.sites, profile.scores, metric, Path(figures))
+            if profile.spectra is not None:
+                spectrum_figure(bench.sites, profile.spectra, metric, Path(figures))
             run.files(Path(figures), "figures")
     if as_json:
         click.echo(profile.to_json())
-        return
+    else:
+        _print_profile(profile, share, path, console)
+
+
+def _print_profile(profile: ImportanceProfile, share: float, path: Path, console: Console) -> None:
     shares = sorted(profile.scores.items(), key=lambda item: -item[1])
     total = sum(profile.scores.values())
     for name, score in shares:
@@ -67,13 +78,28 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
         if profile.tokens
         else f"{profile.processed_tokens:,} tokens"
     )
+    cost = "" if math.isnan(share) else f" ({share:.1%} of the tokens of one training)"
     console.print(
-        f"\n{metric} over {seen} in {profile.seconds:.1f} s; "
+        f"\n{profile.metric} over {seen} in {profile.seconds:.1f} s{cost}; "
         f"{profile.stability_note or halves}\nwritten to {path}; use it with "
-        f"`adaptive-lora plan --method empirical:metric={metric} --profile {path}`",
+        f"`adaptive-lora plan --method empirical:metric={profile.metric} --profile {path}`",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _share_of_training(bench: object, profile: ImportanceProfile) -> float:
+    """Return the tokens that a profile ran through the model over those of one training.
+
+    NaN for models that are profiled but not trained here. A forward pass alone counts like one with
+    its backward pass, so forward-only metrics look dearer than they are.
+    """
+    if not isinstance(bench, Workbench):
+        return math.nan
+    config, examples = bench.config.train, bench.parts(0).train
+    steps = total_steps(len(examples), config)
+    passes = steps * config.batch_size * config.accumulation / len(examples)
+    return profile.processed_tokens / (passes * sum(len(example.input_ids) for example in examples))
 
 
 def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> None:

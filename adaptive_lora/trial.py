@@ -170,6 +170,7 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
     if outcome.profile is not None:
         metrics["profile/seconds"] = outcome.profile.seconds
         metrics["profile/stability"] = outcome.profile.stability
+        metrics["profile/share_of_training"] = outcome.profile.seconds / train.seconds
     if plan.certificate is not None:
         metrics["plan/headroom"] = plan.certificate.headroom
         metrics["plan/abstained"] = float(plan.certificate.abstained)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from profiled import profile
+from rich.console import Console
 from torch import nn
+from tracked import store_in
 from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.allocation import METRICS, SPECTRAL_METRICS
+from adaptive_lora.config import StudyConfig
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError, ModelError
 from adaptive_lora.importance import (
@@ -24,6 +29,8 @@ from adaptive_lora.importance import (
     profile_importance,
 )
 from adaptive_lora.losses import causal_loss
+from adaptive_lora.steps import run_profile
+from adaptive_lora.trial import run_trial, trial_metrics
 from adaptive_lora.workbench import Workbench
 
 Bench = Callable[..., Workbench]
@@ -166,7 +173,7 @@ def test_one_example_has_no_stability(make_bench: Bench) -> None:
 
 def test_padding_changes_nothing(bench: Workbench) -> None:
     task = bench.profile_task(seed=0, fold=0)
-    (whole,) = (part.batch for part in passes.joined(task.batches))
+    (whole,) = passes.joined(task.batches)
     wider = Batch(
         input_ids=nn.functional.pad(whole.input_ids, (0, 5), value=7),
         attention_mask=nn.functional.pad(whole.attention_mask, (0, 5)),
@@ -229,7 +236,7 @@ def test_passes_join_up_to_a_limit() -> None:
         ids = torch.ones(rows, width, dtype=torch.long)
         return Batch(input_ids=ids, attention_mask=ids.clone(), labels=ids.clone())
 
-    one, *rest = passes.joined([batch(2, 3), batch(1, 4), batch(1, 9), batch(1, 2)], limit=12)
+    one, *rest = passes.halved([batch(2, 3), batch(1, 4), batch(1, 9), batch(1, 2)], limit=12)
     assert [tuple(each.batch.input_ids.shape) for each in (one, *rest)] == [(3, 4), (1, 9), (1, 2)]
     assert one.batch.labels.tolist() == [[1, 1, 1, -100], [1, 1, 1, 1], [1, 1, 1, -100]]
     assert one.batch.attention_mask[2].tolist() == [1, 1, 1, 0]
@@ -271,3 +278,31 @@ def test_one_site_at_a_time(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(gradient, "_Variance", CountedVariance)
     profile(bench, "gradient_variance")
     assert (alive, most) == (0, 1)
+
+
+def test_the_command_logs_cost_and_draws_the_spectrum(
+    in_store: Callable[..., StudyConfig], tmp_path: Path
+) -> None:
+    config = in_store(profile_batches=2, profile_batch_size=2, max_steps=None, epochs=2)
+    run_profile(config, "whitened_gradient", Console(quiet=True), as_json=False)
+    client = MlflowClient(store_in(tmp_path))
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    examples = Workbench(config).parts(0).train
+    per_training = 2 * sum(len(example.input_ids) for example in examples)
+    share = run.data.metrics["profile/processed_tokens"] / per_training
+    assert run.data.metrics["profile/share_of_training_tokens"] == pytest.approx(share, rel=0.2)
+    drawn = {file.path for file in client.list_artifacts(run.info.run_id, "figures")}
+    assert drawn == {
+        "figures/profile_whitened_gradient.png",
+        "figures/spectrum_whitened_gradient.png",
+    }
+
+
+def test_a_trial_reports_the_share_of_its_training(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(methods="empirical:rank=1", profile_batches=2)
+    trial = next(bench.config.trials())
+    outcome = run_trial(bench, trial, tmp_path / "adapter")
+    metrics = trial_metrics(bench, outcome, 0)
+    assert metrics["profile/share_of_training"] == pytest.approx(
+        metrics["profile/seconds"] / metrics["train_seconds"]
+    )

@@ -105,7 +105,7 @@ def test_eva_is_pefts_own(make_bench: Bench) -> None:
 
 def test_directions_explain_the_inputs_variance(make_bench: Bench) -> None:
     bench = make_bench()
-    batch = joined(bench.calibration(0, 0))[0].batch
+    batch = joined(bench.calibration(0, 0))[0]
     inputs = {"input_ids": batch.input_ids, "labels": batch.labels}
     name = bench.sites[0].name
     found = eva_directions(

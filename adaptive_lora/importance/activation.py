@@ -8,7 +8,7 @@ import torch
 
 from adaptive_lora.importance.capture import Measures, SiteRows, measure_sites
 from adaptive_lora.importance.contract import Measurement, ProfileTask, SiteMeasure
-from adaptive_lora.importance.passes import joined
+from adaptive_lora.importance.passes import halved
 from adaptive_lora.importance.spectra import SPECTRUM_LIMIT, spectrum, squared_singular_values
 from adaptive_lora.sites import AdapterSite
 
@@ -25,7 +25,7 @@ def activation_spectrum(task: ProfileTask) -> Measurement:
     Sites with the same input (query, key and value; gate and up) get the same values: the metric
     knows nothing of a site's output or of the loss.
     """
-    several = len(joined(task.batches)) > 1
+    several = len(halved(task.batches)) > 1
     return measure_sites(
         task,
         lambda site: _Halves(site, condense=several),

@@ -21,7 +21,7 @@ from torch import nn
 from adaptive_lora.data.batches import IGNORED
 from adaptive_lora.errors import ModelError
 from adaptive_lora.importance.contract import ZERO, Measurement, ProfileTask, SiteMeasure
-from adaptive_lora.importance.passes import Pass, joined
+from adaptive_lora.importance.passes import Pass, halved
 from adaptive_lora.sites import AdapterSite
 
 
@@ -75,7 +75,7 @@ def measure_sites(
         floats: numbers that the statistic of a site holds.
         backward: whether gradients are wanted, or inputs alone.
     """
-    passes = joined(task.batches)
+    passes = halved(task.batches)
     own = sum(site.in_features * site.out_features for site in task.sites)
     groups = [list(task.sites)] if len(passes) == 1 else _groups(task.sites, floats, own)
     found: dict[str, Measures] = {}

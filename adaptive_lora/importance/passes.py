@@ -36,7 +36,12 @@ class Pass:
         )
 
 
-def joined(batches: Sequence[Batch], limit: int | None = None) -> list[Pass]:
+def joined(batches: Sequence[Batch], limit: int | None = None) -> list[Batch]:
+    """Join batches up to `limit` (4,096) padded tokens; a longer one stays alone."""
+    return [each.batch for each in halved(batches, limit)]
+
+
+def halved(batches: Sequence[Batch], limit: int | None = None) -> list[Pass]:
     """Join batches into passes of `limit` (4,096) padded tokens at most, or of one batch.
 
     Counted over all batches, every second example belongs to the second half; a pass has those of

@@ -16,7 +16,7 @@ from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.importance.capture import Measures, SiteRows, frozen, measure_sites
 from adaptive_lora.importance.contract import Measurement, ProfileTask, SiteMeasure, Trainer
-from adaptive_lora.importance.passes import joined
+from adaptive_lora.importance.passes import halved
 
 
 def ablation(task: ProfileTask) -> Measurement:
@@ -26,7 +26,7 @@ def ablation(task: ProfileTask) -> Measurement:
     2403.16187). A site whose removal helps scores 0. One pass over the validation batches a site,
     beside the training.
     """
-    passes = joined(task.validation)
+    passes = halved(task.validation)
     halves = [
         [batch for part in passes if (batch := part.half(second)) is not None] for second in (0, 1)
     ]

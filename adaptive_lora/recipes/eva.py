@@ -86,7 +86,7 @@ def _batches(job: Job, settings: EvaSettings) -> Sequence[dict[str, torch.Tensor
     calibration, needed = job.calibration(), 2 * settings.components
     tokens = sum(batch.supervised_tokens for batch in calibration)
     for limit in (0, 512, 1024, 2048, 4096, 2**62):
-        passes = [each.batch for each in joined(calibration, limit=limit)]
+        passes = joined(calibration, limit=limit)
         enough = [batch for batch in passes if batch.supervised_tokens >= needed]
         if sum(batch.supervised_tokens for batch in enough) >= _USED_SHARE * tokens:
             passes = enough
