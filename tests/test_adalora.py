@@ -18,6 +18,7 @@ from adaptive_lora.adapters import attach, audit_as_built
 from adaptive_lora.adapters.adalora import (
     adalora_layers,
     attach_adalora,
+    audit_adalora,
     fold,
     scale_of,
     training_parameters,
@@ -27,7 +28,7 @@ from adaptive_lora.adapters.factors import write_factors
 from adaptive_lora.allocation import MethodSpec, allocate
 from adaptive_lora.allocation.dynamic import AdaLora, Phases
 from adaptive_lora.allocation.revised import equal_rank, revised
-from adaptive_lora.errors import AllocationError
+from adaptive_lora.errors import AdapterError, AllocationError
 from adaptive_lora.recipes.adalora import AdaLoraRegime
 from adaptive_lora.sites import AdapterSite, Role
 from adaptive_lora.training import TrainInputs, train
@@ -125,8 +126,9 @@ def test_trial_ends_as_plain_lora_within_the_budget(
     assert lora_layers(bench.base.model) == {}
 
 
-def test_fold_gives_the_same_logits_with_sites_of_rank_0(adalora_bench: Workbench) -> None:
-    bench = adalora_bench
+@pytest.mark.parametrize("policy", ["constant_alpha_over_r", "rslora", "constant_alpha"])
+def test_fold_gives_the_same_logits_with_sites_of_rank_0(make_bench: Bench, policy: str) -> None:
+    bench = make_bench(methods="adalora:rank=2", max_steps=10, epochs=9, scale_policy=policy)
     adapted, regime = adalora_on(bench)
     course(bench, adapted, regime)
     gone = bench.sites[3].name
@@ -170,10 +172,21 @@ def test_penalty_is_pefts_and_stays_out_of_the_losses(
     assert losses[0][1:] != losses[1][1:]  # and learns otherwise
 
 
-def test_scale_in_training_is_the_studys(adalora_bench: Workbench) -> None:
-    adapted, _ = adalora_on(adalora_bench)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_was_built_is_audited(make_bench: Bench, precision: str) -> None:
+    """On a bf16 base PEFT would also train `ranknum`, the rank in the scale."""
+    bench = make_bench(methods="adalora:rank=2", max_steps=10, precision=precision)
+    adapted, _ = adalora_on(bench)
+    start = equal_rank(bench.plan(bench.config.specs[0], seed=0, fold=0), 4)
+    audit_adalora(adapted, start)
     for layer in adalora_layers(adapted).values():
-        assert scale_of(layer) == pytest.approx(adalora_bench.config.train.scale, rel=1e-5)
+        assert scale_of(layer) == pytest.approx(bench.config.train.scale, rel=1e-5)
+    layer.ranknum[ADAPTER].requires_grad_(True)
+    with pytest.raises(AdapterError, match="parameters trainable, planned"):
+        audit_adalora(adapted, start)
+    layer.ranknum[ADAPTER].requires_grad_(False).fill_(8.0)
+    with pytest.raises(AdapterError, match=r"scale is 0\.99.*, planned 2\.0"):
+        audit_adalora(adapted, start)
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7, 9])

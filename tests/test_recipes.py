@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from allocation_cases import gpt2_sites
 from architectures import GROUPED
 from conftest import save_byte_tokenizer
 from hypothesis import given
@@ -17,9 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.adapters.factors import Factors, spectrum
-from adaptive_lora.allocation import METHODS
+from adaptive_lora.allocation import METHODS, MethodSpec, RankPlan, ScalePolicy, allocate
 from adaptive_lora.allocation.dynamic import AdaLora
-from adaptive_lora.allocation.revised import above_threshold
+from adaptive_lora.allocation.revised import above_threshold, revised
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.recipes import RECIPES
@@ -113,12 +114,33 @@ def test_truncate_cuts_what_uniform_trained(make_bench: Bench, tmp_path: Path) -
     assert lora_layers(bench.base.model) == {}
 
 
-def test_truncating_nothing_away_changes_nothing(make_bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", list(ScalePolicy))
+def test_revised_plans_are_what_allocation_would_make(policy: ScalePolicy) -> None:
+    sites = gpt2_sites(2, 32)
+    small, large = (
+        allocate(MethodSpec.parse(f"uniform:rank={rank}"), sites, scale=0.7, scale_policy=policy)
+        for rank in (3, 5)
+    )
+    found = revised(small, dict.fromkeys(small.rank_pattern(), 5))
+    for entry, wanted in zip(found.entries, large.entries, strict=True):
+        assert entry.rank == wanted.rank
+        assert found.scale_of(entry) == pytest.approx(large.scale_of(wanted), rel=1e-12)
+    gone = sites[0].name
+    less = revised(small, small.rank_pattern() | {gone: 0})
+    assert less.left_out == (gone,)
+    assert RankPlan.from_dict(less.to_dict()) == less
+
+
+@pytest.mark.parametrize("policy", list(ScalePolicy))
+def test_truncating_nothing_away_changes_nothing(
+    make_bench: Bench, tmp_path: Path, policy: ScalePolicy
+) -> None:
     """A budget one below the start's leaves out one component; the loss hardly moves."""
-    bench = make_bench(methods="uniform:rank=3", seeds="0")
+    bench = make_bench(methods="uniform:rank=3", seeds="0", scale_policy=policy)
     uniform = one(bench, tmp_path)
     budget = uniform.plan.trainable_parameters - 1
-    bench = make_bench(methods=f"truncate:start_rank=3,budget={budget}", seeds="0")
+    method = f"truncate:start_rank=3,budget={budget}"
+    bench = make_bench(methods=method, seeds="0", scale_policy=policy)
     truncated = one(bench, tmp_path)
     assert truncated.extra["truncation/kept_energy"] > 0.99
     assert truncated.test.loss == pytest.approx(uniform.test.loss, rel=1e-2)

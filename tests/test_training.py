@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from adaptive_lora.adapters import attach
+from adaptive_lora.adapters import attach, detach
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.data import collate
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.evaluation import exact_matches, wants_generation
 from adaptive_lora.losses import token_scores
-from adaptive_lora.training import StabilityGuard
+from adaptive_lora.results import TrainResult
+from adaptive_lora.training import StabilityGuard, TrainInputs, train
 from adaptive_lora.training.early_stop import EarlyStop
+from adaptive_lora.training.snapshot import Snapshot
 from adaptive_lora.trial import TrialOutcome, run_trial, trial_metrics
 from adaptive_lora.workbench import Workbench
 
@@ -226,3 +230,42 @@ def test_greedy_exact_match(make_bench: Bench) -> None:
     texts = bench.base.model  # a random model never swaps words
     scores = exact_matches(texts, bench.base.tokenizer, test, runtime=bench.runtime, batch_size=3)
     assert scores.tolist() == [0.0] * len(test)
+
+
+@pytest.mark.parametrize("stop", [1, 5])
+def test_interrupted_and_resumed_is_the_uninterrupted_training(
+    make_bench: Bench, stop: int
+) -> None:
+    bench = make_bench(
+        methods="uniform:rank=2", max_steps=6, epochs=9, dropout=0.1, accumulation=2,
+        validations=6, patience=3,
+    )  # fmt: skip
+    plan, parts = bench.plan(bench.config.specs[0], seed=0, fold=0), bench.parts(0)
+    kept: dict[str, Snapshot] = {}
+
+    def keep(step: int, take: Callable[[], Snapshot]) -> None:
+        if step == stop:
+            kept["snapshot"] = take()
+            raise KeyboardInterrupt
+
+    def course(**more: Any) -> tuple[TrainResult, list[torch.Tensor]]:
+        adapted = attach(bench.base.model, plan, seed=0, dropout=0.1)
+        inputs = TrainInputs(
+            examples=parts.train,
+            pad_id=bench.pad_id,
+            validate=lambda model: bench.losses(model, parts.validation).loss,
+            **more,
+        )
+        try:
+            result = train(adapted, inputs, bench.config.train, bench.runtime, lr=1e-2, seed=0)
+            return result, [p.detach() for p in adapted.parameters() if p.requires_grad]
+        finally:
+            detach(adapted)
+
+    whole, expected = course()
+    with pytest.raises(KeyboardInterrupt):
+        course(on_snapshot=keep)
+    result, found = course(resume=kept["snapshot"])
+    timed = {"seconds": 0.0, "peak_memory_bytes": 0}
+    assert dataclasses.replace(result, **timed) == dataclasses.replace(whole, **timed)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))

@@ -36,6 +36,8 @@ def attach_adalora(
 ) -> PeftModel:
     """Attach AdaLoRA layers of one rank; E starts at zero, so the function is the base's.
 
+    `audit_adalora` then compares what was built.
+
     Args:
         model: the frozen base.
         start: the same rank at every site.
@@ -43,9 +45,6 @@ def attach_adalora(
         phases: when ranks change.
         seed: of P, Q and the dropout masks.
         dropout: probability of dropping an input.
-
-    Raises:
-        AdapterError: the layers as built differ from the start.
     """
     (rank,) = {entry.rank for entry in start.entries}
     modules = dict(model.named_modules())
@@ -77,7 +76,6 @@ def attach_adalora(
             )
         if dropout > 0:
             layer.lora_dropout[ADAPTER] = SiteDropout(dropout, seed=seed, site=name)
-    _audit(adapted, start)
     return adapted
 
 
@@ -101,7 +99,12 @@ def training_parameters(start: RankPlan) -> int:
     return start.trainable_parameters + sum(entry.rank for entry in start.entries)
 
 
-def _audit(adapted: PeftModel, start: RankPlan) -> None:
+def audit_adalora(adapted: PeftModel, start: RankPlan) -> None:
+    """Compare sites, scales and the number of trainable parameters with the start.
+
+    Raises:
+        AdapterError: lists every difference.
+    """
     layers = adalora_layers(adapted)
     planned = {entry.site.name: start.scale_of(entry) for entry in start.entries}
     problems = [f"{name} differs in adaptation" for name in layers.keys() ^ planned.keys()]
@@ -119,7 +122,7 @@ def _audit(adapted: PeftModel, start: RankPlan) -> None:
 
 def scale_of(layer: Any) -> float:
     """Return the factor of a layer's update: PEFT adds 1e-5 to the rank of the start."""
-    return float(layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER] + 1e-5))
+    return float(layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER].detach() + 1e-5))
 
 
 def fold(adapted: PeftModel, kept: Mapping[str, list[bool]], plan: RankPlan) -> dict[str, Factors]:

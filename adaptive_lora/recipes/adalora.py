@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from adaptive_lora.adapters.adalora import adalora_layers, attach_adalora, fold, training_parameters
+from adaptive_lora.adapters.adalora import (
+    adalora_layers,
+    attach_adalora,
+    audit_adalora,
+    fold,
+    training_parameters,
+)
 from adaptive_lora.adapters.attach import ADAPTER
 from adaptive_lora.adapters.audit import audit_moved
 from adaptive_lora.adapters.factors import write_factors
@@ -28,6 +34,7 @@ def adalora(job: Job) -> Trained:
     adapted = job.adopt(
         attach_adalora(job.base, start, options, phases, seed=job.trial.seed, dropout=dropout)
     )
+    audit_adalora(adapted, start)
     regime = AdaLoraRegime(adapted, start, phases, budget_of(job.plan))
     result = job.train(adapted, regime)
     plan = revised(start, regime.ranks())
