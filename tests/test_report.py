@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -323,6 +324,29 @@ def test_a_study_with_one_seed_and_failures_still_reports(tmp_path: Path) -> Non
         "loss_against_served_parameters",  # all alike
         "loss_against_training_time",
     }
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [*study({"uniform-r8": 0.0}, range(3)), failed("broken", 0, "out of memory")],
+        study({"uniform-r8": 0.0}, range(1)),
+        study({"uniform-r8": 0.0, "m": 0.0}, range(2), folds=(0, 1), noise=0.0),
+        [
+            dataclasses.replace(record, plan={}, validation_curve=(), metrics={}, settings={})
+            for record in study({"uniform-r8": 0.0, "m": 0.1}, range(2))
+        ],
+    ],
+    ids=["nothing to compare", "baseline alone", "folds without spread", "little recorded"],
+)
+def test_poor_studies_report_too(records: list[TrialRecord], tmp_path: Path) -> None:
+    comparison = compare(records, baseline="uniform-r8")
+    path = write_report(comparison, records, tmp_path, About(title="t"))
+    root = Page(path.read_text(encoding="utf-8")).root
+    assert next(root.all("h1")).text == comparison.answer
+    rows = list(next(root.find("table", "result").all("tbody")).all("tr"))
+    assert len(rows) == len(comparison.methods)
+    assert not re.search(r"\bnan\b|\bNone\b", next(root.all("main")).text)
 
 
 def test_markdown_tables_keep_their_columns() -> None:
