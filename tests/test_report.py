@@ -284,6 +284,35 @@ def test_markdown_shows_the_figures_beside_it(made: tuple[Comparison, Path]) -> 
     assert text.startswith(render_markdown(comparison, f"Study {EVIL}").rstrip())
 
 
+def test_trained_parameters_and_memory_are_drawn_where_they_differ(tmp_path: Path) -> None:
+    records = [
+        dataclasses.replace(
+            record,
+            metrics={
+                **record.metrics,
+                "training_parameters": record.trainable_parameters * (2 if own == "m" else 1),
+                "peak_memory_bytes": (3 if own == "m" else 2) * 2.0**30,
+            },
+        )
+        for record in study({"uniform-r8": 0.0, "m": -0.1}, range(3))
+        for own in [record.method]
+    ]
+    comparison = compare(records, baseline="uniform-r8")
+    path = write_report(comparison, records, tmp_path, About(title="t"))
+    root = Page(path.read_text(encoding="utf-8")).root
+    trained = int(2 * (comparison.method("m").parameters.mean or 0))
+    for name, amount in (
+        ("loss_against_trained_parameters", f"{trained:,} parameters"),
+        ("loss_against_peak_memory", "3 GiB"),
+    ):
+        texts = [title.text for title in root.find("figure", name).all("title")]
+        (said,) = [text for text in texts if text.startswith("m: test loss")]
+        assert f", {amount}" in said
+    caption = next(root.find("figure", "loss_against_peak_memory").all("figcaption")).text
+    (note,) = [front.note for front in comparison.fronts if front.cost == "peak memory"]
+    assert note in caption
+
+
 def test_json_is_the_comparison(made: tuple[Comparison, Path]) -> None:
     comparison, path = made
     values = json.loads(path.with_name("comparison.json").read_text(encoding="utf-8"))
