@@ -16,7 +16,7 @@ from adaptive_lora.sites import AdapterSite
 def activation_spectrum(task: ProfileTask) -> Measurement:
     """Measure the share of the inputs' variance that each principal component explains.
 
-    Spectrum: EVA's normalised explained variance (Paischer et al. 2024, 2410.07170, section 3.2;
+    Spectrum: EVA's normalised explained variance (Paischer et al. 2024, 2410.07170;
     computed as PEFT does, about the mean). EVA sorts these over all sites. Score: the effective
     rank of the spectrum, the exponential of its entropy (Roy and Vetterli 2007); EVA has none.
     Departures: padding does not count, all calibration batches are used where EVA runs until its
@@ -37,7 +37,7 @@ def activation_spectrum(task: ProfileTask) -> Measurement:
 class Scatter:
     """Scatter of rows about their mean, kept as few rows with nearly the same Gram matrix.
 
-    Rows can be added pass by pass (as Ross et al. 2008, section 2.1.1, merge blocks of different
+    Rows can be added pass by pass (as Ross et al. 2008 merge blocks of different
     mean). PEFT's IncrementalPCA gives the same from a decomposition of the rows themselves; the
     Gram matrix of the smaller side takes a tenth of the time.
     """

@@ -96,7 +96,7 @@ def _without(layer: Any) -> Iterator[None]:
 def output_energy(task: ProfileTask) -> Measurement:
     """Measure the energy that a site's trained adapter adds to its output.
 
-    Mean over calibration tokens of ||s B A x||² (LoRA-drop, Zhou et al. 2024, 2402.07721, eq. 2),
+    Mean over calibration tokens of ||s B A x||² (LoRA-drop, Zhou et al. 2024, 2402.07721),
     with the adapter's scale s, the same at all sites. It favours sites with large inputs.
     """
     with _trainer("output_energy", task)() as probe:

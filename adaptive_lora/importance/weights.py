@@ -35,7 +35,7 @@ class WeightProfiler:
 
 
 def heavy_tail(eigenvalues: torch.Tensor) -> float:
-    """Return PL_Alpha_Hill, the exponent of the spectrum's tail (AlphaLoRA, 2410.10054, eq. 3).
+    """Return PL_Alpha_Hill, the exponent of the spectrum's tail (AlphaLoRA, 2410.10054).
 
     1 + k / sum over i <= k of ln(lambda_(N-i+1) / lambda_(N-k)), with lambda ascending and k = N/2.
     AlphaLoRA gives more experts where it is larger, for a light tail marks a layer that was trained

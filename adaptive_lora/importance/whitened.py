@@ -35,7 +35,7 @@ def whitened_gradient(task: ProfileTask) -> Measurement:
     Noise: the whitened half gradients differ by noise alone. Scaled to the noise of their mean,
     the largest singular value of that difference is the edge e below which nothing can be told
     from noise; each component counts (sigma² - e²)/2. For square maps and white noise that is
-    exactly the shrinkage of least squared error (Gavish and Donoho 2017, 1405.7511, equation 7).
+    exactly the shrinkage of least squared error (Gavish and Donoho 2017, 1405.7511).
 
     Score: the sum of the gains. Do not read gains as promises: curvature is the empirical Fisher's,
     block-diagonal, and far from a minimum the quadratic model overstates what one step brings.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import StrMethodFormatter
 
 from adaptive_lora.sites import AdapterSite
 
@@ -76,7 +76,7 @@ def spectrum_figure(
         axes.set_title(str(role), fontsize="medium")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
         axes.spines[["top", "right"]].set_visible(False)
     for axes in list(panels)[len(roles) :]:
         axes.set_visible(False)

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 EXAMPLES, EPOCHS, BATCH, RANK = 200, 3, 8, 8
@@ -51,7 +52,7 @@ def main() -> None:
         print(
             f"{name:<20} {values['wall_seconds']:8.3f} {values['share_of_wall_seconds']:7.1%} "
             f"{values['cpu_seconds']:8.3f} {values['share_of_cpu_seconds']:7.1%} "
-            f"{values['peak_bytes'] / 2**20:9.1f}  {values.get('stability')}"
+            f"{values['peak_bytes'] / 2**20:9.1f}  {values.get('stability') or math.nan:9.2f}"
         )
 
 
@@ -113,8 +114,8 @@ def clocked(run: Callable[[], object], repeats: int) -> dict[str, float | None]:
         walls.append(time.perf_counter() - wall)
         processors.append(time.process_time() - processor)
     return {
-        "wall_seconds": statistics.median(walls),
-        "cpu_seconds": statistics.median(processors),
+        "wall_seconds": float(np.median(walls)),
+        "cpu_seconds": float(np.median(processors)),
         "peak_bytes": float(max(0, peak - before)),
     }
 
