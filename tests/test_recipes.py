@@ -97,7 +97,9 @@ def test_one_threshold_separates_kept_from_cut(
         assert spent + max(cost for _, cost in cut) > budget
 
 
-def test_truncate_cuts_what_uniform_trained(make_bench: Bench, tmp_path: Path) -> None:
+def test_truncate_cuts_what_uniform_trained(
+    make_bench: Bench, tmp_path: Path, base_folder: Path
+) -> None:
     """Training is that of uniform at the start's rank; only the end differs."""
     bench = make_bench(methods="uniform:rank=4 truncate:rank=2", seeds="0")
     uniform, truncated = run(bench, tmp_path)
@@ -108,6 +110,12 @@ def test_truncate_cuts_what_uniform_trained(make_bench: Bench, tmp_path: Path) -
     most = max(site.parameters_per_rank for site in bench.sites)
     assert budget - most < truncated.plan.trainable_parameters <= budget
     assert 0 < truncated.extra["truncation/kept_energy"] < 1
+    assert truncated.extra["truncation/uncut_validation_loss"] == uniform.train.validation_loss
+    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    cut = PeftModel.from_pretrained(base, str(truncated.folder)).eval()
+    final = bench.losses(cut, bench.parts(0).validation).loss
+    assert truncated.train.validation_loss == final != uniform.train.validation_loss
+    assert truncated.train.validation_curve[-1][1] == final
     assert truncated.history[0].ranks == uniform.plan.rank_pattern()
     left = {name: rank for name, rank in truncated.history[1].ranks.items() if rank}
     assert left == truncated.plan.rank_pattern()

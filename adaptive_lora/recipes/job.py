@@ -125,6 +125,10 @@ class Job:
             self._undo(self._adapted)
             self._adapted = None
 
+    def validation_loss(self, model: object) -> float:
+        """Return a model's loss on the validation part, in nats per supervised token."""
+        return self.bench.losses(model, self.bench.parts(self.trial.fold).validation).loss
+
     def train(
         self, adapted: PeftModel, regime: Regime | None = None, *, trainings: int = 1
     ) -> TrainResult:
@@ -154,7 +158,7 @@ class Job:
         inputs = TrainInputs(
             examples=parts.train,
             pad_id=bench.pad_id,
-            validate=lambda model: bench.losses(model, parts.validation).loss,
+            validate=self.validation_loss,
             loss=bench.loss,
             on_step=on_step,
             lr_multipliers=self.plan.lr_multipliers(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -58,11 +59,24 @@ def truncate(job: Job) -> Trained:
     return Trained(
         model=adapted,
         plan=search.cut,
-        result=search.result,
+        result=_as_cut(search.result, job.validation_loss(adapted)),
         training_parameters=search.start.trainable_parameters,
         history=search.history,
-        extra={"truncation/kept_energy": search.kept_energy},
+        extra={
+            "truncation/kept_energy": search.kept_energy,
+            "truncation/uncut_validation_loss": search.result.validation_loss,
+        },
     )
+
+
+def _as_cut(result: TrainResult, loss: float) -> TrainResult:
+    """Return a result whose validation loss, and the curve's end, are those of the cut adapter.
+
+    Learning rates are chosen by it: by that of the uncut model they would be chosen for another.
+    """
+    (last, _) = result.validation_curve[-1]
+    curve = (*result.validation_curve[:-1], (last, loss))
+    return dataclasses.replace(result, validation_loss=loss, validation_curve=curve)
 
 
 def truncate_retrain(job: Job) -> Trained:
