@@ -102,7 +102,8 @@ def weight_gradient(weight: torch.Tensor, gradients: MeanGradients) -> list[Site
 def gradient_norm(weight: torch.Tensor, gradients: MeanGradients) -> list[SiteMeasure]:
     """Measure the Frobenius norm of the mean gradient; its spectrum is the squared singular values.
 
-    They say how much of the gradient a rank can follow (LoRA-GA, Wang et al. 2024, 2407.05000). They ignore curvature, so they compare poorly between sites of different scale.
+    They say how much of the gradient a rank can follow (LoRA-GA, Wang et al. 2024, 2407.05000).
+    They ignore curvature, so they compare poorly between sites of different scale.
     """
     values = squared_singular_values(gradients.stack)
     return [SiteMeasure(score=float(each.sum().sqrt()), spectrum=spectrum(each)) for each in values]
