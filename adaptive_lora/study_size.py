@@ -165,7 +165,9 @@ def answer(question: Question, shown: Sequence[int] = SHOWN_SEEDS) -> Answer:
         "correction": question.correction,
         "alpha": question.alpha,
     }
-    needed, simulated = stats.checked_seeds(size, question.spread, power=question.power, **common)
+    needed, simulated = stats.checked_seeds(
+        size, question.spread, power=question.power, studies=2_000, **common
+    )
     factor = question.comparisons if question.correction == "holm" else 1
     least = None
     if parts.example > 0:

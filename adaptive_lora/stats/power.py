@@ -122,19 +122,19 @@ def checked_seeds(
     correction: Correction = "holm",
     alpha: float = 0.05,
     power: float = 0.8,
+    studies: int = 400,
 ) -> tuple[int | None, float | None]:
     """Return seeds that give the power in simulation too, and the simulated power there.
 
     Starts from the formula at alpha / comparisons, the strictest level that a correction sets, and
-    looks in `simulated_power` whether it takes more seeds, where one standard error below the power
-    counts as reached, or (max-T) may do with fewer. Above `_SIMULATED` seeds the formula stands
-    alone and no simulated power is given.
+    looks in `simulated_power` whether it takes more seeds (two standard errors below the power
+    still count as reached) or, by max-T, may do with fewer. Above `_SIMULATED` seeds the formula
+    stands alone and no simulated power is given.
     """
     formula = seeds_for_power(difference, spread, alpha=alpha / max(1, comparisons), power=power)
     if formula is None or formula > _SIMULATED or spread <= 0:
         return formula, None
-    studies = 400
-    enough = power - math.sqrt(power * (1 - power) / studies)
+    enough = power - 2 * math.sqrt(power * (1 - power) / studies)
 
     def simulate(seeds: int) -> float:
         return simulated_power(
