@@ -145,28 +145,42 @@ def out_of_limits(name: str, value: object, limits: Limits) -> str | None:
     return None
 
 
+def parse_options(
+    values: Mapping[str, object], owners: Mapping[str, Any], *, what: str, place: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the parsed values of options and every problem with them.
+
+    Args:
+        values: option name -> text or parsed value.
+        owners: option name -> options class that declares it.
+        what: an option is called so where its name is unknown.
+        place: stands before every other problem.
+    """
+    parsed: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, value in values.items():
+        if name not in owners:
+            problems.append(unknown_name(what, name, owners))
+            continue
+        try:
+            parsed[name] = parse_value(type_hints(owners[name])[name], value)
+        except (ValueError, TypeError) as error:
+            problems.append(f"{place}{name}: {error}")
+            continue
+        (field,) = (field for field in dataclasses.fields(owners[name]) if field.name == name)
+        problem = out_of_limits(f"{place}{name}", parsed[name], field.metadata["limits"])
+        problems += filter(None, [problem])
+    return parsed, problems
+
+
 def read_options(kind: type[T], values: Mapping[str, object]) -> T:
     """Make an options class from texts or parsed values, reporting all problems at once.
 
     Raises:
         ConfigError: every unknown name and wrong value, one a line.
     """
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(kind)
-    parsed: dict[str, Any] = {}
-    problems: list[str] = []
-    for name, value in values.items():
-        if name not in fields:
-            problems.append(unknown_name("setting", name, fields))
-            continue
-        try:
-            parsed[name] = parse_value(hints[name], value)
-        except (ValueError, TypeError) as error:
-            problems.append(f"{name}: {error}")
-            continue
-        problems += filter(
-            None, [out_of_limits(name, parsed[name], fields[name].metadata["limits"])]
-        )
+    owners = {field.name: kind for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    parsed, problems = parse_options(values, owners, what="setting")
     if problems:
         raise ConfigError("\n".join(problems))
     return kind(**parsed)

@@ -16,11 +16,10 @@ from adaptive_lora.allocation.reading import (
     LIMITS,
     budget_problem,
     limits_problem,
-    parsed_options,
     wrapped_kind,
 )
 from adaptive_lora.errors import ConfigError, unknown_name
-from adaptive_lora.options import Limits, option
+from adaptive_lora.options import Limits, option, parse_options
 from adaptive_lora.sites import Placement
 
 _MARKS = dict(zip(LIMITS, ("min", "max", "x", "att", "ff"), strict=True))
@@ -112,7 +111,7 @@ class MethodSpec:
             if field.name not in ("allocator", "of")
         }
         given = {key: value for key, value in options.items() if wrapped is None or key != "of"}
-        parsed, problems = parsed_options(name, owners, given)
+        parsed, problems = parse_options(given, owners, what=f"option of {name}", place=f"{name}: ")
         problems += filter(
             None, [budget_problem(parsed.get("budget")), limits_problem(name, kind, parsed)]
         )

@@ -1,4 +1,4 @@
-"""Reading a method's options: which class has them, their types and limits, and what is wrong."""
+"""Reading a method's options: which class has them, and what is wrong with them together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from adaptive_lora.allocation.catalogue import METHODS
 from adaptive_lora.allocation.controls import Control
 from adaptive_lora.errors import ConfigError, unknown_name
-from adaptive_lora.options import out_of_limits, parse_value, type_hints
 
 LIMITS: Mapping[str, int | None] = {
     "min_rank": 1,
@@ -48,28 +47,6 @@ def wrapped_kind(name: str, of: object) -> Any:
     if of not in plain:
         raise ConfigError(f"{name}: of: {unknown_name('method', str(of), plain)}")
     return METHODS[str(of)]
-
-
-def parsed_options(
-    name: str, owners: Mapping[str, Any], options: Mapping[str, object]
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the parsed options of a method and every problem with them."""
-    parsed: dict[str, Any] = {}
-    problems: list[str] = []
-    for key, value in options.items():
-        if key not in owners:
-            problems.append(unknown_name(f"option of {name}", key, owners))
-            continue
-        owner = owners[key]
-        try:
-            parsed[key] = parse_value(type_hints(owner)[key], value)
-        except ValueError as error:
-            problems.append(f"{name}: {key}: {error}")
-            continue
-        (field,) = (field for field in dataclasses.fields(owner) if field.name == key)
-        problem = out_of_limits(f"{name}: {key}", parsed[key], field.metadata["limits"])
-        problems += filter(None, [problem])
-    return parsed, problems
 
 
 def limits_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | None:
