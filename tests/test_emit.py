@@ -85,7 +85,7 @@ def test_scale_policies_are_emitted(policy: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "note"),
     [
-        ("adalora", "changes ranks in training"),
+        ("adalora:rank=4", "changes ranks in training"),
         ("lr_only:of=three_band", "learning-rate multipliers"),
     ],
 )

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
 from transformers.pytorch_utils import Conv1D
 
@@ -19,7 +17,6 @@ from adaptive_lora.adapters import attach, audit_moved
 from adaptive_lora.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.adapters.eva import EvaSettings, eva_directions
 from adaptive_lora.allocation import Evidence, MethodSpec, allocate, uniform_cost
-from adaptive_lora.allocation.initialised import in_order
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
 from adaptive_lora.importance.passes import joined
@@ -159,30 +156,6 @@ def test_eva_under_a_budget_matches_parameters(make_bench: Bench, tmp_path: Path
     assert budget - dearest < matched.plan.trainable_parameters <= budget
     assert least < dearest
     assert max(matched.plan.rank_pattern().values()) <= 6  # rho x 3
-
-
-ROWS = st.lists(
-    st.tuples(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.integers(1, 9)),
-    min_size=1,
-    max_size=6,
-)
-
-
-@given(ROWS, st.floats(0, 1))
-def test_components_are_taken_in_order(sites: list[tuple[list[float], int]], share: float) -> None:
-    values, costs = [sorted(row, reverse=True) for row, _ in sites], [cost for _, cost in sites]
-    most = sum(cost * len(row) for row, cost in zip(values, costs, strict=True))
-    budget = round(min(costs) + share * (most - min(costs)))
-    ranks = in_order(values, costs, budget)
-    left = budget - sum(rank * cost for rank, cost in zip(ranks, costs, strict=True))
-    more = [c for r, row, c in zip(ranks, values, costs, strict=True) if r < len(row)]
-    assert left >= 0
-    assert not more or left < min(more)
-    same = [i for i, cost in enumerate(costs) if cost == costs[0]]
-    for i in same:
-        for j in same:
-            if ranks[i] < len(values[i]) and ranks[j]:
-                assert values[i][ranks[i]] <= values[j][ranks[j] - 1]
 
 
 def test_eva_says_what_it_lacks(make_bench: Bench, tmp_path: Path) -> None:

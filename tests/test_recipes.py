@@ -10,20 +10,26 @@ import torch
 from allocation_cases import gpt2_sites
 from architectures import GROUPED
 from conftest import save_byte_tokenizer
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.adapters.factors import Factors, spectrum
-from adaptive_lora.allocation import METHODS, MethodSpec, RankPlan, ScalePolicy, allocate
+from adaptive_lora.allocation import (
+    METHODS,
+    MethodSpec,
+    RankPlan,
+    ScalePolicy,
+    allocate,
+    uniform_cost,
+)
 from adaptive_lora.allocation.dynamic import AdaLora
-from adaptive_lora.allocation.revised import above_threshold, revised
+from adaptive_lora.allocation.revised import revised
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.recipes import RECIPES
+from adaptive_lora.sites import ATTENTION_ROLES
 from adaptive_lora.trial import TrialOutcome, run_trial
 from adaptive_lora.workbench import Workbench
 
@@ -67,34 +73,6 @@ def test_cut_equals_the_dense_svd_in_float64(rank: int) -> None:
 def test_spectrum_of_a_site_that_never_moved_is_zero() -> None:
     found = spectrum(Factors(a=torch.randn(3, 8), b=torch.zeros(6, 3)), scale=2.0)
     assert found.values.tolist() == [0.0] * 3
-
-
-SPECTRA = st.lists(
-    st.tuples(st.lists(st.floats(0, 10), min_size=1, max_size=5), st.integers(1, 9)),
-    min_size=1,
-    max_size=6,
-)
-
-
-@given(SPECTRA, st.integers(0, 100))
-def test_one_threshold_separates_kept_from_cut(
-    sites: list[tuple[list[float], int]], budget: int
-) -> None:
-    values = [sorted(row, reverse=True) for row, _ in sites]
-    costs = [cost for _, cost in sites]
-    ranks = above_threshold(values, costs, budget)
-    kept = [value for row, rank in zip(values, ranks, strict=True) for value in row[:rank]]
-    cut = [
-        (value, cost)
-        for row, rank, cost in zip(values, ranks, costs, strict=True)
-        for value in row[rank:]
-    ]
-    spent = sum(rank * cost for rank, cost in zip(ranks, costs, strict=True))
-    assert spent <= budget
-    if kept and cut:
-        assert min(kept) >= max(value for value, _ in cut)
-    if cut:
-        assert spent + max(cost for _, cost in cut) > budget
 
 
 def test_truncate_cuts_what_uniform_trained(
@@ -255,3 +233,35 @@ def test_recipes_on_a_model_of_linear_maps_that_share_inputs(
         loaded = PeftModel.from_pretrained(base, str(outcome.folder)).eval()
         again = bench.losses(loaded, bench.parts(0).test)
         assert again.nll_E.tolist() == outcome.test.nll_E.tolist()
+
+
+LIMITED = "max_rank=4,multiple=2,attention_cap=2"
+
+
+@pytest.mark.parametrize("name", ["truncate:rank=2", "truncate_retrain:rank=2", "eva:rank=2"])
+@pytest.mark.parametrize("budget", ["", ",budget=uniform-2"])
+def test_ranks_of_a_threshold_hold_limits(
+    make_bench: Bench, tmp_path: Path, name: str, budget: str
+) -> None:
+    bench = make_bench(methods=f"{name},{LIMITED}{budget}", seeds="0", profile_batches=4)
+    outcome = one(bench, tmp_path)
+    for entry in outcome.plan.entries:
+        most = 2 if entry.site.role in ATTENTION_ROLES else 4
+        assert entry.rank % 2 == 0
+        assert 2 <= entry.rank <= most
+    if budget:
+        assert outcome.plan.trainable_parameters <= uniform_cost(bench.sites, 2)
+
+
+@pytest.mark.parametrize("name", ["truncate:rank=2", "eva:rank=2,budget=uniform-2"])
+def test_a_least_rank_leaves_no_site_out(make_bench: Bench, tmp_path: Path, name: str) -> None:
+    bench = make_bench(methods=f"{name},min_rank=1", seeds="0", profile_batches=4)
+    outcome = one(bench, tmp_path)
+    assert not outcome.plan.left_out
+    assert min(entry.rank for entry in outcome.plan.entries) >= 1
+
+
+def test_a_least_rank_above_the_start_is_refused(make_bench: Bench, tmp_path: Path) -> None:
+    bench = make_bench(methods="truncate:rank=2,start_rank=3,min_rank=4", seeds="0")
+    with pytest.raises(AllocationError, match="min_rank 4 is above the 3 components"):
+        one(bench, tmp_path)

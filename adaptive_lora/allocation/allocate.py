@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from adaptive_lora.allocation.demand import Evidence
+from adaptive_lora.allocation.limits import RankLimits, rank_limits
 from adaptive_lora.allocation.methods import MethodSpec
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
 from adaptive_lora.allocation.problem import Problem, solve
+from adaptive_lora.allocation.reading import decides_in_training
 from adaptive_lora.allocation.scaling import ScalePolicy
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.sites import (
-    ATTENTION_ROLES,
-    FEED_FORWARD_ROLES,
     AdapterSite,
     Placement,
     select_sites,
@@ -45,14 +45,14 @@ def allocate(
     everything = tuple(sites)
     chosen = select_sites(everything, Placement(spec.placement), spec.target_names)
     ordered = tuple(sorted(chosen, key=lambda site: (site.layer, site.name)))
-    limits = [_limits(spec, site) for site in ordered]
+    limits = _limits_of_plan(spec, ordered)
     solution = solve(
         spec.allocator,
         Problem(
             sites=ordered,
-            lower=tuple(low for low, _ in limits),
-            upper=tuple(up for _, up in limits),
-            multiple=spec.multiple,
+            lower=limits.lower,
+            upper=limits.upper,
+            multiple=limits.multiple,
             budget=_resolve_budget(spec.budget, everything),
             evidence=evidence,
             seed=seed,
@@ -83,21 +83,13 @@ def allocate(
     return plan
 
 
-def _limits(spec: MethodSpec, site: AdapterSite) -> tuple[int, int]:
-    """Return the least and greatest rank that a method may give a site."""
-    caps = [site.max_rank, spec.max_rank]
-    caps += [spec.attention_cap] if site.role in ATTENTION_ROLES else []
-    caps += [spec.feed_forward_cap] if site.role in FEED_FORWARD_ROLES else []
-    most = min(cap for cap in caps if cap is not None)
-    low = -(-spec.min_rank // spec.multiple) * spec.multiple
-    high = most // spec.multiple * spec.multiple
-    if low > high:
-        raise AllocationError(
-            f"{spec.label}: no rank is allowed at {site.name}: required a multiple of "
-            f"{spec.multiple} from {spec.min_rank} to {most}; change min_rank, max_rank, the caps "
-            "or multiple, or leave the site out by placement or target_names."
-        )
-    return low, high
+def _limits_of_plan(spec: MethodSpec, sites: Sequence[AdapterSite]) -> RankLimits:
+    """Return the limits of what is planned before training.
+
+    What is decided in training starts from equal ranks; its limits hold where it decides.
+    """
+    free = decides_in_training(type(spec.allocator))
+    return rank_limits(MethodSpec(allocator=spec.allocator) if free else spec, sites)
 
 
 def _resolve_budget(budget: str | None, sites: Sequence[AdapterSite]) -> int | None:

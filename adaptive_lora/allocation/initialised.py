@@ -14,7 +14,7 @@ from typing import ClassVar
 from adaptive_lora.allocation.demand import RANK, Evidence, RankDemand
 from adaptive_lora.allocation.measured import per_parameter
 from adaptive_lora.allocation.problem import Problem, Solution
-from adaptive_lora.errors import AllocationError, ConfigError
+from adaptive_lora.errors import ConfigError
 from adaptive_lora.options import Limits, option
 from adaptive_lora.sites import AdapterSite
 
@@ -46,6 +46,7 @@ class Eva:
 
     metric: ClassVar[str | None] = None
     recipe: ClassVar[str] = "eva"
+    holds_limits: ClassVar[bool] = True
     rank: int = option(16, "mean rank; EVA's budget is ranks unless one is given", limits=RANK)
     rho: float = option(2.0, "greatest rank as a multiple of rank", limits=Limits(low=1))
     tau: float = option(
@@ -137,38 +138,3 @@ class Gora:
             for rank, site in zip(wanted, problem.sites, strict=True)
         ]
         return Solution(ranks=problem.rounded(clipped), budget=None)
-
-
-def in_order(
-    values: Sequence[Sequence[float]], costs: Sequence[int], budget: int
-) -> tuple[int, ...]:
-    """Return the ranks from taking components in falling order while the budget lasts.
-
-    Args:
-        values: per site, of each component, not increasing; its length is the site's greatest rank.
-        costs: parameters per rank of each site.
-        budget: most parameters.
-
-    Returns:
-        One rank per site; what is left is less than one rank costs at any site that has more.
-
-    Raises:
-        AllocationError: even all components do not use the budget, or none fits.
-    """
-    most = sum(cost * len(row) for cost, row in zip(costs, values, strict=True))
-    if budget > most or budget < min(costs):
-        raise AllocationError(
-            f"eva cannot spend {budget:,} parameters: required {min(costs):,} (one rank) to "
-            f"{most:,} (the greatest rank at every site); change the budget or rho."
-        )
-    ranks, left = [0] * len(costs), budget
-    full = [False] * len(costs)
-    ranked = sorted(
-        (-value, site, index) for site, row in enumerate(values) for index, value in enumerate(row)
-    )
-    for _, site, _ in ranked:
-        full[site] = full[site] or costs[site] > left
-        if not full[site]:
-            ranks[site] += 1
-            left -= costs[site]
-    return tuple(ranks)

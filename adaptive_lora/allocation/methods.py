@@ -43,8 +43,11 @@ class MethodSpec:
     budget: str | None = option(
         None, "most trainable parameters: a number, or uniform-R for those of uniform rank R"
     )
-    min_rank: int = option(
-        1, "least rank of a site; 0: a site may be left without adapter", limits=Limits(low=0)
+    min_rank: int | None = option(
+        None,
+        "least rank of a site; 0: a site may be left without adapter; none: 1, or 0 where a "
+        "threshold finds the ranks (truncate, eva)",
+        limits=Limits(low=0),
     )
     max_rank: int | None = option(
         None, "greatest rank of a site; none: its smaller side", limits=RANK

@@ -11,7 +11,7 @@ from adaptive_lora.allocation.controls import Control
 from adaptive_lora.errors import ConfigError, unknown_name
 
 LIMITS: Mapping[str, int | None] = {
-    "min_rank": 1,
+    "min_rank": None,
     "max_rank": None,
     "multiple": 1,
     "attention_cap": None,
@@ -52,7 +52,7 @@ def wrapped_kind(name: str, of: object) -> Any:
 def limits_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | None:
     """Return what is wrong with limits on a method that cannot hold them, or None."""
     unmet = [limit for limit, default in LIMITS.items() if parsed.get(limit, default) != default]
-    if not unmet or not decides_in_training(kind):
+    if not unmet or not decides_in_training(kind) or getattr(kind, "holds_limits", False):
         return None
     return f"{name} finds its ranks by a recipe that cannot hold {', '.join(unmet)}; leave that out"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from adaptive_lora.allocation.plan import RankPlan, SiteRank
 from adaptive_lora.allocation.scaling import ScalePolicy
@@ -69,29 +69,3 @@ def start_rank(plan: RankPlan, wanted: int | None, factor: float) -> int:
             "budget; raise start_rank or lower the budget."
         )
     return rank
-
-
-def above_threshold(
-    values: Sequence[Sequence[float]], costs: Sequence[int], budget: int
-) -> list[int]:
-    """Return the ranks that one global threshold leaves: the lowest one within the budget.
-
-    Args:
-        values: per site, what each component is worth, not increasing.
-        costs: parameters per rank of each site.
-        budget: most parameters in all.
-
-    Returns:
-        One rank per site, 0 allowed; what is left of the budget is less than the next component
-        would cost.
-    """
-    ranks, left = [0] * len(costs), budget
-    ranked = sorted(
-        (-value, site, index) for site, row in enumerate(values) for index, value in enumerate(row)
-    )
-    for _, site, _ in ranked:
-        if costs[site] > left:
-            break
-        ranks[site] += 1
-        left -= costs[site]
-    return ranks

@@ -16,7 +16,7 @@ _START_FACTOR = 2.0
 """Rank at the start over the uniform rank of the budget."""
 
 
-def _start_plan(options: Truncate | TruncateRetrain, plan: RankPlan) -> RankPlan:
+def _start_plan(options: Truncate, plan: RankPlan) -> RankPlan:
     """Return the plan of the training above the budget.
 
     Raises:
@@ -41,6 +41,7 @@ class Truncate:
 
     metric: ClassVar[str | None] = None
     recipe: ClassVar[str] = "truncate"
+    holds_limits: ClassVar[bool] = True
     rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
     start_rank: int | None = option(
         None, "rank of every site in training; none: twice the uniform rank", limits=RANK
@@ -59,27 +60,11 @@ class Truncate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruncateRetrain:
+class TruncateRetrain(Truncate):
     """The ranks that `truncate` ends with, trained from scratch.
 
     The same seed starts each site's A with the same rows. Against `truncate` it tells whether the
     ranks or the cut adapter's weights matter. Trains twice.
     """
 
-    metric: ClassVar[str | None] = None
     recipe: ClassVar[str] = "truncate_retrain"
-    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
-    start_rank: int | None = option(
-        None, "rank of every site in the first training; none: twice the uniform rank", limits=RANK
-    )
-
-    @property
-    def rank_label(self) -> str:
-        """Return `r8`, or `r8-from32` with a rank of the start."""
-        return _label(self.rank, self.start_rank)
-
-    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
-        """Return equal ranks, which set the budget; the first training decides the rest."""
-        return RankDemand(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
-
-    start_plan = check = _start_plan

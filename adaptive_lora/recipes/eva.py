@@ -13,8 +13,9 @@ from torch import nn
 from adaptive_lora.adapters import audit_moved
 from adaptive_lora.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.adapters.eva import Directions, EvaSettings, eva_directions
-from adaptive_lora.allocation import RankPlan
-from adaptive_lora.allocation.initialised import Eva, in_order
+from adaptive_lora.allocation import MethodSpec, RankPlan
+from adaptive_lora.allocation.initialised import Eva
+from adaptive_lora.allocation.limits import rank_limits
 from adaptive_lora.allocation.revised import revised
 from adaptive_lora.importance.capture import frozen
 from adaptive_lora.importance.passes import joined
@@ -49,20 +50,32 @@ def eva(job: Job) -> Trained:
 def _measured(job: Job, options: Eva) -> tuple[RankPlan, Directions]:
     """Return EVA's plan and at least as many directions as it has ranks."""
     plan = job.plan
+    sites = [entry.site for entry in plan.entries]
+    limits = rank_limits(job.trial.method, sites, least=0)
     if options.ranks == "uniform":
-        most = max(entry.rank for entry in plan.entries)
-        return plan, _directions(job, EvaSettings(rank=most, rho=1.0, tau=options.tau))
-    if plan.budget is None:  # the paper's: PEFT shares out the ranks
+        ranks = [limits.clipped(entry.rank, index) for index, entry in enumerate(plan.entries)]
+        found = _directions(job, EvaSettings(rank=max(ranks), rho=1.0, tau=options.tau))
+        return _with_ranks(plan, ranks), found
+    costs = [site.parameters_per_rank for site in sites]
+    limited = limits != rank_limits(MethodSpec(allocator=options), sites, least=0)
+    if plan.budget is None and not limited:  # the paper's: PEFT shares out the ranks
         settings = EvaSettings(rank=options.rank, rho=options.rho, tau=options.tau)
         found = _directions(job, settings)
-        return revised(plan, {name: len(a) for name, a in found.a.items()}), found
-    costs = [entry.site.parameters_per_rank for entry in plan.entries]
-    mean = plan.budget / sum(costs)
-    most = max(1, math.ceil(options.rho * mean))
+        return _with_ranks(plan, [len(found.a[site.name]) for site in sites]), found
+    if plan.budget is None:  # ranks are the budget
+        costs, budget = [1] * len(sites), options.rank * len(sites)
+    else:
+        budget = plan.budget
+    most = max(1, math.ceil(options.rho * budget / sum(costs)))
     found = _directions(job, EvaSettings(rank=most, rho=1.0, tau=options.tau))
+    explained = [found.explained[site.name] for site in sites]
+    ranks = limits.by_value(explained, costs, budget, one_threshold=False)
+    return _with_ranks(plan, ranks), found
+
+
+def _with_ranks(plan: RankPlan, ranks: Sequence[int]) -> RankPlan:
     names = [entry.site.name for entry in plan.entries]
-    ranks = in_order([found.explained[name] for name in names], costs, plan.budget)
-    return revised(plan, dict(zip(names, ranks, strict=True))), found
+    return revised(plan, dict(zip(names, ranks, strict=True)))
 
 
 def _directions(job: Job, settings: EvaSettings) -> Directions:

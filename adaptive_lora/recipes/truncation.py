@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from adaptive_lora.adapters import audit_moved
 from adaptive_lora.adapters.factors import Spectrum, read_factors, spectrum, write_factors
 from adaptive_lora.allocation import RankPlan
-from adaptive_lora.allocation.revised import above_threshold, budget_of, revised
+from adaptive_lora.allocation.limits import rank_limits
+from adaptive_lora.allocation.revised import budget_of, revised
 from adaptive_lora.recipes.job import Job, RankEvent, Trained
 from adaptive_lora.results import TrainResult
 
@@ -105,10 +106,12 @@ def _search(job: Job, *, trainings: int) -> _Search:
     scales = {entry.site.name: start.scale_of(entry) for entry in start.entries}
     spectra = {name: spectrum(site, scales[name]) for name, site in read_factors(adapted).items()}
     job.release()
-    ranks = above_threshold(
-        [spectra[entry.site.name].values.tolist() for entry in start.entries],
-        [entry.site.parameters_per_rank for entry in start.entries],
+    sites = [entry.site for entry in start.entries]
+    ranks = rank_limits(job.trial.method, sites, least=0).by_value(
+        [spectra[site.name].values.tolist() for site in sites],
+        [site.parameters_per_rank for site in sites],
         budget_of(plan),
+        one_threshold=True,
     )
     names = [entry.site.name for entry in start.entries]
     cut = revised(start, dict(zip(names, ranks, strict=True)))

@@ -69,7 +69,7 @@ def main() -> None:
             "study": "alpaca",
             "model": str(base),
             "data": str(arguments.data / "data" / "alpaca_en_demo.json"),
-            "max_examples": 300,
+            "max_examples": 200,
             "max_tokens": 256,
             "methods": "uniform:rank=8 uniform:rank=16 linear_decay attention_heavy three_band "
             "empirical:rank=8",
