@@ -318,3 +318,12 @@ def test_importing_stats_needs_neither_torch_nor_mlflow() -> None:
     code = "import sys, adaptive_lora.stats; print({'torch', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_symmetry_is_scipys_and_needs_eight_seeds() -> None:
+    rng = np.random.default_rng(0)
+    skewed = rng.exponential(size=40)
+    assert stats.symmetry(skewed) == pytest.approx(float(scipy_stats.skewtest(skewed).pvalue))
+    assert stats.symmetry(skewed) < 0.01 < stats.symmetry(np.concatenate([skewed, -skewed]))
+    assert stats.symmetry(skewed[:7]) is None
+    assert stats.symmetry(np.ones(9)) is None

@@ -76,8 +76,11 @@ def _print_judgement(console: Console, judgement: Any, store: Any) -> None:
 )
 @click.option(
     "--allow-mixed",
-    is_flag=True,
-    help="compare across data sets, splits and bases, pairing only within each",
+    is_flag=False,
+    flag_value="true",
+    type=bool,
+    default="false",
+    help="compare across data sets, splits and bases, pairing only within each [default: false]",
 )
 @click.option("--json", "as_json", is_flag=True, help="print the comparison as JSON")
 def compare(

@@ -89,6 +89,7 @@ def _tests(diff_S: FloatArray, seed: int) -> Tests:
         wilcoxon=stats.wilcoxon(diff_S),
         paired_t=stats.paired_t(diff_S),
         normality=stats.normality(diff_S),
+        symmetry=stats.symmetry(diff_S),
     )
 
 

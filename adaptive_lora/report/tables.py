@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adaptive_lora.comparison import Comparison, MethodSummary, VerdictKind
+from adaptive_lora.comparison import Comparison, Difference, MethodSummary, VerdictKind
 from adaptive_lora.comparison.wording import ABSENT, interval_text, signed
 from adaptive_lora.report.cells import (
     Cell,
@@ -147,33 +147,35 @@ def score_table(comparison: Comparison) -> TextTable:
     ).without_empty_columns()
 
 
+def _evidence_row(method: MethodSummary, d: Difference) -> tuple[Cell, ...]:
+    shared, margin, d_z = method.shared_rate, d.margin_tests, d.effect.d_z
+    effect = interval_text(d.effect.interval, 1)
+    seeds = d.seeds_for_difference
+    return (
+        Cell(method.label),
+        interval_cell(d.hierarchical),
+        signed_cell(None if shared is None else shared.mean),
+        interval_cell(None if shared is None else shared.interval),
+        Cell(ABSENT) if d_z is None else Cell(f"{signed(d_z, 1)} {effect}", d_z),
+        Cell(f"{100 * d.effect.superiority:.0f} %", d.effect.superiority),
+        p_cell(d.tests.max_t),
+        p_cell(d.tests.wilcoxon),
+        p_cell(d.tests.paired_t),
+        p_cell(d.tests.normality),
+        p_cell(d.tests.symmetry),
+        p_cell(None if margin is None else margin.noninferior),
+        p_cell(None if margin is None else margin.equivalent),
+        Cell(ABSENT if seeds is None else str(seeds), seeds),
+    )
+
+
 def evidence_table(comparison: Comparison) -> TextTable:
     """Return the tests that stand beside the deciding one."""
-    rows = []
-    for method in comparison.methods:
-        d = method.difference
-        if d is None:
-            continue
-        shared, margin, d_z = method.shared_rate, d.margin_tests, d.effect.d_z
-        effect = interval_text(d.effect.interval, 1)
-        seeds = d.seeds_for_difference
-        rows.append(
-            (
-                Cell(method.label),
-                interval_cell(d.hierarchical),
-                signed_cell(None if shared is None else shared.mean),
-                interval_cell(None if shared is None else shared.interval),
-                Cell(ABSENT) if d_z is None else Cell(f"{signed(d_z, 1)} {effect}", d_z),
-                Cell(f"{100 * d.effect.superiority:.0f} %", d.effect.superiority),
-                p_cell(d.tests.max_t),
-                p_cell(d.tests.wilcoxon),
-                p_cell(d.tests.paired_t),
-                p_cell(d.tests.normality),
-                p_cell(None if margin is None else margin.noninferior),
-                p_cell(None if margin is None else margin.equivalent),
-                Cell(ABSENT if seeds is None else str(seeds), seeds),
-            )
-        )
+    rows = [
+        _evidence_row(method, method.difference)
+        for method in comparison.methods
+        if method.difference is not None
+    ]
     return TextTable(
         title="Beside the verdict",
         head=(
@@ -187,13 +189,15 @@ def evidence_table(comparison: Comparison) -> TextTable:
             "p Wilcoxon",
             "p paired t",
             "p normal",
+            "p symmetric",
             "p non-inferior",
             "p equivalent",
             "Seeds for 80 % power",
         ),
         rows=tuple(rows),
-        note="Shared rate: method and baseline both at the baseline's best learning rate. p normal "
-        "(Shapiro and Wilk) small speaks against the t test. n/a: the number does not exist here.",
+        note="Shared rate: method and baseline both at the baseline's best learning rate. p "
+        "normal (Shapiro and Wilk) small speaks against the t test, p symmetric (D'Agostino, from "
+        "8 seeds) against Wilcoxon's. n/a: the number does not exist here.",
     )
 
 

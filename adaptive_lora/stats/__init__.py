@@ -51,6 +51,7 @@ from adaptive_lora.stats.significance import (
     paired_t,
     sign_flip_test,
     step_down_max_t,
+    symmetry,
     wilcoxon,
 )
 
@@ -87,6 +88,7 @@ __all__ = [
     "sign_flip_test",
     "simulated_power",
     "step_down_max_t",
+    "symmetry",
     "variance_components",
     "wilcoxon",
 ]
