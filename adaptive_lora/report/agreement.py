@@ -37,8 +37,7 @@ def seed_agreement(comparison: Comparison) -> Figure | None:
         axes.set_xticks(places[ticks], short[ticks])
         axes.set_yticks(places[ticks], short[ticks])
         if one.mean is not None:
-            text = f"mean {signed(one.mean, 2)}"
-            axes.text(1, 1.02, text, transform=axes.transAxes, ha="right", fontsize=5.5)
+            axes.set_xlabel(f"mean {signed(one.mean, 2)}", fontsize=6)
     return figure
 
 
