@@ -83,7 +83,7 @@ def _write(
     (folder / "planted.md").write_text(markdown(found), encoding="utf-8")
     groups: dict[str, list[ForestRow]] = {}
     for finding in found.findings:
-        groups.setdefault(f"{finding.pattern}, {finding.spectrum}", []).append(
+        groups.setdefault(f"{finding.pattern}\n{finding.spectrum} spectrum", []).append(
             ForestRow(
                 label=finding.method,
                 value=finding.difference,
@@ -94,7 +94,7 @@ def _write(
         )
     forest_grid(
         groups,
-        "KL to the teacher, method minus uniform (nats per token, 95 % interval): left is better",
+        "KL to the teacher, method minus uniform: nats per token,\n95 % interval; left is better",
         folder / "planted.png",
     )
 
