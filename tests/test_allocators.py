@@ -195,9 +195,10 @@ def test_no_limit_is_the_default_of_the_specification() -> None:
     assert {limit: getattr(spec, limit) for limit in LIMITS} == LIMITS
 
 
-def test_methods_that_decide_in_training_refuse_limits() -> None:
+@pytest.mark.parametrize("name", ["adalora", "grow_prune"])
+def test_methods_that_decide_in_training_refuse_limits(name: str) -> None:
     with pytest.raises(ConfigError, match="cannot hold max_rank, multiple"):
-        MethodSpec.parse("truncate:rank=8,max_rank=16,multiple=8")
+        MethodSpec.parse(f"{name}:rank=8,max_rank=16,multiple=8")
 
 
 def test_rank_zero_leaves_sites_out() -> None:
