@@ -172,7 +172,7 @@ def test_compare_again_adds_no_version(finished: Finished, monkeypatch: pytest.M
     assert judgement.report.is_relative_to("again")
     assert len(finished.runs) == 5
     before, again = (one.comparison.to_dict() for one in (finished.outcome.judgement, judgement))
-    # Facts are those of the last process that ran the study: threads, commit and command may differ.
+    # Facts are those of the last process that ran the study: threads and command may differ.
     assert before.pop("facts").keys() == again.pop("facts").keys()
     assert again == before
 
