@@ -56,8 +56,9 @@ def power_answer(
 
 def power_text(answer: PowerAnswer) -> str:
     """Return the answer as the end of a sentence about a difference."""
-    seeds = "more than 2,000" if answer.seeds_needed is None else f"{answer.seeds_needed:,}"
-    text = f"about {seeds} seeds for 80 % power"
+    known = answer.seeds_needed
+    seeds = "more than 2,000" if known is None else f"about {known:,}"
+    text = f"{seeds} seeds for 80 % power"
     if answer.examples_needed is None:
         return text + " (no number of test examples is enough for the seeds at hand)"
     if answer.examples_needed > answer.examples:
