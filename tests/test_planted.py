@@ -226,6 +226,7 @@ def test_without_a_better_oracle_nothing_is_called_recovered() -> None:
         ({"methods": "empirical empirical"}, "given more than once"),
         ({"seeds": ""}, "at least one"),
         ({"budget": "12"}, "too small"),
+        ({"budget": "much"}, "whole number of parameters"),
         ({"model": "./nowhere"}, "does not exist"),
         ({"steps": "0", "lr": "-1"}, "lr must be above 0"),
     ],

@@ -53,7 +53,7 @@ def allocate(
             lower=limits.lower,
             upper=limits.upper,
             multiple=limits.multiple,
-            budget=_resolve_budget(spec.budget, everything),
+            budget=resolve_budget(spec.budget, everything),
             evidence=evidence,
             seed=seed,
         ),
@@ -92,7 +92,8 @@ def _limits_of_plan(spec: MethodSpec, sites: Sequence[AdapterSite]) -> RankLimit
     return rank_limits(MethodSpec(allocator=spec.allocator) if free else spec, sites)
 
 
-def _resolve_budget(budget: str | None, sites: Sequence[AdapterSite]) -> int | None:
+def resolve_budget(budget: str | None, sites: Sequence[AdapterSite]) -> int | None:
+    """Return the parameters that a method's budget stands for on all sites of a model."""
     if budget is None:
         return None
     if budget.startswith("uniform-"):

@@ -14,7 +14,8 @@ import numpy as np
 from scipy.stats import spearmanr
 from transformers import PreTrainedModel
 
-from adaptive_lora.allocation import MethodSpec, RankPlan, uniform_cost
+from adaptive_lora.allocation import MethodSpec, RankPlan
+from adaptive_lora.allocation.allocate import resolve_budget
 from adaptive_lora.allocation.plan import SiteRank
 from adaptive_lora.bench import TokenizedParts
 from adaptive_lora.config import TrialSpec
@@ -81,12 +82,9 @@ class Planter:
         self.base: BaseModel = load_base(self.study.model, self.runtime.base_dtype)
         self.base.model.to(self.runtime.device)  # type: ignore[arg-type]
         self.sites = find_sites(self.base.model)
-        number = config.budget.removeprefix("uniform-")
-        self.budget = (
-            uniform_cost(self.sites, int(number))
-            if config.budget.startswith("uniform-")
-            else int(number)
-        )
+        budget = resolve_budget(config.uniform.budget, self.sites)
+        assert budget is not None  # the uniform method of a benchmark always has one
+        self.budget = budget
         for pattern in config.patterns:
             planted_ranks(pattern, self.sites, self.budget, rng_for(0, "planted", pattern))
 
