@@ -3,8 +3,9 @@
 from mlflow.entities import Run
 
 from adaptive_lora.tracking.connection import Store, connect
+from adaptive_lora.tracking.recorder import TrialRun
 from adaptive_lora.tracking.registry import RegisteredAdapter, log_adapter, promote, register
-from adaptive_lora.tracking.runs import StudyRun, TrialRun, find_trials, open_comparison
+from adaptive_lora.tracking.runs import StudyRun, find_trials, open_comparison
 from adaptive_lora.tracking.trials import eval_from_dict, read_trials
 
 __all__ = [
