@@ -1,7 +1,8 @@
 """Loads a saved adapter onto its base with stock libraries and generates text.
 
-A copy of this file travels inside every MLflow model (`code_paths`), so that serving needs torch,
-transformers and peft but not this package. It must therefore import nothing from `adaptive_lora`.
+A copy of this folder travels inside every MLflow model (`code_paths`), so that serving needs torch,
+transformers and peft but not this package. It must therefore import nothing from `adaptive_lora`,
+and its own files by relative names.
 
 An adapter folder is PEFT's (`adapter_config.json`, `adapter_model.safetensors`) plus
 `adaptive_lora.json`: the base's reference and content hash, dtype and prompt template.
