@@ -17,9 +17,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from adaptive_lora.redaction import hide_credentials, printable
+
 
 class AdaptiveLoraError(Exception):
-    """Base of all errors that are the user's to mend."""
+    """Base of all errors that are the user's to mend.
+
+    Messages quote what was given, other libraries' errors included: credentials are left out here,
+    and signs that would act on a terminal become escapes.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(hide_credentials(message)))
 
 
 class ConfigError(AdaptiveLoraError, ValueError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from adaptive_lora import __version__
+from adaptive_lora.redaction import hide_credentials
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "mlflow", "numpy", "scipy")
 
@@ -39,13 +39,8 @@ def provenance() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """Return the command that was typed, with passwords in URIs left out."""
+    """Return the command that was typed, without credentials."""
     return hide_credentials(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
-
-
-def hide_credentials(text: str) -> str:
-    """Return a text with user and password of every URI in it replaced by `***`."""
-    return re.sub(r"://[^/\s]+@", "://***@", text)
 
 
 def _commit() -> str:

@@ -24,7 +24,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import TrackingError
-from adaptive_lora.provenance import hide_credentials
+from adaptive_lora.redaction import hide_credentials
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
 TRAINING = "custom_model_development"

@@ -1,0 +1,75 @@
+"""What leaves this process as text: without secrets, and unable to act on a terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+
+HIDDEN = "***"
+_SECRET_NAME = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.I)
+"""Environment variables whose value is never written."""
+_SHORTEST = 6
+"""Shorter values (`1`, `true`, `off`) are switches, and would blank half of every text."""
+_USERINFO = re.compile(
+    r"\b([a-z][a-z0-9+.-]*://(?!/)|https?:/(?!/))"
+    r"(?:[^\s/\"'<>?#]*|[^\s/@:\"'<>?#]+:(?!\d+/)[^\s\"'<>?#]*)@",
+    re.I,
+)
+"""User and password of a URI, of which the password may hold `/` and `@`. One slash is enough for
+http: `Path` makes `https:/` of `https://`."""
+_PARAMETER = re.compile(
+    r"([?&;](?:[\w.-]*(?:token|password|passwd|secret|signature|api[_-]?key|access[_-]?key)[\w.-]*"
+    r"|sig|pwd|key)=)[^&;\s\"'<>#]+",
+    re.I,
+)
+_SHAPE = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16}|dapi[0-9a-f]{32}(?:-\d+)?|sk-[\w-]{20,}|xox[abprs]-[\w-]{10,})"
+)
+"""Tokens that say what they are: Hugging Face, GitHub, GitLab, AWS, Databricks, OpenAI, Slack."""
+
+
+def hide_credentials(text: str, environment: Mapping[str, str] | None = None) -> str:
+    """Return a text in which `***` stands for every secret that can be recognised.
+
+    These are: user and password of URIs, secret parameters of their queries, tokens of well-known
+    shapes, and the values of environment variables that are named like secrets.
+    """
+    values = os.environ if environment is None else environment
+    known = {
+        value
+        for name, value in values.items()
+        if len(value) >= _SHORTEST and _SECRET_NAME.search(name) and not os.path.exists(value)
+    }
+    user = values.get("MLFLOW_TRACKING_USERNAME", "")
+    known |= {user} if len(user) >= _SHORTEST else set()
+    for value in sorted(known, key=len, reverse=True):
+        text = text.replace(value, HIDDEN)
+    text = _USERINFO.sub(rf"\g<1>{HIDDEN}@", text)
+    return _SHAPE.sub(HIDDEN, _PARAMETER.sub(rf"\g<1>{HIDDEN}", text))
+
+
+def printable(text: str) -> str:
+    r"""Return a text with control, bidirectional and unpaired signs as escapes, such as `\x1b`.
+
+    Names and contents of files may hold such signs, with which they could move a terminal's cursor
+    or show a name as another.
+    """
+    return "".join(sign if sign in "\n\t" or _harmless(sign) else _escape(sign) for sign in text)
+
+
+def _harmless(sign: str) -> bool:
+    return sign in "\u200c\u200d" or unicodedata.category(sign) not in ("Cc", "Cf", "Cs")
+
+
+def _escape(sign: str) -> str:
+    return sign.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def shown(text: object) -> str:
+    """Return a text from outside for rich's console: no secrets, no escapes, no markup."""
+    from rich.markup import escape
+
+    return escape(printable(hide_credentials(str(text))))
