@@ -36,6 +36,8 @@ class TrainResult:
     """Wall time of the training steps alone, without validation."""
     peak_memory_bytes: int
     """Device memory on a GPU; resident memory of the process on a CPU."""
+    micro_batch: int
+    """Most examples per forward pass; below the batch size where memory was short."""
     skipped_steps: int
     """Steps left out because loss or gradient was not finite."""
     stopped_early: bool

@@ -161,6 +161,7 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
         "wall_seconds": outcome.seconds,
         "search_seconds": outcome.search_seconds,
         "trainings": float(outcome.trainings),
+        "micro_batch": float(train.micro_batch),
         "skipped_steps": float(train.skipped_steps),
         "stopped_early": float(train.stopped_early),
         **outcome.extra,

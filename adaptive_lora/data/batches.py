@@ -35,6 +35,16 @@ class Batch:
             labels=self.labels.to(device),
         )
 
+    def parts(self, rows: int) -> list[Batch]:
+        """Return the batch in parts of at most so many examples, in order."""
+        if rows >= len(self.input_ids):
+            return [self]
+        fields = (self.input_ids, self.attention_mask, self.labels)
+        return [
+            Batch(input_ids=ids, attention_mask=mask, labels=labels)
+            for ids, mask, labels in zip(*(f.split(rows) for f in fields), strict=True)
+        ]
+
     @property
     def tokens(self) -> int:
         """Tokens without padding."""

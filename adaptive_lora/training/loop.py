@@ -24,6 +24,12 @@ from adaptive_lora.training.groups import parameter_groups
 from adaptive_lora.training.guard import StabilityGuard
 from adaptive_lora.training.memory import PeakMemory
 from adaptive_lora.training.regime import Regime, Steady
+from adaptive_lora.training.short_memory import (
+    halved,
+    is_out_of_memory,
+    random_state,
+    set_random_state,
+)
 from adaptive_lora.training.snapshot import Snapshot, put_back, take
 
 
@@ -68,6 +74,8 @@ class TrainInputs:
     """Called after every optimiser step with what makes a snapshot of the training there."""
     resume: Snapshot | None = None
     """Snapshot of the same training from which to go on."""
+    micro_batch: int | None = None
+    """Most examples per forward pass; None: the whole batch, until memory is short."""
 
 
 def train(
@@ -139,6 +147,7 @@ class Course:
         self.losses: list[float] = []
         self.validation: list[tuple[int, float]] = []
         self.tokens = self.supervised = self.forward_passes = 0
+        self.micro_batch = min(inputs.micro_batch or config.batch_size, config.batch_size)
         self.step_tokens: list[int] = []
         self.order = hashlib.sha256()
         self.seconds = 0.0
@@ -148,52 +157,67 @@ class Course:
         """What is trained now; a regime may have replaced some."""
         return [p for group in self.raw_optimizer.param_groups for p in group["params"]]
 
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left to take."""
+        return len(self.losses) >= self.steps or self.early.stop
+
     def run(self) -> None:
         """Take all steps, or fewer where early stopping ends the training."""
-        if not self.losses:
-            self._validate(0)
-        for step in range(len(self.losses) + 1, self.steps + 1):
+        self.start()
+        while not self.finished:
             started = time.perf_counter()
-            self.losses.append(self._optimiser_step(step))
+            window = self.next_window()
+            self.apply(window, self.learn(window))
             self.seconds += time.perf_counter() - started
-            due = (step * self.config.validations) // self.steps > (
-                (step - 1) * self.config.validations
-            ) // self.steps
-            loss = self._validate(step) if due else None
-            self.inputs.on_step(
-                StepEvent(
-                    step=step,
-                    total_steps=self.steps,
-                    loss=self.losses[-1],
-                    tokens=self.tokens,
-                    validation_loss=loss,
-                )
-            )
-            self.inputs.on_snapshot(step, lambda: take(self))
-            if self.early.stop:
-                break
+            self.report()
         self.early.restore_best(self.parameters)
 
-    def _validate(self, step: int) -> float:
-        loss = self.inputs.validate(self.model)
-        self.validation.append((step, loss))
-        if step > 0 and self.regime.settled(step):  # the untrained adapter is no candidate
-            self.early.see(loss, self.parameters)
-        return loss
+    def start(self) -> None:
+        """Validate the untrained model, where this is the beginning."""
+        if not self.losses:
+            self._validate(0)
 
-    def _optimiser_step(self, step: int) -> float:
-        """Take one step over `accumulation` batches; return its loss, NaN where skipped."""
-        accelerator = self.runtime.accelerator
+    def next_window(self) -> list[Batch]:
+        """Return the batches of the next optimiser step."""
         self.model.train()
-        window = [self.next_batch() for _ in range(self.config.accumulation)]
+        return [self.next_batch() for _ in range(self.config.accumulation)]
+
+    def learn(self, window: Sequence[Batch]) -> float:
+        """Form the gradient of a step; return its loss in nats per supervised token.
+
+        Where memory is short, the step begins anew with half as many examples per forward pass.
+        Loss and gradient remain sums over the examples of the step, so only the order of additions
+        changes (about 1e-7), and the masks of dropout where there is any.
+        """
+        passes, random = self.forward_passes, random_state()
+        while True:
+            try:
+                return self._forward_and_backward(window)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error)
+            self.optimizer.zero_grad()  # after the except block: its traceback held activations
+            self.micro_batch = halved(self.micro_batch, reason)
+            self.forward_passes = passes
+            set_random_state(random)
+
+    def _forward_and_backward(self, window: Sequence[Batch]) -> float:
         supervised = sum(batch.supervised_tokens for batch in window)
         total = 0.0
         for batch in window:
-            set_dropout_step(self.model, self.forward_passes)
+            for part in batch.parts(self.micro_batch):
+                set_dropout_step(self.model, self.forward_passes)
+                loss = self.inputs.loss(self.model, part) / supervised
+                self.runtime.accelerator.backward(loss)
+                total += float(loss.detach())
             self.forward_passes += 1
-            loss = self.inputs.loss(self.model, batch) / supervised
-            accelerator.backward(loss)
-            total += float(loss.detach())
+        return total
+
+    def apply(self, window: Sequence[Batch], loss: float) -> None:
+        """Take an optimiser step with the gradient that is there, unless it is not finite."""
+        accelerator, step = self.runtime.accelerator, len(self.losses) + 1
         penalty = self.regime.penalty()
         if penalty is not None:
             accelerator.backward(penalty)
@@ -201,7 +225,7 @@ class Course:
             accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
         )
         self.memory.sample()
-        allowed = self.guard.allows(step, total, norm)
+        allowed = self.guard.allows(step, loss, norm)
         if not (allowed or self.guard.gradient_scaler):
             self.optimizer.zero_grad()  # the step below then changes nothing
         self.optimizer.step()  # a scaler leaves out overflown steps itself and lowers its scale
@@ -210,8 +234,31 @@ class Course:
         self.scheduler.step()
         self.tokens += sum(batch.tokens for batch in window)
         self.step_tokens.append(self.tokens)
-        self.supervised += supervised
-        return total if allowed else math.nan
+        self.supervised += sum(batch.supervised_tokens for batch in window)
+        self.losses.append(loss if allowed else math.nan)
+
+    def report(self) -> None:
+        """Validate where it is due and tell who listens of the step just taken."""
+        step, validations = len(self.losses), self.config.validations
+        due = (step * validations) // self.steps > ((step - 1) * validations) // self.steps
+        loss = self._validate(step) if due else None
+        self.inputs.on_step(
+            StepEvent(
+                step=step,
+                total_steps=self.steps,
+                loss=self.losses[-1],
+                tokens=self.tokens,
+                validation_loss=loss,
+            )
+        )
+        self.inputs.on_snapshot(step, lambda: take(self))
+
+    def _validate(self, step: int) -> float:
+        loss = self.inputs.validate(self.model)
+        self.validation.append((step, loss))
+        if step > 0 and self.regime.settled(step):  # the untrained adapter is no candidate
+            self.early.see(loss, self.parameters)
+        return loss
 
     def next_batch(self) -> Batch:
         """Return the next batch of the seed's order."""
@@ -231,6 +278,7 @@ class Course:
             supervised_tokens=self.supervised,
             seconds=self.seconds,
             peak_memory_bytes=self.memory.bytes,
+            micro_batch=self.micro_batch,
             skipped_steps=self.guard.skipped,
             stopped_early=len(self.losses) < self.steps,
             precision=self.runtime.precision,

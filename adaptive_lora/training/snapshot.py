@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Snapshot = Mapping[str, Any]
 """Tensors and plain values, in nested mappings and lists."""
 
-_COUNTERS = ("tokens", "supervised", "seconds")
+_COUNTERS = ("tokens", "supervised", "seconds", "micro_batch")
 _LISTS = ("losses", "validation", "step_tokens")
 
 
