@@ -51,6 +51,8 @@ class PlanReport:
             )
         if any(entry.lr_multiplier != 1 for entry in self.plan.entries):
             found.append("learning-rate multipliers are not part of a LoraConfig")
+        if self.plan.lora_plus != 1:
+            found.append("LoRA+ is a rate of the optimiser, not part of a LoraConfig")
         return (*found, *filter(None, [self.note]))
 
     @property

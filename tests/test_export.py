@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import save_byte_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from tracked import Finished
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adaptive_lora.adapter_serving import load_adapter
 from adaptive_lora.adapters import attach, save_adapter
@@ -32,21 +31,6 @@ from adaptive_lora.workbench import Workbench
 
 IDS = torch.arange(24).reshape(2, 12)
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-@pytest.fixture(scope="session")
-def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of 2 layers: all of its sites are Linear."""
-    folder = tmp_path_factory.mktemp("llama")
-    save_byte_tokenizer(folder)
-    config = LlamaConfig(
-        vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
 
 
 def trained(

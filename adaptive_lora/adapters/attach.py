@@ -51,7 +51,23 @@ def attach(model: PreTrainedModel, plan: RankPlan, *, seed: int, dropout: float)
             weight.copy_(initial_a(seed, entry.site.name, entry.rank, entry.site.in_features))
         if dropout > 0:
             layer.lora_dropout[ADAPTER] = SiteDropout(dropout, seed=seed, site=entry.site.name)
+    start_magnitudes(adapted)
     return adapted
+
+
+def start_magnitudes(adapted: PeftModel) -> None:
+    """Start the magnitudes of DoRA layers as the norms of what is there, W + scale·B·A, in float32.
+
+    PEFT takes them before A and B are ours, and in the base's precision.
+    """
+    for layer in lora_layers(adapted).values():
+        if layer.use_dora[ADAPTER]:
+            layer.lora_magnitude_vector[ADAPTER].update_layer(
+                base_layer=layer.get_base_layer(),
+                lora_A=layer.lora_A[ADAPTER].weight.detach().float(),
+                lora_B=layer.lora_B[ADAPTER].weight.detach().float(),
+                scaling=layer.scaling[ADAPTER],
+            )
 
 
 def detach(adapted: PeftModel) -> None:
@@ -78,6 +94,7 @@ def lora_config(model: nn.Module, plan: RankPlan, dropout: float) -> LoraConfig:
         lora_alpha=_whole(alpha),
         target_modules=_targets([entry.site.name for entry in plan.entries], endings),
         use_rslora=plan.scale_policy is ScalePolicy.RSLORA,
+        use_dora=plan.dora,
         rank_pattern=_pattern(plan.rank_pattern(), endings) if mixed_ranks else {},
         alpha_pattern=_pattern(plan.alpha_pattern(), endings) if mixed_alphas else {},
         lora_dropout=dropout,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from adaptive_lora.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.errors import AdapterError
 
 if TYPE_CHECKING:
-    from adaptive_lora.allocation import RankPlan
+    from adaptive_lora.allocation import RankPlan, SiteRank
 
 
 def audit_as_built(adapted: nn.Module, plan: RankPlan) -> None:
@@ -39,6 +39,7 @@ def audit_as_built(adapted: nn.Module, plan: RankPlan) -> None:
             "scale": (layer.scaling[ADAPTER], plan.scale_of(entry)),
             "shape of A": (tuple(a.shape), (rank, site.in_features)),
             "shape of B": (tuple(b.shape), (site.out_features, rank)),
+            "shape of DoRA's magnitudes": (_magnitudes(layer), _planned_magnitudes(entry)),
         }
         problems += [
             f"{name}: {what} is {built}, planned {wanted}"
@@ -54,6 +55,17 @@ def audit_as_built(adapted: nn.Module, plan: RankPlan) -> None:
         )
     if problems:
         raise AdapterError("the model differs from its plan: " + "; ".join(sorted(problems)))
+
+
+def _magnitudes(layer: Any) -> tuple[int, ...] | None:
+    """Return the shape of a layer's magnitudes, or None where it is no DoRA layer."""
+    if not layer.use_dora[ADAPTER]:
+        return None
+    return tuple(layer.lora_magnitude_vector[ADAPTER].weight.shape)
+
+
+def _planned_magnitudes(entry: SiteRank) -> tuple[int, ...] | None:
+    return (entry.magnitudes,) if entry.dora else None
 
 
 def _same(built: object, wanted: object) -> bool:

@@ -92,13 +92,14 @@ def export_merged(source: Path, target: Path) -> None:
     _refuse_occupied(target)
     try:
         model, tokenizer, _ = adapter_serving.load_adapter(source)
+        dora = bool(model.peft_config["default"].use_dora)
         merged = model.merge_and_unload(safe_merge=True)
     except Exception as error:  # PEFT, transformers and safetensors raise their own types
         raise AdapterError(f"adapter {source} cannot be merged: {error}") from error
     with _new_folder(target) as folder:
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(merged_card(_origin(source)), encoding="utf-8")
+        (folder / "README.md").write_text(merged_card(_origin(source), dora=dora), encoding="utf-8")
 
 
 def _refuse_occupied(target: Path) -> None:

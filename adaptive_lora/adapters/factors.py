@@ -19,6 +19,8 @@ class Factors:
     """(r, in)."""
     b: torch.Tensor
     """(out, r)."""
+    magnitude: torch.Tensor | None = None
+    """(out,) of a DoRA layer."""
 
 
 def read_factors(adapted: Any) -> dict[str, Factors]:
@@ -27,18 +29,28 @@ def read_factors(adapted: Any) -> dict[str, Factors]:
         name: Factors(
             a=layer.lora_A[ADAPTER].weight.detach().clone(),
             b=layer.lora_B[ADAPTER].weight.detach().clone(),
+            magnitude=_magnitude(layer),
         )
         for name, layer in lora_layers(adapted).items()
     }
 
 
+def _magnitude(layer: Any) -> torch.Tensor | None:
+    if not layer.use_dora[ADAPTER]:
+        return None
+    weight: torch.Tensor = layer.lora_magnitude_vector[ADAPTER].weight
+    return weight.detach().clone()
+
+
 def write_factors(adapted: Any, factors: Mapping[str, Factors]) -> None:
-    """Copy the A and B of these sites into a LoRA model that has their ranks."""
+    """Copy A, B and magnitudes of these sites into a LoRA model that has their ranks."""
     layers = lora_layers(adapted)
     with torch.no_grad():
         for name, site in factors.items():
             layers[name].lora_A[ADAPTER].weight.copy_(site.a)
             layers[name].lora_B[ADAPTER].weight.copy_(site.b)
+            if site.magnitude is not None:
+                layers[name].lora_magnitude_vector[ADAPTER].weight.copy_(site.magnitude)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +64,9 @@ class Spectrum:
     right: torch.Tensor
     """(r, in), orthonormal rows."""
 
+    magnitude: torch.Tensor | None = None
+    """(out,) of a DoRA layer; a cut keeps it."""
+
     def cut(self, rank: int, scale: float) -> Factors:
         """Return the best rank-`rank` approximation as factors for a site of this scale.
 
@@ -59,7 +74,9 @@ class Spectrum:
         """
         root = (self.values[:rank] / scale).sqrt()
         return Factors(
-            a=(root[:, None] * self.right[:rank]).float(), b=(self.left[:, :rank] * root).float()
+            a=(root[:, None] * self.right[:rank]).float(),
+            b=(self.left[:, :rank] * root).float(),
+            magnitude=self.magnitude,
         )
 
 
@@ -72,4 +89,4 @@ def spectrum(factors: Factors, scale: float) -> Spectrum:
     q_b, r_b = torch.linalg.qr(factors.b.double())
     q_a, r_a = torch.linalg.qr(factors.a.double().T)
     u, values, vt = torch.linalg.svd(scale * r_b @ r_a.T)
-    return Spectrum(left=q_b @ u, values=values, right=vt @ q_a.T)
+    return Spectrum(left=q_b @ u, values=values, right=vt @ q_a.T, magnitude=factors.magnitude)

@@ -31,13 +31,18 @@ With PEFT: `PeftModel.from_pretrained(base, FOLDER)`.
 """
 
 
-def merged_card(origin: Mapping[str, Any]) -> str:
-    """Return the README of a merged model."""
+def merged_card(origin: Mapping[str, Any], *, dora: bool = False) -> str:
+    """Return the README of a merged model, of DoRA layers or plain ones."""
+    added = (
+        "DoRA's magnitude times the direction of the base's plus scale·B·A"
+        if dora
+        else "the base's plus scale·B·A"
+    )
     return f"""{_header(origin, "transformers")}
 # Model with a LoRA adapter merged in
 
 {_provenance(origin)}
-- weights are the base's plus scale·B·A at every adapted site, rounded to {origin["dtype"]}
+- weights are {added} at every adapted site, rounded to {origin["dtype"]}
 
 A server needs no LoRA support and **no rank** for it: it is a plain transformers folder, loaded by
 `AutoModelForCausalLM.from_pretrained(FOLDER)`.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from adaptive_lora.allocation.demand import Evidence
 from adaptive_lora.allocation.limits import RankLimits, rank_limits
 from adaptive_lora.allocation.methods import MethodSpec
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
-from adaptive_lora.allocation.problem import Problem, solve
+from adaptive_lora.allocation.problem import Problem, Solution, solve
 from adaptive_lora.allocation.reading import decides_in_training
 from adaptive_lora.allocation.scaling import ScalePolicy
+from adaptive_lora.allocation.variants import solve_with_magnitudes
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.sites import (
     AdapterSite,
@@ -35,7 +36,7 @@ def allocate(
         sites: all sites of the model; the method's placement selects among them.
         scale: factor of the update, at rank 16 or (by the default policy) at every rank.
         evidence: importance profile, for data-driven methods.
-        scale_policy: how alpha follows rank.
+        scale_policy: how alpha follows rank, for methods without a `scaling` of their own.
         seed: of the trial, for methods that draw.
 
     Raises:
@@ -46,7 +47,7 @@ def allocate(
     chosen = select_sites(everything, Placement(spec.placement), spec.target_names)
     ordered = tuple(sorted(chosen, key=lambda site: (site.layer, site.name)))
     limits = _limits_of_plan(spec, ordered)
-    solution = solve(
+    solution = (solve_with_magnitudes if spec.dora else solve)(
         spec.allocator,
         Problem(
             sites=ordered,
@@ -58,15 +59,8 @@ def allocate(
             seed=seed,
         ),
     )
-    policy = ScalePolicy(scale_policy)
-    factors = solution.lr_multipliers or (1.0,) * len(ordered)
-    made = {
-        site.name: SiteRank(
-            site=site, rank=rank, alpha=policy.alpha(scale, rank), lr_multiplier=factor
-        )
-        for site, rank, factor in zip(ordered, solution.ranks, factors, strict=True)
-        if rank > 0
-    }
+    policy = ScalePolicy(spec.scaling or scale_policy)
+    made = _entries(spec, ordered, solution, lambda rank: policy.alpha(scale, rank))
     if not made:
         raise AllocationError(f"{spec.label} gives no site a rank; raise min_rank or the budget.")
     plan = RankPlan(
@@ -76,11 +70,29 @@ def allocate(
         entries=tuple(made[site.name] for site in chosen if site.name in made),
         left_out=tuple(site.name for site in chosen if site.name not in made),
         certificate=solution.certificate,
+        lora_plus=spec.lora_plus,
     )
     check = getattr(spec.allocator, "check", None)
     if check is not None:  # what training will start from must fit too
         check(plan)
     return plan
+
+
+def _entries(
+    spec: MethodSpec,
+    sites: Sequence[AdapterSite],
+    solution: Solution,
+    alpha: Callable[[int], float],
+) -> dict[str, SiteRank]:
+    """Return site name -> what it was given, where that is a rank."""
+    factors = solution.lr_multipliers or (1.0,) * len(sites)
+    return {
+        site.name: SiteRank(
+            site=site, rank=rank, alpha=alpha(rank), lr_multiplier=factor, dora=spec.dora
+        )
+        for site, rank, factor in zip(sites, solution.ranks, factors, strict=True)
+        if rank > 0
+    }
 
 
 def _limits_of_plan(spec: MethodSpec, sites: Sequence[AdapterSite]) -> RankLimits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -72,6 +72,10 @@ class AdaLora:
 
     metric: ClassVar[str | None] = None
     recipe: ClassVar[str] = "adalora"
+    refused_variants: ClassVar[Mapping[str, str]] = {
+        "dora": "PEFT's AdaLoRA has no magnitudes",
+        "lora_plus": "LoRA+ is for a B that starts at zero, AdaLoRA trains P, E and Q",
+    }
     rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
     start_rank: int | None = option(
         None, "rank of every site at the start; none: 1.5 times the uniform rank", limits=RANK

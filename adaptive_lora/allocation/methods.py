@@ -18,6 +18,8 @@ from adaptive_lora.allocation.reading import (
     limits_problem,
     wrapped_kind,
 )
+from adaptive_lora.allocation.scaling import ScalePolicy
+from adaptive_lora.allocation.variants import VARIANTS, marks, variant_problem
 from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import Limits, option, parse_options
 from adaptive_lora.sites import Placement
@@ -61,6 +63,17 @@ class MethodSpec:
         (),
         "data whose importance profile is followed instead of the study's own; several joined by "
         "'+' count alike, and 'own' names the study's",
+    )
+    dora: bool = option(False, "DoRA: also train a magnitude per output; a budget covers it too")
+    scaling: str | None = option(
+        None,
+        "scale policy of this method alone, such as rslora; none: the study's",
+        limits=Limits(choices=tuple(ScalePolicy)),
+    )
+    lora_plus: float = option(
+        1.0,
+        "LoRA+: learning rate of B over that of A, in the paper 16; 1: the same",
+        limits=Limits(above=0),
     )
 
     @classmethod
@@ -116,7 +129,12 @@ class MethodSpec:
         given = {key: value for key, value in options.items() if wrapped is None or key != "of"}
         parsed, problems = parse_options(given, owners, what=f"option of {name}", place=f"{name}: ")
         problems += filter(
-            None, [budget_problem(parsed.get("budget")), limits_problem(name, kind, parsed)]
+            None,
+            [
+                budget_problem(parsed.get("budget")),
+                limits_problem(name, kind, parsed),
+                variant_problem(name, kind, parsed),
+            ],
         )
         if problems:
             raise ConfigError("; ".join(problems))
@@ -156,6 +174,7 @@ class MethodSpec:
             for limit, default in LIMITS.items()
             if getattr(self, limit) != default
         ]
+        parts += marks(self.dora, self.scaling, self.lora_plus)
         if self.profiled_on:
             parts += ["on", *(PurePath(name).stem for name in self.profiled_on)]
         if self.budget is not None:
@@ -163,7 +182,11 @@ class MethodSpec:
         return "-".join(parts).replace("-@", "@")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every resolved option; equal dictionaries mean equal methods."""
+        """Return every resolved option; equal dictionaries mean equal methods.
+
+        Variants stand here only where they are used: trials from before they were options keep
+        their signatures.
+        """
         own: dict[str, Any] = {}
         for allocator in _chain(self.allocator):
             for field in dataclasses.fields(allocator):
@@ -171,6 +194,9 @@ class MethodSpec:
                 own[field.name] = _name(value) if field.name == "of" else value
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del shared["allocator"]
+        for name, plain in VARIANTS.items():
+            if shared[name] == plain:
+                del shared[name]
         return {
             "name": self.name,
             **own,

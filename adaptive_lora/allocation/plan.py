@@ -28,11 +28,18 @@ class SiteRank:
     """LoRA's alpha; with the plan's scale policy it gives the factor of the update."""
     lr_multiplier: float = 1.0
     """Factor of the learning rate of this site's A and B."""
+    dora: bool = False
+    """Whether a magnitude per output is trained too (DoRA, Liu et al. 2024, 2402.09353)."""
+
+    @property
+    def magnitudes(self) -> int:
+        """DoRA's magnitudes: one per output, whatever the rank."""
+        return self.site.out_features if self.dora else 0
 
     @property
     def parameters(self) -> int:
-        """Trainable parameters: rank x (in + out)."""
-        return self.rank * self.site.parameters_per_rank
+        """Trainable parameters: rank x (in + out), and the magnitudes."""
+        return self.rank * self.site.parameters_per_rank + self.magnitudes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,11 +57,23 @@ class RankPlan:
     """Sites of the placement that were given rank 0: they get no adapter and have no entry."""
     certificate: Certificate | None = None
     """What the solver can prove about these ranks, where it can."""
+    lora_plus: float = 1.0
+    """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, 2402.12354)."""
 
     @property
     def trainable_parameters(self) -> int:
-        """Parameters of all A and B matrices together."""
+        """Parameters of all A and B matrices and magnitudes together."""
         return sum(entry.parameters for entry in self.entries)
+
+    @property
+    def magnitudes(self) -> int:
+        """Those of them that are DoRA's magnitudes, which no rank changes."""
+        return sum(entry.magnitudes for entry in self.entries)
+
+    @property
+    def dora(self) -> bool:
+        """Whether the sites are DoRA layers."""
+        return any(entry.dora for entry in self.entries)
 
     def scale_of(self, entry: SiteRank) -> float:
         """Return the factor that an entry's B·A is multiplied by."""
@@ -79,6 +98,8 @@ class RankPlan:
             "budget": self.budget,
             "trainable_parameters": self.trainable_parameters,
             "scale_policy": str(self.scale_policy),
+            "dora": self.dora,
+            "lora_plus": self.lora_plus,
             "left_out": list(self.left_out),
             "certificate": None if self.certificate is None else self.certificate.to_dict(),
             "sites": [
@@ -111,10 +132,11 @@ class RankPlan:
             plan = cls(
                 method=str(values["method"]),
                 budget=None if values["budget"] is None else int(values["budget"]),
-                entries=tuple(_entry(row) for row in values["sites"]),
+                entries=tuple(_entry(row, bool(values.get("dora"))) for row in values["sites"]),
                 scale_policy=ScalePolicy(values["scale_policy"]),
                 left_out=tuple(str(name) for name in values["left_out"]),
                 certificate=None if certificate is None else Certificate.from_dict(certificate),
+                lora_plus=float(values.get("lora_plus", 1.0)),
             )
             stated = int(values["trainable_parameters"])
         except (KeyError, TypeError, ValueError) as error:
@@ -134,7 +156,7 @@ class RankPlan:
         return json.dumps(self.to_dict(), indent=1)
 
 
-def _entry(row: Mapping[str, Any]) -> SiteRank:
+def _entry(row: Mapping[str, Any], dora: bool) -> SiteRank:
     site = AdapterSite(
         name=str(row["name"]),
         layer=int(row["layer"]),
@@ -148,4 +170,5 @@ def _entry(row: Mapping[str, Any]) -> SiteRank:
         rank=int(row["rank"]),
         alpha=float(row["alpha"]),
         lr_multiplier=float(row["lr_multiplier"]),
+        dora=dora,
     )

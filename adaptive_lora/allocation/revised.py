@@ -47,6 +47,11 @@ def budget_of(plan: RankPlan) -> int:
     return plan.trainable_parameters if plan.budget is None else plan.budget
 
 
+def rank_budget(plan: RankPlan) -> int:
+    """Return what of the budget is for ranks: all but the magnitudes of DoRA."""
+    return budget_of(plan) - plan.magnitudes
+
+
 def start_rank(plan: RankPlan, wanted: int | None, factor: float) -> int:
     """Return the uniform rank at which a method starts that ends at the plan's budget.
 
@@ -60,7 +65,7 @@ def start_rank(plan: RankPlan, wanted: int | None, factor: float) -> int:
     """
     budget = budget_of(plan)
     per_rank = sum(entry.site.parameters_per_rank for entry in plan.entries)
-    rank = math.ceil(factor * budget / per_rank) if wanted is None else wanted
+    rank = math.ceil(factor * rank_budget(plan) / per_rank) if wanted is None else wanted
     cost = equal_rank(plan, rank).trainable_parameters
     if cost <= budget:
         raise AllocationError(

@@ -16,7 +16,7 @@ from adaptive_lora.adapters.eva import Directions, EvaSettings, eva_directions
 from adaptive_lora.allocation import MethodSpec, RankPlan
 from adaptive_lora.allocation.initialised import Eva
 from adaptive_lora.allocation.limits import rank_limits
-from adaptive_lora.allocation.revised import revised
+from adaptive_lora.allocation.revised import rank_budget, revised
 from adaptive_lora.importance.capture import frozen
 from adaptive_lora.importance.passes import joined
 from adaptive_lora.recipes.job import Job, Trained
@@ -65,7 +65,7 @@ def _measured(job: Job, options: Eva) -> tuple[RankPlan, Directions]:
     if plan.budget is None:  # ranks are the budget
         costs, budget = [1] * len(sites), options.rank * len(sites)
     else:
-        budget = plan.budget
+        budget = rank_budget(plan)
     most = max(1, math.ceil(options.rho * budget / sum(costs)))
     found = _directions(job, EvaSettings(rank=most, rho=1.0, tau=options.tau))
     explained = [found.explained[site.name] for site in sites]

@@ -9,7 +9,7 @@ import time
 import torch
 
 from adaptive_lora.adapters import audit_moved
-from adaptive_lora.adapters.attach import ADAPTER, lora_layers
+from adaptive_lora.adapters.attach import ADAPTER, lora_layers, start_magnitudes
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.allocation.initialised import Gora
 from adaptive_lora.importance.capture import Measures, measure_sites
@@ -28,6 +28,7 @@ def gora(job: Job) -> Trained:
     with torch.no_grad():
         for name, layer in lora_layers(adapted).items():
             layer.lora_B[ADAPTER].weight.copy_(initial[name])
+    start_magnitudes(adapted)
     seconds = time.perf_counter() - started
     result = job.train(adapted)
     audit_moved(adapted, initial)

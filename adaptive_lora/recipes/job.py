@@ -162,6 +162,7 @@ class Job:
             loss=bench.loss,
             on_step=on_step,
             lr_multipliers=self.plan.lr_multipliers(),
+            lora_plus=self.plan.lora_plus,
             regime=regime or Steady(),
         )
         with gradient_checkpointing(self.base, config.gradient_checkpointing):

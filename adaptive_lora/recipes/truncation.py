@@ -10,7 +10,7 @@ from adaptive_lora.adapters import audit_moved
 from adaptive_lora.adapters.factors import Spectrum, read_factors, spectrum, write_factors
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.allocation.limits import rank_limits
-from adaptive_lora.allocation.revised import budget_of, revised
+from adaptive_lora.allocation.revised import rank_budget, revised
 from adaptive_lora.recipes.job import Job, RankEvent, Trained
 from adaptive_lora.results import TrainResult
 
@@ -110,7 +110,7 @@ def _search(job: Job, *, trainings: int) -> _Search:
     ranks = rank_limits(job.trial.method, sites, least=0).by_value(
         [spectra[site.name].values.tolist() for site in sites],
         [site.parameters_per_rank for site in sites],
-        budget_of(plan),
+        rank_budget(plan),
         one_threshold=True,
     )
     names = [entry.site.name for entry in start.entries]

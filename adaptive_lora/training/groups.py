@@ -7,28 +7,29 @@ from typing import Any
 
 from torch import nn
 
-from adaptive_lora.adapters.attach import lora_layers
+from adaptive_lora.adapters.attach import ADAPTER, lora_layers
 
 
 def parameter_groups(
-    model: nn.Module, multipliers: Mapping[str, float], lr: float
+    model: nn.Module, multipliers: Mapping[str, float], lr: float, *, lora_plus: float = 1.0
 ) -> list[dict[str, Any]]:
     """Return the trainable parameters in groups of one learning rate each.
 
     Without multipliers there is one group, in the model's order. A schedule scales every group
-    from its own peak rate.
+    from its own peak rate. AdamW's weight decay is times the rate, so it follows a factor.
 
     Args:
         model: adapted model.
         multipliers: site name -> factor of its rate; sites not named have 1.
         lr: peak learning rate.
+        lora_plus: factor of every B on top (LoRA+, 2402.12354).
     """
-    factor_of = {
-        id(parameter): factor
-        for name, layer in (lora_layers(model).items() if multipliers else ())
-        if (factor := multipliers.get(name)) is not None
-        for parameter in layer.parameters()
-    }
+    factor_of: dict[int, float] = {}
+    for name, layer in lora_layers(model).items() if multipliers or lora_plus != 1 else ():
+        factor = multipliers.get(name, 1.0)
+        factor_of |= {id(parameter): factor for parameter in layer.parameters()}
+        if lora_plus != 1:
+            factor_of[id(layer.lora_B[ADAPTER].weight)] = factor * lora_plus
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:

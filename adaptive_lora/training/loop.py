@@ -68,6 +68,8 @@ class TrainInputs:
     """Called after every optimiser step."""
     lr_multipliers: Mapping[str, float] = field(default_factory=dict)
     """Site name -> factor of its learning rate; sites not named have 1."""
+    lora_plus: float = 1.0
+    """Factor of the learning rate of every B."""
     regime: Regime = field(default_factory=Steady)
     """What the method does beside the gradient step."""
     on_snapshot: Callable[[int, Callable[[], Snapshot]], None] = lambda step, take: None
@@ -126,7 +128,7 @@ class Course:
     ) -> None:
         self.config, self.inputs, self.runtime = config, inputs, runtime
         self.raw_optimizer = torch.optim.AdamW(
-            parameter_groups(model, inputs.lr_multipliers, lr),
+            parameter_groups(model, inputs.lr_multipliers, lr, lora_plus=inputs.lora_plus),
             lr=lr,
             weight_decay=config.weight_decay,
             fused=True,

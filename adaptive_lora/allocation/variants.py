@@ -1,0 +1,79 @@
+"""Variants of LoRA that go with any allocation of ranks: DoRA, a scale of the method's own, LoRA+.
+
+They are options of every method (`MethodSpec`), so that an allocation and a variant can be told
+apart: `waterfill:rank=8` beside `waterfill:rank=8,dora=true` and `uniform:rank=8,dora=true`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from adaptive_lora.allocation.controls import Control
+from adaptive_lora.allocation.demand import Allocator
+from adaptive_lora.allocation.problem import Problem, Solution, Solver, solve
+from adaptive_lora.errors import AllocationError
+
+VARIANTS: Mapping[str, Any] = {"dora": False, "scaling": None, "lora_plus": 1.0}
+"""Option of a variant -> its value for plain LoRA."""
+
+
+def variant_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a variant on a method that is no LoRA in training, or None."""
+    refused: Mapping[str, str] = getattr(kind, "refused_variants", {})
+    wrong = [
+        f"{name} cannot have {option}: {why}"
+        for option, why in refused.items()
+        if parsed.get(option, VARIANTS[option]) != VARIANTS[option]
+    ]
+    return "; ".join(wrong) or None
+
+
+def marks(dora: bool, scaling: str | None, lora_plus: float) -> list[str]:
+    """Return the variants as parts of a label."""
+    plus = [f"plus{lora_plus:g}"] if lora_plus != VARIANTS["lora_plus"] else []
+    return [*(["dora"] if dora else []), *([scaling] if scaling else []), *plus]
+
+
+def solve_with_magnitudes(allocator: Allocator | Solver, problem: Problem) -> Solution:
+    """Return ranks for DoRA, whose magnitudes (one per output of an adapted site) are paid first.
+
+    A named budget covers ranks and magnitudes together. Where none is named, the budget of the
+    method itself (that of uniform rank R) is one of ranks, and the magnitudes come on top, as they
+    do for `uniform`. A site that gets no rank needs no magnitudes either: it is closed, and the
+    others share what that saves.
+
+    Raises:
+        AllocationError: the magnitudes alone cost the budget, or a control arm leaves sites out.
+    """
+    total, open_sites = problem.budget, [True] * len(problem.sites)
+    while True:
+        magnitudes = sum(
+            site.out_features for site, is_open in zip(problem.sites, open_sites, strict=True)
+            if is_open
+        )  # fmt: skip
+        if total is not None and total <= magnitudes:
+            raise AllocationError(
+                f"budget of {total:,} parameters is too small for dora: its magnitudes alone cost "
+                f"{magnitudes:,}; raise the budget or narrow the placement."
+            )
+        inner = dataclasses.replace(problem, budget=None if total is None else total - magnitudes)
+        found = solve(allocator, inner)
+        if found.budget is None:
+            return found
+        total = found.budget + magnitudes if total is None else total
+        used = [rank > 0 for rank in found.ranks]
+        if used == open_sites:
+            return dataclasses.replace(found, budget=total)
+        if isinstance(allocator, Control):
+            raise AllocationError(
+                "a control arm with dora needs a rank of 1 or more at every site: which sites are "
+                "left out decides what their magnitudes cost; required min_rank >= 1, got 0."
+            )
+        open_sites = used
+        upper = tuple(
+            high if rank > 0 else 0
+            for high, rank in zip(problem.upper, found.ranks, strict=True)
+        )  # fmt: skip
+        problem = dataclasses.replace(problem, upper=upper)
