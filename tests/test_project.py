@@ -34,6 +34,7 @@ ROOMS = (
     "models",
     "data",
     "runtime",
+    "kernels",
     "losses",
     "importance",
     "adapters",

@@ -2,6 +2,7 @@
 
 from adaptive_lora.data.batches import Batch, collate, training_batches
 from adaptive_lora.data.examples import Example, ExampleSet
+from adaptive_lora.data.packed import PackedBatch, pack
 from adaptive_lora.data.sources import load_examples
 from adaptive_lora.data.splits import Parts, split_examples
 from adaptive_lora.data.templates import load_template
@@ -11,11 +12,13 @@ __all__ = [
     "Batch",
     "Example",
     "ExampleSet",
+    "PackedBatch",
     "Parts",
     "TokenizedExample",
     "collate",
     "load_examples",
     "load_template",
+    "pack",
     "split_examples",
     "tokenize",
     "training_batches",

@@ -1,0 +1,176 @@
+"""Attention of a packed row: every sequence by itself, at the cost of the sum of n², not N².
+
+transformers lets a project register an attention function; models hand it query, key and value. The
+sequences' boundaries travel as the attention mask: transformers passes a four-dimensional mask on
+as it is, and gradient checkpointing keeps it for the recomputation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+NAME = "adaptive_lora_packed"
+"""Of the registered attention."""
+
+
+class NotPacked(RuntimeError):
+    """A model asks packed attention for what it cannot do; it must run on padded batches."""
+
+
+def boundary_mask(boundaries: Sequence[int]) -> torch.Tensor:
+    """Return boundaries in the shape in which models hand them through: (1, 1, 1, B + 1).
+
+    Kept on the CPU, so that no layer waits for a GPU to tell lengths.
+    """
+    return torch.tensor(boundaries, dtype=torch.int32).view(1, 1, 1, -1)
+
+
+@contextmanager
+def packed_attention(model: Any, name: str = NAME) -> Iterator[None]:
+    """Let a model attend within the sequences of packed rows inside the block.
+
+    The block must span backward passes too: gradient checkpointing runs the forward pass again.
+
+    Args:
+        model: of transformers, with or without adapters.
+        name: of the registered attention.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    configs = _configs(inner)
+    before = [config._attn_implementation for config in configs]
+    for config in configs:
+        config._attn_implementation = name
+    try:
+        yield
+    finally:
+        for config, usual in zip(configs, before, strict=True):
+            config._attn_implementation = usual
+
+
+def _configs(model: torch.nn.Module) -> list[Any]:
+    """Return the configurations that a model's modules ask for their attention."""
+    found = [getattr(module, "config", None) for module in model.modules()]
+    unique = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
+    return list(unique.values())
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within each sequence, the signature being that of transformers' interface.
+
+    Args:
+        module: the attention layer.
+        query: (1, H, N, D).
+        key: (1, H_kv, N, D); H_kv divides H.
+        value: as key, its D may differ.
+        attention_mask: `boundary_mask` of the row.
+        dropout: probability of leaving out an attention weight.
+        scaling: factor of the scores; none: 1 / sqrt(D).
+        **others: `sliding_window` and `softcap` are heeded.
+
+    Returns:
+        (1, N, H, D) and no weights.
+
+    Raises:
+        NotPacked: no boundaries, or attention that is not causal.
+    """
+    if attention_mask is None or attention_mask.dtype != torch.int32:
+        raise NotPacked("packed attention got a batch without boundaries")
+    if not getattr(module, "is_causal", True) or others.get("is_causal") is False:
+        raise NotPacked("attention that is not causal")
+    if query.shape[0] != 1 or key.shape[2] != query.shape[2]:
+        raise NotPacked("packed attention takes one row without a cache")
+    if any(others.get(name) is not None for name in _UNKNOWN):
+        raise NotPacked(f"attention with {' or '.join(_UNKNOWN)}")
+    window, softcap = others.get("sliding_window"), others.get("softcap")
+    bounds = attention_mask.flatten()
+    if query.is_cuda and query.dtype in _FLASH_TYPES and not dropout and softcap is None:
+        return _varlen(query, key, value, bounds, scaling, window), None
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    lengths = bounds.diff().tolist()
+    parts = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    outputs = []
+    for q, k, v in parts:
+        if softcap is None:
+            reach = None if window is None or window >= q.shape[2] else _reach(q, window)
+            out = functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=reach, dropout_p=dropout, is_causal=reach is None, scale=scaling
+            )
+        else:
+            out = _capped(q, k, v, dropout, scaling, softcap, window)
+        outputs.append(out.transpose(1, 2))
+    return torch.cat(outputs, dim=1), None
+
+
+_FLASH_TYPES = (torch.bfloat16, torch.float16)
+_UNKNOWN = ("s_aux", "position_bias", "cache")
+"""What models hand to attention beside the usual: GPT-OSS's sinks, T5's biases, a paged cache."""
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Attend by the flash attention for packed rows that comes with torch."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends, longest = bounds.to(query.device, non_blocking=True), int(bounds.diff().max())
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    found = varlen_attn(
+        q, k, v, ends, ends, longest, longest,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    assert isinstance(found, torch.Tensor)
+    return found.unsqueeze(0)
+
+
+def _reach(query: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Return (n, n): which keys a query sees, itself and window - 1 before it."""
+    ones = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool, device=query.device)
+    seen = ones.tril()
+    return seen if window is None else seen & ones.triu(1 - window)
+
+
+def _capped(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dropout: float,
+    scaling: float | None,
+    softcap: float,
+    window: int | None,
+) -> torch.Tensor:
+    """Attend with scores held within ±softcap by tanh, which no kernel of torch does."""
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = (scores / softcap).tanh() * softcap
+    scores = scores.masked_fill(~_reach(q, window), -torch.inf)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+    return functional.dropout(weights, dropout) @ v
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,150 @@
+"""Cross-entropy from hidden states, in chunks: tokens x vocabulary never stands whole in memory.
+
+The gradient for the hidden states is formed in the forward pass, chunk by chunk, as Liger does
+(arXiv:2410.10989, section 3.2), here with any frozen head on any device. Peak memory beside the
+inputs is one chunk of logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+_CHUNK = {"cpu": 2**23, "cuda": 2**26}
+"""Logits of a chunk by device: enough rows for a fast product, few enough to stay in a cache."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """What turns hidden states into logits: a linear map, a factor and a limit."""
+
+    module: nn.Module
+    """Linear map to the vocabulary, with or without bias, tied to the embedding or not."""
+    scale: float = 1.0
+    """Factor of the logits, as in Cohere and Granite."""
+    softcap: float | None = None
+    """Logits are c * tanh(logits / c), as in Gemma 2; None: no limit."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether this is a plain linear map with nothing to train: its gradient is not needed."""
+        trained = any(parameter.requires_grad for parameter in self.module.parameters())
+        weight = getattr(self.module, "weight", None)
+        floating = weight is not None and weight.is_floating_point()
+        return type(self.module) is nn.Linear and floating and not trained
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return logits in float32, (S, V) from (S, d)."""
+        logits: torch.Tensor = self.module(hidden).float()
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
+
+
+def token_nll(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the negative log-likelihood per token, (S,) in nats and float32, with its gradient.
+
+    Args:
+        head: of the model.
+        hidden: (S, d) last hidden states at the positions that predict supervised tokens.
+        targets: (S,) the tokens that follow.
+    """
+    if head.frozen:
+        nll: torch.Tensor = _FrozenHead.apply(hidden, head, targets)
+        return nll
+    parts = [
+        checkpoint(_chunk_nll, head, hidden[rows], targets[rows], use_reentrant=False)
+        if torch.is_grad_enabled()
+        else _chunk_nll(head, hidden[rows], targets[rows])
+        for rows in _chunks(head, hidden)
+    ]
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
+@torch.no_grad()
+def token_scores(
+    head: Head, hidden: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (nll (S,), whether the most likely token is the right one (S,)), without gradient."""
+    nll = torch.empty(len(targets), device=hidden.device)
+    correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
+    for rows in _chunks(head, hidden):
+        logits = head.logits(hidden[rows])
+        top, best = logits.max(dim=-1)
+        right = logits.gather(1, targets[rows, None]).squeeze(1)
+        total = logits.sub_(top[:, None]).exp_().sum(dim=-1)
+        nll[rows] = total.log() + top - right
+        correct[rows] = best == targets[rows]
+    return nll, correct
+
+
+def _chunk_nll(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(head.logits(hidden), targets, reduction="none")
+
+
+def _chunks(head: Head, hidden: torch.Tensor) -> Iterator[slice]:
+    """Yield slices over the rows of hidden states, about equal in size."""
+    module: Any = head.module
+    vocabulary = getattr(module, "out_features", None) or len(module.weight)
+    most = max(16, _CHUNK.get(hidden.device.type, 2**23) // vocabulary)
+    rows = len(hidden)
+    count = -(-rows // most)
+    size = -(-rows // max(1, count))
+    for start in range(0, rows, max(1, size)):
+        yield slice(start, min(start + size, rows))
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Loss per token of a frozen head, with the gradient of each token's loss kept instead.
+
+    A row's gradient is proportional to what its loss is multiplied with later, so forming it in the
+    forward pass serves every weighting.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
+        nll = torch.empty(len(targets), device=hidden.device)
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if wanted else None
+        for rows in _chunks(head, hidden):
+            nll[rows] = _score(head, hidden[rows], targets[rows], gradient, rows)
+        if wanted:
+            ctx.save_for_backward(gradient)
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, weights: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * weights[:, None].to(gradient.dtype), None, None
+
+
+def _score(
+    head: Head,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    gradient: torch.Tensor | None,
+    rows: slice,
+) -> torch.Tensor:
+    """Return the loss of a chunk's tokens; write the gradient of each into `gradient[rows]`."""
+    weight: Any = head.module.weight
+    logits = head.logits(hidden.to(weight.dtype))
+    slope = None
+    if head.softcap is not None and gradient is not None:
+        slope = 1 - (logits / head.softcap) ** 2
+    logits -= logits.amax(dim=-1, keepdim=True)
+    right = logits.gather(1, targets[:, None])
+    shares = logits.exp_()
+    total = shares.sum(dim=-1, keepdim=True)
+    if gradient is not None:
+        # (softmax - one-hot) x total: the division comes after the product, on few numbers.
+        shares.scatter_add_(1, targets[:, None], -total)
+        if slope is not None:
+            shares *= slope
+        gradient[rows] = shares.to(weight.dtype) @ weight * (head.scale / total)
+    return (total.log() - right).squeeze(1)
