@@ -16,7 +16,7 @@ from adaptive_lora.errors import ConfigError, ModelError
 from adaptive_lora.models import count_parameters, load_base, locate, skeleton
 from adaptive_lora.planning import plan_method
 from adaptive_lora.runtime import resolve_precision, start_runtime
-from adaptive_lora.sites import Placement, Role, find_sites, select_sites
+from adaptive_lora.sites import Placement, Role, SiteChoice, find_sites, select_sites
 
 
 def test_gpt2_roles_by_parent(base_folder: Path) -> None:
@@ -28,7 +28,7 @@ def test_gpt2_roles_by_parent(base_folder: Path) -> None:
         "transformer.h.1.mlp.c_fc": (Role.UP, 32, 128),
         "transformer.h.1.mlp.c_proj": (Role.DOWN, 128, 32),
     }
-    assert len(select_sites(sites, Placement.FEED_FORWARD)) == 6
+    assert len(select_sites(sites, SiteChoice(placement=Placement.FEED_FORWARD))) == 6
 
 
 def test_llama_roles() -> None:

@@ -13,11 +13,7 @@ from adaptive_lora.allocation.reading import decides_in_training
 from adaptive_lora.allocation.scaling import ScalePolicy
 from adaptive_lora.allocation.variants import solve_with_magnitudes
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.sites import (
-    AdapterSite,
-    Placement,
-    select_sites,
-)
+from adaptive_lora.sites import AdapterSite, select_sites
 
 
 def allocate(
@@ -44,7 +40,7 @@ def allocate(
             budget that cannot be met.
     """
     everything = tuple(sites)
-    chosen = select_sites(everything, Placement(spec.placement), spec.target_names)
+    chosen = select_sites(everything, spec.choice)
     ordered = tuple(sorted(chosen, key=lambda site: (site.layer, site.name)))
     limits = _limits_of_plan(spec, ordered)
     solution = (solve_with_magnitudes if spec.dora else solve)(

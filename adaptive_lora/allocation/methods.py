@@ -22,12 +22,12 @@ from adaptive_lora.allocation.scaling import ScalePolicy
 from adaptive_lora.allocation.variants import VARIANTS, marks, variant_problem
 from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import Limits, option, parse_options
-from adaptive_lora.sites import Placement
+from adaptive_lora.sites import Placement, Role, SiteChoice, layers_problem
 
 _MARKS = dict(zip(LIMITS, ("min", "max", "x", "att", "ff"), strict=True))
 """What stands before a limit in labels."""
 
-_JOINED = ("target_names", "profiled_on")
+_JOINED = ("target_names", "roles", "layers", "profiled_on")
 """Options that hold several names, joined by `+`."""
 
 
@@ -41,6 +41,13 @@ class MethodSpec:
     )
     target_names: tuple[str, ...] = option(
         (), "only sites whose module name ends so (choice by name, as in Selective LoRA)"
+    )
+    roles: tuple[str, ...] = option(
+        (), "only sites of these roles, such as query+value", limits=Limits(choices=tuple(Role))
+    )
+    layers: tuple[str, ...] = option(
+        (),
+        "only these layers of each tower, such as 0-11, 3+7, first-half, last-third",
     )
     budget: str | None = option(
         None, "most trainable parameters: a number, or uniform-R for those of uniform rank R"
@@ -134,6 +141,7 @@ class MethodSpec:
                 budget_problem(parsed.get("budget")),
                 limits_problem(name, kind, parsed),
                 variant_problem(name, kind, parsed),
+                layers_problem(parsed.get("layers", ())),
             ],
         )
         if problems:
@@ -157,6 +165,16 @@ class MethodSpec:
         return _name(self.allocator)
 
     @property
+    def choice(self) -> SiteChoice:
+        """Where it may place adapters."""
+        return SiteChoice(
+            placement=Placement(self.placement),
+            roles=self.roles,
+            layers=self.layers,
+            target_names=self.target_names,
+        )
+
+    @property
     def recipe(self) -> str:
         """Key of `recipes.RECIPES`: how its plan is trained; plain LoRA where it names none."""
         return str(getattr(self.allocator, "recipe", "lora"))
@@ -168,7 +186,8 @@ class MethodSpec:
         parts = [*names, self.allocator.rank_label]
         if self.placement != Placement.ALL:
             parts.append(self.placement)
-        parts += self.target_names
+        parts += [*self.target_names, *self.roles]
+        parts += [f"layers{'+'.join(self.layers)}"] if self.layers else []
         parts += [
             f"{_MARKS[limit]}{getattr(self, limit)}"
             for limit, default in LIMITS.items()
@@ -184,8 +203,8 @@ class MethodSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return every resolved option; equal dictionaries mean equal methods.
 
-        Variants stand here only where they are used: trials from before they were options keep
-        their signatures.
+        What a method did not have from the start stands here only where it is used: trials from
+        before keep their signatures.
         """
         own: dict[str, Any] = {}
         for allocator in _chain(self.allocator):
@@ -194,16 +213,11 @@ class MethodSpec:
                 own[field.name] = _name(value) if field.name == "of" else value
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del shared["allocator"]
-        for name, plain in VARIANTS.items():
-            if shared[name] == plain:
+        for name, unused in {**VARIANTS, "roles": (), "layers": ()}.items():
+            if shared[name] == unused:
                 del shared[name]
-        return {
-            "name": self.name,
-            **own,
-            **shared,
-            "target_names": list(self.target_names),
-            "profiled_on": list(self.profiled_on),
-        }
+        lists = {name: list(shared[name]) for name in _JOINED if name in shared}
+        return {"name": self.name, **own, **shared, **lists}
 
 
 def method_options() -> dict[str, tuple[dataclasses.Field[Any], tuple[str, ...]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ def plan(
     own = {"model", "revision", "scale", "scale_policy"}
     config = study_from(settings_given({key: options[key] for key in own}))
     name, written = MethodSpec.split(method)
-    if options["target_names"]:
-        options["target_names"] = options["target_names"].replace(",", " ")
+    for several in ("target_names", "roles", "layers"):
+        if options[several]:
+            options[several] = re.sub("[,+]", " ", options[several])
     given = settings_given({key: value for key, value in options.items() if key not in own})
     spec = MethodSpec.build(name, {**written, **given})
     from adaptive_lora.planning import peft_config, plan_method, print_plan

@@ -1,5 +1,6 @@
 """Adapter sites: the linear maps of a model that can take a low-rank adapter."""
 
+from adaptive_lora.sites.choice import SiteChoice, layers_problem, select_sites
 from adaptive_lora.sites.find import architecture_note, find_sites, warn_of_architecture
 from adaptive_lora.sites.roles import TESTED_TYPES, role_of
 from adaptive_lora.sites.site import (
@@ -8,7 +9,6 @@ from adaptive_lora.sites.site import (
     AdapterSite,
     Placement,
     Role,
-    select_sites,
 )
 
 __all__ = [
@@ -18,8 +18,10 @@ __all__ = [
     "AdapterSite",
     "Placement",
     "Role",
+    "SiteChoice",
     "architecture_note",
     "find_sites",
+    "layers_problem",
     "role_of",
     "select_sites",
     "warn_of_architecture",

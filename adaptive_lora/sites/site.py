@@ -1,12 +1,9 @@
-"""What an adapter site is, and the choice among sites by placement and name."""
+"""What an adapter site is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-
-from adaptive_lora.errors import ModelError, unknown_name
 
 
 class Role(StrEnum):
@@ -59,35 +56,3 @@ class AdapterSite:
     def max_rank(self) -> int:
         """Rank above which B·A cannot gain rank: the smaller side of the map."""
         return min(self.in_features, self.out_features)
-
-
-def select_sites(
-    sites: Iterable[AdapterSite], placement: Placement, target_names: Sequence[str] = ()
-) -> tuple[AdapterSite, ...]:
-    """Keep the sites of a placement and, where given, those whose last name part is listed.
-
-    Raises:
-        ModelError: a target name matches no site, or nothing is left.
-    """
-    everything = tuple(sites)
-    endings = {site.name.rsplit(".", 1)[-1] for site in everything}
-    for target in target_names:
-        if target not in endings:
-            raise ModelError(unknown_name("target name", target, endings))
-    families = {
-        Placement.ALL: frozenset(Role),
-        Placement.ATTENTION: ATTENTION_ROLES,
-        Placement.FEED_FORWARD: FEED_FORWARD_ROLES,
-    }[placement]
-    kept = tuple(
-        site
-        for site in everything
-        if site.role in families
-        and (not target_names or site.name.rsplit(".", 1)[-1] in target_names)
-    )
-    if not kept:
-        raise ModelError(
-            f"no site left: placement '{placement}' with target names "
-            f"{list(target_names) or 'any'} selects none of {len(everything)} sites."
-        )
-    return kept
