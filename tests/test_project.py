@@ -40,6 +40,7 @@ ROOMS = (
     "adapters",
     "training",
     "evaluation",
+    "tasks",
     "stats",
     "comparison",
     "report",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive_lora.adapter_serving import RECORD
+from adaptive_lora.adapter_serving import CAUSAL, RECORD
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -24,6 +24,7 @@ def save_adapter(
     base: BaseReference,
     dtype: str,
     template: Mapping[str, str],
+    task: Mapping[str, Any] = CAUSAL,
 ) -> None:
     """Write an adapter folder that stock PEFT loads and `adapter_serving` serves.
 
@@ -34,6 +35,7 @@ def save_adapter(
         base: reference and content hash of the base.
         dtype: of the base's weights in training, such as `float32`.
         template: prompt template for serving.
+        task: record of the task.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = adapted.peft_config["default"]
@@ -41,6 +43,11 @@ def save_adapter(
     config.revision = base.revision
     # Embeddings are never trained here; looking for resized ones would ask the hub for the base.
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
-    record: dict[str, Any] = {"base": base.to_dict(), "dtype": dtype, "template": dict(template)}
+    record: dict[str, Any] = {
+        "base": base.to_dict(),
+        "dtype": dtype,
+        "template": dict(template),
+        "task": dict(task),
+    }
     (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     (folder / "rank_plan.json").write_text(plan.to_json(), encoding="utf-8")

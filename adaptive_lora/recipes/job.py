@@ -157,7 +157,7 @@ class Job:
 
         inputs = TrainInputs(
             examples=parts.train,
-            pad_id=bench.pad_id,
+            collate=bench.task.collate,
             validate=self.validation_loss,
             loss=bench.loss,
             on_step=on_step,
