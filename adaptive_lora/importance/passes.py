@@ -35,8 +35,8 @@ def halved(batches: Sequence[Batch], limit: int | None = None) -> list[Pass]:
     """Join batches into passes of `limit` (4,096) padded tokens at most, or of one batch.
 
     Counted over all batches, every second example belongs to the second half; a pass has those of
-    the first half in front. Where examples are scored against each other, a batch stays `whole`, and
-    every second one belongs to the second half.
+    the first half in front. A batch that is `whole` stays so, and every second one belongs to the
+    second half.
     """
     if any(batch.whole for batch in batches):
         return [
