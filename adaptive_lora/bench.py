@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptive_lora.adapters import attach, detach
-from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
+from adaptive_lora.allocation import MethodSpec, Plan, allocate, make_plan
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.importance import (
@@ -24,7 +24,7 @@ from adaptive_lora.losses import Loss
 from adaptive_lora.models import gradient_checkpointing
 from adaptive_lora.results import EvalResult
 from adaptive_lora.seeding import rng_for, torch_stream
-from adaptive_lora.sites import find_sites, warn_of_architecture
+from adaptive_lora.sites import read_architecture, warn_of_architecture
 from adaptive_lora.tasks import Task
 from adaptive_lora.training import TrainInputs, train
 
@@ -48,7 +48,8 @@ class Bench(ABC):
         self.loss: Loss = task.loss
         """What training minimises and gradient profiles are taken of."""
         self.base.model.to(self.runtime.device)  # type: ignore[arg-type]
-        self.sites = find_sites(self.base.model)
+        self.architecture = read_architecture(self.base.model)
+        self.sites = self.architecture.sites
         warn_of_architecture(self.base.model, self.sites)
         self._profiles: dict[tuple[str, int, int], ImportanceProfile] = {}
 
@@ -133,16 +134,16 @@ class Bench(ABC):
             for start in range(0, len(order), size)
         ]
 
-    def plan(self, spec: MethodSpec, *, seed: int, fold: int) -> RankPlan:
-        """Return a method's rank plan; data-driven methods are profiled for the seed and fold."""
+    def plan(self, spec: MethodSpec, *, seed: int, fold: int) -> Plan:
+        """Return a method's plan; data-driven methods are profiled for the seed and fold."""
         metric = spec.allocator.metric
         evidence = None
         if metric is not None:
             where = self.profiled_on(spec.profiled_on)
             evidence = where.profile(metric, seed=seed, fold=fold).evidence()
-        return allocate(
+        return make_plan(
             spec,
-            self.sites,
+            self.architecture,
             scale=self.config.train.scale,
             scale_policy=self.config.train.scale_policy,
             evidence=evidence,

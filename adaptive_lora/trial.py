@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors.torch import save_file
 
 from adaptive_lora.adapters import audit_as_built, save_adapter
-from adaptive_lora.allocation import RankPlan
+from adaptive_lora.allocation import Plan, RankPlan
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.importance import ImportanceProfile
@@ -29,7 +29,7 @@ PROBE = "probe.safetensors"
 class TrialOutcome:
     """Everything that a finished trial produced."""
 
-    plan: RankPlan
+    plan: Plan
     """As built and saved."""
     profile: ImportanceProfile | None
     train: TrainResult
@@ -117,7 +117,7 @@ def _save(bench: Workbench, trial: TrialSpec, trained: Trained, folder: Path) ->
     save_file({"logits": probe_logits(bench, trained.model, trial.fold)}, folder / PROBE)
 
 
-def probe_logits(bench: Workbench, model: PeftModel, fold: int) -> torch.Tensor:
+def probe_logits(bench: Workbench, model: Any, fold: int) -> torch.Tensor:
     """Return the task's outputs for the first test examples, (up to 4, ...), float32.
 
     The reloaded adapter must give these again.
@@ -161,7 +161,7 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
         metrics["profile/seconds"] = outcome.profile.seconds
         metrics["profile/stability"] = outcome.profile.stability
         metrics["profile/share_of_training"] = outcome.profile.seconds / train.seconds
-    if plan.certificate is not None:
+    if isinstance(plan, RankPlan) and plan.certificate is not None:
         metrics["plan/headroom"] = plan.certificate.headroom
         metrics["plan/abstained"] = float(plan.certificate.abstained)
     return metrics

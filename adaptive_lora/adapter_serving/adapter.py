@@ -16,13 +16,12 @@ RECORD = "adaptive_lora.json"
 
 
 def load_adapter(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """Return (PEFT model in evaluation mode, processor, record) of an adapter folder.
+    """Return (adapted model in evaluation mode, processor, record) of an adapter folder.
 
     Raises:
         BaseMismatch: the base's content hash is not the recorded one.
     """
     import torch
-    from peft import PeftModel
 
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     base = record["base"]
@@ -34,14 +33,23 @@ def load_adapter(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
             f"{base['content_hash'][:12]}; use the same base or set {BASE_VARIABLE}."
         )
     task = record.setdefault("task", dict(CAUSAL))
-    model = load_model(where, getattr(torch, record["dtype"]), task)
-    with warnings.catch_warnings():
-        # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        model = PeftModel.from_pretrained(model, str(folder)).eval()
+    model = _adapted(load_model(where, getattr(torch, record["dtype"]), task), folder).eval()
     if torch.cuda.is_available():
         model = model.to("cuda")
     return model, open_processor(where, task), record
+
+
+def _adapted(model: Any, folder: Path) -> Any:
+    from peft import PeftModel
+
+    from .own_family import FAMILY, load_own_family
+
+    if (folder / FAMILY).is_file():
+        return load_own_family(model, folder)
+    with warnings.catch_warnings():
+        # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return PeftModel.from_pretrained(model, str(folder))
 
 
 def answer(

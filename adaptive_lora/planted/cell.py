@@ -182,6 +182,7 @@ class Planter:
             kl = bench.losses(trained.model, bench.parts(0).test).loss
         finally:
             job.release()
+        assert isinstance(trained.plan, RankPlan)
         return _Run(kl=kl, plan=trained.plan, seconds=time.perf_counter() - started)
 
     def _path(self, pattern: str, spectrum: str, seed: int, method: str) -> Path:
