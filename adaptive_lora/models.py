@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,8 +46,6 @@ class BaseModel:
     reference: BaseReference
     max_positions: int | None
     """Longest sequence that the model takes, or None where it states none."""
-    task: Mapping[str, Any]
-    """What loading it for its task took, for serving."""
 
     @property
     def total_parameters(self) -> int:
@@ -100,36 +98,33 @@ def _hub_configuration(name: str, revision: str | None) -> Path:
     return Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
 
 
-def load_base(
-    config: ModelConfig, dtype: torch.dtype, task: Mapping[str, Any] = adapter_serving.CAUSAL
-) -> BaseModel:
-    """Load a base for training, frozen, on the CPU.
-
-    Args:
-        config: the base.
-        dtype: of its weights.
-        task: the record of the task that it is trained for.
+def load_base(config: ModelConfig, dtype: torch.dtype) -> BaseModel:
+    """Load a base for training, frozen, in the given dtype, on the CPU.
 
     Raises:
         ModelError: no weights, no tokenizer, or files that transformers cannot read.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as hf_logging
 
+    hf_logging.disable_progress_bar()
     source, name, folder = locate(config)
     require_weights(folder)
     kind = auto_class(read_settings(folder))
-    if task["name"] == "causal" and kind is not AutoModelForCausalLM:
+    if kind is not AutoModelForCausalLM:
         raise ModelError(
             f"{folder} is no causal language model (it is one for {kind.__name__}): required for "
             "training; `plan` works for any model, `profile` for encoders."
         )
     try:
-        model = adapter_serving.load_model(folder, dtype, task)
-        tokenizer = adapter_serving.open_processor(folder, task)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
     reference = BaseReference(
         source=source,
         name=name,
@@ -137,10 +132,9 @@ def load_base(
         content_hash=adapter_serving.content_hash(folder),
     )
     return BaseModel(
-        model=model,
+        model=model.eval(),
         tokenizer=tokenizer,
         reference=reference,
-        task=dict(task),
         max_positions=getattr(model.config, "max_position_embeddings", None),
     )
 

@@ -7,14 +7,12 @@ the numbers that another trial draws (common random numbers).
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 
 def stream_key(seed: int, *purpose: str | int) -> int:
@@ -28,17 +26,48 @@ def rng_for(seed: int, *purpose: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(stream_key(seed, *purpose)))
 
 
+GlobalState = dict[str, Any]
+"""State of every global generator: torch's on CPU and GPUs, NumPy's and Python's own."""
+
+
+def global_state() -> GlobalState:
+    """Return the state of the global generators, as tensors and plain values."""
+    import torch
+
+    drawn: Any = np.random.get_state(legacy=True)  # noqa: NPY002 (libraries may draw from it)
+    name, keys, *rest = drawn
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (name, keys.tolist(), *rest),
+        "python": random.getstate(),
+    }
+
+
+def set_global_state(state: GlobalState) -> None:
+    """Put the global generators where `global_state` found them."""
+    import torch
+
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    random.setstate(state["python"])
+
+
 @contextmanager
 def torch_stream(seed: int, *purpose: str | int) -> Iterator[None]:
-    """Run the block on torch's global generators seeded for one stream; restore them afterwards.
+    """Run the block on the global generators seeded for one stream; restore them afterwards.
 
     Needed where a library draws from the global state (the base model's own dropout).
     """
     import torch
 
-    devices: list[torch.device | int] = (
-        list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    )
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(stream_key(seed, *purpose))
+    before, key = global_state(), stream_key(seed, *purpose)
+    try:
+        torch.manual_seed(key)
+        np.random.seed(key % 2**32)  # noqa: NPY002
+        random.seed(key)
         yield
+    finally:
+        set_global_state(before)

@@ -6,8 +6,6 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -25,15 +23,15 @@ from adaptive_lora.dossier import (
 )
 from adaptive_lora.engines import run_serially
 from adaptive_lora.errors import AdapterError, AdaptiveLoraError, ConfigError, ModelError
+from adaptive_lora.interruption import interruptible
 from adaptive_lora.judgement import Judgement, judge
 from adaptive_lora.progress import StudyProgress
-from adaptive_lora.provenance import packages, provenance
+from adaptive_lora.provenance import provenance
 from adaptive_lora.results import TrialRecord
-from adaptive_lora.tracking import Store, StudyRun, TrialRun, connect, log_adapter
-from adaptive_lora.tracking.runs import SIGNATURE
-from adaptive_lora.tracking.trials import HISTORY, PLAN, RESULT, eval_to_dict, result_to_dict
-from adaptive_lora.training import StepEvent
-from adaptive_lora.trial import TrialOutcome, run_trial, trial_metrics
+from adaptive_lora.tracked_trial import run_tracked
+from adaptive_lora.tracking import Store, StudyRun, connect
+from adaptive_lora.tracking.trials import eval_to_dict
+from adaptive_lora.trial import TrialOutcome
 from adaptive_lora.workbench import Workbench
 
 _TEXT_LIMIT, _TEXTS_LIMIT = 2_000, 5_000_000
@@ -64,11 +62,11 @@ def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
     status = "FAILED"
     try:
         trials = missing_trials(bench, study)
-        with StudyProgress(console, len(list(config.trials()))) as progress:
+        with interruptible(), StudyProgress(console, len(list(config.trials()))) as progress:
             progress.skip(len(list(config.trials())) - len(trials))
             run_serially(
                 trials,
-                lambda trial: _run_tracked(bench, study, trial, progress),
+                lambda trial: run_tracked(bench, study, trial, progress),
                 lambda trial, failure: progress.end(f"[red]FAILED[/]: {failure}"),
             )
         judgement = judge(study_dossier(study), config, console, lambda trial: bench)
@@ -109,8 +107,8 @@ def run_single(
     try:
         if not missing_trials(bench, study):
             return trials[0], None, study, signature
-        with StudyProgress(console, 1) as progress:
-            outcome = _run_tracked(bench, study, trials[0], progress, adopt=True)
+        with interruptible(), StudyProgress(console, 1) as progress:
+            outcome = run_tracked(bench, study, trials[0], progress, adopt=True)
     except KeyboardInterrupt:
         status = "KILLED"
         raise
@@ -193,110 +191,6 @@ def missing_trials(bench: Workbench, study: StudyRun) -> list[TrialSpec]:
     """Return the trials of the grid that have no finished run."""
     finished = study.finished()
     return [trial for trial in bench.config.trials() if bench.signature(trial) not in finished]
-
-
-def _run_tracked(
-    bench: Workbench,
-    study: StudyRun,
-    trial: TrialSpec,
-    progress: StudyProgress,
-    *,
-    adopt: bool = False,
-) -> TrialOutcome:
-    """Run one trial under its own MLflow run and log what it gives."""
-    progress.begin(trial.label)
-    tags = {
-        "method": trial.method.label,
-        "seed": str(trial.seed),
-        "fold": str(trial.fold),
-        "lr": repr(trial.lr),
-        SIGNATURE: bench.signature(trial),
-        "precision": bench.runtime.precision,
-        "device": str(bench.runtime.device),
-        "data_digest": bench.data.digest,
-        "base_hash": bench.base.reference.content_hash,
-        "code_version": provenance()["commit"],
-        "packages": packages(),
-    }
-    with study.trial(trial.label, tags, adopt=adopt) as run, TemporaryDirectory() as folder:
-        run.params(_parameters(bench, trial))
-        parts = bench.parts(trial.fold)
-        run.data(bench.data.source, bench.data.digest, bench.config.data.data, len(parts.train))
-
-        def on_step(event: StepEvent) -> None:
-            progress.step(event)
-            _buffer(run, event)
-
-        try:
-            outcome = run_trial(bench, trial, Path(folder) / "adapter", on_step)
-            _log_outcome(bench, run, trial, outcome)
-        except AdaptiveLoraError as failure:
-            run.flush()
-            run.tags({"failure": str(failure)[:5000]})
-            raise
-    test = outcome.test
-    exact = "" if test.exact_match is None else f"  exact match {test.exact_match:6.1%}"
-    skipped = (
-        f"  [red]{outcome.train.skipped_steps} steps skipped[/]"
-        if outcome.train.skipped_steps
-        else ""
-    )
-    progress.end(f"test loss {test.loss:.4f}{exact}  {outcome.seconds:.1f} s{skipped}")
-    return outcome
-
-
-def _parameters(bench: Workbench, trial: TrialSpec) -> Mapping[str, Any]:
-    shared = {
-        f"cfg.{key}": value
-        for key, value in trial.study.flat().items()
-        if key not in ("methods", "seeds", "lr", "tracking_uri", "output")
-    }
-    method = {f"method.{key}": value for key, value in trial.method.to_dict().items()}
-    parts = bench.parts(trial.fold)
-    tokens = sum(example.supervised_tokens for example in parts.train)
-    return {
-        **shared,
-        **method,
-        "trial.lr": repr(trial.lr),
-        "trial.seed": trial.seed,
-        "trial.fold": trial.fold,
-        "data.train_examples": len(parts.train),
-        "data.validation_examples": len(parts.validation),
-        "data.train_supervised_tokens": tokens,
-        "model.dtype": str(bench.runtime.base_dtype),
-        "model.adapter_dtype": "torch.float32",
-    }
-
-
-def _buffer(run: TrialRun, event: StepEvent) -> None:
-    """Keep metrics; at validations send them in the background."""
-    run.metric("train/loss", event.loss, event.step)
-    run.metric("train/tokens", event.tokens, event.step)  # an x-axis for the other metrics
-    if event.validation_loss is not None:
-        run.metric("validation/loss", event.validation_loss, event.step)
-        run.send()
-
-
-def _log_outcome(bench: Workbench, run: TrialRun, trial: TrialSpec, outcome: TrialOutcome) -> None:
-    metadata = {
-        "method": trial.method.label,
-        "base": bench.base.reference.name,
-        "base_hash": bench.base.reference.content_hash,
-        "test_loss": outcome.test.loss,
-    }
-    log_adapter(run.store, run.run_id, outcome.folder, metadata)
-    run.tags({"order_digest": outcome.train.order_digest})
-    run.json(RESULT, result_to_dict(outcome.train, outcome.test))
-    run.json(PLAN, outcome.plan.to_dict())
-    if outcome.history:
-        run.json(HISTORY, [dataclasses.asdict(event) for event in outcome.history])
-        for event in outcome.history:
-            run.metric("ranks/total", sum(event.ranks.values()), event.step)
-    if outcome.profile is not None:
-        run.json(f"profile_{outcome.profile.metric}.json", outcome.profile.to_dict())
-    for key, value in trial_metrics(bench, outcome, trial.fold).items():
-        run.metric(key, value)
-    run.flush()
 
 
 def compare_study(

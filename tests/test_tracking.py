@@ -18,6 +18,7 @@ from rich.console import Console
 from tracked import Finished, quiet, runs_in, store_in, trials_in, words_of
 
 from adaptive_lora import study as study_module
+from adaptive_lora import tracked_trial
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
 from adaptive_lora.dossier import Selection
@@ -209,7 +210,7 @@ def test_trained_trials_make_one_study(
 def test_an_interrupted_study_continues(
     in_store: Callable[..., StudyConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    buffer = study_module._buffer
+    buffer = tracked_trial._buffer
     calls = {"left": 3}
 
     def interrupted(run: Any, event: StepEvent) -> None:
@@ -220,7 +221,7 @@ def test_an_interrupted_study_continues(
 
     config = in_store(seeds="0 1")
     with monkeypatch.context() as patch:
-        patch.setattr(study_module, "_buffer", interrupted)
+        patch.setattr(tracked_trial, "_buffer", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quiet(config)
     statuses = {run.data.tags.get("seed", "parent"): run.info.status for run in runs_in(tmp_path)}

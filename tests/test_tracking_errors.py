@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 from tracked import store_in, words_of
 
-from adaptive_lora import study as study_module
+from adaptive_lora import tracked_trial
 from adaptive_lora.cli import main
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import TrackingError
@@ -84,7 +84,7 @@ def test_no_credentials_in_what_a_study_records(
     bench = make_bench(tracking_uri=f"http://user:{SECRET}@127.0.0.1:1")
     assert SECRET not in json.dumps(bench.settings())
     trial = next(iter(bench.config.trials()))
-    assert SECRET not in json.dumps(dict(study_module._parameters(bench, trial)))
+    assert SECRET not in json.dumps(dict(tracked_trial._parameters(bench, trial)))
 
 
 def test_a_deleted_experiment_is_named(empty_store: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import click
 
 from adaptive_lora import __version__
 from adaptive_lora.errors import AdaptiveLoraError
+from adaptive_lora.interruption import Interrupted
 
 
 class _Group(click.Group):
@@ -21,9 +22,9 @@ class _Group(click.Group):
             click.secho("Error: ", fg="red", err=True, nl=False)
             click.echo(str(error), err=True)
             sys.exit(2)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             click.echo("\nInterrupted; the same command continues where it stopped.", err=True)
-            sys.exit(130)
+            sys.exit(stop.exit_code if isinstance(stop, Interrupted) else 130)
 
 
 @click.group(

@@ -9,7 +9,6 @@ from adaptive_lora.options import Limits, option
 
 NAME = r"[\w.\-]+"
 """Names that become part of paths, tags and registry entries."""
-TASKS = ("auto", "causal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +32,6 @@ class DataConfig:
         "embedded",
         "'embedded', a JSON/JSONL/CSV/TSV/Parquet file, or a hub data set id",
         identity=False,
-    )
-    task: str = option(
-        "auto",
-        "what the base is trained to do; auto: by the base and the data's columns",
-        limits=Limits(choices=TASKS),
-        identity=False,  # the task that was found is part of it
     )
     data_revision: str | None = option(None, "hub revision of the data set", identity=False)
     data_split: str = option("train", "split of a hub data set", identity=False)
@@ -168,4 +161,21 @@ class TrackingConfig:
     experiment: str = option("adaptive-lora", "MLflow experiment", identity=False)
     registered_model: str = option(
         "adaptive-lora", "name in the model registry", limits=Limits(pattern=NAME), identity=False
+    )
+    checkpoints: str | None = option(
+        None, "folder for checkpoints of unfinished trials; none: in the output", identity=False
+    )
+    checkpoint_minutes: float = option(
+        5.0,
+        "time between two checkpoints of a training",
+        unit="minutes",
+        limits=Limits(above=0),
+        identity=False,
+    )
+    checkpoint_steps: int | None = option(
+        None,
+        "optimiser steps between two checkpoints; none: by time alone",
+        unit="steps",
+        limits=Limits(low=1),
+        identity=False,
     )

@@ -6,24 +6,30 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
 
 from adaptive_lora.adapters import attach, audit_as_built, detach
 from adaptive_lora.adapters.attach import initial_a
-from adaptive_lora.allocation import Family, FamilyPlan, Plan, RankPlan, SiteRank
+from adaptive_lora.allocation import RankPlan, SiteRank
 from adaptive_lora.bench import Bench
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.data import Batch
 from adaptive_lora.models import gradient_checkpointing
 from adaptive_lora.results import TrainResult
-from adaptive_lora.training import Regime, Steady, StepEvent, TrainInputs, total_steps, train
-
-M = TypeVar("M", bound=nn.Module)
+from adaptive_lora.training import (
+    Regime,
+    Steady,
+    StepEvent,
+    TrainInputs,
+    TrialCheckpoints,
+    events_of,
+    total_steps,
+    train,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,10 +45,9 @@ class RankEvent:
 class Trained:
     """What a recipe hands back: a model on the base, ready to be tested and saved."""
 
-    model: Any
-    """A PEFT model, or an `AdaptedModel` of our own families."""
-    plan: Plan
-    """What the model has; ranks are those of the start where training does not change them."""
+    model: PeftModel
+    plan: RankPlan
+    """The ranks as they are; those of the start where training does not change them."""
     result: TrainResult
     """Of the training that gave the model's weights."""
     training_parameters: int
@@ -59,12 +64,24 @@ class Job:
     """One trial for a recipe. At most one adapter is on the base at a time."""
 
     def __init__(
-        self, bench: Bench, trial: TrialSpec, on_step: Callable[[StepEvent], None]
+        self,
+        bench: Bench,
+        trial: TrialSpec,
+        on_step: Callable[[StepEvent], None],
+        checkpoints: TrialCheckpoints | None = None,
     ) -> None:
-        """Prepare a trial; nothing is changed yet."""
+        """Prepare a trial; nothing is changed yet.
+
+        Args:
+            bench: base, data and plans.
+            trial: what is run.
+            on_step: called after every optimiser step, also for those of a checkpoint.
+            checkpoints: where the trial goes on, and what it leaves for the next process.
+        """
+        self._checkpoints = checkpoints
         self.bench, self.trial, self._on_step = bench, trial, on_step
-        self._adapted: Any = None
-        self._undo: Callable[[Any], None] = detach
+        self._adapted: PeftModel | None = None
+        self._undo: Callable[[PeftModel], None] = detach
         self._steps_before = 0
         self.trainings = 0
         """Trainings so far."""
@@ -72,18 +89,6 @@ class Job:
     @cached_property
     def plan(self) -> RankPlan:
         """The method's plan before training: ranks, or the budget that training must end at."""
-        plan = self._planned()
-        assert isinstance(plan, RankPlan)
-        return plan
-
-    @cached_property
-    def family_plan(self) -> FamilyPlan:
-        """The plan of a method that gives no ranks."""
-        plan = self._planned()
-        assert isinstance(plan, FamilyPlan)
-        return plan
-
-    def _planned(self) -> Plan:
         return self.bench.plan(self.trial.method, seed=self.trial.seed, fold=self.trial.fold)
 
     @property
@@ -124,7 +129,7 @@ class Job:
         audit_as_built(adapted, plan)
         return adapted
 
-    def adopt(self, adapted: M, undo: Callable[[Any], None] = detach) -> M:
+    def adopt(self, adapted: PeftModel, undo: Callable[[PeftModel], None] = detach) -> PeftModel:
         """Take over an adapted base, on the trial's device, until it is released.
 
         Args:
@@ -146,9 +151,9 @@ class Job:
         return self.bench.losses(model, self.bench.parts(self.trial.fold).validation).loss
 
     def train(
-        self, adapted: nn.Module, regime: Regime | None = None, *, trainings: int = 1
+        self, adapted: PeftModel, regime: Regime | None = None, *, trainings: int = 1
     ) -> TrainResult:
-        """Train the adopted model on the trial's training part.
+        """Train the adopted model on the trial's training part, from its last checkpoint on.
 
         Args:
             adapted: as attached or adopted.
@@ -162,7 +167,6 @@ class Job:
         self.trainings += 1
         parts = bench.parts(self.trial.fold)
         before = self._steps_before
-        plan = self.family_plan if isinstance(self.options, Family) else self.plan
 
         def on_step(event: StepEvent) -> None:
             self._steps_before = before + event.step
@@ -172,17 +176,32 @@ class Job:
                 )
             )
 
+        resumable = self._resumable(adapted, on_step)
         inputs = TrainInputs(
             examples=parts.train,
-            collate=bench.task.collate,
+            pad_id=bench.pad_id,
             validate=self.validation_loss,
             loss=bench.loss,
             on_step=on_step,
-            lr_multipliers=plan.lr_multipliers(),
-            lora_plus=plan.lora_plus,
+            lr_multipliers=self.plan.lr_multipliers(),
+            lora_plus=self.plan.lora_plus,
             regime=regime or Steady(),
+            **resumable,
         )
         with gradient_checkpointing(self.base, config.gradient_checkpointing):
             return train(
                 adapted, inputs, config, bench.runtime, lr=self.trial.lr, seed=self.trial.seed
             )
+
+    def _resumable(
+        self, adapted: PeftModel, on_step: Callable[[StepEvent], None]
+    ) -> dict[str, Any]:
+        """Return the inputs of a training that goes on; earlier steps are reported once more."""
+        if self._checkpoints is None:
+            return {}
+        kept = self._checkpoints.of(self.trainings, adapted)
+        snapshot = kept.latest()
+        if snapshot is not None:
+            for event in events_of(snapshot, self.steps):
+                on_step(event)
+        return {"resume": snapshot, "on_snapshot": kept.stepped, "on_stop": kept.write}

@@ -1,7 +1,19 @@
 """Training: the accelerate loop with validation, early stopping and the stability guard."""
 
+from adaptive_lora.training.checkpoint import Frequency, TrialCheckpoints
 from adaptive_lora.training.guard import StabilityGuard
-from adaptive_lora.training.loop import StepEvent, TrainInputs, total_steps, train
+from adaptive_lora.training.loop import StepEvent, TrainInputs, events_of, total_steps, train
 from adaptive_lora.training.regime import Regime, Steady
 
-__all__ = ["Regime", "StabilityGuard", "Steady", "StepEvent", "TrainInputs", "total_steps", "train"]
+__all__ = [
+    "Frequency",
+    "Regime",
+    "StabilityGuard",
+    "Steady",
+    "StepEvent",
+    "TrainInputs",
+    "TrialCheckpoints",
+    "events_of",
+    "total_steps",
+    "train",
+]

@@ -52,3 +52,4 @@ class EarlyStop:
         """Continue from what `state` gave."""
         self.kept_loss, self._without_gain = state["kept_loss"], state["without_gain"]
         self._best = [tensor.clone() for tensor in state["best"]]
+        self.stop = bool(self._patience) and self._without_gain >= self._patience

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +14,8 @@ from transformers import get_scheduler
 
 from adaptive_lora.adapters.dropout import set_dropout_step
 from adaptive_lora.config import TrainConfig
-from adaptive_lora.data import Batch, training_batches
+from adaptive_lora.data import Batch, TokenizedExample, training_batches
+from adaptive_lora.interruption import whole
 from adaptive_lora.losses import Loss, causal_loss
 from adaptive_lora.results import TrainResult
 from adaptive_lora.runtime import Runtime
@@ -31,7 +31,7 @@ from adaptive_lora.training.short_memory import (
     random_state,
     set_random_state,
 )
-from adaptive_lora.training.snapshot import Snapshot, put_back, take
+from adaptive_lora.training.snapshot import Snapshot, put_back, stand_of, take
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +57,10 @@ def total_steps(examples: int, config: TrainConfig) -> int:
 class TrainInputs:
     """What a training consumes, apart from the model and its settings."""
 
-    examples: Sequence[Any]
-    """Training part, prepared by the task."""
-    collate: Callable[[Sequence[Any]], Batch]
-    """Makes a batch of examples."""
+    examples: Sequence[TokenizedExample]
+    """Training part."""
+    pad_id: int
+    """Token id for padding."""
     validate: Callable[[nn.Module], float]
     """Returns the validation loss of the model as it stands."""
     loss: Loss = causal_loss
@@ -75,6 +75,8 @@ class TrainInputs:
     """What the method does beside the gradient step."""
     on_snapshot: Callable[[int, Callable[[], Snapshot]], None] = lambda step, take: None
     """Called after every optimiser step with what makes a snapshot of the training there."""
+    on_stop: Callable[[int, Callable[[], Snapshot]], None] = lambda step, take: None
+    """Called likewise where the training ends or the user stops it, also within a step."""
     resume: Snapshot | None = None
     """Snapshot of the same training from which to go on."""
     micro_batch: int | None = None
@@ -108,10 +110,34 @@ def train(
         with torch_stream(seed, "base dropout"):
             if inputs.resume is not None:
                 put_back(course, inputs.resume)
-            course.run()
+            try:
+                course.run()
+            except KeyboardInterrupt:
+                inputs.on_stop(len(course.losses), lambda: take(course))
+                raise
+            inputs.on_stop(len(course.losses), lambda: take(course))
     finally:
         runtime.accelerator.free_memory()
     return course.result()
+
+
+def events_of(snapshot: Snapshot, total: int) -> Iterator[StepEvent]:
+    """Yield the events of the steps that a snapshot has reported.
+
+    Args:
+        snapshot: of a training.
+        total: optimiser steps of the whole training.
+    """
+    losses, tokens = snapshot["losses"], snapshot["step_tokens"]
+    validation = dict(snapshot["validation"])
+    for step in range(1, snapshot["reported"] + 1):
+        yield StepEvent(
+            step=step,
+            total_steps=total,
+            loss=losses[step - 1],
+            tokens=tokens[step - 1],
+            validation_loss=validation.get(step),
+        )
 
 
 class Course:
@@ -141,7 +167,7 @@ class Course:
             config.schedule, self.raw_optimizer, round(config.warmup_share * self.steps), self.steps
         )
         self.batches = training_batches(
-            inputs.examples, batch_size=config.batch_size, seed=seed, collate=inputs.collate
+            inputs.examples, batch_size=config.batch_size, seed=seed, pad_id=inputs.pad_id
         )
         scaled = runtime.accelerator.scaler is not None
         self.guard = StabilityGuard(config.max_skipped_steps, gradient_scaler=scaled)
@@ -153,7 +179,9 @@ class Course:
         self.micro_batch = min(inputs.micro_batch or config.batch_size, config.batch_size)
         self.step_tokens: list[int] = []
         self.order = hashlib.sha256()
+        self.batches_drawn = self.reported = 0
         self.seconds = 0.0
+        self.stand = stand_of(self)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -171,15 +199,20 @@ class Course:
         while not self.finished:
             started = time.perf_counter()
             window = self.next_window()
-            self.apply(window, self.learn(window))
-            self.seconds += time.perf_counter() - started
+            loss = self.learn(window)
+            with whole():
+                self.apply(window, loss)
+                self.seconds += time.perf_counter() - started
             self.report()
         self.early.restore_best(self.parameters)
 
     def start(self) -> None:
-        """Validate the untrained model, where this is the beginning."""
-        if not self.losses:
+        """Validate the untrained model where this is the beginning; end a step cut in two."""
+        self.stand = stand_of(self)
+        if not self.validation:
             self._validate(0)
+        if self.reported < len(self.losses):
+            self.report()
 
     def next_window(self) -> list[Batch]:
         """Return the batches of the next optimiser step."""
@@ -239,34 +272,43 @@ class Course:
         self.step_tokens.append(self.tokens)
         self.supervised += sum(batch.supervised_tokens for batch in window)
         self.losses.append(loss if allowed else math.nan)
+        self.stand = stand_of(self)
 
     def report(self) -> None:
         """Validate where it is due and tell who listens of the step just taken."""
         step, validations = len(self.losses), self.config.validations
         due = (step * validations) // self.steps > ((step - 1) * validations) // self.steps
         loss = self._validate(step) if due else None
-        self.inputs.on_step(
-            StepEvent(
-                step=step,
-                total_steps=self.steps,
-                loss=self.losses[-1],
-                tokens=self.tokens,
-                validation_loss=loss,
+        with whole():
+            self.reported = step
+            self.inputs.on_step(
+                StepEvent(
+                    step=step,
+                    total_steps=self.steps,
+                    loss=self.losses[-1],
+                    tokens=self.tokens,
+                    validation_loss=loss,
+                )
             )
-        )
         self.inputs.on_snapshot(step, lambda: take(self))
 
     def _validate(self, step: int) -> float:
+        """Return the validation loss, measured once a step also where a stop came in between."""
+        if self.validation and self.validation[-1][0] == step:
+            return self.validation[-1][1]
         loss = self.inputs.validate(self.model)
-        self.validation.append((step, loss))
-        if step > 0 and self.regime.settled(step):  # the untrained adapter is no candidate
-            self.early.see(loss, self.parameters)
+        with whole():
+            self.validation.append((step, loss))
+            if step > 0 and self.regime.settled(step):  # the untrained adapter is no candidate
+                self.early.see(loss, self.parameters)
+            self.stand = stand_of(self)
         return loss
 
     def next_batch(self) -> Batch:
         """Return the next batch of the seed's order."""
         batch = next(self.batches)
-        self.order.update(batch.content())
+        self.batches_drawn += 1
+        self.order.update(batch.input_ids.numpy().tobytes())
         return batch.to(self.runtime.device)
 
     def result(self) -> TrainResult:

@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from adaptive_lora.seeding import GlobalState, global_state, set_global_state
 
 if TYPE_CHECKING:
     from adaptive_lora.training.loop import Course
 
 Snapshot = Mapping[str, Any]
-"""Tensors and plain values, in nested mappings and lists."""
+"""Tensors and plain values, in nested mappings, lists and tuples."""
 
-_COUNTERS = ("tokens", "supervised", "seconds", "micro_batch")
+_COUNTERS = ("tokens", "supervised", "seconds", "reported", "micro_batch")
 _LISTS = ("losses", "validation", "step_tokens")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stand:
+    """What a step uses up before it changes any weight: where a step cut in two begins anew."""
+
+    random: GlobalState
+    batches_drawn: int
+    forward_passes: int
+
+
+def stand_of(course: Course) -> Stand:
+    """Return where a course stands between two steps."""
+    return Stand(
+        random=global_state(),
+        batches_drawn=course.batches_drawn,
+        forward_passes=course.forward_passes,
+    )
+
+
 def take(course: Course) -> Snapshot:
-    """Return a copy of all that the next step depends on or that the result reports."""
+    """Return a copy of all that the next step depends on or that the result reports.
+
+    Within a step, before its weights change, this is the end of the step before.
+    """
+    stand = course.stand
     state: Snapshot = _copied(
         {
             "weights": {n: p for n, p in course.model.named_parameters() if p.requires_grad},
@@ -27,9 +52,9 @@ def take(course: Course) -> Snapshot:
             "scaler": _scaler(course).state_dict() if _scaler(course) is not None else None,
             "regime": course.regime.state(),
             "early": course.early.state(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "forward_passes": course.forward_passes,
+            "random": stand.random,
+            "batches_drawn": stand.batches_drawn,
+            "forward_passes": stand.forward_passes,
             "skipped": course.guard.skipped,
             **{name: getattr(course, name) for name in (*_COUNTERS, *_LISTS)},
         }
@@ -53,15 +78,19 @@ def put_back(course: Course, snapshot: Snapshot) -> None:
     if _scaler(course) is not None:
         _scaler(course).load_state_dict(state["scaler"])
     course.early.restore(state["early"])
-    while course.forward_passes < state["forward_passes"]:
-        course.next_batch()
-        course.forward_passes += 1
+    while course.batches_drawn < state["batches_drawn"]:
+        course.next_batch()  # the digest of the order is that of all batches
+    course.forward_passes = state["forward_passes"]
     course.guard.skipped = state["skipped"]
     for name in (*_COUNTERS, *_LISTS):
         setattr(course, name, state[name])
-    torch.set_rng_state(state["random"])
-    if state["random_cuda"]:
-        torch.cuda.set_rng_state_all(state["random_cuda"])
+    set_global_state(state["random"])
+    course.stand = stand_of(course)
+
+
+def steps_of(snapshot: Snapshot) -> int:
+    """Return the optimiser steps that a snapshot holds."""
+    return len(snapshot["losses"])
 
 
 def _scaler(course: Course) -> Any:

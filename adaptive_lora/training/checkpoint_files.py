@@ -1,0 +1,131 @@
+"""A snapshot on disk: safetensors and JSON in a folder, written whole or not at all.
+
+A folder is filled under a temporary name beside its own, every file and the folder are synced, and
+the folder is renamed. What is read is first compared with the SHA-256 of its manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+FORMAT = 1
+MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"
+PARTIAL = ".partial-"
+"""Part of the name of a folder that is being written."""
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint's files are missing, cut short or changed."""
+
+
+def write_checkpoint(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write tensors and plain values to a new folder; on an error nothing is left behind.
+
+    Args:
+        folder: of the checkpoint; one of the same name is replaced.
+        values: tensors and plain values in nested mappings, lists and tuples.
+
+    Raises:
+        OSError: the disk is full, read-only or gone.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    state = json.dumps(_encoded(values, tensors))
+    partial = folder.with_name(f"{folder.name}{PARTIAL}{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        try:
+            save_file(tensors, partial / TENSORS)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        (partial / STATE).write_text(state, encoding="utf-8")
+        manifest = {
+            "format": FORMAT,
+            "sha256": {name: _sha256(partial / name) for name in (STATE, TENSORS)},
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        for name in (TENSORS, STATE, MANIFEST):
+            _sync(partial / name)
+        _sync(partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """Read what `write_checkpoint` wrote, every bit as it was.
+
+    Raises:
+        DamagedCheckpoint: a file is missing, or differs from what was written.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise DamagedCheckpoint(f"format {manifest['format']}, required {FORMAT}")
+        for name, expected in manifest["sha256"].items():
+            found = _sha256(folder / name)
+            if found != expected:
+                raise DamagedCheckpoint(f"{name} has SHA-256 {found[:16]}, written {expected[:16]}")
+        tensors = load_file(folder / TENSORS)
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        values: dict[str, Any] = _decoded(state, tensors)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"{type(error).__name__}: {error}") from error
+    return values
+
+
+def _encoded(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """Return a value as JSON; containers and tensors become one-key objects that name their kind.
+
+    JSON's own objects and lists would lose whole-number keys and the difference to tuples.
+    """
+    if isinstance(value, torch.Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": [name, value.device.type]}
+    if isinstance(value, Mapping):
+        return {"map": [[_encoded(k, tensors), _encoded(v, tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [_encoded(item, tensors) for item in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value  # Python's JSON has NaN and infinities, and floats keep every bit
+    raise TypeError(f"{type(value).__name__} cannot be in a checkpoint")
+
+
+def _decoded(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        name, device = content
+        return tensors[name].to(device if device != "cuda" or torch.cuda.is_available() else "cpu")
+    if kind == "map":
+        return {_decoded(k, tensors): _decoded(v, tensors) for k, v in content}
+    items = [_decoded(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or folder to the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
