@@ -7,13 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from adaptive_lora.adapters import attach, detach
-from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
-from adaptive_lora.config import StudyConfig
-from adaptive_lora.data import Batch, TokenizedExample, collate
+from adaptive_lora.allocation import MethodSpec, Plan, allocate, make_plan
+from adaptive_lora.data import Batch
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.evaluation import evaluate
 from adaptive_lora.importance import (
     ImportanceProfile,
     ProfileTask,
@@ -21,44 +20,38 @@ from adaptive_lora.importance import (
     profile_importance,
 )
 from adaptive_lora.importance.capture import frozen
-from adaptive_lora.losses import Loss, causal_loss
-from adaptive_lora.models import BaseModel, gradient_checkpointing
+from adaptive_lora.losses import Loss
+from adaptive_lora.models import gradient_checkpointing
 from adaptive_lora.results import EvalResult
-from adaptive_lora.runtime import Runtime
 from adaptive_lora.seeding import rng_for, torch_stream
-from adaptive_lora.sites import find_sites, warn_of_architecture
+from adaptive_lora.sites import read_architecture, warn_of_architecture
+from adaptive_lora.tasks import Task
 from adaptive_lora.training import TrainInputs, train
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenizedParts:
-    """The three parts of one fold, tokenised."""
+class PreparedParts:
+    """The three parts of one fold, as the task prepares them for its model."""
 
-    train: tuple[TokenizedExample, ...]
-    validation: tuple[TokenizedExample, ...]
-    test: tuple[TokenizedExample, ...]
+    train: tuple[Any, ...]
+    validation: tuple[Any, ...]
+    test: tuple[Any, ...]
 
 
 class Bench(ABC):
     """The frozen base, what it is trained on and the loss: all that a method needs to be run."""
 
-    loss: Loss = staticmethod(causal_loss)
-    """What training minimises and gradient profiles are taken of."""
-
-    def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
-        """Put a base on the runtime's device; raises ModelError where it has no site."""
-        self.config, self.runtime, self.base = config, runtime, base
+    def __init__(self, task: Task) -> None:
+        """Put a task's base on the runtime's device; raises ModelError where it has no site."""
+        self.task = task
+        self.config, self.runtime, self.base = task.config, task.runtime, task.base
+        self.loss: Loss = task.loss
+        """What training minimises and gradient profiles are taken of."""
         self.base.model.to(self.runtime.device)  # type: ignore[arg-type]
-        self.sites = find_sites(self.base.model)
+        self.architecture = read_architecture(self.base.model)
+        self.sites = self.architecture.sites
         warn_of_architecture(self.base.model, self.sites)
         self._profiles: dict[tuple[str, int, int], ImportanceProfile] = {}
-
-    @property
-    def pad_id(self) -> int:
-        """Token id for padding; masked everywhere, so end-of-text serves where there is none."""
-        tokenizer = self.base.tokenizer
-        pad = tokenizer.pad_token_id
-        return int(tokenizer.eos_token_id if pad is None else pad)
 
     def profiled_on(self, tasks: tuple[str, ...]) -> Bench:
         """Return the bench on which a method that names tasks is profiled.
@@ -71,8 +64,8 @@ class Bench(ABC):
         return self
 
     @abstractmethod
-    def parts(self, fold: int) -> TokenizedParts:
-        """Return the tokenised parts of a fold."""
+    def parts(self, fold: int) -> PreparedParts:
+        """Return the prepared parts of a fold."""
 
     def profile(self, metric: str, *, seed: int, fold: int) -> ImportanceProfile:
         """Return the importance profile of a seed, measured once on the fold's training part."""
@@ -111,7 +104,7 @@ class Bench(ABC):
         rates = sorted(self.config.lr)
         inputs = TrainInputs(
             examples=self.parts(fold).train,
-            pad_id=self.pad_id,
+            collate=self.task.collate,
             validate=lambda adapted: self.losses(adapted, self.parts(fold).validation).loss,
             loss=self.loss,
         )
@@ -131,40 +124,32 @@ class Bench(ABC):
         """Return the calibration batches of a seed, drawn from the fold's training part."""
         return self._drawn(self.parts(fold).train, seed, "calibration", fold)
 
-    def _drawn(
-        self, examples: Sequence[TokenizedExample], seed: int, purpose: str, fold: int
-    ) -> list[Batch]:
+    def _drawn(self, examples: Sequence[Any], seed: int, purpose: str, fold: int) -> list[Batch]:
         config = self.config.profile
         size = config.profile_batch_size
         order = rng_for(seed, purpose, fold).permutation(len(examples))
         order = order[: config.profile_batches * size]
         return [
-            collate([examples[index] for index in order[start : start + size]], self.pad_id)
+            self.task.collate([examples[index] for index in order[start : start + size]])
             for start in range(0, len(order), size)
         ]
 
-    def plan(self, spec: MethodSpec, *, seed: int, fold: int) -> RankPlan:
-        """Return a method's rank plan; data-driven methods are profiled for the seed and fold."""
+    def plan(self, spec: MethodSpec, *, seed: int, fold: int) -> Plan:
+        """Return a method's plan; data-driven methods are profiled for the seed and fold."""
         metric = spec.allocator.metric
         evidence = None
         if metric is not None:
             where = self.profiled_on(spec.profiled_on)
             evidence = where.profile(metric, seed=seed, fold=fold).evidence()
-        return allocate(
+        return make_plan(
             spec,
-            self.sites,
+            self.architecture,
             scale=self.config.train.scale,
             scale_policy=self.config.train.scale_policy,
             evidence=evidence,
             seed=seed,
         )
 
-    def losses(self, model: object, examples: Sequence[TokenizedExample]) -> EvalResult:
+    def losses(self, model: object, examples: Sequence[Any]) -> EvalResult:
         """Score a model on examples without generating."""
-        return evaluate(
-            model,  # type: ignore[arg-type]
-            examples,
-            runtime=self.runtime,
-            pad_id=self.pad_id,
-            batch_size=self.config.evaluation.eval_batch_size,
-        )
+        return self.task.losses(model, examples)  # type: ignore[arg-type]

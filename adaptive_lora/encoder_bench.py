@@ -166,4 +166,4 @@ class EncoderBench:
             chosen = rng.choice(free, math.ceil(MASKED_SHARE * len(free)), replace=False).tolist()
             labels[row, chosen] = ids[row, chosen]
             ids[row, chosen] = int(self._tokenizer.mask_token_id)
-        return Batch(input_ids=ids, attention_mask=mask, labels=labels)
+        return Batch.of_text(input_ids=ids, attention_mask=mask, labels=labels)

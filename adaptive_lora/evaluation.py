@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adaptive_lora.adapter_serving import generate
 from adaptive_lora.config import EvaluationConfig
-from adaptive_lora.data import TokenizedExample, collate
-from adaptive_lora.losses import token_scores
+from adaptive_lora.data import Batch, TokenizedExample
 from adaptive_lora.results import EvalResult, FloatArray
 from adaptive_lora.runtime import Runtime
 
@@ -20,42 +21,87 @@ SHARE_OF_SHORT_ANSWERS = 0.9
 """`generate: auto` scores exact match where at least this share of responses is short."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExampleScores:
+    """Scores of a batch's B examples."""
+
+    nll: torch.Tensor
+    """(B,) loss summed over the example's supervised tokens, or what else its task counts."""
+    units: torch.Tensor
+    """(B,) how many those are."""
+    correct: torch.Tensor
+    """(B,) how many of them are predicted right."""
+    further: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Name -> (B,) other scores."""
+
+
+class Prepared(Protocol):
+    """An example as a task has prepared it for its model."""
+
+    @property
+    def id(self) -> str:
+        """Of the example."""
+
+    @property
+    def length(self) -> int:
+        """Positions that it takes in the model."""
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Tokens whose loss counts, or what else its task counts."""
+
+
+class Scoring(Protocol):
+    """How examples become batches, and batches scores."""
+
+    def collate(self, examples: Sequence[Any]) -> Batch:
+        """Return a batch of prepared examples."""
+
+    def scores(self, model: nn.Module, batch: Batch) -> ExampleScores:
+        """Run a model on a batch and score its examples."""
+
+
 def evaluate(
     model: nn.Module,
-    examples: Sequence[TokenizedExample],
+    examples: Sequence[Prepared],
+    scoring: Scoring,
     *,
     runtime: Runtime,
-    pad_id: int,
     batch_size: int,
 ) -> EvalResult:
-    """Return negative log-likelihood and token accuracy per example, without gradients.
+    """Return loss and right predictions per example, without gradients.
 
     Examples are batched by length to save padding and returned in their own order.
 
     Args:
-        model: causal language model; left in evaluation mode.
+        model: of the task; left in evaluation mode.
         examples: at least one.
+        scoring: the task.
         runtime: device and precision of the forward passes.
-        pad_id: token id for padding.
         batch_size: examples per forward pass.
     """
     model.eval()
-    order = sorted(range(len(examples)), key=lambda index: len(examples[index].input_ids))
+    order = sorted(range(len(examples)), key=lambda index: examples[index].length)
     nll = np.zeros(len(examples))
     tokens, correct = (np.zeros(len(examples), dtype=np.int64) for _ in range(2))
+    further: dict[str, FloatArray] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = collate([examples[index] for index in chosen], pad_id).to(runtime.device)
+        batch = scoring.collate([examples[index] for index in chosen]).to(runtime.device)
         with torch.no_grad(), runtime.accelerator.autocast():
-            scores = token_scores(model, batch)
-        nll[chosen] = scores.nll.double().sum(dim=1).cpu().numpy()
-        tokens[chosen] = scores.supervised.sum(dim=1).cpu().numpy()
-        correct[chosen] = scores.correct.sum(dim=1).cpu().numpy()
+            scores = scoring.scores(model, batch)
+        nll[chosen] = scores.nll.double().cpu().numpy()
+        tokens[chosen] = scores.units.cpu().numpy()
+        correct[chosen] = scores.correct.cpu().numpy()
+        for name, values in scores.further.items():
+            column = further.setdefault(name, np.zeros(len(examples)))
+            column[chosen] = values.double().cpu().numpy()
     return EvalResult(
         example_ids=tuple(example.id for example in examples),
         nll_E=nll,
         tokens_E=tokens,
         correct_E=correct,
+        further_E=further,
     )
 
 

@@ -101,8 +101,8 @@ def masked_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 def no_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Run a model without an objective, for what looks at its activations alone; return 0."""
-    model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    return torch.zeros((), device=batch.input_ids.device)
+    model(**batch.inputs)
+    return torch.zeros((), device=batch.labels.device)
 
 
 def _keeps_logits(model: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +46,8 @@ class BaseModel:
     reference: BaseReference
     max_positions: int | None
     """Longest sequence that the model takes, or None where it states none."""
+    task: Mapping[str, Any]
+    """What loading it for its task took, for serving."""
 
     @property
     def total_parameters(self) -> int:
@@ -98,33 +100,36 @@ def _hub_configuration(name: str, revision: str | None) -> Path:
     return Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
 
 
-def load_base(config: ModelConfig, dtype: torch.dtype) -> BaseModel:
-    """Load a base for training, frozen, in the given dtype, on the CPU.
+def load_base(
+    config: ModelConfig, dtype: torch.dtype, task: Mapping[str, Any] = adapter_serving.CAUSAL
+) -> BaseModel:
+    """Load a base for training, frozen, on the CPU.
+
+    Args:
+        config: the base.
+        dtype: of its weights.
+        task: the record of the task that it is trained for.
 
     Raises:
         ModelError: no weights, no tokenizer, or files that transformers cannot read.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as hf_logging
+    from transformers import AutoModelForCausalLM
 
-    hf_logging.disable_progress_bar()
     source, name, folder = locate(config)
     require_weights(folder)
     kind = auto_class(read_settings(folder))
-    if kind is not AutoModelForCausalLM:
+    if task["name"] == "causal" and kind is not AutoModelForCausalLM:
         raise ModelError(
             f"{folder} is no causal language model (it is one for {kind.__name__}): required for "
             "training; `plan` works for any model, `profile` for encoders."
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = adapter_serving.load_model(folder, dtype, task)
+        tokenizer = adapter_serving.open_processor(folder, task)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder} cannot be loaded: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     reference = BaseReference(
         source=source,
         name=name,
@@ -132,9 +137,10 @@ def load_base(config: ModelConfig, dtype: torch.dtype) -> BaseModel:
         content_hash=adapter_serving.content_hash(folder),
     )
     return BaseModel(
-        model=model.eval(),
+        model=model,
         tokenizer=tokenizer,
         reference=reference,
+        task=dict(task),
         max_positions=getattr(model.config, "max_position_embeddings", None),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,12 +11,20 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from adaptive_lora.allocation import MethodSpec, RankPlan, ScalePolicy, allocate, uniform_cost
+from adaptive_lora.allocation import (
+    FamilyPlan,
+    MethodSpec,
+    Plan,
+    RankPlan,
+    ScalePolicy,
+    make_plan,
+    uniform_cost,
+)
 from adaptive_lora.allocation.reading import decides_in_training
 from adaptive_lora.config import ModelConfig
-from adaptive_lora.errors import AllocationError
+from adaptive_lora.errors import AllocationError, ConfigError
 from adaptive_lora.models import count_parameters, skeleton
-from adaptive_lora.sites import AdapterSite, architecture_note, find_sites
+from adaptive_lora.sites import AdapterSite, architecture_note, read_architecture, size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,9 +34,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanReport:
-    """A rank plan beside the sizes that it is compared with."""
+    """A plan beside the sizes that it is compared with."""
 
-    plan: RankPlan
+    plan: Plan
     total_parameters: int
     """Of the base, tied ones counted once: what full fine-tuning trains."""
     sites: tuple[AdapterSite, ...]
@@ -43,6 +52,8 @@ class PlanReport:
     @property
     def peft_caveats(self) -> tuple[str, ...]:
         """What the plan has that a LoraConfig does not hold."""
+        if isinstance(self.plan, FamilyPlan):
+            return tuple(filter(None, [self.note]))
         found = []
         if self.recipe != "lora":
             found.append(
@@ -64,7 +75,9 @@ class PlanReport:
             if self.decided_in_training
             else None
         )
-        notes = [note for note in (later, architecture_note(self.base, self.sites)) if note]
+        own = self.plan.notes if isinstance(self.plan, FamilyPlan) else ()
+        general = architecture_note(self.base, self.sites)
+        notes = [note for note in (*own, later, general) if note]
         return " ".join(notes) or None
 
     @property
@@ -103,7 +116,7 @@ def plan_method(
         AdaptiveLoraError: the model or the allocation cannot be used.
     """
     base = skeleton(model)
-    sites = find_sites(base)
+    architecture = read_architecture(base)
     metric = spec.allocator.metric
     if profile is not None and metric not in (None, profile.metric):
         raise AllocationError(
@@ -111,24 +124,33 @@ def plan_method(
             f"a profile of {metric}, or the method metric={profile.metric} where it takes that."
         )
     evidence = None if profile is None else profile.evidence()
-    plan = allocate(
-        spec, sites, scale=scale, scale_policy=scale_policy, evidence=evidence, seed=seed
+    plan = make_plan(
+        spec, architecture, scale=scale, scale_policy=scale_policy, evidence=evidence, seed=seed
     )
     return PlanReport(
         plan=plan,
         total_parameters=count_parameters(base),
-        sites=sites,
+        sites=architecture.sites,
         base=base,
         base_name=model.model,
         recipe=spec.recipe,
-        decided_in_training=decides_in_training(type(spec.allocator)),
+        decided_in_training=isinstance(plan, RankPlan)
+        and decides_in_training(type(spec.allocator)),
     )
 
 
 def peft_config(report: PlanReport) -> str:
-    """Return the `adapter_config.json` from which stock PEFT builds exactly this plan."""
+    """Return the `adapter_config.json` from which stock PEFT builds exactly this plan.
+
+    Raises:
+        ConfigError: PEFT does not have the family.
+    """
     from adaptive_lora.adapters.attach import lora_config
 
+    if isinstance(report.plan, FamilyPlan):
+        raise ConfigError(
+            f"{report.plan.method} has no PEFT configuration: required a method that PEFT builds."
+        )
     config = lora_config(report.base, report.plan, dropout=0.0)
     config.base_model_name_or_path = report.base_name
     with TemporaryDirectory() as folder:
@@ -137,10 +159,50 @@ def peft_config(report: PlanReport) -> str:
 
 
 def print_plan(report: PlanReport, console: Console) -> None:
-    """Print the table of sites and the totals."""
+    """Print the table of sites, or of tensors, and the totals."""
     plan = report.plan
+    if isinstance(plan, FamilyPlan):
+        console.print(_tensor_table(plan))
+    else:
+        console.print(_site_table(plan, towers=any(site.tower for site in report.sites)))
+    if report.note is not None:
+        console.print(f"\n[yellow]note[/]       {report.note}", highlight=False, soft_wrap=True)
+    console.print(
+        f"\ntrainable  {plan.trainable_parameters:,} of {report.total_parameters:,} parameters: "
+        f"{report.reduction_vs_full:.2%} fewer than full fine-tuning\n"
+        f"as much as uniform rank {report.uniform_rank:.2f} on all {len(report.sites)} sites",
+        highlight=False,
+    )
+    if plan.budget is not None:
+        unused = plan.budget - plan.trainable_parameters
+        console.print(f"budget     {plan.budget:,}, of which {unused:,} unused", highlight=False)
+    if isinstance(plan, FamilyPlan):
+        return
+    if plan.left_out:
+        console.print(
+            f"left out   {', '.join(plan.left_out)} (rank 0)", highlight=False, soft_wrap=True
+        )
+    for line in () if plan.certificate is None else plan.certificate.sentences():
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _tensor_table(plan: FamilyPlan) -> Table:
+    """Return the trained tensors; many of one name in all blocks stand in one row."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for name, shape in plan.tensors.items():
+        pattern = re.sub(r"\.\d+\.", ".*.", name)
+        rows.setdefault((pattern, " x ".join(map(str, shape))), []).append(size(shape))
+    table = Table(title=plan.method, header_style="bold", box=None, pad_edge=False)
+    for heading in ("trained", "shape", "number", "parameters"):
+        table.add_column(heading, justify="left" if heading == "trained" else "right")
+    for (pattern, sides), sizes in rows.items():
+        table.add_row(pattern, sides, f"{len(sizes):,}", f"{sum(sizes):,}")
+    return table
+
+
+def _site_table(plan: RankPlan, *, towers: bool) -> Table:
     table = Table(title=f"{plan.method}", header_style="bold", box=None, pad_edge=False)
-    towers, rates = any(site.tower for site in report.sites), bool(plan.lr_multipliers())
+    rates = bool(plan.lr_multipliers())
     for heading, justify in (
         ("site", "left"),
         ("layer", "right"),
@@ -168,21 +230,4 @@ def print_plan(report: PlanReport, console: Console) -> None:
             *([f"x{entry.lr_multiplier:.3g}"] if rates else []),
             f"{entry.parameters:,}",
         )
-    console.print(table)
-    if report.note is not None:
-        console.print(f"\n[yellow]note[/]       {report.note}", highlight=False, soft_wrap=True)
-    console.print(
-        f"\ntrainable  {plan.trainable_parameters:,} of {report.total_parameters:,} parameters: "
-        f"{report.reduction_vs_full:.2%} fewer than full fine-tuning\n"
-        f"as much as uniform rank {report.uniform_rank:.2f} on all {len(report.sites)} sites",
-        highlight=False,
-    )
-    if plan.budget is not None:
-        unused = plan.budget - plan.trainable_parameters
-        console.print(f"budget     {plan.budget:,}, of which {unused:,} unused", highlight=False)
-    if plan.left_out:
-        console.print(
-            f"left out   {', '.join(plan.left_out)} (rank 0)", highlight=False, soft_wrap=True
-        )
-    for line in () if plan.certificate is None else plan.certificate.sentences():
-        console.print(line, highlight=False, soft_wrap=True)
+    return table

@@ -53,11 +53,15 @@ class EvalResult:
     nll_E: FloatArray
     """Negative log-likelihood of the response, summed over its tokens, in nats."""
     tokens_E: IntArray
-    """Supervised tokens per example."""
+    """Supervised tokens per example; 1 where the task counts examples."""
     correct_E: IntArray
     """Supervised tokens whose most likely prediction is right."""
     exact_match_E: FloatArray | None = None
     """1 where greedy generation gives the reference, else 0; None where not scored."""
+    further_E: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Other scores of the task by name, such as ROUGE."""
+    overall: Mapping[str, float] = field(default_factory=dict)
+    """Scores of the part as a whole by name, such as F1."""
 
     @property
     def loss(self) -> float:
@@ -71,7 +75,7 @@ class EvalResult:
 
     @property
     def token_accuracy(self) -> float:
-        """Share of supervised tokens predicted right."""
+        """Share of supervised tokens, or of examples where these are counted, predicted right."""
         return float(self.correct_E.sum() / self.tokens_E.sum())
 
     @property
@@ -102,7 +106,7 @@ class TrialRecord:
     test: EvalResult | None = None
     """Scores on the test part; None for failed trials."""
     plan: Mapping[str, Any] = field(default_factory=dict)
-    """`RankPlan.to_dict()`."""
+    """`to_dict()` of a `RankPlan` or `FamilyPlan`."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """All metrics of the run, such as `tokens_per_second`, `peak_memory_bytes`, `skipped_steps`."""
     tags: Mapping[str, str] = field(default_factory=dict)

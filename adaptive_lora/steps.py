@@ -99,7 +99,8 @@ def _share_of_training(bench: object, profile: ImportanceProfile) -> float:
     config, examples = bench.config.train, bench.parts(0).train
     steps = total_steps(len(examples), config)
     passes = steps * config.batch_size * config.accumulation / len(examples)
-    return profile.processed_tokens / (passes * sum(len(example.input_ids) for example in examples))
+    seen: float = passes * sum(example.length for example in examples)
+    return profile.processed_tokens / seen
 
 
 def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> None:
@@ -149,18 +150,15 @@ def run_evaluate(
     base = record["base"]
     where = os.environ.get(adapter_serving.BASE_VARIABLE) or base["name"]
     changes: dict[str, object] = {"model": where, "revision": base["revision"]}
+    changes["task"] = record["task"]["name"]
     if config.train.precision == "auto":  # as it was trained, so that its scores come back
         changes["precision"] = _PRECISION_OF[record["dtype"]]
     bench = Workbench(study_from({**config.flat(), **changes}))
     model.to(bench.runtime.device)
     test = bench.score(model, bench.parts(fold).test)
     scores = {
-        "test/loss": test.loss,
-        "test/perplexity": test.perplexity,
-        "test/token_accuracy": test.token_accuracy,
-        "test/supervised_tokens": float(test.tokens_E.sum()),
+        **{f"test/{name}": value for name, value in bench.task.metrics(test).items()},
         "test/examples": float(len(test.example_ids)),
-        **({} if test.exact_match is None else {"test/exact_match": test.exact_match}),
     }
     with single_run(store, "evaluation", f"evaluate·{bench.data.source}") as run:
         run.params({"evaluate.adapter": adapter, "evaluate.fold": fold})

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors.torch import save_file
 
 from adaptive_lora.adapters import audit_as_built, save_adapter
-from adaptive_lora.allocation import RankPlan
+from adaptive_lora.allocation import Plan, RankPlan
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.importance import ImportanceProfile
@@ -23,14 +23,13 @@ from adaptive_lora.training import StepEvent, TrialCheckpoints
 from adaptive_lora.workbench import Workbench
 
 PROBE = "probe.safetensors"
-_PROBE_EXAMPLES = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialOutcome:
     """Everything that a finished trial produced."""
 
-    plan: RankPlan
+    plan: Plan
     """As built and saved."""
     profile: ImportanceProfile | None
     train: TrainResult
@@ -116,22 +115,17 @@ def _save(bench: Workbench, trial: TrialSpec, trained: Trained, folder: Path) ->
         base=bench.base.reference,
         dtype=str(bench.runtime.base_dtype).removeprefix("torch."),
         template=bench.data.template,
+        task=bench.base.task,
     )
     save_file({"logits": probe_logits(bench, trained.model, trial.fold)}, folder / PROBE)
 
 
-def probe_logits(bench: Workbench, model: PeftModel, fold: int) -> torch.Tensor:
-    """Return last-token logits of the first test prompts, shape (up to 4, vocabulary), float32.
+def probe_logits(bench: Workbench, model: Any, fold: int) -> torch.Tensor:
+    """Return the task's outputs for the first test examples, (up to 4, ...), float32.
 
     The reloaded adapter must give these again.
     """
-    rows = []
-    for example in bench.parts(fold).test[:_PROBE_EXAMPLES]:
-        ids = torch.tensor([example.input_ids[: example.prompt_length]], device=model.device)
-        with torch.no_grad(), bench.runtime.accelerator.autocast():
-            output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
-        rows.append(output.logits[0, -1].float().cpu())
-    return torch.stack(rows)
+    return bench.task.probe(model, bench.parts(fold).test)
 
 
 def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[str, float]:
@@ -148,10 +142,7 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
     gained = bench.frozen(fold).loss - test.loss
     metrics = {
         "validation/final_loss": train.validation_loss,
-        "test/loss": test.loss,
-        "test/perplexity": test.perplexity,
-        "test/token_accuracy": test.token_accuracy,
-        "test/supervised_tokens": float(test.tokens_E.sum()),
+        **{f"test/{name}": value for name, value in bench.task.metrics(test).items()},
         "trainable_parameters": float(plan.trainable_parameters),
         "training_parameters": float(outcome.training_parameters),
         "total_parameters": float(bench.base.total_parameters),
@@ -169,13 +160,11 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
         "stopped_early": float(train.stopped_early),
         **outcome.extra,
     }
-    if test.exact_match is not None:
-        metrics["test/exact_match"] = test.exact_match
     if outcome.profile is not None:
         metrics["profile/seconds"] = outcome.profile.seconds
         metrics["profile/stability"] = outcome.profile.stability
         metrics["profile/share_of_training"] = outcome.profile.seconds / train.seconds
-    if plan.certificate is not None:
+    if isinstance(plan, RankPlan) and plan.certificate is not None:
         metrics["plan/headroom"] = plan.certificate.headroom
         metrics["plan/abstained"] = float(plan.certificate.abstained)
     return metrics

@@ -8,13 +8,13 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from adaptive_lora.bench import Bench, TokenizedParts
+from adaptive_lora.bench import Bench, PreparedParts
 from adaptive_lora.config import StudyConfig, TrialSpec, digest
-from adaptive_lora.data import Example, TokenizedExample, load_examples, split_examples, tokenize
-from adaptive_lora.evaluation import exact_matches, wants_generation
+from adaptive_lora.data import split_examples
 from adaptive_lora.models import load_base
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import start_runtime
+from adaptive_lora.tasks import task_named
 
 OWN = "own"
 """Name of a study's own data among the tasks that a method is profiled on."""
@@ -29,10 +29,12 @@ class Workbench(Bench):
         Raises:
             AdaptiveLoraError: data, model or precision cannot be used.
         """
-        self.data = load_examples(config.data)
+        kind = task_named(config)
+        self.data = kind.read(config.data)
         runtime = start_runtime(config.train.precision)
-        super().__init__(config, runtime, load_base(config.model, runtime.base_dtype))
-        self._parts: dict[int, TokenizedParts] = {}
+        record = kind.record(self.data)
+        super().__init__(kind(config, runtime, load_base(config.model, runtime.base_dtype, record)))
+        self._parts: dict[int, PreparedParts] = {}
         self._frozen: dict[int, EvalResult] = {}
         self._borrowed: dict[tuple[str, ...], BorrowedBench] = {}
         for fold in range(config.data.folds):
@@ -49,6 +51,8 @@ class Workbench(Bench):
             "base": self.base.reference.content_hash,
             "data": self.data.digest,
             "precision": self.runtime.precision,
+            # Left out where it is what all trials were before there were tasks.
+            **({} if self.task.name == "causal" else {"task": self.task.name}),
         }
 
     def signature(self, trial: TrialSpec) -> str:
@@ -79,40 +83,20 @@ class Workbench(Bench):
         shared = {**self.config.identity(), **self.surroundings}
         return f"{self.config.study}-{digest(shared)[:10]}"
 
-    def parts(self, fold: int) -> TokenizedParts:
-        """Return the tokenised parts of a fold."""
+    def parts(self, fold: int) -> PreparedParts:
+        """Return the prepared parts of a fold."""
         if fold not in self._parts:
             parts = split_examples(self.data.examples, self.config.data, fold)
-            self._parts[fold] = TokenizedParts(
-                train=self.tokenized(parts.train),
-                validation=self.tokenized(parts.validation),
-                test=self.tokenized(parts.test),
+            self._parts[fold] = PreparedParts(
+                train=self.task.prepare(parts.train),
+                validation=self.task.prepare(parts.validation),
+                test=self.task.prepare(parts.test),
             )
         return self._parts[fold]
 
-    def tokenized(self, examples: Sequence[Example]) -> tuple[TokenizedExample, ...]:
-        """Return examples tokenised as the study says."""
-        longest = self.config.data.max_tokens
-        if self.base.max_positions is not None:
-            longest = min(longest, self.base.max_positions)
-        return tokenize(
-            examples, self.base.tokenizer, max_tokens=longest, loss_on=self.config.data.loss_on
-        )
-
-    def score(self, model: object, examples: Sequence[TokenizedExample]) -> EvalResult:
-        """Score a model on examples, with exact match where the study wants it."""
-        batch_size = self.config.evaluation.eval_batch_size
-        result = self.losses(model, examples)
-        if wants_generation(examples, self.config.evaluation):
-            exact = exact_matches(
-                model,  # type: ignore[arg-type]
-                self.base.tokenizer,
-                examples,
-                runtime=self.runtime,
-                batch_size=batch_size,
-            )
-            result = dataclasses.replace(result, exact_match_E=exact)
-        return result
+    def score(self, model: object, examples: Sequence[Any]) -> EvalResult:
+        """Score a model on examples by all that the task has."""
+        return self.task.score(model, examples)  # type: ignore[arg-type]
 
     def frozen(self, fold: int) -> EvalResult:
         """Return the base's own scores on the fold's test part, without any adapter."""
@@ -138,33 +122,36 @@ class BorrowedBench(Bench):
         Raises:
             DataError: a task's data cannot be read.
         """
-        super().__init__(home.config, home.runtime, home.base)
+        super().__init__(home.task)
         self._home = home
         self._sets = [
             home.data
             if task == OWN
-            else load_examples(dataclasses.replace(home.config.data, data=task))
+            else home.task.read(dataclasses.replace(home.config.data, data=task))
             for task in tasks
         ]
-        self._parts: dict[int, TokenizedParts] = {}
+        self._parts: dict[int, PreparedParts] = {}
 
     @property
     def digest(self) -> str:
         """Digest over the data of all tasks."""
         return digest({"tasks": [examples.digest for examples in self._sets]})
 
-    def parts(self, fold: int) -> TokenizedParts:
+    def parts(self, fold: int) -> PreparedParts:
         """Return the tasks' parts, each task with the same number of examples, in turn."""
         if fold not in self._parts:
             home = self._home
             divided = [
                 split_examples(examples.examples, home.config.data, fold) for examples in self._sets
             ]
-            self._parts[fold] = TokenizedParts(
+            self._parts[fold] = PreparedParts(
                 **{
                     name: tuple(
                         chain.from_iterable(
-                            zip(*(home.tokenized(getattr(d, name)) for d in divided), strict=False)
+                            zip(
+                                *(home.task.prepare(getattr(d, name)) for d in divided),
+                                strict=False,
+                            )
                         )
                     )
                     for name in ("train", "validation", "test")

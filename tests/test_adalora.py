@@ -70,7 +70,7 @@ def course(bench: Workbench, adapted: PeftModel, regime: AdaLoraRegime, **more: 
     parts = bench.parts(0)
     inputs = TrainInputs(
         examples=parts.train,
-        pad_id=bench.pad_id,
+        collate=bench.task.collate,
         validate=lambda model: bench.losses(model, parts.validation).loss,
         regime=regime,
         **more,

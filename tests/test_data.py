@@ -256,7 +256,9 @@ def test_order_depends_on_seed_alone(base_folder: Path) -> None:
     tokens = tokenize(examples_of(list("abcdefg")), tokenizer, max_tokens=9, loss_on="all")
 
     def first(seed: int, count: int = 8) -> list[list[int]]:
-        stream = training_batches(tokens, batch_size=2, seed=seed, pad_id=257)
+        stream = training_batches(
+            tokens, batch_size=2, seed=seed, collate=lambda rows: collate(rows, 257)
+        )
         return [next(stream).input_ids[:, 0].tolist() for _ in range(count)]
 
     assert first(1) == first(1)

@@ -20,11 +20,11 @@ from adaptive_lora.adapters import attach, save_adapter
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.adapters.export import SERVED_RANKS, export_merged, export_uniform
 from adaptive_lora.allocation import METHODS, MethodSpec, allocate
+from adaptive_lora.allocation.reading import is_family
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import AdapterError, ConfigError
 from adaptive_lora.models import load_base
-from adaptive_lora.recipes import RECIPES
 from adaptive_lora.sites import find_sites
 from adaptive_lora.trial import run_trial
 from adaptive_lora.workbench import Workbench
@@ -171,7 +171,10 @@ def test_a_changed_base_is_not_merged(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("recipe", sorted(set(RECIPES)))
+RANKED = {getattr(kind(), "recipe", "lora") for kind in METHODS.values() if not is_family(kind)}
+
+
+@pytest.mark.parametrize("recipe", sorted(RANKED))
 def test_what_every_recipe_saves_can_be_exported(
     recipe: str, make_bench: Callable[..., Workbench], base_folder: Path, tmp_path: Path
 ) -> None:

@@ -204,7 +204,7 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(bench: Workbench, stop
             regime = GrowPruneRegime(adapted, plan, options, seed=0)  # type: ignore[arg-type]
             inputs = TrainInputs(
                 examples=parts.train,
-                pad_id=bench.pad_id,
+                collate=bench.task.collate,
                 validate=lambda model: bench.losses(model, parts.validation).loss,
                 regime=regime,
                 **more,

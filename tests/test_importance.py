@@ -174,7 +174,7 @@ def test_one_example_has_no_stability(make_bench: Bench) -> None:
 def test_padding_changes_nothing(bench: Workbench) -> None:
     task = bench.profile_task(seed=0, fold=0)
     (whole,) = passes.joined(task.batches)
-    wider = Batch(
+    wider = Batch.of_text(
         input_ids=nn.functional.pad(whole.input_ids, (0, 5), value=7),
         attention_mask=nn.functional.pad(whole.attention_mask, (0, 5)),
         labels=nn.functional.pad(whole.labels, (0, 5), value=-100),
@@ -221,10 +221,7 @@ def test_shared_and_unused_maps(bench: Workbench) -> None:
     each = []
     for batch in task.batches:
         for row in range(len(batch.input_ids)):
-            single = Batch(**{
-                field.name: getattr(batch, field.name)[row : row + 1]
-                for field in dataclasses.fields(Batch)
-            })  # fmt: skip
+            single = batch.rows([row])
             each.append(torch.autograd.grad(causal_loss(model, single), model.h[0]["up"].weight)[0])
     assert variance.scores["h.0.up"] == pytest.approx(
         float(torch.stack(each).var(dim=0).mean()), rel=1e-3
@@ -234,7 +231,7 @@ def test_shared_and_unused_maps(bench: Workbench) -> None:
 def test_passes_join_up_to_a_limit() -> None:
     def batch(rows: int, width: int) -> Batch:
         ids = torch.ones(rows, width, dtype=torch.long)
-        return Batch(input_ids=ids, attention_mask=ids.clone(), labels=ids.clone())
+        return Batch.of_text(input_ids=ids, attention_mask=ids.clone(), labels=ids.clone())
 
     one, *rest = passes.halved([batch(2, 3), batch(1, 4), batch(1, 9), batch(1, 2)], limit=12)
     assert [tuple(each.batch.input_ids.shape) for each in (one, *rest)] == [(3, 4), (1, 9), (1, 2)]

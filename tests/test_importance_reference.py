@@ -38,7 +38,7 @@ def example_gradients(bench: Workbench, name: str) -> tuple[torch.Tensor, torch.
     gradients, tokens = [], []
     for batch in bench.profile_task(seed=0, fold=0).batches:
         for row in range(len(batch.input_ids)):
-            single = Batch(
+            single = Batch.of_text(
                 input_ids=batch.input_ids[row : row + 1],
                 attention_mask=batch.attention_mask[row : row + 1],
                 labels=batch.labels[row : row + 1],
@@ -184,7 +184,7 @@ def kfac_factors(bench: Workbench, name: str) -> tuple[torch.Tensor, torch.Tenso
         for batch in bench.profile_task(seed=0, fold=0).batches:
             for row in range(len(batch.input_ids)):
                 length = int(batch.attention_mask[row].sum())
-                single = Batch(
+                single = Batch.of_text(
                     input_ids=batch.input_ids[row : row + 1, :length],
                     attention_mask=batch.attention_mask[row : row + 1, :length],
                     labels=batch.labels[row : row + 1, :length],

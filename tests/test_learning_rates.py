@@ -74,7 +74,7 @@ def test_a_multiplier_trains_like_another_rate(make_bench: Bench) -> None:
         adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
         inputs = TrainInputs(
             examples=bench.parts(0).train,
-            pad_id=bench.pad_id,
+            collate=bench.task.collate,
             validate=lambda model: 0.0,
             lr_multipliers=plan.lr_multipliers(),
         )

@@ -151,9 +151,9 @@ def test_a_model_equal_to_the_teacher_is_at_distance_zero(planter: Planter) -> N
     texts = written_by(
         planter.base.model, count=8, length=6, start=planter.start, seed=0, purpose="x"
     )
-    from adaptive_lora.bench import TokenizedParts
+    from adaptive_lora.bench import PreparedParts
 
-    parts = TokenizedParts(train=texts, validation=texts, test=texts)
+    parts = PreparedParts(train=texts, validation=texts, test=texts)
     model = planter.base.model
     bench = PlantedBench(planter.study, planter.runtime, planter.base, model, parts)
     assert abs(bench.losses(model, texts).loss) < 1e-6

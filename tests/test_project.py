@@ -41,6 +41,7 @@ ROOMS = (
     "adapters",
     "training",
     "evaluation",
+    "tasks",
     "stats",
     "comparison",
     "report",

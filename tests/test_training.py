@@ -16,7 +16,6 @@ from torch.nn import functional
 from adaptive_lora.adapters import attach, detach
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.config import TrialSpec
-from adaptive_lora.data import collate
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.evaluation import exact_matches, wants_generation
 from adaptive_lora.losses import token_scores
@@ -42,7 +41,7 @@ def run(bench: Workbench, trial: TrialSpec, folder: Path) -> TrialOutcome:
 
 def test_loss_equals_the_definition_in_float64(make_bench: Bench) -> None:
     bench = make_bench()
-    batch = collate(bench.parts(0).train[:5], bench.pad_id)
+    batch = bench.task.collate(bench.parts(0).train[:5])
     model = bench.base.model.double()
     scores = token_scores(model, batch)
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
@@ -252,7 +251,7 @@ def test_interrupted_and_resumed_is_the_uninterrupted_training(
         adapted = attach(bench.base.model, plan, seed=0, dropout=0.1)
         inputs = TrainInputs(
             examples=parts.train,
-            pad_id=bench.pad_id,
+            collate=bench.task.collate,
             validate=lambda model: bench.losses(model, parts.validation).loss,
             **more,
         )

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from adaptive_lora.adapters.attach import ADAPTER, lora_layers
+from adaptive_lora.adapters.audit_family import audit_family
+from adaptive_lora.allocation import FamilyPlan, Plan, SiteRank
 from adaptive_lora.errors import AdapterError
 
-if TYPE_CHECKING:
-    from adaptive_lora.allocation import RankPlan, SiteRank
 
-
-def audit_as_built(adapted: nn.Module, plan: RankPlan) -> None:
+def audit_as_built(adapted: nn.Module, plan: Plan) -> None:
     """Compare every rank, alpha, scale and shape with the plan.
+
+    Of families that give no ranks: names and shapes of what is trainable.
 
     The published code this project starts from applied only the first of its per-layer
     configurations, so its three "adaptive" arms were three uniform ones.
@@ -25,6 +26,9 @@ def audit_as_built(adapted: nn.Module, plan: RankPlan) -> None:
     Raises:
         AdapterError: lists every difference; also where anything but adapters is trainable.
     """
+    if isinstance(plan, FamilyPlan):
+        audit_family(adapted, plan.tensors if plan.kept is None else plan.kept)
+        return
     layers, problems = lora_layers(adapted), []
     planned = {entry.site.name: entry for entry in plan.entries}
     for name in sorted(layers.keys() ^ planned.keys()):

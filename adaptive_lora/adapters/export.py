@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import pad
 
 from adaptive_lora import adapter_serving
+from adaptive_lora.adapter_serving.own_family import FAMILY
 from adaptive_lora.adapters.model_card import merged_card, uniform_card
 from adaptive_lora.errors import AdapterError, ConfigError
 
@@ -122,6 +123,12 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 
 def _read(source: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    if (source / FAMILY).is_file():
+        family = json.loads((source / FAMILY).read_text(encoding="utf-8"))["family"]
+        raise AdapterError(
+            f"{source} is no LoRA adapter ({family}): required for --uniform, because servers read "
+            "A and B alone; what was trained of the base's own weights can be exported --merged."
+        )
     try:
         config = PeftConfig.from_pretrained(str(source))
         tensors = load_file(source / _WEIGHTS)

@@ -1,4 +1,4 @@
-"""The adapter on disk: PEFT's own folder, plus what is needed to find and check its base."""
+"""The adapter on disk: PEFT's folder or that of our families, and how to find its base."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive_lora.adapter_serving import RECORD
+from adaptive_lora.adapter_serving import CAUSAL, RECORD
+from adaptive_lora.adapter_serving.own_family import AdaptedModel
+from adaptive_lora.adapters.own_family import save_own_family
+from adaptive_lora.allocation import FamilyPlan, Plan
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from adaptive_lora.allocation import RankPlan
     from adaptive_lora.models import BaseReference
 
 
 def save_adapter(
-    adapted: PeftModel,
+    adapted: PeftModel | AdaptedModel,
     folder: Path,
     *,
-    plan: RankPlan,
+    plan: Plan,
     base: BaseReference,
     dtype: str,
     template: Mapping[str, str],
+    task: Mapping[str, Any] = CAUSAL,
 ) -> None:
-    """Write an adapter folder that stock PEFT loads and `adapter_serving` serves.
+    """Write an adapter folder that `adapter_serving` serves; stock PEFT loads it if it is PEFT's.
 
     Args:
         adapted: the trained model.
@@ -34,13 +37,24 @@ def save_adapter(
         base: reference and content hash of the base.
         dtype: of the base's weights in training, such as `float32`.
         template: prompt template for serving.
+        task: record of the task.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = adapted.peft_config["default"]
-    config.base_model_name_or_path = base.name
-    config.revision = base.revision
-    # Embeddings are never trained here; looking for resized ones would ask the hub for the base.
-    adapted.save_pretrained(str(folder), save_embedding_layers=False)
-    record: dict[str, Any] = {"base": base.to_dict(), "dtype": dtype, "template": dict(template)}
+    if isinstance(adapted, AdaptedModel):
+        assert isinstance(plan, FamilyPlan)
+        save_own_family(adapted, folder, plan)
+    else:
+        config = adapted.peft_config["default"]
+        config.base_model_name_or_path = base.name
+        config.revision = base.revision
+        # Embeddings are never trained here; looking for resized ones would ask the hub for the
+        # base.
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    record: dict[str, Any] = {
+        "base": base.to_dict(),
+        "dtype": dtype,
+        "template": dict(template),
+        "task": dict(task),
+    }
     (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     (folder / "rank_plan.json").write_text(plan.to_json(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Allocation: from sites, measurements and a budget to a rank plan. Numbers only, no torch."""
+"""Allocation: from a base, measurements and a budget to a plan. Numbers only, no torch."""
 
 from adaptive_lora.allocation.allocate import allocate
 from adaptive_lora.allocation.catalogue import METHODS
@@ -10,6 +10,8 @@ from adaptive_lora.allocation.demand import (
     Evidence,
     RankDemand,
 )
+from adaptive_lora.allocation.family_plan import Family, FamilyPlan, Plan, read_plan
+from adaptive_lora.allocation.make import make_plan
 from adaptive_lora.allocation.methods import MethodSpec, method_options
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
 from adaptive_lora.allocation.problem import Problem, Solution, Solver
@@ -22,7 +24,10 @@ __all__ = [
     "Allocator",
     "Certificate",
     "Evidence",
+    "Family",
+    "FamilyPlan",
     "MethodSpec",
+    "Plan",
     "Problem",
     "RankDemand",
     "RankPlan",
@@ -31,6 +36,8 @@ __all__ = [
     "Solution",
     "Solver",
     "allocate",
+    "make_plan",
     "method_options",
+    "read_plan",
     "uniform_cost",
 ]

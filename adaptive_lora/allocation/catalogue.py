@@ -11,6 +11,7 @@ from adaptive_lora.allocation.families import FamilyUniform
 from adaptive_lora.allocation.heuristics import AttentionHeavy, LinearDecay, ThreeBand, Uniform
 from adaptive_lora.allocation.initialised import Eva, Gora
 from adaptive_lora.allocation.measured import Empirical, Proportional
+from adaptive_lora.allocation.selected import BitFit, FullFineTuning, HeadOnly
 from adaptive_lora.allocation.truncated import Truncate, TruncateRetrain
 from adaptive_lora.allocation.waterfill import Waterfill
 
@@ -33,6 +34,9 @@ METHODS: MappingProxyType[str, Any] = MappingProxyType(
         "gora": Gora,
         "truncate": Truncate,
         "truncate_retrain": TruncateRetrain,
+        "full": FullFineTuning,
+        "bitfit": BitFit,
+        "head_only": HeadOnly,
     }
 )
-"""Name on the command line and in study files -> options class of the allocator."""
+"""Name on the command line and in study files -> options class of the allocator or family."""

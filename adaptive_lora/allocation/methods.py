@@ -10,11 +10,12 @@ from typing import Any
 
 from adaptive_lora.allocation.catalogue import METHODS
 from adaptive_lora.allocation.controls import Control
-from adaptive_lora.allocation.demand import RANK, Allocator
-from adaptive_lora.allocation.problem import Solver
+from adaptive_lora.allocation.demand import RANK
+from adaptive_lora.allocation.family_plan import Family
 from adaptive_lora.allocation.reading import (
     LIMITS,
     budget_problem,
+    family_problem,
     limits_problem,
     wrapped_kind,
 )
@@ -33,9 +34,14 @@ _JOINED = ("target_names", "roles", "layers", "profiled_on")
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """How parameters are spent: an allocator, where it may place adapters, and its limits."""
+    """How parameters are spent: an allocator, where it may place adapters, and its limits.
 
-    allocator: Allocator | Solver
+    Families that give no ranks have nothing to place or to limit; of these options they take the
+    budget alone.
+    """
+
+    allocator: Any
+    """`Allocator`, `Solver` or `Family`."""
     placement: str = option(
         "all", "part of the block that takes adapters", limits=Limits(choices=tuple(Placement))
     )
@@ -142,6 +148,7 @@ class MethodSpec:
                 limits_problem(name, kind, parsed),
                 variant_problem(name, kind, parsed),
                 layers_problem(parsed.get("layers", ())),
+                family_problem(name, kind, _changed(parsed)),
             ],
         )
         if problems:
@@ -180,10 +187,17 @@ class MethodSpec:
         return str(getattr(self.allocator, "recipe", "lora"))
 
     @property
+    def _rank_label(self) -> str:
+        method = self.allocator
+        if isinstance(method, Family):
+            return method.label_under(self.budget)
+        return str(method.rank_label)
+
+    @property
     def label(self) -> str:
         """Short unique form for tables and run names, such as `linear_decay-r16-4`."""
         names = [_name(allocator) for allocator in _chain(self.allocator)]
-        parts = [*names, self.allocator.rank_label]
+        parts = [*names, *filter(None, [self._rank_label])]
         if self.placement != Placement.ALL:
             parts.append(self.placement)
         parts += [*self.target_names, *self.roles]
@@ -229,6 +243,12 @@ def method_options() -> dict[str, tuple[dataclasses.Field[Any], tuple[str, ...]]
             found[field.name] = (first, (*methods, name))
     shared = (field for field in dataclasses.fields(MethodSpec) if field.name != "allocator")
     return {**found, **{field.name: (field, ()) for field in shared}}
+
+
+def _changed(parsed: Mapping[str, Any]) -> list[str]:
+    """Return the options of all methods that are not at their defaults."""
+    fields = (field for field in dataclasses.fields(MethodSpec) if field.name in parsed)
+    return [field.name for field in fields if parsed[field.name] != field.default]
 
 
 def _name(allocator: Any) -> str:

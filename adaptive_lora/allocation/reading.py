@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adaptive_lora.allocation.catalogue import METHODS
@@ -23,7 +23,8 @@ LIMITS: Mapping[str, int | None] = {
 def decides_in_training(kind: Any) -> bool:
     """Return whether a method's ranks are not known before training.
 
-    So it is with every method that has a recipe of its own, unless it says otherwise.
+    So it is with every method that has a recipe of its own, unless it says otherwise. Families that
+    give no ranks have none to hold to either.
     """
     return bool(getattr(kind, "ranks_in_training", hasattr(kind, "recipe")))
 
@@ -49,10 +50,30 @@ def wrapped_kind(name: str, of: object) -> Any:
     return METHODS[str(of)]
 
 
+def is_family(kind: Any) -> bool:
+    """Return whether a method gives no ranks: prompts, bottlenecks, weights of the base."""
+    return hasattr(kind, "design")
+
+
+def family_problem(name: str, kind: Any, changed: Sequence[str]) -> str | None:
+    """Return what is wrong with options about ranks on a method that gives none, or None.
+
+    Args:
+        name: of the method.
+        kind: its options class.
+        changed: options of all methods that were given a value of their own.
+    """
+    senseless = sorted(set(changed) - {"budget"})
+    if not is_family(kind) or not senseless:
+        return None
+    return f"{name} gives no ranks, so it takes no {', '.join(senseless)}; leave that out"
+
+
 def limits_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | None:
     """Return what is wrong with limits on a method that cannot hold them, or None."""
     unmet = [limit for limit, default in LIMITS.items() if parsed.get(limit, default) != default]
-    if not unmet or not decides_in_training(kind) or getattr(kind, "holds_limits", False):
+    held = not decides_in_training(kind) or getattr(kind, "holds_limits", False)
+    if is_family(kind) or not unmet or held:
         return None
     return f"{name} finds its ranks by a recipe that cannot hold {', '.join(unmet)}; leave that out"
 

@@ -9,6 +9,7 @@ from adaptive_lora.options import Limits, option
 
 NAME = r"[\w.\-]+"
 """Names that become part of paths, tags and registry entries."""
+TASKS = ("auto", "causal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,12 @@ class DataConfig:
         "embedded",
         "'embedded', a JSON/JSONL/CSV/TSV/Parquet file, or a hub data set id",
         identity=False,
+    )
+    task: str = option(
+        "auto",
+        "what the base is trained to do; auto: by the base and the data's columns",
+        limits=Limits(choices=TASKS),
+        identity=False,  # the task that was found is part of it
     )
     data_revision: str | None = option(None, "hub revision of the data set", identity=False)
     data_split: str = option("train", "split of a hub data set", identity=False)

@@ -1,6 +1,6 @@
 """Data: from files, hub sets or the embedded generator to tokenised train, validation and test."""
 
-from adaptive_lora.data.batches import Batch, collate, training_batches
+from adaptive_lora.data.batches import Batch, collate, stacked, training_batches
 from adaptive_lora.data.examples import Example, ExampleSet
 from adaptive_lora.data.packed import PackedBatch, pack
 from adaptive_lora.data.sources import load_examples
@@ -20,6 +20,7 @@ __all__ = [
     "load_template",
     "pack",
     "split_examples",
+    "stacked",
     "tokenize",
     "training_batches",
 ]

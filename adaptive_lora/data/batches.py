@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from adaptive_lora.data.tokens import TokenizedExample
 from adaptive_lora.seeding import rng_for
@@ -14,50 +14,132 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of tokens whose loss does not count (PyTorch's and transformers' convention)."""
+_PIXELS_PER_POSITION = 256
+"""Pixels that count as one position of a text: a patch of 16 x 16."""
+_TEXTS = ("input_ids", "decoder_input_ids")
+_MASKS = ("attention_mask", "decoder_attention_mask")
+_CONTENT = ("input_ids", "pixel_values")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """B examples padded on the right to T tokens."""
+    """B examples, as the model takes them and as they are scored."""
 
-    input_ids: torch.Tensor
-    """(B, T) token ids."""
-    attention_mask: torch.Tensor
-    """(B, T) 1 for tokens, 0 for padding."""
+    inputs: Mapping[str, torch.Tensor]
+    """Arguments of the model's forward call; the first dimension of each counts the examples.
+    Texts are padded on the right, with a mask beside them."""
     labels: torch.Tensor
-    """(B, T) token ids where the loss counts, IGNORED elsewhere; not shifted."""
+    """(B, ...) what is learned; IGNORED where nothing is. For texts of causal models token ids,
+    not shifted."""
+    padding: Mapping[str, int] = field(default_factory=dict)
+    """Name of an input -> its value of padding, where that is not 0."""
+    whole: bool = False
+    """Whether examples are scored against each other, so that a part has another loss."""
 
-    def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device."""
-        return Batch(
-            input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
-            labels=self.labels.to(device),
-        )
+    @classmethod
+    def of_text(
+        cls, *, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
+    ) -> Batch:
+        """Return a batch of (B, T) token ids, mask (0 for padding) and labels."""
+        return cls(inputs={"input_ids": input_ids, "attention_mask": attention_mask}, labels=labels)
+
+    @property
+    def input_ids(self) -> torch.Tensor:
+        """(B, T) token ids."""
+        return self.inputs["input_ids"]
+
+    @property
+    def attention_mask(self) -> torch.Tensor:
+        """(B, T) 1 for tokens, 0 for padding."""
+        return self.inputs["attention_mask"]
+
+    @property
+    def examples(self) -> int:
+        """How many examples there are."""
+        return len(self.labels)
+
+    @property
+    def positions(self) -> int:
+        """Positions that an example takes in the model, padding and patches of images counted."""
+        texts = (self.inputs[name].shape[1] for name in _TEXTS if name in self.inputs)
+        longest = max(texts, default=0)
+        if "pixel_values" not in self.inputs:
+            return longest
+        pixels = self.inputs["pixel_values"]
+        patches = pixels[0].numel() // 3 // _PIXELS_PER_POSITION + 1
+        return max(longest, patches)
 
     def parts(self, rows: int) -> list[Batch]:
-        """Return the batch in parts of at most so many examples, in order."""
-        if rows >= len(self.input_ids):
+        """Return the batch in parts of at most so many examples, in order, where it may be cut."""
+        if rows >= self.examples or self.whole:
             return [self]
-        fields = (self.input_ids, self.attention_mask, self.labels)
-        return [
-            Batch(input_ids=ids, attention_mask=mask, labels=labels)
-            for ids, mask, labels in zip(*(f.split(rows) for f in fields), strict=True)
-        ]
+        return [self.rows(slice(at, at + rows)) for at in range(0, self.examples, rows)]
 
     @property
     def tokens(self) -> int:
-        """Tokens without padding."""
-        return int(self.attention_mask.sum())
+        """Tokens without padding; images where there is no text."""
+        masks = [self.inputs[name] for name in _MASKS if name in self.inputs]
+        return sum(int(mask.sum()) for mask in masks) if masks else self.examples
+
+    @property
+    def supervised(self) -> torch.Tensor:
+        """Where labels count: bool of the labels' shape."""
+        return self.labels.isfinite() if self.labels.is_floating_point() else self.labels != IGNORED
+
+    @property
+    def supervised_by_example(self) -> torch.Tensor:
+        """(B,) supervised tokens of each example, or what else a task counts."""
+        return self.supervised.flatten(1).sum(dim=1) if self.labels.ndim > 1 else self.supervised
 
     @property
     def supervised_tokens(self) -> int:
-        """Tokens whose loss counts."""
-        return int((self.labels != IGNORED).sum())
+        """Tokens whose loss counts, or what else a task counts: the loss is divided by it."""
+        return int(self.supervised.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        moved = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return replace(self, inputs=moved, labels=self.labels.to(device))
+
+    def rows(self, chosen: slice | Sequence[int]) -> Batch:
+        """Return some of the examples, as wide as they are here."""
+        kept = {name: tensor[chosen] for name, tensor in self.inputs.items()}
+        return replace(self, inputs=kept, labels=self.labels[chosen])
+
+    def content(self) -> bytes:
+        """Return what the examples show, for digests: token ids and pixels."""
+        shown = (self.inputs[name] for name in _CONTENT if name in self.inputs)
+        return b"".join(tensor.numpy().tobytes() for tensor in shown)
+
+
+def stacked(batches: Sequence[Batch]) -> Batch:
+    """Return several batches of one task as one, texts padded to the longest."""
+    first = batches[0]
+    return replace(
+        first,
+        inputs={
+            name: _joint([batch.inputs[name] for batch in batches], first.padding.get(name, 0))
+            for name in first.inputs
+        },
+        labels=_joint([batch.labels for batch in batches], IGNORED),
+    )
+
+
+def _joint(tensors: Sequence[torch.Tensor], padding: int) -> torch.Tensor:
+    """Join along examples; the second dimension is filled up with padding."""
+    import torch
+    from torch.nn import functional
+
+    if tensors[0].ndim != 2:
+        return torch.cat(list(tensors))
+    width = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat([functional.pad(t, (0, width - t.shape[1]), value=padding) for t in tensors])
 
 
 def collate(examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
-    """Pad examples on the right."""
+    """Pad examples of a causal language model on the right."""
     import torch
 
     width = max(len(example.input_ids) for example in examples)
@@ -69,11 +151,15 @@ def collate(examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
         input_ids[row, : len(ids)] = ids
         mask[row, : len(ids)] = 1
         labels[row, example.first_label : len(ids)] = ids[example.first_label :]
-    return Batch(input_ids=input_ids, attention_mask=mask, labels=labels)
+    return Batch(
+        inputs={"input_ids": input_ids, "attention_mask": mask},
+        labels=labels,
+        padding={"input_ids": pad_id},
+    )
 
 
 def training_batches(
-    examples: Sequence[TokenizedExample], *, batch_size: int, seed: int, pad_id: int
+    examples: Sequence[T], *, batch_size: int, seed: int, collate: Callable[[Sequence[T]], Batch]
 ) -> Iterator[Batch]:
     """Yield batches without end, epoch after epoch, each in its own order.
 
@@ -84,5 +170,5 @@ def training_batches(
     while True:
         order = rng_for(seed, "order", epoch).permutation(len(examples))
         for start in range(0, len(order), batch_size):
-            yield collate([examples[i] for i in order[start : start + batch_size]], pad_id)
+            yield collate([examples[i] for i in order[start : start + batch_size]])
         epoch += 1

@@ -25,6 +25,11 @@ class TokenizedExample:
     response: str
 
     @property
+    def length(self) -> int:
+        """Tokens that go through the model."""
+        return len(self.input_ids)
+
+    @property
     def supervised_tokens(self) -> int:
         """Tokens whose loss counts."""
         return len(self.input_ids) - self.first_label

@@ -9,8 +9,9 @@ groups whose statistics together take no more than the model's own gradient woul
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,11 +19,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from adaptive_lora.data.batches import IGNORED
+from adaptive_lora.data import Batch
 from adaptive_lora.errors import ModelError
 from adaptive_lora.importance.contract import ZERO, Measurement, ProfileTask, SiteMeasure
 from adaptive_lora.importance.passes import Pass, halved
-from adaptive_lora.sites import AdapterSite
+from adaptive_lora.sites import AdapterSite, Role
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +46,10 @@ class SiteRows:
         """The examples of the first and of the second half."""
         return slice(0, self.split), slice(self.split, None)
 
+
+_CROSS = re.compile(r"encdec|encoder_attn|cross", re.IGNORECASE)
+_IMAGES = re.compile(r"vision|visual|image", re.IGNORECASE)
+"""Towers whose positions are patches of images: no mask of a text is theirs."""
 
 Measures = tuple[SiteMeasure, SiteMeasure, SiteMeasure]
 """Of all calibration data, of the first half and of the second half."""
@@ -92,7 +97,7 @@ def measure_sites(
                     alive[name] = statistic  # noqa: B023
 
             for part in passes:
-                _Run(task, part, list(sites), take).run(backward=backward)
+                _Run(task, part, sites, take).run(backward=backward)
             while alive:
                 name, statistic = alive.popitem()
                 found[name] = statistic.finish()
@@ -127,12 +132,12 @@ class _Run:
         self,
         task: ProfileTask,
         part: Pass,
-        names: Sequence[str],
+        sites: Mapping[str, AdapterSite],
         take: Callable[[str, SiteRows], None],
     ) -> None:
-        self.task, self.names, self.take, self.split = task, names, take, part.split
+        self.task, self.sites, self.take, self.split = task, sites, take, part.split
         self.batch = part.batch.to(task.runtime.device)
-        self.tokens = (self.batch.labels != IGNORED).sum(dim=1)
+        self.tokens = self.batch.supervised_by_example
         self.inputs: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.gradients: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
 
@@ -140,7 +145,7 @@ class _Run:
         """Run the model and hand on the rows of every site that it reached."""
         modules = dict(self.task.model.named_modules())
         with ExitStack() as hooks:
-            for name in self.names:
+            for name in self.sites:
                 handle = modules[name].register_forward_hook(self._hook(name, backward))
                 hooks.callback(handle.remove)
             with torch.set_grad_enabled(backward), self.task.runtime.accelerator.autocast():
@@ -184,13 +189,7 @@ class _Run:
                 "or fp32."
             )
         inputs = [self._by_example(name, rows) for rows in self.inputs.pop(name)]
-        shape = self.batch.attention_mask.shape
-        masks = [
-            self.batch.attention_mask.bool()
-            if rows.shape[1] == shape[1]
-            else torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
-            for rows in inputs
-        ]
+        masks = [positions_mask(self.batch, self.sites[name], rows) for rows in inputs]
         self.take(
             name,
             SiteRows(
@@ -204,7 +203,7 @@ class _Run:
 
     def _by_example(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Return rows as (B, positions, features); some models flatten the first two."""
-        examples = len(self.batch.input_ids)
+        examples = self.batch.examples
         if rows.numel() == 0:
             return rows.new_zeros(examples, 1, 0)
         if rows.shape[:-1].numel() % examples:
@@ -213,6 +212,25 @@ class _Run:
                 "multiple, so that rows can be told apart by example."
             )
         return rows.float().reshape(examples, -1, rows.shape[-1])
+
+
+def positions_mask(batch: Batch, site: AdapterSite, rows: torch.Tensor) -> torch.Tensor:
+    """Return (B, T) which of the positions that a site saw are no padding; all where unknown.
+
+    Args:
+        batch: what went through the model.
+        site: where the rows were seen; keys and values of cross-attention see the encoder's.
+        rows: (B, T, in).
+    """
+    cross = site.role in (Role.KEY, Role.VALUE) and _CROSS.search(site.name)
+    names = ["attention_mask"]
+    if site.tower == "decoder" and not cross:
+        names.insert(0, "decoder_attention_mask")
+    if not _IMAGES.search(site.tower):
+        for mask in (batch.inputs[name] for name in names if name in batch.inputs):
+            if mask.shape == rows.shape[:2]:
+                return mask.bool()
+    return torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
 
 
 def _joint(calls: list[torch.Tensor]) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from adaptive_lora.errors import AllocationError
 from adaptive_lora.importance.capture import Measures, SiteRows, measure_sites
 from adaptive_lora.importance.contract import Measurement, ProfileTask, SiteMeasure
 from adaptive_lora.importance.spectra import spectrum, squared_singular_values
@@ -168,7 +169,16 @@ def gradient_variance(task: ProfileTask) -> Measurement:
     the weights. FIM-LoRA (2605.16800) takes the variance of the gradient of a fresh adapter's B
     over 8 batches; here it is that of the frozen weight over single examples, which needs no
     adapter and does not depend on A's draw. It measures noise as well as signal.
+
+    Raises:
+        AllocationError: the loss of an example depends on the others of its batch.
     """
+    if any(batch.whole for batch in task.batches):
+        raise AllocationError(
+            "gradient_variance compares gradients of single examples, and in this task the loss of "
+            "an example depends on the others of its batch; use another metric, such as "
+            "whitened_gradient."
+        )
     return measure_sites(
         task,
         lambda site: _Variance(),

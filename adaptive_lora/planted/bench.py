@@ -9,14 +9,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from adaptive_lora.bench import Bench, TokenizedParts
+from adaptive_lora.bench import Bench, PreparedParts
 from adaptive_lora.config import StudyConfig
-from adaptive_lora.data import Batch, TokenizedExample, collate
+from adaptive_lora.data import Batch, TokenizedExample
 from adaptive_lora.losses import Predictions, predict
 from adaptive_lora.models import BaseModel
 from adaptive_lora.planted.teacher import token_kl
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import Runtime
+from adaptive_lora.tasks import CausalTask
 
 LARGEST_MEMORY = 2**29
 """Bytes of the teacher's predictions that are kept; larger ones are computed again each time."""
@@ -35,10 +36,10 @@ class PlantedBench(Bench):
         runtime: Runtime,
         base: BaseModel,
         teacher: PreTrainedModel,
-        parts: TokenizedParts,
+        parts: PreparedParts,
     ) -> None:
         """Put a teacher and its texts beside the base."""
-        super().__init__(config, runtime, base)
+        super().__init__(CausalTask(config, runtime, base))
         self.teacher, self._parts = teacher, parts
         self.loss = self._distance
         self._known: dict[tuple[int, ...], torch.Tensor] = {}
@@ -46,7 +47,7 @@ class PlantedBench(Bench):
         tokens = sum(example.supervised_tokens for example in parts.train)
         self._keeps = 4 * vocabulary * tokens <= LARGEST_MEMORY
 
-    def parts(self, fold: int) -> TokenizedParts:
+    def parts(self, fold: int) -> PreparedParts:
         """Return the teacher's texts; there is one division."""
         return self._parts
 
@@ -78,7 +79,7 @@ class PlantedBench(Bench):
         size = self.config.evaluation.eval_batch_size
         kl: list[float] = []
         for start in range(0, len(examples), size):
-            batch = collate(examples[start : start + size], self.pad_id).to(self.runtime.device)
+            batch = self.task.collate(examples[start : start + size]).to(self.runtime.device)
             with torch.no_grad(), self.runtime.accelerator.autocast():
                 kl += self._token_kl(model, batch).double().sum(dim=1).tolist()
         tokens = np.array([example.supervised_tokens for example in examples], dtype=np.int64)

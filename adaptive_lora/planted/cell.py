@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from adaptive_lora.allocation import MethodSpec, RankPlan
 from adaptive_lora.allocation.allocate import resolve_budget
 from adaptive_lora.allocation.plan import SiteRank
-from adaptive_lora.bench import TokenizedParts
+from adaptive_lora.bench import PreparedParts
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.data import TokenizedExample, collate
 from adaptive_lora.models import BaseModel, load_base
@@ -162,7 +162,7 @@ class Planter:
             base, self.sites, changes, reference.to(self.runtime.device), config.distance
         )
         test = texts(teacher, config.test_examples, "test")
-        parts = TokenizedParts(
+        parts = PreparedParts(
             train=texts(teacher, config.examples, "train"), validation=test[:8], test=test
         )
         bench = PlantedBench(self.study, self.runtime, self.base, teacher, parts)
@@ -182,6 +182,7 @@ class Planter:
             kl = bench.losses(trained.model, bench.parts(0).test).loss
         finally:
             job.release()
+        assert isinstance(trained.plan, RankPlan)
         return _Run(kl=kl, plan=trained.plan, seconds=time.perf_counter() - started)
 
     def _path(self, pattern: str, spectrum: str, seed: int, method: str) -> Path:

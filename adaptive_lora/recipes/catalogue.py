@@ -10,6 +10,7 @@ from adaptive_lora.recipes.eva import eva
 from adaptive_lora.recipes.gora import gora
 from adaptive_lora.recipes.grow_prune import grow_prune
 from adaptive_lora.recipes.job import Job, Trained
+from adaptive_lora.recipes.own_family import own_family
 from adaptive_lora.recipes.plain import plain
 from adaptive_lora.recipes.truncation import truncate, truncate_retrain
 
@@ -34,6 +35,7 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
         "gora": gora,
         "truncate": truncate,
         "truncate_retrain": truncate_retrain,
+        "own_family": own_family,
     }
 )
 """`recipe` of an options class -> what it does; options that name none are plain LoRA."""

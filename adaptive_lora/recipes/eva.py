@@ -84,7 +84,7 @@ def _directions(job: Job, settings: EvaSettings) -> Directions:
 
     def run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
         with torch.no_grad(), runtime.accelerator.autocast():
-            return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+            return model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
 
     with frozen(job.base):
         names = [entry.site.name for entry in job.plan.entries]
@@ -104,7 +104,4 @@ def _batches(job: Job, settings: EvaSettings) -> Sequence[dict[str, torch.Tensor
         if sum(batch.supervised_tokens for batch in enough) >= _USED_SHARE * tokens:
             passes = enough
             break
-    return [
-        {"input_ids": b.input_ids, "attention_mask": b.attention_mask, "labels": b.labels}
-        for b in passes
-    ]
+    return [{**batch.inputs, "labels": batch.labels} for batch in passes]

@@ -6,15 +6,16 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 
 from adaptive_lora.adapters import attach, audit_as_built, detach
 from adaptive_lora.adapters.attach import initial_a
-from adaptive_lora.allocation import RankPlan, SiteRank
+from adaptive_lora.allocation import Family, FamilyPlan, Plan, RankPlan, SiteRank
 from adaptive_lora.bench import Bench
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.data import Batch
@@ -31,6 +32,8 @@ from adaptive_lora.training import (
     train,
 )
 
+M = TypeVar("M", bound=nn.Module)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankEvent:
@@ -45,9 +48,10 @@ class RankEvent:
 class Trained:
     """What a recipe hands back: a model on the base, ready to be tested and saved."""
 
-    model: PeftModel
-    plan: RankPlan
-    """The ranks as they are; those of the start where training does not change them."""
+    model: Any
+    """A PEFT model, or an `AdaptedModel` of our own families."""
+    plan: Plan
+    """What the model has; ranks are those of the start where training does not change them."""
     result: TrainResult
     """Of the training that gave the model's weights."""
     training_parameters: int
@@ -80,8 +84,8 @@ class Job:
         """
         self._checkpoints = checkpoints
         self.bench, self.trial, self._on_step = bench, trial, on_step
-        self._adapted: PeftModel | None = None
-        self._undo: Callable[[PeftModel], None] = detach
+        self._adapted: Any = None
+        self._undo: Callable[[Any], None] = detach
         self._steps_before = 0
         self.trainings = 0
         """Trainings so far."""
@@ -89,6 +93,18 @@ class Job:
     @cached_property
     def plan(self) -> RankPlan:
         """The method's plan before training: ranks, or the budget that training must end at."""
+        plan = self._planned()
+        assert isinstance(plan, RankPlan)
+        return plan
+
+    @cached_property
+    def family_plan(self) -> FamilyPlan:
+        """The plan of a method that gives no ranks."""
+        plan = self._planned()
+        assert isinstance(plan, FamilyPlan)
+        return plan
+
+    def _planned(self) -> Plan:
         return self.bench.plan(self.trial.method, seed=self.trial.seed, fold=self.trial.fold)
 
     @property
@@ -129,7 +145,7 @@ class Job:
         audit_as_built(adapted, plan)
         return adapted
 
-    def adopt(self, adapted: PeftModel, undo: Callable[[PeftModel], None] = detach) -> PeftModel:
+    def adopt(self, adapted: M, undo: Callable[[Any], None] = detach) -> M:
         """Take over an adapted base, on the trial's device, until it is released.
 
         Args:
@@ -151,7 +167,7 @@ class Job:
         return self.bench.losses(model, self.bench.parts(self.trial.fold).validation).loss
 
     def train(
-        self, adapted: PeftModel, regime: Regime | None = None, *, trainings: int = 1
+        self, adapted: nn.Module, regime: Regime | None = None, *, trainings: int = 1
     ) -> TrainResult:
         """Train the adopted model on the trial's training part, from its last checkpoint on.
 
@@ -167,6 +183,7 @@ class Job:
         self.trainings += 1
         parts = bench.parts(self.trial.fold)
         before = self._steps_before
+        plan = self.family_plan if isinstance(self.options, Family) else self.plan
 
         def on_step(event: StepEvent) -> None:
             self._steps_before = before + event.step
@@ -179,12 +196,12 @@ class Job:
         resumable = self._resumable(adapted, on_step)
         inputs = TrainInputs(
             examples=parts.train,
-            pad_id=bench.pad_id,
+            collate=bench.task.collate,
             validate=self.validation_loss,
             loss=bench.loss,
             on_step=on_step,
-            lr_multipliers=self.plan.lr_multipliers(),
-            lora_plus=self.plan.lora_plus,
+            lr_multipliers=plan.lr_multipliers(),
+            lora_plus=plan.lora_plus,
             regime=regime or Steady(),
             **resumable,
         )

@@ -1,5 +1,12 @@
 """Adapter sites: the linear maps of a model that can take a low-rank adapter."""
 
+from adaptive_lora.sites.architecture import (
+    Architecture,
+    Decoder,
+    Shape,
+    read_architecture,
+    size,
+)
 from adaptive_lora.sites.choice import SiteChoice, layers_problem, select_sites
 from adaptive_lora.sites.find import architecture_note, find_sites, warn_of_architecture
 from adaptive_lora.sites.roles import TESTED_TYPES, role_of
@@ -16,13 +23,18 @@ __all__ = [
     "FEED_FORWARD_ROLES",
     "TESTED_TYPES",
     "AdapterSite",
+    "Architecture",
+    "Decoder",
     "Placement",
     "Role",
+    "Shape",
     "SiteChoice",
     "architecture_note",
     "find_sites",
     "layers_problem",
+    "read_architecture",
     "role_of",
     "select_sites",
+    "size",
     "warn_of_architecture",
 ]

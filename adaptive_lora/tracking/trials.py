@@ -28,6 +28,8 @@ def eval_to_dict(result: EvalResult) -> dict[str, Any]:
         "tokens": result.tokens_E.tolist(),
         "correct": result.correct_E.tolist(),
         "exact_match": None if exact is None else exact.tolist(),
+        "further": {name: values.tolist() for name, values in result.further_E.items()},
+        "overall": dict(result.overall),
     }
 
 
@@ -40,6 +42,8 @@ def eval_from_dict(values: dict[str, Any]) -> EvalResult:
         tokens_E=np.array(values["tokens"], dtype=np.int64),
         correct_E=np.array(values["correct"], dtype=np.int64),
         exact_match_E=None if exact is None else np.array(exact, dtype=np.float64),
+        further_E={name: np.array(column) for name, column in values.get("further", {}).items()},
+        overall=values.get("overall", {}),  # neither in studies of earlier versions
     )
 
 

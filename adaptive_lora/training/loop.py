@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from transformers import get_scheduler
 
 from adaptive_lora.adapters.dropout import set_dropout_step
 from adaptive_lora.config import TrainConfig
-from adaptive_lora.data import Batch, TokenizedExample, training_batches
+from adaptive_lora.data import Batch, training_batches
 from adaptive_lora.interruption import whole
 from adaptive_lora.losses import Loss, causal_loss
 from adaptive_lora.results import TrainResult
@@ -57,10 +58,10 @@ def total_steps(examples: int, config: TrainConfig) -> int:
 class TrainInputs:
     """What a training consumes, apart from the model and its settings."""
 
-    examples: Sequence[TokenizedExample]
-    """Training part."""
-    pad_id: int
-    """Token id for padding."""
+    examples: Sequence[Any]
+    """Training part, prepared by the task."""
+    collate: Callable[[Sequence[Any]], Batch]
+    """Makes a batch of examples."""
     validate: Callable[[nn.Module], float]
     """Returns the validation loss of the model as it stands."""
     loss: Loss = causal_loss
@@ -167,7 +168,7 @@ class Course:
             config.schedule, self.raw_optimizer, round(config.warmup_share * self.steps), self.steps
         )
         self.batches = training_batches(
-            inputs.examples, batch_size=config.batch_size, seed=seed, pad_id=inputs.pad_id
+            inputs.examples, batch_size=config.batch_size, seed=seed, collate=inputs.collate
         )
         scaled = runtime.accelerator.scaler is not None
         self.guard = StabilityGuard(config.max_skipped_steps, gradient_scaler=scaled)
@@ -308,7 +309,7 @@ class Course:
         """Return the next batch of the seed's order."""
         batch = next(self.batches)
         self.batches_drawn += 1
-        self.order.update(batch.input_ids.numpy().tobytes())
+        self.order.update(batch.content())
         return batch.to(self.runtime.device)
 
     def result(self) -> TrainResult:

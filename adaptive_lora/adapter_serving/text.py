@@ -1,0 +1,72 @@
+"""Prompts and greedy generation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def render(template: Mapping[str, str], prompt: str, context: str = "") -> str:
+    """Fill a prompt template; braces inside the data stay as they are."""
+    text = template["with_input"] if context else template["without_input"]
+    values = {"prompt": prompt, "input": context}
+    return re.sub(r"\{(prompt|input)\}", lambda match: values[match.group(1)], text)
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> list[str]:
+    """Continue prompts greedily, shortest first in batches, and return texts in the given order.
+
+    Args:
+        model: causal language model, with or without adapter.
+        tokenizer: of the same model.
+        prompts: token ids per prompt.
+        max_new_tokens: most tokens generated per prompt.
+        batch_size: prompts per call of the model.
+    """
+    import torch
+
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    # End-of-text fills finished rows: with a pad token, transformers warns of padding in its loop.
+    pad = int(tokenizer.eos_token_id)
+    texts = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        ids, mask = _left_padded([prompts[index] for index in chosen], pad, model.device)
+        with torch.no_grad():
+            output = model.generate(  # type: ignore[operator]
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=pad,
+                eos_token_id=pad,
+            )
+        for index, row in zip(chosen, output[:, ids.shape[1] :], strict=True):
+            texts[index] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+    return texts
+
+
+def _left_padded(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[index, width - len(row) :] = 1
+    return ids.to(device), mask.to(device)

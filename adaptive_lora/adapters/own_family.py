@@ -1,0 +1,65 @@
+"""Build plans of the families that `adapter_serving.own_family` has: ours, not PEFT's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptive_lora.adapter_serving.own_family import FAMILY, WEIGHTS, AdaptedModel
+from adaptive_lora.allocation import FamilyPlan
+from adaptive_lora.seeding import rng_for
+
+
+def attach_own_family(model: Any, plan: FamilyPlan, *, seed: int) -> AdaptedModel:
+    """Make the plan's tensors trainable in a base; `AdaptedModel.release` undoes it.
+
+    The function is the base's: weights start as they are, adapters as the identity. W_down starts
+    from the seed's stream of its site, and a smaller width has the first rows of a larger one.
+
+    Args:
+        model: the frozen base.
+        plan: names, widths and nonlinearity.
+        seed: of W_down.
+    """
+    bottlenecks = plan.settings.get("bottlenecks", {})
+    adapted = AdaptedModel(
+        model,
+        trained=_of_the_base(plan),
+        bottlenecks=bottlenecks,
+        nonlinearity=plan.settings.get("nonlinearity", "gelu"),
+    )
+    for name in bottlenecks:
+        weight = model.get_parameter(f"{name}.bottleneck.down.weight")
+        bias = model.get_parameter(f"{name}.bottleneck.down.bias")
+        bound = weight.shape[1] ** -0.5  # torch's own for a linear map
+        draws = rng_for(seed, "bottleneck", name).random(
+            (weight.shape[0], weight.shape[1] + 1), dtype="float32"
+        )
+        start = torch.from_numpy(draws * (2 * bound) - bound)
+        with torch.no_grad():
+            weight.copy_(start[:, :-1])
+            bias.copy_(start[:, -1])
+    return adapted
+
+
+def save_own_family(adapted: AdaptedModel, folder: Path, plan: FamilyPlan) -> None:
+    """Write what was trained and where it belongs; above 5 GB in several files."""
+    from huggingface_hub import save_torch_state_dict
+
+    state = {name: tensor.contiguous() for name, tensor in adapted.trained_state().items()}
+    save_torch_state_dict(state, folder, filename_pattern=WEIGHTS, max_shard_size="5GB")
+    settings = {
+        "family": plan.family,
+        "trained": _of_the_base(plan),
+        "bottlenecks": dict(plan.settings.get("bottlenecks", {})),
+        "nonlinearity": plan.settings.get("nonlinearity", "gelu"),
+    }
+    (folder / FAMILY).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
+def _of_the_base(plan: FamilyPlan) -> list[str]:
+    """Return the trained tensors that the base has itself."""
+    return [name for name in plan.tensors if ".bottleneck." not in name]

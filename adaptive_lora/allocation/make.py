@@ -1,0 +1,40 @@
+"""From a method of any family and a base to its plan."""
+
+from __future__ import annotations
+
+from adaptive_lora.allocation.allocate import allocate, resolve_budget
+from adaptive_lora.allocation.demand import Evidence
+from adaptive_lora.allocation.family_plan import Family, Plan
+from adaptive_lora.allocation.methods import MethodSpec
+from adaptive_lora.allocation.scaling import ScalePolicy
+from adaptive_lora.sites import Architecture
+
+
+def make_plan(
+    spec: MethodSpec,
+    base: Architecture,
+    *,
+    scale: float,
+    evidence: Evidence | None = None,
+    scale_policy: str = ScalePolicy.CONSTANT_ALPHA_OVER_R,
+    seed: int = 0,
+) -> Plan:
+    """Return what a method trains on a base: ranks, or the tensors of another family.
+
+    Args:
+        spec: the method.
+        base: its sites, tensors and sizes.
+        scale: factor of a rank's update; other families have none.
+        evidence: importance profile, for data-driven methods.
+        scale_policy: how alpha follows rank.
+        seed: of the trial, for methods that draw.
+
+    Raises:
+        AllocationError: the base does not have what is trained, or a budget cannot be met.
+    """
+    method = spec.allocator
+    if isinstance(method, Family):
+        return method.design(base, resolve_budget(spec.budget, base.sites), spec.label)
+    return allocate(
+        spec, base.sites, scale=scale, scale_policy=scale_policy, evidence=evidence, seed=seed
+    )

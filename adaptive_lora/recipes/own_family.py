@@ -1,0 +1,33 @@
+"""Families that PEFT does not have: bottleneck adapters and weights of the base itself."""
+
+from __future__ import annotations
+
+from adaptive_lora.adapter_serving.own_family import AdaptedModel
+from adaptive_lora.adapters.audit_family import (
+    audit_family,
+    audit_family_moved,
+    trained_tensors,
+)
+from adaptive_lora.adapters.own_family import attach_own_family
+from adaptive_lora.recipes.job import Job, Trained
+
+
+def own_family(job: Job) -> Trained:
+    """Make the planned tensors trainable, train them, done."""
+    plan = job.family_plan
+    adapted = job.adopt(
+        attach_own_family(job.base, plan, seed=job.trial.seed), undo=AdaptedModel.release
+    )
+    audit_family(adapted, plan.tensors)
+    start = {name: p.detach().cpu().clone() for name, p in trained_tensors(adapted).items()}
+    result = job.train(adapted)
+    still = audit_family_moved(
+        adapted, start, must_move=lambda name: name.endswith("bottleneck.up.weight")
+    )
+    return Trained(
+        model=adapted,
+        plan=plan,
+        result=result,
+        training_parameters=plan.trainable_parameters,
+        extra={"unmoved_tensors": float(still)},
+    )

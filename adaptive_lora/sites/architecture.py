@@ -1,0 +1,124 @@
+"""What a base model is made of, as numbers: all that plans of any family need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from adaptive_lora.sites.find import find_sites
+from adaptive_lora.sites.site import AdapterSite
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoder:
+    """Sizes of a causal language model that take part in virtual tokens."""
+
+    width: int
+    """Of the hidden state."""
+    layers: int
+    kv_heads: int
+    """Heads of keys and values: fewer than those of queries under grouped attention."""
+    head_dim: int
+    max_positions: int | None
+    """Longest sequence, or None where the model states none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """Sites, tensors and sizes of a base; read from the meta device as well."""
+
+    kind: str
+    """Name of the model class."""
+    sites: tuple[AdapterSite, ...]
+    tensors: Mapping[str, Shape] = field(default_factory=dict)
+    """Every parameter by name, tied ones once, under the name of the first."""
+    norms: tuple[str, ...] = ()
+    """Names of the normalisation layers that have parameters."""
+    head: tuple[str, ...] = ()
+    """Names of the tensors of the output head, as in `tensors`."""
+    head_tied: bool = False
+    """The head's weight is also the input embedding."""
+    decoder: Decoder | None = None
+    """None where the model is no causal language model."""
+
+    @property
+    def total_parameters(self) -> int:
+        """All parameters, tied ones once: what full fine-tuning trains."""
+        return sum(size(shape) for shape in self.tensors.values())
+
+    @property
+    def biases(self) -> tuple[str, ...]:
+        """Names of all bias vectors, those of normalisation layers among them."""
+        return tuple(name for name in self.tensors if name.rpartition(".")[2].endswith("bias"))
+
+
+def size(shape: Shape) -> int:
+    """Return the number of elements of a tensor."""
+    total = 1
+    for side in shape:
+        total *= side
+    return total
+
+
+def read_architecture(model: nn.Module) -> Architecture:
+    """Read a base's architecture.
+
+    Raises:
+        ModelError: it has no site.
+    """
+    head, tied = _head(model)
+    return Architecture(
+        kind=type(model).__name__,
+        sites=find_sites(model),
+        tensors={name: tuple(p.shape) for name, p in model.named_parameters()},
+        norms=tuple(
+            name
+            for name, module in model.named_modules()
+            if "norm" in type(module).__name__.lower()
+            and next(module.parameters(recurse=False), None) is not None
+        ),
+        head=head,
+        head_tied=tied,
+        decoder=_decoder(model),
+    )
+
+
+def _head(model: Any) -> tuple[tuple[str, ...], bool]:
+    """Return the names of the head's tensors and whether they are the input embeddings.
+
+    The head is the output embedding of a language model; elsewhere, whatever stands beside the
+    backbone (classifiers and poolers of a task).
+    """
+    outputs = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if outputs is not None:
+        mine = {id(p) for p in outputs.parameters()}
+        inputs = {id(p) for p in model.get_input_embeddings().parameters()}
+        names = tuple(name for name, p in model.named_parameters() if id(p) in mine)
+        return names, bool(mine & inputs)
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    if prefix == "." or not hasattr(model, prefix[:-1]):
+        return (), False
+    return tuple(n for n, _ in model.named_parameters() if not n.startswith(prefix)), False
+
+
+def _decoder(model: Any) -> Decoder | None:
+    from transformers.models.auto import modeling_auto as auto
+
+    if type(model).__name__ not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return None
+    config = model.config.get_text_config()
+    heads = int(config.num_attention_heads)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return Decoder(
+        width=int(config.hidden_size),
+        layers=int(config.num_hidden_layers),
+        kv_heads=int(kv_heads),
+        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        max_positions=getattr(config, "max_position_embeddings", None),
+    )

@@ -1,0 +1,97 @@
+"""Causal language modelling: continue a prompt with its response."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from adaptive_lora.config import DataConfig
+from adaptive_lora.data import (
+    Batch,
+    Example,
+    ExampleSet,
+    TokenizedExample,
+    collate,
+    load_examples,
+    tokenize,
+)
+from adaptive_lora.evaluation import ExampleScores, exact_matches, wants_generation
+from adaptive_lora.losses import causal_loss, token_scores
+from adaptive_lora.results import EvalResult
+from adaptive_lora.tasks.task import Task
+
+
+class CausalTask(Task):
+    """Next-token prediction over the response, or over everything."""
+
+    name = "causal"
+
+    @classmethod
+    def read(cls, config: DataConfig) -> ExampleSet:
+        return load_examples(config)
+
+    @property
+    def pad_id(self) -> int:
+        """Token id for padding; masked everywhere, so end-of-text serves where there is none."""
+        tokenizer = self.base.tokenizer
+        pad = tokenizer.pad_token_id
+        return int(tokenizer.eos_token_id if pad is None else pad)
+
+    def prepare(self, examples: Sequence[Example]) -> tuple[TokenizedExample, ...]:
+        longest = self.config.data.max_tokens
+        if self.base.max_positions is not None:
+            longest = min(longest, self.base.max_positions)
+        return tokenize(
+            examples, self.base.tokenizer, max_tokens=longest, loss_on=self.config.data.loss_on
+        )
+
+    def collate(self, examples: Sequence[TokenizedExample]) -> Batch:
+        return collate(examples, self.pad_id)
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return causal_loss(model, batch)
+
+    def scores(self, model: nn.Module, batch: Batch) -> ExampleScores:
+        found = token_scores(model, batch)
+        return ExampleScores(
+            nll=found.nll.double().sum(dim=1),
+            units=found.supervised.sum(dim=1),
+            correct=found.correct.sum(dim=1),
+        )
+
+    def score(self, model: nn.Module, examples: Sequence[TokenizedExample]) -> EvalResult:
+        """Score likelihood and, where the study wants it, exact match of greedy generation."""
+        result = self.losses(model, examples)
+        if not wants_generation(examples, self.config.evaluation):
+            return result
+        exact = exact_matches(
+            model,
+            self.base.tokenizer,
+            examples,
+            runtime=self.runtime,
+            batch_size=self.config.evaluation.eval_batch_size,
+        )
+        return dataclasses.replace(result, exact_match_E=exact)
+
+    def outputs(self, model: Any, examples: Sequence[TokenizedExample]) -> torch.Tensor:
+        """Return last-token logits of the prompts, each run alone: (examples, vocabulary)."""
+        rows = []
+        for example in examples:
+            ids = torch.tensor([example.input_ids[: example.prompt_length]], device=model.device)
+            rows.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1])
+        return torch.stack([row.float() for row in rows])
+
+    def metrics(self, result: EvalResult) -> Mapping[str, float]:
+        """Return loss, perplexity, token accuracy and exact match where it was scored."""
+        values = dict(super().metrics(result))
+        del values["accuracy"]
+        return {
+            **values,
+            "perplexity": result.perplexity,
+            "token_accuracy": result.token_accuracy,
+            "supervised_tokens": float(result.tokens_E.sum()),
+        }

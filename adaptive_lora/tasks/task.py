@@ -1,0 +1,105 @@
+"""What a task answers: how its base is loaded, what its rows mean, its loss and its scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from adaptive_lora.config import DataConfig, StudyConfig
+from adaptive_lora.data import Batch, Example, ExampleSet
+from adaptive_lora.evaluation import ExampleScores, Prepared, evaluate
+from adaptive_lora.models import BaseModel
+from adaptive_lora.results import EvalResult
+from adaptive_lora.runtime import Runtime
+
+PROBE_EXAMPLES = 4
+
+
+class Task(ABC):
+    """A task on a base. All of it is the same for every method of a comparison."""
+
+    name: ClassVar[str]
+    """Key of `TASKS`, and of the classes that `adapter_serving` loads."""
+    unit: ClassVar[str] = "token"
+    """What the loss is a mean over, in the singular."""
+    measure: ClassVar[str] = "nats"
+    """What the loss is counted in."""
+
+    def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
+        """Take a study's settings and a base that was loaded for this task."""
+        self.config, self.runtime, self.base = config, runtime, base
+
+    @classmethod
+    @abstractmethod
+    def read(cls, config: DataConfig) -> ExampleSet:
+        """Return the examples of a data configuration.
+
+        Raises:
+            DataError: unreadable, columns missing, nothing left.
+        """
+
+    @classmethod
+    def record(cls, data: ExampleSet) -> dict[str, Any]:
+        """Return what loading and serving the base need to know of the task, JSON-ready."""
+        return {"name": cls.name}
+
+    @abstractmethod
+    def prepare(self, examples: Sequence[Example]) -> tuple[Any, ...]:
+        """Return examples as `collate` takes them; each is a `Prepared`.
+
+        Raises:
+            DataError: an example cannot be used; names it.
+        """
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Any]) -> Batch:
+        """Return a batch of prepared examples."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the loss summed over what the batch supervises: what is minimised."""
+
+    @abstractmethod
+    def scores(self, model: nn.Module, batch: Batch) -> ExampleScores:
+        """Return the scores of each example of a batch."""
+
+    @abstractmethod
+    def outputs(self, model: nn.Module, examples: Sequence[Any]) -> torch.Tensor:
+        """Return a model's outputs for a few prepared examples, float32 on the CPU.
+
+        An adapter that was saved and loaded back must give the same again.
+        """
+
+    def probe(self, model: nn.Module, examples: Sequence[Any]) -> torch.Tensor:
+        """Return the outputs for the first examples of a part, without gradients."""
+        model.eval()
+        with torch.no_grad(), self.runtime.accelerator.autocast():
+            return self.outputs(model, examples[:PROBE_EXAMPLES]).float().cpu()
+
+    def losses(self, model: nn.Module, examples: Sequence[Prepared]) -> EvalResult:
+        """Score a model on examples without generating."""
+        return evaluate(
+            model,
+            examples,
+            self,
+            runtime=self.runtime,
+            batch_size=self.config.evaluation.eval_batch_size,
+        )
+
+    def score(self, model: nn.Module, examples: Sequence[Any]) -> EvalResult:
+        """Score a model on examples by all that the task has."""
+        return self.losses(model, examples)
+
+    def metrics(self, result: EvalResult) -> Mapping[str, float]:
+        """Return the metrics of a part by name."""
+        return {
+            "loss": result.loss,
+            "accuracy": result.token_accuracy,
+            **({} if result.exact_match is None else {"exact_match": result.exact_match}),
+            **{name: float(values.mean()) for name, values in result.further_E.items()},
+            **result.overall,
+        }

@@ -1,0 +1,155 @@
+"""Methods that give no ranks: what is trained is what was planned, and it comes back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adaptive_lora.adapter_serving import load_adapter
+from adaptive_lora.adapters.audit_family import audit_family, audit_family_moved, trained_tensors
+from adaptive_lora.allocation import FamilyPlan, MethodSpec, RankPlan, read_plan
+from adaptive_lora.config import ModelConfig
+from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
+from adaptive_lora.models import skeleton
+from adaptive_lora.planning import plan_method
+from adaptive_lora.recipes import RECIPES
+from adaptive_lora.recipes.job import Job
+from adaptive_lora.trial import PROBE, TrialOutcome, probe_logits, run_trial
+from adaptive_lora.workbench import Workbench
+
+Bench = Callable[..., Workbench]
+
+ON_GPT2 = ("full", "bitfit", "head_only")
+ON_LLAMA = ("full", "head_only")
+
+
+@pytest.fixture
+def folders(base_folder: Path, llama_folder: Path) -> dict[str, Path]:
+    """The bases by name."""
+    return {"gpt2": base_folder, "llama": llama_folder}
+
+
+CASES = [*(("gpt2", method) for method in ON_GPT2), *(("llama", method) for method in ON_LLAMA)]
+every_case = pytest.mark.parametrize(("base", "method"), CASES)
+
+
+def states(bench: Workbench) -> dict[str, torch.Tensor]:
+    """Return a copy of everything in the base."""
+    return {name: tensor.clone() for name, tensor in bench.base.model.state_dict().items()}
+
+
+def one(bench: Workbench, folder: Path) -> TrialOutcome:
+    """Run the first trial."""
+    return run_trial(bench, next(bench.config.trials()), folder)
+
+
+@every_case
+def test_a_trial_leaves_the_base_and_reloads_exactly(
+    base: str, method: str, folders: dict[str, Path], make_bench: Bench, tmp_path: Path
+) -> None:
+    bench = make_bench(methods=method, seeds="0", model=str(folders[base]), max_steps=4)
+    before, flags = states(bench), [p.requires_grad for p in bench.base.model.parameters()]
+    logits = probe_logits(bench, bench.base.model, 0)
+    outcome = one(bench, tmp_path / "adapter")
+    after = bench.base.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert [p.requires_grad for p in bench.base.model.parameters()] == flags
+    assert torch.equal(probe_logits(bench, bench.base.model, 0), logits)
+    assert outcome.training_parameters == outcome.plan.trainable_parameters
+    model, _, _ = load_adapter(tmp_path / "adapter")
+    again = bench.losses(model, bench.parts(0).test)
+    assert again.nll_E.tolist() == outcome.test.nll_E.tolist()
+    saved = load_file(tmp_path / "adapter" / PROBE)["logits"]
+    assert torch.equal(probe_logits(bench, model, 0), saved)
+    assert not torch.equal(saved, logits)
+    assert outcome.train.losses[0] == pytest.approx(  # it starts from the base's function
+        _first_loss(bench), rel=1e-5
+    )
+
+
+def _first_loss(bench: Workbench) -> float:
+    """Return the base's loss on the first batch; dropout of the base is on."""
+    trial = next(bench.config.trials())
+    import dataclasses
+
+    spec = MethodSpec.parse("uniform:rank=1")
+    job = Job(bench, dataclasses.replace(trial, method=spec), lambda event: None)
+    try:
+        return RECIPES["lora"](job).result.losses[0]
+    finally:
+        job.release()
+
+
+@every_case
+def test_the_plan_without_weights_is_what_is_built(
+    base: str, method: str, folders: dict[str, Path], make_bench: Bench
+) -> None:
+    spec = MethodSpec.parse(method)
+    report = plan_method(ModelConfig(model=str(folders[base])), spec, scale=2.0)
+    bench = make_bench(methods=method, model=str(folders[base]))
+    plan = bench.plan(spec, seed=0, fold=0)
+    assert report.plan == plan
+    assert isinstance(plan, FamilyPlan)
+    assert read_plan(plan.to_dict()) == plan
+    total = sum(p.numel() for p in skeleton(ModelConfig(model=str(folders[base]))).parameters())
+    assert report.reduction_vs_full == 1 - plan.trainable_parameters / total
+
+
+def test_full_fine_tuning_trains_everything_once(base_folder: Path, make_bench: Bench) -> None:
+    bench = make_bench(methods="full")
+    plan = bench.plan(MethodSpec.parse("full"), seed=0, fold=0)
+    assert plan.trainable_parameters == bench.base.total_parameters
+    assert plan.budget is None
+    with pytest.raises(AllocationError, match=r"full@10 trains [\d,]+ parameters, above"):
+        bench.plan(MethodSpec.parse("full:budget=10"), seed=0, fold=0)
+
+
+def test_bitfit_needs_biases(llama_folder: Path, make_bench: Bench) -> None:
+    with pytest.raises(AllocationError, match="LlamaForCausalLM has no bias terms"):
+        make_bench(methods="bitfit", model=str(llama_folder))
+
+
+def test_bitfit_below_its_budget_says_so(make_bench: Bench) -> None:
+    plan = make_bench().plan(MethodSpec.parse("bitfit:budget=uniform-8"), seed=0, fold=0)
+    assert isinstance(plan, FamilyPlan)
+    assert plan.trainable_parameters < (plan.budget or 0)
+    assert "has no knob" in plan.notes[0]
+
+
+def test_options_about_ranks_are_refused() -> None:
+    with pytest.raises(ConfigError, match="bitfit gives no ranks, so it takes no max_rank"):
+        MethodSpec.parse("bitfit:max_rank=4,placement=attention")
+
+
+def test_read_plan_tells_families_from_ranks(make_bench: Bench) -> None:
+    bench = make_bench()
+    ranks = bench.plan(MethodSpec.parse("uniform:rank=2"), seed=0, fold=0)
+    assert isinstance(ranks, RankPlan)
+    assert read_plan(ranks.to_dict()) == ranks
+    values = bench.plan(MethodSpec.parse("bitfit"), seed=0, fold=0).to_dict()
+    with pytest.raises(AllocationError, match="contradicts itself"):
+        read_plan({**values, "trainable_parameters": 1})
+
+
+def test_the_audit_sees_every_difference(make_bench: Bench) -> None:
+    bench = make_bench(methods="bitfit")
+    job = Job(bench, next(bench.config.trials()), lambda event: None)
+    plan = job.family_plan
+    model = bench.base.model
+    with pytest.raises(AdapterError, match="is not trainable"):
+        audit_family(model, plan.tensors)
+    wte = model.get_parameter("transformer.wte.weight")
+    wte.requires_grad_(True)
+    with pytest.raises(AdapterError, match=r"wte\.weight is not planned"):
+        audit_family(model, {})
+    with pytest.raises(AdapterError, match="shape is"):
+        audit_family(model, {"transformer.wte.weight": (3, 3)})
+    start = {name: p.detach().clone() for name, p in trained_tensors(model).items()}
+    with pytest.raises(AdapterError, match="did not move 1 tensors"):
+        audit_family_moved(model, start)
+    wte.requires_grad_(False)
