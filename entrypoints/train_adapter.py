@@ -1,9 +1,7 @@
 """MLproject entry point: one trial."""
 
-import sys
-
-import _project  # noqa: F401 - before the package
+import _project  # before the package
 from adaptive_lora.cli import main
 
 if __name__ == "__main__":
-    main(["train", *sys.argv[1:]])
+    main(["train", *_project.arguments()])

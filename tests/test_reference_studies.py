@@ -1,0 +1,114 @@
+"""The earlier study, redone: its study files by name, on local folders where there is no hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import rows
+from tracked import quiet, runs_in, store_in, trials_in
+
+from adaptive_lora.config import StudyConfig, load_study
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = ROOT / "entrypoints" / "studies"
+SMALL = {
+    "max_steps": 2, "batch_size": 2, "accumulation": 2, "max_examples": 30, "seeds": "0",
+    "validations": 1, "profile_batches": 1, "generate": "off", "precision": "fp32",
+    "template": "compact", "max_tokens": 128,
+}  # fmt: skip
+
+
+@pytest.fixture
+def dialogpt_folder(shared_models: Path, tmp_path: Path) -> Path:
+    """DialoGPT-medium's configuration shrunk to 3 layers, random weights, the real tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+
+    settings = json.loads((shared_models / "dialogpt-medium" / "config.json").read_text())
+    config = GPT2Config(**{**settings, "n_layer": 3, "n_embd": 32, "n_head": 2})
+    folder = tmp_path / "dialogpt"
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(shared_models / "gpt2-tokenizer").save_pretrained(folder)
+    return folder
+
+
+def study(name: str, **changes: object) -> StudyConfig:
+    return load_study(STUDIES / f"{name}.yaml", changes)
+
+
+def test_the_published_setting_is_what_the_files_say() -> None:
+    config = study("reference")
+    assert config.model.model == "microsoft/DialoGPT-medium"
+    assert config.data.max_examples is not None
+    kept = 1 - config.data.validation_share - config.data.test_share
+    assert config.data.max_examples * kept == pytest.approx(200)
+    train = config.train
+    assert (train.epochs, train.batch_size, train.accumulation) == (3, 8, 4)
+    assert (config.lr, train.dropout) == ((3e-4,), 0.1)
+    assert train.scale * 16 == 32  # alpha at rank 16
+    rates = study("reference_rates")
+    assert len(rates.lr) > 1
+    assert len(rates.seeds) == 8
+    assert study("dolly").data.data == "databricks/databricks-dolly-15k"
+
+
+@pytest.mark.parametrize("name", ["reference", "reference_rates", "dolly"])
+def test_each_runs_on_a_local_folder(
+    name: str, base_folder: Path, empty_store: Path, tmp_path: Path
+) -> None:
+    made = rows(40)
+    if name == "dolly":
+        columns = {"instruction": "instruction", "input": "context", "output": "response"}
+        made = [{columns[key]: value for key, value in row.items()} for row in made]
+    (tmp_path / "rows.json").write_text(json.dumps(made), encoding="utf-8")
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    local = {"model": str(base_folder), "data": str(tmp_path / "rows.json")}
+    if name == "reference_rates":
+        local |= {"lr": "3e-4 1e-3", "methods": "three_band:budget=uniform-8 waterfill:rank=8"}
+    config = study(name, tracking_uri=store_in(tmp_path), **SMALL, **local)
+    outcome, shown = quiet(config)
+    assert outcome.trials_run == len(config.methods) * len(config.lr)
+    assert {run.data.tags["method"] for run in trials_in(tmp_path)} == {
+        spec.label for spec in config.specs
+    }
+    assert outcome.judgement.report.is_file()
+    assert "FAILED" not in shown
+
+
+def test_mlflow_runs_it_by_name(
+    dialogpt_folder: Path, shared_data: Path, empty_store: Path, tmp_path: Path
+) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    changes = {
+        **SMALL, "model": dialogpt_folder, "data": shared_data / "alpaca_en_demo.json",
+        "methods": "uniform:rank=2 three_band:rank=2", "output": tmp_path / "out",
+        "study": "reference",
+    }  # fmt: skip
+    words = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "main"]
+    words += ["--env-manager", "local"]
+    for key, value in changes.items():
+        words += ["-P", f"{key}={value}"]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    result = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env={**kept, "PATH": path, "MLFLOW_TRACKING_URI": store_in(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(trials_in(tmp_path)) == 2
+    (parent,) = [run for run in runs_in(tmp_path) if "mlflow.project.entryPoint" in run.data.tags]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["study_id"].startswith("reference-")
+    trial = trials_in(tmp_path)[0]
+    assert trial.data.params["cfg.dropout"] == "0.1"  # from the study file
