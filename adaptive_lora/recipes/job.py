@@ -211,7 +211,7 @@ class Job:
             )
 
     def _resumable(
-        self, adapted: PeftModel, on_step: Callable[[StepEvent], None]
+        self, adapted: nn.Module, on_step: Callable[[StepEvent], None]
     ) -> dict[str, Any]:
         """Return the inputs of a training that goes on; earlier steps are reported once more."""
         if self._checkpoints is None:
