@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptive_lora.adapters import attach, detach
-from adaptive_lora.allocation import MethodSpec, Plan, allocate, make_plan
+from adaptive_lora.allocation import FamilyPlan, MethodSpec, Plan, allocate, make_plan
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.importance import (
@@ -141,7 +141,7 @@ class Bench(ABC):
         if metric is not None:
             where = self.profiled_on(spec.profiled_on)
             evidence = where.profile(metric, seed=seed, fold=fold).evidence()
-        return make_plan(
+        plan = make_plan(
             spec,
             self.architecture,
             scale=self.config.train.scale,
@@ -149,6 +149,29 @@ class Bench(ABC):
             evidence=evidence,
             seed=seed,
         )
+        if isinstance(plan, FamilyPlan) and plan.positions:
+            self._check_prompt(plan, fold)
+        return plan
+
+    def _check_prompt(self, plan: FamilyPlan, fold: int) -> None:
+        """Check that examples with their virtual tokens fit the base, and that a prefix can train.
+
+        Raises:
+            ConfigError: says what to change.
+        """
+        parts, most = self.parts(fold), self.base.max_positions
+        longest = max(item.length for item in (*parts.train, *parts.validation, *parts.test))
+        if most is not None and longest + plan.positions > most:
+            raise ConfigError(
+                f"{plan.method}: its {plan.positions} virtual tokens and the longest example "
+                f"({longest} tokens) are more than the base's {most} positions; set max_tokens to "
+                f"{most - plan.positions} or take fewer virtual tokens."
+            )
+        if plan.family == "prefix_tuning" and self.config.train.gradient_checkpointing:
+            raise ConfigError(
+                f"{plan.method} keeps its prefix in the cache, which gradient checkpointing does "
+                "not have; set gradient_checkpointing to false or leave the method out."
+            )
 
     def losses(self, model: object, examples: Sequence[Any]) -> EvalResult:
         """Score a model on examples without generating."""

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from adaptive_lora.adapter_serving import virtual_tokens
 from adaptive_lora.data.batches import IGNORED, Batch
 
 
@@ -54,10 +55,11 @@ def predict(model: Any, batch: Batch) -> Predictions:
     used = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
     keep = torch.arange(int(used[0]), int(used[-1]) + 1, device=labels.device)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    places = keep + virtual_tokens(model)
     if _keeps_logits(model):
-        logits = model(**inputs, use_cache=False, logits_to_keep=keep).logits
+        logits = model(**inputs, use_cache=False, logits_to_keep=places).logits
     else:
-        logits = model(**inputs).logits[:, keep]
+        logits = model(**inputs).logits[:, places]
     return Predictions(logits=logits.float(), targets=labels[:, keep])
 
 

@@ -27,6 +27,7 @@ from adaptive_lora.models import count_parameters, skeleton
 from adaptive_lora.sites import AdapterSite, architecture_note, read_architecture, size
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from transformers import PreTrainedModel
 
     from adaptive_lora.importance import ImportanceProfile
@@ -146,12 +147,15 @@ def peft_config(report: PlanReport) -> str:
         ConfigError: PEFT does not have the family.
     """
     from adaptive_lora.adapters.attach import lora_config
+    from adaptive_lora.adapters.peft_family import CONFIGURATIONS, family_config
 
-    if isinstance(report.plan, FamilyPlan):
-        raise ConfigError(
-            f"{report.plan.method} has no PEFT configuration: required a method that PEFT builds."
-        )
-    config = lora_config(report.base, report.plan, dropout=0.0)
+    plan = report.plan
+    if isinstance(plan, RankPlan):
+        config: PeftConfig = lora_config(report.base, plan, dropout=0.0)
+    elif plan.family in CONFIGURATIONS:
+        config = family_config(report.base, plan)
+    else:
+        raise ConfigError(f"{plan.method} has no PEFT configuration: PEFT does not build it.")
     config.base_model_name_or_path = report.base_name
     with TemporaryDirectory() as folder:
         config.save_pretrained(folder)

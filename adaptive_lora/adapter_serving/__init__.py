@@ -12,7 +12,7 @@ and content hash, dtype, prompt template and task.
 from .adapter import RECORD, answer, load_adapter
 from .base import BASE_VARIABLE, HUB_FILES, BaseMismatch, base_folder, content_hash
 from .task_models import CAUSAL, load_model, open_processor
-from .text import generate, render
+from .text import generate, render, virtual_tokens
 
 __all__ = [
     "BASE_VARIABLE",
@@ -28,4 +28,5 @@ __all__ = [
     "load_model",
     "open_processor",
     "render",
+    "virtual_tokens",
 ]

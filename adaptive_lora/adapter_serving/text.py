@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -37,14 +38,15 @@ def generate(
     """
     import torch
 
+    alone = virtual_tokens(model) > 0  # PEFT ignores positions then, so that no row may be padded
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     # End-of-text fills finished rows: with a pad token, transformers warns of padding in its loop.
     pad = int(tokenizer.eos_token_id)
     texts = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    for chosen in _batches(order, prompts, batch_size, one_length=alone):
         ids, mask = _left_padded([prompts[index] for index in chosen], pad, model.device)
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Position ids are not supported")
             output = model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=mask,
@@ -56,6 +58,32 @@ def generate(
         for index, row in zip(chosen, output[:, ids.shape[1] :], strict=True):
             texts[index] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
     return texts
+
+
+def virtual_tokens(model: Any) -> int:
+    """Return how many positions a model puts before its inputs, and gives outputs for.
+
+    Prompt tuning and P-tuning do; the tokens of a prefix stand in the cache and give no outputs.
+    """
+    config = getattr(model, "active_peft_config", None)
+    if config is None or not config.is_prompt_learning or config.peft_type == "PREFIX_TUNING":
+        return 0
+    return int(config.num_virtual_tokens)
+
+
+def _batches(
+    order: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int, *, one_length: bool
+) -> Iterator[list[int]]:
+    """Yield prompts by number, in order; where asked, only such of one length together."""
+    batch: list[int] = []
+    for index in order:
+        other = batch and one_length and len(prompts[index]) != len(prompts[batch[0]])
+        if other or len(batch) == batch_size:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def _left_padded(

@@ -81,18 +81,17 @@ def lora_config(model: nn.Module, plan: RankPlan, dropout: float) -> LoraConfig:
     Patterns name every site in full: PEFT takes the first key that matches the end of a name as a
     regular expression, so shorter keys (`c_proj`) silently win over longer ones.
     """
-    modules = dict(model.named_modules())
-    endings = {name[at + 1 :] for name in modules for at, sign in enumerate(name) if sign == "."}
+    modules, endings = dict(model.named_modules()), _endings(model)
     ranks = Counter(entry.rank for entry in plan.entries)
     common = ranks.most_common(1)[0][0]
     alpha = next(entry.alpha for entry in plan.entries if entry.rank == common)
     mixed_ranks = len(ranks) > 1
     mixed_alphas = len({entry.alpha for entry in plan.entries}) > 1
     return LoraConfig(
-        task_type=_task(model),
+        task_type=peft_task(model),
         r=common,
         lora_alpha=_whole(alpha),
-        target_modules=_targets([entry.site.name for entry in plan.entries], endings),
+        target_modules=module_targets(model, [entry.site.name for entry in plan.entries]),
         use_rslora=plan.scale_policy is ScalePolicy.RSLORA,
         use_dora=plan.dora,
         rank_pattern=_pattern(plan.rank_pattern(), endings) if mixed_ranks else {},
@@ -102,7 +101,7 @@ def lora_config(model: nn.Module, plan: RankPlan, dropout: float) -> LoraConfig:
     )
 
 
-def _task(model: nn.Module) -> str | None:
+def peft_task(model: nn.Module) -> str | None:
     """Return PEFT's task of a model class, or None for PEFT's general wrapper."""
     from transformers.models.auto import modeling_auto as auto
 
@@ -114,13 +113,19 @@ def _task(model: nn.Module) -> str | None:
     return None
 
 
-def _targets(names: list[str], endings: Set[str]) -> list[str] | str:
-    """Return the sites as a list, or as one regular expression where a list says too much.
+def _endings(model: nn.Module) -> set[str]:
+    """Return every proper ending of a module's name."""
+    names = (name for name, _ in model.named_modules())
+    return {name[at + 1 :] for name in names for at, sign in enumerate(name) if sign == "."}
+
+
+def module_targets(model: nn.Module, names: list[str]) -> list[str] | str:
+    """Return modules for PEFT as a list, or as one regular expression where a list says too much.
 
     PEFT matches listed names with the end of a module's name: `layers.0.fc1` would also adapt
     `vision.layers.0.fc1`. It matches a single text with the whole name.
     """
-    if endings.isdisjoint(names):
+    if _endings(model).isdisjoint(names):
         return names
     return "|".join(re.escape(name) for name in names)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
+from adaptive_lora.allocation.bottleneck import Houlsby, Pfeiffer
 from adaptive_lora.allocation.controls import Inverse, LrOnly, Random
 from adaptive_lora.allocation.dynamic import AdaLora, GrowPrune
 from adaptive_lora.allocation.families import FamilyUniform
 from adaptive_lora.allocation.heuristics import AttentionHeavy, LinearDecay, ThreeBand, Uniform
 from adaptive_lora.allocation.initialised import Eva, Gora
 from adaptive_lora.allocation.measured import Empirical, Proportional
-from adaptive_lora.allocation.selected import BitFit, FullFineTuning, HeadOnly
+from adaptive_lora.allocation.rescaled import Ia3
+from adaptive_lora.allocation.selected import BitFit, FullFineTuning, HeadOnly, LnTuning
+from adaptive_lora.allocation.soft_prompts import PrefixTuning, PromptTuning, PTuning
 from adaptive_lora.allocation.truncated import Truncate, TruncateRetrain
 from adaptive_lora.allocation.waterfill import Waterfill
 
@@ -34,8 +37,15 @@ METHODS: MappingProxyType[str, Any] = MappingProxyType(
         "gora": Gora,
         "truncate": Truncate,
         "truncate_retrain": TruncateRetrain,
+        "prompt_tuning": PromptTuning,
+        "prefix_tuning": PrefixTuning,
+        "p_tuning": PTuning,
+        "ia3": Ia3,
+        "houlsby": Houlsby,
+        "pfeiffer": Pfeiffer,
         "full": FullFineTuning,
         "bitfit": BitFit,
+        "ln_tuning": LnTuning,
         "head_only": HeadOnly,
     }
 )

@@ -53,6 +53,18 @@ class BitFit(_Selected):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LnTuning(_Selected):
+    """Normalisation layers only (Zhao et al. 2023, 2312.11420): their scales and shifts."""
+
+    def design(self, base: Architecture, budget: int | None, method: str) -> FamilyPlan:
+        """Return the tensors of all normalisation layers."""
+        norms = [name for name in base.tensors if name in base.norm_tensors]
+        if not norms:
+            raise AllocationError(f"{method}: {base.kind} has no normalisation layer with weights.")
+        return _plan(base.tensors, norms, "ln_tuning", budget, method)
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadOnly(_Selected):
     """The output head only: the language-model head, or a task's classifier.
 

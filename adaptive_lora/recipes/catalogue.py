@@ -11,6 +11,7 @@ from adaptive_lora.recipes.gora import gora
 from adaptive_lora.recipes.grow_prune import grow_prune
 from adaptive_lora.recipes.job import Job, Trained
 from adaptive_lora.recipes.own_family import own_family
+from adaptive_lora.recipes.peft_family import peft_family
 from adaptive_lora.recipes.plain import plain
 from adaptive_lora.recipes.truncation import truncate, truncate_retrain
 
@@ -36,6 +37,7 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
         "truncate": truncate,
         "truncate_retrain": truncate_retrain,
         "own_family": own_family,
+        "peft_family": peft_family,
     }
 )
 """`recipe` of an options class -> what it does; options that name none are plain LoRA."""

@@ -38,8 +38,8 @@ class Architecture:
     sites: tuple[AdapterSite, ...]
     tensors: Mapping[str, Shape] = field(default_factory=dict)
     """Every parameter by name, tied ones once, under the name of the first."""
-    norms: tuple[str, ...] = ()
-    """Names of the normalisation layers that have parameters."""
+    norm_tensors: frozenset[str] = frozenset()
+    """Names of the tensors of normalisation layers, as in `tensors`."""
     head: tuple[str, ...] = ()
     """Names of the tensors of the output head, as in `tensors`."""
     head_tied: bool = False
@@ -77,11 +77,11 @@ def read_architecture(model: nn.Module) -> Architecture:
         kind=type(model).__name__,
         sites=find_sites(model),
         tensors={name: tuple(p.shape) for name, p in model.named_parameters()},
-        norms=tuple(
-            name
+        norm_tensors=frozenset(
+            f"{name}.{own}"
             for name, module in model.named_modules()
             if "norm" in type(module).__name__.lower()
-            and next(module.parameters(recurse=False), None) is not None
+            for own, _ in module.named_parameters(recurse=False)
         ),
         head=head,
         head_tied=tied,

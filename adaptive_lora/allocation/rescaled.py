@@ -1,0 +1,55 @@
+"""IA3: activations are rescaled by learned vectors."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+from adaptive_lora.allocation.family_plan import FamilyPlan
+from adaptive_lora.allocation.knob import unused_note, within
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.sites import Architecture, Role, Shape
+
+_SCALED = (Role.KEY, Role.VALUE, Role.QKV)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ia3:
+    """(IA)^3 (Liu et al. 2022, 2205.05638, section 3.3): keys, values and inner activations.
+
+    The inner activation is the input of the feed-forward part's last map. Where a model fuses
+    queries with keys and values (GPT-2), the fused output is scaled, as in PEFT.
+    """
+
+    metric: ClassVar[str | None] = None
+    recipe: ClassVar[str] = "peft_family"
+
+    def label_under(self, budget: str | None) -> str:
+        """Return nothing: there are no options."""
+        return ""
+
+    def design(self, base: Architecture, budget: int | None, method: str) -> FamilyPlan:
+        """Return one vector per key, value and last feed-forward map."""
+        outer = [site for site in base.sites if site.role in _SCALED]
+        inner = [site for site in base.sites if site.role is Role.DOWN]
+        if not outer and not inner:
+            raise AllocationError(
+                f"{method}: {base.kind} has no map known as key, value or down; required some."
+            )
+        tensors: dict[str, Shape] = {f"{s.name}.ia3_l.default": (s.out_features, 1) for s in outer}
+        tensors |= {f"{site.name}.ia3_l.default": (1, site.in_features) for site in inner}
+        order = {f"{site.name}.ia3_l.default": at for at, site in enumerate(base.sites)}
+        plan = FamilyPlan(
+            method=method,
+            family="ia3",
+            settings={
+                "targets": [site.name for site in base.sites if site in outer or site in inner],
+                "feed_forward": [site.name for site in inner],
+            },
+            tensors={name: tensors[name] for name in sorted(tensors, key=order.__getitem__)},
+            budget=budget,
+        )
+        within(plan.trainable_parameters, budget, method)
+        notes = unused_note(plan.trainable_parameters, budget, method)
+        return dataclasses.replace(plan, notes=notes)

@@ -1,0 +1,175 @@
+"""Families that learn what stands before the input: prefixes and virtual tokens.
+
+They take positions of the context, need a row of their own for every example, and as a rule a
+learning rate 10 to 100 times that of LoRA.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from adaptive_lora.allocation.family_plan import FamilyPlan
+from adaptive_lora.allocation.knob import largest, within
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.options import Limits, option
+from adaptive_lora.sites import Architecture, Decoder, Shape
+
+_TOKENS = 20
+"""Virtual tokens where neither the method nor a budget says how many."""
+_EMBEDDING = "prompt_encoder.default.embedding.weight"
+_COUNT = Limits(low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTuning:
+    """Prompt tuning (Lester et al. 2021, 2104.08691): embeddings of virtual tokens.
+
+    They start as embeddings of tokens drawn from the vocabulary (section 3.2).
+    """
+
+    metric: ClassVar[str | None] = None
+    recipe: ClassVar[str] = "peft_family"
+    tokens: int | None = option(
+        None, f"virtual tokens; none: as many as the budget holds, or {_TOKENS}", limits=_COUNT
+    )
+
+    def label_under(self, budget: str | None) -> str:
+        """Return `n20`."""
+        return _tokens_label(self.tokens, budget)
+
+    def design(self, base: Architecture, budget: int | None, method: str) -> FamilyPlan:
+        """Return tokens x width embeddings."""
+        sizes = _decoder(base, method)
+        tokens = _tokens(self.tokens, sizes.width, budget)
+        return _plan(
+            "prompt_tuning", tokens, {_EMBEDDING: (tokens, sizes.width)}, sizes, budget, method
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixTuning:
+    """Prefix tuning (Li and Liang 2021, 2101.00190): keys and values of virtual tokens, per layer.
+
+    Without the paper's reparametrisation, which is thrown away after training. They start small, so
+    that at first they only take some of the attention.
+    """
+
+    metric: ClassVar[str | None] = None
+    recipe: ClassVar[str] = "peft_family"
+    tokens: int | None = option(
+        None, f"virtual tokens; none: as many as the budget holds, or {_TOKENS}", limits=_COUNT
+    )
+
+    def label_under(self, budget: str | None) -> str:
+        """Return `n20`."""
+        return _tokens_label(self.tokens, budget)
+
+    def design(self, base: Architecture, budget: int | None, method: str) -> FamilyPlan:
+        """Return one key and one value per token, layer and head of keys and values."""
+        sizes = _decoder(base, method)
+        each = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim
+        tokens = _tokens(self.tokens, each, budget)
+        return _plan("prefix_tuning", tokens, {_EMBEDDING: (tokens, each)}, sizes, budget, method)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PTuning:
+    """P-tuning (Liu et al. 2021, 2103.10385): virtual tokens written by a small encoder.
+
+    The encoder is PEFT's: an embedding and a perceptron of two hidden layers. Its parameters are
+    what is trained and counted; the adapter keeps the embeddings that it wrote.
+    """
+
+    metric: ClassVar[str | None] = None
+    recipe: ClassVar[str] = "peft_family"
+    tokens: int = option(_TOKENS, "virtual tokens", limits=_COUNT)
+    encoder_width: int | None = option(
+        None,
+        "width of the encoder's hidden layers; none: as large as the budget allows, or the base's",
+        limits=_COUNT,
+    )
+
+    def label_under(self, budget: str | None) -> str:
+        """Return `n20` and, where it is given, `w64`."""
+        width = f"-w{self.encoder_width}" if self.encoder_width is not None else ""
+        return f"n{self.tokens}{width}"
+
+    def design(self, base: Architecture, budget: int | None, method: str) -> FamilyPlan:
+        """Return the embedding and the three linear maps of the encoder."""
+        sizes = _decoder(base, method)
+        width, tokens = sizes.width, self.tokens
+
+        def cost(hidden: int) -> int:
+            return tokens * width + hidden * (2 * width + hidden + 2) + width
+
+        if self.encoder_width is not None:
+            hidden = self.encoder_width
+        elif budget is None:
+            hidden = width
+        else:
+            hidden = largest(cost, budget, f"unit of the encoder of {tokens} tokens")
+        tensors: dict[str, Shape] = {_EMBEDDING: (tokens, width)}
+        sides = ((0, hidden, width), (2, hidden, hidden), (4, width, hidden))
+        for layer, outputs, inputs in sides:
+            name = f"prompt_encoder.default.mlp_head.{layer}"
+            tensors |= {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+        return _plan(
+            "p_tuning", tokens, tensors, sizes, budget, method,
+            kept={_EMBEDDING: (tokens, width)}, encoder_width=hidden,
+        )  # fmt: skip
+
+
+def _decoder(base: Architecture, method: str) -> Decoder:
+    if base.decoder is None:
+        raise AllocationError(
+            f"{method}: {base.kind} takes no virtual tokens; required a causal language model."
+        )
+    return base.decoder
+
+
+def _tokens(given: int | None, each: int, budget: int | None) -> int:
+    if given is not None:
+        return given
+    return _TOKENS if budget is None else largest(lambda n: n * each, budget, "virtual token")
+
+
+def _tokens_label(given: int | None, budget: str | None) -> str:
+    if given is None and budget is not None:
+        return ""
+    return f"n{_TOKENS if given is None else given}"
+
+
+def _plan(
+    family: str,
+    tokens: int,
+    tensors: dict[str, Shape],
+    sizes: Decoder,
+    budget: int | None,
+    method: str,
+    *,
+    kept: dict[str, Shape] | None = None,
+    **settings: Any,
+) -> FamilyPlan:
+    if sizes.max_positions is not None and tokens >= sizes.max_positions:
+        raise AllocationError(
+            f"{method}: {tokens:,} virtual tokens leave no room in the base's "
+            f"{sizes.max_positions:,} positions; required fewer."
+        )
+    plan = FamilyPlan(
+        method=method,
+        family=family,
+        settings={
+            "tokens": tokens,
+            "width": sizes.width,
+            "layers": sizes.layers,
+            "kv_heads": sizes.kv_heads,
+            **settings,
+        },
+        tensors=tensors,
+        budget=budget,
+        kept=kept,
+        positions=tokens,
+    )
+    within(plan.trainable_parameters, budget, method)
+    return plan

@@ -1,0 +1,35 @@
+"""Families that PEFT has beside LoRA: soft prompts and IA3."""
+
+from __future__ import annotations
+
+from adaptive_lora.adapters.audit_family import (
+    audit_family,
+    audit_family_moved,
+    trained_tensors,
+)
+from adaptive_lora.adapters.peft_family import (
+    attach_peft_family,
+    detach_peft_family,
+    keep_the_embeddings,
+)
+from adaptive_lora.recipes.job import Job, Trained
+
+
+def peft_family(job: Job) -> Trained:
+    """Attach, train, and keep of P-tuning's encoder what it wrote."""
+    plan = job.family_plan
+    adapted = job.adopt(
+        attach_peft_family(job.base, plan, seed=job.trial.seed), undo=detach_peft_family
+    )
+    audit_family(adapted, plan.tensors)
+    start = {name: p.detach().cpu().clone() for name, p in trained_tensors(adapted).items()}
+    result = job.train(adapted)
+    audit_family_moved(adapted, start, must_move=lambda name: True)
+    if plan.kept is not None:
+        keep_the_embeddings(adapted)
+    return Trained(
+        model=adapted,
+        plan=plan,
+        result=result,
+        training_parameters=plan.trainable_parameters,
+    )
