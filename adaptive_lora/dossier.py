@@ -16,6 +16,7 @@ from typing import Any
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import digest
 from adaptive_lora.errors import ConfigError, DataError, TrackingError
+from adaptive_lora.redaction import hide_credentials
 from adaptive_lora.results import EvalResult, TrialRecord
 from adaptive_lora.tracking import (
     Run,
@@ -300,4 +301,4 @@ def _facts(store: Store, studies: Sequence[StudyRun]) -> dict[str, str]:
                 facts[name] = f"{before}; {text}"
     if studies:
         facts["settings"] = json.dumps(study_settings(studies[0]))
-    return facts
+    return {name: hide_credentials(text) for name, text in facts.items()}

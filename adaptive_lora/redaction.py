@@ -6,6 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from typing import Any
 
 HIDDEN = "***"
 _SECRET_NAME = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.I)
@@ -13,15 +14,16 @@ _SECRET_NAME = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|API_?KEY|ACC
 _SHORTEST = 6
 """Shorter values (`1`, `true`, `off`) are switches, and would blank half of every text."""
 _USERINFO = re.compile(
-    r"\b([a-z][a-z0-9+.-]*://(?!/)|https?:/(?!/))"
-    r"(?:[^\s/\"'<>?#]*|[^\s/@:\"'<>?#]+:(?!\d+/)[^\s\"'<>?#]*)@",
+    r"\b([a-z][a-z0-9+.-]{0,20}://(?!/)|https?:/(?!/))"
+    r"(?:[^\s/\"'<>?#]{0,300}|[^\s/@:\"'<>?#]{1,100}:(?!\d+/)[^\s\"'<>?#]{0,300})@",
     re.I,
 )
 """User and password of a URI, of which the password may hold `/` and `@`. One slash is enough for
-http: `Path` makes `https:/` of `https://`."""
+http: `Path` makes `https:/` of `https://`. All lengths are bounded: hostile text costs no more."""
 _PARAMETER = re.compile(
-    r"([?&;](?:[\w.-]*(?:token|password|passwd|secret|signature|api[_-]?key|access[_-]?key)[\w.-]*"
-    r"|sig|pwd|key)=)[^&;\s\"'<>#]+",
+    r"([?&;](?:[\w.-]{0,40}"
+    r"(?:token|password|passwd|secret|signature|api[_-]?key|access[_-]?key)"
+    r"[\w.-]{0,40}|sig|pwd|key)=)[^&;\s\"'<>#]+",
     re.I,
 )
 _SHAPE = re.compile(
@@ -43,12 +45,22 @@ def hide_credentials(text: str, environment: Mapping[str, str] | None = None) ->
         for name, value in values.items()
         if len(value) >= _SHORTEST and _SECRET_NAME.search(name) and not os.path.exists(value)
     }
-    user = values.get("MLFLOW_TRACKING_USERNAME", "")
-    known |= {user} if len(user) >= _SHORTEST else set()
-    for value in sorted(known, key=len, reverse=True):
-        text = text.replace(value, HIDDEN)
+    if known:  # whole words alone: `123456` is a password that stands in many a number
+        listed = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+        text = re.sub(rf"(?<![A-Za-z0-9.])(?:{listed})(?![A-Za-z0-9])", HIDDEN, text)
     text = _USERINFO.sub(rf"\g<1>{HIDDEN}@", text)
     return _SHAPE.sub(HIDDEN, _PARAMETER.sub(rf"\g<1>{HIDDEN}", text))
+
+
+def hide_in(values: Any) -> Any:
+    """Return JSON-ready values with credentials hidden in every text; keys and numbers stay."""
+    if isinstance(values, str):
+        return hide_credentials(values)
+    if isinstance(values, Mapping):
+        return {key: hide_in(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [hide_in(value) for value in values]
+    return values
 
 
 def printable(text: str) -> str:

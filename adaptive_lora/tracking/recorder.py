@@ -12,6 +12,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
+from adaptive_lora.redaction import hide_credentials, hide_in
 from adaptive_lora.tracking.connection import Store
 
 _BATCH = 1000
@@ -23,7 +24,7 @@ _GOES_ON = (
 
 
 class Recorder:
-    """Writes to one run in batches."""
+    """Writes to one run in batches; credentials stay out of all texts."""
 
     def __init__(self, store: Store, run_id: str) -> None:
         self.store, self.run_id = store, run_id
@@ -53,24 +54,23 @@ class Recorder:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; the names carry a prefix and never meet those of `mlflow run`."""
-        items = [Param(key, str(value)) for key, value in values.items()]
+        items = [Param(key, hide_credentials(str(value))) for key, value in values.items()]
         for start in range(0, len(items), _PARAMS):
             self.store.client.log_batch(self.run_id, params=items[start : start + _PARAMS])
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
-        self.store.client.log_batch(
-            self.run_id, tags=[RunTag(key, value) for key, value in values.items()]
-        )
+        items = [RunTag(key, hide_credentials(value)) for key, value in values.items()]
+        self.store.client.log_batch(self.run_id, tags=items)
 
     def json(self, name: str, values: Any) -> None:
         """Log a JSON artifact."""
-        text = json.dumps(values, indent=1, allow_nan=False)
+        text = json.dumps(hide_in(values), indent=1, allow_nan=False)
         self.store.client.log_text(self.run_id, text, name)
 
     def text(self, name: str, text: str) -> None:
         """Log a text artifact."""
-        self.store.client.log_text(self.run_id, text, name)
+        self.store.client.log_text(self.run_id, hide_credentials(text), name)
 
     def files(self, folder: Path, path: str) -> None:
         """Log a folder of artifacts."""
@@ -79,10 +79,10 @@ class Recorder:
     def data(self, name: str, digest: str, source: str, rows: int) -> None:
         """Log the data set as an input, by digest; its rows stay where they are."""
         dataset = Dataset(
-            name=name[:500],
+            name=hide_credentials(name)[:500],
             digest=digest,
             source_type="local",
-            source=json.dumps({"uri": source}),
+            source=json.dumps({"uri": hide_credentials(source)}),
             profile=json.dumps({"num_rows": rows}),
         )
         context = InputTag(key="mlflow.data.context", value="training")

@@ -12,6 +12,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from adaptive_lora.errors import TrackingError
+from adaptive_lora.redaction import hide_credentials
 from adaptive_lora.tracking.connection import Store
 from adaptive_lora.tracking.recorder import Recorder, TrialRun
 
@@ -132,7 +133,9 @@ class StudyRun(Recorder):
 
 
 def _create(store: Store, name: str, tags: Mapping[str, str]) -> str:
-    run = store.client.create_run(store.experiment_id, tags=resolve_tags(dict(tags)), run_name=name)
+    # MLflow adds tags of its own, the git remote among them, whose URI may hold a token.
+    tags = {key: hide_credentials(value) for key, value in resolve_tags(dict(tags)).items()}
+    run = store.client.create_run(store.experiment_id, tags=tags, run_name=hide_credentials(name))
     return str(run.info.run_id)
 
 
