@@ -290,6 +290,8 @@ def _facts(store: Store, studies: Sequence[StudyRun]) -> dict[str, str]:
     tags = [study.recorded().data.tags for study in studies]
     for own in tags:
         texts = {shown: own[name] for name, shown in names.items() if name in own}
+        if own.get("trust_remote_code") == "true":
+            texts["code of the base"] = "run (--trust-remote-code true)"
         texts["base model"] = f"{texts.get('base model')} ({own.get('base_hash', '?')[:16]})"
         texts["data"] = f"{texts.get('data')} ({own.get('data_digest', '?')})"
         texts |= {k.removeprefix(prefix): v for k, v in own.items() if k.startswith(prefix)}

@@ -41,7 +41,8 @@ def bench_for(config: StudyConfig, metric: str) -> Workbench | EncoderBench:
     from transformers import AutoModelForCausalLM
 
     _, _, folder = locate(config.model, weights=False)
-    causal = auto_class(read_settings(folder)) is AutoModelForCausalLM
+    settings = read_settings(folder, trust_remote_code=config.model.trust_remote_code)
+    causal = auto_class(settings) is AutoModelForCausalLM
     return Workbench(config) if causal else EncoderBench(config, metric)
 
 
@@ -57,7 +58,8 @@ class EncoderBench:
         self.config, self.metric = config, metric
         self.runtime = start_runtime(config.train.precision)
         _, _, self.folder = locate(config.model)
-        require_weights(self.folder)
+        self._trust = config.model.trust_remote_code
+        require_weights(self.folder, trust_remote_code=self._trust)
         self.model, missing = self._load()
         self.model.to(self.runtime.device)  # type: ignore[arg-type]
         self.sites = find_sites(self.model)
@@ -87,7 +89,7 @@ class EncoderBench:
 
         hf_logging.disable_progress_bar()
 
-        settings = read_settings(self.folder)
+        settings = read_settings(self.folder, trust_remote_code=self._trust)
         kind, without_loss = auto_class(settings), self.metric in _DATA_FREE | _FORWARD
         is_encoder = type(settings) in AutoModelForMaskedLM._model_mapping
         if self.metric in _TRAINED or (not is_encoder and self.metric not in _DATA_FREE):
@@ -97,9 +99,13 @@ class EncoderBench:
             )  # fmt: skip
         try:
             model, found = (kind if without_loss else AutoModelForMaskedLM).from_pretrained(
-                self.folder, dtype=self.runtime.base_dtype, output_loading_info=True
+                self.folder,
+                dtype=self.runtime.base_dtype,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=self._trust,
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except Exception as error:  # whatever a damaged file makes transformers raise
             raise ModelError(f"{self.folder} cannot be loaded: {error}") from error
         if not without_loss and found["missing_keys"]:
             raise self._refusal(
@@ -120,8 +126,8 @@ class EncoderBench:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder)
-        except (OSError, ValueError, KeyError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self._trust)
+        except Exception as error:  # whatever a damaged file makes transformers raise
             raise ModelError(f"{self.folder} has no usable tokenizer: {error}") from error
         if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
             raise ModelError(f"the tokenizer in {self.folder} lacks a mask or a pad token.")

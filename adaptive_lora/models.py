@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora import adapter_serving
+from adaptive_lora.adapter_serving.vetting import UnsafeFiles, require_base
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import ModelError
 
@@ -30,7 +31,9 @@ class BaseReference:
     revision: str | None
     """Commit on the hub; None elsewhere."""
     content_hash: str
-    """SHA-256 over configuration, tokenizer and weights."""
+    """SHA-256 over configuration, tokenizer and weights, and over Python files if they are run."""
+    trust_remote_code: bool = False
+    """Whether the base's own Python code was run, as the user said."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -80,9 +83,13 @@ def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path
         source, name = "hub", config.model
     try:
         if weights or source != "hub" or os.environ.get(adapter_serving.BASE_VARIABLE):
-            folder = adapter_serving.base_folder(source, name, config.revision)
+            folder = adapter_serving.base_folder(
+                source, name, config.revision, code=config.trust_remote_code
+            )
         else:
-            folder = _hub_configuration(name, config.revision)
+            folder = _hub_configuration(name, config.revision, config.trust_remote_code)
+    except UnsafeFiles as error:
+        raise ModelError(str(error)) from error
     except Exception as error:  # huggingface_hub raises a dozen unrelated types
         raise ModelError(
             f"base model '{config.model}' is neither a local folder nor reachable on the hub "
@@ -94,10 +101,11 @@ def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path
     return source, name, folder
 
 
-def _hub_configuration(name: str, revision: str | None) -> Path:
+def _hub_configuration(name: str, revision: str | None, code: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, revision=revision, allow_patterns=["config.json"]))
+    patterns = ["config.json", *(["*.py"] if code else [])]
+    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
 def load_base(
@@ -116,17 +124,18 @@ def load_base(
     from transformers import AutoModelForCausalLM
 
     source, name, folder = locate(config)
-    require_weights(folder)
-    kind = auto_class(read_settings(folder))
+    trust = config.trust_remote_code
+    require_weights(folder, trust_remote_code=trust)
+    kind = auto_class(read_settings(folder, trust_remote_code=trust))
     if task["name"] == "causal" and kind is not AutoModelForCausalLM:
         raise ModelError(
             f"{folder} is no causal language model (it is one for {kind.__name__}): required for "
             "training; `plan` works for any model, `profile` for encoders."
         )
     try:
-        model = adapter_serving.load_model(folder, dtype, task)
-        tokenizer = adapter_serving.open_processor(folder, task)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model = adapter_serving.load_model(folder, dtype, task, trust_remote_code=trust)
+        tokenizer = adapter_serving.open_processor(folder, task, trust_remote_code=trust)
+    except Exception as error:  # whatever a damaged file makes transformers raise
         raise ModelError(f"{folder} cannot be loaded: {error}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
@@ -134,7 +143,8 @@ def load_base(
         source=source,
         name=name,
         revision=_hub_commit(folder) if source == "hub" else None,
-        content_hash=adapter_serving.content_hash(folder),
+        content_hash=adapter_serving.content_hash(folder, code=trust),
+        trust_remote_code=trust,
     )
     return BaseModel(
         model=model,
@@ -145,26 +155,42 @@ def load_base(
     )
 
 
-def require_weights(folder: Path) -> None:
-    """Raise ModelError where a model folder holds a configuration alone."""
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+def require_weights(folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Raise ModelError where a model folder has no weights that are safe to read."""
+    _require_safe(folder, trust_remote_code, weights=True)
+    if not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"{folder} has no weights: required *.safetensors; `plan` works without them, "
             "training does not."
         )
 
 
-def read_settings(folder: Path) -> PretrainedConfig:
+def _require_safe(folder: Path, trust_remote_code: bool, *, weights: bool) -> None:
+    try:
+        require_base(folder, weights=weights, trust_remote_code=trust_remote_code)
+    except UnsafeFiles as error:
+        raise ModelError(str(error)) from error
+
+
+def read_settings(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
     """Read a model folder's config.json.
 
     Raises:
-        ModelError: transformers cannot use it.
+        ModelError: transformers cannot use it, or only with code of its own that is not trusted.
     """
     from transformers import AutoConfig
 
+    _require_safe(folder, trust_remote_code, weights=False)
     try:
-        settings: PretrainedConfig = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+        settings: PretrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # transformers checks little: whatever a wrong value causes
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{folder} runs only with Python code of its own, which is not run unless you say "
+                "so: read it, then give --trust-remote-code true."
+            ) from error
         raise ModelError(f"{folder}/config.json cannot be used: {error}") from error
     return settings
 
@@ -200,7 +226,8 @@ def auto_class(settings: PretrainedConfig) -> Any:
         for name in _BY_NAME
         if type(settings) in (auto := getattr(transformers, name))._model_mapping
     }
-    first = next((name for name in _WITHOUT_A_NAME if name in takes), "AutoModel")
+    own = getattr(settings, "auto_map", None) or {}  # the model's own code, where that is run
+    first = next((name for name in _WITHOUT_A_NAME if name in takes or name in own), "AutoModel")
     saved = (settings.architectures or [""])[0]
     named = next((name for name, kind in takes.items() if kind == saved), first)
     return getattr(transformers, first if first == "AutoModelForCausalLM" else named)
@@ -215,11 +242,14 @@ def skeleton(config: ModelConfig) -> PreTrainedModel:
     import torch
 
     _, _, folder = locate(config, weights=False)
-    settings = read_settings(folder)
+    trust = config.trust_remote_code
+    settings = read_settings(folder, trust_remote_code=trust)
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = auto_class(settings).from_config(settings)
-    except (OSError, ValueError, KeyError) as error:
+            model: PreTrainedModel = auto_class(settings).from_config(
+                settings, trust_remote_code=trust
+            )
+    except Exception as error:  # transformers checks little: whatever a wrong value causes
         raise ModelError(f"{folder}/config.json cannot be used: {error}") from error
     return model
 

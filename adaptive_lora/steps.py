@@ -144,13 +144,16 @@ def run_evaluate(
     store = connect(config.tracking)
     folder = _adapter(adapter)
     try:
-        model, _, record = adapter_serving.load_adapter(folder)
+        model, _, record = adapter_serving.load_adapter(
+            folder, trust_remote_code=config.model.trust_remote_code
+        )
     except Exception as error:  # PEFT, transformers and safetensors raise their own types
         raise AdapterError(f"adapter {adapter} cannot be loaded: {error}") from error
     base = record["base"]
     where = os.environ.get(adapter_serving.BASE_VARIABLE) or base["name"]
     changes: dict[str, object] = {"model": where, "revision": base["revision"]}
     changes["task"] = record["task"]["name"]
+    changes["trust_remote_code"] = bool(base.get("trust_remote_code"))  # or it had not loaded
     if config.train.precision == "auto":  # as it was trained, so that its scores come back
         changes["precision"] = _PRECISION_OF[record["dtype"]]
     bench = Workbench(study_from({**config.flat(), **changes}))
@@ -187,7 +190,7 @@ def run_export(
         connect(config.tracking)
     source = _adapter(adapter)
     if merged:
-        export_merged(source, out)
+        export_merged(source, out, trust_remote_code=config.model.trust_remote_code)
         console.print(f"merged model written to {out}", highlight=False, soft_wrap=True)
         return
     rank = export_uniform(source, out)

@@ -148,6 +148,7 @@ def open_study(bench: Workbench, store: Store, *, single: bool = False) -> Study
             "data": bench.data.source,
             "data_digest": bench.data.digest,
             "precision": bench.runtime.precision,
+            "trust_remote_code": str(config.model.trust_remote_code).lower(),
             **{f"provenance.{key}": value for key, value in provenance().items()},
         }
     )
@@ -218,12 +219,15 @@ def compare_study(
     baseline = changes.get("baseline")
     config = study_from({**recorded, **changes, "baseline": None})
     config = dataclasses.replace(config, baseline=None if baseline is None else str(baseline))
-    judgement = judge(dossier, config, console, lambda trial: _bench_of(store, trial))
+    trust = config.model.trust_remote_code
+    judgement = judge(dossier, config, console, lambda trial: _bench_of(store, trial, trust))
     return judgement, store
 
 
-def _bench_of(store: Store, trial: TrialRecord) -> Workbench:
+def _bench_of(store: Store, trial: TrialRecord, trust_remote_code: bool) -> Workbench:
     """Load base and data of a trial that anybody ran.
+
+    Whether the base's own code runs is for who compares to say, not for who ran the trial.
 
     Raises:
         AdapterError: they are not at hand, or not those of the trial.
@@ -231,7 +235,8 @@ def _bench_of(store: Store, trial: TrialRecord) -> Workbench:
     try:
         settings = study_settings(StudyRun.find(store, trial.tags["study_id"]))
         # `auto` may mean another precision here than where the trial ran.
-        bench = Workbench(study_from({**settings, "precision": trial.tags["precision"]}))
+        own = {"precision": trial.tags["precision"], "trust_remote_code": trust_remote_code}
+        bench = Workbench(study_from({**settings, **own}))
     except AdaptiveLoraError as error:
         raise AdapterError(
             "an adapter is registered only after a proof on its base and data, and these are not "

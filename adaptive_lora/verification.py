@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from adaptive_lora.adapter_serving import load_adapter
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.results import TrialRecord
-from adaptive_lora.tracking.registry import adapter_folder, load_logged_adapter
+from adaptive_lora.tracking.registry import adapter_folder, require_own_code
 from adaptive_lora.trial import PROBE, probe_logits
 from adaptive_lora.workbench import Workbench
 
@@ -43,9 +44,12 @@ def prove(bench: Workbench, record: TrialRecord, model_uri: str) -> Proof:
     """
     assert record.test is not None
     try:
-        model, _, _ = load_logged_adapter(model_uri)
-        trained = load_file(adapter_folder(model_uri) / PROBE)["logits"]
-    except Exception as error:  # the loading code travels with the model and raises its own types
+        require_own_code(model_uri)  # so that what is loaded here is what will be served
+        folder = adapter_folder(model_uri)
+        trust = bench.base.reference.trust_remote_code
+        model, _, _ = load_adapter(folder, trust_remote_code=trust)
+        trained = load_file(folder / PROBE)["logits"]
+    except Exception as error:  # PEFT, transformers and safetensors raise their own types
         raise AdapterError(
             f"the adapter of run {record.run_id} cannot be loaded back ({error}). It was not "
             "registered."

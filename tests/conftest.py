@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from tracked import Finished, quiet, store_in
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.workbench import Workbench
 
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # nothing here needs it
 settings.register_profile("suite", deadline=None)  # no test may fail because a machine is busy
 settings.load_profile("suite")
 torch.set_num_threads(1)  # models this small only make threads wait for each other

@@ -10,16 +10,26 @@ and content hash, dtype, prompt template and task.
 """
 
 from .adapter import RECORD, answer, load_adapter
-from .base import BASE_VARIABLE, HUB_FILES, BaseMismatch, base_folder, content_hash
+from .base import (
+    BASE_VARIABLE,
+    HUB_FILES,
+    TRUST_VARIABLE,
+    BaseMismatch,
+    base_folder,
+    content_hash,
+)
 from .task_models import CAUSAL, load_model, open_processor
 from .text import generate, render, virtual_tokens
+from .vetting import UnsafeFiles
 
 __all__ = [
     "BASE_VARIABLE",
     "CAUSAL",
     "HUB_FILES",
     "RECORD",
+    "TRUST_VARIABLE",
     "BaseMismatch",
+    "UnsafeFiles",
     "answer",
     "base_folder",
     "content_hash",

@@ -2,41 +2,74 @@
 
 from __future__ import annotations
 
-import json
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .base import BASE_VARIABLE, BaseMismatch, base_folder, content_hash
-from .task_models import CAUSAL, load_model, open_processor
+from .base import BASE_VARIABLE, TRUST_VARIABLE, BaseMismatch, base_folder, content_hash
+from .task_models import AUTO_CLASSES, CAUSAL, load_model, open_processor
 from .text import generate, render
+from .vetting import (
+    RECORD,
+    UnsafeFiles,
+    read_record,
+    require_adapter,
+    require_base,
+    require_loaded,
+)
 
-RECORD = "adaptive_lora.json"
+__all__ = ["RECORD", "answer", "load_adapter"]
 
 
-def load_adapter(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
+def load_adapter(
+    folder: Path, *, trust_remote_code: bool | None = None
+) -> tuple[Any, Any, dict[str, Any]]:
     """Return (adapted model in evaluation mode, processor, record) of an adapter folder.
+
+    Args:
+        folder: of the adapter.
+        trust_remote_code: run the base's own Python code; None: as the environment says.
 
     Raises:
         BaseMismatch: the base's content hash is not the recorded one.
+        UnsafeFiles: files that could run code, are damaged, or contradict each other.
     """
     import torch
 
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    base = record["base"]
-    where = base_folder(base["source"], base["name"], base["revision"])
-    found = content_hash(where)
+    record = read_record(folder)
+    task = record.setdefault("task", dict(CAUSAL))
+    if task["name"] not in AUTO_CLASSES:
+        raise UnsafeFiles(f"{folder / RECORD}: required one of the tasks {', '.join(AUTO_CLASSES)}")
+    require_adapter(folder)
+    if trust_remote_code is None:
+        trust_remote_code = os.environ.get(TRUST_VARIABLE) == "1"
+    where, trust = _recorded_base(record["base"], trust_remote_code)
+    model = load_model(where, getattr(torch, record["dtype"]), task, trust_remote_code=trust)
+    model = _adapted(model, folder).eval()
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    return model, open_processor(where, task, trust_remote_code=trust), record
+
+
+def _recorded_base(base: Mapping[str, Any], allowed: bool) -> tuple[Path, bool]:
+    """Return the folder of the base that a record names, checked, and whether its code is run."""
+    trust = bool(base.get("trust_remote_code"))
+    if trust and not allowed:
+        raise UnsafeFiles(
+            f"base {base['name']} runs its own Python code, which is not done unless you say so: "
+            f"--trust-remote-code true, or {TRUST_VARIABLE}=1 where the adapter is served."
+        )
+    where = base_folder(base["source"], base["name"], base["revision"], code=trust)
+    require_base(where, weights=True, trust_remote_code=trust)
+    found = content_hash(where, code=trust)
     if found != base["content_hash"]:
         raise BaseMismatch(
             f"base at {where} has content hash {found[:12]}, the adapter was trained on "
             f"{base['content_hash'][:12]}; use the same base or set {BASE_VARIABLE}."
         )
-    task = record.setdefault("task", dict(CAUSAL))
-    model = _adapted(load_model(where, getattr(torch, record["dtype"]), task), folder).eval()
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    return model, open_processor(where, task), record
+    return where, trust
 
 
 def _adapted(model: Any, folder: Path) -> Any:
@@ -49,7 +82,11 @@ def _adapted(model: Any, folder: Path) -> Any:
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        return PeftModel.from_pretrained(model, str(folder))
+        # Missing tensors are an error below.
+        warnings.filterwarnings("ignore", ".*missing adapter keys", UserWarning)
+        model = PeftModel.from_pretrained(model, str(folder))
+    require_loaded(model, folder)
+    return model
 
 
 def answer(

@@ -7,8 +7,12 @@ import importlib.util
 import os
 from pathlib import Path
 
+from .vetting import UnsafeFiles, pickled
+
 BASE_VARIABLE = "ADAPTIVE_LORA_BASE"
 """Environment variable: folder to use as the base instead of the recorded reference."""
+TRUST_VARIABLE = "ADAPTIVE_LORA_TRUST_REMOTE_CODE"
+"""Environment variable: `1` runs a base's own Python code where an adapter is served."""
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _OTHERS = ("*.json", "*.txt", "*.model", "*.jinja")
 HUB_FILES = (*_OTHERS, "*.safetensors")
@@ -18,15 +22,20 @@ class BaseMismatch(RuntimeError):
     """The base on this machine is not the one that the adapter was trained on."""
 
 
-def content_hash(folder: Path) -> str:
+def content_hash(folder: Path, *, code: bool = False) -> str:
     """Return SHA-256 over configuration, tokenizer and weights of a model folder.
 
     Names and contents enter, times and other files do not; two copies have the same hash.
+
+    Args:
+        folder: of the model.
+        code: whether its Python files are run, and enter.
     """
     total = hashlib.sha256()
+    others = ("config.json", "tokenizer*", "vocab*", "merges.txt")
     names = {
         path
-        for pattern in (*_WEIGHTS, "config.json", "tokenizer*", "vocab*", "merges.txt")
+        for pattern in (*_WEIGHTS, *others, *_code(code))
         for path in folder.glob(pattern)
         if path.is_file()
     }
@@ -37,16 +46,22 @@ def content_hash(folder: Path) -> str:
     return total.hexdigest()
 
 
-def base_folder(source: str, name: str, revision: str | None = None) -> Path:
+def _code(run: bool) -> tuple[str, ...]:
+    return ("*.py",) if run else ()
+
+
+def base_folder(source: str, name: str, revision: str | None = None, *, code: bool = False) -> Path:
     """Return the folder of a base model, fetching a hub model on first use.
 
     Args:
         source: `embedded` (inside the adaptive_lora package), `folder` or `hub`.
         name: path of a folder or id on the hub.
         revision: hub revision.
+        code: fetch its Python files too.
 
     Raises:
         FileNotFoundError: the folder or package is not there.
+        UnsafeFiles: the hub has pickled weights only.
     """
     override = os.environ.get(BASE_VARIABLE)
     if override:
@@ -63,15 +78,14 @@ def base_folder(source: str, name: str, revision: str | None = None) -> Path:
         if not Path(name).is_dir():
             raise FileNotFoundError(f"base folder {name} not found; set {BASE_VARIABLE} to a copy.")
         return Path(name)
-    return _hub_folder(name, revision)
+    return _hub_folder(name, revision, code)
 
 
-def _hub_folder(name: str, revision: str | None) -> Path:
+def _hub_folder(name: str, revision: str | None, code: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES)))
+    patterns = [*HUB_FILES, *_code(code)]
+    folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     if not any(folder.glob("*.safetensors")):
-        # Older repositories hold pickled weights only; transformers reads them with weights_only.
-        patterns = [*HUB_FILES, "pytorch_model*.bin"]
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        raise UnsafeFiles(pickled(name))
     return folder

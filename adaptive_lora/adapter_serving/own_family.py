@@ -6,7 +6,6 @@ says where it belongs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+
+from .vetting import UnsafeFiles, read_json
 
 FAMILY = "family.json"
 WEIGHTS = "trained{suffix}.safetensors"
@@ -145,12 +146,13 @@ def load_own_family(base: Any, folder: Path) -> AdaptedModel:
 
     Raises:
         ValueError: the weights are not those that `family.json` names.
+        UnsafeFiles: they are not finite, or the file is damaged.
     """
     from safetensors.torch import load_file
 
     for parameter in base.parameters():
         parameter.requires_grad_(False)
-    settings = json.loads((folder / FAMILY).read_text(encoding="utf-8"))
+    settings = read_json(folder / FAMILY)
     model = AdaptedModel(
         base,
         trained=settings["trained"],
@@ -166,6 +168,8 @@ def load_own_family(base: Any, folder: Path) -> AdaptedModel:
         raise ValueError(f"{folder}: weights and {FAMILY} differ in {len(odd)} names, as {odd[0]}")
     with torch.no_grad():
         for name, tensor in wanted.items():
+            if not torch.isfinite(saved[name]).all():
+                raise UnsafeFiles(f"{folder}: {name} holds NaN or infinity")
             tensor.copy_(saved[name])
     return model
 

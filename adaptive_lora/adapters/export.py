@@ -7,7 +7,6 @@ scales folded into B, all of them compute the same.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,12 @@ from torch.nn.functional import pad
 
 from adaptive_lora import adapter_serving
 from adaptive_lora.adapter_serving.own_family import FAMILY
+from adaptive_lora.adapter_serving.vetting import (
+    UnsafeFiles,
+    read_json,
+    read_record,
+    require_adapter,
+)
 from adaptive_lora.adapters.model_card import merged_card, uniform_card
 from adaptive_lora.errors import AdapterError, ConfigError
 
@@ -53,6 +58,7 @@ def export_uniform(source: Path, target: Path) -> int:
     """
     _refuse_occupied(target)
     config, tensors = _read(source)
+    origin = _origin(source)
     pairs = _pairs(tensors)
     ranks = [a.shape[0] for a, _ in pairs.values()]
     rank = next((served for served in SERVED_RANKS if served >= max(ranks)), None)
@@ -74,17 +80,18 @@ def export_uniform(source: Path, target: Path) -> int:
         save_file(written, folder / _WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(str(folder))
         shutil.copy(source / adapter_serving.RECORD, folder)
-        card = uniform_card(_origin(source), ranks=ranks, rank=rank)
+        card = uniform_card(origin, ranks=ranks, rank=rank)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return rank
 
 
-def export_merged(source: Path, target: Path) -> None:
+def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False) -> None:
     """Add an adapter to its base's weights and write a plain transformers folder.
 
     Args:
         source: adapter folder; its base must be at hand and unchanged.
         target: folder to make; must not hold anything.
+        trust_remote_code: run the base's own Python code.
 
     Raises:
         AdapterError: the base or adapter cannot be loaded or merged.
@@ -92,7 +99,9 @@ def export_merged(source: Path, target: Path) -> None:
     """
     _refuse_occupied(target)
     try:
-        model, tokenizer, _ = adapter_serving.load_adapter(source)
+        model, tokenizer, _ = adapter_serving.load_adapter(
+            source, trust_remote_code=trust_remote_code
+        )
         dora = bool(model.peft_config["default"].use_dora)
         merged = model.merge_and_unload(safe_merge=True)
     except Exception as error:  # PEFT, transformers and safetensors raise their own types
@@ -123,8 +132,12 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 
 def _read(source: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
-    if (source / FAMILY).is_file():
-        family = json.loads((source / FAMILY).read_text(encoding="utf-8"))["family"]
+    try:
+        require_adapter(source)
+        family = read_json(source / FAMILY).get("family") if (source / FAMILY).is_file() else None
+    except UnsafeFiles as error:
+        raise AdapterError(str(error)) from error
+    if family is not None:
         raise AdapterError(
             f"{source} is no LoRA adapter ({family}): required for --uniform, because servers read "
             "A and B alone; what was trained of the base's own weights can be exported --merged."
@@ -178,10 +191,11 @@ def _scale(config: LoraConfig, site: str, rank: int) -> float:
 
 def _origin(source: Path) -> dict[str, Any]:
     """Return the adapter's record, with the method that made its plan where that is known."""
-    record: dict[str, Any] = json.loads(
-        (source / adapter_serving.RECORD).read_text(encoding="utf-8")
-    )
-    plan = source / "rank_plan.json"
-    if plan.is_file():
-        record["method"] = json.loads(plan.read_text(encoding="utf-8"))["method"]
+    try:
+        record = read_record(source)
+        plan = source / "rank_plan.json"
+        if plan.is_file():
+            record["method"] = str(read_json(plan).get("method", "unknown"))
+    except UnsafeFiles as error:
+        raise AdapterError(str(error)) from error
     return record

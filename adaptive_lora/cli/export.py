@@ -18,7 +18,7 @@ from adaptive_lora.errors import ConfigError
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--uniform", is_flag=True, help="one rank, scale 1: for servers with one alpha / r")
 @click.option("--merged", is_flag=True, help="the base with the adapter in its weights")
-@study_options(only=("tracking_uri",))
+@study_options(only=("tracking_uri", "trust_remote_code"))
 def export(adapter: str, out: Path, uniform: bool, merged: bool, **options: Any) -> None:
     """Write ADAPTER (a folder or models:/ URI) to the new folder OUT, for serving elsewhere."""
     config = study_from(settings_given(options))

@@ -22,9 +22,12 @@ from adaptive_lora.cli.options import (
 from adaptive_lora.config import study_from
 from adaptive_lora.errors import ConfigError
 
+_OWN = ("model", "revision", "trust_remote_code", "scale", "scale_policy")
+"""Settings of a study that a plan takes."""
+
 
 @main.command()
-@study_options(only=("model", "revision", "scale", "scale_policy"))
+@study_options(only=_OWN)
 @click.option("--method", default="uniform", show_default=True, help="NAME[:option=value,...]")
 @options_of_methods
 @click.option("--seed", default=0, show_default=True, help="seed of a trial, for `random`")
@@ -49,13 +52,12 @@ def plan(
     **options: Any,
 ) -> None:
     """Show which site gets which rank, and what it costs. Needs no weights."""
-    own = {"model", "revision", "scale", "scale_policy"}
-    config = study_from(settings_given({key: options[key] for key in own}))
+    config = study_from(settings_given({key: options[key] for key in _OWN}))
     name, written = MethodSpec.split(method)
     for several in ("target_names", "roles", "layers"):
         if options[several]:
             options[several] = re.sub("[,+]", " ", options[several])
-    given = settings_given({key: value for key, value in options.items() if key not in own})
+    given = settings_given({key: value for key, value in options.items() if key not in _OWN})
     spec = MethodSpec.build(name, {**written, **given})
     from adaptive_lora.planning import peft_config, plan_method, print_plan
 

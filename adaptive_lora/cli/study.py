@@ -61,6 +61,7 @@ def _print_judgement(console: Console, judgement: Any, store: Any) -> None:
         "experiment",
         "output",
         "registered_model",
+        "trust_remote_code",
         "baseline",
         "margin",
         "margin_percent",

@@ -20,6 +20,11 @@ class ModelConfig:
         "embedded", "base model: 'embedded', a local folder or a hub id", identity=False
     )
     revision: str | None = option(None, "hub revision (branch, tag or commit)", identity=False)
+    trust_remote_code: bool = option(
+        False,
+        "run Python code that comes with the base; read it first (its content enters the identity)",
+        identity=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
