@@ -7,6 +7,7 @@
     ├── AllocationError          ranks and budgets that cannot be met
     ├── AdapterError             adapter folders and models that differ from their plan
     ├── TrackingError            tracking server and registry
+    │   └── Undelivered          results wait on local disk for it; exit code 3
     └── TrialFailed              a trial that the stability guard ended; the study goes on
 
 Anything else that escapes is a bug of this package and keeps its traceback.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 from adaptive_lora.redaction import hide_credentials, printable
 
@@ -26,6 +28,8 @@ class AdaptiveLoraError(Exception):
     Messages quote what was given, other libraries' errors included: credentials are left out here,
     and signs that would act on a terminal become escapes.
     """
+
+    exit_code: ClassVar[int] = 2
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(hide_credentials(message)))
@@ -53,6 +57,12 @@ class AdapterError(AdaptiveLoraError, RuntimeError):
 
 class TrackingError(AdaptiveLoraError, RuntimeError):
     """The tracking server or registry cannot be used."""
+
+
+class Undelivered(TrackingError):
+    """Results are kept on local disk, because the tracking server did not take them."""
+
+    exit_code = 3
 
 
 class TrialFailed(AdaptiveLoraError, RuntimeError):

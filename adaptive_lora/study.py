@@ -22,7 +22,13 @@ from adaptive_lora.dossier import (
     study_settings,
 )
 from adaptive_lora.engines import run_serially
-from adaptive_lora.errors import AdapterError, AdaptiveLoraError, ConfigError, ModelError
+from adaptive_lora.errors import (
+    AdapterError,
+    AdaptiveLoraError,
+    ConfigError,
+    ModelError,
+    Undelivered,
+)
 from adaptive_lora.interruption import interruptible
 from adaptive_lora.judgement import Judgement, judge
 from adaptive_lora.progress import StudyProgress
@@ -69,9 +75,10 @@ def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
                 lambda trial: run_tracked(bench, study, trial, progress),
                 lambda trial, failure: progress.end(f"[red]FAILED[/]: {failure}"),
             )
+        store.settle(" The trials were trained, not compared: then run the same command again.")
         judgement = judge(study_dossier(study), config, console, lambda trial: bench)
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Undelivered):
         status = "KILLED"
         raise
     finally:
@@ -220,7 +227,11 @@ def compare_study(
     config = study_from({**recorded, **changes, "baseline": None})
     config = dataclasses.replace(config, baseline=None if baseline is None else str(baseline))
     trust = config.model.trust_remote_code
-    judgement = judge(dossier, config, console, lambda trial: _bench_of(store, trial, trust))
+    try:
+        judgement = judge(dossier, config, console, lambda trial: _bench_of(store, trial, trust))
+        store.settle()
+    finally:
+        store.close(hasty=True)
     return judgement, store
 
 

@@ -144,7 +144,7 @@ def _log_outcome(bench: Workbench, run: TrialRun, trial: TrialSpec, outcome: Tri
         "base_hash": bench.base.reference.content_hash,
         "test_loss": outcome.test.loss,
     }
-    log_adapter(run.store, run.run_id, outcome.folder, metadata)
+    log_adapter(run, outcome.folder, metadata)
     run.tags({"order_digest": outcome.train.order_digest})
     run.json(RESULT, result_to_dict(outcome.train, outcome.test))
     run.json(PLAN, outcome.plan.to_dict())

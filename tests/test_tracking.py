@@ -51,6 +51,8 @@ def test_a_long_description_ends_at_a_paragraph_and_says_where_it_goes_on(
 ) -> None:
     run = TrialRun(finished.outcome.store, finished.children[0].info.run_id)
     run.describe("\n\n".join(["a paragraph " * 30] * 50))
+    assert run.flush(patience=60)
+    run.store.close()
     note = finished.client.get_run(run.run_id).data.tags["mlflow.note.content"]
     assert len(note) <= 8_000
     assert note.endswith(

@@ -8,6 +8,7 @@ from adaptive_lora.cli import (
     planted,
     power,
     study,
+    sync,
     transfer,
     trial,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "planted",
     "power",
     "study",
+    "sync",
     "transfer",
     "trial",
 ]

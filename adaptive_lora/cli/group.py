@@ -13,7 +13,7 @@ from adaptive_lora.interruption import Interrupted
 
 
 class _Group(click.Group):
-    """Turns errors that the user can mend into one message and exit code 2."""
+    """Turns errors that the user can mend into one message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -21,7 +21,7 @@ class _Group(click.Group):
         except AdaptiveLoraError as error:
             click.secho("Error: ", fg="red", err=True, nl=False)
             click.echo(str(error), err=True)
-            sys.exit(2)
+            sys.exit(error.exit_code)
         except KeyboardInterrupt as stop:
             click.echo("\nInterrupted; the same command continues where it stopped.", err=True)
             sys.exit(stop.exit_code if isinstance(stop, Interrupted) else 130)

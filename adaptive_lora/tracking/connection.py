@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -10,73 +9,28 @@ import sqlite3
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import TrackingError
 from adaptive_lora.redaction import hide_credentials
+from adaptive_lora.tracking.delivery import Delivery
+from adaptive_lora.tracking.retries import outlast, patient, suppress_existing
+from adaptive_lora.tracking.spool import FOLDER, Spool
+from adaptive_lora.tracking.store import Store
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
 TRAINING = "custom_model_development"
 """Kind of experiment that the tracking UI shows as model training, not as evaluations of agents."""
+_START = 4.0
+"""Seconds in which a store has to answer at the start of a command."""
 LEAST_FREE_BYTES = 200 * 2**20
 """A study refuses to start with less free disk for artifacts than this."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Store:
-    """A reachable tracking store."""
-
-    client: MlflowClient
-    uri: str
-    """As MLflow takes it; may hold credentials, use `shown_uri` for people."""
-    experiment_id: str
-    parent_run_id: str | None
-    """The run that `mlflow run` made for this process, or None."""
-
-    @property
-    def shown_uri(self) -> str:
-        """The URI without user and password."""
-        return hide_credentials(self.uri)
-
-    def read_json(self, run_id: str, name: str) -> Any:
-        """Read a JSON artifact of a run.
-
-        Raises:
-            OSError, ValueError: missing or damaged.
-        """
-        try:
-            run = self.client.get_run(run_id)
-        except MlflowException as error:
-            raise OSError(str(error)) from error
-        return self.read_run_json(run, name)
-
-    def read_run_json(self, run: Run, name: str) -> Any:
-        """Read a JSON artifact of a run at hand, which spares asking the store where it is.
-
-        Raises:
-            OSError, ValueError: missing or damaged.
-        """
-        try:
-            place = get_artifact_repository(run.info.artifact_uri, tracking_uri=self.uri)
-            if isinstance(place, LocalArtifactRepository):
-                path = place.download_artifacts(name)  # no copy is made
-                return json.loads(Path(path).read_text(encoding="utf-8"))
-            with TemporaryDirectory() as folder:
-                path = place.download_artifacts(name, folder)
-                return json.loads(Path(path).read_text(encoding="utf-8"))
-        except MlflowException as error:
-            raise OSError(str(error)) from error
 
 
 def connect(config: TrackingConfig) -> Store:
@@ -90,6 +44,7 @@ def connect(config: TrackingConfig) -> Store:
     """
     uri = store_uri(config)
     _quieten()
+    _own_retries()
     _check_disk(uri)
     _check_sqlite(uri)
     mlflow.set_tracking_uri(uri)
@@ -98,11 +53,33 @@ def connect(config: TrackingConfig) -> Store:
     with _reaching(uri):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         if parent is not None:
-            experiment_id = _parent_run(client, uri, parent).info.experiment_id
+            run = outlast(lambda: _parent_run(client, uri, parent), _START)
+            experiment_id = run.info.experiment_id
         else:
-            experiment_id = _experiment(client, config.experiment)
+            experiment_id = outlast(lambda: _experiment(client, config.experiment), _START)
             mlflow.set_experiment(experiment_id=experiment_id)  # logged models go by it
-    return Store(client=client, uri=uri, experiment_id=experiment_id, parent_run_id=parent)
+    return Store(
+        client=patient(client),
+        uri=uri,
+        experiment_id=experiment_id,
+        parent_run_id=parent,
+        spool=Spool(Path(config.output).absolute() / FOLDER, Delivery(client, uri)),
+    )
+
+
+def reach(uri: str) -> Delivery:
+    """Reach a store in order to deliver to it, without making anything there.
+
+    Raises:
+        TrackingError: unreachable.
+    """
+    _quieten()
+    _own_retries()
+    _check_sqlite(uri)
+    with _reaching(uri):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        outlast(lambda: client.search_experiments(max_results=1), _START)
+    return Delivery(client, uri)
 
 
 def store_uri(config: TrackingConfig) -> str:
@@ -138,7 +115,7 @@ def probe(config: TrackingConfig) -> str:
 def _reaching(uri: str) -> Iterator[None]:
     """Turn every way in which a store can be unusable into one clear error."""
     try:
-        with _few_retries():
+        with _short_timeout():
             yield
     except (MlflowException, OSError, ImportError) as error:
         reason = next(iter(hide_credentials(str(error)).splitlines()), type(error).__name__)
@@ -166,7 +143,10 @@ def _parent_run(client: MlflowClient, uri: str, run_id: str) -> Run:
 def _experiment(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
-        return str(client.create_experiment(name, tags={"mlflow.experimentKind": TRAINING}))
+        with suppress_existing():
+            client.create_experiment(name, tags={"mlflow.experimentKind": TRAINING})
+        found = client.get_experiment_by_name(name)
+    assert found is not None
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
             f"experiment '{name}' was deleted in MLflow; restore it or choose another with "
@@ -212,17 +192,22 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="mlflow")
 
 
+def _own_retries() -> None:
+    """Leave repeating to `retries.py`, which knows what may be repeated."""
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+
+
 @contextmanager
-def _few_retries() -> Iterator[None]:
+def _short_timeout() -> Iterator[None]:
     """Ask an unreachable server for seconds, not minutes, at the start of a study."""
-    wanted = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name)
+    os.environ[name] = "8"
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before

@@ -1,22 +1,25 @@
-"""What writes to one run of the tracking store."""
+"""What writes to one run: onto local disk at once, into the store in the background."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any, Self
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
-from mlflow.utils.async_logging.run_operations import RunOperations
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
+from adaptive_lora.errors import TrackingError
 from adaptive_lora.redaction import hide_credentials, hide_in
-from adaptive_lora.tracking.connection import Store
+from adaptive_lora.tracking.delivery import dataset_of
+from adaptive_lora.tracking.journal import Journal
+from adaptive_lora.tracking.served_folder import save_served
+from adaptive_lora.tracking.spool import new_key
+from adaptive_lora.tracking.store import Store
 
-_BATCH = 1000
-_PARAMS = 100
 _NOTE = 8_000
 _GOES_ON = (
     "\n\nThe whole text is the artifact `report/report.md`; `report/report.html` shows it all."
@@ -24,70 +27,124 @@ _GOES_ON = (
 
 
 class Recorder:
-    """Writes to one run in batches; credentials stay out of all texts."""
+    """Writes to one run. No method waits for the store, except `flush` for as long as it is told.
+
+    Everything goes into the run's journal first (`journal.py`), without credentials, and is sent in
+    order by the spool of the store. A run that is begun while the store is away gets its id later.
+
+    To continue a run that an interruption left, use `resume`: what the run already has is not
+    recorded twice, whichever checkpoint training goes on from.
+    """
 
     def __init__(self, store: Store, run_id: str) -> None:
-        self.store, self.run_id = store, run_id
-        self._pending: list[Metric] = []
-        self._sent: list[RunOperations] = []
+        """Write to a run that the store has; see `begin` for a new one."""
+        self.store = store
+        # `ends`: this process ends the run; `once`: it records each metric once a step.
+        self._header: dict[str, Any] = {"run_id": run_id, "store": store.shown_uri}
+        self._journal: Journal | None = None
+        self._ended: Journal | None = None
+        self._has: set[tuple[str, int]] = set()
+        self._params: set[str] = set()
+
+    @classmethod
+    def begin(cls, store: Store, name: str, tags: Mapping[str, str]) -> Self:
+        """Begin a new run, whether the store answers or not."""
+        run = cls(store, "")
+        run._header = new_run(store, name, tags)
+        _ = run._open
+        return run
+
+    @classmethod
+    def resume(cls, store: Store, run_id: str) -> Self:
+        """Continue a run that an interruption left; it is RUNNING again.
+
+        Metrics that the store has for a step are not recorded again, so a trial may go on from any
+        checkpoint. Its interrupted journal has to be delivered before (`sync.deliver_left`, which
+        `StudyRun.open` calls).
+
+        Raises:
+            TrackingError: the store does not answer.
+        """
+        run = cls(store, run_id)
+        run._header |= {"ends": True, "once": True}
+        found = store.client.get_run(run_id)
+        run._params = set(found.data.params)
+        for key in found.data.metrics:
+            run._has |= {(key, m.step) for m in store.client.get_metric_history(run_id, key)}
+        run._append("status", {"status": "RUNNING", "time": _now()})
+        return run
+
+    @property
+    def run_id(self) -> str:
+        """The run's id in the store.
+
+        Raises:
+            TrackingError: the store did not answer since the run began, so it has none yet.
+        """
+        for journal in (self._journal, self._ended):
+            if journal is not None and "run_id" in journal.facts:
+                return journal.facts["run_id"]
+        if not self._header.get("run_id"):
+            raise TrackingError(
+                f"run {self._header['key']} has not reached the tracking store yet "
+                f"({self.store.spool.away or 'it was begun just now'})."
+            )
+        return str(self._header["run_id"])
 
     def metric(self, key: str, value: float, step: int = 0) -> None:
-        """Keep a finite metric for the next `flush`; others have no place on a chart."""
-        if value == value and abs(value) != float("inf"):
-            self._pending.append(Metric(key, float(value), int(time.time() * 1000), step))
+        """Record a finite metric; others have no place on a chart."""
+        if value != value or abs(value) == float("inf") or (key, step) in self._has:
+            return
+        self._append("metric", {"k": key, "v": float(value), "s": step, "t": _now()})
 
     def send(self) -> None:
-        """Send what was kept in the background, in requests of at most 1,000 metrics."""
-        pending, self._pending = self._pending, []
-        for start in range(0, len(pending), _BATCH):
-            chunk = pending[start : start + _BATCH]
-            sent = self.store.client.log_batch(self.run_id, metrics=chunk, synchronous=False)
-            if sent is not None:
-                self._sent.append(sent)
+        """Send what was recorded, in the background."""
+        if self._journal is not None:
+            self.store.spool.nudge()
 
-    def flush(self) -> None:
-        """Send what was kept and wait until everything has arrived."""
-        self.send()
-        sent, self._sent = self._sent, []
-        for operation in sent:
-            operation.wait()
+    def flush(self, patience: float = 0.0) -> bool:
+        """Send what was recorded; return whether the store has all of it.
+
+        Args:
+            patience: seconds without progress for which to wait. 0: do not wait.
+        """
+        written = [journal for journal in (self._ended, self._journal) if journal is not None]
+        return all([self.store.spool.drain(patience, journal) for journal in written])
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; the names carry a prefix and never meet those of `mlflow run`."""
-        items = [Param(key, hide_credentials(str(value))) for key, value in values.items()]
-        for start in range(0, len(items), _PARAMS):
-            self.store.client.log_batch(self.run_id, params=items[start : start + _PARAMS])
+        texts = {key: str(value) for key, value in values.items() if key not in self._params}
+        if texts:
+            self._append("params", {"values": texts})
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
-        items = [RunTag(key, hide_credentials(value)) for key, value in values.items()]
-        self.store.client.log_batch(self.run_id, tags=items)
+        self._append("tags", {"values": dict(values)})
 
     def json(self, name: str, values: Any) -> None:
         """Log a JSON artifact."""
-        text = json.dumps(hide_in(values), indent=1, allow_nan=False)
-        self.store.client.log_text(self.run_id, text, name)
+        self.text(name, json.dumps(hide_in(values), indent=1, allow_nan=False))
 
     def text(self, name: str, text: str) -> None:
         """Log a text artifact."""
-        self.store.client.log_text(self.run_id, hide_credentials(text), name)
+        place = PurePosixPath(name)
+        with TemporaryDirectory() as folder:
+            (Path(folder) / place.name).write_text(hide_credentials(text), encoding="utf-8")
+            self.files(Path(folder), "" if place.parent == PurePosixPath() else str(place.parent))
 
     def files(self, folder: Path, path: str) -> None:
-        """Log a folder of artifacts."""
-        self.store.client.log_artifacts(self.run_id, str(folder), path)
+        """Log the files of a folder as artifacts beneath `path`."""
+        self._append("artifacts", {"path": path or None, "held": self._open.keep(folder)})
+
+    def model(self, folder: Path, metadata: Mapping[str, Any]) -> None:
+        """Log an adapter folder as the run's model; a run has one."""
+        with TemporaryDirectory() as place:
+            save_served(folder, Path(place) / "model", metadata)
+            self._append("model", {"held": self._open.keep(Path(place) / "model")})
 
     def data(self, name: str, digest: str, source: str, rows: int) -> None:
         """Log the data set as an input, by digest; its rows stay where they are."""
-        dataset = Dataset(
-            name=hide_credentials(name)[:500],
-            digest=digest,
-            source_type="local",
-            source=json.dumps({"uri": hide_credentials(source)}),
-            profile=json.dumps({"num_rows": rows}),
-        )
-        context = InputTag(key="mlflow.data.context", value="training")
-        inputs = [DatasetInput(dataset=dataset, tags=[context])]
-        self.store.client.log_inputs(self.run_id, datasets=inputs)
+        self._append("data", {"dataset": dataset_of(name, digest, source, rows)})
 
     def describe(self, markdown: str) -> None:
         """Set the run's description, shown on its page in the tracking UI.
@@ -98,6 +155,43 @@ class Recorder:
             markdown = markdown[: markdown.rindex("\n\n", 0, _NOTE - len(_GOES_ON))] + _GOES_ON
         self.tags({MLFLOW_RUN_NOTE: markdown})
 
+    def end(self, status: str) -> None:
+        """Set the final status: FINISHED, FAILED or KILLED."""
+        self._append("status", {"status": status, "time": _now()})
+        self._open.finish()
+        self._ended, self._journal = self._journal, None
+        self.store.spool.nudge()
+
+    @property
+    def _open(self) -> Journal:
+        """The run's journal, begun with the first record."""
+        if self._journal is None:
+            self._journal = self.store.spool.create(self._header)
+        return self._journal
+
+    def _append(self, op: str, values: Mapping[str, Any]) -> None:
+        self._open.append(op, values if op == "metric" else hide_in(values))
+
 
 class TrialRun(Recorder):
     """The run of one trial."""
+
+
+def new_run(store: Store, name: str, tags: Mapping[str, str]) -> dict[str, Any]:
+    """Return all that it takes to make a run, now or later (`delivery.make_run`)."""
+    return {
+        "store": store.shown_uri,
+        "experiment_id": store.experiment_id,
+        "name": hide_credentials(name),
+        # MLflow adds tags of its own, the git remote among them, whose URI may hold a token.
+        "tags": hide_in(resolve_tags(dict(tags))),
+        "time": _now(),
+        "key": new_key(),
+        "ends": True,
+        "once": True,
+    }
+
+
+def _now() -> int:
+    """Return the time in milliseconds."""
+    return time.time_ns() // 1_000_000

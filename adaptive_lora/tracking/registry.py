@@ -1,39 +1,30 @@
-"""Adapters as MLflow models, proven before they get a version, and the champion's alias.
-
-Not `mlflow.transformers.log_model`: with a local base it saves adapter-wrapped layer names, and the
-reloaded model has random weights (mlflow issue 23761).
-"""
+"""Adapters as MLflow models, proven before they get a version, and the champion's alias."""
 
 from __future__ import annotations
 
 import re
 import shutil
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import yaml
+from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from adaptive_lora.adapter_serving import RECORD
 from adaptive_lora.errors import TrackingError
-from adaptive_lora.tracking.connection import Store
+from adaptive_lora.tracking.delivery import MODEL_TAG as MODEL_TAG
+from adaptive_lora.tracking.recorder import Recorder
+from adaptive_lora.tracking.retries import outlast_or_say, suppress_existing
+from adaptive_lora.tracking.served_folder import PACKAGE, REQUIREMENTS, SERVED, SERVING
+from adaptive_lora.tracking.store import Store
 
 CHAMPION = "champion"
-MODEL_TAG = "adapter_model_uri"
-_REQUIREMENTS = ("mlflow", "torch", "transformers", "peft", "safetensors", "pandas")
 _LOADER = "mlflow.pyfunc.loaders.code_model"
-_PACKAGE = Path(__file__).resolve().parent.parent
-_SERVED = _PACKAGE / "tracking" / "served_adapter.py"
-_SERVING = _PACKAGE / "adapter_serving"
-"""Code that travels with every model."""
 _RUN = (".py", ".pyc", ".pkl", ".pickle", ".so", ".pyd", ".pth")
 """What Python could run."""
 
@@ -47,25 +38,9 @@ class RegisteredAdapter:
     model_uri: str
 
 
-def log_adapter(store: Store, run_id: str, folder: Path, metadata: Mapping[str, Any]) -> str:
-    """Log an adapter folder as a pyfunc model of a run; return its `models:/m-...` URI."""
-    with warnings.catch_warnings():
-        # MLflow would like an input example; making one would load the base once more.
-        warnings.filterwarnings("ignore", "(?s).*input example was not provided", UserWarning)
-        info = Model.log(
-            artifact_path=None,
-            flavor=mlflow.pyfunc,
-            name="adapter",
-            run_id=run_id,
-            python_model=str(_SERVED),
-            code_paths=[str(_SERVING)],
-            artifacts={"adapter": str(folder)},
-            signature=_signature(),
-            pip_requirements=[_pinned(name) for name in _REQUIREMENTS],
-            metadata=dict(metadata),
-        )
-    store.client.set_tag(run_id, MODEL_TAG, info.model_uri)
-    return str(info.model_uri)
+def log_adapter(run: Recorder, folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Log an adapter folder as a pyfunc model of a run; its tag `MODEL_TAG` has the URI."""
+    run.model(folder, metadata)
 
 
 def adapter_folder(model_uri: str) -> Path:
@@ -83,7 +58,7 @@ def adapter_folder(model_uri: str) -> Path:
 
 def _fetched(model_uri: str) -> Path:
     try:
-        return Path(mlflow.artifacts.download_artifacts(model_uri))
+        return Path(outlast_or_say(lambda: mlflow.artifacts.download_artifacts(model_uri)))
     except Exception as error:  # each kind of artifact store has its own errors
         raise TrackingError(f"model {model_uri} cannot be fetched: {error}") from error
 
@@ -105,8 +80,8 @@ def require_own_code(model_uri: str) -> None:
             shutil.rmtree(place)
         folder = _fetched(model_uri)
     own = {
-        Path(_SERVED.name): _SERVED,
-        **{Path("code") / path.relative_to(_PACKAGE): path for path in _SERVING.rglob("*.py")},
+        Path(SERVED.name): SERVED,
+        **{Path("code") / path.relative_to(PACKAGE): path for path in SERVING.rglob("*.py")},
     }
     found = {path.relative_to(folder) for path in folder.rglob("*") if path.suffix in _RUN}
     strange = found ^ set(own)
@@ -137,9 +112,9 @@ def _surroundings(folder: Path) -> dict[str, bool]:
         "MLmodel": set(described["flavors"]) == {"python_function"}
         and served.get("loader_module") == _LOADER
         and served.get("code") == "code"
-        and Path(served.get("model_code_path", "")).name == _SERVED.name,
-        "requirements.txt": names(lines) == set(_REQUIREMENTS),
-        "conda.yaml": names(nested) == set(_REQUIREMENTS)
+        and Path(served.get("model_code_path", "")).name == SERVED.name,
+        "requirements.txt": names(lines) == set(REQUIREMENTS),
+        "conda.yaml": names(nested) == set(REQUIREMENTS)
         and {re.split("[<=>]", item)[0] for item in outer} <= {"python", "pip"}
         and conda.get("channels") == ["conda-forge"],
         "python_env.yaml": python["dependencies"] == ["-r requirements.txt"]
@@ -154,19 +129,26 @@ def _same(one: Path, other: Path) -> bool:
 def register(store: Store, name: str, run: Run) -> RegisteredAdapter:
     """Give the adapter of a run a version in the registry, or find the one it has."""
     model_uri = run.data.tags[MODEL_TAG]
+    version = outlast_or_say(lambda: _version(store.client, name, run.info.run_id, model_uri))
+    return RegisteredAdapter(name=name, version=version, model_uri=model_uri)
+
+
+def _version(client: MlflowClient, name: str, run_id: str, model_uri: str) -> str:
+    """Find a run's version or make it; may be repeated after an answer that was lost."""
     try:
-        store.client.get_registered_model(name)
+        client.get_registered_model(name)
     except MlflowException:
-        store.client.create_registered_model(
-            name, description="Adapters that adaptive-lora studies found best."
-        )
-    for found in store.client.search_model_versions(f"name='{name}'"):
-        if found.run_id == run.info.run_id:
-            return RegisteredAdapter(name=name, version=str(found.version), model_uri=model_uri)
-    made = store.client.create_model_version(
-        name, source=model_uri, run_id=run.info.run_id, model_id=model_uri.rsplit("/", 1)[-1]
+        with suppress_existing():
+            client.create_registered_model(
+                name, description="Adapters that adaptive-lora studies found best."
+            )
+    for found in client.search_model_versions(f"name='{name}'"):
+        if found.run_id == run_id:
+            return str(found.version)
+    made = client.create_model_version(
+        name, source=model_uri, run_id=run_id, model_id=model_uri.rsplit("/", 1)[-1]
     )
-    return RegisteredAdapter(name=name, version=str(made.version), model_uri=model_uri)
+    return str(made.version)
 
 
 def promote(
@@ -177,18 +159,3 @@ def promote(
     for key, value in decision.items():
         store.client.set_model_version_tag(adapter.name, adapter.version, key, value)
     store.client.set_registered_model_alias(adapter.name, CHAMPION, adapter.version)
-
-
-def _pinned(name: str) -> str:
-    """Return `name==version`; builds such as `2.13.0+cpu` are not on the package index."""
-    return f"{name}=={version(name).partition('+')[0]}"
-
-
-def _signature() -> ModelSignature:
-    names = ("prompt", "instruction", "input")
-    columns: list[Any] = [ColSpec("string", name, required=False) for name in names]
-    return ModelSignature(
-        inputs=Schema(columns),
-        outputs=Schema([ColSpec("string")]),
-        params=ParamSchema([ParamSpec("max_new_tokens", "integer", 64)]),
-    )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from adaptive_lora.errors import TrackingError
-from adaptive_lora.redaction import hide_credentials
-from adaptive_lora.tracking.connection import Store
-from adaptive_lora.tracking.recorder import Recorder, TrialRun
+from adaptive_lora.tracking.delivery import make_run
+from adaptive_lora.tracking.recorder import Recorder, TrialRun, new_run
+from adaptive_lora.tracking.retries import outlast_or_say
+from adaptive_lora.tracking.store import Store
+from adaptive_lora.tracking.sync import deliver_left
+
+log = logging.getLogger(__name__)
 
 KIND = "adaptive_lora.kind"
 STUDY_ID = "study_id"
@@ -38,6 +42,7 @@ class StudyRun(Recorder):
         trials move to it and an earlier parent is marked as superseded, so that there is one
         parent a study.
         """
+        _deliver_left(store)
         earlier = _search(store, f"tags.{STUDY_ID} = '{study_id}' and tags.`{KIND}` = 'study'")
         adopted = store.parent_run_id if adopt else None
         if adopted is not None:
@@ -45,18 +50,18 @@ class StudyRun(Recorder):
         elif earlier:
             run_id = earlier[0].info.run_id
         else:
-            run_id = _create(store, name, {})
+            run_id = _create(store, name)
         study = cls(store, run_id, study_id)
-        study.ends_itself = adopted is None
+        study.ends_itself = study._header["ends"] = adopted is None
         study.tags({STUDY_ID: study_id, KIND: "study", MLFLOW_RUN_NAME: name})
         store.client.update_run(run_id, status="RUNNING")
         for run in earlier:
             if run.info.run_id != run_id:
-                tags = {KIND: "superseded", "superseded_by": run_id}
-                Recorder(store, run.info.run_id).tags(tags)
+                store.client.set_tag(run.info.run_id, KIND, "superseded")
+                store.client.set_tag(run.info.run_id, "superseded_by", run_id)
         for run in study.children():
             if run.data.tags.get(MLFLOW_PARENT_RUN_ID) != run_id:
-                TrialRun(store, run.info.run_id).tags({MLFLOW_PARENT_RUN_ID: run_id})
+                store.client.set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, run_id)
             if run.info.status == "RUNNING":
                 store.client.set_terminated(run.info.run_id, "KILLED")
         return study
@@ -115,7 +120,7 @@ class StudyRun(Recorder):
             run = TrialRun(self.store, self.store.parent_run_id)
             run.tags({MLFLOW_RUN_NAME: name, **tags})
         else:
-            run = TrialRun(self.store, _create(self.store, name, tags))
+            run = TrialRun.begin(self.store, name, tags)
         status = "FAILED"
         try:
             yield run
@@ -124,26 +129,59 @@ class StudyRun(Recorder):
             status = "KILLED"
             raise
         finally:
-            self.store.client.set_terminated(run.run_id, status)
+            run.end(status)
 
     def end(self, status: str) -> None:
-        """End the parent run, unless `mlflow run` does that itself."""
+        """End the parent run, unless `mlflow run` does that itself, and let go of the store.
+
+        Raises:
+            Undelivered: the study finished and the store did not take everything.
+        """
         if self.ends_itself:
-            self.store.client.set_terminated(self.run_id, status)
+            super().end(status)
+        _let_go(self.store, status)
 
 
-def _create(store: Store, name: str, tags: Mapping[str, str]) -> str:
-    # MLflow adds tags of its own, the git remote among them, whose URI may hold a token.
-    tags = {key: hide_credentials(value) for key, value in resolve_tags(dict(tags)).items()}
-    run = store.client.create_run(store.experiment_id, tags=tags, run_name=hide_credentials(name))
-    return str(run.info.run_id)
+def _deliver_left(store: Store) -> None:
+    """Deliver what earlier processes recorded: which trials are finished depends on it.
+
+    Raises:
+        TrackingError: the store did not answer.
+    """
+    for one in deliver_left(store.spool.folder, store.spool.delivery, store.shown_uri):
+        if one.waiting:
+            raise TrackingError(
+                f"records of an earlier process in {one.folder} could not be delivered: "
+                f"{one.left}. Run the same command again when the tracking store answers."
+            )
+        if one.left:
+            log.warning("Records in %s are kept: %s.", one.folder, one.left)
+
+
+def _create(store: Store, name: str) -> str:
+    """Make a run and wait for its id."""
+    run = new_run(store, name, {})
+    return outlast_or_say(lambda: make_run(store.client, run))
+
+
+def _let_go(store: Store, status: str) -> None:
+    """Let go of a store at the end of a command that ended so.
+
+    Raises:
+        Undelivered: the command finished and the store did not take everything.
+    """
+    try:
+        if status == "FINISHED":
+            store.settle()
+    finally:
+        store.close(hasty=True)
 
 
 @contextmanager
 def single_run(store: Store, kind: str, name: str) -> Iterator[TrialRun]:
     """Open a run outside any study: that of `mlflow run`, or a new one."""
     adopted = store.parent_run_id
-    run = TrialRun(store, adopted or _create(store, name, {}))
+    run = TrialRun.begin(store, name, {}) if adopted is None else TrialRun(store, adopted)
     run.tags({KIND: kind, MLFLOW_RUN_NAME: name})
     status = "FAILED"
     try:
@@ -154,7 +192,8 @@ def single_run(store: Store, kind: str, name: str) -> Iterator[TrialRun]:
         raise
     finally:
         if adopted is None:
-            store.client.set_terminated(run.run_id, status)
+            run.end(status)
+        _let_go(store, status)
 
 
 def _search(store: Store, query: str, experiments: list[str] | None = None) -> list[Run]:
@@ -199,8 +238,8 @@ def open_comparison(store: Store, key: str, title: str) -> TrialRun:
     earlier = _search(store, f"tags.`{KIND}` = 'comparison' and tags.comparison_id = '{key}'")
     if adopted is None and earlier:
         return TrialRun(store, earlier[0].info.run_id)
-    run = TrialRun(store, adopted or _create(store, title, {}))
+    run = TrialRun(store, adopted or _create(store, title))
     run.tags({KIND: "comparison", "comparison_id": key, MLFLOW_RUN_NAME: title})
     if adopted is None:
-        store.client.set_terminated(run.run_id, "FINISHED")
+        run.end("FINISHED")
     return run

@@ -12,7 +12,7 @@ from mlflow.entities import Run
 
 from adaptive_lora.errors import TrackingError
 from adaptive_lora.results import EvalResult, TrainResult, TrialRecord
-from adaptive_lora.tracking.connection import Store
+from adaptive_lora.tracking.store import Store
 
 RESULT = "trial.json"
 PLAN = "rank_plan.json"

@@ -1,0 +1,152 @@
+"""Which errors of a tracking store pass by themselves, and how long to wait: the one place for it.
+
+MLflow's own retries are switched off (`connect`): they repeat calls such as "create a run" after a
+connection that broke once the server had already obeyed, which leaves two runs. Here only calls
+that may be repeated are.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import requests
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from adaptive_lora.errors import TrackingError
+from adaptive_lora.redaction import hide_credentials
+
+T = TypeVar("T")
+
+STORE_ERRORS = (MlflowException, OSError, ValueError)
+"""What a call to a store may raise; ValueError where the body of an answer was cut."""
+_LASTING = frozenset(
+    {
+        "CUSTOMER_UNAUTHORIZED",
+        "ENDPOINT_NOT_FOUND",
+        "FEATURE_DISABLED",
+        "INVALID_PARAMETER_VALUE",
+        "INVALID_STATE",
+        "NOT_IMPLEMENTED",
+        "PERMISSION_DENIED",
+        "RESOURCE_ALREADY_EXISTS",
+        "RESOURCE_DOES_NOT_EXIST",
+        "UNAUTHENTICATED",
+    }
+)
+# Not BAD_REQUEST: MLflow also gives it for a database that went away or has no connection left.
+_PASSING_STATUS = frozenset({408, 425, 429})
+PATIENCE = 120.0
+"""Seconds for which a call on the main thread outlasts an outage."""
+
+
+def passes(error: BaseException) -> bool:
+    """Return whether the same call may succeed later: the server is away, busy or out of disk."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        status = error.response.status_code
+        return status in _PASSING_STATUS or status >= 500
+    if isinstance(error, MlflowException):
+        return error.error_code not in _LASTING
+    if isinstance(error, (requests.RequestException, json.JSONDecodeError)):
+        return True
+    return isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error's first line without credentials, for people."""
+    lines = hide_credentials(str(error)).splitlines()
+    return next(iter(lines), type(error).__name__)[:300].rstrip(". ")
+
+
+class Backoff:
+    """Waiting times that double from `first` to `longest` seconds, each shortened by up to half.
+
+    The jitter keeps several writers from returning to a restarted server in the same instant.
+    """
+
+    def __init__(self, first: float = 0.25, longest: float = 10.0) -> None:
+        self._first, self._longest = first, longest
+        self._random = random.Random()
+        self.failures = 0
+
+    def next(self) -> float:
+        """Return how many seconds to wait after one more failure."""
+        whole = min(self._longest, self._first * 2.0 ** min(self.failures, 30))
+        self.failures += 1
+        return whole * self._random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """Begin anew after a success."""
+        self.failures = 0
+
+
+def outlast(call: Callable[[], T], patience: float = PATIENCE) -> T:
+    """Repeat a call until it succeeds, fails for good, or `patience` seconds are over.
+
+    Raises:
+        MlflowException, OSError, ValueError: the last error.
+    """
+    end, backoff = time.monotonic() + patience, Backoff()
+    while True:
+        try:
+            return call()
+        except STORE_ERRORS as error:
+            wait = backoff.next()
+            if not passes(error) or time.monotonic() + wait > end:
+                raise
+            time.sleep(wait)
+
+
+def outlast_or_say(call: Callable[[], T], patience: float = PATIENCE) -> T:
+    """Do as `outlast`, with a clear error where the store stays away.
+
+    Raises:
+        TrackingError: the store did not answer in that time.
+        MlflowException, OSError, ValueError: an error that waiting does not mend.
+    """
+    try:
+        return outlast(call, patience)
+    except STORE_ERRORS as error:
+        if not passes(error):
+            raise
+        raise TrackingError(
+            f"the tracking store did not answer for {patience:.0f} s: {reason_of(error)}. "
+            "What was trained is kept; run the same command again when it is back."
+        ) from None  # the cause may hold the password
+
+
+@contextmanager
+def suppress_existing() -> Iterator[None]:
+    """Go on where what was to be made exists: another process, or a request before, made it."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+class _PatientClient:
+    """An MlflowClient whose calls outlast short outages.
+
+    Calls that make something new (`create_...`) are made once: a repeated one could make two.
+    """
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        if name.startswith(("_", "create_")) or not callable(found):
+            return found
+        return lambda *args, **kwargs: outlast_or_say(lambda: found(*args, **kwargs))
+
+
+def patient(client: MlflowClient) -> MlflowClient:
+    """Return a client whose repeatable calls outlast outages of up to `PATIENCE` seconds."""
+    return cast(MlflowClient, _PatientClient(client))

@@ -1,0 +1,58 @@
+"""An adapter folder as an MLflow model on disk ("models from code"; nothing is pickled).
+
+Not `mlflow.transformers`: with a local base it saves adapter-wrapped layer names, and the reloaded
+model has random weights (mlflow issue 23761).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+REQUIREMENTS = ("mlflow", "torch", "transformers", "peft", "safetensors", "pandas")
+PACKAGE = Path(__file__).resolve().parent.parent
+SERVED = PACKAGE / "tracking" / "served_adapter.py"
+SERVING = PACKAGE / "adapter_serving"
+"""Code that travels with every model."""
+
+
+def save_served(folder: Path, place: Path, metadata: Mapping[str, Any]) -> None:
+    """Write an adapter folder as a pyfunc model; which run it is of is entered at delivery."""
+    with warnings.catch_warnings():
+        # MLflow would like an input example; making one would load the base once more.
+        warnings.filterwarnings("ignore", "(?s).*input example was not provided", UserWarning)
+        mlflow.pyfunc.save_model(
+            path=str(place),
+            mlflow_model=Model(metadata=dict(metadata)),
+            python_model=str(SERVED),
+            code_paths=[str(SERVING)],
+            artifacts={"adapter": str(folder)},
+            signature=_signature(),
+            pip_requirements=[_pinned(name) for name in REQUIREMENTS],
+        )
+    for cache in place.rglob("__pycache__"):
+        for path in cache.iterdir():
+            path.unlink()
+        cache.rmdir()
+
+
+def _pinned(name: str) -> str:
+    """Return `name==version`; builds such as `2.13.0+cpu` are not on the package index."""
+    return f"{name}=={version(name).partition('+')[0]}"
+
+
+def _signature() -> ModelSignature:
+    names = ("prompt", "instruction", "input")
+    columns: list[Any] = [ColSpec("string", name, required=False) for name in names]
+    return ModelSignature(
+        inputs=Schema(columns),
+        outputs=Schema([ColSpec("string")]),
+        params=ParamSchema([ParamSpec("max_new_tokens", "integer", 64)]),
+    )

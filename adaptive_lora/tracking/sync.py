@@ -1,0 +1,152 @@
+"""Journals that a process left behind: delivered, and read back before they are deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from adaptive_lora.config import TrackingConfig
+from adaptive_lora.redaction import HIDDEN, hide_credentials
+from adaptive_lora.tracking.connection import reach, store_uri
+from adaptive_lora.tracking.delivery import Delivery
+from adaptive_lora.tracking.journal import Journal, header_of, journals
+from adaptive_lora.tracking.retries import STORE_ERRORS, outlast, passes, reason_of
+from adaptive_lora.tracking.spool import FOLDER
+
+PATIENCE = 30.0
+"""Seconds for which one record is tried while a store does not answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Synced:
+    """What became of one journal."""
+
+    folder: Path
+    run_id: str = ""
+    """Empty where the store has not given one yet."""
+    metrics: int = 0
+    """Points (metric, step) in the journal."""
+    found: int = 0
+    """How many of them were read back from the store."""
+    left: str = ""
+    """Why the journal is kept; empty where everything arrived."""
+    waiting: bool = False
+    """Whether it is kept because the store did not answer."""
+
+
+def sync_folder(config: TrackingConfig) -> Iterator[Synced]:
+    """Deliver what processes that have ended left in an output folder, each to its own store.
+
+    Journals hold no passwords: where a store wants one, it comes from `MLFLOW_TRACKING_USERNAME`
+    and `MLFLOW_TRACKING_PASSWORD`, or from a URI that is given.
+
+    Raises:
+        TrackingError: a store is unreachable.
+    """
+    spool = Path(config.output).absolute() / FOLDER
+    given = store_uri(config)
+    headers = [header_of(folder) for folder in journals(spool)]
+    for shown in sorted({str(header["store"]) for header in headers if header}):
+        same = hide_credentials(given) == shown
+        uri = given if same or config.tracking_uri else shown.replace(f"{HIDDEN}@", "")
+        yield from deliver_left(spool, reach(uri), shown)
+
+
+def deliver_left(spool: Path, delivery: Delivery, shown_uri: str) -> Iterator[Synced]:
+    """Deliver the journals of processes that have ended; those of living ones are left to them.
+
+    May be interrupted and repeated at any point. A run whose process ended without a word becomes
+    KILLED, unless another process has finished it since; points that the run has got meanwhile
+    from a process that continued it are not sent again.
+
+    Args:
+        spool: folder of journals.
+        delivery: to the store.
+        shown_uri: journals of other stores are left alone.
+    """
+    for folder in journals(spool):
+        journal = Journal.take(folder)
+        if journal is None:
+            yield Synced(folder=folder, left="its process is running and sends it itself")
+        elif journal.header.get("store", shown_uri) != shown_uri:
+            store = journal.header["store"]
+            journal.release()
+            yield Synced(folder=folder, left=f"it belongs to {store}")
+        else:
+            yield _deliver(journal, delivery)
+
+
+def _deliver(journal: Journal, delivery: Delivery) -> Synced:
+    """Deliver one journal, read it back, and delete it where nothing is missing."""
+    journal.retry()
+    sent, found, left = set(_points(journal)), set[Point](), ""
+    waiting = False
+    try:
+        if not _superseded(journal, delivery.client):
+            _send(journal, delivery)
+            found = _in_store(journal, delivery.client) & sent
+            if found != sent:
+                left = f"{len(sent - found)} of {len(sent)} points were not found in the store"
+    except STORE_ERRORS as error:
+        left, waiting = reason_of(error), passes(error)
+    outcome = Synced(
+        folder=journal.folder,
+        run_id=journal.facts.get("run_id", ""),
+        metrics=len(sent),
+        found=len(found),
+        left=left,
+        waiting=waiting,
+    )
+    if left:
+        journal.release()
+    else:
+        journal.remove()
+    return outcome
+
+
+def _superseded(journal: Journal, client: MlflowClient) -> bool:
+    """Return whether nothing of a journal is needed: another process has finished its run."""
+    if not journal.header:
+        return True  # its own process ended before the first line was whole
+    if not journal.header.get("once") or "run_id" not in journal.facts:
+        return False
+    run = outlast(lambda: client.get_run(journal.facts["run_id"]), PATIENCE)
+    return journal.pending and str(run.info.status) == "FINISHED"
+
+
+def _send(journal: Journal, delivery: Delivery) -> None:
+    if journal.header.get("once") and "run_id" in journal.facts and journal.pending:
+        journal.known = _in_store(journal, delivery.client)
+    while journal.pending:
+        outlast(lambda: delivery.next(journal), PATIENCE)
+    status = [r.values["status"] for r in journal.records(0) if r.op == "status"]
+    if not journal.header.get("ends") or (status and status[-1] != "RUNNING"):
+        return
+    run_id, client = journal.facts["run_id"], delivery.client
+    if outlast(lambda: client.get_run(run_id), PATIENCE).info.status == "RUNNING":
+        outlast(lambda: client.set_terminated(run_id, "KILLED"), PATIENCE)
+
+
+Point = tuple[str, int]
+"""A metric at a step."""
+
+
+def _points(journal: Journal) -> Iterator[Point]:
+    return (
+        (record.values["k"], record.values["s"])
+        for record in journal.records(0)
+        if record.op == "metric"
+    )
+
+
+def _in_store(journal: Journal, client: MlflowClient) -> set[Point]:
+    """Return the points that the store has of a journal's metrics."""
+    found: set[Point] = set()
+    for name in {name for name, _ in _points(journal)}:
+        ask = partial(client.get_metric_history, journal.facts["run_id"], name)
+        found |= {(name, point.step) for point in outlast(ask, PATIENCE)}
+    return found
