@@ -89,6 +89,11 @@ def causal_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     return token_scores(model, batch).nll.sum()
 
 
+def losses_by_example(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return `causal_loss` by example, shape (B,)."""
+    return token_scores(model, batch).nll.sum(dim=1)
+
+
 def masked_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Return the summed negative log-likelihood of a masked language model at labelled positions.
 

@@ -1,0 +1,141 @@
+"""Trials trained together are the trials trained alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from adaptive_lora.adapters import attach, detach
+from adaptive_lora.adapters.attach import lora_layers
+from adaptive_lora.adapters.grouped import grouping_problem, mount, take_off
+from adaptive_lora.config import TrialSpec
+from adaptive_lora.results import TrainResult
+from adaptive_lora.training import TrainInputs, train
+from adaptive_lora.training.loop import Course
+from adaptive_lora.training.together import JointTraining, Member
+from adaptive_lora.workbench import Workbench
+
+Bench = Callable[..., Workbench]
+Weights = dict[str, torch.Tensor]
+MIXED = {
+    "methods": "uniform:rank=3 linear_decay:rank=4,low_rank=1 uniform:rank=2,placement=attention "
+    "lr_only:of=linear_decay,rank=4,low_rank=1",
+    "seeds": "0 1",
+    "lr": "1e-2 3e-3",
+    "max_steps": 5,
+    "epochs": 9,
+    "batch_size": 3,
+    "validations": 2,
+}
+
+
+def without_dropout(bench: Workbench) -> Workbench:
+    for module in bench.base.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return bench
+
+
+class Trainer:
+    """Trains trials of a workbench alone or together, without recipes and records."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = without_dropout(bench)
+        self.base = bench.base.model
+
+    def parts(self, trial: TrialSpec, **more: Any) -> tuple[torch.nn.Module, TrainInputs]:
+        bench = self.bench
+        plan = bench.plan(trial.method, seed=trial.seed, fold=trial.fold)
+        adapted = attach(self.base, plan, seed=trial.seed, dropout=bench.config.train.dropout)
+        inputs = TrainInputs(
+            examples=bench.parts(trial.fold).train,
+            pad_id=bench.pad_id,
+            validate=lambda model: bench.losses(model, bench.parts(trial.fold).validation).loss,
+            lr_multipliers=plan.lr_multipliers(),
+            **more,
+        )
+        return adapted, inputs
+
+    def alone(self, trial: TrialSpec) -> tuple[TrainResult, Weights]:
+        adapted, inputs = self.parts(trial)
+        config = self.bench.config.train
+        try:
+            result = train(adapted, inputs, config, self.bench.runtime, lr=trial.lr, seed=trial.seed)
+            return result, weights_of(adapted)
+        finally:
+            detach(adapted)
+
+    def member(self, trial: TrialSpec, **more: Any) -> Member:
+        adapted, inputs = self.parts(trial, **more)
+        assert grouping_problem(adapted) is None
+        course = Course(
+            adapted, inputs, self.bench.config.train, self.bench.runtime,
+            lr=trial.lr, seed=trial.seed,
+        )  # fmt: skip
+        member = Member(course=course)
+        take_off(adapted)
+        return member
+
+    def together(self, trials: list[TrialSpec]) -> list[tuple[TrainResult, Weights]]:
+        members = [self.member(trial) for trial in trials]
+        JointTraining(self.base, members).run()
+        assert not lora_layers(self.base)
+        found = []
+        for member in members:
+            assert member.failure is None
+            mount(self.base, member.layers)
+            found.append((member.course.result(), weights_of(member.course.model)))
+            detach(member.course.model)
+        return found
+
+
+def weights_of(adapted: torch.nn.Module) -> Weights:
+    return {n: p.detach().clone() for n, p in adapted.named_parameters() if p.requires_grad}
+
+
+def require_equal(found: tuple[TrainResult, Weights], alone: tuple[TrainResult, Weights]) -> None:
+    (result, weights), (expected, expected_weights) = found, alone
+    assert result.losses == pytest.approx(expected.losses, rel=1e-5)
+    steps, losses = zip(*result.validation_curve, strict=True)
+    expected_steps, expected_losses = zip(*expected.validation_curve, strict=True)
+    assert steps == expected_steps
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    for name in ("tokens", "step_tokens", "supervised_tokens", "order_digest", "skipped_steps"):
+        assert getattr(result, name) == getattr(expected, name)
+    assert weights.keys() == expected_weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected_weights[name], rtol=1e-3, atol=1e-6)
+
+
+def test_every_trial_learns_as_if_alone(make_bench: Bench) -> None:
+    trainer = Trainer(make_bench(**MIXED))
+    trials = list(trainer.bench.config.trials())
+    assert len(trials) == 16
+    alone = [trainer.alone(trial) for trial in trials]
+    assert len({result.losses for result, _ in alone}) == 16
+    for found, expected in zip(trainer.together(trials), alone, strict=True):
+        require_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dropout": 0.3},
+        {"accumulation": 2, "weight_decay": 0.1, "clip_norm": 0.01},
+        {"folds": 3, "max_steps": None, "epochs": 1, "batch_size": 8, "seeds": "0"},
+        {"patience": 1, "validations": 5, "lr": "3 1e-3", "seeds": "0"},
+    ],
+    ids=["adapter dropout", "accumulation and clipping", "folds of other lengths", "early stopping"],
+)
+def test_equal_under_other_settings(make_bench: Bench, changes: dict[str, object]) -> None:
+    methods = "uniform:rank=2 linear_decay:rank=3,low_rank=1"
+    trainer = Trainer(make_bench(**{**MIXED, "methods": methods, **changes}))
+    trials = list(trainer.bench.config.trials())
+    alone = [trainer.alone(trial) for trial in trials]
+    if "patience" in changes:
+        assert {result.stopped_early for result, _ in alone} == {True, False}
+    for found, expected in zip(trainer.together(trials), alone, strict=True):
+        require_equal(found, expected)
