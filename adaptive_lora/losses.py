@@ -84,14 +84,13 @@ No example of a batch may depend on another one: profilers tell halves apart by 
 """
 
 
+LossByExample = Callable[[nn.Module, Batch], torch.Tensor]
+"""Model and batch -> (B,) the same loss of each example, with gradient."""
+
+
 def causal_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Return the summed negative log-likelihood of a causal language model."""
     return token_scores(model, batch).nll.sum()
-
-
-def losses_by_example(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Return `causal_loss` by example, shape (B,)."""
-    return token_scores(model, batch).nll.sum(dim=1)
 
 
 def masked_loss(model: nn.Module, batch: Batch) -> torch.Tensor:

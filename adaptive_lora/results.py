@@ -33,11 +33,16 @@ class TrainResult:
     supervised_tokens: int
     """Tokens whose loss was learned from."""
     seconds: float
-    """Wall time of the training steps alone, without validation."""
+    """Wall time of the training steps alone, without validation; of steps that several trials took
+    together, the share that the trial's tokens have."""
     peak_memory_bytes: int
     """Device memory on a GPU; resident memory of the process on a CPU."""
     micro_batch: int
     """Most examples per forward pass; below the batch size where memory was short."""
+    trials_together: int
+    """Trials whose steps were taken in one, this one included; 1: it trained alone."""
+    waited_seconds: float
+    """Wall time in which other trials had their turn; no part of `seconds`."""
     skipped_steps: int
     """Steps left out because loss or gradient was not finite."""
     stopped_early: bool

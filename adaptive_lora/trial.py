@@ -19,7 +19,7 @@ from adaptive_lora.errors import TrialFailed
 from adaptive_lora.importance import ImportanceProfile
 from adaptive_lora.recipes import RECIPES, Job, RankEvent, Trained
 from adaptive_lora.results import EvalResult, TrainResult
-from adaptive_lora.training import StepEvent, TrialCheckpoints
+from adaptive_lora.training import Runner, StepEvent, TrialCheckpoints
 from adaptive_lora.workbench import Workbench
 
 PROBE = "probe.safetensors"
@@ -37,7 +37,7 @@ class TrialOutcome:
     folder: Path
     """Adapter folder."""
     seconds: float
-    """Wall time of the whole trial."""
+    """Wall time of the whole trial, without that in which other trials had their turn."""
     training_parameters: int
     """Most parameters that were trained at once; above those of the plan where ranks were cut."""
     history: tuple[RankEvent, ...]
@@ -56,6 +56,8 @@ def run_trial(
     folder: Path,
     on_step: Callable[[StepEvent], None] = lambda event: None,
     checkpoints: TrialCheckpoints | None = None,
+    *,
+    runner: Runner | None = None,
 ) -> TrialOutcome:
     """Run a trial on the shared base, which is left without adapters.
 
@@ -65,6 +67,7 @@ def run_trial(
         folder: for the adapter.
         on_step: called after every optimiser step.
         checkpoints: of this trial, from which it goes on; None: it cannot be resumed.
+        runner: takes the steps of a training; None: one after another by itself.
 
     Raises:
         TrialFailed: training was not stable.
@@ -72,7 +75,7 @@ def run_trial(
     """
     started = time.perf_counter()
     metric = trial.method.allocator.metric
-    job = Job(bench, trial, on_step, checkpoints)
+    job = Job(bench, trial, on_step, checkpoints, runner)
     try:
         trained = RECIPES[trial.method.recipe](job)
         _require_finite("validation", trained.result.validation_loss)
@@ -89,7 +92,7 @@ def run_trial(
         train=trained.result,
         test=test,
         folder=folder,
-        seconds=before + time.perf_counter() - started,
+        seconds=before + time.perf_counter() - started - trained.result.waited_seconds,
         training_parameters=trained.training_parameters,
         history=trained.history,
         search_seconds=trained.search_seconds,
@@ -156,6 +159,7 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
         "search_seconds": outcome.search_seconds,
         "trainings": float(outcome.trainings),
         "micro_batch": float(train.micro_batch),
+        "trials_together": float(train.trials_together),
         "skipped_steps": float(train.skipped_steps),
         "stopped_early": float(train.stopped_early),
         **outcome.extra,

@@ -10,12 +10,12 @@ import torch
 
 from adaptive_lora.adapters import attach, detach
 from adaptive_lora.adapters.attach import lora_layers
-from adaptive_lora.adapters.grouped import grouping_problem, mount, take_off
+from adaptive_lora.adapters.grouped import mount, take_off
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.results import TrainResult
 from adaptive_lora.training import TrainInputs, train
 from adaptive_lora.training.loop import Course
-from adaptive_lora.training.together import JointTraining, Member
+from adaptive_lora.training.together import JointTraining, Member, joining_problem
 from adaptive_lora.workbench import Workbench
 
 Bench = Callable[..., Workbench]
@@ -52,7 +52,8 @@ class Trainer:
         adapted = attach(self.base, plan, seed=trial.seed, dropout=bench.config.train.dropout)
         inputs = TrainInputs(
             examples=bench.parts(trial.fold).train,
-            pad_id=bench.pad_id,
+            collate=bench.task.collate,
+            losses_by_example=bench.task.losses_by_example,
             validate=lambda model: bench.losses(model, bench.parts(trial.fold).validation).loss,
             lr_multipliers=plan.lr_multipliers(),
             **more,
@@ -63,25 +64,25 @@ class Trainer:
         adapted, inputs = self.parts(trial)
         config = self.bench.config.train
         try:
-            result = train(adapted, inputs, config, self.bench.runtime, lr=trial.lr, seed=trial.seed)
+            result = train(
+                adapted, inputs, config, self.bench.runtime, lr=trial.lr, seed=trial.seed
+            )
             return result, weights_of(adapted)
         finally:
             detach(adapted)
 
     def member(self, trial: TrialSpec, **more: Any) -> Member:
         adapted, inputs = self.parts(trial, **more)
-        assert grouping_problem(adapted) is None
         course = Course(
             adapted, inputs, self.bench.config.train, self.bench.runtime,
             lr=trial.lr, seed=trial.seed,
         )  # fmt: skip
-        member = Member(course=course)
-        take_off(adapted)
-        return member
+        assert joining_problem(course) is None
+        return Member(course=course, layers=take_off(adapted))
 
     def together(self, trials: list[TrialSpec]) -> list[tuple[TrainResult, Weights]]:
         members = [self.member(trial) for trial in trials]
-        JointTraining(self.base, members).run()
+        JointTraining(members).run()
         assert not lora_layers(self.base)
         found = []
         for member in members:
@@ -128,7 +129,12 @@ def test_every_trial_learns_as_if_alone(make_bench: Bench) -> None:
         {"folds": 3, "max_steps": None, "epochs": 1, "batch_size": 8, "seeds": "0"},
         {"patience": 1, "validations": 5, "lr": "3 1e-3", "seeds": "0"},
     ],
-    ids=["adapter dropout", "accumulation and clipping", "folds of other lengths", "early stopping"],
+    ids=[
+        "adapter dropout",
+        "accumulation and clipping",
+        "folds of other lengths",
+        "early stopping",
+    ],
 )
 def test_equal_under_other_settings(make_bench: Bench, changes: dict[str, object]) -> None:
     methods = "uniform:rank=2 linear_decay:rank=3,low_rank=1"
@@ -139,3 +145,50 @@ def test_equal_under_other_settings(make_bench: Bench, changes: dict[str, object
         assert {result.stopped_early for result, _ in alone} == {True, False}
     for found, expected in zip(trainer.together(trials), alone, strict=True):
         require_equal(found, expected)
+
+
+def test_a_trial_that_becomes_nan_touches_no_other(make_bench: Bench) -> None:
+    trainer = Trainer(make_bench(**{**MIXED, "seeds": "0", "max_skipped_steps": 1}))
+    trials = list(trainer.bench.config.trials())
+    alone = [trainer.alone(trial) for trial in trials]
+    members = [trainer.member(trial) for trial in trials]
+    bad = members[2]
+    spoil = next(iter(bad.layers.values())).lora_A["default"].weight
+    with torch.no_grad():
+        spoil[0, 0] = torch.nan
+    JointTraining(members).run()
+    assert "non-finite at step 2" in str(bad.failure)
+    for number, (member, expected) in enumerate(zip(members, alone, strict=True)):
+        mount(trainer.base, member.layers)
+        if number != 2:
+            assert member.failure is None
+            require_equal((member.course.result(), weights_of(member.course.model)), expected)
+        detach(member.course.model)
+
+
+def test_out_of_memory_divides_the_group_then_the_batch(
+    make_bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = Trainer(make_bench(**{**MIXED, "seeds": "0", "batch_size": 4, "max_steps": 3}))
+    trials = list(trainer.bench.config.trials())
+    alone = [trainer.alone(trial) for trial in trials]
+    for room, sizes in ((16, {32, 16}), (3, {32, 16, 8, 4, 2})):
+        seen: list[int] = []
+
+        def refuse(
+            module: torch.nn.Module, inputs: Any, seen: list[int] = seen, room: int = room
+        ) -> None:
+            if module.training:
+                seen.append(len(inputs[0]))
+                if seen[-1] > room:
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        hook = trainer.base.get_submodule("transformer.h.2").register_forward_pre_hook(refuse)
+        found = trainer.together(trials)
+        hook.remove()
+        assert set(seen) == sizes
+        assert seen.count(32) == 1  # later steps begin with what fits
+        for one, expected in zip(found, alone, strict=True):
+            require_equal(one, expected)
+        assert {result.micro_batch for result, _ in found} == {min(room // 2 * 2, 4)}
+    assert "trials per forward pass; going on with 4" in caplog.text

@@ -76,7 +76,7 @@ def _dropout_of(module: nn.Module) -> float:
     return max(found, default=0.0)
 
 
-def take_off(adapted: Any) -> dict[str, nn.Module]:
+def take_off(adapted: Any) -> Layers:
     """Take an adapted model's layers off its base and return them; `mount` puts them back."""
     base, layers = adapted.get_base_model(), lora_layers(adapted)
     mount(base, {name: layer.get_base_layer() for name, layer in layers.items()})

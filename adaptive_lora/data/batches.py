@@ -158,23 +158,6 @@ def collate(examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
     )
 
 
-def stacked(batches: Sequence[Batch]) -> Batch:
-    """Return several batches as one, padded to the longest."""
-    return Batch(
-        input_ids=_joint([batch.input_ids for batch in batches], 0),
-        attention_mask=_joint([batch.attention_mask for batch in batches], 0),
-        labels=_joint([batch.labels for batch in batches], IGNORED),
-    )
-
-
-def _joint(tensors: Sequence[torch.Tensor], padding: int) -> torch.Tensor:
-    import torch
-    from torch.nn import functional
-
-    width = max(tensor.shape[1] for tensor in tensors)
-    return torch.cat([functional.pad(t, (0, width - t.shape[1]), value=padding) for t in tensors])
-
-
 def training_batches(
     examples: Sequence[T], *, batch_size: int, seed: int, collate: Callable[[Sequence[T]], Batch]
 ) -> Iterator[Batch]:

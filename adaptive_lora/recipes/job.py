@@ -23,6 +23,7 @@ from adaptive_lora.models import gradient_checkpointing
 from adaptive_lora.results import TrainResult
 from adaptive_lora.training import (
     Regime,
+    Runner,
     Steady,
     StepEvent,
     TrainInputs,
@@ -73,6 +74,7 @@ class Job:
         trial: TrialSpec,
         on_step: Callable[[StepEvent], None],
         checkpoints: TrialCheckpoints | None = None,
+        runner: Runner | None = None,
     ) -> None:
         """Prepare a trial; nothing is changed yet.
 
@@ -81,8 +83,9 @@ class Job:
             trial: what is run.
             on_step: called after every optimiser step, also for those of a checkpoint.
             checkpoints: where the trial goes on, and what it leaves for the next process.
+            runner: takes the steps of a training; None: one after another by itself.
         """
-        self._checkpoints = checkpoints
+        self._checkpoints, self._runner = checkpoints, runner
         self.bench, self.trial, self._on_step = bench, trial, on_step
         self._adapted: Any = None
         self._undo: Callable[[Any], None] = detach
@@ -199,6 +202,7 @@ class Job:
             collate=bench.task.collate,
             validate=self.validation_loss,
             loss=bench.loss,
+            losses_by_example=bench.task.losses_by_example,
             on_step=on_step,
             lr_multipliers=plan.lr_multipliers(),
             lora_plus=plan.lora_plus,
@@ -207,7 +211,13 @@ class Job:
         )
         with gradient_checkpointing(self.base, config.gradient_checkpointing):
             return train(
-                adapted, inputs, config, bench.runtime, lr=self.trial.lr, seed=self.trial.seed
+                adapted,
+                inputs,
+                config,
+                bench.runtime,
+                lr=self.trial.lr,
+                seed=self.trial.seed,
+                run=self._runner,
             )
 
     def _resumable(

@@ -55,6 +55,9 @@ class CausalTask(Task):
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return causal_loss(model, batch)
 
+    def losses_by_example(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return token_scores(model, batch).nll.sum(dim=1)
+
     def scores(self, model: nn.Module, batch: Batch) -> ExampleScores:
         found = token_scores(model, batch)
         return ExampleScores(

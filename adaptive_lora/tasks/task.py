@@ -12,6 +12,7 @@ from torch import nn
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet
 from adaptive_lora.evaluation import ExampleScores, Prepared, evaluate
+from adaptive_lora.losses import LossByExample
 from adaptive_lora.models import BaseModel
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import Runtime
@@ -28,6 +29,9 @@ class Task(ABC):
     """What the loss is a mean over, in the singular."""
     measure: ClassVar[str] = "nats"
     """What the loss is counted in."""
+
+    losses_by_example: LossByExample | None = None
+    """`loss` of each example where the task has it: then several trials can train together."""
 
     def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
         """Take a study's settings and a base that was loaded for this task."""

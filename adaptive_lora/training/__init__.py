@@ -2,12 +2,20 @@
 
 from adaptive_lora.training.checkpoint import Frequency, TrialCheckpoints
 from adaptive_lora.training.guard import StabilityGuard
-from adaptive_lora.training.loop import StepEvent, TrainInputs, events_of, total_steps, train
+from adaptive_lora.training.loop import (
+    Runner,
+    StepEvent,
+    TrainInputs,
+    events_of,
+    total_steps,
+    train,
+)
 from adaptive_lora.training.regime import Regime, Steady
 
 __all__ = [
     "Frequency",
     "Regime",
+    "Runner",
     "StabilityGuard",
     "Steady",
     "StepEvent",

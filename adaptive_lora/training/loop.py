@@ -17,7 +17,7 @@ from adaptive_lora.adapters.dropout import set_dropout_step
 from adaptive_lora.config import TrainConfig
 from adaptive_lora.data import Batch, training_batches
 from adaptive_lora.interruption import whole
-from adaptive_lora.losses import Loss, causal_loss
+from adaptive_lora.losses import Loss, LossByExample, causal_loss
 from adaptive_lora.results import TrainResult
 from adaptive_lora.runtime import Runtime
 from adaptive_lora.seeding import torch_stream
@@ -31,6 +31,7 @@ from adaptive_lora.training.short_memory import (
     is_out_of_memory,
     random_state,
     set_random_state,
+    too_large,
 )
 from adaptive_lora.training.snapshot import Snapshot, put_back, stand_of, take
 
@@ -66,6 +67,8 @@ class TrainInputs:
     """Returns the validation loss of the model as it stands."""
     loss: Loss = causal_loss
     """What is minimised; the same for every method of a comparison."""
+    losses_by_example: LossByExample | None = None
+    """The same by example, where the task has it: what training together takes."""
     on_step: Callable[[StepEvent], None] = lambda event: None
     """Called after every optimiser step."""
     lr_multipliers: Mapping[str, float] = field(default_factory=dict)
@@ -92,6 +95,7 @@ def train(
     *,
     lr: float,
     seed: int,
+    run: Runner | None = None,
 ) -> TrainResult:
     """Train the trainable parameters of a model in place.
 
@@ -102,6 +106,7 @@ def train(
         runtime: device and precision.
         lr: peak learning rate.
         seed: of the order of examples and of the base model's own dropout.
+        run: takes the steps of the course; None: one after another by itself.
 
     Raises:
         TrialFailed: too many non-finite steps.
@@ -112,7 +117,7 @@ def train(
             if inputs.resume is not None:
                 put_back(course, inputs.resume)
             try:
-                course.run()
+                (run or Course.run)(course)
             except KeyboardInterrupt:
                 inputs.on_stop(len(course.losses), lambda: take(course))
                 raise
@@ -181,6 +186,7 @@ class Course:
         self.step_tokens: list[int] = []
         self.order = hashlib.sha256()
         self.batches_drawn = self.reported = 0
+        self.trials_together, self.waited_seconds = 1, 0.0
         self.seconds = 0.0
         self.stand = stand_of(self)
 
@@ -236,7 +242,9 @@ class Course:
                     raise
                 reason = str(error)
             self.optimizer.zero_grad()  # after the except block: its traceback held activations
-            self.micro_batch = halved(self.micro_batch, reason)
+            if self.micro_batch == 1:
+                raise too_large(reason)
+            self.micro_batch = halved(self.micro_batch, what="examples per forward pass")
             self.forward_passes = passes
             set_random_state(random)
 
@@ -325,8 +333,14 @@ class Course:
             seconds=self.seconds,
             peak_memory_bytes=self.memory.bytes,
             micro_batch=self.micro_batch,
+            trials_together=self.trials_together,
+            waited_seconds=self.waited_seconds,
             skipped_steps=self.guard.skipped,
             stopped_early=len(self.losses) < self.steps,
             precision=self.runtime.precision,
             device=str(self.runtime.device),
         )
+
+
+Runner = Callable[[Course], None]
+"""Takes all steps of a course."""

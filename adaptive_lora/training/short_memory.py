@@ -22,30 +22,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def halved(examples: int, reason: str) -> int:
-    """Return half as many examples per forward pass, say so, and give freed memory back.
+def halved(number: int, what: str) -> int:
+    """Return half as many of what goes through the model at once; say so; free memory.
 
     Args:
-        examples: per forward pass, in the attempt that failed.
-        reason: the error's own words.
-
-    Raises:
-        TrialFailed: it was one example already.
+        number: in the attempt that failed; above 1.
+        what: is counted, for the message.
     """
     clear_device_cache(garbage_collection=True)
-    first_line = (reason.splitlines() or [""])[0]
-    if examples <= 1:
-        raise TrialFailed(
-            f"out of memory with one example per forward pass ({first_line}). Use "
-            "gradient_checkpointing, lower max_tokens, or a smaller base or precision bf16."
-        )
     logging.getLogger(__name__).warning(
-        "out of memory with %d examples per forward pass; going on with %d, and the same "
-        "effective batch.",
-        examples,
-        examples // 2,
+        "out of memory with %d %s; going on with %d, and the same effective batch.",
+        number,
+        what,
+        number // 2,
     )
-    return examples // 2
+    return number // 2
+
+
+def too_large(reason: str) -> TrialFailed:
+    """Return the failure of a trial whose single examples do not fit; the error's words given."""
+    return TrialFailed(
+        f"out of memory with one example per forward pass ({(reason.splitlines() or [''])[0]}). "
+        "Use gradient_checkpointing, lower max_tokens, or a smaller base or precision bf16."
+    )
 
 
 def random_state() -> RandomState:

@@ -11,19 +11,47 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.adapters.dropout import set_dropout_step
-from adaptive_lora.adapters.grouped import GroupedSite, Layers, Routing, Share, mount
+from adaptive_lora.adapters.grouped import (
+    GroupedSite,
+    Layers,
+    Routing,
+    Share,
+    grouping_problem,
+    mount,
+)
 from adaptive_lora.data.batches import Batch, stacked
 from adaptive_lora.errors import TrialFailed
-from adaptive_lora.losses import losses_by_example
+from adaptive_lora.interruption import whole
 from adaptive_lora.training.loop import Course
-from adaptive_lora.training.short_memory import is_out_of_memory
+from adaptive_lora.training.regime import Steady
+from adaptive_lora.training.short_memory import halved, is_out_of_memory
+
+
+def base_of(course: Course) -> nn.Module:
+    """Return the frozen base of a course's model."""
+    model: Any = course.model
+    base: nn.Module = model.get_base_model()
+    return base
+
+
+def joining_problem(course: Course) -> str | None:
+    """Return why a course cannot take its steps together with others, or None."""
+    if course.inputs.losses_by_example is None:
+        return "the task has no loss by example"
+    if not isinstance(course.regime, Steady):
+        return "the method changes its ranks in training"
+    if course.runtime.accelerator.scaler is not None:
+        return "fp16 scales gradients by one factor for all"
+    if course.config.gradient_checkpointing:
+        return "gradient checkpointing"
+    return grouping_problem(course.model)
 
 
 @dataclass(kw_only=True)
@@ -31,19 +59,12 @@ class Member:
     """One training of a group."""
 
     course: Course
-    layers: Layers = field(init=False)
+    layers: Layers
     """What stands in the base while this training has it alone."""
     failure: TrialFailed | None = None
     """Why it ended early, if it did."""
-
-    def __post_init__(self) -> None:
-        """Take note of the adapters, which are on the base now."""
-        self.layers = lora_layers(self.course.model)
-
-    @property
-    def bare(self) -> Mapping[str, nn.Module]:
-        """The base's own modules at the sites."""
-        return {name: layer.get_base_layer() for name, layer in self.layers.items()}
+    own_seconds: float = 0.0
+    """Wall time of its share of the joint passes and of what was done for it alone."""
 
     @property
     def active(self) -> bool:
@@ -51,19 +72,35 @@ class Member:
         return self.failure is None and not self.course.finished
 
 
+@contextmanager
+def _clocked(member: Member) -> Iterator[None]:
+    """Count the block's wall time as the member's own."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        member.own_seconds += time.perf_counter() - started
+
+
 class JointTraining:
     """Trains a group of members to their ends; between passes the base is bare."""
 
-    def __init__(self, base: nn.Module, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[Member]) -> None:
         """Prepare a group.
 
         Args:
-            base: bare; each member's adapters fit it.
-            members: each with a course that has not begun, or that was put back to a snapshot.
+            members: at least one, on one bare base, each with a course that has not begun or that
+                was put back to a snapshot.
         """
-        self._base, self._members = base, members
-        self._bare = {name: module for member in members for name, module in member.bare.items()}
+        self._members = members
+        self._base = base_of(members[0].course)
+        self._bare = {
+            name: layer.get_base_layer()
+            for member in members
+            for name, layer in member.layers.items()
+        }
         self._routing = Routing()
+        self._most = len(members)
         self._joint = {
             name: GroupedSite(
                 module,
@@ -76,7 +113,8 @@ class JointTraining:
     def run(self) -> None:
         """Take all steps of all members; a failed one does not stop the others."""
         for member in self._members:
-            with self._alone(member):
+            member.course.trials_together = len(self._members)
+            with self._alone(member), _clocked(member):
                 member.course.start()
         while active := [i for i, member in enumerate(self._members) if member.active]:
             self._step(active)
@@ -92,27 +130,53 @@ class JointTraining:
         losses = self._learn(windows)
         seconds = time.perf_counter() - started
         tokens = {i: sum(batch.tokens for batch in window) for i, window in windows.items()}
-        for i, course in courses.items():
-            with self._alone(self._members[i]):
-                started = time.perf_counter()
-                try:
-                    course.apply(windows[i], losses[i])
-                except TrialFailed as failure:
-                    self._members[i].failure = failure
-                    continue
-                course.seconds += time.perf_counter() - started
-                course.seconds += seconds * tokens[i] / sum(tokens.values())
-                course.report()
+        for i, loss in losses.items():
+            share = seconds * tokens[i] / sum(tokens.values())
+            self._members[i].own_seconds += share
+            courses[i].seconds += share
+            self._apply(self._members[i], windows[i], loss)
+
+    def _apply(self, member: Member, window: Sequence[Batch], loss: float) -> None:
+        """Let a member take its step with the gradient that is there."""
+        with self._alone(member), _clocked(member):
+            started = time.perf_counter()
+            try:
+                with whole():
+                    member.course.apply(window, loss)
+                    member.course.seconds += time.perf_counter() - started
+            except TrialFailed as failure:
+                member.failure = failure
+                return
+            member.course.report()
 
     def _learn(self, windows: Mapping[int, Sequence[Batch]]) -> dict[int, float]:
-        """Form the gradients of a step of some members; return each one's loss.
+        """Form the gradients of a step of some members; return the loss of each that has one.
 
-        Out of memory, the group is divided; a member left alone divides its own batch.
+        Out of memory, fewer members run at once from here on; a single one divides its own batch.
         """
+        losses: dict[int, float] = {}
+        left = list(windows)
+        while left:
+            some = {i: windows[i] for i in left[: self._most]}
+            found = self._alone_or_together(some)
+            if found is None:
+                self._most = halved(len(some), what="trials per forward pass")
+                continue
+            losses |= found
+            left = left[len(some) :]
+        return losses
+
+    def _alone_or_together(self, windows: Mapping[int, Sequence[Batch]]) -> dict[int, float] | None:
+        """Return the losses of a step of some members, or None where memory is short."""
         if len(windows) == 1:
             ((i, window),) = windows.items()
-            with self._alone(self._members[i]):
-                return {i: self._members[i].course.learn(window)}
+            member = self._members[i]
+            try:
+                with self._alone(member):
+                    return {i: member.course.learn(window)}
+            except TrialFailed as failure:
+                member.failure = failure
+                return {}
         passes = {i: self._members[i].course.forward_passes for i in windows}
         try:
             return self._joint_passes(windows)
@@ -122,13 +186,7 @@ class JointTraining:
         for i in windows:
             self._members[i].course.optimizer.zero_grad()
             self._members[i].course.forward_passes = passes[i]
-        order = list(windows)
-        halves = order[: len(order) // 2], order[len(order) // 2 :]
-        return {
-            i: loss
-            for half in halves
-            for i, loss in self._learn({i: windows[i] for i in half}).items()
-        }
+        return None
 
     def _joint_passes(self, windows: Mapping[int, Sequence[Batch]]) -> dict[int, float]:
         """Run the batches of some members through the base together; `accumulation` passes."""
@@ -151,7 +209,7 @@ class JointTraining:
     def _losses(self, batches: Mapping[int, Batch]) -> dict[int, torch.Tensor]:
         """Run one batch of each member through the base; return each one's summed loss."""
         self._routing.shares = [
-            Share(member=i, rows=len(batch.input_ids), width=batch.input_ids.shape[1])
+            Share(member=i, rows=batch.examples, width=batch.positions)
             for i, batch in batches.items()
         ]
         for i in batches:
@@ -159,8 +217,10 @@ class JointTraining:
             for layer in self._members[i].layers.values():
                 set_dropout_step(layer, course.forward_passes)
         sizes = [share.rows for share in self._routing.shares]
-        with self._members[0].course.runtime.accelerator.autocast():
-            losses = losses_by_example(self._base, stacked(list(batches.values())))
+        course = self._members[0].course
+        assert course.inputs.losses_by_example is not None
+        with course.runtime.accelerator.autocast():
+            losses = course.inputs.losses_by_example(self._base, stacked(list(batches.values())))
         return {i: own.sum() for i, own in zip(batches, losses.split(sizes), strict=True)}
 
     @contextmanager
