@@ -26,7 +26,8 @@ class StudyProgress:
         self.console = console
         self._trials, self._done, self._skipped = trials, 0, 0
         self._started = time.perf_counter()
-        self._label, self._task = "", TaskID(0)
+        self._running: dict[str, float] = {}
+        self._task = TaskID(0)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -67,28 +68,30 @@ class StudyProgress:
             self.note(f"{finished} trials are finished already; {self._trials} to run")
 
     def begin(self, label: str) -> None:
-        """Show a trial's name."""
-        self._label = label
+        """Show that a trial runs, by its name."""
+        self._running[label] = 0.0
         self._progress.update(self._task, description=f"[bold]{label}[/]")
 
-    def step(self, event: StepEvent) -> None:
-        """Show step and loss of the trial."""
-        share = event.step / event.total_steps
+    def step(self, label: str, event: StepEvent) -> None:
+        """Show step and loss of a trial."""
+        # the rest is evaluation and logging
+        self._running[label] = 0.95 * event.step / event.total_steps
         self._progress.update(
             self._task,
-            completed=self._done + 0.95 * share,  # the rest is evaluation and logging
-            description=f"[bold]{self._label}[/] step {event.step}/{event.total_steps} "
+            completed=self._done + sum(self._running.values()),
+            description=f"[bold]{label}[/] step {event.step}/{event.total_steps} "
             f"loss {event.loss:.3f}",
         )
 
-    def end(self, text: str) -> None:
-        """Print the trial's outcome and count it."""
+    def end(self, label: str, text: str) -> None:
+        """Print a trial's outcome and count it."""
         self._done += 1
-        self._progress.update(self._task, completed=self._done)
+        self._running.pop(label, None)
+        self._progress.update(self._task, completed=self._done + sum(self._running.values()))
         elapsed = time.perf_counter() - self._started
         left = elapsed / self._done * (self._trials - self._done)
         self.note(
-            f"[dim]{self._done:>3}/{self._trials}[/] {self._label:<47} {text}"
+            f"[dim]{self._done:>3}/{self._trials}[/] {label:<47} {text}"
             f"  [dim]{_clock(left)} left[/]"
         )
 

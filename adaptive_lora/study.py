@@ -21,7 +21,7 @@ from adaptive_lora.dossier import (
     study_dossier,
     study_settings,
 )
-from adaptive_lora.engines import run_serially
+from adaptive_lora.engines import resolve_engine, run_trials
 from adaptive_lora.errors import (
     AdapterError,
     AdaptiveLoraError,
@@ -70,10 +70,11 @@ def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
         trials = missing_trials(bench, study)
         with interruptible(), StudyProgress(console, len(list(config.trials()))) as progress:
             progress.skip(len(list(config.trials())) - len(trials))
-            run_serially(
+            run_trials(
                 trials,
-                lambda trial: run_tracked(bench, study, trial, progress),
-                lambda trial, failure: progress.end(f"[red]FAILED[/]: {failure}"),
+                lambda trial, runner: run_tracked(bench, study, trial, progress, runner=runner),
+                lambda trial, failure: progress.end(trial.label, f"[red]FAILED[/]: {failure}"),
+                engine=resolve_engine(config.engine, bench.runtime),
             )
         store.settle(" The trials were trained, not compared: then run the same command again.")
         judgement = judge(study_dossier(study), config, console, lambda trial: bench)

@@ -15,7 +15,7 @@ from adaptive_lora.provenance import packages, provenance
 from adaptive_lora.tracking import StudyRun, TrialRun, log_adapter
 from adaptive_lora.tracking.runs import SIGNATURE
 from adaptive_lora.tracking.trials import HISTORY, PLAN, RESULT, result_to_dict
-from adaptive_lora.training import Frequency, StepEvent, TrialCheckpoints
+from adaptive_lora.training import Frequency, Runner, StepEvent, TrialCheckpoints
 from adaptive_lora.trial import TrialOutcome, run_trial, trial_metrics
 from adaptive_lora.workbench import Workbench
 
@@ -27,6 +27,7 @@ def run_tracked(
     progress: StudyProgress,
     *,
     adopt: bool = False,
+    runner: Runner | None = None,
 ) -> TrialOutcome:
     """Run one trial under its own MLflow run and log what it gives.
 
@@ -36,6 +37,7 @@ def run_tracked(
         trial: what to run.
         progress: what a person sees.
         adopt: use the run that `mlflow run` made for this process, where there is one.
+        runner: takes the steps of a training; None: one after another by itself.
 
     Raises:
         TrialFailed: training was not stable.
@@ -49,11 +51,12 @@ def run_tracked(
         run.data(bench.data.source, bench.data.digest, bench.config.data.data, len(parts.train))
 
         def on_step(event: StepEvent) -> None:
-            progress.step(event)
+            progress.step(trial.label, event)
             _buffer(run, event)
 
         try:
-            outcome = run_trial(bench, trial, Path(folder) / "adapter", on_step, checkpoints)
+            adapter = Path(folder) / "adapter"
+            outcome = run_trial(bench, trial, adapter, on_step, checkpoints, runner=runner)
             _log_outcome(bench, run, trial, outcome)
         except AdaptiveLoraError as failure:
             run.flush()
@@ -61,7 +64,7 @@ def run_tracked(
             checkpoints.remove()  # from there it would only fail again
             raise
     checkpoints.remove()
-    progress.end(_summary(outcome))
+    progress.end(trial.label, _summary(outcome))
     return outcome
 
 

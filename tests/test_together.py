@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mlflow.entities import Run
+from tracked import quiet, store_in, trials_in
 
 from adaptive_lora.adapters import attach, detach
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.adapters.grouped import mount, take_off
-from adaptive_lora.config import TrialSpec
+from adaptive_lora.config import StudyConfig, TrialSpec
+from adaptive_lora.engines import resolve_engine
 from adaptive_lora.results import TrainResult
 from adaptive_lora.training import TrainInputs, train
 from adaptive_lora.training.loop import Course
@@ -192,3 +198,94 @@ def test_out_of_memory_divides_the_group_then_the_batch(
             require_equal(one, expected)
         assert {result.micro_batch for result, _ in found} == {min(room // 2 * 2, 4)}
     assert "trials per forward pass; going on with 4" in caplog.text
+
+
+def no_dropout_base(base_folder: Path, folder: Path) -> Path:
+    """Copy a base with its own dropout set to 0."""
+    shutil.copytree(base_folder, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture
+def studies(
+    base_folder: Path,
+    empty_store: Path,
+    make_study: Callable[..., StudyConfig],
+    tmp_path: Path,
+) -> Callable[..., list[Run]]:
+    """Return a function that runs a study in a store of its own; the trials' runs come back."""
+    base = no_dropout_base(base_folder, tmp_path / "base")
+
+    def run(name: str, **changes: object) -> list[Run]:
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(empty_store, folder / "mlflow.db")
+        quiet(
+            make_study(
+                **{
+                    "model": str(base), "tracking_uri": store_in(folder), "output": str(folder),
+                    "seeds": "0 1", "registered_model": name, **changes,
+                }
+            )
+        )  # fmt: skip
+        return sorted(trials_in(folder), key=lambda run: run.info.run_name)
+
+    return run
+
+
+TIMED = {
+    "tokens_per_second", "peak_memory_bytes", "train_seconds", "wall_seconds", "search_seconds",
+    "trials_together", "profile/seconds", "profile/share_of_training",
+}  # fmt: skip
+
+
+def test_a_studys_records_do_not_depend_on_the_engine(
+    studies: Callable[..., list[Run]],
+) -> None:
+    methods = "uniform:rank=2 empirical:rank=2 truncate:rank=1"
+    more = {"profile_batches": 2, "profile_batch_size": 2, "methods": methods}
+    serial, together = (studies(name, engine=name, **more) for name in ("serial", "together"))
+    assert len(serial) == len(together) == 6
+    for one, other in zip(serial, together, strict=True):
+        assert other.info.status == one.info.status == "FINISHED"
+        assert other.info.run_name == one.info.run_name
+        free = {"mlflow.parentRunId", "adapter_model_uri"}
+        for tags in (one.data.tags, other.data.tags):
+            for name in free & set(tags):
+                del tags[name]
+        assert other.data.tags == one.data.tags
+        params = [{**run.data.params, "cfg.engine": ""} for run in (one, other)]
+        assert params[0] == params[1]
+        metrics, expected = other.data.metrics, one.data.metrics
+        assert metrics.keys() == expected.keys()
+        for name in metrics.keys() - TIMED:
+            assert metrics[name] == pytest.approx(expected[name], rel=1e-5), name
+        grouped = 1 if "truncate" in one.info.run_name else 4
+        assert (expected["trials_together"], metrics["trials_together"]) == (1, grouped)
+        assert metrics["train_seconds"] > 0
+
+
+def test_what_cannot_join_runs_alone_and_an_unstable_trial_fails_alone(
+    make_study: Callable[..., StudyConfig],
+    empty_store: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    config = make_study(
+        tracking_uri=store_in(tmp_path), engine="together", seeds="0", lr="1e-2 1e30", max_steps=8,
+        max_skipped_steps=0, epochs=99,
+    )  # fmt: skip
+    quiet(config)
+    assert "trials train one by one: the base has dropout of its own" in caplog.text
+    by_rate = {(run.data.tags["lr"], run.info.status) for run in trials_in(tmp_path)}
+    assert by_rate == {("0.01", "FINISHED"), ("1e+30", "FAILED")}
+
+
+def test_the_engine_is_chosen_by_the_device(make_bench: Bench) -> None:
+    runtime = make_bench().runtime
+    assert resolve_engine("auto", runtime) == "serial"
+    assert resolve_engine("together", runtime) == "together"

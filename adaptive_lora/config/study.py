@@ -64,6 +64,13 @@ class StudyConfig:
         limits=Limits(above=0),
         identity=False,
     )
+    engine: str = option(
+        "auto",
+        "serial: one trial after another; together: several at once over one frozen base, each as "
+        "if alone; auto: together on a GPU",
+        limits=Limits(choices=("auto", "serial", "together")),
+        identity=False,
+    )
     baseline: str | None = option(
         None, "label of the method that others are compared with; none: the first", identity=False
     )

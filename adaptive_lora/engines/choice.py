@@ -1,0 +1,54 @@
+"""Which engine runs the trials of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from adaptive_lora.config import TrialSpec
+from adaptive_lora.engines.serial import run_serially
+from adaptive_lora.engines.together import RunTrial, run_together
+from adaptive_lora.errors import TrialFailed
+from adaptive_lora.runtime import Runtime
+from adaptive_lora.training.loop import Course
+
+MOST_TOGETHER = 16
+"""Trials in one process at once; where memory is short, fewer go through the base at a time."""
+JOINED_RECIPE = "lora"
+"""Its plans are known before training and trained as they are."""
+
+
+def resolve_engine(engine: str, runtime: Runtime) -> str:
+    """Return serial or together for `auto`.
+
+    Trials together fill a GPU that one trial's small batch leaves idle; on a CPU matrix products
+    of one trial fill the cores already.
+    """
+    if engine != "auto":
+        return engine
+    return "together" if runtime.device.type == "cuda" else "serial"
+
+
+def run_trials(
+    trials: Sequence[TrialSpec],
+    run: RunTrial,
+    on_failure: Callable[[TrialSpec, TrialFailed], None],
+    *,
+    engine: str,
+) -> None:
+    """Run the trials of a study; an unstable one is reported and the study goes on.
+
+    Args:
+        trials: in order.
+        run: runs one trial.
+        on_failure: told of trials that failed.
+        engine: serial or together.
+    """
+    if engine == "serial":
+        run_serially(trials, lambda trial: run(trial, Course.run), on_failure)
+        return
+    run_together(
+        trials,
+        run,
+        on_failure,
+        size=lambda trial: MOST_TOGETHER if trial.method.recipe == JOINED_RECIPE else 1,
+    )
