@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from mlflow.entities import Run
+from rich.console import Console
 from tracked import quiet, store_in, trials_in
 
 from adaptive_lora.adapters import attach, detach
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.adapters.grouped import mount, take_off
 from adaptive_lora.config import StudyConfig, TrialSpec
-from adaptive_lora.engines import resolve_engine
+from adaptive_lora.engines import resolve_engine, run_trials
+from adaptive_lora.progress import StudyProgress
 from adaptive_lora.results import TrainResult
+from adaptive_lora.study import open_study
+from adaptive_lora.tracked_trial import run_tracked
+from adaptive_lora.tracking import connect
 from adaptive_lora.training import TrainInputs, train
 from adaptive_lora.training.loop import Course
 from adaptive_lora.training.together import JointTraining, Member, joining_problem
@@ -223,14 +229,16 @@ def studies(
         folder = tmp_path / name
         folder.mkdir()
         shutil.copy(empty_store, folder / "mlflow.db")
-        quiet(
-            make_study(
-                **{
-                    "model": str(base), "tracking_uri": store_in(folder), "output": str(folder),
-                    "seeds": "0 1", "registered_model": name, **changes,
-                }
-            )
-        )  # fmt: skip
+        store = {"tracking_uri": store_in(folder), "output": str(folder)}
+        bench = Workbench(make_study(**{"model": str(base), "engine": name, **store, **changes}))
+        study = open_study(bench, connect(bench.config.tracking))
+        progress = StudyProgress(Console(file=StringIO()), 99)
+        run_trials(
+            list(bench.config.trials()),
+            lambda trial, runner: run_tracked(bench, study, trial, progress, runner=runner),
+            lambda trial, failure: pytest.fail(str(failure)),
+            engine=bench.config.engine,
+        )
         return sorted(trials_in(folder), key=lambda run: run.info.run_name)
 
     return run
@@ -247,7 +255,7 @@ def test_a_studys_records_do_not_depend_on_the_engine(
 ) -> None:
     methods = "uniform:rank=2 empirical:rank=2 truncate:rank=1"
     more = {"profile_batches": 2, "profile_batch_size": 2, "methods": methods}
-    serial, together = (studies(name, engine=name, **more) for name in ("serial", "together"))
+    serial, together = (studies(name, **more) for name in ("serial", "together"))
     assert len(serial) == len(together) == 6
     for one, other in zip(serial, together, strict=True):
         assert other.info.status == one.info.status == "FINISHED"
