@@ -62,7 +62,7 @@ def numbers(outcome: TrialOutcome) -> dict[str, Any]:
         "test": outcome.test.nll_E.tolist(),
         "plan": outcome.plan.to_dict(),
         "history": outcome.history,
-        "adapter": (outcome.folder / "adapter_model.safetensors").read_bytes(),
+        "adapter": [path.read_bytes() for path in sorted(outcome.folder.glob("*.safetensors"))],
     }
 
 
@@ -79,6 +79,10 @@ def numbers(outcome: TrialOutcome) -> dict[str, Any]:
         ("truncate_retrain:rank=2", 27),
         ("eva:rank=2", 8),
         ("gora:rank=2", 8),
+        ("houlsby:width=2", 7),
+        ("full", 9),
+        ("prompt_tuning:tokens=2", 4),
+        ("p_tuning:tokens=2,encoder_width=3", 11),
     ],
 )
 def test_a_stopped_trial_goes_on_bit_for_bit(

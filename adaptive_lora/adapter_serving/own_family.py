@@ -70,11 +70,15 @@ class AdaptedModel(nn.Module):
             adapter = Bottleneck(_out_features(module), width, nonlinearity)
             module.add_module(_INSIDE, adapter.to(next(module.parameters()).device))
             self._handles.append(module.register_forward_hook(_after))
-        for name in trained:
+        chosen = list(trained)
+        # On a CPU layer norms take no mixture of types, and what is trained may pass float32 on.
+        mixed = _layer_norms(base) if chosen and self._is_low else []
+        for name in dict.fromkeys([*chosen, *mixed]):
             parameter = base.get_parameter(name)
             self._originals[name] = parameter.data
             parameter.data = parameter.data.float().clone()
-            parameter.requires_grad_(True)
+        for name in chosen:
+            base.get_parameter(name).requires_grad_(True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the base; under a low precision, float32 weights are used through autocast."""
@@ -136,9 +140,12 @@ class AdaptedModel(nn.Module):
         return self.base
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        low = self._dtype in (torch.bfloat16, torch.float16)
-        kind = self._dtype if low else torch.bfloat16
-        return torch.autocast(self.device.type, dtype=kind, enabled=low)
+        kind = self._dtype if self._is_low else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=kind, enabled=self._is_low)
+
+    @property
+    def _is_low(self) -> bool:
+        return self._dtype in (torch.bfloat16, torch.float16)
 
 
 def load_own_family(base: Any, folder: Path) -> AdaptedModel:
@@ -178,6 +185,15 @@ def _after(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
     adapter: Any = getattr(module, _INSIDE)
     changed: torch.Tensor = adapter(output)
     return changed
+
+
+def _layer_norms(base: nn.Module) -> list[str]:
+    return [
+        f"{name}.{own}"
+        for name, module in base.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        for own, _ in module.named_parameters(recurse=False)
+    ]
 
 
 def _out_features(module: nn.Module) -> int:

@@ -102,7 +102,7 @@ def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False
         model, tokenizer, _ = adapter_serving.load_adapter(
             source, trust_remote_code=trust_remote_code
         )
-        dora = bool(model.peft_config["default"].use_dora)
+        dora = _is_dora(model)
         merged = model.merge_and_unload(safe_merge=True)
     except Exception as error:  # PEFT, transformers and safetensors raise their own types
         raise AdapterError(f"adapter {source} cannot be merged: {error}") from error
@@ -110,6 +110,12 @@ def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(merged_card(_origin(source), dora=dora), encoding="utf-8")
+
+
+def _is_dora(model: Any) -> bool:
+    """Return whether a loaded adapter is DoRA; IA3 and our own families are not."""
+    config = getattr(model, "peft_config", {}).get("default")
+    return bool(getattr(config, "use_dora", False))
 
 
 def _refuse_occupied(target: Path) -> None:
@@ -195,7 +201,9 @@ def _origin(source: Path) -> dict[str, Any]:
         record = read_record(source)
         plan = source / "rank_plan.json"
         if plan.is_file():
-            record["method"] = str(read_json(plan).get("method", "unknown"))
+            values = read_json(plan)
+            record["method"] = str(values.get("method", "unknown"))
+            record["family"] = values.get("family")
     except UnsafeFiles as error:
         raise AdapterError(str(error)) from error
     return record

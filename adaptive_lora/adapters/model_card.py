@@ -32,20 +32,22 @@ With PEFT: `PeftModel.from_pretrained(base, FOLDER)`.
 
 
 def merged_card(origin: Mapping[str, Any], *, dora: bool = False) -> str:
-    """Return the README of a merged model, of DoRA layers or plain ones."""
+    """Return the README of a merged model: of LoRA or DoRA layers, or of another family."""
     added = (
-        "DoRA's magnitude times the direction of the base's plus scale·B·A"
+        "DoRA's magnitude times the direction of the base's plus scale·B·A at every adapted site"
         if dora
-        else "the base's plus scale·B·A"
+        else "the base's plus scale·B·A at every adapted site"
     )
+    if origin.get("family"):
+        added = f"the base's with what {origin['family']} trained taken up"
     return f"""{_header(origin, "transformers")}
-# Model with a LoRA adapter merged in
+# Model with an adapter merged in
 
 {_provenance(origin)}
-- weights are {added} at every adapted site, rounded to {origin["dtype"]}
+- weights are {added}, rounded to {origin["dtype"]}
 
-A server needs no LoRA support and **no rank** for it: it is a plain transformers folder, loaded by
-`AutoModelForCausalLM.from_pretrained(FOLDER)`.
+A server needs no adapter support and **no rank** for it: it is a plain transformers folder, loaded
+by `AutoModelForCausalLM.from_pretrained(FOLDER)`.
 """
 
 

@@ -96,7 +96,9 @@ def _p_tuning(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
 
 
 def _prefix_tuning(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
-    return PrefixTuningConfig(**_prompt(settings))  # PEFT fits width and heads to grouped keys
+    heads = settings["kv_heads"]  # PEFT knows grouped keys, but not Falcon's single one
+    sizes = {"token_dim": heads * settings["head_dim"], "num_attention_heads": heads}
+    return PrefixTuningConfig(**{**_prompt(settings), **sizes})
 
 
 def _ia3(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:

@@ -164,6 +164,7 @@ def _plan(
             "width": sizes.width,
             "layers": sizes.layers,
             "kv_heads": sizes.kv_heads,
+            "head_dim": sizes.head_dim,
             **settings,
         },
         tensors=tensors,

@@ -20,7 +20,7 @@ class Decoder:
     """Sizes of a causal language model that take part in virtual tokens."""
 
     width: int
-    """Of the hidden state."""
+    """Of the input embeddings; some models project them up to the hidden size."""
     layers: int
     kv_heads: int
     """Heads of keys and values: fewer than those of queries under grouped attention."""
@@ -115,8 +115,10 @@ def _decoder(model: Any) -> Decoder | None:
     config = model.config.get_text_config()
     heads = int(config.num_attention_heads)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    if getattr(config, "multi_query", False) and not config.new_decoder_architecture:
+        kv_heads = 1  # Falcon
     return Decoder(
-        width=int(config.hidden_size),
+        width=int(model.get_input_embeddings().weight.shape[1]),
         layers=int(config.num_hidden_layers),
         kv_heads=int(kv_heads),
         head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),

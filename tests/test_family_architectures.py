@@ -1,0 +1,103 @@
+"""Families on every supported architecture: built as planned, and taken off again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from architectures import ARCHITECTURES
+
+from adaptive_lora.adapter_serving.own_family import AdaptedModel
+from adaptive_lora.adapters.audit_family import audit_family
+from adaptive_lora.adapters.own_family import attach_own_family
+from adaptive_lora.adapters.peft_family import attach_peft_family, detach_peft_family
+from adaptive_lora.allocation import FamilyPlan, MethodSpec, make_plan
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.sites import read_architecture
+
+CAUSAL = ("gpt2", "pythia", "opt", "bloom", "llama", "mistral", "qwen2", "qwen3", "gemma",
+          "gemma2", "gemma3", "phi", "phi3", "falcon")  # fmt: skip
+METHODS = ("prompt_tuning:tokens=2", "prefix_tuning:tokens=2", "p_tuning:tokens=2,encoder_width=3",
+           "ia3", "houlsby:width=2", "pfeiffer:width=2", "full", "bitfit", "ln_tuning",
+           "head_only")  # fmt: skip
+WITHOUT_BIASES = {"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3", "phi3"}
+IDS = torch.tensor([[1, 5, 7, 9, 11, 3]])
+
+
+def tiny(name: str) -> Any:
+    """Build a small model of random weights."""
+    kind, settings, _ = ARCHITECTURES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(
+            getattr(transformers, kind)(**settings)
+        )
+    return model.requires_grad_(False).eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    """Return logits without a cache."""
+    found: torch.Tensor = model(
+        input_ids=IDS, attention_mask=torch.ones_like(IDS), use_cache=False
+    ).logits
+    return found
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_every_family_is_built_as_planned(name: str) -> None:
+    model = tiny(name)
+    base = read_architecture(model)
+    before = logits(model)
+    for method in METHODS:
+        spec = MethodSpec.parse(method)
+        if method == "bitfit" and name in WITHOUT_BIASES:
+            with pytest.raises(AllocationError, match="has no bias terms"):
+                make_plan(spec, base, scale=2.0)
+            continue
+        plan = make_plan(spec, base, scale=2.0)
+        assert isinstance(plan, FamilyPlan)
+        ours = spec.recipe == "own_family"
+        adapted: Any = (attach_own_family if ours else attach_peft_family)(model, plan, seed=0)
+        audit_family(adapted, plan.tensors)
+        found = logits(adapted.eval())
+        if not plan.positions:
+            torch.testing.assert_close(found, before, rtol=0, atol=0)
+        found.square().mean().backward()
+        moved = [p.grad is not None for p in adapted.parameters() if p.requires_grad]
+        assert all(moved), method
+        AdaptedModel.release(adapted) if ours else detach_peft_family(adapted)
+        assert torch.equal(logits(model), before)
+        assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "deberta", "distilbert", "vit"])
+def test_families_without_prompts_serve_encoders(name: str) -> None:
+    kind, settings, _ = ARCHITECTURES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModel.from_config(getattr(transformers, kind)(**settings))
+    model.requires_grad_(False).eval()
+    inputs = torch.ones(1, 3, 32, 32) if name == "vit" else IDS
+    before, base = model(inputs).last_hidden_state, read_architecture(model)
+    for method in ("ia3", "houlsby:width=2", "pfeiffer:width=2", "full", "bitfit", "ln_tuning"):
+        spec = MethodSpec.parse(method)
+        plan = make_plan(spec, base, scale=2.0)
+        assert isinstance(plan, FamilyPlan)
+        ours = spec.recipe == "own_family"
+        adapted: Any = (attach_own_family if ours else attach_peft_family)(model, plan, seed=0)
+        audit_family(adapted, plan.tensors)
+        assert torch.equal(adapted(inputs).last_hidden_state, before)
+        AdaptedModel.release(adapted) if ours else detach_peft_family(adapted)
+        assert torch.equal(model(inputs).last_hidden_state, before)
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "vit", "clip"])
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "p_tuning"])
+def test_virtual_tokens_need_a_causal_model(name: str, method: str) -> None:
+    kind, settings, _ = ARCHITECTURES[name]
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(getattr(transformers, kind)(**settings))
+    with pytest.raises(AllocationError, match="takes no virtual tokens"):
+        make_plan(MethodSpec.parse(method), read_architecture(model), scale=2.0)
