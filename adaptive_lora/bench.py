@@ -13,6 +13,7 @@ from adaptive_lora.adapters import attach, detach
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, Plan, allocate, make_plan
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import ConfigError
+from adaptive_lora.heads import start_head
 from adaptive_lora.importance import (
     ImportanceProfile,
     ProfileTask,
@@ -63,6 +64,10 @@ class Bench(ABC):
             raise ConfigError(f"profiled_on={'+'.join(tasks)} needs a study with data of its own.")
         return self
 
+    def start_head(self, seed: int) -> None:
+        """Give the task's head, where its checkpoint lacks it, the initial weights of a seed."""
+        start_head(self.base.model, self.base.gaps, seed=seed)
+
     @abstractmethod
     def parts(self, fold: int) -> PreparedParts:
         """Return the prepared parts of a fold."""
@@ -77,6 +82,7 @@ class Bench(ABC):
 
     def profile_task(self, *, seed: int, fold: int) -> ProfileTask:
         """Return what a seed's profiles are measured on."""
+        self.start_head(seed)
         return ProfileTask(
             model=self.base.model,
             sites=self.sites,
@@ -109,7 +115,7 @@ class Bench(ABC):
             loss=self.loss,
         )
         with frozen(model), torch_stream(seed, "probe", fold):
-            adapted = attach(model, plan, seed=seed, dropout=settings.dropout)
+            adapted = attach(model, plan, seed=seed, dropout=settings.dropout, head=self.base.head)
             try:
                 adapted.to(self.runtime.device)
                 with gradient_checkpointing(model, config.gradient_checkpointing):

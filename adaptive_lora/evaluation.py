@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ class ExampleScores:
     """(B,) loss summed over the example's supervised tokens, or what else its task counts."""
     units: torch.Tensor
     """(B,) how many those are."""
-    correct: torch.Tensor
-    """(B,) how many of them are predicted right."""
+    correct: torch.Tensor | None
+    """(B,) how many of them are predicted right; None where nothing is right or wrong."""
     further: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Name -> (B,) other scores."""
 
@@ -53,6 +53,9 @@ class Prepared(Protocol):
 
 class Scoring(Protocol):
     """How examples become batches, and batches scores."""
+
+    unit: ClassVar[str]
+    """What the mean loss is counted in."""
 
     def collate(self, examples: Sequence[Any]) -> Batch:
         """Return a batch of prepared examples."""
@@ -85,6 +88,7 @@ def evaluate(
     nll = np.zeros(len(examples))
     tokens, correct = (np.zeros(len(examples), dtype=np.int64) for _ in range(2))
     further: dict[str, FloatArray] = {}
+    judged = True
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = scoring.collate([examples[index] for index in chosen]).to(runtime.device)
@@ -92,7 +96,10 @@ def evaluate(
             scores = scoring.scores(model, batch)
         nll[chosen] = scores.nll.double().cpu().numpy()
         tokens[chosen] = scores.units.cpu().numpy()
-        correct[chosen] = scores.correct.cpu().numpy()
+        if scores.correct is None:
+            judged = False
+        else:
+            correct[chosen] = scores.correct.cpu().numpy()
         for name, values in scores.further.items():
             column = further.setdefault(name, np.zeros(len(examples)))
             column[chosen] = values.double().cpu().numpy()
@@ -100,8 +107,9 @@ def evaluate(
         example_ids=tuple(example.id for example in examples),
         nll_E=nll,
         tokens_E=tokens,
-        correct_E=correct,
+        correct_E=correct if judged else None,
         further_E=further,
+        unit=scoring.unit,
     )
 
 

@@ -162,7 +162,8 @@ def _version_text(
     exact = "" if best.test.exact_match is None else f", exact match {best.test.exact_match:.1%}"
     return (
         f"**{best.method}**, seed {best.seed}, learning rate {best.lr:g}: test loss "
-        f"{best.test.loss:.4f} nats per token{exact}, {best.trainable_parameters:,} parameters.\n\n"
+        f"{best.test.loss:.4f} {comparison.unit}{exact}, {best.trainable_parameters:,} "
+        "parameters.\n\n"
         f"Champion of {dossier.title}: {comparison.decision}.\n\n{comparison.headline}\n\n"
         f"```python\nadapter = mlflow.pyfunc.load_model("
         f'"models:/{config.tracking.registered_model}@champion")\n```'

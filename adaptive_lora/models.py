@@ -13,11 +13,18 @@ from adaptive_lora import adapter_serving
 from adaptive_lora.adapter_serving.vetting import UnsafeFiles, require_base
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import ModelError
+from adaptive_lora.heads import count_head, find_head, require_complete
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+WITH_HEAD = frozenset({"classification", "regression", "image_classification"})
+"""Tasks that train a head beside adapters."""
+_OFFSET_POSITIONS = frozenset({"camembert", "roberta", "xlm-roberta"})
+"""Types of models whose positions begin after that of padding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,11 +58,20 @@ class BaseModel:
     """Longest sequence that the model takes, or None where it states none."""
     task: Mapping[str, Any]
     """What loading it for its task took, for serving."""
+    head: tuple[str, ...] = ()
+    """Modules that the task trains beside adapters."""
+    gaps: tuple[str, ...] = ()
+    """Weights of the head that the checkpoint does not have; each trial's seed gives them."""
 
     @property
     def total_parameters(self) -> int:
         """All parameters, tied ones counted once: what full fine-tuning would train."""
         return count_parameters(self.model)
+
+    @property
+    def head_parameters(self) -> int:
+        """Parameters that the task trains beside adapters."""
+        return count_head(self.model, self.head)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -133,12 +149,18 @@ def load_base(
             "training; `plan` works for any model, `profile` for encoders."
         )
     try:
-        model = adapter_serving.load_model(folder, dtype, task, trust_remote_code=trust)
+        model, gaps = adapter_serving.load_with_gaps(folder, dtype, task, trust_remote_code=trust)
         tokenizer = adapter_serving.open_processor(folder, task, trust_remote_code=trust)
     except Exception as error:  # whatever a damaged file makes transformers raise
         raise ModelError(f"{folder} cannot be loaded: {error}") from error
-    if tokenizer.eos_token_id is None:
+    if task["name"] == "causal" and tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
+    head: tuple[str, ...] = ()
+    if task["name"] != "causal":
+        head = find_head(model, gaps) if task["name"] in WITH_HEAD else ()
+        require_complete(gaps, head)
+        for part in head:
+            model.get_submodule(part).float()
     reference = BaseReference(
         source=source,
         name=name,
@@ -150,9 +172,20 @@ def load_base(
         model=model,
         tokenizer=tokenizer,
         reference=reference,
-        task=dict(task),
-        max_positions=getattr(model.config, "max_position_embeddings", None),
+        task={**task, "head": list(head)} if head else dict(task),
+        head=head,
+        gaps=gaps if head else (),
+        max_positions=_max_positions(model.config),
     )
+
+
+def _max_positions(settings: PretrainedConfig) -> int | None:
+    """Return the longest text that a model takes; None where it states none."""
+    text = settings.get_text_config()
+    stated = getattr(text, "max_position_embeddings", None)
+    if stated is None or text.model_type not in _OFFSET_POSITIONS:
+        return stated
+    return int(stated) - int(text.pad_token_id) - 1
 
 
 def require_weights(folder: Path, *, trust_remote_code: bool = False) -> None:

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+NATS_PER_TOKEN = "nats per token"
+PREDICTION = "prediction"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
@@ -59,29 +62,42 @@ class EvalResult:
     """Negative log-likelihood of the response, summed over its tokens, in nats."""
     tokens_E: IntArray
     """Supervised tokens per example; 1 where the task counts examples."""
-    correct_E: IntArray
-    """Supervised tokens whose most likely prediction is right."""
+    correct_E: IntArray | None
+    """Supervised tokens whose most likely prediction is right; None where nothing is right or
+    wrong, as in regression."""
     exact_match_E: FloatArray | None = None
     """1 where greedy generation gives the reference, else 0; None where not scored."""
     further_E: Mapping[str, FloatArray] = field(default_factory=dict)
-    """Other scores of the task by name, such as ROUGE."""
+    """Other scores of the task by name, such as ROUGE; `prediction` is what the model said."""
     overall: Mapping[str, float] = field(default_factory=dict)
     """Scores of the part as a whole by name, such as F1."""
+    unit: str = NATS_PER_TOKEN
+    """What `loss` is counted in."""
 
     @property
     def loss(self) -> float:
-        """Mean loss in nats per supervised token: sum of nll over sum of tokens."""
+        """Mean loss, in nats per supervised token where `unit` says no other: nll over tokens."""
         return float(self.nll_E.sum() / self.tokens_E.sum())
 
     @property
-    def perplexity(self) -> float:
-        """exp(loss); infinite where that overflows."""
+    def perplexity(self) -> float | None:
+        """exp(loss), infinite where that overflows; None where the loss is none of tokens."""
+        if self.unit != NATS_PER_TOKEN:
+            return None
         return float(np.exp(np.float64(self.loss))) if self.loss < 700 else float("inf")
 
     @property
-    def token_accuracy(self) -> float:
+    def token_accuracy(self) -> float | None:
         """Share of supervised tokens, or of examples where these are counted, predicted right."""
+        if self.correct_E is None:
+            return None
         return float(self.correct_E.sum() / self.tokens_E.sum())
+
+    @property
+    def others(self) -> dict[str, float]:
+        """Scores of the task beside loss and exact match, means over examples among them."""
+        means = {n: float(each.mean()) for n, each in self.further_E.items() if n != PREDICTION}
+        return {**means, **self.overall}
 
     @property
     def exact_match(self) -> float | None:

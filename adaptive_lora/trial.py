@@ -79,7 +79,7 @@ def run_trial(
     try:
         trained = RECIPES[trial.method.recipe](job)
         _require_finite("validation", trained.result.validation_loss)
-        audit_as_built(trained.model, trained.plan)
+        audit_as_built(trained.model, trained.plan, job.head)
         test = bench.score(trained.model, bench.parts(trial.fold).test)
         _require_finite("test", test.loss)
         _save(bench, trial, trained, folder)
@@ -118,7 +118,7 @@ def _save(bench: Workbench, trial: TrialSpec, trained: Trained, folder: Path) ->
         base=bench.base.reference,
         dtype=str(bench.runtime.base_dtype).removeprefix("torch."),
         template=bench.data.template,
-        task=bench.base.task,
+        task=bench.task.served,
     )
     save_file({"logits": probe_logits(bench, trained.model, trial.fold)}, folder / PROBE)
 
@@ -139,7 +139,8 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
     `analyze_results.py`, `perplexity_per_param`) divides perplexity by millions of parameters, a
     figure that improves when a method spends more; the gain over the frozen base does not.
     `reduction_vs_full` is 1 - trainable / all parameters of the base. `trainable_parameters` are
-    those of the final adapter, `training_parameters` the most that were trained at once.
+    those of the final adapter, `training_parameters` the most that were trained at once, neither
+    with `head_parameters`, which every method of a task trains beside them.
     """
     train, test, plan = outcome.train, outcome.test, outcome.plan
     gained = bench.frozen(fold).loss - test.loss
@@ -148,6 +149,7 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
         **{f"test/{name}": value for name, value in bench.task.metrics(test).items()},
         "trainable_parameters": float(plan.trainable_parameters),
         "training_parameters": float(outcome.training_parameters),
+        "head_parameters": float(bench.base.head_parameters),
         "total_parameters": float(bench.base.total_parameters),
         "reduction_vs_full": 1 - plan.trainable_parameters / bench.base.total_parameters,
         "efficiency_ratio": gained / (plan.trainable_parameters / 1e6),

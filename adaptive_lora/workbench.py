@@ -10,7 +10,7 @@ from typing import Any
 
 from adaptive_lora.bench import Bench, PreparedParts
 from adaptive_lora.config import StudyConfig, TrialSpec, digest
-from adaptive_lora.data import split_examples
+from adaptive_lora.data import split_set
 from adaptive_lora.models import load_base
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import start_runtime
@@ -86,7 +86,7 @@ class Workbench(Bench):
     def parts(self, fold: int) -> PreparedParts:
         """Return the prepared parts of a fold."""
         if fold not in self._parts:
-            parts = split_examples(self.data.examples, self.config.data, fold)
+            parts = split_set(self.data, self.config.data, fold)
             self._parts[fold] = PreparedParts(
                 train=self.task.prepare(parts.train),
                 validation=self.task.prepare(parts.validation),
@@ -99,8 +99,12 @@ class Workbench(Bench):
         return self.task.score(model, examples)  # type: ignore[arg-type]
 
     def frozen(self, fold: int) -> EvalResult:
-        """Return the base's own scores on the fold's test part, without any adapter."""
+        """Return the base's own scores on the fold's test part, without any adapter.
+
+        A head that the checkpoint lacks has its first initial weights.
+        """
         if fold not in self._frozen:
+            self.start_head(0)
             self._frozen[fold] = self.score(self.base.model, self.parts(fold).test)
         return self._frozen[fold]
 
@@ -141,9 +145,7 @@ class BorrowedBench(Bench):
         """Return the tasks' parts, each task with the same number of examples, in turn."""
         if fold not in self._parts:
             home = self._home
-            divided = [
-                split_examples(examples.examples, home.config.data, fold) for examples in self._sets
-            ]
+            divided = [split_set(examples, home.config.data, fold) for examples in self._sets]
             self._parts[fold] = PreparedParts(
                 **{
                     name: tuple(

@@ -244,3 +244,10 @@ def in_store(
         return make_study(**{**own, **changes})
 
     return make
+
+
+@pytest.fixture
+def own_store(empty_store: Path, tmp_path: Path) -> str:
+    """URI of an initialised store of this test's own."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return store_in(tmp_path)

@@ -32,6 +32,7 @@ ROOMS = (
     "allocation",
     "config",
     "embedded",
+    "heads",
     "models",
     "data",
     "runtime",

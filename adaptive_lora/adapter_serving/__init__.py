@@ -9,7 +9,8 @@ family which PEFT does not have (`own_family.py`), plus `adaptive_lora.json`: th
 and content hash, dtype, prompt template and task.
 """
 
-from .adapter import RECORD, answer, load_adapter
+from .adapter import RECORD, load_adapter
+from .answers import COLUMNS, GENERATING, NUMBERS, answer, open_image
 from .base import (
     BASE_VARIABLE,
     HUB_FILES,
@@ -18,14 +19,17 @@ from .base import (
     base_folder,
     content_hash,
 )
-from .task_models import CAUSAL, load_model, open_processor
+from .task_models import CAUSAL, load_model, load_with_gaps, open_processor
 from .text import generate, render, virtual_tokens
 from .vetting import UnsafeFiles
 
 __all__ = [
     "BASE_VARIABLE",
     "CAUSAL",
+    "COLUMNS",
+    "GENERATING",
     "HUB_FILES",
+    "NUMBERS",
     "RECORD",
     "TRUST_VARIABLE",
     "BaseMismatch",
@@ -36,6 +40,8 @@ __all__ = [
     "generate",
     "load_adapter",
     "load_model",
+    "load_with_gaps",
+    "open_image",
     "open_processor",
     "render",
     "virtual_tokens",

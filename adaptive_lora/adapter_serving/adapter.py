@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .base import BASE_VARIABLE, TRUST_VARIABLE, BaseMismatch, base_folder, content_hash
 from .task_models import AUTO_CLASSES, CAUSAL, load_model, open_processor
-from .text import generate, render
 from .vetting import (
     RECORD,
     UnsafeFiles,
@@ -20,7 +19,7 @@ from .vetting import (
     require_loaded,
 )
 
-__all__ = ["RECORD", "answer", "load_adapter"]
+__all__ = ["RECORD", "load_adapter"]
 
 
 def load_adapter(
@@ -87,26 +86,3 @@ def _adapted(model: Any, folder: Path) -> Any:
         model = PeftModel.from_pretrained(model, str(folder))
     require_loaded(model, folder)
     return model
-
-
-def answer(
-    folder_model: tuple[Any, Any, Mapping[str, Any]],
-    rows: Iterable[Mapping[str, Any]],
-    max_new_tokens: int,
-) -> list[str]:
-    """Generate for rows of {prompt} (verbatim) or {instruction, input} (through the template).
-
-    Raises:
-        ValueError: a row has neither column.
-    """
-    model, tokenizer, record = folder_model
-    prompts = []
-    for row in rows:
-        if row.get("prompt"):
-            text = str(row["prompt"])
-        elif row.get("instruction"):
-            text = render(record["template"], str(row["instruction"]), str(row.get("input") or ""))
-        else:
-            raise ValueError(f"required a column 'prompt' or 'instruction', got {sorted(row)}")
-        prompts.append(tokenizer(text)["input_ids"])
-    return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)

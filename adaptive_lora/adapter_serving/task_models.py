@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-AUTO_CLASSES: Mapping[str, str] = MappingProxyType({"causal": "AutoModelForCausalLM"})
+AUTO_CLASSES: Mapping[str, str] = MappingProxyType(
+    {
+        "causal": "AutoModelForCausalLM",
+        "classification": "AutoModelForSequenceClassification",
+        "regression": "AutoModelForSequenceClassification",
+        "seq2seq": "AutoModelForSeq2SeqLM",
+        "image_classification": "AutoModelForImageClassification",
+        "image_text": "AutoModel",
+        "vision_language": "AutoModelForImageTextToText",
+    }
+)
 """Task -> transformers' class that loads its models."""
+PROCESSORS: Mapping[str, str] = MappingProxyType(
+    {
+        "image_classification": "AutoImageProcessor",
+        "image_text": "AutoProcessor",
+        "vision_language": "AutoProcessor",
+    }
+)
+"""Task -> transformers' class of what makes its inputs, where that is no tokenizer."""
 CAUSAL: Mapping[str, Any] = MappingProxyType({"name": "causal"})
 """The task of adapters that record none."""
 
@@ -21,28 +40,79 @@ def load_model(
 ) -> Any:
     """Return the frozen model of a task in evaluation mode, on the CPU.
 
+    The modules that the task trains beside adapters (`head`) are float32 as adapters are.
+
     Args:
         folder: of the base.
         dtype: of its weights.
         task: what the adapter records of its task: `name`, and what else that task needs.
         trust_remote_code: run Python code that lies beside the weights.
     """
-    import transformers
-    from transformers.utils import logging
+    model, _ = load_with_gaps(folder, dtype, task, trust_remote_code=trust_remote_code)
+    for name in task.get("head", ()):
+        model.get_submodule(name).float()
+    return model
 
-    logging.disable_progress_bar()
+
+def load_with_gaps(
+    folder: Path, dtype: torch.dtype, task: Mapping[str, Any], *, trust_remote_code: bool = False
+) -> tuple[Any, tuple[str, ...]]:
+    """Return the model and the weights that its checkpoint lacks, or has in other sizes.
+
+    A classifier on a base that was trained for something else starts without weights.
+    """
+    import transformers
+
     kind = getattr(transformers, AUTO_CLASSES[task["name"]])
-    model = kind.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
-    )
+    options: dict[str, Any] = {}
+    if "labels" in task:
+        options = {
+            "num_labels": len(task["labels"]),
+            "id2label": dict(enumerate(task["labels"])),
+            "label2id": {label: index for index, label in enumerate(task["labels"])},
+            "ignore_mismatched_sizes": True,
+        }
+    if task["name"] == "regression":
+        options = {"num_labels": 1, "ignore_mismatched_sizes": True}
+    with _quiet():
+        model, found = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+    if task.get("pad_token_id") is not None and model.config.pad_token_id is None:
+        model.config.pad_token_id = task["pad_token_id"]  # decoders classify at the last token
     model.requires_grad_(False)
-    return model.eval()
+    gaps = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    return model.eval(), tuple(sorted(gaps))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep progress bars and the list of missing weights off the screen."""
+    import logging
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def open_processor(
     folder: Path, task: Mapping[str, Any], *, trust_remote_code: bool = False
 ) -> Any:
-    """Return what turns a task's texts and images into inputs: here, a tokenizer."""
-    from transformers import AutoTokenizer
+    """Return what turns a task's texts and images into inputs."""
+    import transformers
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    kind = getattr(transformers, PROCESSORS.get(task["name"], "AutoTokenizer"))
+    with _quiet():
+        return kind.from_pretrained(folder, trust_remote_code=trust_remote_code)

@@ -125,8 +125,13 @@ def read_record(folder: Path) -> dict[str, Any]:
             "dtype": record.get("dtype") in _DTYPES,
             "task": isinstance(record.get("task", {"name": ""}), dict)
             and isinstance(record.get("task", {"name": ""}).get("name"), str),
-            "template": isinstance(template, dict)
-            and all(isinstance(template.get(key), str) for key in ("with_input", "without_input")),
+            "template": template == {}  # of tasks without prompts
+            or (
+                isinstance(template, dict)
+                and all(
+                    isinstance(template.get(key), str) for key in ("with_input", "without_input")
+                )
+            ),
         }.items()
         if not right
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,11 @@ from peft.tuners.adalora import AdaLoraLayer
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from adaptive_lora.adapters.attach import ADAPTER
+from adaptive_lora.adapters.attach import ADAPTER, peft_task
+from adaptive_lora.adapters.audit_family import trained_tensors
 from adaptive_lora.adapters.dropout import SiteDropout
 from adaptive_lora.adapters.factors import Factors
+from adaptive_lora.adapters.head import head_problems, in_head
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.allocation.dynamic import AdaLora, Phases
 from adaptive_lora.errors import AdapterError
@@ -33,6 +35,7 @@ def attach_adalora(
     *,
     seed: int,
     dropout: float,
+    head: Sequence[str] = (),
 ) -> PeftModel:
     """Attach AdaLoRA layers of one rank; E starts at zero, so the function is the base's.
 
@@ -45,11 +48,13 @@ def attach_adalora(
         phases: when ranks change.
         seed: of P, Q and the dropout masks.
         dropout: probability of dropping an input.
+        head: modules that are trained beside the adapters.
     """
     (rank,) = {entry.rank for entry in start.entries}
     modules = dict(model.named_modules())
     config = AdaLoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=peft_task(model),
+        modules_to_save=list(head) or None,
         init_r=rank,
         target_r=1,  # the number of ranks to end with is set on the allocator
         tinit=phases.warmup,
@@ -99,7 +104,7 @@ def training_parameters(start: RankPlan) -> int:
     return start.trainable_parameters + sum(entry.rank for entry in start.entries)
 
 
-def audit_adalora(adapted: PeftModel, start: RankPlan) -> None:
+def audit_adalora(adapted: PeftModel, start: RankPlan, head: Sequence[str] = ()) -> None:
     """Compare sites, scales and the number of trainable parameters with the start.
 
     Raises:
@@ -113,7 +118,9 @@ def audit_adalora(adapted: PeftModel, start: RankPlan) -> None:
         for name, scale in planned.items()
         if name in layers and not math.isclose(scale_of(layers[name]), scale, rel_tol=1e-4)
     ]
-    total = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    problems += head_problems(adapted, head)
+    trained = trained_tensors(adapted)
+    total = sum(p.numel() for name, p in trained.items() if not in_head(name, head))
     if total != training_parameters(start):
         problems.append(f"{total:,} parameters trainable, planned {training_parameters(start):,}")
     if problems:

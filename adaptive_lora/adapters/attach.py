@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.adapters.dropout import SiteDropout
+from adaptive_lora.adapters.head import untrained_heads
 from adaptive_lora.allocation import ScalePolicy
 from adaptive_lora.seeding import rng_for
 
@@ -27,7 +28,14 @@ ADAPTER = "default"
 """PEFT's name of the only adapter."""
 
 
-def attach(model: PreTrainedModel, plan: RankPlan, *, seed: int, dropout: float) -> PeftModel:
+def attach(
+    model: PreTrainedModel,
+    plan: RankPlan,
+    *,
+    seed: int,
+    dropout: float,
+    head: Sequence[str] = (),
+) -> PeftModel:
     """Attach the adapters of a plan; `detach` gives the untouched base back.
 
     B starts at zero, so the model computes what the base computes. A starts from a stream of the
@@ -38,11 +46,12 @@ def attach(model: PreTrainedModel, plan: RankPlan, *, seed: int, dropout: float)
         plan: rank and alpha per site.
         seed: of A and of the dropout masks.
         dropout: probability of dropping an input of A.
+        head: modules that are trained beside the adapters.
     """
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        adapted = get_peft_model(model, lora_config(model, plan, dropout))
+        adapted = get_peft_model(model, lora_config(model, plan, dropout, head))
     layers = lora_layers(adapted)
     for entry in plan.entries:
         layer = layers[entry.site.name]
@@ -72,10 +81,15 @@ def start_magnitudes(adapted: PeftModel) -> None:
 
 def detach(adapted: PeftModel) -> None:
     """Remove the adapters; the base model object is again as it was before `attach`."""
-    adapted.unload()
+    untrained = untrained_heads(adapted)
+    base = adapted.unload()
+    for name, module in untrained.items():
+        base.set_submodule(name, module)
 
 
-def lora_config(model: nn.Module, plan: RankPlan, dropout: float) -> LoraConfig:
+def lora_config(
+    model: nn.Module, plan: RankPlan, dropout: float, head: Sequence[str] = ()
+) -> LoraConfig:
     """Return the stock PEFT configuration of a plan.
 
     Patterns name every site in full: PEFT takes the first key that matches the end of a name as a
@@ -97,6 +111,7 @@ def lora_config(model: nn.Module, plan: RankPlan, dropout: float) -> LoraConfig:
         rank_pattern=_pattern(plan.rank_pattern(), endings) if mixed_ranks else {},
         alpha_pattern=_pattern(plan.alpha_pattern(), endings) if mixed_alphas else {},
         lora_dropout=dropout,
+        modules_to_save=list(head) or None,
         fan_in_fan_out=all(isinstance(modules[e.site.name], Conv1D) for e in plan.entries),
     )
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from adaptive_lora.adapters.attach import ADAPTER, lora_layers
-from adaptive_lora.adapters.audit_family import audit_family
+from adaptive_lora.adapters.audit_family import audit_family, trained_tensors
+from adaptive_lora.adapters.head import head_problems, in_head
 from adaptive_lora.allocation import FamilyPlan, Plan, SiteRank
 from adaptive_lora.errors import AdapterError
 
 
-def audit_as_built(adapted: nn.Module, plan: Plan) -> None:
+def audit_as_built(adapted: nn.Module, plan: Plan, head: Sequence[str] = ()) -> None:
     """Compare every rank, alpha, scale and shape with the plan.
 
     Of families that give no ranks: names and shapes of what is trainable.
@@ -23,11 +24,16 @@ def audit_as_built(adapted: nn.Module, plan: Plan) -> None:
     The published code this project starts from applied only the first of its per-layer
     configurations, so its three "adaptive" arms were three uniform ones.
 
+    Args:
+        adapted: the model.
+        plan: what was to be built.
+        head: modules that are trained beside it; everything else must be frozen.
+
     Raises:
-        AdapterError: lists every difference; also where anything but adapters is trainable.
+        AdapterError: lists every difference; also where anything else is trainable.
     """
     if isinstance(plan, FamilyPlan):
-        audit_family(adapted, plan.tensors if plan.kept is None else plan.kept)
+        audit_family(adapted, plan.tensors if plan.kept is None else plan.kept, head)
         return
     layers, problems = lora_layers(adapted), []
     planned = {entry.site.name: entry for entry in plan.entries}
@@ -50,7 +56,8 @@ def audit_as_built(adapted: nn.Module, plan: Plan) -> None:
             for what, (built, wanted) in found.items()
             if not _same(built, wanted)
         ]
-    trainable = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    problems += head_problems(adapted, head)
+    trainable = {n: p for n, p in trained_tensors(adapted).items() if not in_head(n, head)}
     problems += [f"{name} is trainable" for name in trainable if "lora_" not in name]
     total = sum(parameter.numel() for parameter in trainable.values())
     if total != plan.trainable_parameters:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
+from adaptive_lora.adapters.head import head_problems, in_head
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.sites import Shape
 
@@ -23,14 +24,18 @@ def trained_tensors(adapted: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def audit_family(adapted: nn.Module, tensors: Mapping[str, Shape]) -> None:
+def audit_family(
+    adapted: nn.Module, tensors: Mapping[str, Shape], head: Sequence[str] = ()
+) -> None:
     """Compare names and shapes of all that is trainable with the plan's, and its type.
 
     Raises:
         AdapterError: lists every difference.
     """
-    found, problems = trained_tensors(adapted), []
+    found, problems = trained_tensors(adapted), head_problems(adapted, head)
     for name in sorted(found.keys() ^ tensors.keys()):
+        if name in found and in_head(name, head):
+            continue  # trained beside the plan
         problems.append(f"{name} is {'not planned' if name in found else 'not trainable'}")
     for name in found.keys() & tensors.keys():
         if tuple(found[name].shape) != tuple(tensors[name]):

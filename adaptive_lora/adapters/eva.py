@@ -13,6 +13,7 @@ from peft.tuners.lora.eva import HashHook, SVDHook
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from adaptive_lora.adapters.attach import peft_task
 from adaptive_lora.errors import AllocationError
 
 _PASSES_PER_BATCH = 100
@@ -102,7 +103,7 @@ def eva_directions(
 def _config(model: nn.Module, sites: Sequence[str], settings: EvaSettings) -> LoraConfig:
     modules = dict(model.named_modules())
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=peft_task(model),
         r=settings.rank,
         target_modules=list(sites),
         init_lora_weights="eva",

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from adaptive_lora.adapter_serving.own_family import FAMILY, WEIGHTS, AdaptedModel
+from adaptive_lora.adapters.head import in_head
 from adaptive_lora.allocation import FamilyPlan
 from adaptive_lora.seeding import rng_for
 
 
-def attach_own_family(model: Any, plan: FamilyPlan, *, seed: int) -> AdaptedModel:
+def attach_own_family(
+    model: Any, plan: FamilyPlan, *, seed: int, head: Sequence[str] = ()
+) -> AdaptedModel:
     """Make the plan's tensors trainable in a base; `AdaptedModel.release` undoes it.
 
     The function is the base's: weights start as they are, adapters as the identity. W_down starts
@@ -23,11 +27,12 @@ def attach_own_family(model: Any, plan: FamilyPlan, *, seed: int) -> AdaptedMode
         model: the frozen base.
         plan: names, widths and nonlinearity.
         seed: of W_down.
+        head: modules of the task that are trained beside the plan.
     """
     bottlenecks = plan.settings.get("bottlenecks", {})
     adapted = AdaptedModel(
         model,
-        trained=_of_the_base(plan),
+        trained=list(dict.fromkeys([*_of_the_base(plan), *_of_the_head(model, head)])),
         bottlenecks=bottlenecks,
         nonlinearity=plan.settings.get("nonlinearity", "gelu"),
     )
@@ -53,11 +58,15 @@ def save_own_family(adapted: AdaptedModel, folder: Path, plan: FamilyPlan) -> No
     save_torch_state_dict(state, folder, filename_pattern=WEIGHTS, max_shard_size="5GB")
     settings = {
         "family": plan.family,
-        "trained": _of_the_base(plan),
+        "trained": [name for name in state if ".bottleneck." not in name],
         "bottlenecks": dict(plan.settings.get("bottlenecks", {})),
         "nonlinearity": plan.settings.get("nonlinearity", "gelu"),
     }
     (folder / FAMILY).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
+def _of_the_head(model: Any, head: Sequence[str]) -> list[str]:
+    return [name for name, _ in model.named_parameters() if in_head(name, head)]
 
 
 def _of_the_base(plan: FamilyPlan) -> list[str]:

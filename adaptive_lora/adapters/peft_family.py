@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,8 +20,9 @@ from peft import (
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from adaptive_lora.adapters.attach import ADAPTER, module_targets, peft_task
+from adaptive_lora.adapters.attach import ADAPTER, detach, module_targets, peft_task
 from adaptive_lora.adapters.audit_family import trained_tensors
+from adaptive_lora.adapters.head import in_head
 from adaptive_lora.allocation import FamilyPlan
 from adaptive_lora.seeding import rng_for
 
@@ -29,28 +30,35 @@ _PREFIX_SPREAD = 0.02
 """Standard deviation of a prefix's keys and values at the start, that of the base's own weights."""
 
 
-def attach_peft_family(model: Any, plan: FamilyPlan, *, seed: int) -> PeftModel:
+def attach_peft_family(
+    model: Any, plan: FamilyPlan, *, seed: int, head: Sequence[str] = ()
+) -> PeftModel:
     """Attach what the plan says; `detach_peft_family` gives the untouched base back.
 
     Args:
         model: the frozen base.
         plan: family and settings.
         seed: of the initial weights.
+        head: modules of the task that are trained beside the plan.
     """
+    config = family_config(model, plan)
+    if head:
+        config.modules_to_save = list(head)
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        adapted = get_peft_model(model, family_config(model, plan))
+        adapted = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in trained_tensors(adapted).items():
-            parameter.copy_(_initial(model, plan, name, parameter, seed))
+            if not in_head(name, head):
+                parameter.copy_(_initial(model, plan, name, parameter, seed))
     return adapted
 
 
 def detach_peft_family(adapted: PeftModel) -> None:
     """Give the base back; soft prompts stand beside it and leave nothing in it."""
     if not adapted.active_peft_config.is_prompt_learning:
-        adapted.unload()
+        detach(adapted)
         return
     # PEFT's generate leaves the base's own method behind as an attribute of the object.
     vars(adapted.base_model).pop("prepare_inputs_for_generation", None)

@@ -28,6 +28,7 @@ from adaptive_lora.comparison.trials import (
     choose_rate,
     over_seeds,
     tabulate,
+    unit_of,
 )
 from adaptive_lora.comparison.types import (
     Comparison,
@@ -64,7 +65,7 @@ def compare(
         records: trials of one study, finished and failed, in any order.
         baseline: label of the method that the others are compared with.
         frozen: scores of the base model without adapter on the same test part, or one per fold.
-        margin: largest difference in test loss (nats per supervised token) that does not matter.
+        margin: largest difference in test loss, in its own unit, that does not matter.
         margin_share: the margin where none is stated: this share of what the baseline gains over
             the frozen base.
         confidence: of all intervals; tests use 1 - confidence as their level.
@@ -79,6 +80,7 @@ def compare(
             different examples.
     """
     table = tabulate(records, baseline)
+    unit = unit_of(records)
     rates = {label: choose_rate(table, label) for label in table.methods}
     chosen = {label: _chosen(curve) for label, curve in rates.items()}
     base_lr = chosen[baseline]
@@ -95,7 +97,8 @@ def compare(
         confidence=confidence,
         correction=correction,
         comparisons=len(compared),
-        margin=choose_margin(margin, margin_share, frozen_loss, _mean_loss(base)),
+        margin=choose_margin(margin, margin_share, frozen_loss, _mean_loss(base), unit),
+        unit=unit,
     )
     settings = _settings(rule, seed)
     found = {m: measure(pairs[m], chosen[m] or 0.0, base_lr, settings) for m in compared}
@@ -141,6 +144,7 @@ def _conclusion(
         ),
         agreements=agreements(table, methods),
         budgets=budget_maps(table, methods),
+        unit=rule.unit,
         facts=dict(facts),
     )
 

@@ -11,7 +11,7 @@ from adaptive_lora.comparison.trials import Folds
 from adaptive_lora.comparison.types import Margin
 from adaptive_lora.comparison.wording import plain
 from adaptive_lora.errors import DataError
-from adaptive_lora.results import EvalResult
+from adaptive_lora.results import NATS_PER_TOKEN, EvalResult
 
 
 def frozen_loss_of(
@@ -36,23 +36,28 @@ def frozen_loss_of(
 
 
 def choose_margin(
-    given: float | None, share: float, frozen_loss: float | None, base_loss: float
+    given: float | None,
+    share: float,
+    frozen_loss: float | None,
+    base_loss: float,
+    unit: str = NATS_PER_TOKEN,
 ) -> Margin:
     """Return the margin.
 
     Args:
-        given: nats per token that the user states; it goes before the share.
+        given: what the user states, in the unit of the loss; it goes before the share.
         share: of what the baseline gains over the frozen base in test loss.
         frozen_loss: of the base without adapter, where known.
         base_loss: of the baseline.
+        unit: what losses are counted in.
 
     Raises:
         DataError: not above 0.
     """
     if given is not None:
         if given <= 0:
-            raise DataError(f"margin: required above 0 nats per token, got {given:g}.")
-        return Margin(value=given, source="stated by the user, in nats per token")
+            raise DataError(f"margin: required above 0 {unit}, got {given:g}.")
+        return Margin(value=given, source=f"stated by the user, in {unit}")
     if frozen_loss is None:
         return Margin(
             value=None,
@@ -69,5 +74,5 @@ def choose_margin(
     return Margin(
         value=share * gain,
         source=f"{100 * share:g} % of what the baseline gains over the frozen base "
-        f"({plain(frozen_loss)} to {plain(base_loss)} nats per token)",
+        f"({plain(frozen_loss)} to {plain(base_loss)} {unit})",
     )

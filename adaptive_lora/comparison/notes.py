@@ -47,7 +47,7 @@ def read_with(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, ...]:
         return (*notes, f"Margin: {source}.")
     return (
         *notes,
-        f"Margin: {plain(rule.margin.value)} nats per token, {source}. Equivalence and "
+        f"Margin: {plain(rule.margin.value)} {rule.unit}, {source}. Equivalence and "
         f"non-inferiority are one-sided tests at {100 * rule.alpha:g} % each, not corrected for "
         "several methods.",
     )

@@ -53,6 +53,7 @@ def describe(
         exact_match_difference=None,
         most_changed=(),
         early_rate=early_rate(trials, base, confidence, seed),
+        further=_further(list(trials.values())),
         verdict=_alone(label == table.methods[0], bool(trials), len(failures)),
         **scores,
     )
@@ -65,6 +66,17 @@ def _alone(is_baseline: bool, finished: bool, failures: int) -> Verdict:
     if failures:
         reason += f", {failures} failed"
     return Verdict(kind=VerdictKind.NOT_COMPARED, text=f"not compared: {reason}.")
+
+
+def _further(seeds: Sequence[Folds]) -> dict[str, Spread]:
+    """Return other scores of the task by name; accuracy stands in a field of its own."""
+    tests = [record.test for folds in seeds for record in folds if record.test is not None]
+    names = dict.fromkeys(name for test in tests for name in test.others if name != "accuracy")
+
+    def of(name: str) -> Callable[[TrialRecord], float | None]:
+        return lambda record: None if record.test is None else record.test.others.get(name)
+
+    return {name: over_seeds(seeds, of(name), "not scored") for name in names}
 
 
 def _scores(seeds: Sequence[Folds], absent: str) -> dict[str, Spread]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from adaptive_lora.comparison.types import Failure, LearningRate, Spread
 from adaptive_lora.errors import DataError, unknown_name
-from adaptive_lora.results import TrialRecord
+from adaptive_lora.results import NATS_PER_TOKEN, TrialRecord
 
 Folds = tuple[TrialRecord, ...]
 """The finished trials of one method, rate and seed: one per fold, in fold order."""
@@ -80,6 +80,21 @@ def tabulate(records: Sequence[TrialRecord], baseline: str) -> TrialTable:
     )
     ordered = (baseline, *(label for label in labels if label != baseline))
     return TrialTable(ordered, seeds, folds, complete, failures, rates, len(records))
+
+
+def unit_of(records: Sequence[TrialRecord]) -> str:
+    """Return what the test losses of all trials are counted in.
+
+    Raises:
+        DataError: trials of different tasks.
+    """
+    units = sorted({record.test.unit for record in records if record.test is not None})
+    if len(units) > 1:
+        raise DataError(
+            f"test losses in {' and in '.join(units)} cannot be compared; required trials of one "
+            "task."
+        )
+    return units[0] if units else NATS_PER_TOKEN
 
 
 def _name(record: TrialRecord) -> str:

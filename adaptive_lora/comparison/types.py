@@ -206,6 +206,8 @@ class MethodSummary:
     perplexity: Spread
     token_accuracy: Spread
     exact_match: Spread
+    further: Mapping[str, Spread]
+    """Other scores of the task by name, such as `f1`."""
     parameters: Parameters
     reduction_vs_full: Spread
     efficiency_ratio: Spread
@@ -271,6 +273,8 @@ class Comparison:
     """Do allocations agree across seeds, methods, metrics and tasks? Empty where nothing varies."""
     budgets: tuple[BudgetMap, ...]
     """Where each method's parameters went, by layer and role."""
+    unit: str
+    """What losses are counted in, such as `nats per token`."""
     facts: Mapping[str, str]
     """How to reproduce: study, store, base, data, precision, versions, command, settings."""
 

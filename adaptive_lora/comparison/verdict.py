@@ -24,6 +24,7 @@ from adaptive_lora.comparison.wording import (
     plural,
     signed,
 )
+from adaptive_lora.results import NATS_PER_TOKEN
 from adaptive_lora.stats import Correction, attainable_p, least_seeds
 
 
@@ -37,6 +38,8 @@ class Rule:
     correction: Correction
     comparisons: int
     margin: Margin
+    unit: str = NATS_PER_TOKEN
+    """What losses are counted in."""
 
     @property
     def interval_name(self) -> str:
@@ -102,7 +105,7 @@ def evidence(difference: Difference, rule: Rule) -> str:
     """Return the difference with interval, p-values and seeds."""
     interval = interval_text(difference.interval)
     return (
-        f"test loss {signed(difference.mean)} nats per token ({rule.interval_name} {interval}, "
+        f"test loss {signed(difference.mean)} {rule.unit} ({rule.interval_name} {interval}, "
         f"p {p_text(difference.tests.sign_flip)}, corrected {p_text(rule.corrected(difference))}, "
         f"{plural(len(difference.seeds), 'seed')})"
     )
@@ -150,7 +153,7 @@ def headline(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, tuple[s
         counted = smaller[:1]
         answer = (
             f"No method is shown to be better than {rule.baseline}, but {smaller[0].label} holds "
-            f"its test loss within {plain(rule.margin.value)} nats per token "
+            f"its test loss within {plain(rule.margin.value)} {rule.unit} "
             f"{parameters_text(smaller[0].parameters)}."
         )
     elif len(worse) == len(others):
@@ -221,7 +224,7 @@ def _nothing_shown(unclear: Sequence[MethodSummary], compared: int, rule: Rule) 
     highs = [d.interval.high for d in differences if d.interval.high is not None]
     if lows and highs:
         text += (
-            f"; the intervals allow from {signed(min(lows))} to {signed(max(highs))} nats per token"
+            f"; the intervals allow from {signed(min(lows))} to {signed(max(highs))} {rule.unit}"
         )
     return text + "."
 

@@ -9,7 +9,10 @@ from adaptive_lora.options import Limits, option
 
 NAME = r"[\w.\-]+"
 """Names that become part of paths, tags and registry entries."""
-TASKS = ("auto", "causal")
+TASKS = (
+    "auto", "causal", "classification", "regression", "seq2seq", "image_classification",
+    "image_text", "vision_language",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +48,28 @@ class DataConfig:
         limits=Limits(choices=TASKS),
         identity=False,  # the task that was found is part of it
     )
+    test_data: str | None = option(
+        None,
+        "file of the test part; data then gives the other parts, without prompts that stand there",
+        identity=False,
+    )
     data_revision: str | None = option(None, "hub revision of the data set", identity=False)
     data_split: str = option("train", "split of a hub data set", identity=False)
     template: str = option(
         "auto", "prompt template by name, or a YAML file; 'auto' by columns", identity=False
     )
     prompt_column: str | None = option(
-        None, "column of the instruction; found for Alpaca and Dolly", identity=False
+        None,
+        "column of the instruction, text or question; common names are found",
+        identity=False,
     )
     input_column: str | None = option(
-        None, "column of the optional input or context", identity=False
+        None, "column of the optional input or context, or of a pair's second text", identity=False
     )
-    response_column: str | None = option(None, "column of the response", identity=False)
+    response_column: str | None = option(
+        None, "column of the response, label, target or caption", identity=False
+    )
+    image_column: str | None = option(None, "column of the image", identity=False)
     max_examples: int | None = option(
         None, "use this many examples, drawn by split_seed; none: all", limits=Limits(low=1)
     )

@@ -77,7 +77,7 @@ class StudyConfig:
     margin: float | None = option(
         None,
         "difference in test loss that does not matter; none: by margin_percent",
-        unit="nats per token",
+        unit="that of the loss",
         limits=Limits(above=0),
         identity=False,
     )

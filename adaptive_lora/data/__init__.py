@@ -4,7 +4,7 @@ from adaptive_lora.data.batches import Batch, collate, stacked, training_batches
 from adaptive_lora.data.examples import Example, ExampleSet
 from adaptive_lora.data.packed import PackedBatch, pack
 from adaptive_lora.data.sources import load_examples
-from adaptive_lora.data.splits import Parts, split_examples
+from adaptive_lora.data.splits import Parts, split_examples, split_set
 from adaptive_lora.data.templates import load_template
 from adaptive_lora.data.tokens import TokenizedExample, tokenize
 
@@ -20,6 +20,7 @@ __all__ = [
     "load_template",
     "pack",
     "split_examples",
+    "split_set",
     "stacked",
     "tokenize",
     "training_batches",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,6 +17,12 @@ class Example:
     response: str
     where: str
     """Where it stands, such as `alpaca.json item 12`, for error messages."""
+    second: str | None = None
+    """The second text, of tasks about pairs."""
+    target: float | None = None
+    """The number to predict: index of a class, or a value; of tasks that have one."""
+    image: bytes | None = field(default=None, repr=False)
+    """The picture as its file holds it, of tasks that have one."""
 
 
 def content_id(prompt: str, response: str, seen: dict[str, int]) -> str:
@@ -36,11 +42,16 @@ class ExampleSet:
     """The prompt template that rendered them, kept for serving."""
     source: str
     """File name, hub id or `embedded`."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes in the order of their indices, of tasks that have them."""
+    test: tuple[Example, ...] | None = None
+    """The test part, where it comes from a file of its own."""
 
     @property
     def digest(self) -> str:
         """32 hexadecimal digits over all prompts and responses in order (MLflow allows 36)."""
         total = hashlib.sha256()
-        for example in self.examples:
-            total.update(f"{example.prompt}\0{example.response}\0".encode())
+        for example in (*self.examples, *(self.test or ())):
+            second = "" if example.second is None else f"{example.second}\0"
+            total.update(f"{example.prompt}\0{second}{example.response}\0".encode())
         return total.hexdigest()[:32]

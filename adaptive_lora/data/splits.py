@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from adaptive_lora.config import DataConfig
-from adaptive_lora.data.examples import Example
+from adaptive_lora.data.examples import Example, ExampleSet
 from adaptive_lora.errors import DataError
 from adaptive_lora.seeding import rng_for
 
@@ -21,6 +21,30 @@ class Parts:
     test: tuple[Example, ...]
 
 
+def split_set(data: ExampleSet, config: DataConfig, fold: int = 0) -> Parts:
+    """Divide all examples of a study; a test part of its own stays whole.
+
+    Prompts that the test part has are left out of the other parts.
+
+    Raises:
+        DataError: too few different prompts to fill every part.
+    """
+    if data.test is None:
+        return split_examples(data.examples, config, fold)
+    tested = {_key(example) for example in data.test}
+    rest = [example for example in data.examples if _key(example) not in tested]
+    groups = _shuffled(rest, config)
+    cut = round(config.validation_share * len(groups))
+    if not 0 < cut < len(groups):
+        raise DataError(
+            f"{len(groups)} different prompts that test_data does not have leave the training or "
+            f"the validation part empty (validation_share {config.validation_share:g}); give more "
+            "examples or another share."
+        )
+    train, validation = chain.from_iterable(groups[cut:]), chain.from_iterable(groups[:cut])
+    return Parts(train=tuple(train), validation=tuple(validation), test=data.test)
+
+
 def split_examples(examples: Sequence[Example], config: DataConfig, fold: int = 0) -> Parts:
     """Divide examples by prompt, so that repetitions of a prompt never leak between parts.
 
@@ -30,11 +54,7 @@ def split_examples(examples: Sequence[Example], config: DataConfig, fold: int = 
     Raises:
         DataError: too few different prompts to fill every part.
     """
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(" ".join(example.prompt.lower().split()), []).append(example)
-    order = rng_for(config.split_seed, "split").permutation(len(groups))
-    shuffled = [list(groups.values())[index] for index in order]
+    shuffled = _shuffled(examples, config)
     if config.folds > 1:
         test = shuffled[fold :: config.folds]
         rest = [group for index, group in enumerate(shuffled) if index % config.folds != fold]
@@ -46,8 +66,23 @@ def split_examples(examples: Sequence[Example], config: DataConfig, fold: int = 
     empty = [name for name, part in parts.items() if not part]
     if empty:
         raise DataError(
-            f"{len(groups)} different prompts leave the {' and '.join(empty)} part empty (shares: "
-            f"validation {config.validation_share:g}, test {config.test_share:g}, folds "
+            f"{len(shuffled)} different prompts leave the {' and '.join(empty)} part empty "
+            f"(shares: validation {config.validation_share:g}, test {config.test_share:g}, folds "
             f"{config.folds}); give more examples or other shares."
         )
     return Parts(**{name: tuple(chain.from_iterable(part)) for name, part in parts.items()})
+
+
+def _shuffled(examples: Sequence[Example], config: DataConfig) -> list[list[Example]]:
+    """Return the examples of each different prompt, in the order of the split's seed."""
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(_key(example), []).append(example)
+    order, listed = rng_for(config.split_seed, "split").permutation(len(groups)), [*groups.values()]
+    return [listed[index] for index in order]
+
+
+def _key(example: Example) -> str:
+    """Return what makes two examples the same: their texts without case and white space."""
+    texts = (example.prompt, *filter(None, [example.second]))
+    return "\0".join(" ".join(text.lower().split()) for text in texts)

@@ -32,15 +32,17 @@ def adalora(job: Job) -> Trained:
     phases = options.phases(job.steps)
     dropout = job.trial.study.train.dropout
     adapted = job.adopt(
-        attach_adalora(job.base, start, options, phases, seed=job.trial.seed, dropout=dropout)
+        attach_adalora(
+            job.base, start, options, phases, seed=job.trial.seed, dropout=dropout, head=job.head
+        )
     )
-    audit_adalora(adapted, start)
+    audit_adalora(adapted, start, job.head)
     regime = AdaLoraRegime(adapted, start, phases, budget_of(job.plan))
     result = job.train(adapted, regime)
     plan = revised(start, regime.ranks())
     factors = fold(adapted, regime.kept, plan)
     job.release()
-    plain = job.attach(plan)
+    plain = job.attach(plan, head_as_trained=True)
     write_factors(plain, factors)
     audit_moved(plain)
     return Trained(

@@ -32,7 +32,8 @@ def grow_prune(job: Job) -> Trained:
     audit_moved(adapted)
     plan, factors = revised(job.plan, regime.ranks()), read_factors(adapted)
     job.release()
-    plain = job.attach(plan)  # PEFT's configuration still names the ranks of the start
+    # PEFT's configuration still names the ranks of the start.
+    plain = job.attach(plan, head_as_trained=True)
     write_factors(plain, factors)
     return Trained(
         model=plain,

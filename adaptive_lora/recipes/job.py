@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from adaptive_lora.adapters import attach, audit_as_built, detach
 from adaptive_lora.adapters.attach import initial_a
+from adaptive_lora.adapters.head import read_head, write_head
 from adaptive_lora.allocation import Family, FamilyPlan, Plan, RankPlan, SiteRank
 from adaptive_lora.bench import Bench
 from adaptive_lora.config import TrialSpec
@@ -92,6 +93,13 @@ class Job:
         self._steps_before = 0
         self.trainings = 0
         """Trainings so far."""
+        self._head: dict[str, torch.Tensor] = {}
+        bench.start_head(trial.seed)
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Modules of the task that are trained beside the method's parameters."""
+        return self.bench.base.head
 
     @cached_property
     def plan(self) -> RankPlan:
@@ -136,16 +144,28 @@ class Job:
         a = initial_a(self.trial.seed, site.name, entry.rank, site.in_features)
         return a.to(self.bench.runtime.device)
 
-    def attach(self, plan: RankPlan) -> PeftModel:
+    def attach(self, plan: RankPlan, *, head_as_trained: bool = False) -> PeftModel:
         """Build a plan on the base with the seed's initial weights, and audit it as built.
+
+        Args:
+            plan: what to build.
+            head_as_trained: start the task's head as the adapter released before had it.
 
         Raises:
             AdapterError: the model as built differs from the plan.
         """
         adapted = self.adopt(
-            attach(self.base, plan, seed=self.trial.seed, dropout=self.trial.study.train.dropout)
+            attach(
+                self.base,
+                plan,
+                seed=self.trial.seed,
+                dropout=self.trial.study.train.dropout,
+                head=self.head,
+            )
         )
-        audit_as_built(adapted, plan)
+        if head_as_trained:
+            write_head(adapted, self._head, self.head)
+        audit_as_built(adapted, plan, self.head)
         return adapted
 
     def adopt(self, adapted: M, undo: Callable[[Any], None] = detach) -> M:
@@ -162,6 +182,7 @@ class Job:
     def release(self) -> None:
         """Give the base back as it was."""
         if self._adapted is not None:
+            self._head = read_head(self._adapted, self.head)
             self._undo(self._adapted)
             self._adapted = None
 

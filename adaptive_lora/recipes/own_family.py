@@ -16,9 +16,10 @@ def own_family(job: Job) -> Trained:
     """Make the planned tensors trainable, train them, done."""
     plan = job.family_plan
     adapted = job.adopt(
-        attach_own_family(job.base, plan, seed=job.trial.seed), undo=AdaptedModel.release
+        attach_own_family(job.base, plan, seed=job.trial.seed, head=job.head),
+        undo=AdaptedModel.release,
     )
-    audit_family(adapted, plan.tensors)
+    audit_family(adapted, plan.tensors, job.head)
     start = {name: p.detach().cpu().clone() for name, p in trained_tensors(adapted).items()}
     result = job.train(adapted)
     still = audit_family_moved(

@@ -19,9 +19,10 @@ def peft_family(job: Job) -> Trained:
     """Attach, train, and keep of P-tuning's encoder what it wrote."""
     plan = job.family_plan
     adapted = job.adopt(
-        attach_peft_family(job.base, plan, seed=job.trial.seed), undo=detach_peft_family
+        attach_peft_family(job.base, plan, seed=job.trial.seed, head=job.head),
+        undo=detach_peft_family,
     )
-    audit_family(adapted, plan.tensors)
+    audit_family(adapted, plan.tensors, job.head)
     start = {name: p.detach().cpu().clone() for name, p in trained_tensors(adapted).items()}
     result = job.train(adapted)
     audit_family_moved(adapted, start, must_move=lambda name: True)

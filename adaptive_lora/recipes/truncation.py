@@ -47,7 +47,7 @@ class _Search:
 def truncate(job: Job) -> Trained:
     """Train above the budget and cut the trained updates to it."""
     search = _search(job, trainings=1)
-    adapted = job.attach(search.cut)
+    adapted = job.attach(search.cut, head_as_trained=True)
     write_factors(
         adapted,
         {

@@ -85,7 +85,7 @@ def efficiency_table(comparison: Comparison) -> TextTable:
         rows=tuple(rows),
         note="Early rate: tokens until the validation loss is down to the baseline's final one "
         "under the same seed, as a share of the baseline's tokens; below 100 % is sooner. "
-        "Efficiency ratio: nats gained over the frozen base per million parameters served. "
+        "Efficiency ratio: test loss gained over the frozen base per million parameters served. "
         "Profile stability: Spearman correlation of importance from two halves of the calibration "
         "batches.",
     ).without_empty_columns()
@@ -139,8 +139,8 @@ def area_table(comparison: Comparison) -> TextTable:
             "Reason",
         ),
         rows=tuple(rows),
-        note="Methods that differ in nothing but rank or budget are one family. Gain: nats per "
-        "token below the frozen base, averaged over log2 of the parameters; more is better.",
+        note="Methods that differ in nothing but rank or budget are one family. Gain: test "
+        "loss below the frozen base, averaged over log2 of the parameters; more is better.",
     ).without_empty_columns()
 
 
@@ -168,7 +168,7 @@ def power_table(comparison: Comparison) -> TextTable:
         rows=tuple(rows),
         note="Paired t test at the corrected level; simulated: power of the sign-flip test with "
         "its correction at that number of seeds. Test examples: with the seeds at hand. Noise: "
-        "standard deviation in nats per token between seeds, and between examples.",
+        f"standard deviation in {comparison.unit} between seeds, and between examples.",
     ).without_empty_columns()
 
 

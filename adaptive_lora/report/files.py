@@ -57,7 +57,7 @@ COLUMNS: Mapping[str, _Reader] = {
     "missing_seeds": lambda c, m: len(m.missing_seeds),
     "failed_trials": lambda c, m: len(m.failures),
 }
-"""Column -> its value; losses in nats per supervised token, shares as fractions of 1."""
+"""Column -> its value; losses in the comparison's unit, shares as fractions of 1."""
 
 
 def csv_table(comparison: Comparison) -> str:

@@ -51,7 +51,7 @@ def differences(comparison: Comparison) -> Figure | None:
     axes.set_xticks([tick for tick in ticks if abs(tick) <= 0.95 * reach])  # labels have room
     places = [place_of(comparison, m.label) for m in shown]
     mark_layout(figure, places, columns=1, step=(0, ROW), head=HEAD)
-    axes.set_xlabel(f"test loss minus {clean(comparison.baseline)} (nats per token)")
+    axes.set_xlabel(f"test loss minus {clean(comparison.baseline)} ({comparison.unit})")
     return figure
 
 

@@ -188,7 +188,7 @@ def _inference(comparison: Comparison) -> Iterator[str]:
     exact = all(len(d.seeds) <= EXACT_SEEDS for d in differences)
     kind = "an exact two-sided sign-flip test" if exact else "a two-sided sign-flip test"
     yield (
-        "The outcome is the test loss in nats per token, as the difference to "
+        f"The outcome is the test loss in {comparison.unit}, as the difference to "
         f"{comparison.baseline} under the same seed; the unit of inference is the seed."
     )
     seeds = max(len(d.seeds) for d in differences)
@@ -206,8 +206,8 @@ def _inference(comparison: Comparison) -> Iterator[str]:
     if margin.value is not None:
         yield (
             f"Equivalence (two one-sided tests) and non-inferiority were tested by sign flips "
-            f"against a margin of {plain(margin.value)} nats per token, {margin.source}, at level "
-            f"{comparison.alpha:g} each, without correction for several methods."
+            f"against a margin of {plain(margin.value)} {comparison.unit}, {margin.source}, at "
+            f"level {comparison.alpha:g} each, without correction for several methods."
         )
 
 

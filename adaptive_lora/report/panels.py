@@ -32,9 +32,8 @@ def validation_curves(comparison: Comparison, records: Sequence[TrialRecord]) ->
     }
     if not curves:
         return None
-    figure, frames = panels(
-        comparison, list(curves), _FRAME, "validation loss (nats per token) over optimiser step"
-    )
+    title = f"validation loss ({comparison.unit}) over optimiser step"
+    figure, frames = panels(comparison, list(curves), _FRAME, title)
     reference = curves.get(comparison.baseline)
     for axes, (label, curve) in zip(frames, curves.items(), strict=True):
         steps = list(curve)
@@ -85,7 +84,7 @@ def learning_rates(comparison: Comparison) -> Figure | None:
         comparison,
         [m.label for m in shown],
         _FRAME,
-        "validation loss (nats per token) over learning rate",
+        f"validation loss ({comparison.unit}) over learning rate",
     )
     rates = sorted({rate.lr for method in shown for rate in method.rates})
     ends = []
@@ -132,11 +131,12 @@ def example_changes(
     found = example_differences(comparison, records)
     if not found:
         return None
+    summed = comparison.unit.partition(" per ")[0]
     figure, frames = panels(
         comparison,
         list(found),
         _FRAME,
-        f"nats minus {comparison.baseline}, per test example, over share of examples (%)",
+        f"{summed} minus {comparison.baseline}, per test example, over share of examples (%)",
     )
     for axes, (label, diff_by_id) in zip(frames, found.items(), strict=True):
         ids = sorted(diff_by_id, key=lambda name: diff_by_id[name])
@@ -150,7 +150,7 @@ def example_changes(
         chosen = [ids.index(c.example_id) for c in comparison.method(label).most_changed]
         (dots,) = axes.plot(share_E[chosen], diff_E[chosen], "o", color=colour, markersize=2.6)
         texts = [
-            f"{ids[i]}: {signed(float(diff_E[i]), 2)} nats. {_short(examples.get(ids[i], ''))}"
+            f"{ids[i]}: {signed(float(diff_E[i]), 2)} {summed}. {_short(examples.get(ids[i], ''))}"
             for i in chosen
         ]
         mark(dots, place, texts)

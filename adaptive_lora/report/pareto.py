@@ -59,7 +59,7 @@ def pareto(comparison: Comparison, cost: Cost) -> Figure | None:
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.margins(x=0.08)
     axes.set_xlabel(LABELS[cost])
-    axes.set_ylabel("test loss (nats per token)")
+    axes.set_ylabel(f"test loss ({comparison.unit})")
     legend = figure.legend(
         loc="outside lower left", ncols=columns, fontsize=6 if columns > 1 else 7.5, columnspacing=1
     )

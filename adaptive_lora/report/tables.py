@@ -24,6 +24,7 @@ from adaptive_lora.report.cost_tables import (
     efficiency_table,
     power_table,
 )
+from adaptive_lora.results import NATS_PER_TOKEN
 
 SYMBOLS: Mapping[VerdictKind, str] = {
     VerdictKind.BASELINE: "\N{BLACK DIAMOND}",
@@ -104,14 +105,21 @@ def result_table(comparison: Comparison) -> TextTable:
             "Seeds",
         ),
         rows=tuple(rows),
-        note="Test loss in nats per supervised token, mean ± standard deviation over seeds, each "
-        "method at its own best learning rate; a negative difference is better than the baseline.",
+        note=f"Test loss in {_supervised(comparison.unit)}, mean ± standard deviation over seeds, "
+        "each method at its own best learning rate; a negative difference is better than the "
+        "baseline.",
     )
+
+
+def _supervised(unit: str) -> str:
+    return "nats per supervised token" if unit == NATS_PER_TOKEN else unit
 
 
 def score_table(comparison: Comparison) -> TextTable:
     """Return the scores on the test part, each as mean and standard deviation over seeds."""
     rows = []
+    further = list(dict.fromkeys(name for m in comparison.methods for name in m.further))
+    of_tokens = comparison.unit == NATS_PER_TOKEN
     for m in comparison.methods:
         gap = m.exact_match_difference
         rows.append(
@@ -121,6 +129,7 @@ def score_table(comparison: Comparison) -> TextTable:
                 plain_interval_cell(m.loss_interval),
                 spread_cell(m.perplexity, 3),
                 spread_cell(m.token_accuracy, 2, 100.0),
+                *(spread_cell(m.further[name], 4) for name in further),
                 spread_cell(m.exact_match, 2, 100.0),
                 signed_cell(None if gap is None else 100 * gap.mean, 2),
                 p_cell(None if gap is None else gap.sign_flip),
@@ -134,7 +143,8 @@ def score_table(comparison: Comparison) -> TextTable:
             "Test loss",
             "its interval",
             "Perplexity",
-            "Token accuracy %",
+            "Token accuracy %" if of_tokens else "Accuracy %",
+            *(name.replace("_", " ") for name in further),
             "Exact match %",
             "Exact match to baseline",
             "p of exact match",

@@ -90,11 +90,15 @@ class CausalTask(Task):
 
     def metrics(self, result: EvalResult) -> Mapping[str, float]:
         """Return loss, perplexity, token accuracy and exact match where it was scored."""
-        values = dict(super().metrics(result))
-        del values["accuracy"]
-        return {
-            **values,
-            "perplexity": result.perplexity,
-            "token_accuracy": result.token_accuracy,
-            "supervised_tokens": float(result.tokens_E.sum()),
-        }
+        return {**super().metrics(result), **token_metrics(result)}
+
+
+def token_metrics(result: EvalResult) -> dict[str, float]:
+    """Return what tells of tokens: perplexity, accuracy and their number."""
+    assert result.perplexity is not None
+    assert result.token_accuracy is not None
+    return {
+        "perplexity": result.perplexity,
+        "token_accuracy": result.token_accuracy,
+        "supervised_tokens": float(result.tokens_E.sum()),
+    }

@@ -14,7 +14,7 @@ from adaptive_lora.data import Batch, Example, ExampleSet
 from adaptive_lora.evaluation import ExampleScores, Prepared, evaluate
 from adaptive_lora.losses import LossByExample
 from adaptive_lora.models import BaseModel
-from adaptive_lora.results import EvalResult
+from adaptive_lora.results import NATS_PER_TOKEN, EvalResult
 from adaptive_lora.runtime import Runtime
 
 PROBE_EXAMPLES = 4
@@ -25,10 +25,8 @@ class Task(ABC):
 
     name: ClassVar[str]
     """Key of `TASKS`, and of the classes that `adapter_serving` loads."""
-    unit: ClassVar[str] = "token"
-    """What the loss is a mean over, in the singular."""
-    measure: ClassVar[str] = "nats"
-    """What the loss is counted in."""
+    unit: ClassVar[str] = NATS_PER_TOKEN
+    """What the mean loss is counted in, in the words of reports."""
 
     losses_by_example: LossByExample | None = None
     """`loss` of each example where the task has it: then several trials can train together."""
@@ -36,6 +34,16 @@ class Task(ABC):
     def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
         """Take a study's settings and a base that was loaded for this task."""
         self.config, self.runtime, self.base = config, runtime, base
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of an example: what the study allows and the base and tokenizer take."""
+        limits = (
+            self.config.data.max_tokens,
+            self.base.max_positions,
+            getattr(self.base.tokenizer, "model_max_length", None),
+        )
+        return min(limit for limit in limits if limit is not None)
 
     @classmethod
     @abstractmethod
@@ -45,6 +53,11 @@ class Task(ABC):
         Raises:
             DataError: unreadable, columns missing, nothing left.
         """
+
+    @property
+    def served(self) -> dict[str, Any]:
+        """What an adapter records of its task: how its base is loaded, and how it is served."""
+        return dict(self.base.task)
 
     @classmethod
     def record(cls, data: ExampleSet) -> dict[str, Any]:
@@ -102,8 +115,6 @@ class Task(ABC):
         """Return the metrics of a part by name."""
         return {
             "loss": result.loss,
-            "accuracy": result.token_accuracy,
             **({} if result.exact_match is None else {"exact_match": result.exact_match}),
-            **{name: float(values.mean()) for name, values in result.further_E.items()},
-            **result.overall,
+            **result.others,
         }

@@ -12,7 +12,7 @@ with warnings.catch_warnings(record=True):
     # MLflow advises type hints on `predict`, which would replace the signature that is given.
 
     class ServedAdapter(PythonModel):
-        """Generates text with the adapter on its base."""
+        """Answers with the adapter on its base."""
 
         def load_context(self, context: PythonModelContext) -> None:
             """Load base and adapter; the base's content hash must be the recorded one."""
@@ -22,7 +22,7 @@ with warnings.catch_warnings(record=True):
             self.loaded = adapter_serving.load_adapter(Path(context.artifacts["adapter"]))
 
         def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-            """Answer rows with a `prompt` (verbatim) or `instruction` and `input`."""
+            """Answer rows with the columns of the adapter's task, such as `prompt` or `text`."""
             rows = model_input.fillna("").to_dict("records")
             limit = int((params or {}).get("max_new_tokens", 64))
             return self.serving.answer(self.loaded, rows, limit)

@@ -6,6 +6,7 @@ model has random weights (mlflow issue 23761).
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -15,6 +16,8 @@ from typing import Any
 import mlflow
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+from adaptive_lora.adapter_serving import CAUSAL, COLUMNS, GENERATING, NUMBERS, RECORD
 
 REQUIREMENTS = ("mlflow", "torch", "transformers", "peft", "safetensors", "pandas")
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -34,7 +37,7 @@ def save_served(folder: Path, place: Path, metadata: Mapping[str, Any]) -> None:
             python_model=str(SERVED),
             code_paths=[str(SERVING)],
             artifacts={"adapter": str(folder)},
-            signature=_signature(),
+            signature=_signature(_task_of(folder)),
             pip_requirements=[_pinned(name) for name in REQUIREMENTS],
         )
     for cache in place.rglob("__pycache__"):
@@ -48,11 +51,16 @@ def _pinned(name: str) -> str:
     return f"{name}=={version(name).partition('+')[0]}"
 
 
-def _signature() -> ModelSignature:
-    names = ("prompt", "instruction", "input")
-    columns: list[Any] = [ColSpec("string", name, required=False) for name in names]
+def _task_of(folder: Path) -> str:
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return str(record.get("task", CAUSAL)["name"])
+
+
+def _signature(task: str) -> ModelSignature:
+    columns: list[Any] = [ColSpec("string", name, required=False) for name in COLUMNS[task]]
+    limit = ParamSchema([ParamSpec("max_new_tokens", "integer", 64)])
     return ModelSignature(
         inputs=Schema(columns),
-        outputs=Schema([ColSpec("string")]),
-        params=ParamSchema([ParamSpec("max_new_tokens", "integer", 64)]),
+        outputs=Schema([ColSpec("double" if task in NUMBERS else "string")]),
+        params=limit if task in GENERATING else None,  # type: ignore[arg-type]
     )

@@ -11,7 +11,7 @@ import numpy as np
 from mlflow.entities import Run
 
 from adaptive_lora.errors import TrackingError
-from adaptive_lora.results import EvalResult, TrainResult, TrialRecord
+from adaptive_lora.results import NATS_PER_TOKEN, EvalResult, TrainResult, TrialRecord
 from adaptive_lora.tracking.store import Store
 
 RESULT = "trial.json"
@@ -26,24 +26,26 @@ def eval_to_dict(result: EvalResult) -> dict[str, Any]:
         "example_ids": list(result.example_ids),
         "nll": result.nll_E.tolist(),
         "tokens": result.tokens_E.tolist(),
-        "correct": result.correct_E.tolist(),
+        "correct": None if result.correct_E is None else result.correct_E.tolist(),
         "exact_match": None if exact is None else exact.tolist(),
         "further": {name: values.tolist() for name, values in result.further_E.items()},
         "overall": dict(result.overall),
+        "unit": result.unit,
     }
 
 
 def eval_from_dict(values: dict[str, Any]) -> EvalResult:
     """Read what `eval_to_dict` wrote."""
-    exact = values["exact_match"]
+    exact, correct = values["exact_match"], values["correct"]
     return EvalResult(
         example_ids=tuple(values["example_ids"]),
         nll_E=np.array(values["nll"], dtype=np.float64),
         tokens_E=np.array(values["tokens"], dtype=np.int64),
-        correct_E=np.array(values["correct"], dtype=np.int64),
+        correct_E=None if correct is None else np.array(correct, dtype=np.int64),
         exact_match_E=None if exact is None else np.array(exact, dtype=np.float64),
         further_E={name: np.array(column) for name, column in values.get("further", {}).items()},
-        overall=values.get("overall", {}),  # neither in studies of earlier versions
+        overall=values.get("overall", {}),
+        unit=values.get("unit", NATS_PER_TOKEN),  # these three are not in earlier studies
     )
 
 

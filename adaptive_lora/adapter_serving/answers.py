@@ -1,0 +1,143 @@
+"""What a served adapter answers: by the task that it was trained for."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from io import BytesIO
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from .text import generate, render
+
+Loaded = tuple[Any, Any, Mapping[str, Any]]
+"""Adapted model, processor, record."""
+Rows = Sequence[Mapping[str, Any]]
+_BATCH = 32
+
+
+def answer(loaded: Loaded, rows: Iterable[Mapping[str, Any]], max_new_tokens: int) -> list[Any]:
+    """Answer rows by the adapter's task; `COLUMNS` says what they hold.
+
+    Raises:
+        ValueError: a row has not the columns that the task needs.
+    """
+    listed = list(rows)
+    task = loaded[2].get("task", {"name": "causal"})["name"]
+    with autocast(loaded):
+        return ANSWERS[task](loaded, listed, max_new_tokens)
+
+
+def autocast(loaded: Loaded) -> AbstractContextManager[Any]:
+    """Return the context in which float32 heads meet bases of lower precision; none in float32."""
+    import torch
+
+    model, _, record = loaded
+    dtype = getattr(torch, record["dtype"])
+    low = dtype is not torch.float32
+    return torch.autocast(model.device.type, dtype=dtype if low else None, enabled=low)
+
+
+def prompts_of(record: Mapping[str, Any], rows: Rows) -> list[str]:
+    """Return prompts of rows of {prompt} (verbatim) or {instruction, input} (by the template)."""
+    prompts = []
+    for row in rows:
+        if row.get("prompt"):
+            prompts.append(str(row["prompt"]))
+        elif row.get("instruction"):
+            context = str(row.get("input") or "")
+            prompts.append(render(record["template"], str(row["instruction"]), context))
+        else:
+            raise ValueError(f"required a column 'prompt' or 'instruction', got {sorted(row)}")
+    return prompts
+
+
+def _continue(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+    model, tokenizer, record = loaded
+    prompts = [tokenizer(text)["input_ids"] for text in prompts_of(record, rows)]
+    return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+
+
+def _outputs(loaded: Loaded, rows: Rows) -> list[list[float]]:
+    """Return the outputs of a head for rows of {text, second}."""
+    import torch
+
+    model, tokenizer, record = loaded
+    found: list[list[float]] = []
+    for start in range(0, len(rows), _BATCH):
+        part = rows[start : start + _BATCH]
+        second = [str(row["second"]) for row in part if row.get("second")]
+        inputs = tokenizer(
+            [_required(row, "text") for row in part],
+            second or None,
+            truncation=True,
+            max_length=record["task"]["max_tokens"],
+            padding=True,
+            return_tensors="pt",
+        ).to(model.device)
+        with torch.no_grad():
+            found += model(**inputs).logits.float().tolist()
+    return found
+
+
+def _classify(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+    labels = loaded[2]["task"]["labels"]
+    return [labels[_largest(scores)] for scores in _outputs(loaded, rows)]
+
+
+def _estimate(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[float]:
+    return [scores[0] for scores in _outputs(loaded, rows)]
+
+
+def _largest(scores: Sequence[float]) -> int:
+    return max(range(len(scores)), key=lambda index: scores[index])
+
+
+def _required(row: Mapping[str, Any], column: str) -> str:
+    if not row.get(column):
+        raise ValueError(f"required a column '{column}', got {sorted(row)}")
+    return str(row[column])
+
+
+def open_image(value: str | bytes) -> Any:
+    """Return a picture as RGB from the bytes of its file, their base64 text, or a path.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(value, str):
+        is_path = len(value) < 4096 and Path(value).is_file()
+        value = Path(value).read_bytes() if is_path else base64.b64decode(value)
+    try:
+        return Image.open(BytesIO(value)).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"not an image that can be read: {error}") from error
+
+
+Answer = Callable[[Loaded, Rows, int], list[Any]]
+ANSWERS: Mapping[str, Answer] = MappingProxyType(
+    {"causal": _continue, "classification": _classify, "regression": _estimate}
+)
+"""Task -> how rows are answered."""
+_PROMPT = ("prompt", "instruction", "input")
+COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "causal": _PROMPT,
+        "classification": ("text", "second"),
+        "regression": ("text", "second"),
+        "seq2seq": _PROMPT,
+        "image_classification": ("image",),
+        "image_text": ("image", "text"),
+        "vision_language": ("image", "question"),
+    }
+)
+"""Task -> columns that it is served with; of `prompt` and `instruction` one, `image` as base64 text
+or the path of a file."""
+NUMBERS = frozenset({"regression", "image_text"})
+"""Tasks that answer with a number; others with text."""
+GENERATING = frozenset({"causal", "seq2seq", "vision_language"})
+"""Tasks that take `max_new_tokens`."""

@@ -1,0 +1,166 @@
+"""Rows as they stand: local files, folders of images and hub sets, through `datasets`."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adaptive_lora.config import DataConfig
+from adaptive_lora.errors import DataError
+
+_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Rows with what is known of them."""
+
+    rows: Sequence[Mapping[str, Any]]
+    """Column -> value; pictures as {bytes, path}, not decoded."""
+    name: str
+    """File name or hub id."""
+    unit: str
+    """What a row is called in messages: `row`, or `item` of JSON."""
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Column of class indices -> names of the classes."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns; none where there is no row."""
+        return tuple(self.rows[0]) if self.rows else ()
+
+    def where(self, index: int) -> str:
+        """Return where a row stands, for messages."""
+        return f"{self.name} {self.unit} {index}"
+
+
+def read_table(config: DataConfig) -> Table:
+    """Return the rows of a data configuration.
+
+    Raises:
+        DataError: unreadable file (with line), not found, no rows.
+    """
+    path = Path(config.data).expanduser()
+    kind = _FORMATS.get(path.suffix.lower())
+    if kind is not None or path.is_file():
+        rows, classes = _read_file(path, kind)
+        name, unit = path.name, "row" if kind != "json" else "item"
+    else:
+        (rows, classes), name, unit = _read_hub(config), config.data, "row"
+    if not rows:
+        raise DataError(f"{name} has no examples; required at least a few.")
+    return Table(rows=rows, name=name, unit=unit, classes=classes)
+
+
+def read_test_table(config: DataConfig) -> Table | None:
+    """Return the rows of the test part's own file, or None where there is none."""
+    if config.test_data is None:
+        return None
+    return read_table(dataclasses.replace(config, data=config.test_data))
+
+
+_Rows = tuple[Sequence[Mapping[str, Any]], Mapping[str, tuple[str, ...]]]
+
+
+def _listed(dataset: Any) -> _Rows:
+    """Return the rows of a data set with pictures as they are stored, and its class names."""
+    import datasets
+
+    classes = {}
+    for column, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
+        elif isinstance(feature, datasets.ClassLabel):
+            classes[column] = tuple(feature.names)
+    return list(dataset), classes
+
+
+def _read_file(path: Path, kind: str | None) -> _Rows:
+    import datasets
+
+    if not path.is_file():
+        raise DataError(f"data file {path} does not exist; check the path.")
+    if kind is None:
+        raise DataError(
+            f"data file {path}: required one of {', '.join(_FORMATS)}; got '{path.suffix}'."
+        )
+    if path.stat().st_size == 0:
+        raise DataError(f"data file {path} is empty; required at least a few examples.")
+    problem = {"json": _json_problem, "csv": _csv_problem}.get(kind, lambda _: None)(path)
+    if problem:
+        raise DataError(f"data file {path}: {problem}")
+    options: dict[str, Any] = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
+    if kind == "csv":
+        options["keep_default_na"] = False  # the text "NA" is text
+    datasets.disable_progress_bars()
+    try:
+        return _listed(datasets.load_dataset(kind, data_files=str(path), split="train", **options))
+    except Exception as error:  # datasets wraps every reader's own error type
+        cause = error.__cause__ or error
+        raise DataError(f"data file {path} cannot be read as {kind}: {cause}") from error
+
+
+def _json_problem(path: Path) -> str | None:
+    """Find what is wrong with a JSON or JSONL file, with its line; None where nothing is."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        return f"required UTF-8 text; byte {error.start} is not."
+    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
+        try:
+            items = json.loads(text)
+        except json.JSONDecodeError as error:
+            return f"line {error.lineno}, column {error.colno}: not JSON ({error.msg})."
+        bad = next((i for i, item in enumerate(items) if not isinstance(item, dict)), None)
+        return None if bad is None else f"item {bad}: required an object with columns."
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                if not isinstance(json.loads(line), dict):
+                    return f"line {number}: required one JSON object a line."
+            except json.JSONDecodeError as error:
+                return f"line {number}, column {error.colno}: not JSON ({error.msg})."
+    return None
+
+
+def _csv_problem(path: Path) -> str | None:
+    """Find the first row of a CSV or TSV file with more or fewer fields than the header."""
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter)
+            width = len(next(reader))
+            for row in reader:
+                if row and len(row) != width:
+                    return f"line {reader.line_num}: required {width} fields, got {len(row)}."
+    except UnicodeDecodeError as error:
+        return f"required UTF-8 text; byte {error.start} is not."
+    except csv.Error as error:
+        return f"line {reader.line_num}: {error}."
+    return None
+
+
+def _read_hub(config: DataConfig) -> _Rows:
+    """Read a hub data set, or a local folder laid out like one."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return _listed(
+            datasets.load_dataset(
+                str(Path(config.data).expanduser()) if Path(config.data).is_dir() else config.data,
+                split=config.data_split,
+                revision=config.data_revision,
+            )
+        )
+    except Exception as error:  # datasets and the hub raise a dozen unrelated types
+        raise DataError(
+            f"data '{config.data}' is neither a local file nor reachable on the hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}); give a file "
+            f"({', '.join(_FORMATS)}), a hub data set id, or 'embedded'."
+        ) from error

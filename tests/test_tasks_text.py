@@ -1,0 +1,186 @@
+"""Classification and regression: from a table to a proven adapter with its head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from scipy.stats import pearsonr, spearmanr
+from task_bases import ENCODERS, labelled_rows, run_and_prove, save_base, write_rows
+from transformers import AutoModelForSequenceClassification
+
+from adaptive_lora.config import StudyConfig, study_from
+from adaptive_lora.data.labelled import load_labelled
+from adaptive_lora.errors import ConfigError, DataError
+from adaptive_lora.tasks.catalogue import task_named
+from adaptive_lora.tasks.class_scores import class_scores
+from adaptive_lora.tracking.registry import adapter_folder
+from adaptive_lora.workbench import Workbench
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {
+        name: save_base(tmp_path_factory.mktemp(name), kind, settings, head)
+        for name, (kind, settings, head) in ENCODERS.items()
+    }
+
+
+def study(model: Path, tmp_path: Path, **changes: object) -> StudyConfig:
+    data = tmp_path / "rows.json"
+    if not data.exists():
+        write_rows(data, labelled_rows(48))
+    return study_from(
+        {
+            "model": str(model),
+            "data": str(data),
+            "methods": "uniform:rank=2",
+            "seeds": "0",
+            "lr": "1e-2",
+            "max_steps": 3,
+            "batch_size": 4,
+            "validations": 1,
+            "profile_batches": 2,
+            "precision": "fp32",
+            **{name: str(v) if isinstance(v, Path) else v for name, v in changes.items()},
+        }
+    )
+
+
+def test_every_recipe_carries_the_head_to_the_registry(
+    encoders: dict[str, Path], own_store: str, tmp_path: Path
+) -> None:
+    methods = "uniform:rank=2 empirical:rank=1 adalora:rank=1 truncate:rank=1 grow_prune:rank=1"
+    config = study(
+        encoders["bert"],
+        tmp_path,
+        methods=f"{methods} bitfit full head_only ia3 houlsby",
+        max_steps=8,
+        tracking_uri=own_store,
+    )
+    proven = run_and_prove(config)
+    assert "nats per example" in proven.shown
+    assert len(proven.records) == 10
+    for record in proven.records:
+        # BERT's pooler is one that the checkpoint of another objective does not have.
+        assert record.metrics["head_parameters"] == (32 * 3 + 3) + (32 * 32 + 32)
+        test = record.test
+        assert test is not None
+        assert record.metrics["test/accuracy"] == pytest.approx(test.correct_E.mean())
+        assert "test/perplexity" not in record.metrics
+    served = mlflow.pyfunc.load_model(proven.champion)
+    answers = served.predict([{"text": "red old 7"}, {"text": "fast blue 8"}])
+    assert set(answers) <= {"colour", "size", "other"}
+
+
+def test_stock_peft_loads_adapter_and_head(
+    encoders: dict[str, Path], own_store: str, tmp_path: Path
+) -> None:
+    config = study(encoders["distilbert"], tmp_path, tracking_uri=own_store)
+    proven = run_and_prove(config)
+    base = AutoModelForSequenceClassification.from_pretrained(encoders["distilbert"], num_labels=3)
+    stock = PeftModel.from_pretrained(base, str(adapter_folder(proven.champion))).eval()
+    bench = Workbench(config)
+    test = proven.records[0].test
+    assert test is not None
+    assert np.array_equal(bench.losses(stock, bench.parts(0).test).nll_E, test.nll_E)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_methods_of_a_seed_share_the_first_head(
+    encoders: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    bench = Workbench(study(encoders[name], tmp_path))
+    head = {
+        name: p
+        for name, p in bench.base.model.named_parameters()
+        if any(name.startswith(f"{part}.") for part in bench.base.head)
+    }
+    assert set(bench.base.gaps) == set(head)
+
+    def started(seed: int) -> torch.Tensor:
+        bench.start_head(seed)
+        return torch.cat([p.flatten() for p in head.values()])
+
+    first = started(0).clone()
+    assert not torch.equal(started(1), first)
+    assert torch.equal(started(0), first)
+    frozen = bench.frozen(0)
+    assert frozen.loss == pytest.approx(np.log(3), abs=0.1)  # a fresh head knows nothing
+
+
+def test_regression(encoders: dict[str, Path], own_store: str, tmp_path: Path) -> None:
+    config = study(
+        encoders["roberta"],
+        tmp_path,
+        response_column="score",
+        tracking_uri=own_store,
+        methods="uniform:rank=2 waterfill:rank=1",
+        max_steps=20,
+    )
+    assert task_named(config).name == "regression"
+    proven = run_and_prove(config)
+    assert "squared error per example" in proven.shown
+    record = proven.records[0]
+    test = record.test
+    assert test is not None
+    targets = {e.id: e.target for e in load_labelled(config.data, numbers=True).examples}
+    wanted = np.array([targets[name] for name in test.example_ids])
+    predicted = test.further_E["prediction"]
+    assert np.allclose(test.nll_E, (predicted - wanted) ** 2, atol=1e-5)
+    assert record.metrics["test/pearson"] == pytest.approx(pearsonr(wanted, predicted).statistic)
+    assert record.metrics["test/spearman"] == pytest.approx(spearmanr(wanted, predicted).statistic)
+    assert test.token_accuracy is None
+    served = mlflow.pyfunc.load_model(proven.champion)
+    assert isinstance(served.predict([{"text": "red old 7"}])[0], float)
+
+
+def test_pairs_and_a_test_part_of_its_own(
+    encoders: dict[str, Path], own_store: str, tmp_path: Path
+) -> None:
+    rows = [
+        {"sentence1": row["text"], "sentence2": row["text"][::-1], "label": row["label"]}
+        for row in labelled_rows(40)
+    ]
+    train, test = write_rows(tmp_path / "a.json", rows), write_rows(tmp_path / "b.json", rows[30:])
+    config = study(
+        encoders["deberta"], tmp_path, data=train, test_data=test, tracking_uri=own_store
+    )
+    parts = Workbench(config).parts(0)
+    assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [27, 3, 10]
+    assert len(run_and_prove(config).records) == 1
+
+
+def test_scores_of_classes_by_hand() -> None:
+    found = class_scores([1, 1, 0, 0, 1], [1, 0, 0, 1, 1])
+    # Two true and one false positive, one false negative, one true negative.
+    assert found["accuracy"] == pytest.approx(3 / 5)
+    assert found["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert found["matthews"] == pytest.approx((2 * 1 - 1 * 1) / (3 * 3 * 2 * 2) ** 0.5)
+    assert "f1" not in class_scores([0, 1, 2], [0, 1, 1])
+    assert class_scores([0, 0], [0, 0])["matthews"] == 0
+
+
+def test_what_cannot_be_told_is_asked_for(encoders: dict[str, Path], tmp_path: Path) -> None:
+    rows = [{"text": str(number), "label": number} for number in range(40)]
+    many = study(encoders["bert"], tmp_path, data=write_rows(tmp_path / "many.json", rows))
+    with pytest.raises(ConfigError, match="required --task, one of"):
+        task_named(many)
+    with pytest.raises(DataError, match=r"column 'label' must be a number; got"):
+        Workbench(study(encoders["bert"], tmp_path, task="regression"))
+    with pytest.raises(DataError, match="required a column of text"):
+        Workbench(
+            study(
+                encoders["bert"],
+                tmp_path,
+                task="classification",
+                data=write_rows(tmp_path / "none.json", [{"a": "b", "label": "c"}]),
+            )
+        )
+    odd = write_rows(tmp_path / "odd.json", [{"text": "a", "label": "unheard of"}])
+    with pytest.raises(DataError, match="must be one of colour, other, size; got 'unheard of'"):
+        Workbench(study(encoders["bert"], tmp_path, test_data=odd))
