@@ -41,7 +41,7 @@ def attach_peft_family(
         seed: of the initial weights.
         head: modules of the task that are trained beside the plan.
     """
-    config = family_config(model, plan)
+    config: Any = family_config(model, plan)
     if head:
         config.modules_to_save = list(head)
     with warnings.catch_warnings():
