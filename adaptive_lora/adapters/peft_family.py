@@ -47,7 +47,7 @@ def attach_peft_family(
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        adapted = get_peft_model(model, config)
+        adapted: PeftModel = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in trained_tensors(adapted).items():
             if not in_head(name, head):
