@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -20,6 +14,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from rich.console import Console
+from servers import serving, tracking_words
 from tracked import quiet
 
 from adaptive_lora.config import StudyConfig, TrackingConfig
@@ -29,55 +24,6 @@ from adaptive_lora.tracking.connection import probe
 from adaptive_lora.tracking.registry import adapter_folder
 
 CHAMPION = "models:/adaptive-lora@champion"
-PATIENCE = 120.0
-"""Seconds after which a server is given up."""
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def serving(words: list[str], port: int, path: str, folder: Path, **extra: str) -> Iterator[str]:
-    """Run an `mlflow` command that serves; yield its address once `path` answers."""
-    log = folder / f"{words[0]}.log"
-    python = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{python}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *words, "--host", "127.0.0.1", "--port", str(port)],
-            cwd=folder,
-            env={**environment, **extra},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            _wait(process, f"http://127.0.0.1:{port}{path}", log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(address, timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    pytest.fail(f"{address} does not answer:\n{log.read_text(encoding='utf-8', errors='replace')}")
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +31,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Itera
     """A tracking server with its database and artifacts in its own folder."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-    words = ["server", "--backend-store-uri", "sqlite:///mlflow.db", "--workers", "1"]
-    words += ["--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts"]
-    with serving(words, free_port(), "/health", folder) as address:
+    words = tracking_words("sqlite:///mlflow.db", folder / "artifacts")
+    with serving(words, "/health", folder) as address:
         yield address
 
 
@@ -133,7 +78,7 @@ def test_a_study_on_a_server_is_served(
 
     words = ["models", "serve", "-m", CHAMPION, "--env-manager", "local", "--workers", "1"]
     extra = {"MLFLOW_TRACKING_URI": server, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    with serving(words, free_port(), "/ping", tmp_path, **extra) as address:
+    with serving(words, "/ping", tmp_path, **extra) as address:
         status, answer = post(
             f"{address}/invocations", {"dataframe_records": rows, "params": limit}
         )

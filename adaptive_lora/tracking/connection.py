@@ -20,7 +20,7 @@ from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import TrackingError
 from adaptive_lora.redaction import hide_credentials
 from adaptive_lora.tracking.delivery import Delivery
-from adaptive_lora.tracking.retries import outlast, patient, suppress_existing
+from adaptive_lora.tracking.retries import STORE_ERRORS, outlast, patient, suppress_existing
 from adaptive_lora.tracking.spool import FOLDER, Spool
 from adaptive_lora.tracking.store import Store
 
@@ -57,7 +57,8 @@ def connect(config: TrackingConfig) -> Store:
             experiment_id = run.info.experiment_id
         else:
             experiment_id = outlast(lambda: _experiment(client, config.experiment), _START)
-            mlflow.set_experiment(experiment_id=experiment_id)  # logged models go by it
+            # logged models go by it
+            outlast(lambda: mlflow.set_experiment(experiment_id=experiment_id), _START)
     return Store(
         client=patient(client),
         uri=uri,
@@ -117,7 +118,7 @@ def _reaching(uri: str) -> Iterator[None]:
     try:
         with _short_timeout():
             yield
-    except (MlflowException, OSError, ImportError) as error:
+    except (*STORE_ERRORS, ImportError) as error:
         reason = next(iter(hide_credentials(str(error)).splitlines()), type(error).__name__)
         raise TrackingError(
             f"tracking store {hide_credentials(uri)} cannot be used: {reason[:300]}. Start the "

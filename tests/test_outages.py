@@ -1,0 +1,216 @@
+"""Tracking outages: a real server behind a proxy that spoils requests; nothing lost or doubled."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from mlflow import MlflowClient
+from servers import Fault, FaultyProxy, MlflowProcess, SmallDisk, tracking_words
+from tracked import quiet
+
+from adaptive_lora import tracked_trial
+from adaptive_lora.cli import main
+from adaptive_lora.config import StudyConfig, TrackingConfig
+from adaptive_lora.errors import Undelivered
+from adaptive_lora.tracking import TrialRun, connect, store
+from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A tracking server, the proxy before it, and its disk."""
+
+    server: MlflowProcess
+    proxy: FaultyProxy
+    disk: SmallDisk
+
+    @property
+    def client(self) -> MlflowClient:
+        """A client that goes around the proxy."""
+        return MlflowClient(self.server.address, self.server.address)
+
+    def arrival(self, run_id: str, name: str) -> list[tuple[int, float]]:
+        """Return a metric's (step, value) in the order in which they came into the database."""
+        query = "select step, value from metrics where run_uuid = ? and key = ? order by rowid"
+        with closing(sqlite3.connect(self.disk.folder / "mlflow.db")) as database:
+            return list(database.execute(query, (run_id, name)))
+
+    def only_run(self, name: str) -> Any:
+        """Return the one run of a name."""
+        experiments = [item.experiment_id for item in self.client.search_experiments()]
+        (run,) = self.client.search_runs(experiments, f"attributes.run_name = '{name}'")
+        return run
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Site]:
+    """A server on a small disk of its own, behind a proxy without faults."""
+    disk = SmallDisk(tmp_path_factory.mktemp("site") / "disk", 24)
+    (disk.folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    words = tracking_words("sqlite:///mlflow.db", disk.folder / "artifacts")
+    server = MlflowProcess(words, "/health", disk.folder)
+    proxy = FaultyProxy(server.port)
+    yield Site(server=server, proxy=proxy, disk=disk)
+    proxy.shutdown()
+    proxy.server_close()
+    server.stop()
+    disk.remove()
+
+
+STEPS = 240
+
+
+def loss(number: int, step: int) -> float:
+    """Return the value that run `number` records at a step."""
+    return (number + 1) / (step + 1)
+
+
+def record(run: TrialRun, number: int, adapter: Path, steps: int) -> None:
+    """Record what a trial records."""
+    run.params({f"cfg.option{index}": index for index in range(120)})
+    run.data("rows.json", f"digest{number}", "rows.json", 40)
+    for step in range(steps):
+        run.metric("train/loss", loss(number, step), step)
+        run.metric("train/tokens", 100.0 * step, step)
+        if step % 20 == 0:
+            run.tags({"last": str(step)})
+    run.model(adapter, {"method": "uniform"})
+    run.text("notes/plan.json", "{}" * 1000)
+    run.tags({"last": "end"})
+    run.end("FAILED" if number == 1 else "FINISHED")
+
+
+def check(site: Site, number: int, adapter: Path, steps: int) -> int:
+    """Check that a run arrived whole, once and in order; return how many points were found."""
+    run = site.only_run(f"run {number}")
+    run_id = run.info.run_id
+    expected = [(step, loss(number, step)) for step in range(steps)]
+    assert site.arrival(run_id, "train/loss") == expected
+    assert site.arrival(run_id, "train/tokens") == [(s, 100.0 * s) for s in range(steps)]
+    assert run.info.status == ("FAILED" if number == 1 else "FINISHED")
+    assert run.data.tags["last"] == "end"
+    assert len(run.data.params) == 120
+    assert [one.dataset.digest for one in run.inputs.dataset_inputs] == [f"digest{number}"]
+    query = f"source_run_id = '{run_id}'"
+    (model,) = site.client.search_logged_models([run.info.experiment_id], query)
+    assert model.status == "READY"
+    assert [one.model_id for one in run.outputs.model_outputs] == [model.model_id]
+    assert run.data.tags[MODEL_TAG] == f"models:/{model.model_id}"
+    kept = adapter_folder(run.data.tags[MODEL_TAG])
+    for path in adapter.iterdir():
+        assert (kept / path.name).read_bytes() == path.read_bytes()
+    text = Path(site.client.download_artifacts(run_id, "notes/plan.json")).read_text()
+    assert text == "{}" * 1000
+    return 2 * steps
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """A folder with what an adapter's has: a record, a small file and a large one."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adaptive_lora.json").write_text("{}")
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 2048)
+    return folder
+
+
+def survive(site: Site, folder: Path, adapter: Path, runs: int, slowness: float) -> int:
+    """Record runs while everything goes wrong; return how many points the server has."""
+    site.proxy.share, site.proxy.slowness = 0.3, slowness
+    home = connect(TrackingConfig(tracking_uri=site.proxy.address, output=str(folder / "out")))
+    for number in range(runs):
+        record(TrialRun.begin(home, f"run {number}", {}), number, adapter, STEPS)
+        match number % 4:
+            case 0:  # killed in the middle of what it was doing, back a little later
+                site.server.stop(signal.SIGKILL)
+                threading.Timer(2.0, site.server.start).start()
+            case 1:
+                site.disk.fill()
+                threading.Timer(2.0, site.disk.free).start()
+            case 2:
+                site.proxy.down = True
+                threading.Timer(2.0, setattr, (site.proxy, "down", False)).start()
+    home.settle()
+    home.close()
+    site.proxy.share = 0.0
+    assert not (folder / "out" / "spool").exists()
+    return sum(check(site, number, adapter, STEPS) for number in range(runs))
+
+
+def test_what_is_recorded_arrives_once_and_in_order_through_every_fault(
+    site: Site, tmp_path: Path, adapter: Path
+) -> None:
+    found = survive(site, tmp_path, adapter, runs=4, slowness=0.2)
+    assert found == 4 * 2 * STEPS
+    assert set(site.proxy.injected) == set(Fault)
+
+
+def test_a_study_trains_on_without_its_server_and_is_compared_after_a_sync(
+    site: Site,
+    tmp_path: Path,
+    make_study: Callable[..., StudyConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = make_study(
+        tracking_uri=site.proxy.address, output=str(tmp_path / "out"), experiment="outage"
+    )
+    trained = []
+    real = tracked_trial.run_trial
+
+    def run_trial(bench: Any, trial: Any, *rest: Any) -> Any:
+        if len(trained) == 1:
+            site.proxy.down = True
+        trained.append(trial.label)
+        return real(bench, trial, *rest)
+
+    monkeypatch.setattr(tracked_trial, "run_trial", run_trial)
+    monkeypatch.setattr(store, "PATIENCE", 2.0)
+    with pytest.raises(Undelivered, match="trained, not compared: then run the same command again"):
+        quiet(config)
+    assert len(trained) == 4
+    assert "Training goes on" in caplog.text
+
+    site.proxy.down = False
+    result = CliRunner().invoke(main, ["sync", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    *_, last = result.output.splitlines()
+    sent, found = [int(w) for w in last.replace(",", "").split() if w.isdigit()][-2:]
+    assert sent == found > 3 * 2 * 3  # at least three trials' losses and tokens
+
+    outcome, _ = quiet(config)
+    assert outcome.trials_run == 0
+    assert len(trained) == 4
+    assert outcome.judgement.champion is not None
+    runs = site.client.search_runs([outcome.store.experiment_id])
+    trials = [run for run in runs if "trial_signature" in run.data.tags]
+    assert sorted(run.info.run_name for run in trials) == sorted(trained)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in trials:
+        losses = outcome.store.read_json(run.info.run_id, "trial.json")["losses"]
+        recorded = [value for _, value in site.arrival(run.info.run_id, "train/loss")]
+        assert recorded == losses
+
+
+@pytest.mark.long
+def test_many_runs_arrive_through_minutes_of_faults(
+    site: Site, tmp_path: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = 24
+    found = survive(site, tmp_path, adapter, runs=runs, slowness=2.0)
+    assert found == runs * 2 * STEPS
+    with capsys.disabled():
+        faults = ", ".join(f"{kind.value}: {site.proxy.injected[kind]}" for kind in Fault)
+        print(f"\n{site.proxy.requests} requests, faults {site.proxy.injected.total()} ({faults})")
+        print(f"server killed {runs // 4}, disk full {runs // 4}, away {runs // 4} times for 2 s")
+        print(f"metrics sent {runs * 2 * STEPS}, found {found}")
