@@ -54,6 +54,22 @@ class Bench(ABC):
         warn_of_architecture(self.base.model, self.sites)
         self._profiles: dict[tuple[str, int, int], ImportanceProfile] = {}
 
+    @property
+    def base_kind(self) -> str:
+        """How the base's weights are kept: `full`, or the scheme that they are quantised by."""
+        quantisation = self.base.quantisation
+        return "full" if quantisation is None else str(quantisation["scheme"])
+
+    def on_base(self, kind: str) -> Bench:
+        """Return the bench with the base kept so, on its device.
+
+        Raises:
+            ConfigError: this bench has no other base, or bitsandbytes is missing.
+        """
+        if kind != self.base_kind:
+            raise ConfigError(f"base={kind} needs a study of your own: required base=full here.")
+        return self
+
     def profiled_on(self, tasks: tuple[str, ...]) -> Bench:
         """Return the bench on which a method that names tasks is profiled.
 

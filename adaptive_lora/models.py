@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from adaptive_lora import adapter_serving
 from adaptive_lora.adapter_serving.vetting import UnsafeFiles, require_base
 from adaptive_lora.config import ModelConfig
-from adaptive_lora.errors import ModelError
+from adaptive_lora.errors import ConfigError, ModelError
 from adaptive_lora.heads import count_head, find_head, require_complete
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ class BaseModel:
     """Modules that the task trains beside adapters."""
     gaps: tuple[str, ...] = ()
     """Weights of the head that the checkpoint does not have; each trial's seed gives them."""
+    quantisation: Mapping[str, Any] | None = None
+    """Record of how its weights were quantised; None where they are as they were saved."""
 
     @property
     def total_parameters(self) -> int:
@@ -75,8 +79,13 @@ class BaseModel:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters, tied ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Return the number of parameters, tied ones counted once, packed ones as what they are."""
+    return sum(
+        math.prod(state.shape)
+        if (state := getattr(parameter, "quant_state", None)) is not None
+        else parameter.numel()
+        for parameter in model.parameters()
+    )
 
 
 def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path]:
@@ -125,7 +134,10 @@ def _hub_configuration(name: str, revision: str | None, code: bool) -> Path:
 
 
 def load_base(
-    config: ModelConfig, dtype: torch.dtype, task: Mapping[str, Any] = adapter_serving.CAUSAL
+    config: ModelConfig,
+    dtype: torch.dtype,
+    task: Mapping[str, Any] = adapter_serving.CAUSAL,
+    quantisation: Mapping[str, Any] | None = None,
 ) -> BaseModel:
     """Load a base for training, frozen, on the CPU.
 
@@ -133,9 +145,11 @@ def load_base(
         config: the base.
         dtype: of its weights.
         task: the record of the task that it is trained for.
+        quantisation: record of a quantisation to load it in.
 
     Raises:
         ModelError: no weights, no tokenizer, or files that transformers cannot read.
+        ConfigError: quantised, and bitsandbytes is missing.
     """
     from transformers import AutoModelForCausalLM
 
@@ -149,7 +163,9 @@ def load_base(
             "training; `plan` works for any model, `profile` for encoders."
         )
     try:
-        model, gaps = adapter_serving.load_with_gaps(folder, dtype, task, trust_remote_code=trust)
+        model, gaps = adapter_serving.load_with_gaps(
+            folder, dtype, task, quantisation, trust_remote_code=trust
+        )
         tokenizer = adapter_serving.open_processor(folder, task, trust_remote_code=trust)
     except Exception as error:  # whatever a damaged file makes transformers raise
         raise ModelError(f"{folder} cannot be loaded: {error}") from error
@@ -159,6 +175,11 @@ def load_base(
     if task["name"] != "causal":
         head = find_head(model, gaps) if task["name"] in WITH_HEAD else ()
         require_complete(gaps, head)
+        if head and quantisation is not None:
+            raise ConfigError(
+                f"base=nf4 is not for {task['name']}, which trains a head of the base beside "
+                "adapters; required a task without one, such as causal."
+            )
         for part in head:
             model.get_submodule(part).float()
     reference = BaseReference(
@@ -175,6 +196,7 @@ def load_base(
         task={**task, "head": list(head)} if head else dict(task),
         head=head,
         gaps=gaps if head else (),
+        quantisation=quantisation,
         max_positions=_max_positions(model.config),
     )
 
@@ -186,6 +208,15 @@ def _max_positions(settings: PretrainedConfig) -> int | None:
     if stated is None or text.model_type not in _OFFSET_POSITIONS:
         return stated
     return int(stated) - int(text.pad_token_id) - 1
+
+
+def require_quantiser() -> None:
+    """Raise ConfigError where a base cannot be loaded in 4 bit."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "base=nf4 needs bitsandbytes, which is not installed: pip install "
+            "'adaptive-lora[qlora]', or leave base out."
+        )
 
 
 def require_weights(folder: Path, *, trust_remote_code: bool = False) -> None:

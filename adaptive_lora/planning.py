@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from adaptive_lora.allocation import (
 from adaptive_lora.allocation.reading import decides_in_training
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import AllocationError, ConfigError
+from adaptive_lora.memory import PlanMemory, plan_memory
 from adaptive_lora.models import count_parameters, skeleton
 from adaptive_lora.sites import AdapterSite, architecture_note, read_architecture, size
 
@@ -87,6 +89,11 @@ class PlanReport:
         return 1 - self.plan.trainable_parameters / self.total_parameters
 
     @property
+    def memory(self) -> PlanMemory:
+        """Bytes of weights and optimiser in training."""
+        return plan_memory(self.base, self.plan)
+
+    @property
     def uniform_rank(self) -> float:
         """Rank (with fraction) that uniform on all sites would have at this cost."""
         return self.plan.trainable_parameters / uniform_cost(self.sites, 1)
@@ -98,6 +105,7 @@ class PlanReport:
             "total_parameters": self.total_parameters,
             "reduction_vs_full": self.reduction_vs_full,
             "equals_uniform_rank": self.uniform_rank,
+            "memory": dataclasses.asdict(self.memory),
             "note": self.note,
         }
 
@@ -174,7 +182,8 @@ def print_plan(report: PlanReport, console: Console) -> None:
     console.print(
         f"\ntrainable  {plan.trainable_parameters:,} of {report.total_parameters:,} parameters: "
         f"{report.reduction_vs_full:.2%} fewer than full fine-tuning\n"
-        f"as much as uniform rank {report.uniform_rank:.2f} on all {len(report.sites)} sites",
+        f"as much as uniform rank {report.uniform_rank:.2f} on all {len(report.sites)} sites\n"
+        f"memory     {report.memory}",
         highlight=False,
     )
     if plan.budget is not None:

@@ -147,7 +147,8 @@ def open_study(bench: Workbench, store: Store, *, single: bool = False) -> Study
     study = StudyRun.open(store, study_id=bench.study_id, name=config.study, adopt=not single)
     settings = bench.settings()
     study.json(CONFIG, _widened(study, settings) if single else settings)
-    study.json(FROZEN, {fold: eval_to_dict(result) for fold, result in frozen.items()})
+    if not (single and bench.base.quantisation and _has_frozen(study)):  # theirs may be as saved
+        study.json(FROZEN, {fold: eval_to_dict(result) for fold, result in frozen.items()})
     study.json(EXAMPLES, _test_texts(bench))
     study.tags(
         {
@@ -164,6 +165,15 @@ def open_study(bench: Workbench, store: Store, *, single: bool = False) -> Study
     study.flush()
     study.data(bench.data.source, bench.data.digest, config.data.data, len(bench.data.examples))
     return study
+
+
+def _has_frozen(study: StudyRun) -> bool:
+    """Return whether the scores of the study's base are recorded."""
+    try:
+        study.store.read_json(study.run_id, FROZEN)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _test_texts(bench: Workbench) -> dict[str, str]:

@@ -91,6 +91,7 @@ def _tags(bench: Workbench, trial: TrialSpec) -> dict[str, str]:
         "device": str(bench.runtime.device),
         "data_digest": bench.data.digest,
         "base_hash": bench.base.reference.content_hash,
+        **({} if trial.method.base == "full" else {"quantisation": trial.method.base}),
         "code_version": provenance()["commit"],
         "packages": packages(),
     }

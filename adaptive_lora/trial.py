@@ -74,6 +74,7 @@ def run_trial(
         AdapterError: the model as built differs from the plan, or a site did not learn.
     """
     started = time.perf_counter()
+    bench = bench.on_base(trial.method.base)
     metric = trial.method.allocator.metric
     job = Job(bench, trial, on_step, checkpoints, runner)
     try:
@@ -119,6 +120,7 @@ def _save(bench: Workbench, trial: TrialSpec, trained: Trained, folder: Path) ->
         dtype=str(bench.runtime.base_dtype).removeprefix("torch."),
         template=bench.data.template,
         task=bench.task.served,
+        quantisation=bench.base.quantisation,
     )
     save_file({"logits": probe_logits(bench, trained.model, trial.fold)}, folder / PROBE)
 
@@ -166,6 +168,8 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
         "stopped_early": float(train.stopped_early),
         **outcome.extra,
     }
+    if plan.base != "full":
+        metrics["base/quantised_loss"] = bench.on_base(plan.base).frozen(fold).loss
     if outcome.profile is not None:
         metrics["profile/seconds"] = outcome.profile.seconds
         metrics["profile/stability"] = outcome.profile.stability

@@ -8,10 +8,11 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
+from adaptive_lora.adapter_serving import NF4
 from adaptive_lora.bench import Bench, PreparedParts
 from adaptive_lora.config import StudyConfig, TrialSpec, digest
 from adaptive_lora.data import split_set
-from adaptive_lora.models import load_base
+from adaptive_lora.models import load_base, require_quantiser
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import start_runtime
 from adaptive_lora.tasks import task_named
@@ -33,7 +34,15 @@ class Workbench(Bench):
         self.data = kind.read(config.data)
         runtime = start_runtime(config.train.precision)
         record = kind.record(self.data)
-        super().__init__(kind(config, runtime, load_base(config.model, runtime.base_dtype, record)))
+        wanted = {spec.base for spec in config.specs}
+        if "nf4" in wanted:
+            require_quantiser()
+        if wanted == {"nf4"}:  # the weights as saved may be too large for the device
+            base = load_base(config.model, runtime.base_dtype, record, NF4)
+        else:
+            base = load_base(config.model, runtime.base_dtype, record)
+        super().__init__(kind(config, runtime, base))
+        self._other: OtherBase | None = None
         self._parts: dict[int, PreparedParts] = {}
         self._frozen: dict[int, EvalResult] = {}
         self._borrowed: dict[tuple[str, ...], BorrowedBench] = {}
@@ -74,6 +83,25 @@ class Workbench(Bench):
             self._borrowed[tasks] = BorrowedBench(self, tasks)
         return self._borrowed[tasks]
 
+    def on_base(self, kind: str) -> Workbench:
+        """Return the bench with the base kept so; the one not in use leaves a GPU.
+
+        The second base is loaded when a method first asks for it.
+
+        Raises:
+            ConfigError: bitsandbytes is missing.
+        """
+        own = kind == self.base_kind
+        resting = self._other if own else self
+        if resting is not None:
+            resting.base.model.to("cpu")  # type: ignore[arg-type]
+        if not own and self._other is None:
+            self._other = OtherBase(self, kind)
+        chosen: Workbench | None = self if own else self._other
+        assert chosen is not None
+        chosen.base.model.to(self.runtime.device)  # type: ignore[arg-type]
+        return chosen
+
     @cached_property
     def study_id(self) -> str:
         """Name of the study and a digest of what its trials share.
@@ -104,6 +132,7 @@ class Workbench(Bench):
         A head that the checkpoint lacks has its first initial weights.
         """
         if fold not in self._frozen:
+            self.on_base(self.base_kind)
             self.start_head(0)
             self._frozen[fold] = self.score(self.base.model, self.parts(fold).test)
         return self._frozen[fold]
@@ -111,6 +140,30 @@ class Workbench(Bench):
     def settings(self) -> dict[str, Any]:
         """Return the settings for records; the tracking URI may hold a password and stays out."""
         return {key: value for key, value in self.config.flat().items() if key != "tracking_uri"}
+
+
+class OtherBase(Workbench):
+    """The same data on the same base, kept another way: where QLoRA is trained beside LoRA."""
+
+    def __init__(self, home: Workbench, kind: str) -> None:
+        """Load the base once more.
+
+        Raises:
+            ConfigError: bitsandbytes is missing.
+        """
+        quantisation = None if kind == "full" else NF4
+        base = load_base(home.config.model, home.runtime.base_dtype, home.base.task, quantisation)
+        Bench.__init__(self, type(home.task)(home.config, home.runtime, base))
+        self.data, self._home = home.data, home
+        self._frozen, self._borrowed = {}, {}
+
+    def parts(self, fold: int) -> PreparedParts:
+        """Return the parts of the study."""
+        return self._home.parts(fold)
+
+    def on_base(self, kind: str) -> Workbench:
+        """Return the bench of the study with the base kept so."""
+        return self._home.on_base(kind)
 
 
 class BorrowedBench(Bench):

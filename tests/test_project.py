@@ -56,6 +56,7 @@ ROOMS = (
     "recipes",
     "planted",
     "trial",
+    "memory",
     "planning",
     "verification",
     "dossier",

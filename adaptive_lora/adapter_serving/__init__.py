@@ -19,6 +19,7 @@ from .base import (
     base_folder,
     content_hash,
 )
+from .quantised import NF4
 from .task_models import CAUSAL, load_model, load_with_gaps, open_processor
 from .text import generate, render, virtual_tokens
 from .vetting import UnsafeFiles
@@ -29,6 +30,7 @@ __all__ = [
     "COLUMNS",
     "GENERATING",
     "HUB_FILES",
+    "NF4",
     "NUMBERS",
     "RECORD",
     "TRUST_VARIABLE",

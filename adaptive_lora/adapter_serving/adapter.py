@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import BASE_VARIABLE, TRUST_VARIABLE, BaseMismatch, base_folder, content_hash
-from .task_models import AUTO_CLASSES, CAUSAL, load_model, open_processor
+from .task_models import AUTO_CLASSES, CAUSAL, load_dequantised, load_model, open_processor
 from .vetting import (
     RECORD,
     UnsafeFiles,
@@ -23,12 +23,13 @@ __all__ = ["RECORD", "load_adapter"]
 
 
 def load_adapter(
-    folder: Path, *, trust_remote_code: bool | None = None
+    folder: Path, *, dequantise: bool = False, trust_remote_code: bool | None = None
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Return (adapted model in evaluation mode, processor, record) of an adapter folder.
 
     Args:
         folder: of the adapter.
+        dequantise: a base that was quantised comes as the full weights which that stands for.
         trust_remote_code: run the base's own Python code; None: as the environment says.
 
     Raises:
@@ -45,7 +46,11 @@ def load_adapter(
     if trust_remote_code is None:
         trust_remote_code = os.environ.get(TRUST_VARIABLE) == "1"
     where, trust = _recorded_base(record["base"], trust_remote_code)
-    model = load_model(where, getattr(torch, record["dtype"]), task, trust_remote_code=trust)
+    dtype, quantisation = getattr(torch, record["dtype"]), record.get("quantisation")
+    if dequantise and quantisation is not None:
+        model = load_dequantised(where, dtype, task, quantisation, trust_remote_code=trust)
+    else:
+        model = load_model(where, dtype, task, quantisation, trust_remote_code=trust)
     model = _adapted(model, folder).eval()
     if torch.cuda.is_available():
         model = model.to("cuda")
@@ -81,6 +86,8 @@ def _adapted(model: Any, folder: Path) -> Any:
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        # An adapter of a quantised GPT-2 says Linear; PEFT finds Conv1D out itself.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
         # Missing tensors are an error below.
         warnings.filterwarnings("ignore", ".*missing adapter keys", UserWarning)
         model = PeftModel.from_pretrained(model, str(folder))

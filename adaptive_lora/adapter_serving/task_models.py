@@ -8,6 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from .quantised import quantised_settings, settle
+
 if TYPE_CHECKING:
     import torch
 
@@ -36,26 +38,43 @@ CAUSAL: Mapping[str, Any] = MappingProxyType({"name": "causal"})
 
 
 def load_model(
-    folder: Path, dtype: torch.dtype, task: Mapping[str, Any], *, trust_remote_code: bool = False
+    folder: Path,
+    dtype: torch.dtype,
+    task: Mapping[str, Any],
+    quantisation: Mapping[str, Any] | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> Any:
     """Return the frozen model of a task in evaluation mode, on the CPU.
 
-    The modules that the task trains beside adapters (`head`) are float32 as adapters are.
+    A quantised one is where transformers puts it: on the GPU where there is one. The modules that
+    the task trains beside adapters (`head`) are float32 as adapters are.
 
     Args:
         folder: of the base.
         dtype: of its weights.
         task: what the adapter records of its task: `name`, and what else that task needs.
+        quantisation: what it records of a quantised base.
         trust_remote_code: run Python code that lies beside the weights.
+
+    Raises:
+        ImportError: quantised, and bitsandbytes is missing.
     """
-    model, _ = load_with_gaps(folder, dtype, task, trust_remote_code=trust_remote_code)
+    model, _ = load_with_gaps(
+        folder, dtype, task, quantisation, trust_remote_code=trust_remote_code
+    )
     for name in task.get("head", ()):
         model.get_submodule(name).float()
     return model
 
 
 def load_with_gaps(
-    folder: Path, dtype: torch.dtype, task: Mapping[str, Any], *, trust_remote_code: bool = False
+    folder: Path,
+    dtype: torch.dtype,
+    task: Mapping[str, Any],
+    quantisation: Mapping[str, Any] | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[Any, tuple[str, ...]]:
     """Return the model and the weights that its checkpoint lacks, or has in other sizes.
 
@@ -74,6 +93,8 @@ def load_with_gaps(
         }
     if task["name"] == "regression":
         options = {"num_labels": 1, "ignore_mismatched_sizes": True}
+    if quantisation is not None:
+        options["quantization_config"] = quantised_settings(quantisation, dtype)
     with _quiet():
         model, found = kind.from_pretrained(
             folder,
@@ -83,6 +104,7 @@ def load_with_gaps(
             output_loading_info=True,
             **options,
         )
+    settle(model)
     if task.get("pad_token_id") is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = task["pad_token_id"]  # decoders classify at the last token
     model.requires_grad_(False)
@@ -105,6 +127,33 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def load_dequantised(
+    folder: Path,
+    dtype: torch.dtype,
+    task: Mapping[str, Any],
+    quantisation: Mapping[str, Any],
+    *,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Return the model of a task with the weights that its quantised form stands for.
+
+    Its modules are the architecture's own, so that it can be saved as a plain folder.
+    """
+    import torch
+    from peft.utils.integrations import dequantize_module_weight
+
+    quantised = load_model(folder, dtype, task, quantisation, trust_remote_code=trust_remote_code)
+    model = load_model(folder, dtype, task, trust_remote_code=trust_remote_code)
+    model = model.to(quantised.device)
+    for name, module in quantised.named_modules():
+        if hasattr(getattr(module, "weight", None), "quant_state"):
+            target = model.get_submodule(name)
+            weight = dequantize_module_weight(module)
+            with torch.no_grad():  # GPT-2's Conv1D keeps weights as (in, out)
+                target.weight.copy_(weight if hasattr(target, "out_features") else weight.T)
+    return model
 
 
 def open_processor(

@@ -125,6 +125,8 @@ def read_record(folder: Path) -> dict[str, Any]:
             "dtype": record.get("dtype") in _DTYPES,
             "task": isinstance(record.get("task", {"name": ""}), dict)
             and isinstance(record.get("task", {"name": ""}).get("name"), str),
+            "quantisation": record.get("quantisation")
+            in (None, {"scheme": "nf4", "double": True}, {"scheme": "nf4", "double": False}),
             "template": template == {}  # of tasks without prompts
             or (
                 isinstance(template, dict)

@@ -50,6 +50,7 @@ def audit_as_built(adapted: nn.Module, plan: Plan, head: Sequence[str] = ()) -> 
             "shape of A": (tuple(a.shape), (rank, site.in_features)),
             "shape of B": (tuple(b.shape), (site.out_features, rank)),
             "shape of DoRA's magnitudes": (_magnitudes(layer), _planned_magnitudes(entry)),
+            "base": (_base_of(layer), plan.base),
         }
         problems += [
             f"{name}: {what} is {built}, planned {wanted}"
@@ -66,6 +67,12 @@ def audit_as_built(adapted: nn.Module, plan: Plan, head: Sequence[str] = ()) -> 
         )
     if problems:
         raise AdapterError("the model differs from its plan: " + "; ".join(sorted(problems)))
+
+
+def _base_of(layer: Any) -> str:
+    """Return how the weight under an adapter is kept."""
+    state = getattr(layer.get_base_layer().weight, "quant_state", None)
+    return "full" if state is None else str(state.quant_type)
 
 
 def _magnitudes(layer: Any) -> tuple[int, ...] | None:

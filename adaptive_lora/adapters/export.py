@@ -100,7 +100,7 @@ def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False
     _refuse_occupied(target)
     try:
         model, tokenizer, _ = adapter_serving.load_adapter(
-            source, trust_remote_code=trust_remote_code
+            source, dequantise=True, trust_remote_code=trust_remote_code
         )
         dora = _is_dora(model)
         merged = model.merge_and_unload(safe_merge=True)

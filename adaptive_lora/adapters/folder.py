@@ -27,6 +27,7 @@ def save_adapter(
     dtype: str,
     template: Mapping[str, str],
     task: Mapping[str, Any] = CAUSAL,
+    quantisation: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an adapter folder that `adapter_serving` serves; stock PEFT loads it if it is PEFT's.
 
@@ -38,6 +39,7 @@ def save_adapter(
         dtype: of the base's weights in training, such as `float32`.
         template: prompt template for serving.
         task: record of the task.
+        quantisation: record of a quantised base; its content hash is that of the weights before.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(adapted, AdaptedModel):
@@ -55,6 +57,7 @@ def save_adapter(
         "dtype": dtype,
         "template": dict(template),
         "task": dict(task),
+        **({} if quantisation is None else {"quantisation": dict(quantisation)}),
     }
     (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     (folder / "rank_plan.json").write_text(plan.to_json(), encoding="utf-8")

@@ -27,7 +27,7 @@ def uniform_card(origin: Mapping[str, Any], *, ranks: Sequence[int], rank: int) 
 
     vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules NAME=FOLDER
 
-With PEFT: `PeftModel.from_pretrained(base, FOLDER)`.
+{_four_bits(origin)}With PEFT: `PeftModel.from_pretrained(base, FOLDER)`.
 """
 
 
@@ -51,6 +51,16 @@ by `AutoModelForCausalLM.from_pretrained(FOLDER)`.
 """
 
 
+def _four_bits(origin: Mapping[str, Any]) -> str:
+    """Return what a server must do where the adapter was trained over a quantised base."""
+    if "quantisation" not in origin:
+        return ""
+    return (
+        "It was trained over the base in 4 bit: serve it over the same (transformers' "
+        "`BitsAndBytesConfig`,\nvLLM's `--quantization bitsandbytes`), or the model differs.\n\n"
+    )
+
+
 def _header(origin: Mapping[str, Any], library: str) -> str:
     base = origin["base"]
     known = f"base_model: {base['name']}\n" if base["source"] == "hub" else ""
@@ -58,11 +68,12 @@ def _header(origin: Mapping[str, Any], library: str) -> str:
 
 
 def _provenance(origin: Mapping[str, Any]) -> str:
-    base = origin["base"]
+    base, quantised = origin["base"], "quantisation" in origin
+    packed = ", its linear maps in 4 bit (NF4, double quantisation)" if quantised else ""
     revision = f", revision `{base['revision']}`" if base["revision"] else ""
     return (
         f"- base: `{base['name']}` ({base['source']}{revision}), content hash "
-        f"`{base['content_hash'][:12]}`, {origin['dtype']}\n"
+        f"`{base['content_hash'][:12]}`, {origin['dtype']}{packed}\n"
         f"- method: `{origin.get('method', 'not recorded')}`, from adaptive-lora"
     )
 

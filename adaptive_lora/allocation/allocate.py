@@ -67,6 +67,7 @@ def allocate(
         left_out=tuple(site.name for site in chosen if site.name not in made),
         certificate=solution.certificate,
         lora_plus=spec.lora_plus,
+        base=spec.base,
     )
     check = getattr(spec.allocator, "check", None)
     if check is not None:  # what training will start from must fit too

@@ -48,6 +48,11 @@ class FamilyPlan:
         """Factor of the rate of LoRA's B: 1, there is none."""
         return 1.0
 
+    @property
+    def base(self) -> str:
+        """How the frozen base is kept: as saved."""
+        return "full"
+
     def lr_multipliers(self) -> dict[str, float]:
         """Return site name -> factor of its learning rate: none, there are no sites."""
         return {}

@@ -20,7 +20,7 @@ from adaptive_lora.allocation.reading import (
     wrapped_kind,
 )
 from adaptive_lora.allocation.scaling import ScalePolicy
-from adaptive_lora.allocation.variants import VARIANTS, marks, variant_problem
+from adaptive_lora.allocation.variants import BASES, VARIANTS, marks, variant_problem
 from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import Limits, option, parse_options
 from adaptive_lora.sites import Placement, Role, SiteChoice, layers_problem
@@ -87,6 +87,11 @@ class MethodSpec:
         1.0,
         "LoRA+: learning rate of B over that of A, in the paper 16; 1: the same",
         limits=Limits(above=0),
+    )
+    base: str = option(
+        "full",
+        "how the frozen base is kept: as saved, or nf4 (QLoRA: 4 bit with double quantisation)",
+        limits=Limits(choices=BASES),
     )
 
     @classmethod
@@ -207,7 +212,7 @@ class MethodSpec:
             for limit, default in LIMITS.items()
             if getattr(self, limit) != default
         ]
-        parts += marks(self.dora, self.scaling, self.lora_plus)
+        parts += marks(self)
         if self.profiled_on:
             parts += ["on", *(PurePath(name).stem for name in self.profiled_on)]
         if self.budget is not None:

@@ -59,6 +59,8 @@ class RankPlan:
     """What the solver can prove about these ranks, where it can."""
     lora_plus: float = 1.0
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, 2402.12354)."""
+    base: str = "full"
+    """How the frozen base is kept: as saved, or `nf4`."""
 
     @property
     def trainable_parameters(self) -> int:
@@ -100,6 +102,7 @@ class RankPlan:
             "scale_policy": str(self.scale_policy),
             "dora": self.dora,
             "lora_plus": self.lora_plus,
+            "base": self.base,
             "left_out": list(self.left_out),
             "certificate": None if self.certificate is None else self.certificate.to_dict(),
             "sites": [
@@ -137,6 +140,7 @@ class RankPlan:
                 left_out=tuple(str(name) for name in values["left_out"]),
                 certificate=None if certificate is None else Certificate.from_dict(certificate),
                 lora_plus=float(values.get("lora_plus", 1.0)),
+                base=str(values.get("base", "full")),
             )
             stated = int(values["trainable_parameters"])
         except (KeyError, TypeError, ValueError) as error:

@@ -15,7 +15,9 @@ from adaptive_lora.allocation.demand import Allocator
 from adaptive_lora.allocation.problem import Problem, Solution, Solver, solve
 from adaptive_lora.errors import AllocationError
 
-VARIANTS: Mapping[str, Any] = {"dora": False, "scaling": None, "lora_plus": 1.0}
+BASES = ("full", "nf4")
+"""How the frozen base's weights are kept: as saved, or in 4 bit (QLoRA)."""
+VARIANTS: Mapping[str, Any] = {"dora": False, "scaling": None, "lora_plus": 1.0, "base": "full"}
 """Option of a variant -> its value for plain LoRA."""
 
 
@@ -30,10 +32,15 @@ def variant_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | No
     return "; ".join(wrong) or None
 
 
-def marks(dora: bool, scaling: str | None, lora_plus: float) -> list[str]:
-    """Return the variants as parts of a label."""
-    plus = [f"plus{lora_plus:g}"] if lora_plus != VARIANTS["lora_plus"] else []
-    return [*(["dora"] if dora else []), *([scaling] if scaling else []), *plus]
+def marks(spec: Any) -> list[str]:
+    """Return the variants of a method as parts of its label."""
+    words = {
+        "dora": "dora",
+        "scaling": str(spec.scaling),
+        "lora_plus": f"plus{spec.lora_plus:g}",
+        "base": spec.base,
+    }
+    return [word for name, word in words.items() if getattr(spec, name) != VARIANTS[name]]
 
 
 def solve_with_magnitudes(allocator: Allocator | Solver, problem: Problem) -> Solution:

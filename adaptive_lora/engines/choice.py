@@ -50,5 +50,10 @@ def run_trials(
         trials,
         run,
         on_failure,
-        size=lambda trial: MOST_TOGETHER if trial.method.recipe == JOINED_RECIPE else 1,
+        size=lambda trial: MOST_TOGETHER if _joins(trial) else 1,
     )
+
+
+def _joins(trial: TrialSpec) -> bool:
+    """Return whether a trial may train on the base that others train on at the same time."""
+    return trial.method.recipe == JOINED_RECIPE and trial.method.base == "full"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -46,8 +47,11 @@ class GradientProfiler:
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
-    """Return a site's weight as (out, in); GPT-2's Conv1D keeps it the other way round."""
-    weight = module.get_parameter("weight").detach().float()
+    """Return a site's weight as (out, in); GPT-2's Conv1D keeps it the other way round.
+
+    That of a 4-bit site is what it stands for.
+    """
+    weight = dequantize_module_weight(module).detach().float()
     return weight.T if isinstance(module, Conv1D) else weight
 
 

@@ -87,7 +87,8 @@ class Job:
             runner: takes the steps of a training; None: one after another by itself.
         """
         self._checkpoints, self._runner = checkpoints, runner
-        self.bench, self.trial, self._on_step = bench, trial, on_step
+        self.bench, self.trial = bench.on_base(trial.method.base), trial
+        self._on_step = on_step
         self._adapted: Any = None
         self._undo: Callable[[Any], None] = detach
         self._steps_before = 0

@@ -20,7 +20,7 @@ from adaptive_lora.errors import TrackingError
 from adaptive_lora.tracking.delivery import MODEL_TAG as MODEL_TAG
 from adaptive_lora.tracking.recorder import Recorder
 from adaptive_lora.tracking.retries import outlast_or_say, suppress_existing
-from adaptive_lora.tracking.served_folder import PACKAGE, REQUIREMENTS, SERVED, SERVING
+from adaptive_lora.tracking.served_folder import PACKAGE, SERVED, SERVING, requirements_of
 from adaptive_lora.tracking.store import Store
 
 CHAMPION = "champion"
@@ -107,14 +107,16 @@ def _surroundings(folder: Path) -> dict[str, bool]:
     served = described["flavors"].get("python_function", {})
     (nested,) = [item["pip"] for item in conda["dependencies"] if isinstance(item, dict)]
     outer = [item for item in conda["dependencies"] if isinstance(item, str)]
+    records = sorted(folder.rglob(RECORD))
+    packages = set(requirements_of(records[0].parent)) if records else set()
     lines = (folder / "requirements.txt").read_text(encoding="utf-8").split()
     return {
         "MLmodel": set(described["flavors"]) == {"python_function"}
         and served.get("loader_module") == _LOADER
         and served.get("code") == "code"
         and Path(served.get("model_code_path", "")).name == SERVED.name,
-        "requirements.txt": names(lines) == set(REQUIREMENTS),
-        "conda.yaml": names(nested) == set(REQUIREMENTS)
+        "requirements.txt": names(lines) == packages,
+        "conda.yaml": names(nested) == packages
         and {re.split("[<=>]", item)[0] for item in outer} <= {"python", "pip"}
         and conda.get("channels") == ["conda-forge"],
         "python_env.yaml": python["dependencies"] == ["-r requirements.txt"]

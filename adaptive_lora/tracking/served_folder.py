@@ -18,8 +18,9 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from adaptive_lora.adapter_serving import CAUSAL, COLUMNS, GENERATING, NUMBERS, RECORD
+from adaptive_lora.adapter_serving.vetting import read_json
 
-REQUIREMENTS = ("mlflow", "torch", "transformers", "peft", "safetensors", "pandas")
+_REQUIREMENTS = ("mlflow", "torch", "transformers", "peft", "safetensors", "pandas")
 PACKAGE = Path(__file__).resolve().parent.parent
 SERVED = PACKAGE / "tracking" / "served_adapter.py"
 SERVING = PACKAGE / "adapter_serving"
@@ -38,12 +39,18 @@ def save_served(folder: Path, place: Path, metadata: Mapping[str, Any]) -> None:
             code_paths=[str(SERVING)],
             artifacts={"adapter": str(folder)},
             signature=_signature(_task_of(folder)),
-            pip_requirements=[_pinned(name) for name in REQUIREMENTS],
+            pip_requirements=[_pinned(name) for name in requirements_of(folder)],
         )
     for cache in place.rglob("__pycache__"):
         for path in cache.iterdir():
             path.unlink()
         cache.rmdir()
+
+
+def requirements_of(folder: Path) -> tuple[str, ...]:
+    """Return the packages that serving an adapter folder takes; one more over a quantised base."""
+    quantised = "quantisation" in read_json(folder / RECORD)
+    return (*_REQUIREMENTS, *(["bitsandbytes"] if quantised else []))
 
 
 def _pinned(name: str) -> str:

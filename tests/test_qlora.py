@@ -1,0 +1,272 @@
+"""QLoRA: any allocation over a 4-bit base, beside LoRA in one study; proven, served, merged."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import save_byte_tokenizer
+from safetensors.torch import load_file
+from tracked import quiet, trials_in, words_of
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from adaptive_lora.adapter_serving import NF4, load_adapter, load_model
+from adaptive_lora.adapters import attach, audit_as_built, detach
+from adaptive_lora.adapters.attach import lora_layers
+from adaptive_lora.adapters.export import export_merged, export_uniform
+from adaptive_lora.allocation import MethodSpec, allocate
+from adaptive_lora.cli import main
+from adaptive_lora.config import ModelConfig, StudyConfig
+from adaptive_lora.errors import AdapterError, ConfigError, ModelError
+from adaptive_lora.importance.gradient import weight_of
+from adaptive_lora.memory import plan_memory
+from adaptive_lora.models import count_parameters, load_base, skeleton
+from adaptive_lora.sites import find_sites
+from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
+from adaptive_lora.trial import PROBE, probe_logits, run_trial
+from adaptive_lora.workbench import Workbench
+
+Bench = Callable[..., Workbench]
+IDS = torch.arange(24).reshape(2, 12)
+CAUSAL = {"name": "causal"}
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+
+
+def saved(config: Any, folder: Path) -> Path:
+    """Write a model with random weights and the byte tokenizer."""
+    save_byte_tokenizer(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wide_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of width 64, the least that bitsandbytes decodes rightly on a CPU."""
+    config = GPT2Config(
+        vocab_size=258, n_positions=128, n_embd=64, n_layer=2, n_head=2,
+        bos_token_id=256, eos_token_id=256, pad_token_id=257,
+    )  # fmt: skip
+    return saved(config, tmp_path_factory.mktemp("wide_gpt2"))
+
+
+@pytest.fixture(scope="module")
+def wide_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of width 64 and 2 layers."""
+    config = LlamaConfig(
+        vocab_size=258, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    return saved(config, tmp_path_factory.mktemp("wide_llama"))
+
+
+@pytest.fixture
+def options(options: dict[str, object], wide_gpt2: Path) -> dict[str, object]:
+    """Options of a small study on the wider base."""
+    return {**options, "model": str(wide_gpt2)}
+
+
+@pytest.mark.parametrize("base", ["wide_gpt2", "wide_llama"])
+def test_the_quantised_base_is_the_same_base_in_4_bit(
+    base: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(base)
+    config = ModelConfig(model=str(folder))
+    full = load_base(config, torch.float32)
+    packed = load_base(config, torch.float32, quantisation=NF4)
+    assert packed.reference == full.reference  # the hash is that of the weights as saved
+    assert packed.total_parameters == full.total_parameters
+    assert find_sites(packed.model) == find_sites(full.model)
+    with torch.no_grad():
+        exact, close = full.model(IDS).logits, packed.model(IDS).logits
+        if base == "wide_llama":  # the other has dropout
+            assert torch.equal(packed.model.train()(IDS).logits, close)
+    assert 0 < float((exact - close).abs().max()) < 0.5 * float(exact.abs().max())
+    modules = dict(full.model.named_modules())
+    for site in find_sites(packed.model):
+        packed_weight = weight_of(packed.model.get_submodule(site.name))
+        weight = weight_of(modules[site.name])
+        assert packed_weight.shape == weight.shape == (site.out_features, site.in_features)
+        assert float((packed_weight - weight).norm()) < 0.15 * float(weight.norm())
+
+
+@pytest.mark.parametrize("base", ["wide_gpt2", "wide_llama"])
+def test_memory_in_the_plan_is_that_of_the_model(base: str, request: pytest.FixtureRequest) -> None:
+    config = ModelConfig(model=str(request.getfixturevalue(base)))
+    bones = skeleton(config)
+    sites = find_sites(bones)
+    for method, quantisation in (("uniform:rank=2", None), ("uniform:rank=2,base=nf4", NF4)):
+        plan = allocate(MethodSpec.parse(method), sites, scale=2.0)
+        expected = plan_memory(bones, plan)
+        assert expected.trained == 16 * plan.trainable_parameters
+        model = load_base(config, torch.bfloat16, quantisation=quantisation).model
+        held = sum(p.nbytes for p in model.parameters())
+        for parameter in model.parameters():
+            state = getattr(parameter, "quant_state", None)
+            if state is not None:
+                held += state.absmax.nbytes + state.state2.absmax.nbytes
+        assert expected.base == held
+        assert count_parameters(model) == count_parameters(bones)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "uniform:rank=2",
+        "uniform:rank=2,dora=true,lora_plus=4",
+        "empirical:rank=2",
+        "waterfill:rank=2",
+        "empirical:rank=2,metric=stable_rank",
+        "adalora:rank=2",
+        "grow_prune:rank=2,interval=1",
+        "eva:rank=2",
+        "gora:rank=2",
+        "truncate:rank=2",
+    ],
+)
+def test_any_allocation_over_a_4_bit_base(make_bench: Bench, tmp_path: Path, method: str) -> None:
+    bench = make_bench(methods=f"{method},base=nf4", seeds="0", max_steps=8, profile_batches=2)
+    assert bench.base_kind == "nf4"  # no method of this study needs the weights as saved
+    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    assert outcome.plan.base == outcome.plan.to_dict()["base"] == "nf4"
+    assert outcome.test.loss < bench.frozen(0).loss
+    model, _, record = load_adapter(outcome.folder)
+    assert record["quantisation"] == {"scheme": "nf4", "double": True}
+    again = bench.losses(model, bench.parts(0).test)
+    assert (again.nll_E == outcome.test.nll_E).all()
+    probe = load_file(outcome.folder / PROBE)["logits"]
+    assert torch.equal(probe_logits(bench, model, 0), probe)
+
+
+def test_lora_and_qlora_in_one_study(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
+    methods = "uniform:rank=2 uniform:rank=2,base=nf4 empirical:rank=2,base=nf4"
+    config = in_store(methods=methods, seeds="0 1", profile_batches=2, lr="1e-2", max_steps=4)
+    outcome, _ = quiet(config)
+    trials = trials_in(tmp_path)
+    assert len(trials) == 6
+    assert len({run.data.tags["base_hash"] for run in trials}) == 1
+    by_label = {run.data.tags["method"]: run for run in trials}
+    plain, packed = by_label["uniform-r2"], by_label["uniform-r2-nf4"]
+    assert "quantisation" not in plain.data.tags
+    assert packed.data.tags["quantisation"] == "nf4"
+    assert packed.data.metrics["base/quantised_loss"] > 0
+    for name in ("total_parameters", "trainable_parameters"):
+        assert packed.data.metrics[name] == plain.data.metrics[name]
+    folder = adapter_folder(packed.data.tags[MODEL_TAG])
+    requirements = (folder.parents[1] / "requirements.txt").read_text()
+    assert "bitsandbytes==" in requirements
+    plain_folder = adapter_folder(plain.data.tags[MODEL_TAG]).parents[1]
+    assert "bitsandbytes" not in (plain_folder / "requirements.txt").read_text()
+    assert outcome.judgement.champion is not None
+
+
+def test_a_qlora_adapter_is_proven_and_registered(in_store: Callable[..., StudyConfig]) -> None:
+    outcome, _ = quiet(in_store(methods="uniform:rank=2,base=nf4", seeds="0 1"))
+    assert outcome.judgement.champion is not None
+    found = outcome.store.client.get_model_version_by_alias("adaptive-lora", "champion")
+    assert found.tags["method"] == "uniform-r2-nf4"
+
+
+def test_each_trial_has_its_own_base(make_bench: Bench, tmp_path: Path) -> None:
+    """A QLoRA trial gives the same numbers alone and beside LoRA, and leaves the other base be."""
+    both = make_bench(methods="uniform:rank=2 uniform:rank=2,base=nf4", seeds="0")
+    before = both.base.model(IDS).logits
+    plain, packed = both.config.trials()
+    shared = run_trial(both, packed, tmp_path / "shared")
+    assert torch.equal(both.base.model(IDS).logits, before)
+    first = run_trial(both, plain, tmp_path / "plain")
+    alone = make_bench(methods="uniform:rank=2,base=nf4", seeds="0")
+    own = run_trial(alone, next(alone.config.trials()), tmp_path / "alone")
+    assert (own.test.nll_E == shared.test.nll_E).all()
+    assert (own.test.nll_E != first.test.nll_E).any()
+    assert both.signature(packed) == alone.signature(next(alone.config.trials()))
+    assert both.signature(packed) != both.signature(plain)
+
+
+def test_a_plan_for_one_base_on_the_other(make_bench: Bench) -> None:
+    bench = make_bench(methods="uniform:rank=2,base=nf4 uniform:rank=2")
+    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
+    adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
+    with pytest.raises(AdapterError, match="base is full, planned nf4"):
+        audit_as_built(adapted, plan)
+    detach(adapted)
+
+
+@pytest.mark.parametrize("base", ["wide_gpt2", "wide_llama"])
+@pytest.mark.parametrize("variant", ["", ",dora=true"])
+def test_exports_compute_what_was_trained(
+    make_bench: Bench, tmp_path: Path, base: str, variant: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(base)
+    bench = make_bench(methods=f"three_band:rank=4,base=nf4{variant}", model=str(folder), seeds="0")
+    run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    model, _, _ = load_adapter(tmp_path / "adapter")
+    export_merged(tmp_path / "adapter", tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
+    assert not hasattr(merged.config, "quantization_config")
+    assert lora_layers(merged) == {}
+    with torch.no_grad():
+        torch.testing.assert_close(merged(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-4)
+    assert "4 bit" in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+    if not variant:
+        export_uniform(tmp_path / "adapter", tmp_path / "uniform")
+        card = (tmp_path / "uniform" / "README.md").read_text(encoding="utf-8")
+        assert "BitsAndBytesConfig" in card
+        again, _, _ = load_adapter(tmp_path / "uniform")
+        with torch.no_grad():
+            torch.testing.assert_close(again(IDS).logits, model(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_without_bitsandbytes(
+    options: dict[str, object], make_study: Callable[..., StudyConfig],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "bitsandbytes" else found(name, *a),
+    )
+    changes = {**options, "methods": "uniform:rank=2,base=nf4", "seeds": "0"}
+    result = CliRunner().invoke(main, ["study", *words_of(changes)])
+    assert result.exit_code == 2
+    assert "pip install 'adaptive-lora[qlora]'" in result.output
+    assert not (tmp_path / "mlflow.db").exists()
+    plan = CliRunner().invoke(
+        main,
+        ["plan", "--model", str(options["model"]), "--method", "uniform:base=nf4,rank=2", "--json"],
+    )
+    assert json.loads(plan.stdout)["base"] == "nf4"  # a plan needs no quantiser
+    with pytest.raises(ConfigError, match="needs bitsandbytes"):
+        Workbench(make_study(methods="uniform:rank=2,base=nf4"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_only_the_base_in_use_is_on_the_gpu(make_bench: Bench) -> None:
+    bench = make_bench(methods="uniform:rank=2 uniform:rank=2,base=nf4", seeds="0")
+    other = bench.on_base("nf4")
+    assert (bench.base.model.device.type, other.base.model.device.type) == ("cpu", "cuda")
+    assert bench.on_base("full") is bench
+    assert (bench.base.model.device.type, other.base.model.device.type) == ("cuda", "cpu")
+
+
+def test_served_from_the_same_files(wide_gpt2: Path) -> None:
+    first, second = (load_model(wide_gpt2, torch.float32, CAUSAL, NF4) for _ in range(2))
+    with torch.no_grad():
+        assert torch.equal(first(IDS).logits, second(IDS).logits)
+
+
+def test_widths_that_a_cpu_decodes_wrongly(make_bench: Bench, base_folder: Path) -> None:
+    with pytest.raises(ModelError, match="takes 32 inputs: in 4 bit on a CPU required"):
+        make_bench(methods="uniform:rank=2,base=nf4", model=str(base_folder))
