@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from adaptive_lora.adapters import attach, detach
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, Plan, allocate, make_plan
@@ -70,6 +72,10 @@ class Bench(ABC):
             raise ConfigError(f"base={kind} needs a study of your own: required base=full here.")
         return self
 
+    def running(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return the block in which the loss is trained on: fused steps where they serve."""
+        return self.task.running(model)
+
     def profiled_on(self, tasks: tuple[str, ...]) -> Bench:
         """Return the bench on which a method that names tasks is profiled.
 
@@ -129,6 +135,7 @@ class Bench(ABC):
             collate=self.task.collate,
             validate=lambda adapted: self.losses(adapted, self.parts(fold).validation).loss,
             loss=self.loss,
+            running=self.running,
         )
         with frozen(model), torch_stream(seed, "probe", fold):
             adapted = attach(model, plan, seed=seed, dropout=settings.dropout, head=self.base.head)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -17,6 +18,8 @@ from adaptive_lora.data import Batch, TokenizedExample
 from adaptive_lora.results import EvalResult, FloatArray
 from adaptive_lora.runtime import Runtime
 
+_TOKENS_PER_EXAMPLE = 128
+"""What `eval_batch_size` takes an example to have where examples are packed."""
 SHARE_OF_SHORT_ANSWERS = 0.9
 """`generate: auto` scores exact match where at least this share of responses is short."""
 
@@ -63,6 +66,12 @@ class Scoring(Protocol):
     def scores(self, model: nn.Module, batch: Batch) -> ExampleScores:
         """Run a model on a batch and score its examples."""
 
+    def running(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return the block in which a model is run, by the fastest steps that it takes."""
+
+    def packs(self, model: nn.Module) -> bool:
+        """Return whether padding costs nothing there."""
+
 
 def evaluate(
     model: nn.Module,
@@ -89,10 +98,13 @@ def evaluate(
     tokens, correct = (np.zeros(len(examples), dtype=np.int64) for _ in range(2))
     further: dict[str, FloatArray] = {}
     judged = True
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    if scoring.packs(model):
+        groups = _by_tokens(order, examples, batch_size * _TOKENS_PER_EXAMPLE)
+    else:
+        groups = (order[at : at + batch_size] for at in range(0, len(order), batch_size))
+    for chosen in groups:
         batch = scoring.collate([examples[index] for index in chosen]).to(runtime.device)
-        with torch.no_grad(), runtime.accelerator.autocast():
+        with torch.no_grad(), runtime.accelerator.autocast(), scoring.running(model):
             scores = scoring.scores(model, batch)
         nll[chosen] = scores.nll.double().cpu().numpy()
         tokens[chosen] = scores.units.cpu().numpy()
@@ -111,6 +123,21 @@ def evaluate(
         further_E=further,
         unit=scoring.unit,
     )
+
+
+def _by_tokens(
+    order: Sequence[int], examples: Sequence[Prepared], most: int
+) -> Iterator[list[int]]:
+    """Yield examples by number, in order, in groups of so many tokens; a longer one alone."""
+    group: list[int] = []
+    tokens = 0
+    for index in order:
+        if group and tokens + examples[index].length > most:
+            yield group
+            group, tokens = [], 0
+        group.append(index)
+        tokens += examples[index].length
+    yield group
 
 
 def wants_generation(examples: Sequence[TokenizedExample], config: EvaluationConfig) -> bool:

@@ -15,7 +15,9 @@ from torch import nn
 from torch.nn import functional
 
 from adaptive_lora.adapter_serving import virtual_tokens
+from adaptive_lora.data import unpadded
 from adaptive_lora.data.batches import IGNORED, Batch
+from adaptive_lora.kernels import attends_packed, packed_nll
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,8 +91,16 @@ LossByExample = Callable[[nn.Module, Batch], torch.Tensor]
 
 
 def causal_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Return the summed negative log-likelihood of a causal language model."""
-    return token_scores(model, batch).nll.sum()
+    """Return the summed negative log-likelihood of a causal language model.
+
+    Inside `packed_attention` the examples run as one row without padding, which is the same sum.
+    """
+    if attends_packed(model):
+        return packed_nll(model, unpadded(batch))[0].sum()
+    found = predict(model, batch)
+    return functional.cross_entropy(
+        found.logits.flatten(0, 1), found.targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
 
 
 def masked_loss(model: nn.Module, batch: Batch) -> torch.Tensor:

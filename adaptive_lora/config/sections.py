@@ -130,6 +130,12 @@ class TrainConfig:
         "compute type; auto: what the device does natively",
         limits=Limits(choices=("auto", "fp32", "bf16", "fp16")),
     )
+    batching: str = option(
+        "auto",
+        "packed: a batch's examples run as one row without padding, by fused steps (equal to about "
+        "1e-6); padded: the model's and PEFT's own steps; auto: packed where the base can",
+        limits=Limits(choices=("auto", "packed", "padded")),
+    )
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, more time"
     )
@@ -155,7 +161,11 @@ class EvaluationConfig:
         16, "longest reference that counts as a short answer", unit="tokens", limits=Limits(low=1)
     )
     eval_batch_size: int = option(
-        32, "examples per forward pass without gradients", limits=Limits(low=1), identity=False
+        32,
+        "examples per forward pass without gradients; of packed ones as many as have 128 tokens "
+        "each on average",
+        limits=Limits(low=1),
+        identity=False,
     )
 
 

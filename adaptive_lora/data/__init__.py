@@ -2,7 +2,7 @@
 
 from adaptive_lora.data.batches import Batch, collate, stacked, training_batches
 from adaptive_lora.data.examples import Example, ExampleSet
-from adaptive_lora.data.packed import PackedBatch, pack
+from adaptive_lora.data.packed import PackedBatch, pack, unpadded
 from adaptive_lora.data.sources import load_examples
 from adaptive_lora.data.splits import Parts, split_examples, split_set
 from adaptive_lora.data.templates import load_template
@@ -24,4 +24,5 @@ __all__ = [
     "stacked",
     "tokenize",
     "training_batches",
+    "unpadded",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from adaptive_lora.data.batches import IGNORED
+from adaptive_lora.data.batches import IGNORED, Batch
 from adaptive_lora.data.tokens import TokenizedExample
 
 if TYPE_CHECKING:
@@ -58,6 +58,22 @@ class PackedBatch:
 
         lengths = torch.tensor(self.lengths, device=self.targets.device)
         return torch.repeat_interleave(lengths)
+
+
+def unpadded(batch: Batch) -> PackedBatch:
+    """Return a batch of texts, padded on the right, as one row; its examples stay in order."""
+    import torch
+    from torch.nn import functional
+
+    seen = batch.attention_mask.bool()
+    positions = torch.arange(seen.shape[1], device=seen.device).expand_as(seen)
+    following = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
+    return PackedBatch(
+        input_ids=batch.input_ids[seen][None],
+        position_ids=positions[seen][None],
+        targets=following[seen],
+        lengths=tuple(seen.sum(dim=1).tolist()),
+    )
 
 
 def pack(examples: Sequence[TokenizedExample]) -> PackedBatch:

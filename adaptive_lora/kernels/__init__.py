@@ -1,13 +1,17 @@
 """Fast paths of training and scoring, each equal to the plain one and tested against it."""
 
-from adaptive_lora.kernels.attention import packed_attention
+from adaptive_lora.kernels.attention import attends_packed, packed_attention
 from adaptive_lora.kernels.causal import PackedScores, packed_nll, packed_scores, supervised
-from adaptive_lora.kernels.check import packing_problem
+from adaptive_lora.kernels.check import has_prompt, packing_problem
 from adaptive_lora.kernels.cross_entropy import Head, token_nll
+from adaptive_lora.kernels.lora import fast_layers
 
 __all__ = [
     "Head",
     "PackedScores",
+    "attends_packed",
+    "fast_layers",
+    "has_prompt",
     "packed_attention",
     "packed_nll",
     "packed_scores",

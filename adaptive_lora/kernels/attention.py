@@ -16,6 +16,8 @@ from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from adaptive_lora.adapter_serving.own_family import AdaptedModel
+
 NAME = "adaptive_lora_packed"
 """Of the registered attention."""
 
@@ -42,8 +44,7 @@ def packed_attention(model: Any, name: str = NAME) -> Iterator[None]:
         model: of transformers, with or without adapters.
         name: of the registered attention.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    configs = _configs(inner)
+    configs = _configs(unwrapped(model))
     before = [config._attn_implementation for config in configs]
     for config in configs:
         config._attn_implementation = name
@@ -52,6 +53,18 @@ def packed_attention(model: Any, name: str = NAME) -> Iterator[None]:
     finally:
         for config, usual in zip(configs, before, strict=True):
             config._attn_implementation = usual
+
+
+def attends_packed(model: Any) -> bool:
+    """Return whether a model is inside `packed_attention`."""
+    return any(config._attn_implementation == NAME for config in _configs(unwrapped(model)))
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the transformers model inside PEFT's, or inside one of our own families."""
+    if isinstance(model, AdaptedModel):
+        return model.base
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _configs(model: torch.nn.Module) -> list[Any]:

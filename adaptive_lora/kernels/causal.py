@@ -9,7 +9,7 @@ import torch
 
 from adaptive_lora.data import PackedBatch
 from adaptive_lora.data.batches import IGNORED
-from adaptive_lora.kernels.attention import boundary_mask
+from adaptive_lora.kernels.attention import boundary_mask, unwrapped
 from adaptive_lora.kernels.cross_entropy import Head, token_nll, token_scores
 
 
@@ -50,10 +50,13 @@ def supervised(model: Any, batch: PackedBatch) -> Supervised:
     return Supervised(hidden=hidden[at], targets=batch.targets[at], owners=batch.owners[at])
 
 
-def packed_nll(model: Any, batch: PackedBatch) -> torch.Tensor:
-    """Return the negative log-likelihood per supervised token, (S,) in row order, with gradient."""
+def packed_nll(model: Any, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the negative log-likelihood per supervised token with gradient, and whose it is.
+
+    Both are (S,) in the order of the row; owners are indices of examples.
+    """
     found = supervised(model, batch)
-    return token_nll(head_of(model), found.hidden, found.targets)
+    return token_nll(head_of(model), found.hidden, found.targets), found.owners
 
 
 @torch.no_grad()
@@ -75,8 +78,3 @@ def head_of(model: Any) -> Head:
         scale=float(scale),
         softcap=getattr(config, "final_logit_softcapping", None),  # Gemma
     )
-
-
-def unwrapped(model: Any) -> Any:
-    """Return the transformers model inside PEFT's."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

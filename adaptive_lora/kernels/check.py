@@ -10,8 +10,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from adaptive_lora.data import PackedBatch
-from adaptive_lora.kernels.attention import attend, packed_attention
-from adaptive_lora.kernels.causal import head_of, supervised, unwrapped
+from adaptive_lora.kernels.attention import attend, packed_attention, unwrapped
+from adaptive_lora.kernels.causal import head_of, supervised
 
 _LENGTHS = (7, 3, 12)
 _PROBE = "adaptive_lora_probe"
@@ -32,7 +32,7 @@ def packing_problem(model: Any) -> str | None:
     agree. So positions, windows, masks and what the head does to logits are seen as built.
     """
     inner = unwrapped(model)
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+    if has_prompt(model):
         return "a learned prompt stands before each sequence"
     if not inner._supports_attention_backend:
         return "its attention takes no function from outside"
@@ -44,6 +44,11 @@ def packing_problem(model: Any) -> str | None:
         return f"it does not run on a packed row ({type(error).__name__}: {str(error)[:200]})"
     finally:
         inner.train(was_training)
+
+
+def has_prompt(model: Any) -> bool:
+    """Return whether virtual tokens or a prefix stand before each sequence."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
 def _compare(inner: Any) -> str | None:

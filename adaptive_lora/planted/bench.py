@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from adaptive_lora.bench import Bench, PreparedParts
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.data import Batch, TokenizedExample
+from adaptive_lora.kernels import fast_layers
 from adaptive_lora.losses import Predictions, predict
 from adaptive_lora.models import BaseModel
 from adaptive_lora.planted.teacher import token_kl
@@ -50,6 +52,10 @@ class PlantedBench(Bench):
     def parts(self, fold: int) -> PreparedParts:
         """Return the teacher's texts; there is one division."""
         return self._parts
+
+    def running(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return a block of fused layers; the distance is taken over padded batches."""
+        return fast_layers(model)
 
     def _distance(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return self._token_kl(model, batch).sum()

@@ -225,6 +225,7 @@ class Job:
             validate=self.validation_loss,
             loss=bench.loss,
             losses_by_example=bench.task.losses_by_example,
+            running=bench.running,
             on_step=on_step,
             lr_multipliers=plan.lr_multipliers(),
             lora_plus=plan.lora_plus,

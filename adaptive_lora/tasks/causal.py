@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,8 +21,18 @@ from adaptive_lora.data import (
     collate,
     load_examples,
     tokenize,
+    unpadded,
 )
+from adaptive_lora.errors import ConfigError
 from adaptive_lora.evaluation import ExampleScores, exact_matches, wants_generation
+from adaptive_lora.kernels import (
+    attends_packed,
+    has_prompt,
+    packed_attention,
+    packed_nll,
+    packed_scores,
+    packing_problem,
+)
 from adaptive_lora.losses import causal_loss, token_scores
 from adaptive_lora.results import EvalResult
 from adaptive_lora.tasks.task import Task
@@ -56,9 +69,46 @@ class CausalTask(Task):
         return causal_loss(model, batch)
 
     def losses_by_example(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        return token_scores(model, batch).nll.sum(dim=1)
+        if not attends_packed(model):
+            return token_scores(model, batch).nll.sum(dim=1)
+        nll, owners = packed_nll(model, unpadded(batch))
+        return nll.new_zeros(batch.examples).index_add(0, owners, nll)
+
+    @contextmanager
+    def running(self, model: nn.Module) -> Iterator[None]:
+        with super().running(model):
+            if not self.packs(model):
+                yield
+            else:
+                with packed_attention(model):
+                    yield
+
+    def packs(self, model: nn.Module) -> bool:
+        return self._base_packs and not has_prompt(model)
+
+    @cached_property
+    def _base_packs(self) -> bool:
+        """Whether examples run as packed rows: as the study says, where the base can.
+
+        Raises:
+            ConfigError: the study says packed and the base cannot.
+        """
+        wanted = self.config.train.batching
+        problem = None if wanted == "padded" else packing_problem(self.base.model)
+        if problem is None:
+            return wanted != "padded"
+        kind = type(self.base.model).__name__
+        if wanted == "packed":
+            raise ConfigError(
+                f"batching: {kind} cannot run on packed rows: {problem}. Set batching to auto or "
+                "padded."
+            )
+        logging.getLogger(__name__).warning("batches of %s are padded: %s", kind, problem)
+        return False
 
     def scores(self, model: nn.Module, batch: Batch) -> ExampleScores:
+        if attends_packed(model):
+            return _packed(model, batch)
         found = token_scores(model, batch)
         return ExampleScores(
             nll=found.nll.double().sum(dim=1),
@@ -102,3 +152,15 @@ def token_metrics(result: EvalResult) -> dict[str, float]:
         "token_accuracy": result.token_accuracy,
         "supervised_tokens": float(result.tokens_E.sum()),
     }
+
+
+def _packed(model: nn.Module, batch: Batch) -> ExampleScores:
+    """Return the scores of a batch's examples, run as one row."""
+    found = packed_scores(model, unpadded(batch))
+    units = batch.supervised_by_example
+    zeros = torch.zeros(batch.examples, device=found.nll.device)
+    return ExampleScores(
+        nll=zeros.double().index_add(0, found.owners, found.nll.double()),
+        units=units,
+        correct=zeros.long().index_add(0, found.owners, found.correct.long()),
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet
 from adaptive_lora.evaluation import ExampleScores, Prepared, evaluate
 from adaptive_lora.losses import LossByExample
+from adaptive_lora.kernels import fast_layers
 from adaptive_lora.models import BaseModel
 from adaptive_lora.results import NATS_PER_TOKEN, EvalResult
 from adaptive_lora.runtime import Runtime
@@ -83,6 +85,22 @@ class Task(ABC):
     @abstractmethod
     def scores(self, model: nn.Module, batch: Batch) -> ExampleScores:
         """Return the scores of each example of a batch."""
+
+    @contextmanager
+    def running(self, model: nn.Module) -> Iterator[None]:
+        """Run a model by fused steps inside the block, unless the study wants the plain ones.
+
+        Gradients must be formed inside the block too.
+        """
+        if self.config.train.batching == "padded":
+            yield
+        else:
+            with fast_layers(model):
+                yield
+
+    def packs(self, model: nn.Module) -> bool:
+        """Return whether a model runs on packed rows inside `running`."""
+        return False
 
     @abstractmethod
     def outputs(self, model: nn.Module, examples: Sequence[Any]) -> torch.Tensor:

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,8 @@ class TrainInputs:
     """What is minimised; the same for every method of a comparison."""
     losses_by_example: LossByExample | None = None
     """The same by example, where the task has it: what training together takes."""
+    running: Callable[[nn.Module], AbstractContextManager[None]] = lambda model: nullcontext()
+    """The block in which the model is trained, as the loss asks for."""
     on_step: Callable[[StepEvent], None] = lambda event: None
     """Called after every optimiser step."""
     lr_multipliers: Mapping[str, float] = field(default_factory=dict)
@@ -113,7 +116,7 @@ def train(
     """
     course = Course(model, inputs, config, runtime, lr=lr, seed=seed)
     try:
-        with torch_stream(seed, "base dropout"):
+        with torch_stream(seed, "base dropout"), inputs.running(model):
             if inputs.resume is not None:
                 put_back(course, inputs.resume)
             try:
@@ -254,7 +257,8 @@ class Course:
         for batch in window:
             for part in batch.parts(self.micro_batch):
                 set_dropout_step(self.model, self.forward_passes)
-                loss = self.inputs.loss(self.model, part) / supervised
+                with self.runtime.accelerator.autocast():
+                    loss = self.inputs.loss(self.model, part) / supervised
                 self.runtime.accelerator.backward(loss)
                 total += float(loss.detach())
             self.forward_passes += 1

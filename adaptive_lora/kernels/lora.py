@@ -1,0 +1,114 @@
+"""LoRA's product in one autograd step: y = x W + b + s (x Aᵀ) Bᵀ.
+
+PEFT's layer makes a tensor of its own for each of these operations and autograd keeps them; here
+the update is added into the base's product, nothing but x and x Aᵀ is kept, and no work is done for
+frozen weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import nn
+from torch.nn import functional
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+
+@contextmanager
+def fast_layers(model: nn.Module) -> Iterator[None]:
+    """Run a model's plain LoRA layers and its slow activations by fused steps inside the block.
+
+    Layers with dropout, variants (DoRA ...), trained or quantised bases keep PEFT's own step. The
+    layers' weights are looked up in each call, so that ranks may change in training.
+    """
+    with ExitStack() as undo:
+        for module in model.modules():
+            if type(module) is NewGELUActivation:
+                _replace(undo, module, _gelu)
+            elif type(module) is LoraLinear and _plain(module):
+                _replace(undo, module, _step_of(module))
+        yield
+
+
+def _replace(undo: ExitStack, module: Any, forward: Any) -> None:
+    """Give one module another forward step until the block ends."""
+    if "forward" not in vars(module):
+        module.forward = forward
+        undo.callback(vars(module).pop, "forward")
+
+
+def _gelu(inputs: torch.Tensor) -> torch.Tensor:
+    """Return GPT-2's GELU, which transformers spells out in eight operations."""
+    return functional.gelu(inputs, approximate="tanh")
+
+
+def _plain(layer: Any) -> bool:
+    """Return whether a layer is a frozen linear map with one plain adapter."""
+    base = layer.base_layer
+    if type(base) not in (nn.Linear, Conv1D) or not base.weight.is_floating_point():
+        return False
+    if any(parameter.requires_grad for parameter in base.parameters()):
+        return False
+    adapters = layer.active_adapters
+    if len(adapters) != 1 or adapters[0] not in layer.lora_A or layer.lora_variant:
+        return False
+    name = adapters[0]
+    dropped = not isinstance(layer.lora_dropout[name], nn.Identity)
+    return not (dropped or layer.lora_bias[name] or layer.lora_B[name].bias is not None)
+
+
+def _step_of(layer: Any) -> Any:
+    base, usual = layer.base_layer, layer.forward
+    transposed = isinstance(base, Conv1D)  # its weight is (in, out)
+
+    def step(inputs: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs or layer.disable_adapters or layer.merged:
+            return usual(inputs, *args, **kwargs)
+        (name,) = layer.active_adapters
+        weight = base.weight if transposed else base.weight.t()
+        a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+        return _Lora.apply(inputs, weight, base.bias, a, b, layer.scaling[name])
+
+    return step
+
+
+class _Lora(torch.autograd.Function):
+    """y = x W + b + s (x Aᵀ) Bᵀ with W and b frozen, in the type that autocast or W has."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        kind = inputs.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        x, w = inputs.flatten(0, -2).to(dtype), weight.to(dtype)
+        out = x @ w if bias is None else torch.addmm(bias.to(dtype), x, w)
+        low = x @ a.to(dtype).t()
+        out.addmm_(low, b.to(dtype).t(), alpha=scale)
+        ctx.save_for_backward(x, low, w, a, b)
+        ctx.scale, ctx.shape, ctx.dtype = scale, inputs.shape, inputs.dtype
+        return out.view(*inputs.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        x, low, w, a, b = ctx.saved_tensors
+        g = gradient.flatten(0, -2).to(w.dtype)
+        back = g @ b.to(g.dtype)
+        of_a = (back.t() @ x).to(a.dtype).mul_(ctx.scale) if ctx.needs_input_grad[3] else None
+        of_b = (low.t() @ g).t().to(b.dtype).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = (g @ w.t()).addmm_(back, a.to(g.dtype), alpha=ctx.scale)
+            of_x = of_x.view(ctx.shape).to(ctx.dtype)
+        return of_x, None, None, of_a, of_b, None
