@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
 from typing import Any
 
@@ -16,7 +17,13 @@ from adaptive_lora.adapters import attach
 from adaptive_lora.allocation import MethodSpec, allocate
 from adaptive_lora.data import TokenizedExample, collate, pack
 from adaptive_lora.data.batches import IGNORED
-from adaptive_lora.kernels import packed_attention, packed_nll, packed_scores, packing_problem
+from adaptive_lora.kernels import (
+    attends_packed,
+    packed_attention,
+    packed_nll,
+    packed_scores,
+    packing_problem,
+)
 from adaptive_lora.kernels.attention import NotPacked, attend, boundary_mask
 from adaptive_lora.losses import token_scores as padded_scores
 from adaptive_lora.models import gradient_checkpointing
@@ -104,7 +111,7 @@ def test_a_packed_row_gives_the_padded_losses_and_gradients(name: str) -> None:
     wanted = torch.cat([scores.nll[scores.supervised] for scores in plain]).double()
     right = torch.cat([scores.correct[scores.supervised] for scores in plain])
     with packed_attention(model):
-        nll = packed_nll(model, pack(batch))
+        nll, _ = packed_nll(model, pack(batch))
         found = gradients(model, nll.sum())
         model.eval()
         scores = packed_scores(model, pack(batch))
@@ -119,9 +126,9 @@ def test_a_packed_row_gives_the_padded_losses_and_gradients(name: str) -> None:
 def test_gradient_checkpointing_recomputes_within_the_sequences(name: str) -> None:
     model, batch = adapted(name), pack(examples(BATCH))
     with packed_attention(model):
-        wanted = gradients(model, packed_nll(model, batch).sum())
+        wanted = gradients(model, packed_nll(model, batch)[0].sum())
         with gradient_checkpointing(model.get_base_model(), True):
-            found = gradients(model, packed_nll(model, batch).sum())
+            found = gradients(model, packed_nll(model, batch)[0].sum())
     assert torch.equal(found, wanted)
 
 
@@ -154,12 +161,14 @@ def _twice(forward: Any) -> Any:
     return doubled
 
 
-def test_attention_is_as_before_outside_the_block() -> None:
-    model, batch = build("llama"), collate(examples(BATCH), pad_id=0)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_a_padded_batch_in_between_is_as_ever(name: str) -> None:
+    model, batch = build(name).float(), collate(examples(BATCH), pad_id=0)
+    usual = model.config._attn_implementation
     before = padded_scores(model, batch).nll
-    with packed_attention(model), pytest.raises(NotPacked, match="without boundaries"):
-        padded_scores(model, batch)
-    assert model.config._attn_implementation == "sdpa"
+    with packed_attention(model):
+        torch.testing.assert_close(padded_scores(model, batch).nll, before, rtol=1e-5, atol=1e-5)
+    assert model.config._attn_implementation == usual
     assert torch.equal(padded_scores(model, batch).nll, before)
 
 
@@ -194,3 +203,17 @@ def test_a_packed_batch_holds_what_the_padded_one_holds(shape: list[tuple[int, i
     assert torch.equal(packed.targets, following[seen])
     assert torch.equal(packed.owners, seen.nonzero()[:, 0])
     assert torch.equal(packed.position_ids[0], seen.nonzero()[:, 1])
+
+
+def test_blocks_of_two_threads_may_end_in_any_order() -> None:
+    model, other = build("llama"), contextvars.Context()
+    one, two = packed_attention(model), packed_attention(model)
+    one.__enter__()
+    assert not other.run(attends_packed, model)
+    other.run(two.__enter__)
+    one.__exit__(None, None, None)
+    assert not attends_packed(model)
+    assert other.run(attends_packed, model)
+    assert model.config._attn_implementation != "sdpa"
+    other.run(two.__exit__, None, None, None)
+    assert model.config._attn_implementation == "sdpa"

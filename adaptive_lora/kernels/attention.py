@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -39,25 +40,40 @@ def packed_attention(model: Any, name: str = NAME) -> Iterator[None]:
     """Let a model attend within the sequences of packed rows inside the block.
 
     The block must span backward passes too: gradient checkpointing runs the forward pass again.
+    Blocks of several trainings on one base may end in any order.
 
     Args:
         model: of transformers, with or without adapters.
         name: of the registered attention.
     """
     configs = _configs(unwrapped(model))
-    before = [config._attn_implementation for config in configs]
+    token = _inside.set(_inside.get() | {id(unwrapped(model))})
     for config in configs:
+        _, usual, count = _open.get(id(config), (config, config._attn_implementation, 0))
+        _open[id(config)] = (config, usual, count + 1)
         config._attn_implementation = name
     try:
         yield
     finally:
-        for config, usual in zip(configs, before, strict=True):
-            config._attn_implementation = usual
+        _inside.reset(token)
+        for config in configs:
+            _, usual, count = _open.pop(id(config))
+            if count > 1:
+                _open[id(config)] = (config, usual, count - 1)
+            else:
+                config._attn_implementation = usual
+
+
+_inside: ContextVar[frozenset[int]] = ContextVar("inside packed_attention", default=frozenset())
+"""Ids of models; a thread has its own, so that what runs between the steps of a training in another
+thread (the profile of the next trial, say) stays as it is."""
+_open: dict[int, tuple[Any, str, int]] = {}
+"""Id of a configuration -> (itself, its usual attention, open blocks)."""
 
 
 def attends_packed(model: Any) -> bool:
-    """Return whether a model is inside `packed_attention`."""
-    return any(config._attn_implementation == NAME for config in _configs(unwrapped(model)))
+    """Return whether a model is inside `packed_attention` in this thread."""
+    return id(unwrapped(model)) in _inside.get()
 
 
 def unwrapped(model: Any) -> Any:
@@ -92,7 +108,7 @@ def attend(
         query: (1, H, N, D).
         key: (1, H_kv, N, D); H_kv divides H.
         value: as key, its D may differ.
-        attention_mask: `boundary_mask` of the row.
+        attention_mask: `boundary_mask` of the row; a usual mask or none where the batch is padded.
         dropout: probability of leaving out an attention weight.
         scaling: factor of the scores; none: 1 / sqrt(D).
         **others: `sliding_window` and `softcap` are heeded.
@@ -101,10 +117,10 @@ def attend(
         (1, N, H, D) and no weights.
 
     Raises:
-        NotPacked: no boundaries, or attention that is not causal.
+        NotPacked: the attention of a packed row is not causal, or not known here.
     """
     if attention_mask is None or attention_mask.dtype != torch.int32:
-        raise NotPacked("packed attention got a batch without boundaries")
+        return _padded(module, query, key, value, attention_mask, dropout, scaling, others)
     if not getattr(module, "is_causal", True) or others.get("is_causal") is False:
         raise NotPacked("attention that is not causal")
     if query.shape[0] != 1 or key.shape[2] != query.shape[2]:
@@ -123,12 +139,12 @@ def attend(
     outputs = []
     for q, k, v in parts:
         if softcap is None:
-            reach = None if window is None or window >= q.shape[2] else _reach(q, window)
+            reach = None if window is None or window >= q.shape[2] else _reach(q, k, window)
             out = functional.scaled_dot_product_attention(
                 q, k, v, attn_mask=reach, dropout_p=dropout, is_causal=reach is None, scale=scaling
             )
         else:
-            out = _capped(q, k, v, dropout, scaling, softcap, window)
+            out = _capped(q, k, v, _reach(q, k, window), dropout, scaling, softcap)
         outputs.append(out.transpose(1, 2))
     return torch.cat(outputs, dim=1), None
 
@@ -161,27 +177,53 @@ def _varlen(
     return found.unsqueeze(0)
 
 
-def _reach(query: torch.Tensor, window: int | None) -> torch.Tensor:
-    """Return (n, n): which keys a query sees, itself and window - 1 before it."""
-    ones = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool, device=query.device)
-    seen = ones.tril()
-    return seen if window is None else seen & ones.triu(1 - window)
+def _padded(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    others: dict[str, Any],
+) -> tuple[torch.Tensor, None]:
+    """Attend in a padded batch as transformers does: another trial may need one in between."""
+    softcap = others.get("softcap")
+    if softcap is None:
+        usual = AttentionInterface()["sdpa"]
+        found, _ = usual(
+            module, query, key, value, mask, dropout=dropout, scaling=scaling, **others
+        )
+        return found, None
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    if mask is None:
+        mask = _reach(query, key)
+    return _capped(query, key, value, mask, dropout, scaling, softcap).transpose(1, 2), None
+
+
+def _reach(query: torch.Tensor, key: torch.Tensor, window: int | None = None) -> torch.Tensor:
+    """Return which keys a query sees: itself and all, or window - 1, before it."""
+    n, m = query.shape[2], key.shape[2]
+    ones = torch.ones(n, m, dtype=torch.bool, device=query.device)
+    seen = ones.tril(m - n)
+    return seen if window is None else seen & ones.triu(m - n + 1 - window)
 
 
 def _capped(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
+    seen: torch.Tensor,
     dropout: float,
     scaling: float | None,
     softcap: float,
-    window: int | None,
 ) -> torch.Tensor:
     """Attend with scores held within ±softcap by tanh, which no kernel of torch does."""
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = (scores / softcap).tanh() * softcap
-    scores = scores.masked_fill(~_reach(q, window), -torch.inf)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+    scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
     return functional.dropout(weights, dropout) @ v
 
 

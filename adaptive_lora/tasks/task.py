@@ -13,8 +13,8 @@ from torch import nn
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet
 from adaptive_lora.evaluation import ExampleScores, Prepared, evaluate
-from adaptive_lora.losses import LossByExample
 from adaptive_lora.kernels import fast_layers
+from adaptive_lora.losses import LossByExample
 from adaptive_lora.models import BaseModel
 from adaptive_lora.results import NATS_PER_TOKEN, EvalResult
 from adaptive_lora.runtime import Runtime

@@ -29,6 +29,7 @@ from adaptive_lora.adapters.grouped import (
 from adaptive_lora.data.batches import Batch, stacked
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.interruption import whole
+from adaptive_lora.kernels import attends_packed
 from adaptive_lora.training.loop import Course
 from adaptive_lora.training.regime import Steady
 from adaptive_lora.training.short_memory import halved, is_out_of_memory
@@ -193,7 +194,7 @@ class JointTraining:
         supervised = {i: sum(b.supervised_tokens for b in w) for i, w in windows.items()}
         totals = dict.fromkeys(windows, 0.0)
         any_course = self._members[next(iter(windows))].course
-        with self._mounted(self._joint):
+        with self._mounted(self._joint), any_course.inputs.running(self._base):
             self._base.train()
             for batches in zip(*windows.values(), strict=True):
                 own = dict(zip(windows, batches, strict=True))
@@ -208,15 +209,18 @@ class JointTraining:
 
     def _losses(self, batches: Mapping[int, Batch]) -> dict[int, torch.Tensor]:
         """Run one batch of each member through the base; return each one's summed loss."""
+        packed = attends_packed(self._base)  # then every token is a row of its own
         self._routing.shares = [
-            Share(member=i, rows=batch.examples, width=batch.positions)
+            Share(member=i, rows=batch.tokens, width=1)
+            if packed
+            else Share(member=i, rows=batch.examples, width=batch.positions)
             for i, batch in batches.items()
         ]
         for i in batches:
             course = self._members[i].course
             for layer in self._members[i].layers.values():
                 set_dropout_step(layer, course.forward_passes)
-        sizes = [share.rows for share in self._routing.shares]
+        sizes = [batch.examples for batch in batches.values()]
         course = self._members[0].course
         assert course.inputs.losses_by_example is not None
         with course.runtime.accelerator.autocast():
