@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +75,14 @@ def test_a_budget_for_less_than_one_token() -> None:
         planned("prefix_tuning:budget=95")
     with pytest.raises(AllocationError, match="one unit of the encoder of 20 tokens"):
         planned("p_tuning:budget=100")
+
+
+def test_a_budget_takes_at_most_half_of_the_positions() -> None:
+    short = Architecture(kind="Any", sites=(), decoder=dataclasses.replace(SIZES, max_positions=64))
+    plan = planned("prompt_tuning:budget=100000", short)
+    assert plan.settings["tokens"] == 32
+    assert "of 100,000 parameters 1,024 are used, the nearest below" in plan.notes[0]
+    assert not planned("prefix_tuning:budget=3072", short).notes  # 32 tokens exactly
 
 
 def test_virtual_tokens_take_positions(make_bench: Bench) -> None:

@@ -113,6 +113,16 @@ class AdaptedModel(nn.Module):
             if parameter.requires_grad
         }
 
+    def start_state(self) -> dict[str, torch.Tensor]:
+        """Return the trained tensors as they are before training.
+
+        Of the base's own it has the originals, in their type, and not one more copy.
+        """
+        return {
+            name: self._originals[name] if name in self._originals else tensor.cpu().clone()
+            for name, tensor in self.trained_state().items()
+        }
+
     def release(self) -> None:
         """Take everything out of the base again."""
         for handle in self._handles:

@@ -6,6 +6,7 @@ learning rate 10 to 100 times that of LoRA.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,10 +42,9 @@ class PromptTuning:
     def design(self, base: Architecture, budget: int | None, method: str) -> FamilyPlan:
         """Return tokens x width embeddings."""
         sizes = _decoder(base, method)
-        tokens = _tokens(self.tokens, sizes.width, budget)
-        return _plan(
-            "prompt_tuning", tokens, {_EMBEDDING: (tokens, sizes.width)}, sizes, budget, method
-        )
+        tokens, notes = _tokens(self.tokens, sizes.width, budget, sizes)
+        tensors = {_EMBEDDING: (tokens, sizes.width)}
+        return _plan("prompt_tuning", tokens, tensors, sizes, budget, method, notes=notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,9 @@ class PrefixTuning:
         """Return one key and one value per token, layer and head of keys and values."""
         sizes = _decoder(base, method)
         each = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim
-        tokens = _tokens(self.tokens, each, budget)
-        return _plan("prefix_tuning", tokens, {_EMBEDDING: (tokens, each)}, sizes, budget, method)
+        tokens, notes = _tokens(self.tokens, each, budget, sizes)
+        tensors = {_EMBEDDING: (tokens, each)}
+        return _plan("prefix_tuning", tokens, tensors, sizes, budget, method, notes=notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,10 +129,21 @@ def _decoder(base: Architecture, method: str) -> Decoder:
     return base.decoder
 
 
-def _tokens(given: int | None, each: int, budget: int | None) -> int:
-    if given is not None:
-        return given
-    return _TOKENS if budget is None else largest(lambda n: n * each, budget, "virtual token")
+def _tokens(
+    given: int | None, each: int, budget: int | None, sizes: Decoder
+) -> tuple[int, tuple[str, ...]]:
+    """Return how many virtual tokens of `each` parameters, and what to know about that."""
+    if given is not None or budget is None:
+        return _TOKENS if given is None else given, ()
+    most = largest(lambda tokens: tokens * each, budget, "virtual token")
+    if sizes.max_positions is None or most <= sizes.max_positions // 2:
+        return most, ()
+    tokens = max(1, sizes.max_positions // 2)
+    return tokens, (
+        f"The budget holds {most:,} virtual tokens, but at most half of the base's "
+        f"{sizes.max_positions:,} positions are taken: of {budget:,} parameters "
+        f"{tokens * each:,} are used, the nearest below.",
+    )
 
 
 def _tokens_label(given: int | None, budget: str | None) -> str:
@@ -143,12 +155,13 @@ def _tokens_label(given: int | None, budget: str | None) -> str:
 def _plan(
     family: str,
     tokens: int,
-    tensors: dict[str, Shape],
+    tensors: Mapping[str, Shape],
     sizes: Decoder,
     budget: int | None,
     method: str,
     *,
-    kept: dict[str, Shape] | None = None,
+    kept: Mapping[str, Shape] | None = None,
+    notes: tuple[str, ...] = (),
     **settings: Any,
 ) -> FamilyPlan:
     if sizes.max_positions is not None and tokens >= sizes.max_positions:
@@ -171,6 +184,7 @@ def _plan(
         budget=budget,
         kept=kept,
         positions=tokens,
+        notes=notes,
     )
     within(plan.trainable_parameters, budget, method)
     return plan

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from adaptive_lora.adapter_serving.own_family import AdaptedModel
-from adaptive_lora.adapters.audit_family import (
-    audit_family,
-    audit_family_moved,
-    trained_tensors,
-)
+from adaptive_lora.adapters.audit_family import audit_family, audit_family_moved
 from adaptive_lora.adapters.own_family import attach_own_family
 from adaptive_lora.recipes.job import Job, Trained
 
@@ -20,7 +16,7 @@ def own_family(job: Job) -> Trained:
         undo=AdaptedModel.release,
     )
     audit_family(adapted, plan.tensors, job.head)
-    start = {name: p.detach().cpu().clone() for name, p in trained_tensors(adapted).items()}
+    start = adapted.start_state()
     result = job.train(adapted)
     still = audit_family_moved(
         adapted, start, must_move=lambda name: name.endswith("bottleneck.up.weight")

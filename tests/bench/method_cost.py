@@ -1,0 +1,119 @@
+"""What each method costs beside LoRA: `python tests/bench/method_cost.py [--json]`.
+
+Embedded base and tasks, 200 training examples, 3 epochs at batch 8 in float32, one thread of torch:
+the setting of `profile_cost.py`. Each method runs in a process of its own, so that peak memory is
+its own; with a knob it has the parameters of uniform rank 8. Processor seconds are those of the
+whole recipe, the median of three trainings after a first one; memory is the first one's peak above
+what the process held before. Rounds over all methods are interleaved with uniform rank 8, and
+ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+EXAMPLES, EPOCHS, BATCH = 200, 3, 8
+LORA = "uniform:rank=8"
+METHODS = (
+    LORA, "uniform:rank=8,dora=true", "adalora:rank=8",
+    "prompt_tuning:tokens=20", "prefix_tuning:tokens=20", "p_tuning:budget=uniform-8", "ia3",
+    "houlsby:budget=uniform-8", "pfeiffer:budget=uniform-8",
+    "full", "bitfit", "ln_tuning", "head_only",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Measure all in processes of their own and print a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--methods", nargs="*", default=METHODS, help="instead of all")
+    given = parser.parse_args()
+    if given.only:
+        print(json.dumps(measure(given.only)))
+        return
+    found: dict[str, dict[str, float]] = {}
+    for method in given.methods:
+        beside, own = apart(LORA), apart(method)
+        found[method] = {
+            **own,
+            "time_ratio": own["cpu_seconds"] / beside["cpu_seconds"],
+            "memory_ratio": own["peak_bytes"] / beside["peak_bytes"],
+        }
+    if given.json:
+        print(json.dumps(found, indent=1))
+        return
+    print(
+        f"{'method':<28} {'parameters':>10} {'cpu s':>7} {'ratio':>6} {'peak MiB':>9} {'ratio':>6}"
+    )
+    for method, values in found.items():
+        print(
+            f"{method:<28} {values['parameters']:10,.0f} {values['cpu_seconds']:10.2f} "
+            f"{values['time_ratio']:10.2f} {values['peak_bytes'] / 2**20:10.1f} "
+            f"{values['memory_ratio']:10.2f}"
+        )
+
+
+def apart(method: str) -> dict[str, float]:
+    """Measure one method in a fresh process."""
+    command = [sys.executable, __file__, "--only", method]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    values: dict[str, float] = json.loads(lines[-1])
+    return values
+
+
+def measure(method: str) -> dict[str, float]:
+    """Train one method four times in this process."""
+    import torch
+
+    from adaptive_lora.config import study_from
+    from adaptive_lora.workbench import Workbench
+
+    torch.set_num_threads(1)
+    bench = Workbench(
+        study_from(
+            {
+                "precision": "fp32", "max_examples": 267, "epochs": EPOCHS, "batch_size": BATCH,
+                "methods": method, "validations": 1, "lr": "1e-3", "generate": "off",
+            }
+        )
+    )  # fmt: skip
+    assert abs(len(bench.parts(0).train) - EXAMPLES) <= 2, len(bench.parts(0).train)
+    before = psutil.Process().memory_info().rss
+    train_once(bench)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    runs = [train_once(bench) for _ in range(3)]
+    return {
+        "cpu_seconds": float(np.median([seconds for seconds, _ in runs])),
+        "parameters": runs[0][1],
+        "peak_bytes": float(max(0, peak - before)),
+    }
+
+
+def train_once(bench: Any) -> tuple[float, float]:
+    """Train as a trial does; return processor seconds of it all and parameters trained at once."""
+    from adaptive_lora.recipes import RECIPES, Job
+
+    (trial, *_) = bench.config.trials()
+    job = Job(bench, trial, lambda event: None)
+    started = time.process_time()
+    try:
+        trained = RECIPES[trial.method.recipe](job)
+    finally:
+        job.release()
+    return time.process_time() - started, float(trained.training_parameters)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    main()
