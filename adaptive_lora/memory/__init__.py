@@ -1,0 +1,17 @@
+"""How much memory a training takes, by a formula, and what fits into a limit."""
+
+from adaptive_lora.memory.choice import MemoryChoice, choose, describe
+from adaptive_lora.memory.estimate import Estimate, Load, activation_numbers, estimate
+from adaptive_lora.memory.size import parse_size, shown
+
+__all__ = [
+    "Estimate",
+    "Load",
+    "MemoryChoice",
+    "activation_numbers",
+    "choose",
+    "describe",
+    "estimate",
+    "parse_size",
+    "shown",
+]
