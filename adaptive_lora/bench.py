@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +14,7 @@ from torch import nn
 
 from adaptive_lora.adapters import attach, detach
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, Plan, allocate, make_plan
+from adaptive_lora.config import shown
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.heads import start_head
@@ -24,6 +26,7 @@ from adaptive_lora.importance import (
 )
 from adaptive_lora.importance.capture import frozen
 from adaptive_lora.losses import Loss
+from adaptive_lora.memory import MemoryChoice, choose, describe, load_of
 from adaptive_lora.models import gradient_checkpointing
 from adaptive_lora.results import EvalResult
 from adaptive_lora.seeding import rng_for, torch_stream
@@ -54,6 +57,7 @@ class Bench(ABC):
         self.architecture = read_architecture(self.base.model)
         self.sites = self.architecture.sites
         warn_of_architecture(self.base.model, self.sites)
+        self._said: set[str] = set()
         self._profiles: dict[tuple[str, int, int], ImportanceProfile] = {}
 
     @property
@@ -201,6 +205,24 @@ class Bench(ABC):
                 f"{plan.method} keeps its prefix in the cache, which gradient checkpointing does "
                 "not have; set gradient_checkpointing to false or leave the method out."
             )
+
+    def memory(self, plan: Plan, fold: int) -> MemoryChoice:
+        """Return how a plan's training keeps within memory; with a limit, log what was chosen.
+
+        Raises:
+            ConfigError: one example does not fit into the limit.
+        """
+        longest = max(example.length for example in self.parts(fold).train)
+        load = load_of(
+            self.base.model, self.sites, plan, precision=self.runtime.precision, longest=longest
+        )
+        choice = choose(load, self.config.train)
+        if self.config.train.max_memory is not None:
+            said = f"max_memory {shown(self.config.train.max_memory)}: {describe(choice, load)}"
+            if said not in self._said:
+                self._said.add(said)
+                logging.getLogger(__name__).warning(said)
+        return choice
 
     def losses(self, model: object, examples: Sequence[Any]) -> EvalResult:
         """Score a model on examples without generating."""

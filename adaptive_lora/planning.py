@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,15 @@ from adaptive_lora.allocation import (
     MethodSpec,
     Plan,
     RankPlan,
-    ScalePolicy,
     make_plan,
     uniform_cost,
 )
 from adaptive_lora.allocation.reading import decides_in_training
-from adaptive_lora.config import ModelConfig
+from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import AllocationError, ConfigError
-from adaptive_lora.memory import PlanMemory, plan_memory
+from adaptive_lora.memory import Load, MemoryChoice, choose, describe, load_of
 from adaptive_lora.models import count_parameters, skeleton
+from adaptive_lora.runtime import resolve_precision
 from adaptive_lora.sites import AdapterSite, architecture_note, read_architecture, size
 
 if TYPE_CHECKING:
@@ -49,6 +48,10 @@ class PlanReport:
     base_name: str
     recipe: str
     """How the plan is trained here; `lora` where it is plain LoRA."""
+    load: Load
+    """What training it loads memory with."""
+    memory: MemoryChoice
+    """How a training of it keeps within memory."""
     decided_in_training: bool = False
     """The plan only gives the budget: equal ranks, from which training departs."""
 
@@ -89,11 +92,6 @@ class PlanReport:
         return 1 - self.plan.trainable_parameters / self.total_parameters
 
     @property
-    def memory(self) -> PlanMemory:
-        """Bytes of weights and optimiser in training."""
-        return plan_memory(self.base, self.plan)
-
-    @property
     def uniform_rank(self) -> float:
         """Rank (with fraction) that uniform on all sites would have at this cost."""
         return self.plan.trainable_parameters / uniform_cost(self.sites, 1)
@@ -105,26 +103,34 @@ class PlanReport:
             "total_parameters": self.total_parameters,
             "reduction_vs_full": self.reduction_vs_full,
             "equals_uniform_rank": self.uniform_rank,
-            "memory": dataclasses.asdict(self.memory),
             "note": self.note,
+            "memory": {
+                **self.memory.estimate.to_dict(),
+                "micro_batch": self.memory.micro_batch,
+                "gradient_checkpointing": self.memory.checkpointing,
+            },
         }
 
 
 def plan_method(
-    model: ModelConfig,
+    config: StudyConfig,
     spec: MethodSpec,
     *,
-    scale: float,
-    scale_policy: str = ScalePolicy.CONSTANT_ALPHA_OVER_R,
     profile: ImportanceProfile | None = None,
     seed: int = 0,
 ) -> PlanReport:
     """Plan a method on a base's architecture; no weights are read.
 
+    Args:
+        config: the base, scale, and the batches and precision by which memory is estimated.
+        spec: the method.
+        profile: for methods that follow one.
+        seed: for methods that draw.
+
     Raises:
         AdaptiveLoraError: the model or the allocation cannot be used.
     """
-    base = skeleton(model)
+    base = skeleton(config.model)
     architecture = read_architecture(base)
     metric = spec.allocator.metric
     if profile is not None and metric not in (None, profile.metric):
@@ -133,16 +139,27 @@ def plan_method(
             f"a profile of {metric}, or the method metric={profile.metric} where it takes that."
         )
     evidence = None if profile is None else profile.evidence()
+    train = config.train
     plan = make_plan(
-        spec, architecture, scale=scale, scale_policy=scale_policy, evidence=evidence, seed=seed
+        spec,
+        architecture,
+        scale=train.scale,
+        scale_policy=train.scale_policy,
+        evidence=evidence,
+        seed=seed,
     )
+    precision = resolve_precision(train.precision)
+    longest = config.data.max_tokens
+    load = load_of(base, architecture.sites, plan, precision=precision, longest=longest)
     return PlanReport(
         plan=plan,
         total_parameters=count_parameters(base),
         sites=architecture.sites,
         base=base,
-        base_name=model.model,
+        base_name=config.model.model,
         recipe=spec.recipe,
+        load=load,
+        memory=choose(load, train),
         decided_in_training=isinstance(plan, RankPlan)
         and decides_in_training(type(spec.allocator)),
     )
@@ -182,9 +199,11 @@ def print_plan(report: PlanReport, console: Console) -> None:
     console.print(
         f"\ntrainable  {plan.trainable_parameters:,} of {report.total_parameters:,} parameters: "
         f"{report.reduction_vs_full:.2%} fewer than full fine-tuning\n"
-        f"as much as uniform rank {report.uniform_rank:.2f} on all {len(report.sites)} sites\n"
-        f"memory     {report.memory}",
+        f"as much as uniform rank {report.uniform_rank:.2f} on all {len(report.sites)} sites",
         highlight=False,
+    )
+    console.print(
+        f"memory     {describe(report.memory, report.load)}", highlight=False, soft_wrap=True
     )
     if plan.budget is not None:
         unused = plan.budget - plan.trainable_parameters

@@ -51,7 +51,8 @@ class Workbench(Bench):
         for spec in config.specs:  # ranks and budgets that cannot be met fail before any training
             self.profiled_on(spec.profiled_on)
             if spec.allocator.metric is None:
-                self.plan(spec, seed=0, fold=0)
+                plan = self.plan(spec, seed=0, fold=0)
+                self.memory(plan, fold=0)
 
     @cached_property
     def surroundings(self) -> Mapping[str, str]:

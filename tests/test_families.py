@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from adaptive_lora.adapter_serving import load_adapter
 from adaptive_lora.adapters.audit_family import audit_family, audit_family_moved, trained_tensors
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, RankPlan, read_plan
-from adaptive_lora.config import ModelConfig
+from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
 from adaptive_lora.models import skeleton
 from adaptive_lora.planning import plan_method
@@ -100,7 +100,7 @@ def test_the_plan_without_weights_is_what_is_built(
     base: str, method: str, folders: dict[str, Path], make_bench: Bench
 ) -> None:
     spec = MethodSpec.parse(method)
-    report = plan_method(ModelConfig(model=str(folders[base])), spec, scale=2.0)
+    report = plan_method(study_from({"model": str(folders[base])}), spec)
     bench = make_bench(methods=method, model=str(folders[base]))
     plan = bench.plan(spec, seed=0, fold=0)
     assert report.plan == plan

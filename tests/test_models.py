@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from adaptive_lora.adapter_serving import content_hash
 from adaptive_lora.allocation import MethodSpec
-from adaptive_lora.config import ModelConfig
+from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import ConfigError, ModelError
 from adaptive_lora.models import count_parameters, load_base, locate, skeleton
 from adaptive_lora.planning import plan_method
@@ -51,7 +51,8 @@ def test_a_model_without_blocks_has_no_sites() -> None:
 
 def test_dialogpt_medium_without_weights(shared_models: Path) -> None:
     config = ModelConfig(model=str(shared_models / "dialogpt-medium"))
-    report = plan_method(config, MethodSpec.parse("uniform:rank=8"), scale=2.0)
+    settings = {"model": config.model, "precision": "fp32", "batch_size": 8, "max_tokens": 512}
+    report = plan_method(study_from(settings), MethodSpec.parse("uniform:rank=8"))
     assert report.total_parameters == 354_823_168
     assert report.plan.trainable_parameters == 3_145_728
     assert report.uniform_rank == 8

@@ -25,7 +25,7 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig, StudyConfig
 from adaptive_lora.errors import AdapterError, ConfigError, ModelError
 from adaptive_lora.importance.gradient import weight_of
-from adaptive_lora.memory import plan_memory
+from adaptive_lora.memory import estimate, load_of
 from adaptive_lora.models import count_parameters, load_base, skeleton
 from adaptive_lora.sites import find_sites
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
@@ -107,15 +107,16 @@ def test_memory_in_the_plan_is_that_of_the_model(base: str, request: pytest.Fixt
     sites = find_sites(bones)
     for method, quantisation in (("uniform:rank=2", None), ("uniform:rank=2,base=nf4", NF4)):
         plan = allocate(MethodSpec.parse(method), sites, scale=2.0)
-        expected = plan_memory(bones, plan)
-        assert expected.trained == 16 * plan.trainable_parameters
+        load = load_of(bones, sites, plan, precision="bf16", longest=8)
+        expected = estimate(load, examples=1, checkpointing=False)
+        assert expected.adapters == 16 * plan.trainable_parameters
         model = load_base(config, torch.bfloat16, quantisation=quantisation).model
         held = sum(p.nbytes for p in model.parameters())
         for parameter in model.parameters():
             state = getattr(parameter, "quant_state", None)
             if state is not None:
                 held += state.absmax.nbytes + state.state2.absmax.nbytes
-        assert expected.base == held
+        assert expected.weights == held
         assert count_parameters(model) == count_parameters(bones)
 
 

@@ -132,7 +132,7 @@ def test_a_study_plans_what_is_decided_in_training(
     bench = Workbench(config)
     plan = bench.plan(config.specs[0], seed=0, fold=0)
     assert plan.trainable_parameters == plan.budget
-    report = plan_method(config.model, config.specs[0], scale=2.0)
+    report = plan_method(config, config.specs[0])
     assert report.plan.rank_pattern() == plan.rank_pattern()
     assert "adalora-r2 decides its ranks later" in (report.note or "")
-    assert plan_method(config.model, MethodSpec.parse("uniform"), scale=2.0).note is None
+    assert plan_method(config, MethodSpec.parse("uniform")).note is None

@@ -182,4 +182,4 @@ def test_training_wants_a_causal_model(folder_of: Folder) -> None:
 
 def plan(folder: Path, method: str) -> PlanReport:
     """Plan a method on a folder without weights."""
-    return plan_method(ModelConfig(model=str(folder)), MethodSpec.parse(method), scale=2.0)
+    return plan_method(study_from({"model": str(folder)}), MethodSpec.parse(method))

@@ -22,7 +22,10 @@ from adaptive_lora.cli.options import (
 from adaptive_lora.config import study_from
 from adaptive_lora.errors import ConfigError
 
-_OWN = ("model", "revision", "trust_remote_code", "scale", "scale_policy")
+_OWN = (
+    "model", "revision", "trust_remote_code", "scale", "scale_policy", "precision", "batch_size",
+    "max_tokens", "gradient_checkpointing", "max_memory",
+)  # fmt: skip
 """Settings of a study that a plan takes."""
 
 
@@ -62,10 +65,8 @@ def plan(
     from adaptive_lora.planning import peft_config, plan_method, print_plan
 
     report = plan_method(
-        config.model,
+        config,
         spec,
-        scale=config.train.scale,
-        scale_policy=config.train.scale_policy,
         profile=_read_profile(profile_file),
         seed=seed,
     )

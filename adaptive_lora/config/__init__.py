@@ -12,11 +12,13 @@ from adaptive_lora.config.sections import (
     TrackingConfig,
     TrainConfig,
 )
+from adaptive_lora.config.size import MemorySize, shown
 from adaptive_lora.config.study import StudyConfig, TrialSpec, digest, option_fields
 
 __all__ = [
     "DataConfig",
     "EvaluationConfig",
+    "MemorySize",
     "ModelConfig",
     "ProfileConfig",
     "StudyConfig",
@@ -26,5 +28,6 @@ __all__ = [
     "digest",
     "load_study",
     "option_fields",
+    "shown",
     "study_from",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adaptive_lora.allocation import ScalePolicy
+from adaptive_lora.config.size import MemorySize
 from adaptive_lora.options import Limits, option
 
 NAME = r"[\w.\-]+"
@@ -138,6 +139,12 @@ class TrainConfig:
     )
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, more time"
+    )
+    max_memory: MemorySize | None = option(  # noqa: RUF009
+        None,
+        "limit such as 6GiB: sets examples per forward pass and gradient_checkpointing so that the "
+        "memory formula stays within it, with the same batch; none: the whole batch at once",
+        identity=False,
     )
     validations: int = option(5, "validation passes spread over the training", limits=Limits(low=1))
     patience: int = option(

@@ -2,7 +2,7 @@
 
 from adaptive_lora.memory.choice import MemoryChoice, choose, describe
 from adaptive_lora.memory.estimate import Estimate, Load, activation_numbers, estimate
-from adaptive_lora.memory.size import parse_size, shown
+from adaptive_lora.memory.load import load_of
 
 __all__ = [
     "Estimate",
@@ -12,6 +12,5 @@ __all__ = [
     "choose",
     "describe",
     "estimate",
-    "parse_size",
-    "shown",
+    "load_of",
 ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from adaptive_lora.config import TrainConfig, shown
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.memory.estimate import Estimate, Load, estimate
-from adaptive_lora.memory.size import shown
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,8 +19,8 @@ class MemoryChoice:
     estimate: Estimate
 
 
-def choose(load: Load, *, batch_size: int, limit: int, checkpointing: bool) -> MemoryChoice:
-    """Return the largest micro-batch whose upper estimate is within a limit.
+def choose(load: Load, config: TrainConfig) -> MemoryChoice:
+    """Return the largest micro-batch whose upper estimate is within the limit, if there is one.
 
     A smaller micro-batch costs nothing but launches; forming activations again costs a forward
     pass, a third of the time. So checkpointing is chosen only where not even one example fits
@@ -28,37 +28,34 @@ def choose(load: Load, *, batch_size: int, limit: int, checkpointing: bool) -> M
 
     Args:
         load: what is trained.
-        batch_size: most examples per forward pass.
-        limit: bytes.
-        checkpointing: was asked for, and is not taken back.
+        config: batch size, limit, and whether checkpointing was asked for: then it stays.
 
     Raises:
         ConfigError: one example does not fit with checkpointing either.
     """
-    for recompute in (True,) if checkpointing else (False, True):
-        size = batch_size
+    limit, asked = config.max_memory, config.gradient_checkpointing
+    for recompute in (True,) if asked else (False, True):
+        size = config.batch_size
         while size >= 1:
             found = estimate(load, examples=size, checkpointing=recompute)
-            if found.high <= limit:
+            if limit is None or found.high <= limit:
                 return MemoryChoice(micro_batch=size, checkpointing=recompute, estimate=found)
             size //= 2
     least = estimate(load, examples=1, checkpointing=True)
     raise ConfigError(
-        f"max_memory {shown(limit)} is too little: one example of {load.longest} tokens with "
+        f"max_memory {shown(limit or 0)} is too little: one example of {load.longest} tokens with "
         f"gradient checkpointing takes up to {shown(least.high)}, of which {shown(least.weights)} "
         "are the base's weights. Raise it, lower max_tokens, or use bf16 or a smaller base."
     )
 
 
-def describe(choice: MemoryChoice, batch_size: int) -> str:
-    """Return one sentence on what was chosen."""
-    parts = (
-        "the whole batch in one forward pass"
-        if choice.micro_batch >= batch_size
-        else f"{choice.micro_batch} of {batch_size} examples per forward pass"
-    )
-    how = "with" if choice.checkpointing else "without"
+def describe(choice: MemoryChoice, load: Load) -> str:
+    """Return a sentence on what a training takes."""
+    found = choice.estimate
+    plural = "" if choice.micro_batch == 1 else "s"
     return (
-        f"{parts}, {how} gradient checkpointing: {shown(choice.estimate.expected)} expected, "
-        f"{shown(choice.estimate.high)} at most"
+        f"{shown(found.expected)} expected, {shown(found.needed)} at least, {shown(found.high)} at "
+        f"most: {choice.micro_batch} example{plural} of {load.longest} tokens per forward pass, "
+        f"{'with' if choice.checkpointing else 'without'} gradient checkpointing, "
+        f"base {shown(found.weights)}, trained parameters {shown(found.adapters)}"
     )

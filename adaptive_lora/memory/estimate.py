@@ -2,7 +2,7 @@
 
     memory = weights + adapters + activations + head + work
 
-- *weights*: parameters of the frozen base times the bytes of their type (4 in fp32, 2 in bf16).
+- *weights*: of the frozen base: 4 bytes each in fp32, 2 in bf16, a little over half a byte in NF4.
 - *adapters*: 16 bytes a trained parameter: itself, its gradient, and AdamW's m and v, in fp32.
 - *activations*: what the backward pass needs of the forward pass, a number a token and block:
 
@@ -49,12 +49,13 @@ class Load:
     """All sites of the base."""
     ranks: Mapping[str, int]
     """Site name -> rank; sites not named have no adapter."""
-    base_parameters: int
+    weights: int
+    """Bytes of the frozen base's weights."""
     trained_parameters: int
     vocabulary: int
     """Width of the head; 0 where there is none."""
     number_bytes: int
-    """Bytes of a weight of the base and of an activation: 4 in fp32, 2 in bf16."""
+    """Bytes of an activation: 4 in fp32, 2 in bf16."""
     longest: int
     """Tokens of the longest example."""
 
@@ -105,7 +106,7 @@ def estimate(load: Load, *, examples: int, checkpointing: bool) -> Estimate:
     widest = max(max(site.in_features, site.out_features) for site in load.sites)
     rows = min(tokens, max(16, HEAD_CHUNK // max(1, load.vocabulary)))
     return Estimate(
-        weights=load.base_parameters * size,
+        weights=load.weights,
         adapters=load.trained_parameters * ADAPTER_BYTES,
         activations=tokens * numbers * size,
         head=2 * 4 * rows * load.vocabulary + 2 * tokens * widths[-1] * size,

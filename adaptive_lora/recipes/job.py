@@ -218,6 +218,8 @@ class Job:
                 )
             )
 
+        memory = bench.memory(plan, self.trial.fold)
+        config = dataclasses.replace(config, gradient_checkpointing=memory.checkpointing)
         resumable = self._resumable(adapted, on_step)
         inputs = TrainInputs(
             examples=parts.train,
@@ -230,6 +232,7 @@ class Job:
             lr_multipliers=plan.lr_multipliers(),
             lora_plus=plan.lora_plus,
             regime=regime or Steady(),
+            micro_batch=memory.micro_batch,
             **resumable,
         )
         with gradient_checkpointing(self.base, config.gradient_checkpointing):

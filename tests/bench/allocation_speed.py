@@ -120,7 +120,7 @@ def measure_plan() -> dict[str, Any]:
     """Return the seconds of `plan` for the architecture of Llama-3-70B, without weights."""
     from transformers import LlamaConfig
 
-    from adaptive_lora.config import ModelConfig
+    from adaptive_lora.config import study_from
     from adaptive_lora.planning import plan_method
 
     config = LlamaConfig(
@@ -131,7 +131,7 @@ def measure_plan() -> dict[str, Any]:
         config.save_pretrained(folder)
         started = time.perf_counter()
         report = plan_method(
-            ModelConfig(model=folder), MethodSpec.parse("linear_decay:budget=uniform-16"), scale=2.0
+            study_from({"model": folder}), MethodSpec.parse("linear_decay:budget=uniform-16")
         )
         seconds = time.perf_counter() - started
     return {

@@ -1,0 +1,43 @@
+"""What a plan on a base loads memory with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from adaptive_lora.allocation import Plan, RankPlan
+from adaptive_lora.memory.estimate import Load
+from adaptive_lora.memory.weights import weight_bytes
+from adaptive_lora.sites import AdapterSite
+
+NUMBER_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Precision -> bytes of a weight of the base and of an activation."""
+
+
+def load_of(
+    base: Any, sites: Sequence[AdapterSite], plan: Plan, *, precision: str, longest: int
+) -> Load:
+    """Return what a training loads memory with.
+
+    Families that give no ranks are counted as if every map had an adapter: their backward pass
+    needs the maps' inputs too.
+
+    Args:
+        base: transformers model, its weights may be on the meta device.
+        sites: of the base.
+        plan: what is trained.
+        precision: fp32, bf16 or fp16.
+        longest: tokens of the longest example.
+    """
+    number_bytes = NUMBER_BYTES[precision]
+    everywhere = {site.name: 1 for site in sites}
+    text = base.config.get_text_config()
+    return Load(
+        sites=sites,
+        ranks=plan.rank_pattern() if isinstance(plan, RankPlan) else everywhere,
+        weights=weight_bytes(base, packed=plan.base != "full", number_bytes=number_bytes),
+        trained_parameters=plan.trainable_parameters,
+        vocabulary=int(getattr(text, "vocab_size", 0) or 0),
+        number_bytes=number_bytes,
+        longest=longest,
+    )
