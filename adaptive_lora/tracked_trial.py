@@ -92,6 +92,7 @@ def _tags(bench: Workbench, trial: TrialSpec) -> dict[str, str]:
         "data_digest": bench.data.digest,
         "base_hash": bench.base.reference.content_hash,
         **({} if trial.method.base == "full" else {"quantisation": trial.method.base}),
+        "task": bench.task.name,
         "code_version": provenance()["commit"],
         "packages": packages(),
     }

@@ -94,6 +94,7 @@ class Proven:
     champion: str
     """URI of the registered winner."""
     shown: str
+    report: Path
 
 
 def run_and_prove(config: StudyConfig) -> Proven:
@@ -113,4 +114,119 @@ def run_and_prove(config: StudyConfig) -> Proven:
     found = dict(line.split() for line in console.file.getvalue().splitlines())
     loss = winner.metrics["test/loss"]
     assert float(found["test/loss"].replace(",", "")) == pytest.approx(loss, rel=1e-5)
-    return Proven(records=records, champion=champion, shown=shown)
+    return Proven(records=records, champion=champion, shown=shown, report=outcome.judgement.report)
+
+
+def save_seeing_base(folder: Path, kind: str, settings: dict[str, Any], head: str) -> Path:
+    """Write a base that sees, with a processor of the Pillow backend."""
+    import transformers
+
+    config = getattr(transformers, kind)(**settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, head)(config)
+    model.save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    cut = {"size": {"shortest_edge": 32}, "crop_size": size}
+    processors: dict[str, Any] = {
+        "ViTConfig": ("ViTImageProcessorPil", {"size": size}),
+        "Dinov2Config": (
+            "BitImageProcessorPil",
+            {"size": {"shortest_edge": 32}, "crop_size": size},
+        ),
+        "CLIPConfig": ("CLIPImageProcessorPil", cut),
+        "LlavaConfig": (
+            "CLIPImageProcessorPil",
+            {"size": {"shortest_edge": 32}, "crop_size": size},
+        ),
+    }
+    name, options = processors[kind]
+    images = getattr(transformers, name)(**options)
+    if kind == "CLIPConfig":
+        transformers.CLIPProcessor(images, byte_tokenizer(end=True)).save_pretrained(folder)
+    elif kind == "LlavaConfig":
+        tokenizer = byte_tokenizer()
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+        transformers.LlavaProcessor(
+            images, tokenizer, patch_size=16, vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+        ).save_pretrained(folder)  # fmt: skip
+    else:
+        images.save_pretrained(folder)
+    return folder
+
+
+def byte_tokenizer(*, end: bool = False) -> Any:
+    """Return the byte tokenizer; with `end` it ends every text."""
+    from tempfile import TemporaryDirectory
+
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    with TemporaryDirectory() as place:
+        save_byte_tokenizer(Path(place))
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    if end:
+        mark = tokenizer.eos_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"$A {mark}", special_tokens=[(mark, tokenizer.eos_token_id)]
+        )
+    return tokenizer
+
+
+VISION = {**SIZE, "image_size": 32, "patch_size": 16, "projection_dim": 16}
+DECODER = {
+    **SIZE, "vocab_size": 259, "num_key_value_heads": 2, "max_position_embeddings": 200,
+    "model_type": "llama", "pad_token_id": 257, "bos_token_id": None, "eos_token_id": 256,
+}  # fmt: skip
+SEEING = {
+    "vit": ("ViTConfig", VISION, "ViTModel"),
+    "dinov2": ("Dinov2Config", {**VISION, "intermediate_size": None}, "Dinov2Model"),
+    "clip": (
+        "CLIPConfig",
+        {
+            "text_config": {**TEXT, "projection_dim": 16, "eos_token_id": 256,
+                            "bos_token_id": None},
+            "vision_config": VISION,
+            "projection_dim": 16,
+        },
+        "CLIPModel",
+    ),
+    "llava": (
+        "LlavaConfig",
+        {
+            "text_config": DECODER,
+            "vision_config": {**VISION, "model_type": "clip_vision_model"},
+            "image_token_index": 258,
+            "image_token_id": 258,
+            "vision_feature_layer": -1,
+        },
+        "LlavaForConditionalGeneration",
+    ),
+}  # fmt: skip
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230)}
+
+
+def save_pictures(folder: Path, count: int) -> list[dict[str, str]]:
+    """Write pictures of one colour and some noise; return what is on each."""
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(count):
+        colour = list(COLOURS)[number % 3]
+        pixels = np.array(COLOURS[colour]) + draw.integers(-30, 30, size=(40, 40, 3))
+        name = f"{number}.png"
+        Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(folder / name)
+        rows.append(
+            {
+                "image": name,
+                "label": colour,
+                "caption": f"number {number} is {colour}",
+                "question": "Which colour?",
+                "answer": colour,
+            }
+        )
+    return rows

@@ -21,7 +21,7 @@ from .base import (
 )
 from .quantised import NF4
 from .task_models import CAUSAL, load_model, load_with_gaps, open_processor
-from .text import generate, render, virtual_tokens
+from .text import generate, generate_targets, render, virtual_tokens
 from .vetting import UnsafeFiles
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "base_folder",
     "content_hash",
     "generate",
+    "generate_targets",
     "load_adapter",
     "load_model",
     "load_with_gaps",

@@ -10,12 +10,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .text import generate, render
+from .pictures import answer_questions
+from .text import generate, generate_targets, render
 
 Loaded = tuple[Any, Any, Mapping[str, Any]]
 """Adapted model, processor, record."""
 Rows = Sequence[Mapping[str, Any]]
 _BATCH = 32
+_PAIR = ("input_ids", "attention_mask", "pixel_values")
 
 
 def answer(loaded: Loaded, rows: Iterable[Mapping[str, Any]], max_new_tokens: int) -> list[Any]:
@@ -91,6 +93,56 @@ def _estimate(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[float]:
     return [scores[0] for scores in _outputs(loaded, rows)]
 
 
+def _write(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+    model, tokenizer, record = loaded
+    most = record["task"]["max_tokens"]
+    inputs = [
+        tokenizer(text, truncation=True, max_length=most)["input_ids"]
+        for text in prompts_of(record, rows)
+    ]
+    return generate_targets(model, tokenizer, inputs, max_new_tokens=max_new_tokens)
+
+
+def _classify_images(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+    import torch
+
+    model, processor, record = loaded
+    labels, found = record["task"]["labels"], []
+    for start in range(0, len(rows), _BATCH):
+        images = [open_image(_required(row, "image")) for row in rows[start : start + _BATCH]]
+        inputs = processor(images=images, return_tensors="pt")
+        with torch.no_grad():
+            logits = model(pixel_values=inputs["pixel_values"].to(model.device)).logits
+        found += [labels[_largest(scores)] for scores in logits.float().tolist()]
+    return found
+
+
+def _compare(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[float]:
+    """Return the cosine of each row's picture and text."""
+    import torch
+
+    model, processor, record = loaded
+    found: list[float] = []
+    for row in rows:
+        inputs = processor(
+            text=[_required(row, "text")],
+            images=[open_image(_required(row, "image"))],
+            truncation=True,
+            max_length=record["task"]["max_tokens"],
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            output = model(**{name: inputs[name].to(model.device) for name in _PAIR})
+        found.append(float((output.image_embeds.float() * output.text_embeds.float()).sum()))
+    return found
+
+
+def _look(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+    model, processor, _ = loaded
+    asked = [(_required(row, "question"), open_image(_required(row, "image"))) for row in rows]
+    return answer_questions(model, processor, asked, max_new_tokens=max_new_tokens)
+
+
 def _largest(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=lambda index: scores[index])
 
@@ -120,7 +172,15 @@ def open_image(value: str | bytes) -> Any:
 
 Answer = Callable[[Loaded, Rows, int], list[Any]]
 ANSWERS: Mapping[str, Answer] = MappingProxyType(
-    {"causal": _continue, "classification": _classify, "regression": _estimate}
+    {
+        "causal": _continue,
+        "classification": _classify,
+        "regression": _estimate,
+        "seq2seq": _write,
+        "image_classification": _classify_images,
+        "image_text": _compare,
+        "vision_language": _look,
+    }
 )
 """Task -> how rows are answered."""
 _PROMPT = ("prompt", "instruction", "input")

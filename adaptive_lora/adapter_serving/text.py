@@ -98,3 +98,46 @@ def _left_padded(
         ids[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
         mask[index, width - len(row) :] = 1
     return ids.to(device), mask.to(device)
+
+
+def generate_targets(
+    model: Any,
+    tokenizer: Any,
+    inputs: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> list[str]:
+    """Write targets greedily with an encoder and decoder, and return texts in the given order.
+
+    Args:
+        model: with or without adapter.
+        tokenizer: of the same model.
+        inputs: token ids that the encoder reads, per text.
+        max_new_tokens: most tokens generated per text.
+        batch_size: inputs per call of the model.
+    """
+    import torch
+
+    order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]))
+    texts = [""] * len(inputs)
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        width = max(len(inputs[index]) for index in chosen)
+        ids = torch.full((len(chosen), width), int(tokenizer.pad_token_id), dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, index in enumerate(chosen):
+            ids[row, : len(inputs[index])] = torch.tensor(inputs[index], dtype=torch.long)
+            mask[row, : len(inputs[index])] = 1
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+            )
+        for index, row in zip(chosen, output, strict=True):
+            texts[index] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+    return texts

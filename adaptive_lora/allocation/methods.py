@@ -28,7 +28,7 @@ from adaptive_lora.sites import Placement, Role, SiteChoice, layers_problem
 _MARKS = dict(zip(LIMITS, ("min", "max", "x", "att", "ff"), strict=True))
 """What stands before a limit in labels."""
 
-_JOINED = ("target_names", "roles", "layers", "profiled_on")
+_JOINED = ("target_names", "roles", "layers", "towers", "profiled_on")
 """Options that hold several names, joined by `+`."""
 
 
@@ -54,6 +54,11 @@ class MethodSpec:
     layers: tuple[str, ...] = option(
         (),
         "only these layers of each tower, such as 0-11, 3+7, first-half, last-third",
+    )
+    towers: tuple[str, ...] = option(
+        (),
+        "only these towers of a base that has several, by a part of their names, such as vision, "
+        "text, encoder",
     )
     budget: str | None = option(
         None, "most trainable parameters: a number, or uniform-R for those of uniform rank R"
@@ -184,6 +189,7 @@ class MethodSpec:
             roles=self.roles,
             layers=self.layers,
             target_names=self.target_names,
+            towers=self.towers,
         )
 
     @property
@@ -205,7 +211,7 @@ class MethodSpec:
         parts = [*names, *filter(None, [self._rank_label])]
         if self.placement != Placement.ALL:
             parts.append(self.placement)
-        parts += [*self.target_names, *self.roles]
+        parts += [*self.towers, *self.target_names, *self.roles]
         parts += [f"layers{'+'.join(self.layers)}"] if self.layers else []
         parts += [
             f"{_MARKS[limit]}{getattr(self, limit)}"
@@ -232,7 +238,7 @@ class MethodSpec:
                 own[field.name] = _name(value) if field.name == "of" else value
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del shared["allocator"]
-        for name, unused in {**VARIANTS, "roles": (), "layers": ()}.items():
+        for name, unused in {**VARIANTS, "roles": (), "layers": (), "towers": ()}.items():
             if shared[name] == unused:
                 del shared[name]
         lists = {name: list(shared[name]) for name in _JOINED if name in shared}

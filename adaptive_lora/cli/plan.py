@@ -57,7 +57,7 @@ def plan(
     """Show which site gets which rank, and what it costs. Needs no weights."""
     config = study_from(settings_given({key: options[key] for key in _OWN}))
     name, written = MethodSpec.split(method)
-    for several in ("target_names", "roles", "layers"):
+    for several in ("target_names", "roles", "layers", "towers"):
         if options[several]:
             options[several] = re.sub("[,+]", " ", options[several])
     given = settings_given({key: value for key, value in options.items() if key not in _OWN})

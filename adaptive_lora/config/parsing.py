@@ -79,8 +79,8 @@ def _grid_problems(study: StudyConfig) -> list[str]:
         problems.append(unknown_name("baseline", study.baseline, labels))
     if study.data.validation_share + study.data.test_share >= 1:
         problems.append("validation_share and test_share leave nothing to train on")
-    if study.data.test_data is not None and study.data.folds > 1:
-        problems.append("test_data gives the only test part; required folds 1")
+    if study.data.folds > 1 and (study.data.test_data or study.data.test_split):
+        problems.append("test_data and test_split give the only test part; required folds 1")
     return problems
 
 

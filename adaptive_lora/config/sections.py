@@ -55,6 +55,9 @@ class DataConfig:
         identity=False,
     )
     data_revision: str | None = option(None, "hub revision of the data set", identity=False)
+    test_split: str | None = option(
+        None, "split of a hub data set that is the test part, as test_data", identity=False
+    )
     data_split: str = option("train", "split of a hub data set", identity=False)
     template: str = option(
         "auto", "prompt template by name, or a YAML file; 'auto' by columns", identity=False

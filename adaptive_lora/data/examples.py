@@ -21,6 +21,8 @@ class Example:
     """The second text, of tasks about pairs."""
     target: float | None = None
     """The number to predict: index of a class, or a value; of tasks that have one."""
+    question: str | None = None
+    """What is asked about the image, of tasks that ask."""
     image: bytes | None = field(default=None, repr=False)
     """The picture as its file holds it, of tasks that have one."""
 
@@ -52,6 +54,6 @@ class ExampleSet:
         """32 hexadecimal digits over all prompts and responses in order (MLflow allows 36)."""
         total = hashlib.sha256()
         for example in (*self.examples, *(self.test or ())):
-            second = "" if example.second is None else f"{example.second}\0"
-            total.update(f"{example.prompt}\0{second}{example.response}\0".encode())
+            further = "".join(f"{t}\0" for t in (example.second, example.question) if t is not None)
+            total.update(f"{example.prompt}\0{further}{example.response}\0".encode())
         return total.hexdigest()[:32]

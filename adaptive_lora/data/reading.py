@@ -58,10 +58,16 @@ def read_table(config: DataConfig) -> Table:
 
 
 def read_test_table(config: DataConfig) -> Table | None:
-    """Return the rows of the test part's own file, or None where there is none."""
-    if config.test_data is None:
+    """Return the rows of a test part of its own, or None where there is none."""
+    if config.test_data is None and config.test_split is None:
         return None
-    return read_table(dataclasses.replace(config, data=config.test_data))
+    return read_table(
+        dataclasses.replace(
+            config,
+            data=config.test_data or config.data,
+            data_split=config.test_split or config.data_split,
+        )
+    )
 
 
 _Rows = tuple[Sequence[Mapping[str, Any]], Mapping[str, tuple[str, ...]]]

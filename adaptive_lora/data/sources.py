@@ -14,6 +14,8 @@ from adaptive_lora.data.templates import load_template
 from adaptive_lora.errors import DataError
 from adaptive_lora.seeding import rng_for
 
+Columns = tuple[tuple[str, str | None, str], ...]
+"""Instruction or input, optional context, response."""
 _KNOWN_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("instruction", "input", "output"),  # Alpaca
     ("instruction", "context", "response"),  # Dolly
@@ -23,8 +25,12 @@ EMBEDDED_EXAMPLES = 900
 """How many examples the embedded generator makes where max_examples is not given."""
 
 
-def load_examples(config: DataConfig) -> ExampleSet:
+def load_examples(config: DataConfig, *, known: Columns = ()) -> ExampleSet:
     """Return the examples of a data configuration with prompts rendered.
+
+    Args:
+        config: where they stand.
+        known: columns that are found beside the usual ones.
 
     Raises:
         DataError: unreadable file (with line), missing columns, empty text, nothing left.
@@ -38,22 +44,29 @@ def load_examples(config: DataConfig) -> ExampleSet:
     else:
         table = read_table(config)
         rows, name, unit = table.rows, table.name, table.unit
-    prompt, context, response = _columns(config, rows, name)
+    prompt, context, response = _columns(config, rows, name, known)
     template = load_template(_template_name(config, (prompt, context, response)))
     examples = _build(rows, (prompt, context, response), template, name, unit)
     return ExampleSet(
         examples=subset(examples, config),
         template=template,
         source=name,
-        test=None if config.test_data is None else _test_examples(config),
+        test=None
+        if config.test_data is None and config.test_split is None
+        else _test_examples(config, known),
     )
 
 
-def _test_examples(config: DataConfig) -> tuple[Example, ...]:
+def _test_examples(config: DataConfig, known: Columns) -> tuple[Example, ...]:
     whole = dataclasses.replace(
-        config, data=str(config.test_data), test_data=None, max_examples=None
+        config,
+        data=config.test_data or config.data,
+        data_split=config.test_split or config.data_split,
+        test_data=None,
+        test_split=None,
+        max_examples=None,
     )
-    return load_examples(whole).examples
+    return load_examples(whole, known=known).examples
 
 
 def subset(examples: tuple[Example, ...], config: DataConfig) -> tuple[Example, ...]:
@@ -76,13 +89,14 @@ def _template_name(config: DataConfig, columns: tuple[str, str | None, str]) -> 
 
 
 def _columns(
-    config: DataConfig, rows: Sequence[Mapping[str, Any]], name: str
+    config: DataConfig, rows: Sequence[Mapping[str, Any]], name: str, more: Columns
 ) -> tuple[str, str | None, str]:
     """Decide which columns are instruction, input and response."""
     have = set(rows[0])
     wanted = (config.prompt_column, config.input_column, config.response_column)
     missing = [column for column in wanted if column is not None and column not in have]
-    known = next((c for c in _KNOWN_COLUMNS if {c[0], c[2]} <= have), (None, None, None))
+    listed = (*_KNOWN_COLUMNS, *more)
+    known = next((c for c in listed if {c[0], c[2]} <= have), (None, None, None))
     prompt, response = wanted[0] or known[0], wanted[2] or known[2]
     if missing or prompt is None or response is None:
         lacking = f"missing {', '.join(missing)}; " if missing else ""

@@ -38,6 +38,8 @@ class SiteChoice:
     """Layers `7`, ranges `0-11` (both ends included) and names of `LAYER_PARTS`; empty: all."""
     target_names: tuple[str, ...] = ()
     """Last parts of module names; empty: any."""
+    towers: tuple[str, ...] = ()
+    """Towers, or parts of their names such as `vision`; empty: all."""
 
 
 def layers_problem(layers: Sequence[str]) -> str | None:
@@ -64,6 +66,7 @@ def select_sites(
     everything, choice = tuple(sites), choice or SiteChoice()
     _require_names(everything, choice.target_names)
     _require_roles(everything, choice.roles)
+    _require_towers(everything, choice.towers)
     deepest = max(site.layer for site in everything)
     for item in choice.layers:
         if any(int(number) > deepest for number in re.findall(r"\d+", item)):
@@ -98,6 +101,15 @@ def _require_roles(sites: Sequence[AdapterSite], roles: Sequence[str]) -> None:
             raise ModelError(unknown_name("role of this base", role, present))
 
 
+def _require_towers(sites: Sequence[AdapterSite], towers: Sequence[str]) -> None:
+    present = {site.tower for site in sites} - {""}
+    for tower in towers:
+        if not present:
+            raise ModelError(f"towers={tower}: this base has one stack of blocks, not several.")
+        if not any(tower in name for name in present):
+            raise ModelError(unknown_name("tower of this base", tower, present))
+
+
 def _chosen(site: AdapterSite, sites: Sequence[AdapterSite], choice: SiteChoice) -> bool:
     family = {
         Placement.ALL: frozenset(Role),
@@ -106,6 +118,7 @@ def _chosen(site: AdapterSite, sites: Sequence[AdapterSite], choice: SiteChoice)
     }[choice.placement]
     return (
         site.role in family
+        and (not choice.towers or any(part in site.tower for part in choice.towers))
         and (not choice.roles or site.role in choice.roles)
         and (not choice.target_names or site.name.rsplit(".", 1)[-1] in choice.target_names)
         and (not choice.layers or any(_in_layers(site, sites, item) for item in choice.layers))
@@ -123,7 +136,7 @@ def _in_layers(site: AdapterSite, sites: Sequence[AdapterSite], item: str) -> bo
 
 def _described(choice: SiteChoice) -> str:
     parts = [f"placement '{choice.placement}'"]
-    for name in ("roles", "layers", "target_names"):
+    for name in ("towers", "roles", "layers", "target_names"):
         if getattr(choice, name):
             parts.append(f"{name} {'+'.join(getattr(choice, name))}")
     return " with ".join([parts[0], ", ".join(parts[1:]) or "target names any"])

@@ -13,11 +13,26 @@ from adaptive_lora.errors import ConfigError
 from adaptive_lora.models import auto_class, locate, read_settings
 from adaptive_lora.tasks.causal import CausalTask
 from adaptive_lora.tasks.classification import ClassificationTask
+from adaptive_lora.tasks.image_classification import ImageClassificationTask
+from adaptive_lora.tasks.image_text import ImageTextTask
 from adaptive_lora.tasks.regression import RegressionTask
+from adaptive_lora.tasks.seq2seq import Seq2SeqTask
 from adaptive_lora.tasks.task import Task
+from adaptive_lora.tasks.vision_language import VisionLanguageTask
 
 TASKS: Mapping[str, type[Task]] = MappingProxyType(
-    {task.name: task for task in (CausalTask, ClassificationTask, RegressionTask)}
+    {
+        task.name: task
+        for task in (
+            CausalTask,
+            ClassificationTask,
+            RegressionTask,
+            Seq2SeqTask,
+            ImageClassificationTask,
+            ImageTextTask,
+            VisionLanguageTask,
+        )
+    }
 )
 """Value of the option `task` -> task."""
 _BY_CLASS = {

@@ -36,6 +36,7 @@ from adaptive_lora.kernels import (
 from adaptive_lora.losses import causal_loss, token_scores
 from adaptive_lora.results import EvalResult
 from adaptive_lora.tasks.task import Task
+from adaptive_lora.tasks.tokens import token_metrics
 
 
 class CausalTask(Task):
@@ -141,17 +142,6 @@ class CausalTask(Task):
     def metrics(self, result: EvalResult) -> Mapping[str, float]:
         """Return loss, perplexity, token accuracy and exact match where it was scored."""
         return {**super().metrics(result), **token_metrics(result)}
-
-
-def token_metrics(result: EvalResult) -> dict[str, float]:
-    """Return what tells of tokens: perplexity, accuracy and their number."""
-    assert result.perplexity is not None
-    assert result.token_accuracy is not None
-    return {
-        "perplexity": result.perplexity,
-        "token_accuracy": result.token_accuracy,
-        "supervised_tokens": float(result.tokens_E.sum()),
-    }
 
 
 def _packed(model: nn.Module, batch: Batch) -> ExampleScores:

@@ -1,0 +1,105 @@
+"""Questions about pictures as a vision-language model takes them, and its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Asked = tuple[str, Any]
+"""A question and its picture."""
+
+
+def inputs_of(processor: Any, asked: Asked) -> dict[str, Any]:
+    """Return the model's inputs for one question, with a place for each part of the picture.
+
+    By the processor's own chat template where it has one.
+    """
+    question, image = asked
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        prompt = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+    else:
+        prompt = f"{processor.image_token}\n{question}\n"
+    found = processor(text=[prompt], images=[image], return_tensors="pt")
+    return {name: tensor for name, tensor in found.items() if hasattr(tensor, "shape")}
+
+
+def split_inputs(
+    inputs: Mapping[str, Any],
+) -> tuple[dict[str, list[int]], dict[str, Any]]:
+    """Return what has one number a token, and what shows the picture, of one question's inputs.
+
+    Raises:
+        ValueError: the picture is not one row, so that batches could not be told apart by example.
+    """
+    length = inputs["input_ids"].shape[1]
+    by_token = {n: t[0].tolist() for n, t in inputs.items() if tuple(t.shape) == (1, length)}
+    shown = {name: tensor for name, tensor in inputs.items() if name not in by_token}
+    odd = [name for name, tensor in shown.items() if tensor.shape[0] != 1]
+    if odd:
+        raise ValueError(
+            f"one picture becomes {shown[odd[0]].shape[0]} rows of {odd[0]}; required one row a "
+            "picture, as LLaVA, SmolVLM and Idefics3 have it (Qwen2-VL has not)"
+        )
+    by_token.pop("attention_mask", None)
+    return by_token, shown
+
+
+def joined_pictures(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the pictures of several questions as one batch.
+
+    Raises:
+        ValueError: they differ in shape.
+    """
+    import torch
+
+    shapes = {name: {tuple(part[name].shape) for part in parts} for name in parts[0]}
+    odd = [name for name, found in shapes.items() if len(found) > 1]
+    if odd:
+        raise ValueError(
+            f"pictures differ in their {odd[0]}: {sorted(shapes[odd[0]])}; required one shape (let "
+            "the processor resize them, without splitting into tiles)"
+        )
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def answer_questions(
+    model: Any,
+    processor: Any,
+    asked: Sequence[Asked],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 8,
+) -> list[str]:
+    """Answer greedily, shortest first in batches, and return texts in the given order."""
+    import torch
+
+    split = [split_inputs(inputs_of(processor, each)) for each in asked]
+    order = sorted(range(len(split)), key=lambda index: len(split[index][0]["input_ids"]))
+    tokenizer = processor.tokenizer
+    texts = [""] * len(split)
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        chosen = [split[index] for index in order[start : start + batch_size]]
+        width = max(len(tokens["input_ids"]) for tokens, _ in chosen)
+        inputs = {
+            name: torch.tensor([[0] * (width - len(t[name])) + t[name] for t, _ in chosen])
+            for name in chosen[0][0]
+        }
+        lengths = [len(tokens["input_ids"]) for tokens, _ in chosen]
+        mask = [[0] * (width - length) + [1] * length for length in lengths]
+        inputs = {**inputs, "attention_mask": torch.tensor(mask)}
+        inputs |= joined_pictures([shown for _, shown in chosen])
+        with torch.no_grad():
+            output = model.generate(
+                **{name: tensor.to(model.device) for name, tensor in inputs.items()},
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=int(tokenizer.eos_token_id),
+                eos_token_id=int(tokenizer.eos_token_id),
+            )
+        for index, row in zip(order[start : start + batch_size], output[:, width:], strict=True):
+            texts[index] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+    return texts

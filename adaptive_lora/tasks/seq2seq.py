@@ -1,0 +1,148 @@
+"""Sequence to sequence: an encoder reads the input, a decoder writes the target."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from adaptive_lora.adapter_serving import generate_targets
+from adaptive_lora.config import DataConfig
+from adaptive_lora.data import Batch, Example, ExampleSet, load_examples
+from adaptive_lora.data.batches import IGNORED
+from adaptive_lora.errors import DataError
+from adaptive_lora.evaluation import ExampleScores
+from adaptive_lora.results import EvalResult
+from adaptive_lora.tasks.padding import right
+from adaptive_lora.tasks.task import Task
+from adaptive_lora.tasks.tokens import (
+    exact,
+    rouge,
+    token_example_scores,
+    token_losses,
+    token_metrics,
+    with_end,
+)
+
+_KNOWN: tuple[tuple[str, str | None, str], ...] = (
+    ("input", None, "target"),
+    ("source", None, "target"),
+    ("document", None, "summary"),
+    ("article", None, "highlights"),
+    ("text", None, "summary"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputAndTarget:
+    """Token ids of an input and of its target."""
+
+    id: str
+    input_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    response: str
+
+    @property
+    def length(self) -> int:
+        """Tokens that go through encoder and decoder."""
+        return len(self.input_ids) + len(self.target_ids)
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Tokens of the target."""
+        return len(self.target_ids)
+
+
+class Seq2SeqTask(Task):
+    """Cross-entropy over the target's tokens; greedy generation for exact match and ROUGE."""
+
+    name = "seq2seq"
+
+    @classmethod
+    def read(cls, config: DataConfig) -> ExampleSet:
+        return load_examples(config, known=_KNOWN)
+
+    @property
+    def served(self) -> dict[str, Any]:
+        """What an adapter records of its task: how its base is loaded, and where inputs are cut."""
+        return {**super().served, "max_tokens": self.longest}
+
+    def prepare(self, examples: Sequence[Example]) -> tuple[InputAndTarget, ...]:
+        """Return inputs and targets tokenised apart, each cut at the longest."""
+        tokenizer, most = self.base.tokenizer, self.longest
+        inputs = tokenizer(
+            [example.prompt for example in examples], truncation=True, max_length=most
+        )["input_ids"]
+        targets = tokenizer(text_target=[example.response for example in examples])["input_ids"]
+        end = tokenizer.eos_token_id
+        made = tuple(
+            InputAndTarget(
+                id=example.id,
+                input_ids=tuple(ids),
+                target_ids=with_end(target, end, most),
+                response=example.response,
+            )
+            for example, ids, target in zip(examples, inputs, targets, strict=True)
+        )
+        for example, each in zip(examples, made, strict=True):
+            if not each.input_ids or not each.target_ids:
+                raise DataError(f"{example.where} has no token in its input or target.")
+        return made
+
+    def collate(self, examples: Sequence[InputAndTarget]) -> Batch:
+        """Return inputs and targets padded; the decoder sees the target moved by one."""
+        pad = int(self.base.tokenizer.pad_token_id)
+        start = int(self.base.model.config.decoder_start_token_id)
+        targets = [example.target_ids for example in examples]
+        lengths = [len(example.input_ids) for example in examples]
+        return Batch(
+            inputs={
+                "input_ids": right([example.input_ids for example in examples], pad),
+                "attention_mask": right([[1] * length for length in lengths], 0),
+                "decoder_input_ids": right([[start, *ids[:-1]] for ids in targets], pad),
+                "decoder_attention_mask": right([[1] * len(ids) for ids in targets], 0),
+            },
+            labels=right(targets, IGNORED),
+            padding={"input_ids": pad, "decoder_input_ids": pad},
+        )
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return token_losses(_logits(model, batch), batch.labels).sum()
+
+    def scores(self, model: nn.Module, batch: Batch) -> ExampleScores:
+        return token_example_scores(_logits(model, batch), batch.labels)
+
+    def outputs(self, model: nn.Module, examples: Sequence[InputAndTarget]) -> torch.Tensor:
+        """Return the logits of each target's first token, each example run alone."""
+        batches = [self.collate([example]).to(self.runtime.device) for example in examples]
+        return torch.stack([_logits(model, batch)[0, 0].float() for batch in batches])
+
+    def score(self, model: nn.Module, examples: Sequence[InputAndTarget]) -> EvalResult:
+        """Score likelihood and, unless the study says no, what greedy generation gives."""
+        result = self.losses(model, examples)
+        if self.config.evaluation.generate == "off":
+            return result
+        with self.runtime.accelerator.autocast():
+            texts = generate_targets(
+                model,
+                self.base.tokenizer,
+                [example.input_ids for example in examples],
+                max_new_tokens=max(len(example.target_ids) for example in examples),
+                batch_size=self.config.evaluation.eval_batch_size,
+            )
+        return dataclasses.replace(
+            result, exact_match_E=exact(texts, examples), further_E=rouge(texts, examples)
+        )
+
+    def metrics(self, result: EvalResult) -> Mapping[str, float]:
+        return {**super().metrics(result), **token_metrics(result)}
+
+
+def _logits(model: Any, batch: Batch) -> torch.Tensor:
+    """Return (B, T, V) logits of the target's tokens."""
+    logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits
+    return logits

@@ -1,0 +1,175 @@
+"""Pictures: classes, captions and questions, from a folder to a proven adapter."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from task_bases import SEEING, run_and_prove, save_pictures, save_seeing_base
+from torch.nn import functional
+
+from adaptive_lora.config import StudyConfig, study_from
+from adaptive_lora.errors import AllocationError, ConfigError, DataError
+from adaptive_lora.tasks.image_text import pair_losses, recall
+from adaptive_lora.workbench import Workbench
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {
+        name: save_seeing_base(tmp_path_factory.mktemp(name), kind, settings, head)
+        for name, (kind, settings, head) in SEEING.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty-six pictures in one folder, with a table of what is on them."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = save_pictures(folder, 36)
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    return folder
+
+
+def study(model: Path, data: Path, **changes: object) -> StudyConfig:
+    return study_from(
+        {
+            "model": str(model),
+            "data": str(data),
+            "methods": "uniform:rank=2",
+            "seeds": "0",
+            "lr": "1e-2",
+            "max_steps": 3,
+            "batch_size": 4,
+            "validations": 1,
+            "profile_batches": 2,
+            "precision": "fp32",
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2"])
+def test_a_folder_of_images(
+    bases: dict[str, Path], own_store: str, tmp_path: Path, name: str
+) -> None:
+    for row in save_pictures(tmp_path / "loose", 24):
+        (tmp_path / "images" / row["label"]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "loose" / row["image"]).rename(
+            tmp_path / "images" / row["label"] / row["image"]
+        )
+    config = study(
+        bases[name],
+        tmp_path / "images",
+        tracking_uri=own_store,
+        methods="uniform:rank=2 waterfill:rank=1",
+        max_steps=20,
+    )
+    proven = run_and_prove(config)
+    record = proven.records[0]
+    assert record.tags["task"] == "image_classification"
+    assert record.metrics["test/accuracy"] > 0.6  # three colours are easily told apart
+    assert record.metrics["head_parameters"] > 0
+    served = mlflow.pyfunc.load_model(proven.champion)
+    blue = next((tmp_path / "images" / "blue").iterdir())
+    text = base64.b64encode(blue.read_bytes()).decode()
+    assert served.predict([{"image": text}]) == served.predict([{"image": str(blue)}])
+    assert set(served.predict([{"image": text}])) <= {"red", "green", "blue"}
+
+
+def test_captions(bases: dict[str, Path], own_store: str, pictures: Path) -> None:
+    """Both towers are measured and trained; one can be left out."""
+    config = study(
+        bases["clip"],
+        pictures / "rows.json",
+        methods="uniform:rank=2 empirical:rank=1 uniform:rank=2,towers=vision",
+        tracking_uri=own_store,
+    )
+    proven = run_and_prove(config)
+    assert "nats per pair" in proven.shown
+    towers = {
+        record.method: {site["tower"] for site in record.plan["sites"]} for record in proven.records
+    }
+    assert towers["uniform-r2"] == towers["empirical-r1"] == {"text_model", "vision_model"}
+    assert towers["uniform-r2-vision"] == {"vision_model"}
+    for record in proven.records:
+        assert record.metrics["head_parameters"] == 0
+        first = record.metrics["test/image_to_text_recall_at_1"]
+        assert 0 <= first <= record.metrics["test/image_to_text_recall_at_5"] <= 1
+    served = mlflow.pyfunc.load_model(proven.champion)
+    rows = [{"image": str(pictures / "0.png"), "text": "number 0 is red"}]
+    assert -1 <= served.predict(rows)[0] <= 1
+
+
+def test_losses_of_pairs_by_hand(bases: dict[str, Path], pictures: Path) -> None:
+    logits = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
+    first = -torch.log_softmax(torch.tensor([2.0, 0.0]), 0)[0]
+    second = -torch.log_softmax(torch.tensor([2.0, 1.0]), 0)[0]
+    assert pair_losses(logits)[0] == pytest.approx(float(first + second) / 2)
+    same = torch.eye(2).bool()
+    assert recall(torch.tensor([[2.0, 0.0], [1.0, 0.5]]), same, 1).tolist() == [1, 0]
+    assert recall(logits, same, 5).tolist() == [1, 1]
+    bench = Workbench(study(bases["clip"], pictures / "rows.json"))
+    test = bench.parts(0).test
+    batch = bench.task.collate(test)
+    found = bench.base.model(**batch.inputs)
+    wanted = torch.arange(len(test))
+    both = functional.cross_entropy(found.logits_per_image, wanted) + functional.cross_entropy(
+        found.logits_per_text, wanted
+    )
+    assert bench.losses(bench.base.model, test).loss == pytest.approx(float(both) / 2, rel=1e-5)
+    assert bench.task.loss(bench.base.model, batch).item() == pytest.approx(
+        float(both) / 2 * len(test), rel=1e-5
+    )
+
+
+def test_pairs_cannot_be_taken_apart(bases: dict[str, Path], pictures: Path) -> None:
+    bench = Workbench(study(bases["clip"], pictures / "rows.json"))
+    batch = bench.task.collate(bench.parts(0).train[:4])
+    assert batch.parts(1) == [batch]
+    with pytest.raises(AllocationError, match="gradients of single examples"):
+        bench.profile("gradient_variance", seed=0, fold=0)
+    with pytest.raises(ConfigError, match="batch_size must be at least 2"):
+        Workbench(study(bases["clip"], pictures / "rows.json", batch_size=1))
+
+
+def test_questions_about_pictures(bases: dict[str, Path], own_store: str, pictures: Path) -> None:
+    config = study(
+        bases["llava"],
+        pictures / "rows.json",
+        methods="uniform:rank=2 empirical:rank=1,towers=language",
+        tracking_uri=own_store,
+        generate="on",
+    )
+    proven = run_and_prove(config)
+    for record in proven.records:
+        test = record.test
+        assert test is not None
+        assert test.exact_match_E is not None
+        assert record.metrics["test/supervised_tokens"] == test.tokens_E.sum()
+    served = mlflow.pyfunc.load_model(proven.champion)
+    rows = [{"image": str(pictures / "0.png"), "question": "Which colour?"}]
+    assert isinstance(served.predict(rows, params={"max_new_tokens": 3})[0], str)
+
+
+def test_answers_score_as_the_model_scores_them(bases: dict[str, Path], pictures: Path) -> None:
+    """Padding and batching change nothing; the model's own loss is the same mean."""
+    bench = Workbench(study(bases["llava"], pictures / "rows.json"))
+    test = bench.parts(0).test
+    result = bench.losses(bench.base.model, test)
+    for example, nll in zip(test, result.nll_E, strict=True):
+        batch = bench.task.collate([example])
+        own = bench.base.model(**batch.inputs, labels=batch.labels).loss
+        assert nll == pytest.approx(float(own) * example.supervised_tokens, rel=1e-4)
+
+
+def test_what_is_no_picture(bases: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    rows = [{"image": "0.png", "label": "a"}, {"image": "0.png", "label": "b"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows.json item 0: column 'image' must be an image"):
+        Workbench(study(bases["vit"], tmp_path / "rows.json"))

@@ -1,0 +1,113 @@
+"""Sequence to sequence: T5 from a table to a proven adapter."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from task_bases import SIZE, WORDS, run_and_prove, save_base, write_rows
+
+from adaptive_lora.config import StudyConfig, study_from
+from adaptive_lora.tasks.tokens import exact, rouge
+from adaptive_lora.workbench import Workbench
+
+T5 = {
+    "d_model": 32, "d_ff": 64, "d_kv": 16, "num_layers": 2, "num_heads": 2, "vocab_size": 258,
+    "pad_token_id": 257, "eos_token_id": 256, "decoder_start_token_id": 257,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert SIZE["hidden_size"] == T5["d_model"]
+    return save_base(tmp_path_factory.mktemp("t5"), "T5Config", T5, "T5ForConditionalGeneration")
+
+
+def study(model: Path, tmp_path: Path, **changes: object) -> StudyConfig:
+    draw = random.Random(0)
+    rows = []
+    for number in range(40):
+        first, second = draw.sample(WORDS, 2)
+        rows.append({"input": f"{number} {first} {second}", "target": f"{second} {first}"})
+    return study_from(
+        {
+            "model": str(model),
+            "data": str(write_rows(tmp_path / "rows.json", rows)),
+            "methods": "uniform:rank=2",
+            "seeds": "0",
+            "lr": "1e-2",
+            "max_steps": 3,
+            "batch_size": 4,
+            "validations": 1,
+            "profile_batches": 2,
+            "precision": "fp32",
+            **changes,
+        }
+    )
+
+
+def test_study(t5: Path, own_store: str, tmp_path: Path) -> None:
+    config = study(
+        t5,
+        tmp_path,
+        methods="uniform:rank=2 waterfill:rank=1 adalora:rank=1 uniform:rank=2,towers=decoder",
+        max_steps=8,
+        tracking_uri=own_store,
+    )
+    proven = run_and_prove(config)
+    towers = {
+        record.method: {site["tower"] for site in record.plan["sites"]} for record in proven.records
+    }
+    assert towers["uniform-r2"] == {"encoder", "decoder"}
+    assert towers["uniform-r2-decoder"] == {"decoder"}
+    for record in proven.records:
+        test = record.test
+        assert test is not None
+        assert test.exact_match_E is not None
+        assert record.metrics["test/rouge_l"] == pytest.approx(test.further_E["rouge_l"].mean())
+        assert record.metrics["test/perplexity"] == pytest.approx(test.perplexity)
+    assert "rouge l" in (Path(proven.report).read_text(encoding="utf-8"))
+    served = mlflow.pyfunc.load_model(proven.champion)
+    answers = served.predict([{"prompt": "7 red old\n"}], params={"max_new_tokens": 4})
+    assert isinstance(answers[0], str)
+
+
+def test_loss_is_the_models_own(t5: Path, tmp_path: Path) -> None:
+    """The decoder sees the target moved by one, as T5 itself moves it; padding changes nothing."""
+    bench = Workbench(study(t5, tmp_path))
+    test = bench.parts(0).test
+    batch = bench.task.collate(test)
+    model = bench.base.model
+    own = model.prepare_decoder_input_ids_from_labels(batch.labels)
+    mask = batch.inputs["decoder_attention_mask"].bool()
+    assert torch.equal(batch.inputs["decoder_input_ids"][mask], own[mask])
+    result = bench.losses(model, test)
+    for example, nll in zip(test, result.nll_E, strict=True):
+        alone = bench.task.collate([example])
+        loss = model(
+            input_ids=alone.input_ids, attention_mask=alone.attention_mask, labels=alone.labels
+        ).loss
+        assert nll == pytest.approx(float(loss) * example.supervised_tokens, rel=1e-4)
+
+
+def test_generation_does_not_depend_on_the_batch(t5: Path, tmp_path: Path) -> None:
+    bench = Workbench(study(t5, tmp_path))
+    test = bench.parts(0).test
+    together = bench.score(bench.base.model, test)
+    single = Workbench(study(t5, tmp_path, eval_batch_size=1)).score(bench.base.model, test)
+    assert together.exact_match_E is not None
+    assert together.exact_match_E.tolist() == single.exact_match_E.tolist()
+    assert together.further_E["rouge_l"].tolist() == single.further_E["rouge_l"].tolist()
+
+
+def test_rouge_by_hand() -> None:
+    class Wanted:
+        response = "the cat sat on the mat"
+
+    scores = rouge(["the cat on a mat"], [Wanted])
+    assert scores["rouge1"][0] == pytest.approx(2 * (4 / 5 * 4 / 6) / (4 / 5 + 4 / 6))
+    assert scores["rouge2"][0] == pytest.approx(2 * (1 / 4 * 1 / 5) / (1 / 4 + 1 / 5))
+    assert exact([" the cat sat on the mat"], [Wanted]).tolist() == [1.0]
