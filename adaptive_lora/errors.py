@@ -7,7 +7,8 @@
     ├── AllocationError          ranks and budgets that cannot be met
     ├── AdapterError             adapter folders and models that differ from their plan
     ├── TrackingError            tracking server and registry
-    │   └── Undelivered          results wait on local disk for it; exit code 3
+    │   ├── Undelivered          results wait on local disk for it; exit code 3
+    │   └── ClaimLost            another process took over; caught where trials are run
     └── TrialFailed              a trial that the stability guard ended; the study goes on
 
 Anything else that escapes is a bug of this package and keeps its traceback.
@@ -63,6 +64,10 @@ class Undelivered(TrackingError):
     """Results are kept on local disk, because the tracking server did not take them."""
 
     exit_code = 3
+
+
+class ClaimLost(TrackingError):
+    """This process seemed dead for so long that another one took its trial."""
 
 
 class TrialFailed(AdaptiveLoraError, RuntimeError):

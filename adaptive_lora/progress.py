@@ -17,6 +17,9 @@ from rich.progress import (
 
 from adaptive_lora.training import StepEvent
 
+_PAUSE = 2.0
+"""Seconds between two looks at the trials of other processes."""
+
 
 class StudyProgress:
     """A live display in a terminal, one line a trial elsewhere (logs, CI)."""
@@ -66,6 +69,11 @@ class StudyProgress:
             self._trials -= finished
             self._progress.update(self._task, total=self._trials)
             self.note(f"{finished} trials are finished already; {self._trials} to run")
+
+    def wait(self, trials: int) -> None:
+        """Show that other processes are at what is left; give them time."""
+        self._progress.update(self._task, description=f"{trials} with other processes")
+        time.sleep(_PAUSE)
 
     def begin(self, label: str) -> None:
         """Show that a trial runs, by its name."""

@@ -26,8 +26,10 @@ from adaptive_lora.errors import (
     AdapterError,
     AdaptiveLoraError,
     ConfigError,
+    DataError,
     ModelError,
-    Undelivered,
+    TrackingError,
+    TrialFailed,
 )
 from adaptive_lora.interruption import interruptible
 from adaptive_lora.judgement import Judgement, judge
@@ -36,7 +38,10 @@ from adaptive_lora.provenance import provenance
 from adaptive_lora.results import TrialRecord
 from adaptive_lora.tracked_trial import run_tracked
 from adaptive_lora.tracking import Store, StudyRun, connect
+from adaptive_lora.tracking.runs import LINEAGE, STUDY_ID
+from adaptive_lora.tracking.study_run import Standing
 from adaptive_lora.tracking.trials import eval_to_dict
+from adaptive_lora.training.loop import Runner
 from adaptive_lora.trial import TrialOutcome
 from adaptive_lora.workbench import Workbench
 
@@ -65,26 +70,36 @@ def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
     bench = Workbench(config)
     store = connect(config.tracking)
     study = open_study(bench, store)
-    status = "FAILED"
+    status, run_here = "FAILED", 0
+
+    def run(trial: TrialSpec, runner: Runner) -> bool:
+        nonlocal run_here
+        outcome = run_tracked(bench, study, trial, progress, runner=runner)
+        run_here += not isinstance(outcome, Standing)
+        return outcome is not Standing.TAKEN
+
+    def failed(trial: TrialSpec, failure: TrialFailed) -> None:
+        nonlocal run_here
+        run_here += 1
+        progress.end(trial.label, f"[red]FAILED[/]: {failure}")
+
     try:
-        trials = missing_trials(bench, study)
-        with interruptible(), StudyProgress(console, len(list(config.trials()))) as progress:
-            progress.skip(len(list(config.trials())) - len(trials))
-            run_trials(
-                trials,
-                lambda trial, runner: run_tracked(bench, study, trial, progress, runner=runner),
-                lambda trial, failure: progress.end(trial.label, f"[red]FAILED[/]: {failure}"),
-                engine=resolve_engine(config.engine, bench.runtime),
-            )
-        store.settle(" The trials were trained, not compared: then run the same command again.")
-        judgement = judge(study_dossier(study), config, console, lambda trial: bench)
-        status = "FINISHED"
-    except (KeyboardInterrupt, Undelivered):
+        with interruptible():
+            trials = missing_trials(bench, study)
+            with StudyProgress(console, len(list(config.trials()))) as progress:
+                progress.skip(len(list(config.trials())) - len(trials))
+                engine = resolve_engine(config.engine, bench.runtime)
+                run_trials(trials, run, failed, progress.wait, engine=engine)
+            store.settle(" The trials were trained, not compared: then run the same command again.")
+            with study.comparing():
+                judgement = judge(study_dossier(study), config, console, lambda trial: bench)
+            status = "FINISHED"
+    except (KeyboardInterrupt, TrackingError, OSError, MemoryError):
         status = "KILLED"
         raise
     finally:
         study.end(status)
-    return StudyOutcome(judgement=judgement, store=store, trials_run=len(trials))
+    return StudyOutcome(judgement=judgement, store=store, trials_run=run_here)
 
 
 def run_single(
@@ -116,7 +131,10 @@ def run_single(
         if not missing_trials(bench, study):
             return trials[0], None, study, signature
         with interruptible(), StudyProgress(console, 1) as progress:
-            outcome = run_tracked(bench, study, trials[0], progress, adopt=True)
+            found = run_tracked(bench, study, trials[0], progress, adopt=True)
+        if found is Standing.TAKEN:
+            raise TrackingError(f"another process is at {trials[0].label} just now.")
+        outcome = None if isinstance(found, Standing) else found
     except KeyboardInterrupt:
         status = "KILLED"
         raise
@@ -144,7 +162,14 @@ def open_study(bench: Workbench, store: Store, *, single: bool = False) -> Study
             f"base {bench.base.reference.name} gives a non-finite test loss in "
             f"{bench.runtime.precision} before any training; check its weights or use fp32."
         )
-    study = StudyRun.open(store, study_id=bench.study_id, name=config.study, adopt=not single)
+    _refuse_changed(bench, store)
+    study = StudyRun.open(
+        store,
+        study_id=bench.study_id,
+        name=config.study,
+        adopt=not single,
+        silence=60 * config.tracking.claim_minutes,
+    )
     settings = bench.settings()
     study.json(CONFIG, _widened(study, settings) if single else settings)
     if not (single and bench.base.quantisation and _has_frozen(study)):  # theirs may be as saved
@@ -152,6 +177,7 @@ def open_study(bench: Workbench, store: Store, *, single: bool = False) -> Study
     study.json(EXAMPLES, _test_texts(bench))
     study.tags(
         {
+            LINEAGE: bench.lineage,
             "base": bench.base.reference.name,
             "base_hash": bench.base.reference.content_hash,
             "data": bench.data.source,
@@ -174,6 +200,33 @@ def _has_frozen(study: StudyRun) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def _refuse_changed(bench: Workbench, store: Store) -> None:
+    """Refuse a study whose base or data changed under the same name since it began.
+
+    Its finished trials would be left behind in silence, and a new study begun under their name.
+
+    Raises:
+        DataError, ModelError: with both digests.
+    """
+    earlier = StudyRun.of_lineage(store, bench.lineage)
+    if not earlier or any(run.data.tags[STUDY_ID] == bench.study_id for run in earlier):
+        return
+    tags, reference = earlier[0].data.tags, bench.base.reference
+    way = (
+        f"since study {tags[STUDY_ID]} began. Put it back to continue that study, or begin a new "
+        "one with another name: --study NAME."
+    )
+    if tags["base_hash"] != reference.content_hash:
+        raise ModelError(
+            f"base {reference.name} changed (SHA-256 {tags['base_hash'][:16]} then, "
+            f"{reference.content_hash[:16]} now) {way}"
+        )
+    raise DataError(
+        f"data {bench.config.data.data} changed (digest {tags['data_digest']} then, "
+        f"{bench.data.digest} now) {way}"
+    )
 
 
 def _test_texts(bench: Workbench) -> dict[str, str]:

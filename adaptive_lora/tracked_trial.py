@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from adaptive_lora.config import TrackingConfig, TrialSpec
-from adaptive_lora.errors import AdaptiveLoraError
+from adaptive_lora.errors import AdaptiveLoraError, ClaimLost, TrialFailed
 from adaptive_lora.progress import StudyProgress
 from adaptive_lora.provenance import packages, provenance
 from adaptive_lora.tracking import StudyRun, TrialRun, log_adapter
 from adaptive_lora.tracking.runs import SIGNATURE
+from adaptive_lora.tracking.study_run import Standing
 from adaptive_lora.tracking.trials import HISTORY, PLAN, RESULT, result_to_dict
 from adaptive_lora.training import Frequency, Runner, StepEvent, TrialCheckpoints
 from adaptive_lora.trial import TrialOutcome, run_trial, trial_metrics
@@ -28,7 +29,7 @@ def run_tracked(
     *,
     adopt: bool = False,
     runner: Runner | None = None,
-) -> TrialOutcome:
+) -> TrialOutcome | Standing:
     """Run one trial under its own MLflow run and log what it gives.
 
     Args:
@@ -39,32 +40,61 @@ def run_tracked(
         adopt: use the run that `mlflow run` made for this process, where there is one.
         runner: takes the steps of a training; None: one after another by itself.
 
+    Returns:
+        The outcome, or how the trial stands where there is nothing to do for this process.
+
     Raises:
         TrialFailed: training was not stable.
     """
+    run = study.take(trial.label, _tags(bench, trial), adopt=adopt)
+    if isinstance(run, Standing):
+        return run
     progress.begin(trial.label)
-    tags = _tags(bench, trial)
     checkpoints = trial_checkpoints(bench, trial)
-    with study.trial(trial.label, tags, adopt=adopt) as run, TemporaryDirectory() as folder:
-        run.params(_parameters(bench, trial))
-        parts = bench.parts(trial.fold)
-        run.data(bench.data.source, bench.data.digest, bench.config.data.data, len(parts.train))
-
-        def on_step(event: StepEvent) -> None:
-            progress.step(trial.label, event)
-            _buffer(run, event)
-
-        try:
-            adapter = Path(folder) / "adapter"
-            outcome = run_trial(bench, trial, adapter, on_step, checkpoints, runner=runner)
-            _log_outcome(bench, run, trial, outcome)
-        except AdaptiveLoraError as failure:
-            run.flush()
-            run.tags({"failure": str(failure)[:5000]})
-            checkpoints.remove()  # from there it would only fail again
-            raise
+    try:
+        with study.trial(run) as check:
+            outcome = _run_claimed(bench, run, trial, _Way(progress, check, checkpoints, runner))
+    except ClaimLost as lost:
+        progress.note(f"{trial.label}: {lost}")
+        return Standing.TAKEN
+    except TrialFailed:
+        checkpoints.remove()  # from there it would only fail again
+        raise
     checkpoints.remove()
     progress.end(trial.label, _summary(outcome))
+    return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a trial is run: who looks at every step, where it goes on, who takes the steps."""
+
+    progress: StudyProgress
+    check_claim: Callable[[], None]
+    checkpoints: TrialCheckpoints
+    runner: Runner | None
+
+
+def _run_claimed(bench: Workbench, run: TrialRun, trial: TrialSpec, way: _Way) -> TrialOutcome:
+    """Run a trial that is this process's and log what it gives."""
+    run.params(_parameters(bench, trial))
+    parts = bench.parts(trial.fold)
+    run.data(bench.data.source, bench.data.digest, bench.config.data.data, len(parts.train))
+
+    def on_step(event: StepEvent) -> None:
+        way.check_claim()
+        way.progress.step(trial.label, event)
+        _buffer(run, event)
+
+    try:
+        with way.checkpoints.workplace() as folder:
+            adapter, kept = folder / "adapter", way.checkpoints
+            outcome = run_trial(bench, trial, adapter, on_step, kept, runner=way.runner)
+            _log_outcome(bench, run, trial, outcome)
+    except AdaptiveLoraError as failure:
+        run.flush()
+        run.tags({"failure": str(failure)[:5000]})
+        raise
     return outcome
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from adaptive_lora.adapter_serving import NF4
@@ -112,6 +113,18 @@ class Workbench(Bench):
         shared = {**self.config.identity(), **self.surroundings}
         return f"{self.config.study}-{digest(shared)[:10]}"
 
+    @cached_property
+    def lineage(self) -> str:
+        """Return a digest of the study by names alone: what the same command gives again.
+
+        Two study ids of one lineage mean that base or data changed under the same name.
+        """
+        sections = (self.config.model, self.config.data)
+        named = {key: _place(value) for s in sections for key, value in vars(s).items()}
+        contents = {"base", "data"}
+        rest = {key: value for key, value in self.surroundings.items() if key not in contents}
+        return digest({**self.config.identity(), **named, **rest, "study": self.config.study})
+
     def parts(self, fold: int) -> PreparedParts:
         """Return the prepared parts of a fold."""
         if fold not in self._parts:
@@ -214,3 +227,9 @@ class BorrowedBench(Bench):
                 }
             )
         return self._parts[fold]
+
+
+def _place(value: object) -> object:
+    """Return a setting with a path that exists made absolute: elsewhere it is another file."""
+    exists = isinstance(value, str) and Path(value).exists()
+    return str(Path(str(value)).resolve()) if exists else value

@@ -235,8 +235,11 @@ def studies(
         with StudyProgress(Console(file=StringIO()), 6) as progress:
             run_trials(
                 list(bench.config.trials()),
-                lambda trial, runner: run_tracked(bench, study, trial, progress, runner=runner),
+                lambda trial, runner: bool(
+                    run_tracked(bench, study, trial, progress, runner=runner)
+                ),
                 lambda trial, failure: pytest.fail(str(failure)),
+                lambda taken: pytest.fail("no other process is there"),
                 engine=bench.config.engine,
             )
         study.store.settle()

@@ -234,9 +234,10 @@ def test_an_interrupted_study_continues(
     client.update_run(killed.info.run_id, status="RUNNING")
     outcome, _ = quiet(config)
     assert outcome.trials_run == 1
-    assert client.get_run(killed.info.run_id).info.status == "KILLED"
-    statuses = sorted(run.info.status for run in trials_in(tmp_path))
-    assert statuses == ["FINISHED", "FINISHED", "KILLED"]
+    assert client.get_run(killed.info.run_id).info.status == "FINISHED"  # in the same run
+    assert [run.info.status for run in trials_in(tmp_path)] == ["FINISHED", "FINISHED"]
+    losses = client.get_metric_history(killed.info.run_id, "train/loss")
+    assert [point.step for point in losses] == [1, 2]
     assert {seed for method in outcome.judgement.comparison.methods for seed in method.seeds} == {
         0,
         1,

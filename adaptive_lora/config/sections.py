@@ -224,3 +224,10 @@ class TrackingConfig:
         limits=Limits(low=1),
         identity=False,
     )
+    claim_minutes: float = option(
+        2.0,
+        "silence after which the trial of another machine's process is taken over",
+        unit="minutes",
+        limits=Limits(above=0),
+        identity=False,
+    )

@@ -9,7 +9,7 @@ from adaptive_lora.engines.serial import run_serially
 from adaptive_lora.engines.together import RunTrial, run_together
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.runtime import Runtime
-from adaptive_lora.training.loop import Course
+from adaptive_lora.training.loop import Course, Runner
 
 MOST_TOGETHER = 16
 """Trials in one process at once; where memory is short, fewer go through the base at a time."""
@@ -30,8 +30,9 @@ def resolve_engine(engine: str, runtime: Runtime) -> str:
 
 def run_trials(
     trials: Sequence[TrialSpec],
-    run: RunTrial,
+    run: Callable[[TrialSpec, Runner], bool],
     on_failure: Callable[[TrialSpec, TrialFailed], None],
+    wait: Callable[[int], None],
     *,
     engine: str,
 ) -> None:
@@ -39,10 +40,32 @@ def run_trials(
 
     Args:
         trials: in order.
-        run: runs one trial.
+        run: runs one trial, or finds it done; False where another process is at it. It is asked
+            for again after the others, until it is done or that process has died.
         on_failure: told of trials that failed.
+        wait: called with the number of trials that others are at, before they are asked for again.
         engine: serial or together.
     """
+    left = list(trials)
+    while left:
+        taken: list[TrialSpec] = []
+
+        def attempt(trial: TrialSpec, runner: Runner, taken: list[TrialSpec] = taken) -> None:
+            if not run(trial, runner):
+                taken.append(trial)
+
+        _once(left, attempt, on_failure, engine)
+        left = taken
+        if left:
+            wait(len(left))
+
+
+def _once(
+    trials: Sequence[TrialSpec],
+    run: RunTrial,
+    on_failure: Callable[[TrialSpec, TrialFailed], None],
+    engine: str,
+) -> None:
     if engine == "serial":
         run_serially(trials, lambda trial: run(trial, Course.run), on_failure)
         return

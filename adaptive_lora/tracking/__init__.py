@@ -5,8 +5,9 @@ from mlflow.entities import Run
 from adaptive_lora.tracking.connection import connect
 from adaptive_lora.tracking.recorder import TrialRun
 from adaptive_lora.tracking.registry import RegisteredAdapter, log_adapter, promote, register
-from adaptive_lora.tracking.runs import StudyRun, find_trials, open_comparison
+from adaptive_lora.tracking.runs import find_trials, open_comparison
 from adaptive_lora.tracking.store import Store
+from adaptive_lora.tracking.study_run import StudyRun
 from adaptive_lora.tracking.trials import eval_from_dict, read_trials
 
 __all__ = [

@@ -162,6 +162,12 @@ class Recorder:
         self._ended, self._journal = self._journal, None
         self.store.spool.nudge()
 
+    def leave(self) -> None:
+        """Write no more: the run is another process's now."""
+        self._open.finish()
+        self._ended, self._journal = self._journal, None
+        self.store.spool.nudge()
+
     @property
     def _open(self) -> Journal:
         """The run's journal, begun with the first record."""

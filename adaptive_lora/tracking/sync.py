@@ -34,6 +34,8 @@ class Synced:
     """How many of them were read back from the store."""
     left: str = ""
     """Why the journal is kept; empty where everything arrived."""
+    held: bool = False
+    """Whether it is kept because the process that writes it is alive and sends it itself."""
     waiting: bool = False
     """Whether it is kept because the store did not answer."""
 
@@ -71,7 +73,8 @@ def deliver_left(spool: Path, delivery: Delivery, shown_uri: str) -> Iterator[Sy
     for folder in journals(spool):
         journal = Journal.take(folder)
         if journal is None:
-            yield Synced(folder=folder, left="its process is running and sends it itself")
+            left = "its process is running and sends it itself"
+            yield Synced(folder=folder, left=left, held=True)
         elif journal.header.get("store", shown_uri) != shown_uri:
             store = journal.header["store"]
             journal.release()

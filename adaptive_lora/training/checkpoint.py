@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,23 @@ class TrialCheckpoints:
         """
         return TrainingCheckpoints(self, training, _layout(model))
 
+    @contextmanager
+    def workplace(self) -> Iterator[Path]:
+        """Give a folder for the trial's other files; what a dead process left there is removed."""
+        place = self.folder / "work"
+        try:
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
     def remove(self) -> None:
         """Remove all: the trial is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        for home in (self.folder.parent, self.folder.parent.parent):
+            with suppress(OSError):  # not empty
+                home.rmdir()
 
 
 def _layout(model: nn.Module) -> str:

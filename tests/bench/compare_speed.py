@@ -53,7 +53,7 @@ def write(folder: Path) -> None:
     from adaptive_lora.dossier import CONFIG, FROZEN
     from adaptive_lora.dossier import EXAMPLES as TEXTS
     from adaptive_lora.results import EvalResult
-    from adaptive_lora.tracking import StudyRun, connect
+    from adaptive_lora.tracking import StudyRun, TrialRun, connect
     from adaptive_lora.tracking.trials import PLAN, RESULT, eval_to_dict
 
     config = study_from(
@@ -93,7 +93,9 @@ def write(folder: Path) -> None:
                 "device": "cuda", "data_digest": "d", "base_hash": "b", "code_version": "c",
                 "packages": "torch 2.13.0", "order_digest": str(seed), "data": "speed",
             }  # fmt: skip
-            with study.trial(f"{label(method)}·seed{seed}", tags) as run:
+            run = study.take(f"{label(method)}·seed{seed}", tags)
+            assert isinstance(run, TrialRun)
+            with study.trial(run):
                 run.params({f"cfg.{key}": value for key, value in config.flat().items()})
                 run.params({"method.name": "uniform", "method.rank": method + 1})
                 course = np.linspace(3.0, loss, STEPS)

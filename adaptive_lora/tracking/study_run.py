@@ -1,0 +1,299 @@
+"""One parent run a study, one child a trial, and the trials shared out among processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+
+from mlflow.entities import Run
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+
+from adaptive_lora.errors import ClaimLost, TrackingError
+from adaptive_lora.tracking.claims import CLAIM, Claims
+from adaptive_lora.tracking.recorder import Recorder, TrialRun
+from adaptive_lora.tracking.runs import (
+    KIND,
+    LINEAGE,
+    SIGNATURE,
+    STUDY_ID,
+    create,
+    let_go,
+    search,
+)
+from adaptive_lora.tracking.store import Store
+from adaptive_lora.tracking.sync import deliver_left
+
+log = logging.getLogger(__name__)
+
+_POLL = 2.0
+"""Seconds between two looks at what another process is doing."""
+_ARRIVAL = 60.0
+"""Seconds without progress for which a new claim is waited for."""
+
+
+class Standing(StrEnum):
+    """How a trial stands that is not for this process."""
+
+    DONE = "done"
+    """Finished, or failed under another process just now."""
+    TAKEN = "taken"
+    """Another process is at it."""
+
+
+class StudyRun(Recorder):
+    """The parent run of a study."""
+
+    def __init__(self, store: Store, run_id: str, study_id: str) -> None:
+        """Use `open` to find or make it."""
+        super().__init__(store, run_id)
+        self.study_id = study_id
+        self.ends_itself = True
+        self._claims: Claims | None = None
+        self._failed_before: set[str] = set()
+
+    @classmethod
+    def open(
+        cls, store: Store, *, study_id: str, name: str, adopt: bool = True, silence: float = 120.0
+    ) -> StudyRun:
+        """Find the study's parent run or make it, and deliver what an interruption left.
+
+        Under `mlflow run` the run made for this process becomes the parent (with `adopt`): earlier
+        trials move to it and an earlier parent is marked as superseded, so that there is one
+        parent a study.
+
+        Args:
+            store: where the study is.
+            study_id: of the study.
+            name: of a new parent.
+            adopt: whether the run of `mlflow run` becomes the parent.
+            silence: seconds after which other processes that give no sign of life count as dead.
+        """
+        _deliver_left(store)
+        claims = Claims(store, study_id, silence)
+        with claims.turn():
+            earlier = search(store, f"tags.{STUDY_ID} = '{study_id}' and tags.`{KIND}` = 'study'")
+            adopted = store.parent_run_id if adopt else None
+            if adopted is not None:
+                run_id = adopted
+            elif earlier:
+                run_id = earlier[0].info.run_id
+            else:
+                run_id = create(store, name, {STUDY_ID: study_id, KIND: "study"})
+            study = cls(store, run_id, study_id)
+            study._claims = claims
+            study.ends_itself = study._header["ends"] = adopted is None
+            study.tags({STUDY_ID: study_id, KIND: "study", MLFLOW_RUN_NAME: name})
+            store.client.update_run(run_id, status="RUNNING")
+            for run in earlier:
+                if run.info.run_id != run_id:
+                    _supersede(store, run, run_id)
+            for run in study.children():
+                if run.data.tags.get(MLFLOW_PARENT_RUN_ID) != run_id:
+                    store.client.set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, run_id)
+                if run.info.status == "FAILED":
+                    study._failed_before.add(run.info.run_id)
+        return study
+
+    @classmethod
+    def find(cls, store: Store, study_id: str | None) -> StudyRun:
+        """Return a study by its id, or the latest one, from any experiment of the store.
+
+        Raises:
+            TrackingError: there is none.
+        """
+        query = f"tags.`{KIND}` = 'study'"
+        if study_id is not None:
+            query += f" and tags.{STUDY_ID} = '{study_id}'"
+        experiments = [item.experiment_id for item in store.client.search_experiments()]
+        runs = search(store, query, experiments)
+        if not runs:
+            raise TrackingError(
+                f"no study{f' {study_id}' if study_id else ''} in {store.shown_uri}; run "
+                "`adaptive-lora study` first, or set --tracking-uri."
+            )
+        home = dataclasses.replace(store, experiment_id=runs[0].info.experiment_id)
+        return cls(home, runs[0].info.run_id, runs[0].data.tags[STUDY_ID])
+
+    @staticmethod
+    def of_lineage(store: Store, lineage: str) -> list[Run]:
+        """Return the parent runs that carry a lineage, newest first."""
+        return search(store, f"tags.{LINEAGE} = '{lineage}' and tags.`{KIND}` = 'study'")
+
+    def children(self) -> list[Run]:
+        """Return the runs of all trials of this study, newest first."""
+        return search(
+            self.store, f"tags.{STUDY_ID} = '{self.study_id}' and tags.`{KIND}` = 'trial'"
+        )
+
+    def finished(self) -> dict[str, str]:
+        """Return trial signature -> run id of the trials that need not run again."""
+        return {
+            run.data.tags[SIGNATURE]: run.info.run_id
+            for run in reversed(self.children())
+            if run.info.status == "FINISHED"
+        }
+
+    def recorded(self) -> Run:
+        """Return the parent run as the store has it."""
+        return self.store.client.get_run(self.run_id)
+
+    @property
+    def claims(self) -> Claims:
+        """The claims of this process; a study that was only found has none."""
+        assert self._claims is not None, "open the study"
+        return self._claims
+
+    def take(
+        self, name: str, tags: Mapping[str, str], *, adopt: bool = False
+    ) -> TrialRun | Standing:
+        """Take a trial for this process: go on with its run, or begin one.
+
+        Args:
+            name: of the run.
+            tags: of the run, its signature among them.
+            adopt: use the run that `mlflow run` made for this process, where there is one.
+
+        Returns:
+            The run, or how the trial stands where there is nothing to do for this process.
+        """
+        tags = {MLFLOW_PARENT_RUN_ID: self.run_id, STUDY_ID: self.study_id, KIND: "trial", **tags}
+        tags[CLAIM] = self.claims.mine
+        if self.store.spool.away:
+            return self._begin_alone(name, tags)
+        try:
+            standing = self._standing(self._runs_of(tags[SIGNATURE]))
+            if standing is not None:
+                return standing
+            with self.claims.turn():
+                runs = self._runs_of(tags[SIGNATURE])
+                return self._standing(runs) or self._take(runs, name, tags, adopt)
+        except TrackingError:
+            if not self.store.spool.away:
+                raise
+            return self._begin_alone(name, tags)
+
+    def _runs_of(self, signature: str) -> list[Run]:
+        return [run for run in self.children() if run.data.tags.get(SIGNATURE) == signature]
+
+    def _standing(self, runs: Sequence[Run]) -> Standing | None:
+        """Return how a trial stands, or None where this process may take it."""
+        for run in runs:
+            if run.info.status == "FINISHED":
+                return Standing.DONE
+            if run.info.status == "FAILED" and run.info.run_id not in self._failed_before:
+                return Standing.DONE  # by another process, just now
+        claims = {run.info.run_id: run.data.tags.get(CLAIM, "") for run in _unfinished(runs)}
+        free = [self.claims.is_free(run_id, claim) for run_id, claim in claims.items()]
+        return None if all(free) else Standing.TAKEN
+
+    def _take(
+        self, runs: Sequence[Run], name: str, tags: Mapping[str, str], adopt: bool
+    ) -> TrialRun:
+        """Go on with the oldest unfinished run of a trial, or begin one; needs the turn."""
+        given, left = self.store.parent_run_id if adopt else None, _unfinished(runs)
+        if given is not None:
+            run = TrialRun(self.store, given)
+        elif left:
+            oldest = left.pop()
+            self.store.client.set_tag(oldest.info.run_id, CLAIM, tags[CLAIM])
+            _deliver_left(self.store)
+            run = TrialRun.resume(self.store, oldest.info.run_id)
+        else:
+            run = TrialRun.begin(self.store, name, tags)
+        run.tags({MLFLOW_RUN_NAME: name, **tags})
+        run.flush(_ARRIVAL)  # nobody else may find the trial without its claim
+        for other in left:
+            _supersede(self.store, other, run.run_id)
+        return run
+
+    def _begin_alone(self, name: str, tags: Mapping[str, str]) -> TrialRun:
+        """Begin a trial while the store is away; another process may do the same."""
+        log.warning("%s begins unannounced: the tracking store is away.", name)
+        return TrialRun.begin(self.store, name, tags)
+
+    @contextmanager
+    def trial(self, run: TrialRun) -> Iterator[Callable[[], None]]:
+        """Keep a taken trial's claim; the run ends FINISHED, FAILED, or KILLED: to be continued.
+
+        The result is to be called now and then: it raises `ClaimLost` where another process had to
+        believe that this one is dead.
+        """
+        status = "FAILED"
+        try:
+            with self.claims.held(lambda: run.run_id) as check:
+                yield check
+            status = "FINISHED"
+        except ClaimLost:
+            status = ""
+            raise
+        except (KeyboardInterrupt, TrackingError, OSError, MemoryError):
+            status = "KILLED"
+            raise
+        finally:
+            if status:
+                run.end(status)
+            else:
+                run.leave()
+            if status == "KILLED":
+                self.claims.release(run)
+
+    @contextmanager
+    def comparing(self) -> Iterator[None]:
+        """Wait until no other process compares this study, and keep them waiting meanwhile."""
+        _deliver_left(self.store)  # of processes that died beside this one
+        while True:
+            with self.claims.turn():
+                claim = self.recorded().data.tags.get(CLAIM, "")
+                if self.claims.is_free(self.run_id, claim):
+                    self.store.client.set_tag(self.run_id, CLAIM, self.claims.mine)
+                    break
+            time.sleep(_POLL)
+        try:
+            with self.claims.held(lambda: self.run_id):
+                yield
+        finally:
+            self.claims.release(self)
+
+    def end(self, status: str) -> None:
+        """End the parent run, unless `mlflow run` does that itself, and let go of the store.
+
+        Raises:
+            Undelivered: the study finished and the store did not take everything.
+        """
+        if self._claims is not None:
+            self._claims.end()
+        if self.ends_itself:
+            super().end(status)
+        let_go(self.store, status)
+
+
+def _deliver_left(store: Store) -> None:
+    """Deliver what earlier processes recorded: which trials are finished depends on it.
+
+    Raises:
+        TrackingError: the store did not answer.
+    """
+    for one in deliver_left(store.spool.folder, store.spool.delivery, store.shown_uri):
+        if one.waiting:
+            raise TrackingError(
+                f"records of an earlier process in {one.folder} could not be delivered: "
+                f"{one.left}. Run the same command again when the tracking store answers."
+            )
+        if one.left and not one.held:
+            log.warning("Records in %s are kept: %s.", one.folder, one.left)
+
+
+def _unfinished(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.info.status not in ("FINISHED", "FAILED")]
+
+
+def _supersede(store: Store, run: Run, by: str) -> None:
+    """Take a run out of the study in favour of another."""
+    store.client.set_tag(run.info.run_id, KIND, "superseded")
+    store.client.set_tag(run.info.run_id, "superseded_by", by)
+    if run.info.status == "RUNNING":
+        store.client.set_terminated(run.info.run_id, "KILLED")

@@ -1,0 +1,222 @@
+"""Several processes on one study: turns that exclude, claims that expire, nothing done twice."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from tracked import store_in
+
+from adaptive_lora.config import TrackingConfig
+from adaptive_lora.errors import ClaimLost
+from adaptive_lora.tracking import Store, StudyRun, TrialRun, connect
+from adaptive_lora.tracking.claims import CLAIM, Claims, Patience
+from adaptive_lora.tracking.owner import Owner
+from adaptive_lora.tracking.runs import SIGNATURE, STUDY_ID
+from adaptive_lora.tracking.study_run import Standing
+
+ELSEWHERE = "0123456789ab/1/1/abcdef"
+"""An owner on another machine."""
+TAGS = {"method": "m", "seed": "0", "fold": "0", "lr": "1", SIGNATURE: "s"}
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path) -> Store:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return connect(TrackingConfig(tracking_uri=store_in(tmp_path)))
+
+
+def add_in_turns(uri: str, place: Path, rounds: int) -> None:
+    """Read a number, wait, write it back one higher: without turns most additions get lost."""
+    claims = Claims(connect(TrackingConfig(tracking_uri=uri)), "race", 60.0)
+    for _ in range(rounds):
+        with claims.turn():
+            number = int(place.read_text())
+            time.sleep(0.03)
+            place.write_text(str(number + 1))
+
+
+def test_turns_are_exclusive_among_processes(store: Store, tmp_path: Path) -> None:
+    place = tmp_path / "number"
+    place.write_text("0")
+    context = multiprocessing.get_context("fork")
+    uri = f"{store_in(tmp_path)}?race"  # an engine that this process never opened
+    processes = [context.Process(target=add_in_turns, args=(uri, place, 8)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert place.read_text() == "32"
+    assert not turns_in(store)
+
+
+def turns_in(store: Store) -> list[str]:
+    """Return the tags of turns that are left."""
+    tags = MlflowClient(store.uri).get_experiment(store.experiment_id).tags
+    return [key for key in tags if key.startswith("adaptive_lora.turn")]
+
+
+def test_a_dead_process_does_not_block_the_turn(store: Store) -> None:
+    """One died while it had its turn, one while it was choosing; one is of another machine."""
+    claims = Claims(store, "study", 0.5)
+    gone = Owner.here()
+    gone.ended()
+    for owner, ticket in ((gone, 0), (ELSEWHERE, 1)):
+        key = f"adaptive_lora.turn.study.{ticket}"
+        store.client.set_experiment_tag(store.experiment_id, key, f"{owner}#{ticket}#0")
+    started = time.monotonic()
+    with claims.turn():
+        assert time.monotonic() - started >= 0.5  # nothing is known of the other machine
+        assert len(turns_in(store)) == 1
+    assert turns_in(store) == []
+
+
+def test_silence_is_measured_by_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No clock of the owner's counts, and no time in which nobody looked."""
+    now = {"time": 1000.0}
+    monkeypatch.setattr("adaptive_lora.tracking.claims.time.monotonic", lambda: now["time"])
+    patience = Patience(10.0)
+
+    def look(value: str, after: float) -> bool:
+        now["time"] += after
+        return patience.is_over("run", value)
+
+    assert not look(f"{ELSEWHERE}#1", 0)
+    assert not look(f"{ELSEWHERE}#1", 4)
+    assert not look(f"{ELSEWHERE}#1", 3600)  # the store was away: five seconds of it count
+    assert not look(f"{ELSEWHERE}#0", 4)  # a sign of life, whatever the counter says
+    assert not look(f"{ELSEWHERE}#0", 4)
+    assert not look(f"{ELSEWHERE}#0", 4)
+    assert look(f"{ELSEWHERE}#0", 4)
+    assert patience.is_over("other", "written by hand")
+
+
+def test_owners_know_their_own_dead() -> None:
+    here = Owner.here()
+    assert Owner.parse(str(here)) == here
+    assert not here.is_gone
+    assert Owner(here.machine, here.pid, "another start", here.token).is_gone
+    assert not Owner("another machine", here.pid, "another start", here.token).is_gone
+    here.ended()
+    assert here.is_gone
+
+
+def open_study(store: Store, silence: float = 60.0) -> StudyRun:
+    return StudyRun.open(store, study_id="s-1", name="s", silence=silence)
+
+
+def test_a_trial_is_taken_once(store: Store) -> None:
+    one, two = open_study(store), open_study(store)
+    assert one.run_id == two.run_id
+    run = one.take("trial", TAGS)
+    assert isinstance(run, TrialRun)
+    assert two.take("trial", TAGS) is Standing.TAKEN
+    with one.trial(run) as check:
+        check()
+        run.metric("train/loss", 1.0, 1)
+    run.flush(60)
+    assert two.take("trial", TAGS) is Standing.DONE
+    assert one.take("trial", TAGS) is Standing.DONE
+    assert len(one.children()) == 1
+
+
+def test_the_run_of_a_dead_process_is_gone_on_with(store: Store) -> None:
+    """The same run, its metrics once; a claim of another machine only after its silence."""
+    study = open_study(store, silence=0.4)
+    run = study.take("trial", TAGS)
+    assert isinstance(run, TrialRun)
+    run.metric("train/loss", 1.0, 1)
+    run.flush(60)
+    run.leave()
+    store.client.set_tag(run.run_id, CLAIM, f"{ELSEWHERE}#7")
+    assert study.take("trial", TAGS) is Standing.TAKEN
+    time.sleep(0.5)
+    again = study.take("trial", TAGS)
+    assert isinstance(again, TrialRun)
+    assert again.run_id == run.run_id
+    with study.trial(again):
+        again.metric("train/loss", 1.0, 1)
+        again.metric("train/loss", 2.0, 2)
+    again.flush(60)
+    history = store.client.get_metric_history(run.run_id, "train/loss")
+    assert [point.step for point in history] == [1, 2]
+    (only,) = study.children()
+    assert only.info.status == "FINISHED"
+
+
+def test_a_living_process_beats_and_sees_what_it_lost(store: Store) -> None:
+    study = open_study(store, silence=0.8)
+    run = study.take("trial", TAGS)
+    assert isinstance(run, TrialRun)
+
+    def claim() -> str:
+        return MlflowClient(store.uri).get_run(run.run_id).data.tags[CLAIM]
+
+    def lose() -> None:
+        with study.trial(run) as check:
+            first = claim()
+            wait_for(lambda: claim() != first)
+            check()
+            store.client.set_tag(run.run_id, CLAIM, f"{ELSEWHERE}#0")
+            wait_for(lambda: _raises(check))
+            check()
+
+    with pytest.raises(ClaimLost):
+        lose()
+    assert claim() == f"{ELSEWHERE}#0"  # it is the other's now
+    assert store.client.get_run(run.run_id).info.status == "RUNNING"
+
+
+def _raises(check: Callable[[], None]) -> bool:
+    try:
+        check()
+    except ClaimLost:
+        return True
+    return False
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    while not condition():
+        time.sleep(0.05)
+
+
+def test_duplicates_of_earlier_versions_leave_the_study(store: Store) -> None:
+    study = open_study(store)
+    runs = []
+    for number in range(2):
+        run = store.client.create_run(
+            store.experiment_id,
+            tags={**TAGS, STUDY_ID: "s-1", "adaptive_lora.kind": "trial"},
+            start_time=1000 + number,
+        )
+        runs.append(run.info.run_id)
+    taken = study.take("trial", TAGS)
+    assert isinstance(taken, TrialRun)
+    assert taken.run_id == runs[0]
+    (only,) = study.children()
+    assert only.info.run_id == runs[0]
+    other = store.client.get_run(runs[1])
+    assert other.info.status == "KILLED"
+    assert other.data.tags["superseded_by"] == runs[0]
+    with pytest.raises(KeyboardInterrupt), study.trial(taken):
+        raise KeyboardInterrupt
+    taken.flush(60)
+    (only,) = study.children()
+    assert only.info.status == "KILLED"
+    assert only.data.tags[CLAIM] == ""
+
+
+def test_one_process_compares_at_a_time(store: Store) -> None:
+    study = open_study(store)
+    with study.comparing():
+        claim = study.recorded().data.tags[CLAIM]
+        assert claim.startswith(str(study.claims.owner))
+        assert not open_study(store).claims.is_free(study.run_id, claim)
+    assert study.recorded().data.tags[CLAIM] == ""

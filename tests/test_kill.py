@@ -1,0 +1,213 @@
+"""A study that is killed at any moment, again and again, ends as one that never was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from tracked import runs_in, store_in, trials_in, words_of
+from zygote import Zygote
+
+CHECKPOINTS = "adaptive_lora.training.checkpoint_files"
+DELIVERY = "adaptive_lora.tracking.delivery"
+FAULTS = (
+    # inside checkpoint writing: tensors there, manifest not; all there but the name; name there
+    (CHECKPOINTS, "save_file", 2, "after"),
+    (CHECKPOINTS, "_sync", 8, "before"),
+    (CHECKPOINTS, "_sync", 10, "after"),
+    # inside artifact logging: of the adapter, of a JSON file, between record and delivery
+    (DELIVERY, "Delivery._make_model", 1, "after"),
+    (DELIVERY, "Delivery._upload", 1, "before"),
+    (DELIVERY, "Delivery._upload", 4, "after"),
+    ("adaptive_lora.tracking.recorder", "Recorder.model", 1, "after"),
+    ("adaptive_lora.tracking.recorder", "Recorder.end", 1, "after"),
+    ("adaptive_lora.tracking.journal", "Journal.append", 20, "after"),
+    # inside claims and their turns
+    ("adaptive_lora.tracking.claims", "Claims._await", 2, "after"),
+    ("adaptive_lora.tracking.study_run", "StudyRun._take", 1, "after"),
+    # inside registration: before a version, with a version and no alias, with both
+    ("mlflow", "MlflowClient.create_model_version", 1, "before"),
+    ("mlflow", "MlflowClient.create_model_version", 1, "after"),
+    ("mlflow", "MlflowClient.set_model_version_tag", 3, "after"),
+    ("mlflow", "MlflowClient.set_registered_model_alias", 1, "after"),
+)
+LAST = 40
+"""Runs of the command after which a study that does not end is a failure."""
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    with Zygote() as process:
+        yield process
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A folder in which the study runs, with its own store."""
+
+    folder: Path
+    words: list[str]
+
+    @property
+    def runs(self) -> list[Run]:
+        return runs_in(self.folder)
+
+
+@pytest.fixture
+def make_place(options: dict[str, object], empty_store: Path, tmp_path: Path) -> Any:
+    """Return a function that makes a place; the same study in each."""
+
+    def make(name: str) -> Place:
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(empty_store, folder / "mlflow.db")
+        own = {
+            "methods": "uniform:rank=2 grow_prune:rank=2,interval=2",
+            "max_steps": 6, "epochs": 9, "validations": 3, "dropout": 0.1,
+            "checkpoint_steps": 2, "tracking_uri": store_in(folder),
+        }  # fmt: skip
+        return Place(folder=folder, words=["study", *words_of({**options, **own})])
+
+    return make
+
+
+_CLOCK = {"tokens_per_second", "train_seconds", "peak_memory_bytes", "facts"}
+"""What a comparison holds of the machine and the moment."""
+
+
+def numbers(place: Place) -> dict[str, Any]:
+    """Return the final comparison without clock, memory, and the names of places."""
+    (path,) = (place.folder / "adaptive-lora-out").glob("study-*/comparison.json")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    found["fronts"] = [front for front in found["fronts"] if "parameters" in front["cost"]]
+    found["methods"] = [
+        {key: value for key, value in method.items() if key not in _CLOCK}
+        for method in found["methods"]
+    ]
+    return {key: value for key, value in found.items() if key not in _CLOCK}
+
+
+def weights(place: Place) -> dict[str, str]:
+    """Return the digest of every trial's adapter as the store has it."""
+    found = {}
+    for run in trials_in(place.folder):
+        client = MlflowClient(store_in(place.folder))
+        model = client.get_logged_model(run.data.tags["adapter_model_uri"].split("/")[-1])
+        assert str(model.status) == "READY"
+        where = get_artifact_repository(model.artifact_location)
+        (file,) = Path(where.download_artifacts("")).rglob("adapter_model.safetensors")
+        key = f"{run.data.tags['method']} {run.data.tags['seed']}"
+        found[key] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
+
+
+def histories(place: Place) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Return (step, value) of every trial's curves in the order of steps."""
+    client = MlflowClient(store_in(place.folder))
+    return {
+        f"{run.data.tags['method']} {run.data.tags['seed']}": {
+            key: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))
+            for key in ("train/loss", "train/tokens", "validation/loss")
+        }
+        for run in trials_in(place.folder)
+    }
+
+
+def check_nothing_is_left(place: Place) -> None:
+    """Every run once and finished, one version, one model a trial, no temporary file."""
+    runs = place.runs
+    assert Counter(run.info.status for run in runs) == {"FINISHED": 5}
+    assert len({run.data.tags.get("trial_signature") for run in runs}) == 5
+    client = MlflowClient(store_in(place.folder))
+    (version,) = client.search_model_versions("name='adaptive-lora'")
+    assert client.get_model_version_by_alias("adaptive-lora", "champion").version == version.version
+    (experiment,) = {run.info.experiment_id for run in runs}
+    models = client.search_logged_models([experiment])
+    assert len(models) == 4
+    for run in runs:
+        history = Counter(
+            (key, m.step)
+            for key in run.data.metrics
+            for m in client.get_metric_history(run.info.run_id, key)
+        )
+        assert run.data.tags.get("mlflow.parentRunId") is None or max(history.values()) == 1
+    output = place.folder / "adaptive-lora-out"
+    assert [path.name for path in output.iterdir()] == [next(output.glob("study-*")).name]
+    assert not [path for path in place.folder.rglob("*") if ".partial-" in path.name]
+    tags = client.get_experiment(experiment).tags
+    assert not [key for key in tags if key.startswith("adaptive_lora.turn")]
+
+
+def kill_after(zygote: Zygote, place: Place, delay: float) -> int:
+    """Start the study, kill it after so many seconds; return its exit code."""
+    pid = zygote.start(place.words, place.folder)
+    time.sleep(delay)
+    os.kill(pid, signal.SIGKILL)  # it is there until `wait`, even if it has ended
+    return zygote.wait(pid)
+
+
+def ended(place: Place, code: int) -> bool:
+    """Return whether a study came to its end; any other end than a kill is a failure."""
+    if code not in (0, -signal.SIGKILL):
+        log = (place.folder / "log.txt").read_text(encoding="utf-8")
+        pytest.fail(f"exit code {code}:\n{log[-4000:]}")
+    return code == 0
+
+
+def check_same(place: Place, reference: Place) -> None:
+    """Compare the numbers of a killed study with those of one that was not."""
+    assert numbers(place) == numbers(reference)
+    assert weights(place) == weights(reference)
+    assert histories(place) == histories(reference)
+    check_nothing_is_left(place)
+
+
+def survive(zygote: Zygote, make_place: Any, kills: int, seed: int) -> dict[str, int]:
+    """Kill studies until there were so many kills, half of them at fault points."""
+    reference: Place = make_place("reference")
+    began = time.monotonic()
+    assert zygote.run(reference.words, reference.folder) == 0
+    whole = time.monotonic() - began
+    check_nothing_is_left(reference)
+    draw = random.Random(seed)
+    faults = list(FAULTS)
+    counts = Counter[str]()
+    studies = 0
+    while counts.total() < kills or faults:
+        studies += 1
+        assert studies <= kills, f"never reached: {faults}"
+        place: Place = make_place(f"study{studies}")
+        for _ in range(LAST):
+            if faults and draw.random() < 0.6:
+                fault = faults.pop(draw.randrange(len(faults)))
+                done = ended(place, zygote.run(place.words, place.folder, fault))
+                if done:
+                    faults.append(fault)  # the study was past that point: in the next one
+                else:
+                    counts[f"{fault[1]} {fault[3]}"] += 1
+            elif counts.total() < kills:
+                done = ended(place, kill_after(zygote, place, draw.uniform(0.1, 1.0) * whole))
+                counts["random moment"] += not done
+            else:
+                done = ended(place, zygote.run(place.words, place.folder))
+            if done:
+                break
+        else:
+            pytest.fail((place.folder / "log.txt").read_text(encoding="utf-8"))
+        check_same(place, reference)
+    print(f"{studies} studies, {counts.total()} kills: {dict(counts)}")
+    return {"studies": studies, **counts}

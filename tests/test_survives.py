@@ -1,0 +1,221 @@
+"""What a study meets in the world: signals, other processes, full disks, changed files, NaN."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import rows
+from test_checkpoints import EVERY_STEP, NEVER, numbers, signal_at_forward
+from test_kill import Place, check_nothing_is_left, check_same, make_place, zygote
+from tracked import quiet, runs_in, trials_in, words_of
+from zygote import Zygote
+
+from adaptive_lora.cli import main
+from adaptive_lora.config import StudyConfig
+from adaptive_lora.interruption import Interrupted, interruptible, whole
+from adaptive_lora.training import TrialCheckpoints
+from adaptive_lora.training import checkpoint_files as files
+from adaptive_lora.trial import run_trial
+from adaptive_lora.workbench import Workbench
+
+__all__ = ["make_place", "zygote"]  # fixtures
+
+Bench = Callable[..., Workbench]
+
+
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_study_says_how_to_go_on_and_does(
+    zygote: Zygote, make_place: Any, kind: signal.Signals, code: int
+) -> None:
+    """In a real process: runs KILLED, a checkpoint there, the exit code of the signal."""
+    place: Place = make_place("stopped")
+    words = [*place.words, "--max-steps=2000", "--epochs=900", "--checkpoint-steps=1000000"]
+    pid = zygote.start(words, place.folder)
+    spool = place.folder / "adaptive-lora-out"
+    while not any("train/loss" in path.read_text() for path in spool.rglob("journal.jsonl")):
+        time.sleep(0.05)
+    os.kill(pid, kind)
+    assert zygote.wait(pid) == code
+    log = (place.folder / "log.txt").read_text(encoding="utf-8")
+    assert "Interrupted; the same command continues where it stopped." in log
+    assert "Traceback" not in log
+    assert {run.info.status for run in runs_in(place.folder)} == {"KILLED"}
+    (trial,) = trials_in(place.folder)
+    assert trial.data.tags["adaptive_lora.claim"] == ""
+    (checkpoint,) = spool.glob("checkpoints/*/*/training1-step*")
+    assert files.read_checkpoint(checkpoint)["snapshot"]["losses"]
+
+
+def test_signals_wait_for_what_must_not_be_cut_in_two() -> None:
+    done = []
+
+    def work() -> None:
+        with interruptible():
+            with whole():
+                signal.raise_signal(signal.SIGTERM)
+                done.append("first")
+                with whole():
+                    done.append("second")
+            done.append("never")
+
+    with pytest.raises(Interrupted) as stop:
+        work()
+    assert done == ["first", "second"]
+    assert stop.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_processes_share_a_study(zygote: Zygote, make_place: Any) -> None:
+    """Three at once and one of them killed: no trial twice, the numbers of one process."""
+    reference, place = make_place("alone"), make_place("shared")
+    assert zygote.run(reference.words, reference.folder) == 0
+    pids = [zygote.start(place.words, place.folder) for _ in range(3)]
+    while not trials_in(place.folder):
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.kill(pids[0], signal.SIGKILL)
+    codes = [zygote.wait(pid) for pid in pids]
+    log = (place.folder / "log.txt").read_text(encoding="utf-8")
+    assert codes[1:] == [0, 0], log
+    assert codes[0] in (0, -signal.SIGKILL)
+    assert "database is locked" not in log
+    check_same(place, reference)
+    check_nothing_is_left(place)
+
+
+def test_changed_data_is_refused_with_both_digests(
+    in_store: Callable[..., StudyConfig], data_file: Path, tmp_path: Path
+) -> None:
+    config = in_store()
+    quiet(config)
+    before = [run.info.run_id for run in runs_in(tmp_path)]
+    digest = trials_in(tmp_path)[0].data.tags["data_digest"]
+    data_file.write_text(json.dumps(rows(40, seed=1)), encoding="utf-8")
+    result = CliRunner().invoke(main, ["study", *words_of(_given(config))])
+    assert result.exit_code == 2
+    text = " ".join(result.output.split())
+    assert f"data {data_file} changed (digest {digest} then," in text
+    assert re.search(r"then, [0-9a-f]+ now\) since study study-[0-9a-f]+ began", text)
+    assert "--study NAME" in text
+    assert [run.info.run_id for run in runs_in(tmp_path)] == before
+    renamed = CliRunner().invoke(main, ["study", *words_of({**_given(config), "study": "new"})])
+    assert renamed.exit_code == 0, renamed.output
+    data_file.write_text(json.dumps(rows(40)), encoding="utf-8")
+    again, _ = quiet(config)  # put back, the first study goes on
+    assert again.trials_run == 0
+
+
+def _given(config: StudyConfig) -> dict[str, object]:
+    """Return a small study's settings as options."""
+    flat = {key: value for key, value in config.flat().items() if value is not None}
+    lists = {key: " ".join(map(str, v)) for key, v in flat.items() if isinstance(v, list)}
+    return {**flat, **lists}
+
+
+def test_a_changed_base_is_refused_with_both_hashes(
+    in_store: Callable[..., StudyConfig], base_folder: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = tmp_path / "base"
+    shutil.copytree(base_folder, base)
+    config = in_store(model=str(base))
+    quiet(config)
+    first = trials_in(tmp_path)[0].data.tags["base_hash"]
+    weights = load_file(base / "model.safetensors")
+    weights["transformer.wpe.weight"] += 0.01
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    result = CliRunner().invoke(main, ["study", *words_of(_given(config))])
+    assert result.exit_code == 2
+    text = " ".join(result.output.split())
+    assert f"changed (SHA-256 {first[:16]} then, " in text
+    assert len(runs_in(tmp_path)) == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB of its own."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError:
+        pytest.skip("there is no mount command")
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write a file until the disk is full."""
+    with path.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 4096)
+
+
+@pytest.mark.parametrize("state", ["full", "read-only"])
+def test_a_disk_that_takes_nothing_costs_checkpoints_not_the_trial(
+    make_bench: Bench, tmp_path: Path, small_disk: Path, state: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    bench = make_bench(methods="uniform:rank=2", seeds="0", max_steps=4)
+    (trial,) = bench.config.trials()
+    expected = numbers(run_trial(bench, trial, tmp_path / "whole"))
+    if state == "full":
+        with pytest.raises(OSError, match="No space left"):
+            fill(small_disk / "filler")
+        reason = "No space left"
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        reason = "Read-only file system"
+    kept = TrialCheckpoints(small_disk / "kept", EVERY_STEP)
+    outcome = run_trial(bench, trial, tmp_path / "again", checkpoints=kept)
+    assert numbers(outcome) == expected
+    assert reason in caplog.text
+    assert "The trial goes on without." in caplog.text
+    assert not list(small_disk.rglob("*.partial-*"))
+
+
+@pytest.mark.parametrize("poisoned", [1, 2, 3, 4, 5])
+def test_nan_at_any_step_also_of_a_resumed_trial(
+    make_bench: Bench, tmp_path: Path, poisoned: int
+) -> None:
+    """The step is left out and counted, whether it comes before the stop, at it or after it."""
+    bench = make_bench(methods="uniform:rank=2", seeds="0", max_steps=5, batch_size=4)
+    (trial,) = bench.config.trials()
+
+    def poison(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> Any:
+        if not module.training:
+            return None
+        calls["count"] += 1
+        return output * torch.nan if calls["count"] == poisoned else None
+
+    calls = {"count": 0}
+    layer = bench.base.model.get_submodule("transformer.ln_f")
+    hook = layer.register_forward_hook(poison)
+    expected = numbers(run_trial(bench, trial, tmp_path / "whole"))
+    assert expected["train"].skipped_steps == 1
+    calls["count"] = 0
+    kept = tmp_path / "kept"
+    with signal_at_forward(bench, 3, signal.SIGTERM), interruptible(), pytest.raises(Interrupted):
+        run_trial(bench, trial, tmp_path / "cut", checkpoints=TrialCheckpoints(kept, NEVER))
+    calls["count"] = 2  # the third step begins anew
+    outcome = run_trial(bench, trial, tmp_path / "again", checkpoints=TrialCheckpoints(kept, NEVER))
+    hook.remove()
+    found = numbers(outcome)
+    assert repr(found.pop("train")) == repr(expected.pop("train"))  # NaN differs from itself
+    assert found == expected

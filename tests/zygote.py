@@ -1,0 +1,142 @@
+"""A process with everything imported that forks one process a study command.
+
+Real commands in real processes, without the seconds of imports of each. It reads one JSON object a
+line: what to run (`words`, in `folder`), or which process to wait for (`wait`); it answers with a
+line each. A fault makes the process kill itself at a given call of a function.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+def serve() -> None:
+    """Answer requests until the input ends."""
+    import torch
+
+    for name in ("study", "steps", "cli", "report.write", "report.figures", "tracking.sync"):
+        importlib.import_module(f"adaptive_lora.{name}")
+    for name in ("transformers.models.gpt2.modeling_gpt2", "accelerate", "mlflow.pyfunc", "peft"):
+        importlib.import_module(name)
+    torch.set_num_threads(1)
+    print(json.dumps({"ready": os.getpid()}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], 0)
+            print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
+            continue
+        pid = os.fork()
+        if pid == 0:
+            run(request)
+        print(json.dumps(pid), flush=True)
+
+
+def run(request: dict[str, Any]) -> None:
+    """Run one command in this new process, and end it."""
+    code = 1
+    try:
+        os.chdir(request["folder"])
+        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(source, target)
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "ADAPTIVE_LORA_BASE"):
+            os.environ.pop(name, None)
+        if request.get("fault"):
+            arm(*request["fault"])
+        sys.argv = ["adaptive-lora", *request["words"]]
+        from adaptive_lora.cli import main
+
+        main(request["words"])
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def arm(module: str, name: str, call: int, when: str) -> None:
+    """Kill this process at the n-th call of a function or method, `before` or `after` its work."""
+    owner: Any = importlib.import_module(module)
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    whole, calls = getattr(owner, last), [0]
+
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = whole(*args, **kwargs)
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, last, deadly)
+
+
+class Zygote:
+    """The test's side of it."""
+
+    def __enter__(self) -> Zygote:
+        """Start the process; the imports take seconds."""
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert "ready" in self._answer()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """End the process; a command that still runs is ended by the test that began it."""
+        self._process.communicate()
+
+    def start(self, words: list[str], folder: Path, fault: tuple[Any, ...] | None = None) -> int:
+        """Start a command; return its process number."""
+        request = {"words": words, "folder": str(folder), "log": str(folder / "log.txt")}
+        return int(self._ask({**request, "fault": fault}))
+
+    def wait(self, pid: int) -> int:
+        """Wait for a command; return its exit code, negative where a signal ended it."""
+        return int(self._ask({"wait": pid}))
+
+    def run(self, words: list[str], folder: Path, fault: tuple[Any, ...] | None = None) -> int:
+        """Run a command to its end; return its exit code."""
+        return self.wait(self.start(words, folder, fault))
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+if __name__ == "__main__":
+    serve()
