@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from adaptive_lora.adapter_serving import load_adapter
+from adaptive_lora.adapter_serving.own_family import AdaptedModel
 from adaptive_lora.adapters.audit_family import audit_family, audit_family_moved, trained_tensors
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, RankPlan, read_plan
 from adaptive_lora.config import ModelConfig, study_from
@@ -117,6 +119,23 @@ def test_full_fine_tuning_trains_everything_once(base_folder: Path, make_bench: 
     assert plan.budget is None
     with pytest.raises(AllocationError, match=r"full@10 trains [\d,]+ parameters, above"):
         bench.plan(MethodSpec.parse("full:budget=10"), seed=0, fold=0)
+
+
+def test_full_fine_tuning_holds_the_base_beside_its_copy(
+    base_folder: Path, make_bench: Bench
+) -> None:
+    """The base in its own type and a float32 copy that is trained: nothing else of that size."""
+    plan = make_bench().plan(MethodSpec.parse("full"), seed=0, fold=0)
+    assert isinstance(plan, FamilyPlan)
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16)
+    places = {parameter.data_ptr() for parameter in model.parameters()}
+    adapted = AdaptedModel(model.requires_grad_(False), trained=list(plan.tensors))
+    start = adapted.start_state()
+    assert {tensor.data_ptr() for tensor in start.values()} == places
+    assert sum(tensor.nbytes for tensor in start.values()) == 2 * plan.trainable_parameters
+    assert sum(p.nbytes for p in adapted.parameters()) == 4 * plan.trainable_parameters
+    adapted.release()
+    assert {parameter.data_ptr() for parameter in model.parameters()} == places
 
 
 def test_bitfit_needs_biases(llama_folder: Path, make_bench: Bench) -> None:
