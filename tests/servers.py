@@ -37,18 +37,29 @@ class MlflowProcess:
     """An `mlflow` command that serves, which can be killed and started again."""
 
     def __init__(self, words: list[str], path: str, folder: Path, **extra: str) -> None:
-        """Start it; `path` is what answers once it is ready."""
+        """Start it; `path` is what answers once it is ready.
+
+        Args:
+            words: of the `mlflow` command, or one script that takes HOST and PORT.
+            path: what answers once it is ready.
+            folder: where it runs.
+            extra: environment variables.
+        """
         self.port, self._path, self._folder = free_port(), path, folder
-        self._words = [sys.executable, "-m", "mlflow", *words]
-        self._words += ["--host", "127.0.0.1", "--port", str(self.port)]
+        if len(words) == 1:
+            self._words, extra = words, {**extra, "PORT": str(self.port)}
+        else:
+            self._words = [sys.executable, "-m", "mlflow", *words]
+            self._words += ["--host", "127.0.0.1", "--port", str(self.port)]
         python = Path(sys.executable).parent
         self._environment = {
             **os.environ,
             "PATH": f"{python}:{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes less
             **extra,
         }
-        self.log = folder / f"{words[0]}.log"
+        self.log = folder / f"{Path(words[0]).stem}.log"
         self.start()
 
     @property

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sqlite3
-import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from adaptive_lora import tracked_trial
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
 from adaptive_lora.errors import Undelivered
-from adaptive_lora.tracking import TrialRun, connect, store
+from adaptive_lora.tracking import TrialRun, connect, spool, store
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 
 
@@ -124,22 +125,35 @@ def adapter(tmp_path: Path) -> Path:
     return folder
 
 
-def survive(site: Site, folder: Path, adapter: Path, runs: int, slowness: float) -> int:
+def misfortunes(site: Site, rounds: int, pause: float) -> None:
+    """Kill the server, fill its disk, and take it away, one after the other, for seconds each."""
+    for _ in range(rounds):
+        time.sleep(pause)
+        site.server.stop(signal.SIGKILL)  # in the middle of what it was doing
+        time.sleep(pause)
+        site.server.start()
+        time.sleep(pause)
+        site.disk.fill()
+        time.sleep(pause)
+        site.disk.free()
+        time.sleep(pause)
+        site.proxy.down = True
+        time.sleep(pause)
+        site.proxy.down = False
+
+
+def survive(
+    site: Site, folder: Path, adapter: Path, *, runs: int, rounds: int, slowness: float
+) -> int:
     """Record runs while everything goes wrong; return how many points the server has."""
     site.proxy.share, site.proxy.slowness = 0.3, slowness
     home = connect(TrackingConfig(tracking_uri=site.proxy.address, output=str(folder / "out")))
-    for number in range(runs):
-        record(TrialRun.begin(home, f"run {number}", {}), number, adapter, STEPS)
-        match number % 4:
-            case 0:  # killed in the middle of what it was doing, back a little later
-                site.server.stop(signal.SIGKILL)
-                threading.Timer(2.0, site.server.start).start()
-            case 1:
-                site.disk.fill()
-                threading.Timer(2.0, site.disk.free).start()
-            case 2:
-                site.proxy.down = True
-                threading.Timer(2.0, setattr, (site.proxy, "down", False)).start()
+    with ThreadPoolExecutor(1) as fate:
+        done = fate.submit(misfortunes, site, rounds, slowness)
+        for number in range(runs):
+            record(TrialRun.begin(home, f"run {number}", {}), number, adapter, STEPS)
+            time.sleep(slowness)
+        done.result()
     home.settle()
     home.close()
     site.proxy.share = 0.0
@@ -150,7 +164,7 @@ def survive(site: Site, folder: Path, adapter: Path, runs: int, slowness: float)
 def test_what_is_recorded_arrives_once_and_in_order_through_every_fault(
     site: Site, tmp_path: Path, adapter: Path
 ) -> None:
-    found = survive(site, tmp_path, adapter, runs=4, slowness=0.2)
+    found = survive(site, tmp_path, adapter, runs=4, rounds=1, slowness=0.5)
     assert found == 4 * 2 * STEPS
     assert set(site.proxy.injected) == set(Fault)
 
@@ -176,6 +190,7 @@ def test_a_study_trains_on_without_its_server_and_is_compared_after_a_sync(
 
     monkeypatch.setattr(tracked_trial, "run_trial", run_trial)
     monkeypatch.setattr(store, "PATIENCE", 2.0)
+    monkeypatch.setattr(spool, "_WORTH_SAYING", 1)
     with pytest.raises(Undelivered, match="trained, not compared: then run the same command again"):
         quiet(config)
     assert len(trained) == 4
@@ -206,11 +221,11 @@ def test_a_study_trains_on_without_its_server_and_is_compared_after_a_sync(
 def test_many_runs_arrive_through_minutes_of_faults(
     site: Site, tmp_path: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = 24
-    found = survive(site, tmp_path, adapter, runs=runs, slowness=2.0)
+    runs, rounds = 24, 6
+    found = survive(site, tmp_path, adapter, runs=runs, rounds=rounds, slowness=2.0)
     assert found == runs * 2 * STEPS
     with capsys.disabled():
         faults = ", ".join(f"{kind.value}: {site.proxy.injected[kind]}" for kind in Fault)
         print(f"\n{site.proxy.requests} requests, faults {site.proxy.injected.total()} ({faults})")
-        print(f"server killed {runs // 4}, disk full {runs // 4}, away {runs // 4} times for 2 s")
+        print(f"killed, full and away {rounds} times each, for 2 s or as long as a start takes")
         print(f"metrics sent {runs * 2 * STEPS}, found {found}")

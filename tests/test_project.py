@@ -153,7 +153,8 @@ def test_constraints_pin_what_is_installed_and_required() -> None:
         for requirement in [Requirement(line)]
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for line in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    extras = project["optional-dependencies"].values()
+    for line in [*project["dependencies"], *(line for extra in extras for line in extra)]:
         wanted = Requirement(line)
         name = wanted.name.lower().replace("_", "-")
         pin = str(pins[name].specifier).removeprefix("==")

@@ -120,10 +120,14 @@ def _reaching(uri: str) -> Iterator[None]:
             yield
     except (*STORE_ERRORS, ImportError) as error:
         reason = next(iter(hide_credentials(str(error)).splitlines()), type(error).__name__)
+        remedy = (
+            "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
+            else "Start the server, set --tracking-uri or MLFLOW_TRACKING_URI, or leave both out "
+            f"for {DEFAULT_STORE}."
+        )
         raise TrackingError(
-            f"tracking store {hide_credentials(uri)} cannot be used: {reason[:300]}. Start the "
-            "server, set --tracking-uri or MLFLOW_TRACKING_URI, or leave both out for "
-            f"{DEFAULT_STORE}."
+            f"tracking store {hide_credentials(uri)} cannot be used: {reason[:300]}. {remedy}"
         ) from None  # the cause may hold the password
 
 
@@ -188,6 +192,7 @@ def _quieten() -> None:
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="mlflow")

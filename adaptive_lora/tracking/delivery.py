@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,11 @@ class Delivery:
 
     def run(self, journal: Journal, record: Record) -> None:
         """Find the run or make it."""
-        run_id = record.values.get("run_id") or make_run(self.client, record.values)
-        run = self.client.get_run(run_id)
-        journal.learn(run_id=run_id, artifact_uri=run.info.artifact_uri)
+        if "run_id" not in journal.facts:
+            run_id = record.values.get("run_id") or make_run(self.client, record.values)
+            journal.learn(run_id=run_id)
+        run = self.client.get_run(journal.facts["run_id"])
+        journal.learn(artifact_uri=run.info.artifact_uri)
 
     def params(self, journal: Journal, record: Record) -> None:
         """Log parameters."""
@@ -98,47 +101,56 @@ class Delivery:
 
     def model(self, journal: Journal, record: Record) -> None:
         """Make the run's logged model, or find the one it has, and upload its files."""
-        run = self.client.get_run(journal.facts["run_id"])
-        made = self._models(run)
-        model = made[0] if made else self._make_model(run)
-        folder = journal.folder / record.values["held"]
-        _address(folder, journal.folder / _MLMODEL, run.info.run_id, model)
-        self._upload(journal, folder, model.artifact_location, None)
-        self.client.finalize_logged_model(model.model_id, "READY")
-        outputs = run.outputs.model_outputs if run.outputs else []
-        if model.model_id not in {output.model_id for output in outputs}:
-            output = LoggedModelOutput(model.model_id, step=0)
-            self.client.log_outputs(run.info.run_id, [output])
-        self.client.set_tag(run.info.run_id, MODEL_TAG, f"models:/{model.model_id}")
-        journal.learn(model_id=model.model_id)
+        if "model_id" not in journal.facts:
+            self._find_model(journal)
+        run_id, model_id = journal.facts["run_id"], journal.facts["model_id"]
+        folder, place = journal.folder / record.values["held"], journal.facts["model_uri"]
+        _address(folder, journal.folder / _MLMODEL, journal.facts)
+        self._upload(journal, folder, place, None)
+        journal.step("ready", lambda: self.client.finalize_logged_model(model_id, "READY"))
+        journal.step("output", lambda: self._link(run_id, model_id))
+        self.client.set_tag(run_id, MODEL_TAG, f"models:/{model_id}")
 
     def status(self, journal: Journal, record: Record) -> None:
         """Set a run's status; a final one also removes what late requests made twice."""
-        run_id, status = journal.facts["run_id"], record.values["status"]
+        run_id, status, client = journal.facts["run_id"], record.values["status"], self.client
         if status == "RUNNING":
-            self.client.update_run(run_id, status=status)
+            client.update_run(run_id, status=status)
             return
-        self.client.set_terminated(run_id, status, record.values["time"])
-        run = self.client.get_run(run_id)
+        journal.step("ended", lambda: client.set_terminated(run_id, status, record.values["time"]))
+        run = client.get_run(run_id)
         if RUN_KEY in run.data.tags:
-            for other in runs_of_key(self.client, run.info.experiment_id, run.data.tags[RUN_KEY]):
+            for other in runs_of_key(client, run.info.experiment_id, run.data.tags[RUN_KEY]):
                 if other.info.run_id != run_id:
-                    self.client.delete_run(other.info.run_id)
+                    client.delete_run(other.info.run_id)
         if "model_id" in journal.facts:
             for model in self._models(run):
                 if model.model_id != journal.facts["model_id"]:
-                    self.client.delete_logged_model(model.model_id)
+                    client.delete_logged_model(model.model_id)
 
     def _upload(self, journal: Journal, folder: Path, uri: str, where: str | None) -> None:
         """Upload file by file, so that a fault repeats one file and not all of them."""
         place = get_artifact_repository(uri, tracking_uri=self.uri)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = path.relative_to(folder)
-            if str(name) not in journal.uploaded:
-                inside = [where] if where else []
-                inside += [] if name.parent == Path() else [name.parent.as_posix()]
-                place.log_artifact(str(path), "/".join(inside) or None)
-                journal.uploaded.add(str(name))
+            inside = [where] if where else []
+            inside += [] if name.parent == Path() else [name.parent.as_posix()]
+            send = partial(place.log_artifact, str(path), "/".join(inside) or None)
+            journal.step(f"file {name}", send)
+
+    def _find_model(self, journal: Journal) -> None:
+        """Note which logged model is the run's, and where its files go."""
+        run = self.client.get_run(journal.facts["run_id"])
+        made = self._models(run)
+        model = made[0] if made else self._make_model(run)
+        journal.learn(model_id=model.model_id, model_uri=model.artifact_location)
+
+    def _link(self, run_id: str, model_id: str) -> None:
+        """Say that the run made the model, unless the run knows it."""
+        run = self.client.get_run(run_id)
+        outputs = run.outputs.model_outputs if run.outputs else []
+        if model_id not in {output.model_id for output in outputs}:
+            self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
     def _models(self, run: Run) -> list[LoggedModel]:
         """Return the logged adapters of a run, oldest first."""
@@ -190,12 +202,12 @@ def runs_of_key(client: MlflowClient, experiment_id: str, key: str) -> Sequence[
     return sorted(found, key=lambda run: run.info.run_id)
 
 
-def _address(folder: Path, draft: Path, run_id: str, model: LoggedModel) -> None:
+def _address(folder: Path, draft: Path, facts: Mapping[str, str]) -> None:
     """Write into a model's folder which logged model of which run it is, whole or not at all."""
     description = Model.load(str(folder / _MLMODEL))
-    description.run_id = run_id
-    description.model_id = description.model_uuid = model.model_id
-    description.artifact_path = model.artifact_location
+    description.run_id = facts["run_id"]
+    description.model_id = description.model_uuid = facts["model_id"]
+    description.artifact_path = facts["model_uri"]
     description.save(str(draft))
     os.replace(draft, folder / _MLMODEL)
 

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +63,8 @@ class Journal:
         self.delivered = 0
         """Bytes of the file whose records the store has."""
         self.metrics_sent = 0
-        self.uploaded: set[str] = set()
-        """Files of the record in delivery that are already there."""
+        self.done: set[str] = set()
+        """Parts of the record in delivery that the store has already."""
         self.known: set[tuple[str, int]] = set()
         """(metric, step) that the run has from elsewhere and that are not sent again."""
         self._read_delivered()
@@ -181,11 +181,17 @@ class Journal:
 
     def acknowledge(self, record: Record, metrics: int = 0) -> None:
         """Note that the store has everything up to a record."""
-        self.delivered, self.uploaded = record.end, set()
+        self.delivered, self.done = record.end, set()
         self.metrics_sent += metrics
         self._note({"delivered": self.delivered, "metrics": self.metrics_sent})
         if "held" in record.values:
             shutil.rmtree(self.folder / record.values["held"], ignore_errors=True)
+
+    def step(self, name: str, call: Callable[[], object]) -> None:
+        """Do a part of the record in delivery, once: what failed later does not repeat it."""
+        if name not in self.done:
+            call()
+            self.done.add(name)
 
     def learn(self, **facts: str) -> None:
         """Note what the store said, such as the id of the run."""

@@ -21,6 +21,8 @@ FOLDER = "spool"
 """Inside a study's output folder."""
 _LAST_REQUEST = 5.0
 """Seconds that the end of a process waits for a request on its way."""
+_WORTH_SAYING = 5
+"""Failures in a row, at least 2 s, after which a person is told."""
 _DOUBTFUL = 8
 """Times that a record is sent again after MLflow's BAD_REQUEST: a database that went away gives it,
 and so does a record that it will never take."""
@@ -38,6 +40,7 @@ class Spool:
         self._bug: BaseException | None = None
         self.away = ""
         """Why the store does not take anything just now; empty where it does."""
+        self._told = False
         self._deliveries = 0
         self._said: set[str] = set()
 
@@ -151,15 +154,22 @@ class Spool:
             journal.settle()
 
     def _send(self, journal: Journal) -> None:
+        before = len(journal.done)
         try:
             journal.settle()
             self.delivery.next(journal)
         except STORE_ERRORS as error:
+            if len(journal.done) > before:
+                self._progressed()
             self._failed(journal, error)
             return
-        if self.away:
+        if self._told:
             log.warning("The tracking store is back; what was kept is being delivered.")
-        self.away = ""
+        self.away, self._told = "", False
+        self._progressed()
+
+    def _progressed(self) -> None:
+        """Note that a record, or a part of one, has arrived."""
         self._backoff.reset()
         with self._changed:
             self._deliveries += 1
@@ -187,13 +197,14 @@ class Spool:
             with self._changed:
                 self._changed.notify_all()
             return
-        if not self.away:
+        self.away = reason_of(error)
+        if self._backoff.failures == _WORTH_SAYING:
+            self._told = True
             log.warning(
                 "The tracking store does not answer (%s). Training goes on; records wait in %s.",
-                reason_of(error),
+                self.away,
                 self.folder,
             )
-        self.away = reason_of(error)
         with self._changed:
             this = threading.current_thread()
             self._changed.wait_for(lambda: self._thread is not this, wait)
