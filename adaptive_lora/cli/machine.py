@@ -45,5 +45,9 @@ def ui(port: int, **options: Any) -> None:
         return
     address = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
     click.echo(f"MLflow UI: {address}  (Ctrl-C ends it)")
+    click.echo(
+        "Only this machine reaches it. To share it, start entrypoints/server/start.sh with "
+        "AUTH=basic and ALLOWED_HOSTS instead."
+    )
     arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])

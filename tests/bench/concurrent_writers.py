@@ -45,20 +45,21 @@ def _connect(uri: str, output: str):  # type: ignore[no-untyped-def]
 
 def _write(numbers: Sequence[int], uri: str, output: str, start: float) -> tuple[float, float]:
     """Write some runs; return when that began and ended. Runs in a process of its own."""
-    from adaptive_lora.tracking import StudyRun
+    from adaptive_lora.tracking import TrialRun
+    from adaptive_lora.tracking.runs import KIND, STUDY_ID
 
     store = _connect(uri, output)
-    study = StudyRun.find(store, STUDY)
     time.sleep(max(0.0, start - time.time()))
     began = time.time()
     for number in numbers:
-        tags = {"method": "uniform-r2", "seed": str(number), "fold": "0", "lr": "0.01"}
-        with study.trial(f"run {number}", tags) as run:
-            run.params({f"cfg.option{index}": index for index in range(40)})
-            for step in range(STEPS):
-                run.metric("train/loss", number + 1 / (step + 1), step)
-                run.metric("train/tokens", 100.0 * step, step)
-            run.json("plan.json", {"number": number})
+        tags = {STUDY_ID: STUDY, KIND: "trial", "seed": str(number)}
+        run = TrialRun.begin(store, f"run {number}", tags)
+        run.params({f"cfg.option{index}": index for index in range(40)})
+        for step in range(STEPS):
+            run.metric("train/loss", number + 1 / (step + 1), step)
+            run.metric("train/tokens", 100.0 * step, step)
+        run.json("plan.json", {"number": number})
+        run.end("FINISHED")
     store.settle()
     store.close()
     return began, time.time()
