@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MASKED_SHARE = 0.15
 """Share of tokens to restore (Devlin et al. 2018, 1810.04805, section 3.1). Departure: all of them
 become the mask token, none a random or the same token."""
-_DATA_FREE = frozenset(n for n, kind in PROFILERS.items() if isinstance(kind, WeightProfiler))
+_DATA_FREE = frozenset(n for n, kind in PROFILERS.usable() if isinstance(kind, WeightProfiler))
 _FORWARD = frozenset({"activation_spectrum"})
 _TRAINED = frozenset({"ablation", "output_energy"})
 

@@ -121,6 +121,7 @@ def _tags(bench: Workbench, trial: TrialSpec) -> dict[str, str]:
         "device": str(bench.runtime.device),
         "data_digest": bench.data.digest,
         "base_hash": bench.base.reference.content_hash,
+        **({"plugins": " ".join(plugins)} if (plugins := trial.method.packages) else {}),
         **({} if trial.method.base == "full" else {"quantisation": trial.method.base}),
         "task": bench.task.name,
         "code_version": provenance()["commit"],

@@ -24,6 +24,7 @@ ROOMS = (
     "redaction",
     "errors",
     "options",
+    "plugins",
     "interruption",
     "seeding",
     "adapter_serving",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -17,8 +19,9 @@ from adaptive_lora.allocation.selected import BitFit, FullFineTuning, HeadOnly, 
 from adaptive_lora.allocation.soft_prompts import PrefixTuning, PromptTuning, PTuning
 from adaptive_lora.allocation.truncated import Truncate, TruncateRetrain
 from adaptive_lora.allocation.waterfill import Waterfill
+from adaptive_lora.plugins import PluginTable, checked
 
-METHODS: MappingProxyType[str, Any] = MappingProxyType(
+_OWN: Mapping[str, Any] = MappingProxyType(
     {
         "uniform": Uniform,
         "linear_decay": LinearDecay,
@@ -49,4 +52,17 @@ METHODS: MappingProxyType[str, Any] = MappingProxyType(
         "head_only": HeadOnly,
     }
 )
+
+
+def _problem(kind: Any) -> str | None:
+    """Return why something is no options class of a method, or None."""
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        return f"required a frozen dataclass of options, got {kind!r}"
+    missing = [name for name in ("metric", "rank_label") if not hasattr(kind(), name)]
+    if not any(hasattr(kind, name) for name in ("demand", "solve", "design")):
+        missing.append("demand, solve or design")
+    return f"{kind.__name__} has no {', '.join(missing)}" if missing else None
+
+
+METHODS: PluginTable[Any] = PluginTable(_OWN, "adaptive_lora.methods", checked(_problem))
 """Name on the command line and in study files -> options class of the allocator or family."""

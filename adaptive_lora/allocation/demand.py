@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from types import MappingProxyType
 from typing import Protocol
 
 from adaptive_lora.options import Limits
+from adaptive_lora.plugins import PluginTable, package_of
 from adaptive_lora.sites import AdapterSite
 
-METRICS: Mapping[str, str] = MappingProxyType(
+_OWN: Mapping[str, str] = MappingProxyType(
     {
         "weight_gradient": "mean |w·g|",
         "gradient_norm": "norm of the mean gradient",
@@ -24,10 +26,23 @@ METRICS: Mapping[str, str] = MappingProxyType(
         "output_energy": "energy of a trained adapter's output",
     }
 )
+PROFILER_GROUP = "adaptive_lora.profilers"
+"""Entry points with which other packages add profilers."""
+
+
+def _text(entry: EntryPoint) -> str:
+    return f"from {package_of(entry)}"
+
+
+METRICS: PluginTable[str] = PluginTable(_OWN, PROFILER_GROUP, _text)
 """Importance metric -> what it measures. `importance.PROFILERS` has a profiler for each."""
 
 SPECTRAL_METRICS = ("whitened_gradient", "gradient_norm", "activation_spectrum")
 """Metrics that also say what each rank of a site is worth, each in its own unit."""
+MAYBE_SPECTRAL: PluginTable[str] = PluginTable(
+    {name: _OWN[name] for name in SPECTRAL_METRICS}, PROFILER_GROUP, _text
+)
+"""They and those of other packages, which may do so too."""
 
 RANK = Limits(low=1)
 """Limits of every option that is a rank."""

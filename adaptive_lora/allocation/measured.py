@@ -28,7 +28,7 @@ class Empirical:
     metric: str = option(
         "weight_gradient",
         "importance profile that it follows",
-        limits=Limits(choices=tuple(METRICS)),
+        limits=Limits(choices=METRICS),
     )
     rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
 
@@ -59,7 +59,7 @@ class Proportional:
     metric: str = option(
         "weight_gradient",
         "importance profile that it follows",
-        limits=Limits(choices=tuple(METRICS)),
+        limits=Limits(choices=METRICS),
     )
     rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
     p: float | None = option(

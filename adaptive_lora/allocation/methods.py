@@ -10,7 +10,7 @@ from typing import Any
 
 from adaptive_lora.allocation.catalogue import METHODS
 from adaptive_lora.allocation.controls import Control
-from adaptive_lora.allocation.demand import RANK
+from adaptive_lora.allocation.demand import METRICS, RANK
 from adaptive_lora.allocation.family_plan import Family
 from adaptive_lora.allocation.reading import (
     LIMITS,
@@ -182,6 +182,14 @@ class MethodSpec:
         return _name(self.allocator)
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """Other packages that the method and its profiler come from, as `name==version`."""
+        found = [METHODS.package(_name(allocator)) for allocator in _chain(self.allocator)]
+        metric = self.allocator.metric
+        found += [] if metric is None else [METRICS.package(metric)]
+        return tuple(dict.fromkeys(package for package in found if package is not None))
+
+    @property
     def choice(self) -> SiteChoice:
         """Where it may place adapters."""
         return SiteChoice(
@@ -248,7 +256,7 @@ class MethodSpec:
 def method_options() -> dict[str, tuple[dataclasses.Field[Any], tuple[str, ...]]]:
     """Return every option: name -> (field, methods that have it; none named: all methods)."""
     found: dict[str, tuple[dataclasses.Field[Any], tuple[str, ...]]] = {}
-    for name, kind in METHODS.items():
+    for name, kind in METHODS.usable():
         for field in dataclasses.fields(kind):
             first, methods = found.get(field.name, (field, ()))
             found[field.name] = (first, (*methods, name))
@@ -263,7 +271,7 @@ def _changed(parsed: Mapping[str, Any]) -> list[str]:
 
 
 def _name(allocator: Any) -> str:
-    return next(name for name, kind in METHODS.items() if type(allocator) is kind)
+    return METHODS.name_of(type(allocator))
 
 
 def _chain(allocator: Any) -> Iterator[Any]:

@@ -42,7 +42,7 @@ def wrapped_kind(name: str, of: object) -> Any:
         return type(next(field.default for field in dataclasses.fields(kind) if field.name == "of"))
     plain = [
         other
-        for other, options in METHODS.items()
+        for other, options in METHODS.usable()
         if not issubclass(options, Control) and not decides_in_training(options)
     ]
     if of not in plain:

@@ -9,7 +9,7 @@ import numpy as np
 
 from adaptive_lora.allocation.budget import check_budget, fit_to_budget
 from adaptive_lora.allocation.certificate import Certificate
-from adaptive_lora.allocation.demand import RANK, SPECTRAL_METRICS, Evidence
+from adaptive_lora.allocation.demand import MAYBE_SPECTRAL, RANK, SPECTRAL_METRICS, Evidence
 from adaptive_lora.allocation.gains import (
     Spectra,
     captured,
@@ -42,7 +42,7 @@ class Waterfill:
     metric: str = option(
         "whitened_gradient",
         "profile whose spectrum says what each rank is worth",
-        limits=Limits(choices=SPECTRAL_METRICS),
+        limits=Limits(choices=MAYBE_SPECTRAL),
     )
     rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
     abstain: float | None = option(

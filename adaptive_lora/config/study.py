@@ -156,6 +156,8 @@ class TrialSpec:
                 "lr": self.lr,
                 "surroundings": dict(surroundings),
                 "version": SIGNATURE_VERSION,
+                # Other packages can change a method without a word from this one.
+                **({"packages": list(packages)} if (packages := self.method.packages) else {}),
             }
         )
 

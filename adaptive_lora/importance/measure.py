@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from adaptive_lora.allocation.demand import PROFILER_GROUP
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.importance.activation import activation_spectrum
 from adaptive_lora.importance.contract import Measurement, Profiler, ProfileTask, SiteMeasure
@@ -26,8 +27,9 @@ from adaptive_lora.importance.weights import (
     stable_rank,
 )
 from adaptive_lora.importance.whitened import whitened_gradient
+from adaptive_lora.plugins import PluginTable, checked
 
-PROFILERS: Mapping[str, Profiler] = MappingProxyType(
+_OWN: Mapping[str, Profiler] = MappingProxyType(
     {
         "weight_gradient": GradientProfiler(measure=weight_gradient),
         "gradient_norm": GradientProfiler(measure=gradient_norm),
@@ -41,6 +43,16 @@ PROFILERS: Mapping[str, Profiler] = MappingProxyType(
         "output_energy": output_energy,
     }
 )
+
+
+def _problem(profiler: object) -> str | None:
+    """Return why something is no profiler, or None."""
+    if isinstance(profiler, type) or not callable(profiler):
+        return f"required a function of a ProfileTask, got {profiler!r}"
+    return None
+
+
+PROFILERS: PluginTable[Profiler] = PluginTable(_OWN, PROFILER_GROUP, checked(_problem))
 """Metric -> profiler. The names, with what they mean, stand in `allocation.METRICS`."""
 
 
@@ -58,6 +70,7 @@ def profile_importance(task: ProfileTask, *, metric: str, seed: int) -> Importan
     started = time.perf_counter()
     measured = PROFILERS[metric](task)
     seconds = time.perf_counter() - started
+    _require_sites(task, metric, measured)
     _require_meaning(metric, measured)
     stability, note = _stability(measured)
     has_spectra = all(measure.spectrum for measure in measured.whole.values())
@@ -77,6 +90,17 @@ def profile_importance(task: ProfileTask, *, metric: str, seed: int) -> Importan
 
 def _spectra(measures: Mapping[str, SiteMeasure]) -> dict[str, tuple[float, ...]]:
     return {name: measure.spectrum or (measure.score,) for name, measure in measures.items()}
+
+
+def _require_sites(task: ProfileTask, metric: str, measured: Measurement) -> None:
+    """Refuse a profile of other sites than it was asked for."""
+    wanted = {site.name for site in task.sites}
+    for measures in (measured.whole, *measured.halves):
+        if odd := sorted(wanted ^ set(measures)):
+            raise AllocationError(
+                f"the {metric} profiler measured other sites than the {len(wanted)} it was given: "
+                f"{len(odd)} are missing or too many, such as {odd[0]}."
+            )
 
 
 def _require_meaning(metric: str, measured: Measurement) -> None:
