@@ -60,7 +60,9 @@ def run(bench: Workbench, folder: Path) -> TrialOutcome:
 def test_a_smaller_micro_batch_gives_the_same_losses(
     make_bench: Bench, tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench = without_dropout(make_bench(methods="uniform:rank=2", batch_size=8, accumulation=2))
+    bench = without_dropout(
+        make_bench(methods="uniform:rank=2", batch_size=8, accumulation=2, batching="padded")
+    )
     expected = run(bench, tmp_path / "whole")
     with room_for(bench.base.model, 3, error) as sizes:
         found = run(bench, tmp_path / "parts")

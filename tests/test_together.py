@@ -37,10 +37,11 @@ MIXED = {
     "lr_only:of=linear_decay,rank=4,low_rank=1",
     "seeds": "0 1",
     "lr": "1e-2 3e-3",
-    "max_steps": 5,
+    "max_steps": 4,
     "epochs": 9,
     "batch_size": 3,
     "validations": 2,
+    "batching": "padded",
 }
 
 
@@ -66,6 +67,7 @@ class Trainer:
             examples=bench.parts(trial.fold).train,
             collate=bench.task.collate,
             losses_by_example=bench.task.losses_by_example,
+            running=bench.task.running,
             validate=lambda model: bench.losses(model, bench.parts(trial.fold).validation).loss,
             lr_multipliers=plan.lr_multipliers(),
             **more,
@@ -123,12 +125,13 @@ def require_equal(found: tuple[TrainResult, Weights], alone: tuple[TrainResult, 
         torch.testing.assert_close(weight, expected_weights[name], rtol=1e-3, atol=1e-6)
 
 
-def test_every_trial_learns_as_if_alone(make_bench: Bench) -> None:
-    trainer = Trainer(make_bench(**MIXED))
+@pytest.mark.parametrize(("batching", "seeds"), [("padded", "0"), ("packed", "0 1")])
+def test_every_trial_learns_as_if_alone(make_bench: Bench, batching: str, seeds: str) -> None:
+    trainer = Trainer(make_bench(**{**MIXED, "batching": batching, "seeds": seeds}))
     trials = list(trainer.bench.config.trials())
-    assert len(trials) == 16
+    assert len(trials) == 8 * len(seeds.split())
     alone = [trainer.alone(trial) for trial in trials]
-    assert len({result.losses for result, _ in alone}) == 16
+    assert len({result.losses for result, _ in alone}) == len(trials)
     for found, expected in zip(trainer.together(trials), alone, strict=True):
         require_equal(found, expected)
 
@@ -137,12 +140,14 @@ def test_every_trial_learns_as_if_alone(make_bench: Bench) -> None:
     "changes",
     [
         {"dropout": 0.3},
+        {"dropout": 0.3, "batching": "packed"},
         {"accumulation": 2, "weight_decay": 0.1, "clip_norm": 0.01},
         {"folds": 3, "max_steps": None, "epochs": 1, "batch_size": 8, "seeds": "0"},
         {"patience": 1, "validations": 5, "lr": "3 1e-3", "seeds": "0"},
     ],
     ids=[
         "adapter dropout",
+        "adapter dropout on packed rows",
         "accumulation and clipping",
         "folds of other lengths",
         "early stopping",
