@@ -19,9 +19,12 @@ METHODS = (
     "prompt_tuning:tokens=3", "prefix_tuning:tokens=3", "p_tuning:tokens=3,encoder_width=5",
     "ia3", "houlsby:width=3", "pfeiffer:width=3", "full", "ln_tuning", "head_only", "bitfit",
 )  # fmt: skip
-LLAMA = tuple((method, "llama_folder") for method in METHODS[:-1])
 every_method = pytest.mark.parametrize(
-    ("method", "base"), [*((method, "base_folder") for method in METHODS), *LLAMA]
+    ("method", "base"),
+    [
+        *((method, "base_folder") for method in METHODS),
+        *(pytest.param(m, "llama_folder", marks=pytest.mark.long) for m in METHODS[:-1]),
+    ],
 )
 
 

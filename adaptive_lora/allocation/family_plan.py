@@ -39,11 +39,6 @@ class FamilyPlan:
         return sum(size(shape) for shape in self.tensors.values())
 
     @property
-    def packable(self) -> bool:
-        """Whether examples may be packed into one row: not where each needs its own prefix."""
-        return self.positions == 0
-
-    @property
     def lora_plus(self) -> float:
         """Factor of the rate of LoRA's B: 1, there is none."""
         return 1.0

@@ -1,7 +1,7 @@
 """Families that learn what stands before the input: prefixes and virtual tokens.
 
-They take positions of the context, need a row of their own for every example, and as a rule a
-learning rate 10 to 100 times that of LoRA.
+They take positions of the context, need a row of their own for every example, and but for P-tuning
+a learning rate 10 to 100 times that of LoRA.
 """
 
 from __future__ import annotations

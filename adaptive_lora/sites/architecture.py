@@ -48,11 +48,6 @@ class Architecture:
     """None where the model is no causal language model."""
 
     @property
-    def total_parameters(self) -> int:
-        """All parameters, tied ones once: what full fine-tuning trains."""
-        return sum(size(shape) for shape in self.tensors.values())
-
-    @property
     def biases(self) -> tuple[str, ...]:
         """Names of all bias vectors, those of normalisation layers among them."""
         return tuple(name for name in self.tensors if name.rpartition(".")[2].endswith("bias"))
