@@ -22,6 +22,9 @@ from typing import ClassVar
 
 from adaptive_lora.redaction import hide_credentials, printable
 
+_BRIEF = 600
+"""Most signs that are quoted of an error from elsewhere."""
+
 
 class AdaptiveLoraError(Exception):
     """Base of all errors that are the user's to mend.
@@ -74,9 +77,15 @@ class TrialFailed(AdaptiveLoraError, RuntimeError):
     """Training became non-finite too often; carries the reason shown in the comparison."""
 
 
+def brief(error: BaseException) -> str:
+    """Return what another library says, on one line and no longer than people read."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _BRIEF else f"{text[:_BRIEF]} ..."
+
+
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> str:
     """Return "unknown KIND 'x'; did you mean 'y'? Known: ..." for an error message."""
     names = sorted(known)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(given[:100], names, n=1, cutoff=0.6)
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    return f"unknown {kind} '{given}'{hint} Known: {', '.join(names)}"
+    return f"unknown {kind} '{given:.100}'{hint} Known: {', '.join(names)}"

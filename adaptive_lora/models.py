@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from adaptive_lora import adapter_serving
 from adaptive_lora.adapter_serving.vetting import UnsafeFiles, require_base
 from adaptive_lora.config import ModelConfig
-from adaptive_lora.errors import ConfigError, ModelError
+from adaptive_lora.errors import ConfigError, ModelError, brief
 from adaptive_lora.heads import count_head, find_head, require_complete
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path
     except Exception as error:  # huggingface_hub raises a dozen unrelated types
         raise ModelError(
             f"base model '{config.model}' is neither a local folder nor reachable on the hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}); give a folder with "
+            f"({type(error).__name__}: {brief(error)}); give a folder with "
             "config.json, tokenizer and weights, or 'embedded'."
         ) from error
     if not (folder / "config.json").is_file():
@@ -168,7 +168,7 @@ def load_base(
         )
         tokenizer = adapter_serving.open_processor(folder, task, trust_remote_code=trust)
     except Exception as error:  # whatever a damaged file makes transformers raise
-        raise ModelError(f"{folder} cannot be loaded: {error}") from error
+        raise ModelError(f"{folder} cannot be loaded: {brief(error)}") from error
     if task["name"] == "causal" and tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
     head = _head_of(model, task, gaps, quantised=quantisation is not None)
@@ -263,7 +263,7 @@ def read_settings(folder: Path, *, trust_remote_code: bool = False) -> Pretraine
                 f"{folder} runs only with Python code of its own, which is not run unless you say "
                 "so: read it, then give --trust-remote-code true."
             ) from error
-        raise ModelError(f"{folder}/config.json cannot be used: {error}") from error
+        raise ModelError(f"{folder}/config.json cannot be used: {brief(error)}") from error
     return settings
 
 
@@ -322,7 +322,7 @@ def skeleton(config: ModelConfig) -> PreTrainedModel:
                 settings, trust_remote_code=trust
             )
     except Exception as error:  # transformers checks little: whatever a wrong value causes
-        raise ModelError(f"{folder}/config.json cannot be used: {error}") from error
+        raise ModelError(f"{folder}/config.json cannot be used: {brief(error)}") from error
     return model
 
 

@@ -31,6 +31,8 @@ class Limits:
     """Exclusive lower bound."""
     pattern: str = ""
     """Regular expression that a text must match in full."""
+    says: str = "letters, digits, '.', '_' or '-'"
+    """What the pattern asks for, in words."""
 
 
 def option(
@@ -83,7 +85,7 @@ def parse_value(annotation: Any, value: object) -> Any:
     if annotation is str:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return str(value)
-        raise ValueError(f"expected text, got {value!r}")
+        raise ValueError(f"expected text, got {value!r:.80}")
     return annotation(value)
 
 
@@ -112,19 +114,19 @@ def _parse_bool(value: object) -> bool:
         return True
     if isinstance(value, str) and value.lower() in ("false", "no", "off", "0"):
         return False
-    raise ValueError(f"expected true or false, got {value!r}")
+    raise ValueError(f"expected true or false, got {value!r:.80}")
 
 
 def _parse_number(kind: type, value: object) -> int | float:
     noun = "a whole number" if kind is int else "a number"
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"expected {noun}, got {value!r}")
+        raise ValueError(f"expected {noun}, got {value!r:.80}")
     try:
         number = float(value)
-    except ValueError:
-        raise ValueError(f"expected {noun}, got {value!r}") from None
+    except (ValueError, OverflowError):
+        raise ValueError(f"expected {noun}, got {value!r:.80}") from None
     if not math.isfinite(number) or (kind is int and number != int(number)):
-        raise ValueError(f"expected {noun}, got {value!r}")
+        raise ValueError(f"expected {noun}, got {value!r:.80}")
     return int(value) if kind is int and isinstance(value, int) else kind(number)
 
 
@@ -132,9 +134,9 @@ def out_of_limits(name: str, value: object, limits: Limits) -> str | None:
     """Return the problem with a parsed value, or None; tuples are checked item by item."""
     for item in value if isinstance(value, tuple) else (value,):
         if limits.choices and item is not None and str(item) not in limits.choices:
-            return f"{name} must be one of {', '.join(limits.choices)}; got '{item}'"
+            return f"{name} must be one of {', '.join(limits.choices)}; got '{item!s:.80}'"
         if limits.pattern and isinstance(item, str) and not re.fullmatch(limits.pattern, item):
-            return f"{name} must be letters, digits, '.', '_' or '-'; got '{item}'"
+            return f"{name} must be {limits.says}; got '{item:.80}'"
         if isinstance(item, int | float) and not isinstance(item, bool):
             if limits.low is not None and item < limits.low:
                 return f"{name} must be at least {limits.low:g}; got {item:g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -138,6 +139,8 @@ def plan_method(
             f"{spec.label} follows {metric}, but the profile given measured {profile.metric}; give "
             f"a profile of {metric}, or the method metric={profile.metric} where it takes that."
         )
+    if profile is not None:
+        _require_scores(profile, architecture.sites)
     evidence = None if profile is None else profile.evidence()
     train = config.train
     plan = make_plan(
@@ -163,6 +166,15 @@ def plan_method(
         decided_in_training=isinstance(plan, RankPlan)
         and decides_in_training(type(spec.allocator)),
     )
+
+
+def _require_scores(profile: ImportanceProfile, sites: Sequence[AdapterSite]) -> None:
+    lacking = [site.name for site in sites if site.name not in profile.scores]
+    if lacking:
+        raise AllocationError(
+            f"the profile has no score for {len(lacking)} of {len(sites)} sites, such as "
+            f"{lacking[0]}; required one of this model, from `adaptive-lora profile`."
+        )
 
 
 def peft_config(report: PlanReport) -> str:

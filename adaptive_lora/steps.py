@@ -16,7 +16,7 @@ from adaptive_lora import adapter_serving
 from adaptive_lora.adapters.export import export_merged, export_uniform
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.encoder_bench import bench_for
-from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, unknown_name
+from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, brief, unknown_name
 from adaptive_lora.importance import PROFILERS, ImportanceProfile
 from adaptive_lora.report.profile_figure import profile_figure, spectrum_figure
 from adaptive_lora.study import run_single
@@ -141,14 +141,13 @@ def run_evaluate(
     """
     if not 0 <= fold < config.data.folds:
         raise ConfigError(f"fold must be 0 to {config.data.folds - 1}; got {fold}.")
-    store = connect(config.tracking)
-    folder = _adapter(adapter)
+    folder = _adapter(adapter, config)
     try:
         model, _, record = adapter_serving.load_adapter(
             folder, trust_remote_code=config.model.trust_remote_code
         )
     except Exception as error:  # PEFT, transformers and safetensors raise their own types
-        raise AdapterError(f"adapter {adapter} cannot be loaded: {error}") from error
+        raise AdapterError(f"adapter {adapter} cannot be loaded: {brief(error)}") from error
     base = record["base"]
     where = os.environ.get(adapter_serving.BASE_VARIABLE) or base["name"]
     changes: dict[str, object] = {"model": where, "revision": base["revision"]}
@@ -163,6 +162,7 @@ def run_evaluate(
         **{f"test/{name}": value for name, value in bench.task.metrics(test).items()},
         "test/examples": float(len(test.example_ids)),
     }
+    store = connect(config.tracking)
     with single_run(store, "evaluation", f"evaluate·{bench.data.source}") as run:
         run.params({"evaluate.adapter": adapter, "evaluate.fold": fold})
         run.data(bench.data.source, bench.data.digest, config.data.data, len(test.example_ids))
@@ -186,9 +186,7 @@ def run_export(
         AdapterError: no adapter there, or it cannot be written so.
         ConfigError: the folder holds something already.
     """
-    if adapter.startswith(("models:/", "runs:/")):
-        connect(config.tracking)
-    source = _adapter(adapter)
+    source = _adapter(adapter, config)
     if merged:
         export_merged(source, out, trust_remote_code=config.model.trust_remote_code)
         console.print(f"merged model written to {out}", highlight=False, soft_wrap=True)
@@ -201,17 +199,22 @@ def run_export(
     )
 
 
-def _adapter(adapter: str) -> Path:
+def _adapter(adapter: str, config: StudyConfig) -> Path:
     """Return the local folder of an adapter given as a folder or a `models:/` URI."""
     if adapter.startswith(("models:/", "runs:/")):
+        connect(config.tracking, must_exist=True)
         try:
             return adapter_folder(adapter)
         except TrackingError as error:
             raise AdapterError(str(error)) from error
     folder = Path(adapter)
-    if not (folder / adapter_serving.RECORD).is_file():
+    try:
+        found = (folder / adapter_serving.RECORD).is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        found = False
+    if not found:
         raise AdapterError(
-            f"{adapter} is no adapter folder: required {adapter_serving.RECORD} beside PEFT's "
+            f"{adapter:.200} is no adapter folder: required {adapter_serving.RECORD} beside PEFT's "
             "files, or give a models:/ URI."
         )
     return folder

@@ -283,7 +283,7 @@ def compare_study(
         TrackingError: no such study or trials, or records that cannot be read.
         DataError: trials that cannot be compared.
     """
-    store = connect(tracking)
+    store = connect(tracking, must_exist=True)
     dossier = read_dossier(store, selection)
     rules = ("margin", "margin_percent", "correction", "registered_model")
     recorded = {name: dossier.settings[name] for name in rules if name in dossier.settings}

@@ -233,7 +233,7 @@ def test_evaluate_wants_an_adapter(options: Options, tmp_path: Path) -> None:
     for words, message in (
         ((), "needs --adapter"),
         (("--adapter", tmp_path), "is no adapter folder"),
-        (("--adapter", "models:/nobody@champion"), "cannot be fetched"),
+        (("--adapter", "models:/nobody@champion"), "there is no tracking store"),
     ):
         result = invoke("evaluate", *flags(data), *words)
         assert result.exit_code == 2
@@ -243,14 +243,17 @@ def test_evaluate_wants_an_adapter(options: Options, tmp_path: Path) -> None:
 def test_compare_without_studies() -> None:
     result = invoke("compare", "--tracking-uri", "sqlite:///empty.db")
     assert result.exit_code == 2
-    assert "no study" in result.output
+    assert "there is no tracking store" in result.output
+    assert not Path("empty.db").exists()
 
 
 def test_doctor(base_folder: Path) -> None:
     result = invoke("doctor", "--model", base_folder, "--json")
     findings = {finding["check"]: finding for finding in json.loads(result.output)}
     assert findings["base model"]["text"].endswith("12 sites")
-    assert findings["torch"]["status"] == "ok"
+    assert findings["packages"]["text"].endswith("as pinned")
+    assert {"device", "memory", "disk", "tracking", "hub"} <= set(findings)
+    assert findings["licence of base"]["status"] == "warn"
     assert not Path("mlflow.db").exists()
     broken = invoke("doctor", "--model", "./nowhere", "--json")
     assert broken.exit_code == 2

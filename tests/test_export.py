@@ -217,7 +217,7 @@ def test_command_line(base_folder: Path, tmp_path: Path) -> None:
         ((tmp_path / "adapter", tmp_path / "new"), "exactly one of"),
         ((tmp_path / "adapter", tmp_path / "new", "--merged", "--uniform"), "exactly one of"),
         ((tmp_path / "nowhere", tmp_path / "new", "--uniform"), "is no adapter folder"),
-        (("models:/nobody@champion", tmp_path / "new", "--uniform"), "cannot be fetched"),
+        (("models:/nobody@champion", tmp_path / "new", "--uniform"), "there is no tracking store"),
     ):
         failed = export(*words)
         assert failed.exit_code == 2, failed.output

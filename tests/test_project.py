@@ -23,6 +23,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     "redaction",
     "errors",
+    "textfiles",
     "options",
     "plugins",
     "interruption",

@@ -30,7 +30,7 @@ from adaptive_lora.adapter_serving.vetting import (
     require_adapter,
 )
 from adaptive_lora.adapters.model_card import merged_card, uniform_card
-from adaptive_lora.errors import AdapterError, ConfigError
+from adaptive_lora.errors import AdapterError, ConfigError, brief
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,7 +105,7 @@ def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False
         dora = _is_dora(model)
         merged = model.merge_and_unload(safe_merge=True)
     except Exception as error:  # PEFT, transformers and safetensors raise their own types
-        raise AdapterError(f"adapter {source} cannot be merged: {error}") from error
+        raise AdapterError(f"adapter {source} cannot be merged: {brief(error)}") from error
     with _new_folder(target) as folder:
         merged.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -152,7 +152,7 @@ def _read(source: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         config = PeftConfig.from_pretrained(str(source))
         tensors = load_file(source / _WEIGHTS)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise AdapterError(f"adapter {source} cannot be read: {error}") from error
+        raise AdapterError(f"adapter {source} cannot be read: {brief(error)}") from error
     given = {
         "peft_type": type(config) is LoraConfig,
         "use_dora": not getattr(config, "use_dora", False),

@@ -83,6 +83,6 @@ def budget_problem(budget: str | None) -> str | None:
     if budget is None:
         return None
     number = budget.removeprefix("uniform-")
-    if number.isdigit() and int(number) > 0:
+    if number.isdecimal() and len(number) <= 18 and int(number) > 0:
         return None
-    return f"budget must be a whole number of parameters or uniform-R; got '{budget}'"
+    return f"budget must be a whole number of parameters or uniform-R; got '{budget:.80}'"

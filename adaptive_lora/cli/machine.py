@@ -16,7 +16,9 @@ from adaptive_lora.config import study_from
 
 
 @main.command()
-@study_options(only=("model", "revision", "trust_remote_code", "tracking_uri", "experiment"))
+@study_options(
+    only=("model", "revision", "trust_remote_code", "data", "output", "tracking_uri", "experiment")
+)
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
 def doctor(as_json: bool, **options: Any) -> None:
     """Check versions, device, disk, base model and tracking store; exit 0 (fine), 1 or 2."""

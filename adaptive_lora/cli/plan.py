@@ -21,6 +21,7 @@ from adaptive_lora.cli.options import (
 )
 from adaptive_lora.config import study_from
 from adaptive_lora.errors import ConfigError
+from adaptive_lora.textfiles import Unreadable, read_text
 
 _OWN = (
     "model", "revision", "trust_remote_code", "scale", "scale_policy", "precision", "batch_size",
@@ -86,8 +87,8 @@ def _read_profile(path: Path | None) -> Any:
     from adaptive_lora.importance import ImportanceProfile
 
     try:
-        return ImportanceProfile.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        return ImportanceProfile.from_json(read_text(path))
+    except Unreadable as error:
         raise ConfigError(f"profile {path} cannot be read: {error}") from error
 
 

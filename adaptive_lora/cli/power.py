@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any, cast
 
 import click
@@ -13,8 +14,21 @@ from adaptive_lora.cli.options import make_console, settings_given, study_option
 from adaptive_lora.config import study_from
 from adaptive_lora.errors import ConfigError
 
-_ABOVE = click.FloatRange(min=0, min_open=True)
-_SHARE = click.FloatRange(min=0, max=1, min_open=True, max_open=True)
+
+class _Finite(click.FloatRange):
+    """A number within bounds, which NaN and infinity are not."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
+_ABOVE = _Finite(min=0, min_open=True)
+_SHARE = _Finite(min=0, max=1, min_open=True, max_open=True)
 
 
 @main.command()
@@ -88,7 +102,7 @@ def _from_study(options: dict[str, Any], config: Any) -> Any:
     from adaptive_lora.tracking import connect
 
     ids = () if options["study_id"] == "latest" else (options["study_id"],)
-    dossier = read_dossier(connect(config.tracking), Selection(study_ids=ids))
+    dossier = read_dossier(connect(config.tracking, must_exist=True), Selection(study_ids=ids))
     comparison = compare_dossier(dossier, config, options["baseline"])
     parts = observed_noise(comparison)
     if options["examples"] is not None:

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config.study import StudyConfig, option_fields
 from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import out_of_limits, parse_value
+from adaptive_lora.textfiles import Unreadable, parse_yaml, read_text
 
 
 def study_from(
@@ -88,23 +87,15 @@ def load_study(path: Path, overrides: Mapping[str, object]) -> StudyConfig:
     """Read a study file and put command-line options over it.
 
     Raises:
-        ConfigError: no such file, not YAML (with line), or any wrong setting.
+        ConfigError: no such file, not plain YAML (with line), or any wrong setting.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        values, lines = parse_yaml(read_text(path))
+    except Unreadable as error:
         raise ConfigError(f"study file {path} cannot be read: {error}") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"study file {path} is not YAML: {error}") from error
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"study file {path}: required `setting: value` lines, got {values!r:.60}")
-    where = (
-        {str(key.value): f"{path} line {key.start_mark.line + 1}" for key, _ in node.value}
-        if node
-        else {}
-    )
+    where = {name: f"{path} line {line}" for name, line in lines.items()}
     merged = {**{str(key): value for key, value in values.items()}, **overrides}
     return study_from(merged, {**where, **{key: "option" for key in overrides}})

@@ -8,8 +8,12 @@ from adaptive_lora.allocation import ScalePolicy
 from adaptive_lora.config.size import MemorySize
 from adaptive_lora.options import Limits, option
 
-NAME = r"[\w.\-]+"
+NAME = r"(?!\.+$)[\w.\-]{1,200}"
 """Names that become part of paths, tags and registry entries."""
+SEED = Limits(low=0, high=2**32 - 1)
+_EXPERIMENT = Limits(
+    pattern=r"(?!.*(^|/)\.\.(/|$))[^\x00-\x1f\x7f-\x9f]{1,500}", says="1 to 500 signs without '..'"
+)
 TASKS = (
     "auto", "causal", "classification", "regression", "seq2seq", "image_classification",
     "image_text", "vision_language",
@@ -94,7 +98,9 @@ class DataConfig:
         "share of prompts kept for the test; with folds each fold is the test part once",
         limits=Limits(above=0, high=0.5),
     )
-    split_seed: int = option(0, "seed of the division into parts; the same for every trial seed")
+    split_seed: int = option(
+        0, "seed of the division into parts; the same for every trial seed", limits=SEED
+    )
     folds: int = option(1, "k of k-fold cross-validation; 1: one division", limits=Limits(low=1))
 
 
@@ -203,7 +209,9 @@ class TrackingConfig:
         "MLflow tracking store; none: MLFLOW_TRACKING_URI or sqlite:///mlflow.db",
         identity=False,
     )
-    experiment: str = option("adaptive-lora", "MLflow experiment", identity=False)
+    experiment: str = option(
+        "adaptive-lora", "MLflow experiment", limits=_EXPERIMENT, identity=False
+    )
     registered_model: str = option(
         "adaptive-lora", "name in the model registry", limits=Limits(pattern=NAME), identity=False
     )

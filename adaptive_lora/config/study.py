@@ -12,6 +12,7 @@ from typing import Any
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config.sections import (
     NAME,
+    SEED,
     DataConfig,
     EvaluationConfig,
     ModelConfig,
@@ -56,7 +57,10 @@ class StudyConfig:
         REFERENCE_METHODS, "NAME[:option=value,...] per method", identity=False
     )
     seeds: tuple[int, ...] = option(
-        (0, 1, 2, 3, 4, 5), "seeds of initialisation, order and dropout", identity=False
+        (0, 1, 2, 3, 4, 5),
+        "seeds of initialisation, order and dropout",
+        limits=SEED,
+        identity=False,
     )
     lr: tuple[float, ...] = option(
         (3e-4,),

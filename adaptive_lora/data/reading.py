@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adaptive_lora.config import DataConfig
-from adaptive_lora.errors import DataError
+from adaptive_lora.data.damage import (
+    csv_columns,
+    csv_problem,
+    delimiter_of,
+    json_problem,
+    parquet_problem,
+)
+from adaptive_lora.errors import DataError, brief
 
+_PROBLEMS = {"json": json_problem, "csv": csv_problem, "parquet": parquet_problem}
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
 
@@ -47,7 +53,7 @@ def read_table(config: DataConfig) -> Table:
     """
     path = Path(config.data).expanduser()
     kind = _FORMATS.get(path.suffix.lower())
-    if kind is not None or path.is_file():
+    if kind is not None or _is_file(path):
         rows, classes = _read_file(path, kind)
         name, unit = path.name, "row" if kind != "json" else "item"
     else:
@@ -55,6 +61,13 @@ def read_table(config: DataConfig) -> Table:
     if not rows:
         raise DataError(f"{name} has no examples; required at least a few.")
     return Table(rows=rows, name=name, unit=unit, classes=classes)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.exists() and not path.is_dir()
+    except (OSError, ValueError):  # no name that a file can have
+        return False
 
 
 def read_test_table(config: DataConfig) -> Table | None:
@@ -89,66 +102,28 @@ def _listed(dataset: Any) -> _Rows:
 def _read_file(path: Path, kind: str | None) -> _Rows:
     import datasets
 
-    if not path.is_file():
+    if not _is_file(path):
         raise DataError(f"data file {path} does not exist; check the path.")
-    if kind is None:
+    if kind is None or not path.is_file():
         raise DataError(
             f"data file {path}: required one of {', '.join(_FORMATS)}; got '{path.suffix}'."
         )
     if path.stat().st_size == 0:
         raise DataError(f"data file {path} is empty; required at least a few examples.")
-    problem = {"json": _json_problem, "csv": _csv_problem}.get(kind, lambda _: None)(path)
+    problem = _PROBLEMS[kind](path)
     if problem:
         raise DataError(f"data file {path}: {problem}")
-    options: dict[str, Any] = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
-    if kind == "csv":
-        options["keep_default_na"] = False  # the text "NA" is text
+    options: dict[str, Any] = {}
+    if kind == "csv":  # all is text: neither "NA" nor "007" nor "1.50" is to become another
+        names = dict.fromkeys(csv_columns(path), datasets.Value("string"))
+        options = {"sep": delimiter_of(path), "keep_default_na": False}
+        options["features"] = datasets.Features(names)
     datasets.disable_progress_bars()
     try:
         return _listed(datasets.load_dataset(kind, data_files=str(path), split="train", **options))
     except Exception as error:  # datasets wraps every reader's own error type
         cause = error.__cause__ or error
-        raise DataError(f"data file {path} cannot be read as {kind}: {cause}") from error
-
-
-def _json_problem(path: Path) -> str | None:
-    """Find what is wrong with a JSON or JSONL file, with its line; None where nothing is."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        return f"required UTF-8 text; byte {error.start} is not."
-    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
-        try:
-            items = json.loads(text)
-        except json.JSONDecodeError as error:
-            return f"line {error.lineno}, column {error.colno}: not JSON ({error.msg})."
-        bad = next((i for i, item in enumerate(items) if not isinstance(item, dict)), None)
-        return None if bad is None else f"item {bad}: required an object with columns."
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                if not isinstance(json.loads(line), dict):
-                    return f"line {number}: required one JSON object a line."
-            except json.JSONDecodeError as error:
-                return f"line {number}, column {error.colno}: not JSON ({error.msg})."
-    return None
-
-
-def _csv_problem(path: Path) -> str | None:
-    """Find the first row of a CSV or TSV file with more or fewer fields than the header."""
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter)
-            width = len(next(reader))
-            for row in reader:
-                if row and len(row) != width:
-                    return f"line {reader.line_num}: required {width} fields, got {len(row)}."
-    except UnicodeDecodeError as error:
-        return f"required UTF-8 text; byte {error.start} is not."
-    except csv.Error as error:
-        return f"line {reader.line_num}: {error}."
-    return None
+        raise DataError(f"data file {path} cannot be read as {kind}: {brief(cause)}") from error
 
 
 def _read_hub(config: DataConfig) -> _Rows:
@@ -166,7 +141,7 @@ def _read_hub(config: DataConfig) -> _Rows:
         )
     except Exception as error:  # datasets and the hub raise a dozen unrelated types
         raise DataError(
-            f"data '{config.data}' is neither a local file nor reachable on the hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}); give a file "
+            f"data '{config.data:.200}' is neither a local file nor reachable on the hub "
+            f"({type(error).__name__}: {brief(error)}); give a file "
             f"({', '.join(_FORMATS)}), a hub data set id, or 'embedded'."
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -104,10 +105,16 @@ def _columns(
             f"{name}: {lacking}required Alpaca columns (instruction, input, output), Dolly columns "
             "(instruction, context, response), GSM8K's (question, answer), or --prompt-column and "
             "--response-column; "
-            f"found {', '.join(sorted(have))}."
+            f"found {_listed(have)}."
         )
     context = wanted[1] or (known[1] if known[1] in have else None)
     return prompt, context, response
+
+
+def _listed(names: Iterable[str], most: int = 20) -> str:
+    listed = sorted(f"{name:.80}" for name in names)
+    more = f" and {len(listed) - most:,} more columns" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
 
 
 def _build(
@@ -138,6 +145,21 @@ def _text(row: Mapping[str, Any], column: str | None, where: str) -> str:
     value = "" if column is None else row.get(column)
     if value is None:
         return ""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{where}: column '{column}' must be text, got {value}.")
     if isinstance(value, str | int | float):
-        return str(value)
+        text = str(value)
+        if "\0" in text or (not text.isprintable() and not _encodes(text)):
+            raise DataError(
+                f"{where}: column '{column}' holds a NUL sign or an unpaired surrogate."
+            )
+        return text
     raise DataError(f"{where}: column '{column}' must be text, got {type(value).__name__}.")
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

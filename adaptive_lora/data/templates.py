@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 import yaml
 
 from adaptive_lora.errors import DataError, unknown_name
+from adaptive_lora.textfiles import Unreadable, parse_yaml, read_text
+
+_FIELD = re.compile(r"\{[A-Za-z_][\w.\[\]!:]*\}")
+"""What looks like a field; other braces are text."""
 
 
 def load_template(name: str) -> Mapping[str, str]:
@@ -28,8 +33,8 @@ def load_template(name: str) -> Mapping[str, str]:
 
 def _read_file(path: Path) -> Mapping[str, str]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values, _ = parse_yaml(read_text(path))
+    except Unreadable as error:
         raise DataError(f"template file {path} cannot be read: {error}") from error
     texts = values if isinstance(values, dict) else {}
     missing = [
@@ -42,4 +47,11 @@ def _read_file(path: Path) -> Mapping[str, str]:
             f"template file {path}: required the texts with_input and without_input, each with "
             f"{{prompt}}; wrong or missing: {', '.join(missing)}"
         )
-    return {key: str(texts[key]) for key in ("with_input", "without_input")}
+    template = {key: str(texts[key]) for key in ("with_input", "without_input")}
+    others = sorted(set(_FIELD.findall("".join(template.values()))) - {"{prompt}", "{input}"})
+    if others or "{input}" not in template["with_input"]:
+        raise DataError(
+            f"template file {path}: required {{prompt}}, and {{input}} in with_input, and no "
+            f"other field; got {', '.join(others) or 'no {input}'}"
+        )
+    return template

@@ -76,6 +76,7 @@ class ImportanceProfile:
         """
         try:
             values = json.loads(text)
+            _require_sound(values)
             stability, spectra = values["stability"], values["spectra"]
             return cls(
                 metric=str(values["metric"]),
@@ -89,11 +90,28 @@ class ImportanceProfile:
                 stability=math.nan if stability is None else float(stability),
                 stability_note=str(values["stability_note"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (
+            KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError,
+        ) as error:  # fmt: skip
             raise AllocationError(
                 f"not an importance profile ({type(error).__name__}: {error}); required the JSON "
                 "that `adaptive-lora profile` writes."
             ) from error
+
+
+def _require_sound(values: Any) -> None:
+    """Raise ValueError where a number is not finite or a score is below zero."""
+    spectra = [values["spectra"] or {}, *values["replicates"]]
+    numbers = [
+        *values["scores"].values(),
+        *(v for one in spectra for row in one.values() for v in row),
+    ]
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError("a score is NaN or infinite")
+    if any(number < 0 for number in values["scores"].values()):
+        raise ValueError("a score is negative")
+    if not isinstance(values["metric"], str):
+        raise TypeError("the metric is no text")
 
 
 def _lists(spectra: Spectra) -> dict[str, list[float]]:

@@ -33,11 +33,15 @@ LEAST_FREE_BYTES = 200 * 2**20
 """A study refuses to start with less free disk for artifacts than this."""
 
 
-def connect(config: TrackingConfig) -> Store:
+def connect(config: TrackingConfig, *, must_exist: bool = False) -> Store:
     """Reach the tracking store and find or make the experiment.
 
     Under `mlflow run` the run and experiment that it made are used: setting another experiment
     there is an error of MLflow's (mlflow issue 2735).
+
+    Args:
+        config: where the store is.
+        must_exist: for commands that only read, which make no store where there is none.
 
     Raises:
         TrackingError: unreachable, not a store that MLflow takes, or no disk left.
@@ -46,7 +50,8 @@ def connect(config: TrackingConfig) -> Store:
     _quieten()
     _own_retries()
     _check_disk(uri)
-    _check_sqlite(uri)
+    _check_sqlite(uri, must_exist)
+    _check_output(Path(config.output))
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     parent = os.environ.get("MLFLOW_RUN_ID")
@@ -76,7 +81,7 @@ def reach(uri: str) -> Delivery:
     """
     _quieten()
     _own_retries()
-    _check_sqlite(uri)
+    _check_sqlite(uri, must_exist=False)
     with _reaching(uri):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         outlast(lambda: client.search_experiments(max_results=1), _START)
@@ -172,9 +177,23 @@ def _check_disk(uri: str) -> None:
         )
 
 
-def _check_sqlite(uri: str) -> None:
+def _check_output(output: Path) -> None:
+    """Find before any training that the folder for reports cannot be made."""
+    taken = next((place for place in (output, *output.parents) if place.exists()), output)
+    if taken.exists() and not taken.is_dir():
+        raise TrackingError(
+            f"output {output} cannot be a folder: {taken} is a file; choose another with --output."
+        )
+
+
+def _check_sqlite(uri: str, must_exist: bool) -> None:
     """Find at once that a file is no database; MLflow would retry for a minute."""
     path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if must_exist and uri.startswith("sqlite:///") and not path.exists():
+        raise TrackingError(
+            f"there is no tracking store {path}; run `adaptive-lora study` first, or set "
+            "--tracking-uri."
+        )
     if not uri.startswith("sqlite:///") or not path.is_file():
         return
     try:

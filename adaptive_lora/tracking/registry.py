@@ -24,6 +24,7 @@ from adaptive_lora.tracking.served_folder import PACKAGE, SERVED, SERVING, requi
 from adaptive_lora.tracking.store import Store
 
 CHAMPION = "champion"
+_ADDRESS = re.compile(r"models:/(?!\.+[/@])[^/@\s]+([/@][\w.-]+)?|runs:/\w+(/(?!\.)[\w.-]+)+")
 _LOADER = "mlflow.pyfunc.loaders.code_model"
 _RUN = (".py", ".pyc", ".pkl", ".pickle", ".so", ".pyd", ".pth")
 """What Python could run."""
@@ -57,6 +58,11 @@ def adapter_folder(model_uri: str) -> Path:
 
 
 def _fetched(model_uri: str) -> Path:
+    if not _ADDRESS.fullmatch(model_uri):
+        raise TrackingError(
+            f"'{model_uri:.200}' names no model: required models:/NAME@ALIAS, "
+            "models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID/PATH."
+        )
     try:
         return Path(outlast_or_say(lambda: mlflow.artifacts.download_artifacts(model_uri)))
     except Exception as error:  # each kind of artifact store has its own errors

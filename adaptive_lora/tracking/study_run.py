@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -106,6 +107,8 @@ class StudyRun(Recorder):
             TrackingError: there is none.
         """
         query = f"tags.`{KIND}` = 'study'"
+        if study_id is not None and not re.fullmatch(r"[\w.\-]+", study_id):
+            raise TrackingError(f"'{study_id:.200}' is no study id, such as study-0a1b2c3d4e.")
         if study_id is not None:
             query += f" and tags.{STUDY_ID} = '{study_id}'"
         experiments = [item.experiment_id for item in store.client.search_experiments()]

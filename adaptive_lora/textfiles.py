@@ -1,0 +1,75 @@
+"""Small files that people write or send: read within limits, and YAML without surprises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LONGEST = 16 * 2**20
+"""Bytes of a settings file, template or profile; real ones are far smaller."""
+_DEEPEST = 20
+"""Mappings and lists in each other; settings need two."""
+
+
+class Unreadable(ValueError):
+    """Why a file cannot be read, in words for its user."""
+
+
+def read_text(path: Path) -> str:
+    """Read a regular file of UTF-8 text.
+
+    Raises:
+        Unreadable: no such file, a device, far too large, or other text.
+    """
+    try:
+        if not path.exists():
+            raise Unreadable("there is no such file")
+        if not path.is_file():
+            raise Unreadable("it is no regular file")
+        if path.stat().st_size > LONGEST:
+            raise Unreadable(f"it has {path.stat().st_size:,} bytes; at most {LONGEST:,} are read")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unreadable(str(error)) from error
+
+
+def parse_yaml(text: str) -> tuple[Any, dict[str, int]]:
+    """Return the value of a YAML text, and key -> line of a mapping at its top.
+
+    Plain values alone: no Python objects, no anchors (a few of them can stand for gigabytes), and
+    no key twice, of which YAML's reader would silently take the last.
+
+    Raises:
+        Unreadable: what is wrong, with the line where there is one.
+    """
+    try:
+        _require_plain(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise Unreadable(f"it is not YAML: {error}") from error
+    except ValueError as error:  # a number or date that Python cannot hold
+        if isinstance(error, Unreadable):
+            raise
+        raise Unreadable(f"it holds a value that cannot be used: {error}") from error
+    lines: dict[str, int] = {}
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines:
+            raise Unreadable(f"'{name}' stands twice, in lines {lines[name]} and {line}")
+        lines[name] = line
+    return values, lines
+
+
+def _require_plain(text: str) -> None:
+    """Look at one event after the other, so that a hostile text costs no more than its start."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise Unreadable("it is nested too deeply")
+        if isinstance(event, yaml.AliasEvent):
+            raise Unreadable("it uses anchors (`*name`), which are not read; write the value out")
