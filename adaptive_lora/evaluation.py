@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from adaptive_lora.adapter_serving import generate
 from adaptive_lora.config import EvaluationConfig
 from adaptive_lora.data import Batch, TokenizedExample
+from adaptive_lora.errors import ConfigError
 from adaptive_lora.results import EvalResult, FloatArray
 from adaptive_lora.runtime import Runtime
 
@@ -141,9 +142,22 @@ def _by_tokens(
 
 
 def wants_generation(examples: Sequence[TokenizedExample], config: EvaluationConfig) -> bool:
-    """Return whether exact match is scored on this part."""
+    """Return whether texts are generated and scored on this part.
+
+    Raises:
+        ConfigError: it is wanted of plain texts, which have no prompt to continue.
+    """
+    if any(not example.prompt_length for example in examples):
+        if config.generate == "on":
+            raise ConfigError("generate=on needs prompts; plain text has none: leave generate out.")
+        return False
     if config.generate != "auto":
         return config.generate == "on"
+    return has_short_answers(examples, config)
+
+
+def has_short_answers(examples: Sequence[TokenizedExample], config: EvaluationConfig) -> bool:
+    """Return whether most references are so short that being right is being equal."""
     lengths = [len(example.input_ids) - example.prompt_length for example in examples]
     short = sum(length <= config.short_answer_tokens for length in lengths)
     return short >= SHARE_OF_SHORT_ANSWERS * len(lengths)
@@ -159,17 +173,28 @@ def exact_matches(
 ) -> FloatArray:
     """Return per example 1 where greedy generation equals the reference, else 0.
 
-    Both texts are compared after stripping white space at the ends. Generation may use as many
-    tokens as the longest reference.
+    Both texts are compared after stripping white space at the ends.
     """
+    texts = continuations(model, tokenizer, examples, runtime=runtime, batch_size=batch_size)
+    return np.array([float(t == e.response.strip()) for t, e in zip(texts, examples, strict=True)])
+
+
+def continuations(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[TokenizedExample],
+    *,
+    runtime: Runtime,
+    batch_size: int,
+) -> list[str]:
+    """Return what greedy generation makes of each prompt, within the longest reference's tokens."""
     model.eval()
     longest = max(len(example.input_ids) - example.prompt_length for example in examples)
     with runtime.accelerator.autocast():
-        texts = generate(
+        return generate(
             model,  # type: ignore[arg-type]
             tokenizer,
             [example.input_ids[: example.prompt_length] for example in examples],
             max_new_tokens=longest,
             batch_size=batch_size,
         )
-    return np.array([float(t == e.response.strip()) for t, e in zip(texts, examples, strict=True)])

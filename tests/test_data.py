@@ -140,7 +140,7 @@ def test_real_tab_separated_file(shared_data: Path) -> None:
         ("a.json", "[]", "no examples|cannot be read"),
         ("a.txt", "hello", "required one of .json"),
         ("a.parquet", "no parquet", "cannot be read as parquet"),
-        ("a.jsonl", '{"text": "a"}\n', "required Alpaca columns"),
+        ("a.jsonl", '{"words": "a"}\n', "required Alpaca columns"),
         ("a.jsonl", '{"instruction": "a", "output": " "}\n', "item 0: column 'output' is empty"),
         ("a.jsonl", '{"instruction": "", "output": "b"}\n', "column 'instruction' is empty"),
         ("a.jsonl", '{"instruction": "a", "output": ["b"]}\n', "must be text, got list"),

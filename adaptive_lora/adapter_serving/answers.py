@@ -56,9 +56,27 @@ def prompts_of(record: Mapping[str, Any], rows: Rows) -> list[str]:
     return prompts
 
 
+def asked_in_chat(tokenizer: Any, text: str) -> list[int]:
+    """Return the token ids of a question by the tokenizer's chat template, up to the answer."""
+    shown = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
+    ids: list[int] = tokenizer(shown, add_special_tokens=False)["input_ids"]
+    return ids
+
+
 def _continue(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
     model, tokenizer, record = loaded
-    prompts = [tokenizer(text)["input_ids"] for text in prompts_of(record, rows)]
+    texts = prompts_of(record, rows)
+    if "chat" in record["template"]:
+        prompts = [
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            if row.get("prompt")
+            else asked_in_chat(tokenizer, text)
+            for text, row in zip(texts, rows, strict=True)
+        ]
+    else:
+        prompts = [tokenizer(text)["input_ids"] for text in texts]
     return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
 
 

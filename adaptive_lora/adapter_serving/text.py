@@ -33,7 +33,8 @@ def generate(
         model: causal language model, with or without adapter.
         tokenizer: of the same model.
         prompts: token ids per prompt.
-        max_new_tokens: most tokens generated per prompt.
+        max_new_tokens: most tokens generated per prompt; fewer where the model has no positions for
+            them.
         batch_size: prompts per call of the model.
     """
     import torch
@@ -45,12 +46,15 @@ def generate(
     texts = [""] * len(prompts)
     for chosen in _batches(order, prompts, batch_size, one_length=alone):
         ids, mask = _left_padded([prompts[index] for index in chosen], pad, model.device)
+        room = min(max_new_tokens, _positions(model) - virtual_tokens(model) - ids.shape[1])
+        if room < 1:
+            continue
         with torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Position ids are not supported")
             output = model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=room,
                 do_sample=False,
                 pad_token_id=pad,
                 eos_token_id=pad,
@@ -58,6 +62,12 @@ def generate(
         for index, row in zip(chosen, output[:, ids.shape[1] :], strict=True):
             texts[index] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
     return texts
+
+
+def _positions(model: Any) -> int:
+    """Return how many tokens a model can see; no limit where it states none."""
+    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return 2**31 if stated is None else int(stated)
 
 
 def virtual_tokens(model: Any) -> int:

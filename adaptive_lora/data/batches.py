@@ -151,6 +151,8 @@ def collate(examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
         input_ids[row, : len(ids)] = ids
         mask[row, : len(ids)] = 1
         labels[row, example.first_label : len(ids)] = ids[example.first_label :]
+        for start, end in example.gaps:
+            labels[row, start:end] = IGNORED
     return Batch(
         inputs={"input_ids": input_ids, "attention_mask": mask},
         labels=labels,

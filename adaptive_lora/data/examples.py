@@ -23,6 +23,8 @@ class Example:
     """The number to predict: index of a class, or a value; of tasks that have one."""
     question: str | None = None
     """What is asked about the image, of tasks that ask."""
+    messages: tuple[tuple[str, str], ...] = ()
+    """(role, content) of a conversation, of which `response` is the last; else empty."""
     image: bytes | None = field(default=None, repr=False)
     """The picture as its file holds it, of tasks that have one."""
 

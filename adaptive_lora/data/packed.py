@@ -85,7 +85,10 @@ def pack(examples: Sequence[TokenizedExample]) -> PackedBatch:
     targets: list[int] = []
     for example in examples:
         first, tokens = example.first_label, example.input_ids
-        targets += [IGNORED] * (first - 1) + list(tokens[first:]) + [IGNORED]
+        own = [IGNORED] * (first - 1) + list(tokens[first:]) + [IGNORED]
+        for start, end in example.gaps:
+            own[start - 1 : end - 1] = [IGNORED] * (end - start)
+        targets += own
     return PackedBatch(
         input_ids=torch.tensor([ids], dtype=torch.long),
         position_ids=torch.tensor([positions], dtype=torch.long),

@@ -9,8 +9,16 @@ from typing import Any
 
 from adaptive_lora.adapter_serving import render
 from adaptive_lora.config import DataConfig
+from adaptive_lora.data.conversations import (
+    CHAT,
+    MESSAGES,
+    PLAIN,
+    TEXT,
+    conversations,
+    plain_texts,
+)
 from adaptive_lora.data.examples import Example, ExampleSet, content_id
-from adaptive_lora.data.reading import read_table
+from adaptive_lora.data.reading import Table, read_table
 from adaptive_lora.data.templates import load_template
 from adaptive_lora.errors import DataError
 from adaptive_lora.seeding import rng_for
@@ -45,6 +53,8 @@ def load_examples(config: DataConfig, *, known: Columns = ()) -> ExampleSet:
     else:
         table = read_table(config)
         rows, name, unit = table.rows, table.name, table.unit
+        if (found := _without_prompts(config, table, known)) is not None:
+            return found
     prompt, context, response = _columns(config, rows, name, known)
     template = load_template(_template_name(config, (prompt, context, response)))
     examples = _build(rows, (prompt, context, response), template, name, unit)
@@ -55,6 +65,26 @@ def load_examples(config: DataConfig, *, known: Columns = ()) -> ExampleSet:
         test=None
         if config.test_data is None and config.test_split is None
         else _test_examples(config, known),
+    )
+
+
+def _without_prompts(config: DataConfig, table: Table, known: Columns) -> ExampleSet | None:
+    """Return the examples of conversations or plain text; None where there are prompts."""
+    if config.prompt_column or config.response_column:
+        return None
+    columns = set(table.columns)
+    if MESSAGES in columns:
+        examples, template = conversations(table), CHAT
+    elif TEXT in columns and not any({c[0], c[2]} <= columns for c in (*_KNOWN_COLUMNS, *known)):
+        examples, template = plain_texts(table), PLAIN
+    else:
+        return None
+    own = config.test_data is not None or config.test_split is not None
+    return ExampleSet(
+        examples=subset(examples, config),
+        template=template,
+        source=table.name,
+        test=_test_examples(config, known) if own else None,
     )
 
 
@@ -103,8 +133,8 @@ def _columns(
         lacking = f"missing {', '.join(missing)}; " if missing else ""
         raise DataError(
             f"{name}: {lacking}required Alpaca columns (instruction, input, output), Dolly columns "
-            "(instruction, context, response), GSM8K's (question, answer), or --prompt-column and "
-            "--response-column; "
+            "(instruction, context, response), GSM8K's (question, answer), messages, text, or "
+            "--prompt-column and --response-column; "
             f"found {_listed(have)}."
         )
     context = wanted[1] or (known[1] if known[1] in have else None)

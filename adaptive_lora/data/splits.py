@@ -84,5 +84,5 @@ def _shuffled(examples: Sequence[Example], config: DataConfig) -> list[list[Exam
 
 def _key(example: Example) -> str:
     """Return what makes two examples the same: their texts without case and white space."""
-    texts = (example.prompt, *filter(None, [example.second]))
+    texts = (example.prompt or example.response, *filter(None, [example.second]))
     return "\0".join(" ".join(text.lower().split()) for text in texts)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from adaptive_lora.data.conversations import turns
 from adaptive_lora.data.examples import Example
 from adaptive_lora.errors import DataError
 
@@ -23,6 +25,8 @@ class TokenizedExample:
     """Index of the first supervised token: the prompt's length, or 1 where all is learned."""
     prompt_length: int
     response: str
+    gaps: tuple[tuple[int, int], ...] = ()
+    """Spans (from, to) after `first_label` that are not learned: what others say in between."""
 
     @property
     def length(self) -> int:
@@ -32,7 +36,8 @@ class TokenizedExample:
     @property
     def supervised_tokens(self) -> int:
         """Tokens whose loss counts."""
-        return len(self.input_ids) - self.first_label
+        between = sum(end - start for start, end in self.gaps)
+        return len(self.input_ids) - self.first_label - between
 
 
 def tokenize(
@@ -44,18 +49,51 @@ def tokenize(
 ) -> tuple[TokenizedExample, ...]:
     """Tokenise prompts and responses apart, so that the boundary is the one of generation.
 
-    Responses are cut at `max_tokens`; what was cut has no end-of-text token.
+    Responses are cut at `max_tokens`; what was cut has no end-of-text token. Of conversations the
+    assistant's turns are learned, as the tokenizer's chat template writes them.
 
     Raises:
         DataError: a prompt leaves no room for its response; names the example.
     """
     items = tuple(examples)
+    if any(item.messages for item in items):
+        return tuple(_conversation(item, tokenizer, max_tokens, loss_on) for item in items)
     prompts = tokenizer([item.prompt for item in items])["input_ids"]
     responses = tokenizer([item.response for item in items], add_special_tokens=False)["input_ids"]
     eos = int(tokenizer.eos_token_id)
     return tuple(
         _example(item, [*prompt], [*response, eos], max_tokens, loss_on)
         for item, prompt, response in zip(items, prompts, responses, strict=True)
+    )
+
+
+def _conversation(
+    item: Example, tokenizer: PreTrainedTokenizerBase, max_tokens: int, loss_on: str
+) -> TokenizedExample:
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for text, answers in turns(item, tokenizer):
+        start = len(ids)
+        ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+        spans += [(start, len(ids))] if answers else []
+    prompt_length, ids = spans[-1][0], ids[:max_tokens]
+    learned = [(start, min(end, len(ids))) for start, end in spans if start < len(ids)]
+    gaps = tuple((one[1], other[0]) for one, other in pairwise(learned))
+    first = learned[0][0] if learned else len(ids)
+    if loss_on == "all":
+        first, gaps, learned = 1, (), [(1, len(ids))]
+    if not learned or len(ids) <= max(1, first):
+        raise DataError(
+            f"{item.where} has no supervised token: its first answer comes after max_tokens="
+            f"{max_tokens}; raise max_tokens or shorten the conversation."
+        )
+    return TokenizedExample(
+        id=item.id,
+        input_ids=tuple(ids[: learned[-1][1]]),
+        first_label=max(1, first),
+        prompt_length=min(prompt_length, learned[-1][1]),
+        response=item.response,
+        gaps=gaps,
     )
 
 

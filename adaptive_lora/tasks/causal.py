@@ -24,7 +24,12 @@ from adaptive_lora.data import (
     unpadded,
 )
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.evaluation import ExampleScores, exact_matches, wants_generation
+from adaptive_lora.evaluation import (
+    ExampleScores,
+    continuations,
+    has_short_answers,
+    wants_generation,
+)
 from adaptive_lora.kernels import (
     attends_packed,
     has_prompt,
@@ -36,7 +41,8 @@ from adaptive_lora.kernels import (
 from adaptive_lora.losses import causal_loss, token_scores
 from adaptive_lora.results import EvalResult
 from adaptive_lora.tasks.task import Task
-from adaptive_lora.tasks.tokens import token_metrics
+from adaptive_lora.tasks.text_scores import text_scores
+from adaptive_lora.tasks.tokens import exact, token_metrics
 
 
 class CausalTask(Task):
@@ -118,24 +124,33 @@ class CausalTask(Task):
         )
 
     def score(self, model: nn.Module, examples: Sequence[TokenizedExample]) -> EvalResult:
-        """Score likelihood and, where the study wants it, exact match of greedy generation."""
+        """Score likelihood and, where the study wants it, greedy generation.
+
+        Of short answers by exact match alone, of others by ROUGE, chrF and a final answer too.
+        """
         result = self.losses(model, examples)
         if not wants_generation(examples, self.config.evaluation):
             return result
-        exact = exact_matches(
+        texts = continuations(
             model,
             self.base.tokenizer,
             examples,
             runtime=self.runtime,
             batch_size=self.config.evaluation.eval_batch_size,
         )
-        return dataclasses.replace(result, exact_match_E=exact)
+        short = has_short_answers(examples, self.config.evaluation)
+        return dataclasses.replace(
+            result,
+            exact_match_E=exact(texts, examples),
+            further_E={**result.further_E, **({} if short else text_scores(texts, examples))},
+        )
 
     def outputs(self, model: Any, examples: Sequence[TokenizedExample]) -> torch.Tensor:
         """Return last-token logits of the prompts, each run alone: (examples, vocabulary)."""
         rows = []
         for example in examples:
-            ids = torch.tensor([example.input_ids[: example.prompt_length]], device=model.device)
+            shown = example.input_ids[: max(1, example.prompt_length)]  # plain text has no prompt
+            ids = torch.tensor([shown], device=model.device)
             rows.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1])
         return torch.stack([row.float() for row in rows])
 
