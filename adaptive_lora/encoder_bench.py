@@ -1,4 +1,4 @@
-"""The bench of models that are not causal: encoders are profiled here, not trained.
+"""The bench of models without a task: encoders are profiled here, not trained.
 
 What needs no loss works on the checkpoint as it is. Gradients need an objective, and the one that a
 text encoder comes with is to restore masked tokens; where the checkpoint has lost its head for
@@ -23,6 +23,7 @@ from adaptive_lora.models import auto_class, locate, read_settings, require_weig
 from adaptive_lora.runtime import start_runtime
 from adaptive_lora.seeding import rng_for
 from adaptive_lora.sites import find_sites, warn_of_architecture
+from adaptive_lora.tasks.catalogue import found_task
 from adaptive_lora.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -37,13 +38,15 @@ _TRAINED = frozenset({"ablation", "output_energy"})
 
 
 def bench_for(config: StudyConfig, metric: str) -> Workbench | EncoderBench:
-    """Return the bench on which a model can be profiled."""
-    from transformers import AutoModelForCausalLM
+    """Return the bench on which a model can be profiled: that of its task, where it has one.
 
-    _, _, folder = locate(config.model, weights=False)
-    settings = read_settings(folder, trust_remote_code=config.model.trust_remote_code)
-    causal = auto_class(settings) is AutoModelForCausalLM
-    return Workbench(config) if causal else EncoderBench(config, metric)
+    A model without a task that base and data tell can still be measured by what needs no loss, and
+    a text encoder by restoring masked tokens.
+    """
+    task = config.data.task if config.data.task != "auto" else found_task(config)
+    if task is None or (task != "causal" and config.data.task == "auto" and metric in _DATA_FREE):
+        return EncoderBench(config, metric)
+    return Workbench(config)
 
 
 class EncoderBench:

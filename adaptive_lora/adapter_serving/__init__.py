@@ -20,7 +20,7 @@ from .base import (
     content_hash,
 )
 from .quantised import NF4
-from .task_models import CAUSAL, load_model, load_with_gaps, open_processor
+from .task_models import CAUSAL, class_of, load_model, load_with_gaps, open_processor
 from .text import generate, generate_targets, render, virtual_tokens
 from .vetting import UnsafeFiles
 
@@ -38,6 +38,7 @@ __all__ = [
     "UnsafeFiles",
     "answer",
     "base_folder",
+    "class_of",
     "content_hash",
     "generate",
     "generate_targets",

@@ -37,6 +37,13 @@ CAUSAL: Mapping[str, Any] = MappingProxyType({"name": "causal"})
 """The task of adapters that record none."""
 
 
+def class_of(task: str) -> Any:
+    """Return the class that loads the models of a task."""
+    import transformers
+
+    return getattr(transformers, AUTO_CLASSES[task])
+
+
 def load_model(
     folder: Path,
     dtype: torch.dtype,
@@ -80,9 +87,7 @@ def load_with_gaps(
 
     A classifier on a base that was trained for something else starts without weights.
     """
-    import transformers
-
-    kind = getattr(transformers, AUTO_CLASSES[task["name"]])
+    kind = class_of(task["name"])
     options: dict[str, Any] = {}
     if "labels" in task:
         options = {

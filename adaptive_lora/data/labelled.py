@@ -43,7 +43,7 @@ def load_labelled(config: DataConfig, *, numbers: bool) -> ExampleSet:
         template={},
         source=table.name,
         labels=classes,
-        test=None if test is None else _build(test, texts, label, classes),
+        test=None if test is None else _build(test, *columns_of(config, test), classes),
     )
 
 

@@ -28,10 +28,10 @@ def load_classes(config: DataConfig) -> ExampleSet:
         DataError: unreadable, columns missing, no picture, a class that is none.
     """
     table, test = read_table(config), read_test_table(config)
-    column = pick(table, config.response_column, LABELS, "response_column", "the label")
-    classes = class_names(table, column)
+    classes = class_names(table, _label_of(config, table))
 
     def build(rows: Table) -> tuple[Example, ...]:
+        column = _label_of(config, rows)
         targets = [class_of(rows, i, column, classes) for i in range(len(rows.rows))]
         return _built(rows, config, [(None, classes[t], float(t)) for t in targets])
 
@@ -45,9 +45,9 @@ def load_captions(config: DataConfig) -> ExampleSet:
         DataError: unreadable, columns missing, no picture, an empty caption.
     """
     table, test = read_table(config), read_test_table(config)
-    column = pick(table, config.response_column, _CAPTIONS, "response_column", "the caption")
 
     def build(rows: Table) -> tuple[Example, ...]:
+        column = pick(rows, config.response_column, _CAPTIONS, "response_column", "the caption")
         captions = [text_in(row, column, rows.where(i)) for i, row in enumerate(rows.rows)]
         return _built(rows, config, [(None, caption, None) for caption in captions])
 
@@ -61,10 +61,10 @@ def load_questions(config: DataConfig) -> ExampleSet:
         DataError: unreadable, columns missing, no picture, an empty text.
     """
     table, test = read_table(config), read_test_table(config)
-    asked = pick(table, config.prompt_column, _QUESTIONS, "prompt_column", "the question")
-    answered = pick(table, config.response_column, _ANSWERS, "response_column", "the answer")
 
     def build(rows: Table) -> tuple[Example, ...]:
+        asked = pick(rows, config.prompt_column, _QUESTIONS, "prompt_column", "the question")
+        answered = pick(rows, config.response_column, _ANSWERS, "response_column", "the answer")
         return _built(
             rows,
             config,
@@ -75,6 +75,10 @@ def load_questions(config: DataConfig) -> ExampleSet:
         )
 
     return _set(config, table, test, build, ())
+
+
+def _label_of(config: DataConfig, table: Table) -> str:
+    return pick(table, config.response_column, LABELS, "response_column", "the label")
 
 
 def _set(

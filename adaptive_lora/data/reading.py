@@ -51,6 +51,11 @@ def read_table(config: DataConfig) -> Table:
     Raises:
         DataError: unreadable file (with line), not found, no rows.
     """
+    if config.data == "embedded":
+        raise DataError(
+            "the embedded data are prompts and responses; this task needs data of its own: give "
+            "--data."
+        )
     path = Path(config.data).expanduser()
     kind = _FORMATS.get(path.suffix.lower())
     if kind is not None or _is_file(path):

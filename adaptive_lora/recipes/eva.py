@@ -17,10 +17,14 @@ from adaptive_lora.allocation import MethodSpec, RankPlan
 from adaptive_lora.allocation.initialised import Eva
 from adaptive_lora.allocation.limits import rank_limits
 from adaptive_lora.allocation.revised import rank_budget, revised
+from adaptive_lora.data import Batch
+from adaptive_lora.data.batches import IGNORED
+from adaptive_lora.errors import AllocationError
 from adaptive_lora.importance.capture import frozen
 from adaptive_lora.importance.passes import joined
 from adaptive_lora.recipes.job import Job, Trained
 
+_ONE_TEXT = {"input_ids", "attention_mask", "token_type_ids"}
 _USED_SHARE = 0.9
 """Least share of the calibration tokens that EVA looks at; batches too short are left out."""
 
@@ -97,11 +101,31 @@ def _batches(job: Job, settings: EvaSettings) -> Sequence[dict[str, torch.Tensor
     PEFT compares the inputs of all sites of the first one as Python numbers, so it should be small.
     """
     calibration, needed = job.calibration(), 2 * settings.components
-    tokens = sum(batch.supervised_tokens for batch in calibration)
+    tokens = sum(_counted(batch) for batch in calibration)
     for limit in (0, 512, 1024, 2048, 4096, 2**62):
         passes = joined(calibration, limit=limit)
-        enough = [batch for batch in passes if batch.supervised_tokens >= needed]
-        if sum(batch.supervised_tokens for batch in enough) >= _USED_SHARE * tokens:
+        enough = [batch for batch in passes if _counted(batch) >= needed]
+        if sum(_counted(batch) for batch in enough) >= _USED_SHARE * tokens:
             passes = enough
             break
-    return [{**batch.inputs, "labels": batch.labels} for batch in passes]
+    return [{**batch.inputs, "labels": _positions(batch)} for batch in passes]
+
+
+def _counted(batch: Batch) -> int:
+    return int((_positions(batch) != IGNORED).sum())
+
+
+def _positions(batch: Batch) -> torch.Tensor:
+    """Return labels that say which positions count: all of a text whose labels are no tokens.
+
+    Raises:
+        AllocationError: the model's inputs are not one text.
+    """
+    if set(batch.inputs) - _ONE_TEXT or "input_ids" not in batch.inputs:
+        raise AllocationError(
+            "eva measures models that read one text; required a causal, classification or "
+            "regression task. Take empirical:metric=activation_spectrum instead."
+        )
+    if batch.labels.shape == batch.input_ids.shape:
+        return batch.labels
+    return batch.input_ids.masked_fill(batch.attention_mask == 0, IGNORED)

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from adaptive_lora.adapter_serving import generate_targets
-from adaptive_lora.config import DataConfig
+from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet, load_examples
 from adaptive_lora.data.batches import IGNORED
-from adaptive_lora.errors import DataError
+from adaptive_lora.errors import DataError, ModelError
 from adaptive_lora.evaluation import ExampleScores
+from adaptive_lora.models import BaseModel
 from adaptive_lora.results import EvalResult
+from adaptive_lora.runtime import Runtime
 from adaptive_lora.tasks.padding import right
 from adaptive_lora.tasks.task import Task
 from adaptive_lora.tasks.tokens import (
@@ -62,6 +64,12 @@ class Seq2SeqTask(Task):
 
     name = "seq2seq"
 
+    def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
+        """Take a base that says how its decoder begins; raises ModelError where it does not."""
+        super().__init__(config, runtime, base)
+        self.start = _start(base)
+        """Token id that the decoder begins with."""
+
     @classmethod
     def read(cls, config: DataConfig) -> ExampleSet:
         return load_examples(config, known=_KNOWN)
@@ -96,14 +104,13 @@ class Seq2SeqTask(Task):
     def collate(self, examples: Sequence[InputAndTarget]) -> Batch:
         """Return inputs and targets padded; the decoder sees the target moved by one."""
         pad = int(self.base.tokenizer.pad_token_id)
-        start = int(self.base.model.config.decoder_start_token_id)
         targets = [example.target_ids for example in examples]
         lengths = [len(example.input_ids) for example in examples]
         return Batch(
             inputs={
                 "input_ids": right([example.input_ids for example in examples], pad),
                 "attention_mask": right([[1] * length for length in lengths], 0),
-                "decoder_input_ids": right([[start, *ids[:-1]] for ids in targets], pad),
+                "decoder_input_ids": right([[self.start, *ids[:-1]] for ids in targets], pad),
                 "decoder_attention_mask": right([[1] * len(ids) for ids in targets], 0),
             },
             labels=right(targets, IGNORED),
@@ -146,3 +153,14 @@ def _logits(model: Any, batch: Batch) -> torch.Tensor:
     """Return (B, T, V) logits of the target's tokens."""
     logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits
     return logits
+
+
+def _start(base: BaseModel) -> int:
+    for settings in (base.model.config, base.model.generation_config):
+        found = getattr(settings, "decoder_start_token_id", None)
+        if found is not None:
+            return int(found)
+    raise ModelError(
+        f"base {base.reference.name} states no decoder_start_token_id; required in its config.json "
+        "or generation_config.json."
+    )
