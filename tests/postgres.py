@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import free_port
+from servers import MlflowProcess, free_port
 
+START = Path(__file__).resolve().parents[1] / "entrypoints" / "server" / "start.sh"
 USER = "postgres"
 """Debian's package makes it; PostgreSQL refuses to run as root."""
 
@@ -33,23 +34,42 @@ class Cluster:
         return f"postgresql+psycopg2://{USER}@127.0.0.1:{self.port}/postgres"
 
 
-def _binaries() -> Path:
-    """Return the folder of initdb and pg_ctl, or skip the test."""
+def _binaries() -> Path | None:
+    """Return the folder of initdb and pg_ctl."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     on_path = shutil.which("pg_ctl")
     folders += [Path(on_path).resolve().parent] if on_path else []
-    found = next((folder for folder in folders if (folder / "initdb").exists()), None)
-    if found is None:
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    return found
+    return next((folder for folder in folders if (folder / "initdb").exists()), None)
+
+
+def missing() -> str:
+    """Return what is missing for a cluster; empty where nothing is."""
+    if _binaries() is None:
+        return "PostgreSQL is not installed (Debian: apt-get install postgresql)"
+    if os.geteuid() == 0 and subprocess.run(["id", USER], capture_output=True).returncode != 0:
+        return f"PostgreSQL refuses to run as root and there is no user '{USER}'"
+    return ""
+
+
+@contextmanager
+def shared_server(folder: Path) -> Iterator[str]:
+    """Start the shared set-up as its script does; yield its address."""
+    with running_postgres() as database:
+        extra = {"BACKEND": database.uri, "PGPASSWORD": database.password, "WORKERS": "2"}
+        server = MlflowProcess([str(START)], "/health", folder, **extra)
+        try:
+            yield server.address
+        finally:
+            server.stop()
 
 
 @contextmanager
 def running_postgres() -> Iterator[Cluster]:
     """Start a cluster with a password; skip where PostgreSQL or its user is missing."""
+    if lacking := missing():
+        pytest.skip(lacking)
     binaries, root = _binaries(), os.geteuid() == 0
-    if root and subprocess.run(["id", USER], capture_output=True).returncode != 0:
-        pytest.skip(f"PostgreSQL refuses to run as root and there is no user '{USER}'")
+    assert binaries is not None
     who: dict[str, Any] = {"user": USER, "group": USER} if root else {}
     folder = Path(tempfile.mkdtemp(prefix="adaptive-lora-pg-"))  # pytest's are root's alone
     cluster = Cluster(port=free_port(), password=secrets.token_urlsafe(12))

@@ -182,11 +182,11 @@ def test_a_study_trains_on_without_its_server_and_is_compared_after_a_sync(
     trained = []
     real = tracked_trial.run_trial
 
-    def run_trial(bench: Any, trial: Any, *rest: Any) -> Any:
+    def run_trial(bench: Any, trial: Any, *rest: Any, **more: Any) -> Any:
         if len(trained) == 1:
             site.proxy.down = True
         trained.append(trial.label)
-        return real(bench, trial, *rest)
+        return real(bench, trial, *rest, **more)
 
     monkeypatch.setattr(tracked_trial, "run_trial", run_trial)
     monkeypatch.setattr(store, "PATIENCE", 2.0)

@@ -13,6 +13,7 @@ import mlflow
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from postgres import missing, shared_server
 from rich.console import Console
 from servers import serving, tracking_words
 from tracked import quiet
@@ -28,12 +29,16 @@ CHAMPION = "models:/adaptive-lora@champion"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[str]:
-    """A tracking server with its database and artifacts in its own folder."""
+    """The shared set-up over PostgreSQL; over SQLite where PostgreSQL is not installed."""
     folder = tmp_path_factory.mktemp("server")
-    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-    words = tracking_words("sqlite:///mlflow.db", folder / "artifacts")
-    with serving(words, "/health", folder) as address:
-        yield address
+    if missing():
+        (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+        words = tracking_words("sqlite:///mlflow.db", folder / "artifacts")
+        with serving(words, "/health", folder) as address:
+            yield address
+    else:
+        with shared_server(folder) as address:
+            yield address
 
 
 def post(address: str, body: object) -> tuple[int, object]:

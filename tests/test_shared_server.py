@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.cli import cli as mlflow_cli
 from packaging.requirements import Requirement
-from postgres import Cluster, running_postgres
+from postgres import START, shared_server
 from servers import MlflowProcess
 
 from adaptive_lora.cli import main
@@ -27,26 +27,15 @@ from adaptive_lora.tracking import TrialRun, connect
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "entrypoints" / "server"
-START = FOLDER / "start.sh"
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
 from concurrent_writers import Outcome, write_together  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[Cluster]:
-    """PostgreSQL on loopback."""
-    with running_postgres() as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, database: Cluster) -> Iterator[str]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The shared set-up as its script starts it."""
-    folder = tmp_path_factory.mktemp("shared")
-    extra = {"BACKEND": database.uri, "PGPASSWORD": database.password, "WORKERS": "2"}
-    server = MlflowProcess([str(START)], "/health", folder, **extra)
-    yield server.address
-    server.stop()
+    with shared_server(tmp_path_factory.mktemp("shared")) as address:
+        yield address
 
 
 def whole(outcome: Outcome) -> None:
