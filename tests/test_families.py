@@ -19,6 +19,7 @@ from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
 from adaptive_lora.models import skeleton
 from adaptive_lora.planning import plan_method
+from adaptive_lora.planted.config import PlantedConfig
 from adaptive_lora.recipes import RECIPES
 from adaptive_lora.recipes.job import Job
 from adaptive_lora.trial import PROBE, TrialOutcome, probe_logits, run_trial
@@ -153,6 +154,13 @@ def test_bitfit_below_its_budget_says_so(make_bench: Bench) -> None:
 def test_options_about_ranks_are_refused() -> None:
     with pytest.raises(ConfigError, match="bitfit gives no ranks, so it takes no max_rank"):
         MethodSpec.parse("bitfit:max_rank=4,placement=attention")
+
+
+def test_what_compares_ranks_takes_no_family() -> None:
+    with pytest.raises(ConfigError, match="unknown method 'bitfit'"):
+        MethodSpec.parse("random:of=bitfit")
+    with pytest.raises(ConfigError, match="'houlsby:width=2' gives no ranks"):
+        PlantedConfig(methods=("houlsby:width=2",))
 
 
 def test_read_plan_tells_families_from_ranks(make_bench: Bench) -> None:

@@ -15,6 +15,7 @@ from adaptive_lora.adapters.own_family import attach_own_family
 from adaptive_lora.adapters.peft_family import attach_peft_family, detach_peft_family
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, make_plan
 from adaptive_lora.errors import AllocationError
+from adaptive_lora.models import auto_class
 from adaptive_lora.sites import read_architecture
 
 CAUSAL = ("gpt2", "pythia", "opt", "bloom", "llama", "mistral", "qwen2", "qwen3", "gemma",
@@ -91,6 +92,26 @@ def test_families_without_prompts_serve_encoders(name: str) -> None:
         assert torch.equal(adapted(inputs).last_hidden_state, before)
         AdaptedModel.release(adapted) if ours else detach_peft_family(adapted)
         assert torch.equal(model(inputs).last_hidden_state, before)
+
+
+@pytest.mark.parametrize("name", ["t5-gated", "clip", "llava", "smolvlm", "qwen2-vl", "whisper"])
+def test_families_without_prompts_fit_models_of_two_towers(name: str) -> None:
+    kind, settings, _ = ARCHITECTURES[name]
+    config = getattr(transformers, kind)(**settings)
+    model: Any = auto_class(config).from_config(config).requires_grad_(False).eval()
+    base = read_architecture(model)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    for method in ("ia3", "houlsby:width=2", "pfeiffer:width=2", "full", "ln_tuning"):
+        spec = MethodSpec.parse(method)
+        plan = make_plan(spec, base, scale=2.0)
+        assert isinstance(plan, FamilyPlan)
+        ours = spec.recipe == "own_family"
+        adapted: Any = (attach_own_family if ours else attach_peft_family)(model, plan, seed=0)
+        audit_family(adapted, plan.tensors)
+        AdaptedModel.release(adapted) if ours else detach_peft_family(adapted)
+        after = model.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
 
 
 @pytest.mark.parametrize("name", ["bert", "t5", "vit", "clip"])
