@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-EXAMPLES, EPOCHS, BATCH = 200, 3, 8
+EXAMPLES, BATCH = 200, 8
 LORA = "uniform:rank=8"
 METHODS = (
     "uniform:rank=8,dora=true", "adalora:rank=8",
@@ -38,14 +38,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--epochs", type=int, default=3, help="of a training [default: 3]")
     parser.add_argument("--methods", nargs="*", default=METHODS, help="instead of all")
     given = parser.parse_args()
     if given.only:
-        print(json.dumps(measure(given.only)))
+        print(json.dumps(measure(given.only, given.epochs)))
         return
     half = len(given.methods) // 2
     order = (LORA, *given.methods[:half], LORA, *given.methods[half:], LORA)
-    runs = [(method, apart(method)) for method in order]
+    runs = [(method, apart(method, given.epochs)) for method in order]
     found = {LORA: median([values for method, values in runs if method == LORA])}
     found |= {method: values for method, values in runs if method != LORA}
     for values in found.values():
@@ -70,15 +71,15 @@ def median(runs: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.median([values[name] for values in runs])) for name in runs[0]}
 
 
-def apart(method: str) -> dict[str, float]:
+def apart(method: str, epochs: int) -> dict[str, float]:
     """Measure one method in a fresh process."""
-    command = [sys.executable, __file__, "--only", method]
+    command = [sys.executable, __file__, "--only", method, "--epochs", str(epochs)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     values: dict[str, float] = json.loads(lines[-1])
     return values
 
 
-def measure(method: str) -> dict[str, float]:
+def measure(method: str, epochs: int) -> dict[str, float]:
     """Train one method three times in this process."""
     import torch
 
@@ -89,7 +90,7 @@ def measure(method: str) -> dict[str, float]:
     bench = Workbench(
         study_from(
             {
-                "precision": "fp32", "max_examples": 267, "epochs": EPOCHS, "batch_size": BATCH,
+                "precision": "fp32", "max_examples": 267, "epochs": epochs, "batch_size": BATCH,
                 "methods": method, "validations": 1, "lr": "1e-3", "generate": "off",
             }
         )
