@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from adaptive_lora.adapters.grouped import mount, take_off
@@ -47,7 +48,30 @@ def run_together(
         if len(group) == 1:
             run_serially(group, lambda trial: run(trial, Course.run), on_failure)
         else:
-            _Group(group, run, on_failure).run()
+            _run_group(group, run, on_failure)
+
+
+def _run_group(
+    trials: Sequence[TrialSpec],
+    run: RunTrial,
+    on_failure: Callable[[TrialSpec, TrialFailed], None],
+) -> None:
+    named = {trial.label: trial for trial in trials}
+    works = {label: partial(run, trial) for label, trial in named.items()}
+    _Group(works, lambda label, failure: on_failure(named[label], failure)).run()
+
+
+def train_together(trainings: Sequence[Callable[[Runner], object]]) -> None:
+    """Run pieces of work that each train once, their trainings together.
+
+    Raises:
+        TrialFailed: one of them failed; the others ended before.
+    """
+    failures: list[TrialFailed] = []
+    seats = {f"training {number}": work for number, work in enumerate(trainings)}
+    _Group(seats, lambda name, failure: failures.append(failure)).run()
+    if failures:
+        raise failures[0]
 
 
 def _groups(
@@ -71,19 +95,18 @@ def _groups(
 
 
 class _Group:
-    """Trials that go to their trainings, through them, and from there to their ends together."""
+    """Work that goes to its trainings, through them, and from there to its end together."""
 
     def __init__(
         self,
-        trials: Sequence[TrialSpec],
-        run: RunTrial,
-        on_failure: Callable[[TrialSpec, TrialFailed], None],
+        works: Mapping[str, Callable[[Runner], object]],
+        on_failure: Callable[[str, TrialFailed], None],
     ) -> None:
+        """Prepare a group: name -> work, which is given how to run its course."""
         self._on_failure = on_failure
         self._waiting: dict[Seat, Member] = {}
         self._said: set[str] = set()
-        self._run = run
-        self._seats = {self._seat(trial): trial for trial in trials}
+        self._seats = {self._seat(name, work): name for name, work in works.items()}
 
     def run(self) -> None:
         """Run all to their ends, whatever happens: no thread is left behind."""
@@ -102,8 +125,8 @@ class _Group:
                     seat.turn(stop)
             raise
 
-    def _seat(self, trial: TrialSpec) -> Seat:
-        return Seat(lambda seat: self._run(trial, self._runner(seat)), trial.label)
+    def _seat(self, name: str, work: Callable[[Runner], object]) -> Seat:
+        return Seat(lambda seat: work(self._runner(seat)), name)
 
     def _turn(self, seat: Seat, thrown: TrialFailed | None = None) -> None:
         seat.turn(thrown)
