@@ -13,6 +13,7 @@ from adaptive_lora.adapter_serving import NF4
 from adaptive_lora.bench import Bench, PreparedParts
 from adaptive_lora.config import StudyConfig, TrialSpec, digest
 from adaptive_lora.data import split_set
+from adaptive_lora.errors import DataError
 from adaptive_lora.models import load_base, require_quantiser
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import start_runtime
@@ -201,6 +202,12 @@ class BorrowedBench(Bench):
             else home.task.read(dataclasses.replace(home.config.data, data=task))
             for task in tasks
         ]
+        for task, examples in zip(tasks, self._sets, strict=True):
+            if examples.labels != home.data.labels:
+                raise DataError(
+                    f"profiled_on={task}: required the classes of the study's own data "
+                    f"({', '.join(home.data.labels)}); got {', '.join(examples.labels)}."
+                )
         self._parts: dict[int, PreparedParts] = {}
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -12,6 +13,7 @@ import torch
 from task_bases import SEEING, run_and_prove, save_pictures, save_seeing_base
 from torch.nn import functional
 
+from adaptive_lora.adapter_serving import content_hash
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.errors import AllocationError, ConfigError, DataError
 from adaptive_lora.tasks.image_text import pair_losses, recall
@@ -66,7 +68,7 @@ def test_a_folder_of_images(
         bases[name],
         tmp_path / "images",
         tracking_uri=own_store,
-        methods="uniform:rank=2 waterfill:rank=1",
+        methods="uniform:rank=2 waterfill:rank=1" if name == "vit" else "uniform:rank=2",
         max_steps=20,
     )
     proven = run_and_prove(config)
@@ -173,3 +175,13 @@ def test_what_is_no_picture(bases: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     with pytest.raises(DataError, match=r"rows.json item 0: column 'image' must be an image"):
         Workbench(study(bases["vit"], tmp_path / "rows.json"))
+
+
+def test_how_images_are_prepared_is_part_of_the_base(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(bases["vit"], tmp_path / "copy")
+    assert content_hash(tmp_path / "copy") == content_hash(bases["vit"])
+    settings = tmp_path / "copy" / "preprocessor_config.json"
+    settings.write_text(settings.read_text().replace("0.00392", "0.00391"), encoding="utf-8")
+    assert content_hash(tmp_path / "copy") != content_hash(bases["vit"])

@@ -15,6 +15,8 @@ TRUST_VARIABLE = "ADAPTIVE_LORA_TRUST_REMOTE_CODE"
 """Environment variable: `1` runs a base's own Python code where an adapter is served."""
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _OTHERS = ("*.json", "*.txt", "*.model", "*.jinja")
+_PREPARATION = ("preprocessor_config.json", "processor_config.json", "spiece.model")
+"""How images and texts become inputs, where that does not stand in the tokenizer's own files."""
 HUB_FILES = (*_OTHERS, "*.safetensors")
 
 
@@ -23,7 +25,7 @@ class BaseMismatch(RuntimeError):
 
 
 def content_hash(folder: Path, *, code: bool = False) -> str:
-    """Return SHA-256 over configuration, tokenizer and weights of a model folder.
+    """Return SHA-256 over configuration, preparation of inputs and weights of a model folder.
 
     Names and contents enter, times and other files do not; two copies have the same hash.
 
@@ -32,7 +34,7 @@ def content_hash(folder: Path, *, code: bool = False) -> str:
         code: whether its Python files are run, and enter.
     """
     total = hashlib.sha256()
-    others = ("config.json", "tokenizer*", "vocab*", "merges.txt")
+    others = ("config.json", "tokenizer*", "vocab*", "merges.txt", *_PREPARATION)
     names = {
         path
         for pattern in (*_WEIGHTS, *others, *_code(code))
