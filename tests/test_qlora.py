@@ -271,3 +271,25 @@ def test_served_from_the_same_files(wide_gpt2: Path) -> None:
 def test_widths_that_a_cpu_decodes_wrongly(make_bench: Bench, base_folder: Path) -> None:
     with pytest.raises(ModelError, match="takes 32 inputs: in 4 bit on a CPU required"):
         make_bench(methods="uniform:rank=2,base=nf4", model=str(base_folder))
+
+
+@pytest.mark.long
+def test_the_engine_changes_no_number(
+    in_store: Callable[..., StudyConfig], wide_llama: Path, tmp_path: Path
+) -> None:
+    """QLoRA and DoRA train alone among trials that train together on the weights as saved."""
+    methods = (
+        "uniform:rank=2 uniform:rank=2,base=nf4 uniform:rank=2,dora=true "
+        "uniform:rank=1,lora_plus=4 linear_decay:rank=2,low_rank=1"
+    )
+    losses = []
+    for engine in ("serial", "together"):
+        config = in_store(methods=methods, model=str(wide_llama), engine=engine, study=engine)
+        quiet(config)
+        mine = [r for r in trials_in(tmp_path) if r.data.tags["study_id"].startswith(engine)]
+        losses.append({r.data.tags["method"]: r.data.metrics["test/loss"] for r in mine})
+        assert len(losses[-1]) == 5
+    serial, together = losses
+    assert serial == pytest.approx(together, abs=1e-5)
+    for label in ("uniform-r2-nf4", "uniform-r2-dora"):
+        assert serial[label] == together[label]
