@@ -19,6 +19,7 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import TrackingError, Undelivered
 from adaptive_lora.tracking import Store, TrialRun, connect
+from adaptive_lora.tracking.delivery import RUN_KEY
 from adaptive_lora.tracking.journal import RECORDS, Journal, journals
 from adaptive_lora.tracking.retries import Backoff, reason_of
 from adaptive_lora.tracking.sync import deliver_left, sync_folder
@@ -216,6 +217,21 @@ def test_a_run_that_was_deleted_is_reported_once_and_holds_nothing_up(
     result = CliRunner().invoke(main, ["sync", tracking.output])
     assert result.exit_code == 0, result.output
     assert "nothing is waiting" in result.output
+
+
+def test_what_a_late_request_made_twice_is_removed(tracking: TrackingConfig) -> None:
+    store = connect(tracking)
+    run = TrialRun.begin(store, "one", {})
+    assert run.flush(patience=60)
+    key = store.client.get_run(run.run_id).data.tags[RUN_KEY]
+    late = store.client.create_run(store.experiment_id, tags={RUN_KEY: key}).info.run_id
+    run.metric("a", 1.0)
+    run.end("FINISHED")
+    store.settle()
+    store.close()
+    (left,) = store.client.search_runs([store.experiment_id])
+    assert left.info.run_id == run.run_id != late
+    assert left.data.metrics == {"a": 1.0}
 
 
 def test_journals_of_another_store_are_left_alone(tracking: TrackingConfig) -> None:
