@@ -36,7 +36,7 @@ from adaptive_lora.judgement import Judgement, judge
 from adaptive_lora.progress import StudyProgress
 from adaptive_lora.provenance import provenance
 from adaptive_lora.results import TrialRecord
-from adaptive_lora.tracked_trial import run_tracked
+from adaptive_lora.tracked_trial import run_tracked, trial_checkpoints
 from adaptive_lora.tracking import Store, StudyRun, connect
 from adaptive_lora.tracking.runs import LINEAGE, STUDY_ID
 from adaptive_lora.tracking.study_run import Standing
@@ -91,6 +91,8 @@ def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
                 engine = resolve_engine(config.engine, bench.runtime)
                 run_trials(trials, run, failed, progress.wait, engine=engine)
             store.settle(" The trials were trained, not compared: then run the same command again.")
+            for trial in config.trials():  # one may have been killed between its end and this
+                trial_checkpoints(bench, trial).remove()
             with study.comparing():
                 judgement = judge(study_dossier(study), config, console, lambda trial: bench)
             status = "FINISHED"

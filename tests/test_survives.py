@@ -219,3 +219,18 @@ def test_nan_at_any_step_also_of_a_resumed_trial(
     found = numbers(outcome)
     assert repr(found.pop("train")) == repr(expected.pop("train"))  # NaN differs from itself
     assert found == expected
+
+
+def test_more_methods_and_seeds_change_no_other_trial(make_bench: Bench, tmp_path: Path) -> None:
+    """A trial alone, and as the last of a grid with other methods and seeds: the same bits."""
+    own = {"dropout": 0.1, "max_steps": 6, "epochs": 9}
+    moving = "grow_prune:rank=2,interval=2"
+    alone = make_bench(methods=moving, seeds="5", **own)
+    (trial,) = alone.config.trials()
+    expected = numbers(run_trial(alone, trial, tmp_path / "alone"))
+    grid = make_bench(methods=f"uniform:rank=2 adalora:rank=2 {moving}", seeds="3 5", **own)
+    *others, last = grid.config.trials()
+    for number, other in enumerate(others):
+        run_trial(grid, other, tmp_path / str(number))
+    assert numbers(run_trial(grid, last, tmp_path / "last")) == expected
+    assert grid.signature(last) == alone.signature(trial)
