@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from zygote import Zygote
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.interruption import Interrupted, interruptible, whole
+from adaptive_lora.tracking import connect
 from adaptive_lora.training import TrialCheckpoints
 from adaptive_lora.training import checkpoint_files as files
 from adaptive_lora.trial import run_trial
@@ -234,3 +236,26 @@ def test_more_methods_and_seeds_change_no_other_trial(make_bench: Bench, tmp_pat
         run_trial(grid, other, tmp_path / str(number))
     assert numbers(run_trial(grid, last, tmp_path / "last")) == expected
     assert grid.signature(last) == alone.signature(trial)
+
+
+HALF_WRITTEN = """
+import os, signal, sqlite3, sys
+file = sqlite3.connect(sys.argv[1])
+file.execute("PRAGMA cache_size = 2")  # pages go to the file before the end
+file.execute("CREATE TABLE half AS SELECT randomblob(100000) FROM experiments, experiments")
+file.execute("UPDATE experiments SET name = 'lost'")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_store_that_a_process_left_half_written_is_used(
+    in_store: Callable[..., StudyConfig], tmp_path: Path
+) -> None:
+    """SQLite rolls back what a dead process began; a read-only look at it cannot."""
+    config = in_store(max_steps=1)
+    database = tmp_path / "mlflow.db"
+    done = subprocess.run([sys.executable, "-c", HALF_WRITTEN, str(database)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert database.with_name("mlflow.db-journal").exists()
+    store = connect(config.tracking)
+    assert store.client.get_experiment(store.experiment_id).name == "adaptive-lora"

@@ -197,9 +197,12 @@ def _check_sqlite(uri: str, must_exist: bool) -> None:
     if not uri.startswith("sqlite:///") or not path.is_file():
         return
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as file:
+        # Not mode=ro: what a process left half written when it died must be rolled back first.
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True)) as file:
             file.execute("PRAGMA schema_version")
     except sqlite3.Error as error:
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return  # others are writing: it is one
         raise TrackingError(
             f"tracking store {uri} cannot be used: {path} is no SQLite database ({error})."
         ) from error
