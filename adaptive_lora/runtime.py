@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from adaptive_lora.allocator import keep_freed_memory
 from adaptive_lora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def start_runtime(precision: str, *, cpu: bool = False) -> Runtime:
             f"a trial runs in one process; accelerate started {accelerator.num_processes}. Launch "
             "without `accelerate launch --num_processes`."
         )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     return Runtime(accelerator=accelerator, precision=resolved)
 
 

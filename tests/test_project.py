@@ -37,6 +37,7 @@ ROOMS = (
     "heads",
     "models",
     "data",
+    "allocator",
     "runtime",
     "memory",
     "kernels",

@@ -1,0 +1,159 @@
+"""How cost grows with examples and parameters: `python tests/bench/cost_growth.py [--figure FILE]`.
+
+Examples: whole trials (reading, division, tokens, training, tracking, test) over 1,000 to 50,000
+rows on a GPT-2 of 2 layers; time per token must stay the same. Parameters: one optimiser step of 8
+examples of 128 tokens at 1 to 350 million parameters, rank 16 on all sites, float32; time per token
+must grow in proportion. Processor time of 2 threads, since other programs disturb it less than wall
+time; the median of three steps after a first one. About 4 minutes on 2 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import speed_setting as setting
+import torch
+from rich.console import Console
+from transformers import GPT2Config, GPT2LMHeadModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from conftest import rows, save_byte_tokenizer
+
+from adaptive_lora.config import study_from
+from adaptive_lora.data import TokenizedExample
+from adaptive_lora.kernels import fast_layers, packed_attention
+from adaptive_lora.losses import causal_loss
+from adaptive_lora.models import count_parameters
+from adaptive_lora.runtime import start_runtime
+from adaptive_lora.study import run_single
+
+EXAMPLES = (1_000, 5_000, 20_000, 50_000)
+SHAPES = ((2, 128), (4, 256), (6, 512), (12, 768), (24, 1088))
+"""Layers and width; with 4,096 tokens 1.1 to 347 million parameters."""
+TOKENS, VOCABULARY = 128, 4_096
+
+
+def over_examples(folder: Path, count: int) -> dict[str, float]:
+    """Run one trial over so many rows; return its processor time in all and per token."""
+    data = folder / f"{count}.json"
+    data.write_text(json.dumps(rows(count)), encoding="utf-8")
+    config = study_from(
+        {
+            "model": str(folder / "base"), "data": str(data), "template": "compact",
+            "methods": "uniform:rank=4", "seeds": "0", "lr": "1e-3", "epochs": 1, "batch_size": 32,
+            "generate": "off", "precision": "fp32", "output": str(folder / "out"),
+            "tracking_uri": f"sqlite:///{folder}/mlflow.db",
+        }
+    )  # fmt: skip
+    started = time.process_time()
+    _, outcome, *_ = run_single(config, Console(quiet=True))
+    seconds = time.process_time() - started
+    assert outcome is not None
+    tokens = outcome.train.tokens
+    return {"examples": count, "tokens": tokens, "seconds": seconds, "per_token": seconds / tokens}
+
+
+def tiny_base(folder: Path) -> None:
+    """Write a GPT-2 of 2 layers and width 64 with a byte tokenizer."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=258, n_positions=128, n_embd=64, n_layer=2, n_head=2, bos_token_id=256,
+        eos_token_id=256, pad_token_id=257, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder / "base")
+    save_byte_tokenizer(folder / "base")
+
+
+def over_parameters(layers: int, width: int) -> dict[str, float]:
+    """Take optimiser steps with a model; return its processor time per token."""
+    base = setting.base(layers, width, VOCABULARY)
+    size = count_parameters(base)
+    model = setting.adapted(base).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=setting.RATE, fused=True)
+    draw = torch.Generator().manual_seed(0)
+    batch = setting.collate([_example(draw) for _ in range(setting.BATCH)])
+    times = []
+    with fast_layers(model), packed_attention(model):
+        for _ in range(4):
+            started = time.process_time()
+            (causal_loss(model, batch) / batch.supervised_tokens).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            times.append(time.process_time() - started)
+    return {"parameters": size, "per_token": statistics.median(times[1:]) / batch.tokens}
+
+
+def _example(draw: torch.Generator) -> TokenizedExample:
+    ids = torch.randint(VOCABULARY - 1, (TOKENS,), generator=draw).tolist()
+    return TokenizedExample(
+        id="", input_ids=tuple(ids), first_label=1, prompt_length=1, response=""
+    )
+
+
+def draw_figure(found: dict[str, Any], file: Path) -> None:
+    """Draw time per token over examples and over parameters."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    sizes = [point["examples"] for point in found["examples"]]
+    costs = [point["per_token"] * 1e6 for point in found["examples"]]
+    mean = statistics.mean(costs)
+    left.axhspan(mean * 0.9, mean * 1.1, color="0.9", label="mean ± 10 %")
+    left.plot(sizes, costs, "o-", color="#0072B2")
+    left.set(xscale="log", ylim=(0, 1.6 * mean), xlabel="examples")
+    left.set_ylabel("processor time per token (µs)")
+    left.set_title("a whole trial, by examples", loc="left", fontsize=10)
+    left.legend(frameon=False, loc="lower left")
+    sizes = [point["parameters"] for point in found["parameters"]]
+    costs = [point["per_token"] * 1e3 for point in found["parameters"]]
+    right.plot(sizes, costs, "o-", color="#0072B2", label="measured")
+    line = [costs[-1] * size / sizes[-1] for size in sizes]
+    right.plot(sizes, line, "--", color="0.5", label="in proportion to the largest")
+    right.set(xscale="log", yscale="log", xlabel="parameters")
+    right.set_ylabel("processor time per token (ms)")
+    right.set_title("an optimiser step, by parameters", loc="left", fontsize=10)
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    """Measure, print JSON, and draw the figure where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--figure", type=Path, help="PNG to write")
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(2)
+    start_runtime("fp32", cpu=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tiny_base(folder)
+        over_examples(folder, 200)  # imports, the database and the first steps of everything
+        by_examples = [over_examples(folder, count) for count in EXAMPLES]
+    by_parameters = [over_parameters(*shape) for shape in SHAPES]
+    costs = [point["per_token"] for point in by_examples]
+    found = {
+        "examples": by_examples,
+        "largest_over_smallest_set": costs[-1] / costs[0],
+        "parameters": by_parameters,
+    }
+    print(json.dumps(found, indent=1))
+    if given.figure:
+        draw_figure(found, given.figure)
+
+
+if __name__ == "__main__":
+    main()
