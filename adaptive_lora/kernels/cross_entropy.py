@@ -76,11 +76,14 @@ def token_scores(
     correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
     for rows in _chunks(head, hidden):
         logits = head.logits(hidden[rows])
-        top, best = logits.max(dim=-1)
+        top = logits.amax(dim=-1)
         right = logits.gather(1, targets[rows, None]).squeeze(1)
+        hits = (right == top).nonzero().squeeze(1)
+        best = torch.full_like(targets[rows], -1)
+        best[hits] = logits[hits].argmax(dim=-1)  # slow, so only where the target may be it
+        correct[rows] = best == targets[rows]
         total = logits.sub_(top[:, None]).exp_().sum(dim=-1)
         nll[rows] = total.log() + top - right
-        correct[rows] = best == targets[rows]
     return nll, correct
 
 
