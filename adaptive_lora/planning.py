@@ -26,6 +26,7 @@ from adaptive_lora.errors import AllocationError, ConfigError
 from adaptive_lora.heads import find_head
 from adaptive_lora.memory import Load, MemoryChoice, choose, describe, load_of
 from adaptive_lora.models import WITH_HEAD, count_parameters, skeleton
+from adaptive_lora.redaction import shown
 from adaptive_lora.runtime import resolve_precision
 from adaptive_lora.sites import AdapterSite, architecture_note, read_architecture, size
 
@@ -211,7 +212,9 @@ def print_plan(report: PlanReport, console: Console) -> None:
     else:
         console.print(_site_table(plan, towers=any(site.tower for site in report.sites)))
     if report.note is not None:
-        console.print(f"\n[yellow]note[/]       {report.note}", highlight=False, soft_wrap=True)
+        console.print(
+            f"\n[yellow]note[/]       {shown(report.note)}", highlight=False, soft_wrap=True
+        )
     console.print(
         f"\ntrainable  {plan.trainable_parameters:,} of {report.total_parameters:,} parameters: "
         f"{report.reduction_vs_full:.2%} fewer than full fine-tuning\n"
@@ -240,7 +243,7 @@ def _tensor_table(plan: FamilyPlan) -> Table:
     for name, shape in plan.tensors.items():
         pattern = re.sub(r"\.\d+\.", ".*.", name)
         rows.setdefault((pattern, " x ".join(map(str, shape))), []).append(size(shape))
-    table = Table(title=plan.method, header_style="bold", box=None, pad_edge=False)
+    table = Table(title=shown(plan.method), header_style="bold", box=None, pad_edge=False)
     for heading in ("trained", "shape", "number", "parameters"):
         table.add_column(heading, justify="left" if heading == "trained" else "right")
     for (pattern, sides), sizes in rows.items():
@@ -249,7 +252,7 @@ def _tensor_table(plan: FamilyPlan) -> Table:
 
 
 def _site_table(plan: RankPlan, *, towers: bool) -> Table:
-    table = Table(title=f"{plan.method}", header_style="bold", box=None, pad_edge=False)
+    table = Table(title=shown(plan.method), header_style="bold", box=None, pad_edge=False)
     rates = bool(plan.lr_multipliers())
     for heading, justify in (
         ("site", "left"),
@@ -267,7 +270,7 @@ def _site_table(plan: RankPlan, *, towers: bool) -> Table:
     for entry in plan.entries:
         site = entry.site
         table.add_row(
-            site.name,
+            shown(site.name),
             f"{site.tower} {site.layer}" if towers else str(site.layer),
             str(site.role),
             f"{site.in_features:,}",

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from adaptive_lora.redaction import shown
 from adaptive_lora.training import StepEvent
 
 _PAUSE = 2.0
@@ -78,7 +79,7 @@ class StudyProgress:
     def begin(self, label: str) -> None:
         """Show that a trial runs, by its name."""
         self._running[label] = 0.0
-        self._progress.update(self._task, description=f"[bold]{label}[/]")
+        self._progress.update(self._task, description=f"[bold]{shown(label)}[/]")
 
     def step(self, label: str, event: StepEvent) -> None:
         """Show step and loss of a trial."""
@@ -87,7 +88,7 @@ class StudyProgress:
         self._progress.update(
             self._task,
             completed=self._done + sum(self._running.values()),
-            description=f"[bold]{label}[/] step {event.step}/{event.total_steps} "
+            description=f"[bold]{shown(label)}[/] step {event.step}/{event.total_steps} "
             f"loss {event.loss:.3f}",
         )
 
@@ -99,7 +100,7 @@ class StudyProgress:
         elapsed = time.perf_counter() - self._started
         left = elapsed / self._done * (self._trials - self._done)
         self.note(
-            f"[dim]{self._done:>3}/{self._trials}[/] {label:<47} {text}"
+            f"[dim]{self._done:>3}/{self._trials}[/] {shown(f'{label:<47}')} {text}"
             f"  [dim]{_clock(left)} left[/]"
         )
 

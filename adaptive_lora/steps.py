@@ -18,6 +18,7 @@ from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.encoder_bench import bench_for
 from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, brief, unknown_name
 from adaptive_lora.importance import PROFILERS, ImportanceProfile
+from adaptive_lora.redaction import shown
 from adaptive_lora.report.profile_figure import profile_figure, spectrum_figure
 from adaptive_lora.study import run_single
 from adaptive_lora.tracking import connect
@@ -71,7 +72,7 @@ def _print_profile(profile: ImportanceProfile, share: float, path: Path, console
     shares = sorted(profile.scores.items(), key=lambda item: -item[1])
     total = sum(profile.scores.values())
     for name, score in shares:
-        console.print(f"{score / total:7.2%}  {name}", highlight=False)
+        console.print(f"{score / total:7.2%}  {shown(name)}", highlight=False)
     halves = f"rank correlation between halves {profile.stability:.2f}"
     seen = (
         f"{profile.tokens:,} supervised tokens"
@@ -81,8 +82,8 @@ def _print_profile(profile: ImportanceProfile, share: float, path: Path, console
     cost = "" if math.isnan(share) else f" ({share:.1%} of the tokens of one training)"
     console.print(
         f"\n{profile.metric} over {seen} in {profile.seconds:.1f} s{cost}; "
-        f"{profile.stability_note or halves}\nwritten to {path}; use it with "
-        f"`adaptive-lora plan --method empirical:metric={profile.metric} --profile {path}`",
+        f"{profile.stability_note or halves}\nwritten to {shown(path)}; use it with "
+        f"`adaptive-lora plan --method empirical:metric={profile.metric} --profile {shown(path)}`",
         highlight=False,
         soft_wrap=True,
     )
@@ -118,10 +119,12 @@ def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> No
         if run.data.tags.get(SIGNATURE) == signature and run.info.status == "FINISHED"
     )
     if outcome is None:
-        console.print(f"{trial.label} was finished before; nothing to train", highlight=False)
+        console.print(
+            f"{shown(trial.label)} was finished before; nothing to train", highlight=False
+        )
     if adapter is not None:
         shutil.copytree(adapter_folder(run.data.tags[MODEL_TAG]), adapter, dirs_exist_ok=True)
-        console.print(f"adapter written to {adapter}", highlight=False)
+        console.print(f"adapter written to {shown(adapter)}", highlight=False)
     console.print(
         f"study {study.study_id}, run {run.info.run_id}; compare with "
         f"`adaptive-lora compare --study-id {study.study_id}`",
@@ -189,11 +192,11 @@ def run_export(
     source = _adapter(adapter, config)
     if merged:
         export_merged(source, out, trust_remote_code=config.model.trust_remote_code)
-        console.print(f"merged model written to {out}", highlight=False, soft_wrap=True)
+        console.print(f"merged model written to {shown(out)}", highlight=False, soft_wrap=True)
         return
     rank = export_uniform(source, out)
     console.print(
-        f"adapter written to {out}; a server must allow rank {rank}",
+        f"adapter written to {shown(out)}; a server must allow rank {rank}",
         highlight=False,
         soft_wrap=True,
     )

@@ -35,6 +35,7 @@ from adaptive_lora.interruption import interruptible
 from adaptive_lora.judgement import Judgement, judge
 from adaptive_lora.progress import StudyProgress
 from adaptive_lora.provenance import provenance
+from adaptive_lora.redaction import shown
 from adaptive_lora.results import TrialRecord
 from adaptive_lora.tracked_trial import run_tracked, trial_checkpoints
 from adaptive_lora.tracking import Store, StudyRun, connect
@@ -81,7 +82,7 @@ def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
     def failed(trial: TrialSpec, failure: TrialFailed) -> None:
         nonlocal run_here
         run_here += 1
-        progress.end(trial.label, f"[red]FAILED[/]: {failure}")
+        progress.end(trial.label, f"[red]FAILED[/]: {shown(failure)}")
 
     try:
         with interruptible():

@@ -12,6 +12,7 @@ from adaptive_lora.config import TrackingConfig, TrialSpec
 from adaptive_lora.errors import AdaptiveLoraError, ClaimLost, TrialFailed
 from adaptive_lora.progress import StudyProgress
 from adaptive_lora.provenance import packages, provenance
+from adaptive_lora.redaction import shown
 from adaptive_lora.tracking import StudyRun, TrialRun, log_adapter
 from adaptive_lora.tracking.runs import SIGNATURE
 from adaptive_lora.tracking.study_run import Standing
@@ -55,7 +56,7 @@ def run_tracked(
         with study.trial(run) as check:
             outcome = _run_claimed(bench, run, trial, _Way(progress, check, checkpoints, runner))
     except ClaimLost as lost:
-        progress.note(f"{trial.label}: {lost}")
+        progress.note(shown(f"{trial.label}: {lost}"))
         return Standing.TAKEN
     except TrialFailed:
         checkpoints.remove()  # from there it would only fail again

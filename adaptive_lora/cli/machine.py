@@ -13,6 +13,7 @@ import click
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import make_console, settings_given, study_options
 from adaptive_lora.config import study_from
+from adaptive_lora.redaction import hide_credentials
 
 
 @main.command()
@@ -43,7 +44,7 @@ def ui(port: int, **options: Any) -> None:
 
     uri = store_uri(config.tracking)
     if uri.startswith(("http://", "https://")):
-        click.echo(f"The tracking server has its own UI: {uri}")
+        click.echo(f"The tracking server has its own UI: {hide_credentials(uri)}")
         return
     address = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
     click.echo(f"MLflow UI: {address}  (Ctrl-C ends it)")

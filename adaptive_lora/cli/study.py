@@ -17,6 +17,7 @@ from adaptive_lora.cli.options import (
     study_options,
 )
 from adaptive_lora.config import study_from
+from adaptive_lora.redaction import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,16 +43,16 @@ def _print_judgement(console: Console, judgement: Any, store: Any) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    say(f"\n[bold]report[/]    {judgement.report.resolve()}")
+    say(f"\n[bold]report[/]    {shown(judgement.report.resolve())}")
     if judgement.champion is None:
-        say(f"[bold]registry[/]  [red]nothing registered: {judgement.no_champion}[/]")
+        say(f"[bold]registry[/]  [red]nothing registered: {shown(judgement.no_champion)}[/]")
     else:
         champion = judgement.champion
         say(
             f"[bold]registry[/]  models:/{champion.name}@champion is version {champion.version} "
-            f"({judgement.comparison.winner}); reloaded and equal"
+            f"({shown(judgement.comparison.winner)}); reloaded and equal"
         )
-    say(f"[bold]tracking[/]  adaptive-lora ui --tracking-uri {store.shown_uri}")
+    say(f"[bold]tracking[/]  adaptive-lora ui --tracking-uri {shown(store.shown_uri)}")
 
 
 @main.command()

@@ -1,0 +1,141 @@
+"""Secrets of the environment, of URIs and of git remotes are in nothing that is written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from conftest import rows
+from tracked import words_of
+
+ENVIRONMENT = {
+    "HF_TOKEN": "hf_PlantedSecretOfTheHub0123456789",
+    "MLFLOW_TRACKING_USERNAME": "planted-secret-user",
+    "MLFLOW_TRACKING_PASSWORD": "planted-secret-password",
+    "MLFLOW_TRACKING_TOKEN": "planted-secret-tracking-token",
+    "AWS_ACCESS_KEY_ID": "AKIAPLANTEDSECRETKEY",
+    "AWS_SECRET_ACCESS_KEY": "planted/secret+aws/key",
+    "DATABRICKS_TOKEN": "dapi00plantedsecret",
+    "OPENAI_API_KEY": "sk-planted-secret-openai-key",
+    "WANDB_API_KEY": "planted-secret-wandb",
+}
+IN_ADDRESSES = ("planted-secret-in-uri", "planted-secret-in-remote", "planted-secret-in-query")
+SECRETS = (*ENVIRONMENT.values(), *IN_ADDRESSES)
+
+
+def found(texts: Iterable[tuple[str, bytes]]) -> list[tuple[str, str]]:
+    """Return (where, secret) for each secret that stands somewhere, in any usual encoding."""
+    hits = []
+    for where, data in texts:
+        views = [data]
+        if data[:2] == b"\x1f\x8b":
+            views.append(gzip.decompress(data))
+        for secret in SECRETS:
+            forms = [secret.encode(), secret.encode("utf-16-le")]
+            if any(form in view for form in forms for view in views):
+                hits.append((where, secret))
+    return hits
+
+
+def files(folder: Path) -> Iterable[tuple[str, bytes]]:
+    for path in folder.rglob("*"):
+        if path.is_file() and ".git" not in path.parts:
+            yield str(path), path.read_bytes()
+
+
+@pytest.fixture
+def project(tmp_path: Path, base_folder: Path, empty_store: Path) -> Path:
+    """A git checkout with a token in its remote, and a script in it that is the command."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    (folder / "command.py").write_text(DRIVER, encoding="utf-8")
+    (folder / "rows.json").write_text(json.dumps(rows(40)), encoding="utf-8")
+    remote = "https://token:planted-secret-in-remote@example.org/a.git"
+    for words in (["init", "-q"], ["remote", "add", "origin", remote], ["add", "command.py"],
+                  ["commit", "-q", "-m", "a"]):  # fmt: skip
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    shutil.copytree(base_folder, folder / "base")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return folder
+
+
+DRIVER = """
+import json, sys, traceback
+from click.testing import CliRunner
+from adaptive_lora.cli import main
+done = []
+for words in json.load(open("commands.json")):
+    result = CliRunner().invoke(main, words)
+    trace = "".join(traceback.format_exception(result.exception)) if result.exception else ""
+    done.append([result.exit_code, result.output, trace])
+json.dump(done, open(sys.argv[1], "w"))
+"""
+
+
+def run(folder: Path, commands: list[tuple[str, ...]], seen: Path) -> list[tuple[int, str, str]]:
+    """Run commands in one process; return exit code, what was printed and what was raised."""
+    source = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])])
+    place = {"HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    (folder / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "command.py", str(seen)],
+        cwd=folder,
+        env={**os.environ, **ENVIRONMENT, **place},
+        capture_output=True,
+        check=False,
+    )
+    (folder / "commands.json").unlink()
+    assert done.returncode == 0, done.stderr.decode()
+    assert found([("output", done.stdout + done.stderr)]) == []
+    return [(code, output, trace) for code, output, trace in json.loads(seen.read_text())]
+
+
+def test_no_secret_is_written(project: Path, tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    small: dict[str, object] = {
+        "model": "base", "data": "rows.json", "template": "compact", "max_tokens": 120,
+        "methods": "uniform:rank=2 empirical:rank=1", "seeds": "0", "lr": "1e-2", "max_steps": 2,
+        "batch_size": 4, "profile_batches": 1, "profile_batch_size": 2, "validations": 1,
+        "generate": "off", "precision": "fp32",
+    }  # fmt: skip
+    failing = {**small, "study": "failing", "lr": "1e30", "max_skipped_steps": 0, "max_steps": 4}
+    uri = f"http://user:planted-secret-in-uri@127.0.0.1:{port}?token=planted-secret-in-query"
+    commands: list[tuple[int, tuple[str, ...]]] = [
+        (0, ("study", *words_of(small))),
+        (2, ("study", *words_of({**failing, "methods": "uniform:rank=2"}))),
+        (0, ("doctor", "--model", "base", "--json")),
+        (2, ("doctor", "--model", "base", "--tracking-uri", uri)),
+        (0, ("plan", "--model", "base", "--json")),
+        (2, ("study", *words_of({**small, "tracking_uri": uri}))),
+        (2, ("compare", "--tracking-uri", uri)),
+        (2, ("plan", "--model", "https://u:planted-secret-in-uri@h/m?sig=planted-secret-in-query")),
+        (2, ("study", *words_of({**small, "data": "https://u:planted-secret-in-uri@h/rows.json"}))),
+        (2, ("study", *words_of({**small, "data": ENVIRONMENT["HF_TOKEN"]}))),
+    ]  # fmt: skip
+    results = run(project, [words for _, words in commands], tmp_path / "seen.json")
+    for (expected, words), (code, output, trace) in zip(commands, results, strict=True):
+        assert code == expected or (words[0] == "doctor" and code in (0, 1, 2)), output + trace
+        assert found([(words[0], output.encode())]) == []  # causes of errors are not shown
+    seen = dict(files(project))
+    assert any(path.endswith("report.html") for path in seen)
+    assert any(path.endswith("mlflow.db") for path in seen)
+    assert any(path.endswith("adapter_model.safetensors") for path in seen)
+    assert found(seen.items()) == []
+
+
+def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"..." + SECRETS[0].encode())
+    (tmp_path / "b.gz").write_bytes(gzip.compress(SECRETS[1].encode()))
+    assert {secret for _, secret in found(files(tmp_path))} == {SECRETS[0], SECRETS[1]}
