@@ -28,7 +28,9 @@ ENVIRONMENT = {
     "WANDB_API_KEY": "planted-secret-wandb",
 }
 IN_ADDRESSES = ("planted-secret-in-uri", "planted-secret-in-remote", "planted-secret-in-query")
-SECRETS = (*ENVIRONMENT.values(), *IN_ADDRESSES)
+OPEN = ("MLFLOW_TRACKING_USERNAME",)
+"""MLflow writes this as the author of a run (`mlflow.user`)."""
+SECRETS = (*(value for name, value in ENVIRONMENT.items() if name not in OPEN), *IN_ADDRESSES)
 
 
 def found(texts: Iterable[tuple[str, bytes]]) -> list[tuple[str, str]]:
