@@ -226,7 +226,8 @@ class Course:
 
     def next_window(self) -> list[Batch]:
         """Return the batches of the next optimiser step."""
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         return [self.next_batch() for _ in range(self.config.accumulation)]
 
     def learn(self, window: Sequence[Batch]) -> float:

@@ -174,6 +174,7 @@ class JointTraining:
             member = self._members[i]
             try:
                 with self._alone(member):
+                    member.course.model.train()
                     return {i: member.course.learn(window)}
             except TrialFailed as failure:
                 member.failure = failure
