@@ -142,8 +142,8 @@ def test_every_trial_learns_as_if_alone(make_bench: Bench, batching: str, seeds:
         {"dropout": 0.3},
         {"dropout": 0.3, "batching": "packed"},
         {"accumulation": 2, "weight_decay": 0.1, "clip_norm": 0.01},
-        {"folds": 3, "max_steps": None, "epochs": 1, "batch_size": 8, "seeds": "0"},
-        {"patience": 1, "validations": 5, "lr": "3 1e-3", "seeds": "0", "dropout": 0.3},
+        {"folds": 3, "max_steps": None, "epochs": 1, "batch_size": 8, "seeds": "0", "dropout": 0.3},
+        {"patience": 1, "validations": 5, "lr": "3 1e-3", "seeds": "0"},
     ],
     ids=[
         "adapter dropout",
