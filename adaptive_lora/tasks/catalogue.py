@@ -67,7 +67,7 @@ def found_task(config: StudyConfig) -> str | None:
     import transformers
 
     _, _, folder = locate(config.model, weights=False)
-    settings = read_settings(folder)
+    settings = read_settings(folder, trust_remote_code=config.model.trust_remote_code)
     kind = auto_class(settings).__name__
     if kind in _BY_CLASS:
         return _BY_CLASS[kind]
