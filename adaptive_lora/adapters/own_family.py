@@ -21,7 +21,9 @@ def attach_own_family(
     """Make the plan's tensors trainable in a base; `AdaptedModel.release` undoes it.
 
     The function is the base's: weights start as they are, adapters as the identity. W_down starts
-    from the seed's stream of its site, and a smaller width has the first rows of a larger one.
+    from the seed's stream of its site, and a smaller width has the first rows of a larger one. Its
+    bias starts at zero, like BERT's own: with one from a random stream, inputs much
+    smaller than it leave units of a ReLU dead for every token.
 
     Args:
         model: the frozen base.
@@ -40,13 +42,10 @@ def attach_own_family(
         weight = model.get_parameter(f"{name}.bottleneck.down.weight")
         bias = model.get_parameter(f"{name}.bottleneck.down.bias")
         bound = weight.shape[1] ** -0.5  # torch's own for a linear map
-        draws = rng_for(seed, "bottleneck", name).random(
-            (weight.shape[0], weight.shape[1] + 1), dtype="float32"
-        )
-        start = torch.from_numpy(draws * (2 * bound) - bound)
+        draws = rng_for(seed, "bottleneck", name).random(tuple(weight.shape), dtype="float32")
         with torch.no_grad():
-            weight.copy_(start[:, :-1])
-            bias.copy_(start[:, -1])
+            weight.copy_(torch.from_numpy(draws * (2 * bound) - bound))
+            bias.zero_()
     return adapted
 
 

@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, help="SST-2's training file")
     parser.add_argument("--dev", type=Path, required=True, help="SST-2's dev file")
     parser.add_argument("--work", type=Path, required=True, help="folder for results")
-    parser.add_argument("--sentences", type=int, default=2400, help="of them a tenth validate")
+    parser.add_argument("--sentences", type=int, default=2225, help="of them a tenth validate")
     parser.add_argument("--seeds", default="0 1 2 3 4 5")
     parser.add_argument("--lr", default="3e-4 3e-3")
     parser.add_argument("--methods", default=" ".join(METHODS))
