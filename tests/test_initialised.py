@@ -64,7 +64,8 @@ def test_eva_is_pefts_own(make_bench: Bench) -> None:
     ours = attached(bench, trial)
     plan = run_trial(bench, trial, Path("again")).plan
     job = Job(bench, trial, lambda event: None)
-    batches = _batches(job, EvaSettings(rank=3, rho=2.0, tau=0.99))
+    passes = _batches(job, EvaSettings(rank=3, rho=2.0, tau=0.99), causal=True)
+    batches = [{**each.inputs, "labels": each.labels} for each in passes]
     assert len(batches) > 1
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -103,14 +104,13 @@ def test_eva_is_pefts_own(make_bench: Bench) -> None:
 def test_directions_explain_the_inputs_variance(make_bench: Bench) -> None:
     bench = make_bench()
     batch = joined(bench.calibration(0, 0))[0]
-    inputs = {"input_ids": batch.input_ids, "labels": batch.labels}
     name = bench.sites[0].name
     found = eva_directions(
         bench.base.model,
-        [name],
-        [inputs],
+        {name: lambda batch, rows: batch.supervised},
+        [batch],
         EvaSettings(rank=4, rho=1.0, tau=0.99),
-        lambda model, inputs: model(input_ids=inputs["input_ids"]),
+        lambda model, batch: model(input_ids=batch.input_ids),
     )
     kept: list[torch.Tensor] = []
     module = bench.base.model.get_submodule(name)
@@ -163,7 +163,7 @@ def test_eva_says_what_it_lacks(make_bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(AllocationError, match="the narrowest has 32"):
         run(bench, tmp_path)
     bench = make_bench(methods="eva:rank=4", seeds="0", profile_batches=1, profile_batch_size=1)
-    with pytest.raises(AllocationError, match="needs 16 supervised tokens"):
+    with pytest.raises(AllocationError, match="needs 16 tokens a calibration batch"):
         run(bench, tmp_path)
     bench = make_bench(methods="eva:rank=2,tau=1", seeds="0", profile_batches=2)
     with pytest.raises(AllocationError, match="still turn after"):

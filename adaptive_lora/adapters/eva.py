@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +14,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.adapters.attach import peft_task
+from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError
 
+Counted = Callable[[Batch, torch.Tensor], torch.Tensor]
+"""Batch and a site's inputs (B, T, in) -> (B, T) bool: the positions whose variance counts."""
 _PASSES_PER_BATCH = 100
 """PEFT cycles through the batches until every direction has been found; this ends it."""
 
@@ -48,29 +51,28 @@ class Directions:
 
 def eva_directions(
     model: nn.Module,
-    sites: Sequence[str],
-    batches: Sequence[Mapping[str, torch.Tensor]],
+    sites: Mapping[str, Counted],
+    batches: Sequence[Batch],
     settings: EvaSettings,
-    run: Callable[[nn.Module, Mapping[str, torch.Tensor]], Any],
+    run: Callable[[nn.Module, Batch], Any],
 ) -> Directions:
     """Return EVA's initial A of every site; the model is left as it was.
 
     Args:
         model: the base, without adapters, in evaluation mode.
-        sites: module names.
-        batches: model inputs with labels; only supervised positions count.
+        sites: module name -> which positions of its inputs count.
+        batches: on which the model runs, at least one.
         settings: ranks.
         run: runs the model on a batch.
 
     Raises:
-        AllocationError: too few supervised positions or inputs for so many directions, or they
-            were not found.
+        AllocationError: too few inputs for so many directions, or they were not found.
     """
-    _check_sizes(model, sites, batches, settings)
+    _check_widths(model, sites, settings)
     hooks, first = dict[str, SVDHook](), dict[str, HashHook]()
     passes = 0
 
-    def watched(module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+    def watched(module: nn.Module, batch: Batch) -> Any:
         nonlocal passes
         passes += 1
         if passes > _PASSES_PER_BATCH * len(batches):
@@ -84,11 +86,29 @@ def eva_directions(
                     hooks[name] = hook
                 elif isinstance(hook, HashHook):
                     first[name] = hook
-        return run(module, inputs)
+        return run(module, batch)
+
+    def counted(inputs: Any, batch: Batch, name: str) -> torch.Tensor:
+        rows: torch.Tensor = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
+        rows = rows.reshape(batch.examples, -1, rows.shape[-1])
+        chosen = rows[sites[name](batch, rows)]
+        if len(chosen) < 2 * settings.components:
+            raise AllocationError(
+                f"EVA looks for {settings.components} directions and needs "
+                f"{2 * settings.components} tokens a calibration batch; {name} saw {len(chosen)}. "
+                "Raise profile_batches or profile_batch_size, or lower rank or rho."
+            )
+        return chosen
 
     with _hooks_removed(model, sites):
         found = get_eva_state_dict(
-            model, batches, _config(model, sites, settings), watched, show_progress_bar=False
+            model,
+            batches,
+            _config(model, tuple(sites), settings),
+            watched,
+            prepare_model_inputs_fn=None,
+            prepare_layer_inputs_fn=counted,
+            show_progress_bar=False,
         )
     shown = {name: hook.hashed_inputs[0] for name, hook in first.items()}
     owner = {shown[name]: hook for name, hook in hooks.items()}
@@ -112,35 +132,22 @@ def _config(model: nn.Module, sites: Sequence[str], settings: EvaSettings) -> Lo
     )
 
 
-def _check_sizes(
-    model: nn.Module,
-    sites: Sequence[str],
-    batches: Sequence[Mapping[str, torch.Tensor]],
-    settings: EvaSettings,
-) -> None:
+def _check_widths(model: nn.Module, sites: Iterable[str], settings: EvaSettings) -> None:
     """PEFT's incremental SVD keeps twice as many vectors as it is asked for."""
-    needed = 2 * settings.components
     modules = dict(model.named_modules())
     narrow = min(
         int(m.weight.shape[0]) if isinstance(m := modules[n], Conv1D) else m.in_features
         for n in sites
     )
-    fewest = min((int((batch["labels"] != -100).sum()) for batch in batches), default=0)
-    if needed > narrow:
+    if 2 * settings.components > narrow:
         raise AllocationError(
             f"EVA looks for {settings.components} directions and needs twice as many inputs a "
             f"site; the narrowest has {narrow}. Lower rank or rho."
         )
-    if needed > fewest:
-        raise AllocationError(
-            f"EVA looks for {settings.components} directions and needs {needed} supervised tokens "
-            f"in the calibration data; found {fewest}. Raise profile_batches or "
-            "profile_batch_size, or lower rank or rho."
-        )
 
 
 @contextmanager
-def _hooks_removed(model: nn.Module, sites: Sequence[str]) -> Iterator[None]:
+def _hooks_removed(model: nn.Module, sites: Iterable[str]) -> Iterator[None]:
     """Leave no hook of PEFT behind, even where it is interrupted."""
     try:
         yield

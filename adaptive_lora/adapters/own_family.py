@@ -22,8 +22,8 @@ def attach_own_family(
 
     The function is the base's: weights start as they are, adapters as the identity. W_down starts
     from the seed's stream of its site, and a smaller width has the first rows of a larger one. Its
-    bias starts at zero, like BERT's own: with one from a random stream, inputs much
-    smaller than it leave units of a ReLU dead for every token.
+    bias starts at zero, like BERT's own: with one from a random stream, inputs much smaller than it
+    leave units of a ReLU dead for every token.
 
     Args:
         model: the frozen base.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,19 +12,18 @@ from torch import nn
 
 from adaptive_lora.adapters import audit_moved
 from adaptive_lora.adapters.attach import ADAPTER, lora_layers
-from adaptive_lora.adapters.eva import Directions, EvaSettings, eva_directions
+from adaptive_lora.adapters.eva import Counted, Directions, EvaSettings, eva_directions
 from adaptive_lora.allocation import MethodSpec, RankPlan
 from adaptive_lora.allocation.initialised import Eva
 from adaptive_lora.allocation.limits import rank_limits
 from adaptive_lora.allocation.revised import rank_budget, revised
 from adaptive_lora.data import Batch
-from adaptive_lora.data.batches import IGNORED
-from adaptive_lora.errors import AllocationError
-from adaptive_lora.importance.capture import frozen
+from adaptive_lora.importance.capture import frozen, positions_mask
 from adaptive_lora.importance.passes import joined
 from adaptive_lora.recipes.job import Job, Trained
+from adaptive_lora.sites import AdapterSite
+from adaptive_lora.tasks import CausalTask
 
-_ONE_TEXT = {"input_ids", "attention_mask", "token_type_ids"}
 _USED_SHARE = 0.9
 """Least share of the calibration tokens that EVA looks at; batches too short are left out."""
 
@@ -83,49 +82,37 @@ def _with_ranks(plan: RankPlan, ranks: Sequence[int]) -> RankPlan:
 
 
 def _directions(job: Job, settings: EvaSettings) -> Directions:
-    batches = _batches(job, settings)
-    runtime = job.bench.runtime
+    bench = job.bench
+    causal = isinstance(bench.task, CausalTask)
 
-    def run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
-        with torch.no_grad(), runtime.accelerator.autocast():
-            return model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+    def run(model: nn.Module, batch: Batch) -> Any:
+        with torch.no_grad(), bench.runtime.accelerator.autocast():
+            return model(**batch.inputs)
+
+    def counted(site: AdapterSite) -> Counted:
+        if causal:  # EVA's own choice: the positions whose prediction is learned from
+            return lambda batch, rows: batch.supervised
+        return lambda batch, rows: positions_mask(batch, site, rows)
 
     with frozen(job.base):
-        names = [entry.site.name for entry in job.plan.entries]
-        return eva_directions(job.base, names, batches, settings, run)
+        sites = {entry.site.name: counted(entry.site) for entry in job.plan.entries}
+        return eva_directions(job.base, sites, _batches(job, settings, causal), settings, run)
 
 
-def _batches(job: Job, settings: EvaSettings) -> Sequence[dict[str, torch.Tensor]]:
+def _batches(job: Job, settings: EvaSettings, causal: bool) -> Sequence[Batch]:
     """Return calibration batches, joined no more than it takes to have enough tokens in each.
 
     PEFT compares the inputs of all sites of the first one as Python numbers, so it should be small.
     """
     calibration, needed = job.calibration(), 2 * settings.components
-    tokens = sum(_counted(batch) for batch in calibration)
+
+    def size(batch: Batch) -> int:
+        return batch.supervised_tokens if causal else batch.tokens
+
+    tokens = sum(map(size, calibration))
     for limit in (0, 512, 1024, 2048, 4096, 2**62):
         passes = joined(calibration, limit=limit)
-        enough = [batch for batch in passes if _counted(batch) >= needed]
-        if sum(_counted(batch) for batch in enough) >= _USED_SHARE * tokens:
-            passes = enough
-            break
-    return [{**batch.inputs, "labels": _positions(batch)} for batch in passes]
-
-
-def _counted(batch: Batch) -> int:
-    return int((_positions(batch) != IGNORED).sum())
-
-
-def _positions(batch: Batch) -> torch.Tensor:
-    """Return labels that say which positions count: all of a text whose labels are no tokens.
-
-    Raises:
-        AllocationError: the model's inputs are not one text.
-    """
-    if set(batch.inputs) - _ONE_TEXT or "input_ids" not in batch.inputs:
-        raise AllocationError(
-            "eva measures models that read one text; required a causal, classification or "
-            "regression task. Take empirical:metric=activation_spectrum instead."
-        )
-    if batch.labels.shape == batch.input_ids.shape:
-        return batch.labels
-    return batch.input_ids.masked_fill(batch.attention_mask == 0, IGNORED)
+        enough = [batch for batch in passes if size(batch) >= needed]
+        if sum(map(size, enough)) >= _USED_SHARE * tokens:
+            return enough
+    return passes
