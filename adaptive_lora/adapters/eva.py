@@ -88,18 +88,6 @@ def eva_directions(
                     first[name] = hook
         return run(module, batch)
 
-    def counted(inputs: Any, batch: Batch, name: str) -> torch.Tensor:
-        rows: torch.Tensor = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
-        rows = rows.reshape(batch.examples, -1, rows.shape[-1])
-        chosen = rows[sites[name](batch, rows)]
-        if len(chosen) < 2 * settings.components:
-            raise AllocationError(
-                f"EVA looks for {settings.components} directions and needs "
-                f"{2 * settings.components} tokens a calibration batch; {name} saw {len(chosen)}. "
-                "Raise profile_batches or profile_batch_size, or lower rank or rho."
-            )
-        return chosen
-
     with _hooks_removed(model, sites):
         found = get_eva_state_dict(
             model,
@@ -107,7 +95,7 @@ def eva_directions(
             _config(model, tuple(sites), settings),
             watched,
             prepare_model_inputs_fn=None,
-            prepare_layer_inputs_fn=counted,
+            prepare_layer_inputs_fn=_counted_rows(sites, settings),
             show_progress_bar=False,
         )
     shown = {name: hook.hashed_inputs[0] for name, hook in first.items()}
@@ -118,6 +106,27 @@ def eva_directions(
             name: tuple(owner[shown[name]].svd.explained_variance_ratio_.tolist()) for name in sites
         },
     )
+
+
+def _counted_rows(
+    sites: Mapping[str, Counted], settings: EvaSettings
+) -> Callable[[Any, Batch, str], torch.Tensor]:
+    """Return what gives PEFT the rows (positions, in) of a site's inputs that count."""
+    needed = 2 * settings.components  # PEFT's incremental SVD keeps twice as many as it is asked
+
+    def rows_of(inputs: Any, batch: Batch, name: str) -> torch.Tensor:
+        rows: torch.Tensor = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
+        rows = rows.reshape(batch.examples, -1, rows.shape[-1])
+        chosen = rows[sites[name](batch, rows)]
+        if len(chosen) < needed:
+            raise AllocationError(
+                f"EVA looks for {settings.components} directions and needs {needed} tokens a "
+                f"calibration batch; {name} saw {len(chosen)}. Raise profile_batches or "
+                "profile_batch_size, or lower rank or rho."
+            )
+        return chosen
+
+    return rows_of
 
 
 def _config(model: nn.Module, sites: Sequence[str], settings: EvaSettings) -> LoraConfig:
