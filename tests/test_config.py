@@ -105,6 +105,7 @@ def test_other_trials_keep_their_signature_when_the_grid_grows() -> None:
 
 
 CHANGES = {
+    "batching": "padded",
     "epochs": 9, "max_steps": 7, "batch_size": 3, "accumulation": 2, "schedule": "linear",
     "warmup_share": 0.3, "weight_decay": 0.1, "clip_norm": 0.5, "dropout": 0.2, "scale": 1.0,
     "scale_policy": "rslora", "probe_rank": 4, "probe_epochs": 2.0,

@@ -51,7 +51,8 @@ def test_entry_points_have_no_defaults_of_their_own() -> None:
         assert words[0] == "python"
         assert len(words) == 2
         script = (ROOT / words[1]).read_text(encoding="utf-8")
-        assert f'main(["{ENTRY_POINTS[name]}", *sys.argv[1:]])' in script
+        words = "sys.argv[1:]" if name == "compare" else "_project.arguments()"
+        assert f'main(["{ENTRY_POINTS[name]}", *{words}])' in script
     environment = yaml.safe_load((ROOT / project["conda_env"]).read_text(encoding="utf-8"))
     assert environment["name"] == project["name"] == "adaptive-lora"
 
