@@ -102,6 +102,7 @@ def test_a_stopped_trial_goes_on_bit_for_bit(
     ):
         run_trial(bench, trial, tmp_path / "cut", checkpoints=TrialCheckpoints(kept, NEVER))
     assert stopped.value.exit_code == (143 if forward % 2 else 130)
+    bench = make_bench(methods=method, **SETTINGS)  # as in another process
     events: list[StepEvent] = []
     again = TrialCheckpoints(kept, NEVER)
     outcome = run_trial(bench, trial, tmp_path / "again", events.append, again)

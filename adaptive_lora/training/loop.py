@@ -219,6 +219,7 @@ class Course:
     def start(self) -> None:
         """Validate the untrained model where this is the beginning; end a step cut in two."""
         self.stand = stand_of(self)
+        self.model.train()  # PEFT's wrapper is born in training mode around a base that is not
         if not self.validation:
             self._validate(0)
         if self.reported < len(self.losses):
