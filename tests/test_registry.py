@@ -242,7 +242,7 @@ def test_evaluate_gives_the_test_loss_again(
     "uri", ["models:/nobody@champion", "models:/adaptive-lora/99", "models:/x y"]
 )
 def test_an_unknown_model_is_an_error(uri: str) -> None:
-    with pytest.raises(TrackingError, match="cannot be fetched|names no model"):
+    with pytest.raises(TrackingError, match=r"cannot be fetched|names no model"):
         adapter_folder(uri)
 
 
