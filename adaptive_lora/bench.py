@@ -214,7 +214,13 @@ class Bench(ABC):
         """
         longest = max(example.length for example in self.parts(fold).train)
         load = load_of(
-            self.base.model, self.sites, plan, precision=self.runtime.precision, longest=longest
+            self.base.model,
+            self.sites,
+            plan,
+            precision=self.runtime.precision,
+            longest=longest,
+            fused=self.config.train.batching != "padded",
+            packed=self.task.packs(self.base.model),
         )
         choice = choose(load, self.config.train)
         if self.config.train.max_memory is not None:

@@ -157,7 +157,16 @@ def plan_method(
     )
     precision = resolve_precision(train.precision)
     longest = config.data.max_tokens
-    load = load_of(base, architecture.sites, plan, precision=precision, longest=longest)
+    fast = train.batching != "padded"
+    load = load_of(
+        base,
+        architecture.sites,
+        plan,
+        precision=precision,
+        longest=longest,
+        fused=fast,
+        packed=fast,
+    )
     return PlanReport(
         plan=plan,
         head=find_head(base, ()) if task in WITH_HEAD else (),

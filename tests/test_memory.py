@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -164,6 +165,14 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected a size such as 6GiB"):
         MemorySize(text)
+
+
+def test_padded_batches_hold_more_than_packed_ones() -> None:
+    whole = dataclasses.replace(LOAD, whole_logits=True, spelled_activation=True)
+    packed, padded = (estimate(load, examples=4, checkpointing=False) for load in (LOAD, whole))
+    tokens, blocks, inside = 4 * 512, 4, 704
+    assert padded.activations - packed.activations == 3 * blocks * inside * tokens * 4
+    assert padded.head - packed.head == 4 * (4 - 2) * tokens * 300
 
 
 def test_sizes_are_shown() -> None:

@@ -25,7 +25,7 @@ from adaptive_lora.textfiles import Unreadable, read_text
 
 _OWN = (
     "model", "revision", "trust_remote_code", "scale", "scale_policy", "precision", "batch_size",
-    "max_tokens", "gradient_checkpointing", "max_memory", "task",
+    "batching", "max_tokens", "gradient_checkpointing", "max_memory", "task",
 )  # fmt: skip
 """Settings of a study that a plan takes."""
 

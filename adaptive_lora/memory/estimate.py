@@ -17,7 +17,8 @@
   flash or memory-efficient kernels keeps no weights. With checkpointing a block keeps its input, h,
   and one block at a time holds the rest.
 - *head*: logits of one chunk in fp32, as logits and as their exponentials, and the gradient of the
-  last hidden states.
+  last hidden states. Where batches are padded, the logits of all tokens stand whole: four times,
+  as logits, their logarithms, and the gradients of both.
 - *work*: what one block has in flight beside what it keeps: the gradients on the way back, three
   times the widest activation.
 
@@ -58,6 +59,11 @@ class Load:
     """Bytes of an activation: 4 in fp32, 2 in bf16."""
     longest: int
     """Tokens of the longest example."""
+    whole_logits: bool = False
+    """Whether the loss is formed from all logits at once instead of in chunks."""
+    spelled_activation: bool = False
+    """Whether the activation function is spelled out in steps, as GPT-2's GELU is in transformers:
+    it then keeps four tensors instead of one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,16 +106,20 @@ def estimate(load: Load, *, examples: int, checkpointing: bool) -> Estimate:
         checkpointing: activations are formed again in the backward pass.
     """
     tokens, size = examples * load.longest, load.number_bytes
-    blocks = [activation_numbers(sites, load.ranks) for sites in _blocks(load.sites)]
+    blocks = [
+        activation_numbers(sites, load.ranks) + load.spelled_activation * _spelled(sites)
+        for sites in _blocks(load.sites)
+    ]
     widths = [_width(sites) for sites in _blocks(load.sites)]
     numbers = sum(widths) + max(blocks) if checkpointing else sum(blocks)
     widest = max(max(site.in_features, site.out_features) for site in load.sites)
-    rows = min(tokens, max(16, HEAD_CHUNK // max(1, load.vocabulary)))
+    chunk = min(tokens, max(16, HEAD_CHUNK // max(1, load.vocabulary)))
+    logits = 4 * tokens if load.whole_logits else 2 * chunk
     return Estimate(
         weights=load.weights,
         adapters=load.trained_parameters * ADAPTER_BYTES,
         activations=tokens * numbers * size,
-        head=2 * 4 * rows * load.vocabulary + 2 * tokens * widths[-1] * size,
+        head=4 * logits * load.vocabulary + 2 * tokens * widths[-1] * size,
         work=3 * tokens * widest * size,
     )
 
@@ -134,6 +144,11 @@ def activation_numbers(sites: Sequence[AdapterSite], ranks: Mapping[str, int]) -
         if site.role not in known:
             numbers += site.in_features + site.out_features
     return numbers + sum(ranks.get(site.name, 0) for site in sites)
+
+
+def _spelled(sites: Sequence[AdapterSite]) -> int:
+    """Return the further numbers that an activation function in steps keeps."""
+    return 3 * sum(site.out_features for site in sites if site.role == Role.UP)
 
 
 def _inputs(adapted: Sequence[AdapterSite], readers: Sequence[AdapterSite]) -> int:

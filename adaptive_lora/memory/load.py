@@ -15,7 +15,14 @@ NUMBER_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 def load_of(
-    base: Any, sites: Sequence[AdapterSite], plan: Plan, *, precision: str, longest: int
+    base: Any,
+    sites: Sequence[AdapterSite],
+    plan: Plan,
+    *,
+    precision: str,
+    longest: int,
+    fused: bool = True,
+    packed: bool = True,
 ) -> Load:
     """Return what a training loads memory with.
 
@@ -28,10 +35,12 @@ def load_of(
         plan: what is trained.
         precision: fp32, bf16 or fp16.
         longest: tokens of the longest example.
+        fused: the model runs by fused steps.
+        packed: examples run as packed rows, whose loss is formed in chunks.
     """
     number_bytes = NUMBER_BYTES[precision]
     everywhere = {site.name: 1 for site in sites}
-    text = base.config.get_text_config()
+    text = base.config.get_text_config() if base.get_output_embeddings() is not None else None
     return Load(
         sites=sites,
         ranks=plan.rank_pattern() if isinstance(plan, RankPlan) else everywhere,
@@ -40,4 +49,7 @@ def load_of(
         vocabulary=int(getattr(text, "vocab_size", 0) or 0),
         number_bytes=number_bytes,
         longest=longest,
+        whole_logits=not packed,
+        spelled_activation=not fused
+        and any(type(module).__name__ == "NewGELUActivation" for module in base.modules()),
     )

@@ -99,7 +99,10 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
         )
         for number in range(16)
     ]
-    load = load_of(model, sites, plan, precision="fp32", longest=given.length)
+    fast = config.train.batching != "padded"
+    load = load_of(
+        model, sites, plan, precision="fp32", longest=given.length, fused=fast, packed=fast
+    )
     base: Any = SimpleNamespace(model=model, tokenizer=SimpleNamespace(pad_token_id=0))
     task = CausalTask(config, runtime, base)
     adapted = attach(model, plan, seed=0, dropout=0.0)
