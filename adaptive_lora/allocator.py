@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import platform
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
 """Parameters of mallopt(3), as in glibc's malloc.h."""
 _PAD = 64 * 2**20
 """Bytes by which the heap grows at least."""
@@ -20,8 +20,20 @@ def keep_freed_memory() -> bool:
 
     Resident memory then stays at its peak. Only glibc is asked (Linux, not Alpine's musl).
     """
+    return _told((_MMAP_MAX, 0), (_TOP_PAD, _PAD), (_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_freed_memory_back() -> bool:
+    """Take each tensor from the system and return it at once; return whether the C library can.
+
+    Resident memory is then what is in use. By itself glibc puts tensors of up to 32 MB into one
+    heap, which comes to twice that with gradient checkpointing.
+    """
+    return _told((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 2**20), (_TRIM_THRESHOLD, 2**20))
+
+
+def _told(*values: tuple[int, int]) -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    values = ((_MMAP_MAX, 0), (_TOP_PAD, _PAD), (_TRIM_THRESHOLD, 2**31 - 1))
     return all([mallopt(parameter, value) == 1 for parameter, value in values])

@@ -155,18 +155,7 @@ def plan_method(
         evidence=evidence,
         seed=seed,
     )
-    precision = resolve_precision(train.precision)
-    longest = config.data.max_tokens
-    fast = train.batching != "padded"
-    load = load_of(
-        base,
-        architecture.sites,
-        plan,
-        precision=precision,
-        longest=longest,
-        fused=fast,
-        packed=fast,
-    )
+    load = _load(base, architecture.sites, plan, config)
     return PlanReport(
         plan=plan,
         head=find_head(base, ()) if task in WITH_HEAD else (),
@@ -180,6 +169,14 @@ def plan_method(
         decided_in_training=isinstance(plan, RankPlan)
         and decides_in_training(type(spec.allocator)),
     )
+
+
+def _load(
+    base: PreTrainedModel, sites: Sequence[AdapterSite], plan: Plan, config: StudyConfig
+) -> Load:
+    fast = config.train.batching != "padded"
+    precision, longest = resolve_precision(config.train.precision), config.data.max_tokens
+    return load_of(base, sites, plan, precision=precision, longest=longest, fused=fast, packed=fast)
 
 
 def _require_scores(profile: ImportanceProfile, sites: Sequence[AdapterSite]) -> None:

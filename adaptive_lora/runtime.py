@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from adaptive_lora.allocator import keep_freed_memory
+from adaptive_lora.allocator import give_freed_memory_back, keep_freed_memory
 from adaptive_lora.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,8 +37,13 @@ class Runtime:
         return _BASE_DTYPE[self.precision]
 
 
-def start_runtime(precision: str, *, cpu: bool = False) -> Runtime:
+def start_runtime(precision: str, *, cpu: bool = False, sparing: bool = False) -> Runtime:
     """Start accelerate for one process with the precision that the device does natively.
+
+    Args:
+        precision: fp32, bf16, fp16 or auto.
+        cpu: use no GPU.
+        sparing: on a CPU give freed memory back at once, which takes time, instead of keeping it.
 
     Raises:
         ConfigError: the precision does not suit the device, or several processes were launched.
@@ -55,7 +60,7 @@ def start_runtime(precision: str, *, cpu: bool = False) -> Runtime:
             "without `accelerate launch --num_processes`."
         )
     if accelerator.device.type == "cpu":
-        keep_freed_memory()
+        (give_freed_memory_back if sparing else keep_freed_memory)()
     return Runtime(accelerator=accelerator, precision=resolved)
 
 

@@ -34,7 +34,8 @@ class Workbench(Bench):
         """
         kind = task_named(config)
         self.data = kind.read(config.data)
-        runtime = start_runtime(config.train.precision)
+        limited = config.train.max_memory is not None
+        runtime = start_runtime(config.train.precision, sparing=limited)
         record = kind.record(self.data)
         wanted = {spec.base for spec in config.specs}
         if "nf4" in wanted:

@@ -37,3 +37,28 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_freed_memory()
+
+
+HELD = """
+import psutil, sys, torch
+from adaptive_lora.allocator import give_freed_memory_back, keep_freed_memory
+keep_freed_memory()  # what an earlier study of the process asked for
+if sys.argv[1] == "back":
+    assert give_freed_memory_back()
+before = psutil.Process().memory_info().rss
+for _ in range(3):
+    tensors = [torch.ones(1_000_000) for _ in range(50)]
+    last = torch.ones(1)
+    del tensors
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_under_a_limit_freed_memory_is_given_back() -> None:
+    kept, back = (
+        int(subprocess.check_output([sys.executable, "-c", HELD, how], text=True))
+        for how in ("kept", "back")
+    )
+    assert kept > 150_000_000
+    assert back < 50_000_000
