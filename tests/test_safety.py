@@ -22,6 +22,7 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig, StudyConfig
 from adaptive_lora.errors import ModelError, TrackingError
 from adaptive_lora.models import load_base, skeleton
+from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder, require_own_code
 
 MODELING = """
@@ -173,6 +174,7 @@ def test_a_model_with_foreign_code_is_compared_but_neither_run_nor_registered(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(finished.folder)
+    connect(finished.config.tracking)
     uri = finished.children[0].data.tags[MODEL_TAG]
     require_own_code(uri)
     place = adapter_folder(uri).parents[1]
@@ -206,6 +208,7 @@ def test_a_model_served_with_other_packages_is_not_registered(
     finished: Finished, monkeypatch: pytest.MonkeyPatch, name: str, old: str, new: str
 ) -> None:
     monkeypatch.chdir(finished.folder)
+    connect(finished.config.tracking)
     uri = finished.children[0].data.tags[MODEL_TAG]
     path = adapter_folder(uri).parents[1] / name
     original = path.read_text(encoding="utf-8")

@@ -73,7 +73,10 @@ def test_examples_are_weighed_against_seeds() -> None:
         (("--study-id", "nobody"), "no study nobody"),
     ],
 )
-def test_bad_questions_exit_with_2(words: tuple[object, ...], message: str) -> None:
+def test_bad_questions_exit_with_2(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...], message: str
+) -> None:
+    monkeypatch.chdir(finished.folder)
     result = power(*words)
     assert result.exit_code == 2
     assert message in result.output

@@ -108,7 +108,9 @@ def _decoder(model: Any) -> Decoder | None:
     if type(model).__name__ not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         return None
     config = model.config.get_text_config()
-    heads = int(config.num_attention_heads)
+    heads = int(getattr(config, "num_attention_heads", 0))
+    if not heads:  # state space models
+        return None
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     if getattr(config, "multi_query", False) and not config.new_decoder_architecture:
         kv_heads = 1  # Falcon
