@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import ClaimLost
 from adaptive_lora.tracking import Store, StudyRun, TrialRun, connect
 from adaptive_lora.tracking.claims import CLAIM, Claims, Patience
+from adaptive_lora.tracking.journal import Journal
 from adaptive_lora.tracking.owner import Owner
 from adaptive_lora.tracking.runs import SIGNATURE, STUDY_ID
 from adaptive_lora.tracking.study_run import Standing
@@ -148,6 +150,31 @@ def test_the_run_of_a_dead_process_is_gone_on_with(store: Store) -> None:
     assert [point.step for point in history] == [1, 2]
     (only,) = study.children()
     assert only.info.status == "FINISHED"
+
+
+def test_records_that_another_process_is_delivering_are_waited_for(store: Store) -> None:
+    """Else what is on its way would be recorded once more."""
+    study = open_study(store)
+    run = study.take("trial", TAGS)
+    assert isinstance(run, TrialRun)
+    run.flush(60)
+    run.leave()
+    gone = Owner.here()
+    gone.ended()
+    store.client.set_tag(run.run_id, CLAIM, f"{gone}#7")
+    header = {"run_id": run.run_id, "store": store.shown_uri, "ends": True, "once": True}
+    left = Journal.create(store.spool.folder, "left", header)
+    left.append("metric", {"k": "train/loss", "v": 1.0, "s": 1, "t": 1})
+    with ThreadPoolExecutor(1) as pool:
+        taking = pool.submit(study.take, "trial", TAGS)
+        with pytest.raises(TimeoutError):
+            taking.result(1.0)
+        left.release()
+        again = taking.result(60)
+    assert isinstance(again, TrialRun)
+    again.metric("train/loss", 1.0, 1)
+    again.flush(60)
+    assert len(store.client.get_metric_history(run.run_id, "train/loss")) == 1
 
 
 def test_a_living_process_beats_and_sees_what_it_lost(store: Store) -> None:

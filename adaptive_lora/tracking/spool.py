@@ -96,6 +96,11 @@ class Spool:
         with self._changed:
             return [journal for journal in self._journals if undelivered(journal)]
 
+    def holds(self, folder: Path) -> bool:
+        """Return whether a journal is this process's, which sends it in order by itself."""
+        with self._changed:
+            return any(journal.folder == folder for journal in self._journals)
+
     def retry_refused(self) -> None:
         """Try once more what the store refused."""
         with self._changed:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
@@ -26,12 +27,14 @@ from adaptive_lora.tracking.runs import (
     search,
 )
 from adaptive_lora.tracking.store import Store
-from adaptive_lora.tracking.sync import deliver_left
+from adaptive_lora.tracking.sync import belongs, deliver_left
 
 log = logging.getLogger(__name__)
 
 _POLL = 2.0
 """Seconds between two looks at what another process is doing."""
+_SOON = 0.1
+"""Seconds between two looks at records that another process is delivering."""
 _ARRIVAL = 60.0
 """Seconds without progress for which a new claim is waited for."""
 
@@ -203,7 +206,7 @@ class StudyRun(Recorder):
         elif left:
             oldest = left.pop()
             self.store.client.set_tag(oldest.info.run_id, CLAIM, tags[CLAIM])
-            _deliver_left(self.store)
+            _deliver_of(self.store, oldest)
             run = TrialRun.resume(self.store, oldest.info.run_id)
         else:
             run = TrialRun.begin(self.store, name, tags)
@@ -274,20 +277,45 @@ class StudyRun(Recorder):
         let_go(self.store, status)
 
 
-def _deliver_left(store: Store) -> None:
-    """Deliver what earlier processes recorded: which trials are finished depends on it.
+def _deliver_of(store: Store, run: Run) -> None:
+    """Deliver what is left, and wait while another process is delivering what a run lacks.
+
+    What the run has is read next, and recorded again where it is missing: a point that is on its
+    way would be there twice.
 
     Raises:
         TrackingError: the store did not answer.
     """
+    until = time.monotonic() + _ARRIVAL
+    while any(belongs(folder, run) for folder in _deliver_left(store)):
+        if time.monotonic() > until:
+            log.warning("Another process still holds records of run %s.", run.info.run_id)
+            return
+        time.sleep(_SOON)
+
+
+def _deliver_left(store: Store) -> list[Path]:
+    """Deliver what earlier processes recorded: which trials are finished depends on it.
+
+    Returns:
+        The journals that other processes hold.
+
+    Raises:
+        TrackingError: the store did not answer.
+    """
+    held = []
     for one in deliver_left(store.spool.folder, store.spool.delivery, store.shown_uri):
         if one.waiting:
             raise TrackingError(
                 f"records of an earlier process in {one.folder} could not be delivered: "
                 f"{one.left}. Run the same command again when the tracking store answers."
             )
-        if one.left and not one.held:
+        if one.held:
+            if not store.spool.holds(one.folder):
+                held.append(one.folder)
+        elif one.left:
             log.warning("Records in %s are kept: %s.", one.folder, one.left)
+    return held
 
 
 def _unfinished(runs: Sequence[Run]) -> list[Run]:

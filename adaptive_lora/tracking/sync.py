@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.redaction import HIDDEN, hide_credentials
 from adaptive_lora.tracking.connection import reach, store_uri
-from adaptive_lora.tracking.delivery import Delivery
+from adaptive_lora.tracking.delivery import RUN_KEY, Delivery
 from adaptive_lora.tracking.journal import Journal, header_of, journals
 from adaptive_lora.tracking.retries import STORE_ERRORS, outlast, passes, reason_of
 from adaptive_lora.tracking.spool import FOLDER
@@ -81,6 +82,13 @@ def deliver_left(spool: Path, delivery: Delivery, shown_uri: str) -> Iterator[Sy
             yield Synced(folder=folder, left=f"it belongs to {store}")
         else:
             yield _deliver(journal, delivery)
+
+
+def belongs(folder: Path, run: Run) -> bool:
+    """Return whether a journal, which another process may hold or have removed, is of a run."""
+    header = header_of(folder)
+    own = {run.info.run_id, run.data.tags.get(RUN_KEY)} - {None}
+    return not own.isdisjoint({header.get("run_id"), header.get("key")})
 
 
 def _deliver(journal: Journal, delivery: Delivery) -> Synced:
