@@ -132,7 +132,8 @@ def check_nothing_is_left(place: Place) -> None:
     runs = place.runs
     assert Counter(run.info.status for run in runs) == {"FINISHED": 5}
     assert len({run.data.tags.get("trial_signature") for run in runs}) == 5
-    client = MlflowClient(store_in(place.folder))
+    uri = store_in(place.folder)
+    client = MlflowClient(uri, registry_uri=uri)  # by default that of this process's last study
     (version,) = client.search_model_versions("name='adaptive-lora'")
     assert client.get_model_version_by_alias("adaptive-lora", "champion").version == version.version
     (experiment,) = {run.info.experiment_id for run in runs}
