@@ -12,12 +12,12 @@ from typing import Any
 from adaptive_lora.adapter_serving import NF4
 from adaptive_lora.bench import Bench, PreparedParts
 from adaptive_lora.config import StudyConfig, TrialSpec, digest
-from adaptive_lora.data import split_set
+from adaptive_lora.data import ExampleSet, split_set
 from adaptive_lora.errors import ConfigError, DataError
 from adaptive_lora.models import load_base, require_quantiser
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import start_runtime
-from adaptive_lora.tasks import task_named
+from adaptive_lora.tasks import Task, task_named
 
 OWN = "own"
 """Name of a study's own data among the tasks that a method is profiled on."""
@@ -46,11 +46,9 @@ class Workbench(Bench):
             base = load_base(config.model, runtime.base_dtype, record)
         super().__init__(kind(config, runtime, base))
         self._other: OtherBase | None = None
-        self._parts: dict[int, PreparedParts] = {}
+        self._parts = _prepared_folds(self.task, self.data)
         self._frozen: dict[int, EvalResult] = {}
         self._borrowed: dict[tuple[str, ...], BorrowedBench] = {}
-        for fold in range(config.data.folds):
-            self.parts(fold)
         for spec in config.specs:  # ranks and budgets that cannot be met fail before any training
             self.profiled_on(spec.profiled_on)
             if spec.allocator.metric is None:
@@ -129,13 +127,6 @@ class Workbench(Bench):
 
     def parts(self, fold: int) -> PreparedParts:
         """Return the prepared parts of a fold."""
-        if fold not in self._parts:
-            parts = split_set(self.data, self.config.data, fold)
-            self._parts[fold] = PreparedParts(
-                train=self.task.prepare(parts.train),
-                validation=self.task.prepare(parts.validation),
-                test=self.task.prepare(parts.test),
-            )
         return self._parts[fold]
 
     def score(self, model: object, examples: Sequence[Any]) -> EvalResult:
@@ -237,7 +228,7 @@ class BorrowedBench(Bench):
                     name: tuple(
                         chain.from_iterable(
                             zip(
-                                *(home.task.prepare(getattr(d, name)) for d in divided),
+                                *(home.task.prepared(getattr(d, name)) for d in divided),
                                 strict=False,
                             )
                         )
@@ -246,6 +237,22 @@ class BorrowedBench(Bench):
                 }
             )
         return self._parts[fold]
+
+
+def _prepared_folds(task: Task, data: ExampleSet) -> list[PreparedParts]:
+    """Divide a data set into the parts of each fold; every example is prepared once for all.
+
+    Raises:
+        DataError: a part would be empty, or an example cannot be used.
+    """
+    config = task.config.data
+    folds = [split_set(data, config, fold) for fold in range(config.folds)]
+    listed = [(parts.train, parts.validation, parts.test) for parts in folds]
+    used = {id(example) for parts in listed for part in parts for example in part}
+    chosen = [e for e in (*data.examples, *(data.test or ())) if id(e) in used]
+    ready = dict(zip(map(id, chosen), task.prepared(chosen), strict=True))
+    prepared = [[tuple(ready[id(e)] for e in part) for part in parts] for parts in listed]
+    return [PreparedParts(train=t, validation=v, test=s) for t, v, s in prepared]
 
 
 def _place(value: object) -> object:

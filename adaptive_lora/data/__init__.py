@@ -6,6 +6,7 @@ from adaptive_lora.data.packed import PackedBatch, pack, unpadded
 from adaptive_lora.data.sources import load_examples
 from adaptive_lora.data.splits import Parts, split_examples, split_set
 from adaptive_lora.data.templates import load_template
+from adaptive_lora.data.token_cache import Tokenised, cached_tokens
 from adaptive_lora.data.tokens import TokenizedExample, tokenize
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "ExampleSet",
     "PackedBatch",
     "Parts",
+    "Tokenised",
     "TokenizedExample",
+    "cached_tokens",
     "collate",
     "load_examples",
     "load_template",

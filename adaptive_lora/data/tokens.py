@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Self
 
 from adaptive_lora.data.conversations import turns
 from adaptive_lora.data.examples import Example
@@ -38,6 +38,24 @@ class TokenizedExample:
         """Tokens whose loss counts."""
         between = sum(end - start for start, end in self.gaps)
         return len(self.input_ids) - self.first_label - between
+
+    def numbers(self) -> Mapping[str, Sequence[int]]:
+        """Return what tokenising gave: ids, and where the parts begin and end."""
+        places = (self.first_label, self.prompt_length, *chain.from_iterable(self.gaps))
+        return {"input_ids": self.input_ids, "places": places}
+
+    @classmethod
+    def of(cls, example: Example, numbers: Mapping[str, Sequence[int]]) -> Self:
+        """Return it from an example and its `numbers`."""
+        first_label, prompt_length, *gaps = numbers["places"]
+        return cls(
+            id=example.id,
+            input_ids=tuple(numbers["input_ids"]),
+            first_label=first_label,
+            prompt_length=prompt_length,
+            response=example.response,
+            gaps=tuple(zip(gaps[::2], gaps[1::2], strict=True)),
+        )
 
 
 def tokenize(

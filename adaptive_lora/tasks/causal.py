@@ -49,6 +49,7 @@ class CausalTask(Task):
     """Next-token prediction over the response, or over everything."""
 
     name = "causal"
+    tokenised = TokenizedExample
 
     @classmethod
     def read(cls, config: DataConfig) -> ExampleSet:

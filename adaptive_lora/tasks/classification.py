@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -40,9 +40,21 @@ class LabelledText:
         """Tokens that go through the model."""
         return len(self.inputs["input_ids"])
 
+    def numbers(self) -> Mapping[str, Sequence[int]]:
+        """Return what tokenising gave."""
+        return self.inputs
+
+    @classmethod
+    def of(cls, example: Example, numbers: Mapping[str, Sequence[int]]) -> Self:
+        """Return it from an example and its `numbers`."""
+        inputs = {name: tuple(values) for name, values in numbers.items()}
+        return cls(id=example.id, inputs=inputs, target=float(example.target or 0.0))
+
 
 class TextTask(Task):
     """What classification and regression share: inputs and outputs."""
+
+    tokenised = LabelledText
 
     def prepare(self, examples: Sequence[Example]) -> tuple[LabelledText, ...]:
         """Return examples tokenised; texts are cut at the longest that the model takes."""
@@ -55,11 +67,7 @@ class TextTask(Task):
         )
         names = [name for name in encoded if name != "attention_mask"]
         return tuple(
-            LabelledText(
-                id=example.id,
-                inputs={name: tuple(encoded[name][row]) for name in names},
-                target=float(example.target or 0.0),
-            )
+            LabelledText.of(example, {name: encoded[name][row] for name in names})
             for row, example in enumerate(examples)
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -58,11 +58,22 @@ class InputAndTarget:
         """Tokens of the target."""
         return len(self.target_ids)
 
+    def numbers(self) -> Mapping[str, Sequence[int]]:
+        """Return what tokenising gave."""
+        return {"input_ids": self.input_ids, "target_ids": self.target_ids}
+
+    @classmethod
+    def of(cls, example: Example, numbers: Mapping[str, Sequence[int]]) -> Self:
+        """Return it from an example and its `numbers`."""
+        ids = {name: tuple(values) for name, values in numbers.items()}
+        return cls(id=example.id, response=example.response, **ids)
+
 
 class Seq2SeqTask(Task):
     """Cross-entropy over the target's tokens; greedy generation for exact match and ROUGE."""
 
     name = "seq2seq"
+    tokenised = InputAndTarget
 
     def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
         """Take a base that says how its decoder begins; raises ModelError where it does not."""
@@ -88,11 +99,8 @@ class Seq2SeqTask(Task):
         targets = tokenizer(text_target=[example.response for example in examples])["input_ids"]
         end = tokenizer.eos_token_id
         made = tuple(
-            InputAndTarget(
-                id=example.id,
-                input_ids=tuple(ids),
-                target_ids=with_end(target, end, most),
-                response=example.response,
+            InputAndTarget.of(
+                example, {"input_ids": ids, "target_ids": with_end(target, end, most)}
             )
             for example, ids, target in zip(examples, inputs, targets, strict=True)
         )

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from adaptive_lora.config import DataConfig, StudyConfig
-from adaptive_lora.data import Batch, Example, ExampleSet
+from adaptive_lora.data import Batch, Example, ExampleSet, Tokenised, cached_tokens
+from adaptive_lora.data.token_cache import tokenizer_digest
 from adaptive_lora.evaluation import ExampleScores, Prepared, evaluate
 from adaptive_lora.kernels import fast_layers
 from adaptive_lora.losses import LossByExample
@@ -29,6 +30,9 @@ class Task(ABC):
     """Key of `TASKS`, and of the classes that `adapter_serving` loads."""
     unit: ClassVar[str] = NATS_PER_TOKEN
     """What the mean loss is counted in, in the words of reports."""
+
+    tokenised: ClassVar[type[Tokenised] | None] = None
+    """What `prepare` makes of an example, where that is tokens alone: these are kept on disk."""
 
     losses_by_example: LossByExample | None = None
     """`loss` of each example where the task has it: then several trials can train together."""
@@ -73,6 +77,27 @@ class Task(ABC):
         Raises:
             DataError: an example cannot be used; names it.
         """
+
+    def prepared(self, examples: Sequence[Example]) -> tuple[Any, ...]:
+        """Return what `prepare` makes of a whole data set; tokens made before come from disk.
+
+        Raises:
+            DataError: an example cannot be used; names it.
+        """
+        kind, trusted = self.tokenised, self.base.reference.trust_remote_code
+        # What a base's own Python does to texts cannot be told from its tokenizer's rules.
+        rules = None if kind is None or trusted else tokenizer_digest(self.base.tokenizer)
+        if kind is None or rules is None:
+            return self.prepare(examples)
+        data = self.config.data
+        made_from = {
+            "task": self.name,
+            "tokenizer": rules,
+            "max_tokens": data.max_tokens,
+            "max_positions": self.base.max_positions,
+            "loss_on": data.loss_on,
+        }
+        return cached_tokens(examples, kind, self.prepare, made_from)
 
     @abstractmethod
     def collate(self, examples: Sequence[Any]) -> Batch:

@@ -1,0 +1,108 @@
+"""Tokens on disk: safetensors with flat integers, checked on reading, written whole or not at all.
+
+A set of E examples has named columns, each with a sequence of integers an example. A column is two
+arrays: the sequences one after another, `NAME` (int32), and where each begins, `NAME.at` (E + 1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain, pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+Rows = Sequence[Mapping[str, Sequence[int]]]
+"""An example each: name of a column -> its integers. Every example has the same columns."""
+Arrays = dict[str, npt.NDArray[np.integer]]
+
+SUFFIX, PARTIAL = ".safetensors", ".partial"
+_AT = ".at"
+
+
+class DamagedTokens(Exception):
+    """A file does not hold what was written to it."""
+
+
+def write_rows(path: Path, key: str, rows: Rows) -> None:
+    """Write a set of tokens under a temporary name, bring it to the disk itself, and rename it.
+
+    Args:
+        path: of the file; one of the same name is replaced at once.
+        key: what the tokens were made from; `read_rows` asks for the same.
+        rows: at least one.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
+    arrays = _arrays(rows)
+    content = save(arrays, {"key": key, "sha256": _digest(arrays)})
+    descriptor, partial = tempfile.mkstemp(PARTIAL, dir=path.parent)  # for this user alone
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def read_rows(path: Path, key: str, count: int) -> Rows:
+    """Read what `write_rows` wrote.
+
+    Args:
+        path: of the file.
+        key: it was written with.
+        count: examples that it must have.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedTokens: it differs from what was written.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            written = file.metadata() or {}
+            arrays: Arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise DamagedTokens(str(error)) from error
+    if written.get("key") != key:
+        raise DamagedTokens("it was made from something else")
+    if written.get("sha256") != _digest(arrays):
+        raise DamagedTokens("its content is not what was written")
+    names = tuple(name for name in arrays if not name.endswith(_AT))
+    columns = [_sequences(arrays[name], arrays[name + _AT]) for name in names]
+    if {len(sequences) for sequences in columns} != {count}:
+        raise DamagedTokens(f"it does not hold {count} examples")
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _arrays(rows: Rows) -> Arrays:
+    arrays: Arrays = {}
+    for name in rows[0]:
+        sequences = [row[name] for row in rows]
+        ends = accumulate(map(len, sequences), initial=0)
+        arrays[name] = np.fromiter(chain.from_iterable(sequences), dtype=np.int32)
+        arrays[name + _AT] = np.fromiter(ends, dtype=np.int64)
+    return arrays
+
+
+def _sequences(values: npt.NDArray[np.integer], at: npt.NDArray[np.integer]) -> list[list[int]]:
+    flat, ends = values.tolist(), at.tolist()
+    return [flat[start:end] for start, end in pairwise(ends)]
+
+
+def _digest(arrays: Arrays) -> str:
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        total.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()

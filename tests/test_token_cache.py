@@ -1,0 +1,299 @@
+"""Tokens on disk: those of a fresh start, made once; whatever decides them enters their name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import rows
+from task_studies import study_of
+from test_conversations import TALK, TEMPLATE
+from tokenizers import normalizers
+from transformers import AutoTokenizer
+
+from adaptive_lora.config import study_from
+from adaptive_lora.data import Example, TokenizedExample, cached_tokens, token_cache
+from adaptive_lora.data.token_cache import token_folder, tokenizer_digest
+from adaptive_lora.data.token_files import DamagedTokens, read_rows, write_rows
+from adaptive_lora.tasks import CausalTask, task_named
+from adaptive_lora.workbench import Workbench
+
+Bench = Callable[..., Workbench]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a test's tokens are kept."""
+    monkeypatch.setenv("ADAPTIVE_LORA_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokens"
+
+
+def kept(folder: Path) -> set[Path]:
+    return set(folder.glob("*.safetensors"))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count of examples of each time that causal tokens are made."""
+    counts: list[int] = []
+    usual = CausalTask.prepare
+
+    def counted(task: CausalTask, examples: Sequence[Example]) -> Any:
+        counts.append(len(examples))
+        return usual(task, examples)
+
+    monkeypatch.setattr(CausalTask, "prepare", counted)
+    return counts
+
+
+@pytest.mark.parametrize("task", ["causal", "classification", "seq2seq"])
+def test_tokens_from_disk_are_those_of_a_fresh_start(
+    task: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = study_from({**study_of(task, tmp_path / "study"), "methods": "uniform:rank=2"})
+    first = Workbench(config).parts(0)
+    assert len(kept(folder)) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(task_named(config), "prepare", None)  # a second time it is not asked for
+        again = Workbench(config).parts(0)
+    monkeypatch.setenv("ADAPTIVE_LORA_CACHE", "")
+    fresh = Workbench(config).parts(0)
+    assert first == again == fresh
+    assert type(again.train[0].input_ids if task != "classification" else ()) is tuple
+
+
+def test_conversations_keep_their_gaps(
+    folder: Path, base_folder: Path, tmp_path: Path, make_bench: Bench, made: list[int]
+) -> None:
+    base = shutil.copytree(base_folder, tmp_path / "chat")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(base)
+    asked = [{"role": "user", "content": f"{number}?"} for number in range(12)]
+    talks = [{"messages": [TALK[0], ask, *TALK[2:]]} for ask in asked]
+    data = tmp_path / "talks.json"
+    data.write_text(json.dumps(talks), encoding="utf-8")
+    options = {"model": str(base), "data": str(data), "template": "auto", "max_tokens": 120}
+    first, again = (make_bench(**options).parts(0) for _ in range(2))
+    assert made == [12]
+    assert first == again
+    assert all(example.gaps for example in again.train)
+
+
+def test_an_example_is_tokenised_once_for_all_folds(make_bench: Bench, made: list[int]) -> None:
+    bench = make_bench(folds=3)
+    assert made == [len(bench.data.examples)]
+    parts = [bench.parts(fold) for fold in range(3)]
+    assert sum(len(part.test) for part in parts) == len(bench.data.examples)
+    by_id = {example.id: example for example in parts[0].train}
+    shared = [example for example in parts[1].train if example.id in by_id]
+    assert shared
+    assert all(example is by_id[example.id] for example in shared)
+
+
+def test_what_decides_tokens_enters_their_name(
+    folder: Path, make_bench: Bench, made: list[int], options: dict[str, Any], tmp_path: Path
+) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps([*rows(39), {**rows(40)[39], "output": "other"}]))
+    changes: list[dict[str, Any]] = [
+        {},
+        {"max_tokens": 100},
+        {"loss_on": "all"},
+        {"template": "plain"},
+        {"data": str(other)},
+    ]
+    for number, change in enumerate(changes, start=1):
+        make_bench(**change)
+        assert len(kept(folder)) == len(made) == number, change
+    for same in ({"lr": "1e-3"}, {"seeds": "7"}, {"methods": "uniform:rank=4"}, {"folds": 2}):
+        make_bench(**same)
+        assert len(made) == len(changes), same
+
+
+def test_what_a_tokenizer_does_is_told_by_its_digest(base_folder: Path) -> None:
+    def changed(**attributes: Any) -> str | None:
+        tokenizer = AutoTokenizer.from_pretrained(base_folder)
+        for name, value in attributes.items():
+            setattr(tokenizer, name, value)
+        return tokenizer_digest(tokenizer)
+
+    added = AutoTokenizer.from_pretrained(base_folder)
+    added.add_tokens(["red"])
+    lower = AutoTokenizer.from_pretrained(base_folder)
+    lower.backend_tokenizer.normalizer = normalizers.Lowercase()
+    plain = changed()
+    others = {
+        changed(chat_template=TEMPLATE),
+        changed(chat_template=TEMPLATE + " "),
+        changed(model_max_length=7),
+        changed(eos_token="a"),
+        tokenizer_digest(added),
+        tokenizer_digest(lower),
+    }
+    assert len(others | {plain, None}) == 8
+    used = AutoTokenizer.from_pretrained(base_folder)
+    used(["red green", "a"], truncation=True, max_length=3, padding=True)
+    assert tokenizer_digest(used) == plain  # what the last call asked for does not enter
+    assert tokenizer_digest(object()) is None  # written in Python: nothing is kept
+
+
+def test_another_process_finds_the_same_digest(base_folder: Path) -> None:
+    """Hashes of Python's own differ between processes; none may enter."""
+    script = (
+        "import sys; from transformers import AutoTokenizer;"
+        "from adaptive_lora.data.token_cache import tokenizer_digest;"
+        "print(tokenizer_digest(AutoTokenizer.from_pretrained(sys.argv[1])))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(base_folder)],
+        env={**os.environ, "PYTHONHASHSEED": "77"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split()[-1] == tokenizer_digest(AutoTokenizer.from_pretrained(base_folder))
+
+
+def _flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: _flipped(content, len(content) - 1),  # in a number
+        lambda content: _flipped(content, 30),  # in the head
+        lambda content: b"\x80\x04" + content,  # of another format
+    ],
+    ids=["empty", "cut", "number", "head", "format"],
+)
+def test_a_damaged_file_is_made_anew_with_a_warning(
+    folder: Path,
+    make_bench: Bench,
+    made: list[int],
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[bytes], bytes],
+) -> None:
+    first = make_bench().parts(0)
+    (path,) = kept(folder)
+    path.write_bytes(damage(path.read_bytes()))
+    assert make_bench().parts(0) == first
+    assert len(made) == 2
+    assert f"tokens in {path} are made anew: the file is damaged" in caplog.text
+    assert make_bench().parts(0) == first
+    assert len(made) == 2  # the file is sound again
+
+
+def test_a_file_of_other_tokens_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    numbers = [{"ids": [1, 2, 3], "at": []}, {"ids": [], "at": [4]}]
+    write_rows(path, "key", numbers)
+    assert read_rows(path, "key", 2) == numbers
+    assert path.stat().st_mode & 0o077 == 0  # the data may be private
+    for key, count in (("other", 2), ("key", 3)):
+        with pytest.raises(DamagedTokens):
+            read_rows(path, key, count)
+
+
+def test_a_disk_that_takes_nothing_is_gone_without(
+    folder: Path,
+    make_bench: Bench,
+    made: list[int],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        first = make_bench().parts(0)
+    assert "tokens are not kept for the next time" in caplog.text
+    assert "No space left" in caplog.text
+    assert list(folder.iterdir()) == []
+    caplog.clear()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ADAPTIVE_LORA_CACHE", str(tmp_path / "file"))
+    assert make_bench().parts(0) == first
+    assert caplog.text.count("tokens are not kept for the next time") == 1
+    assert len(made) == 2
+
+
+def test_the_folder_is_bounded_and_tidied(
+    folder: Path, make_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bench()
+    (oldest,) = kept(folder)
+    make_bench(max_tokens=100)
+    (second,) = kept(folder) - {oldest}
+    abandoned, young = folder / "a.partial", folder / "b.partial"
+    for path, age in ((oldest, 0), (abandoned, 0), (second, 10**9)):
+        path.touch()
+        os.utime(path, (age, age))
+    young.touch()
+    make_bench()  # using it makes it the newest
+    assert oldest.stat().st_mtime > second.stat().st_mtime
+    monkeypatch.setattr(token_cache, "MOST_BYTES", 2.5 * oldest.stat().st_size)
+    make_bench(max_tokens=110)
+    assert len(kept(folder)) == 2
+    assert second not in kept(folder)
+    assert oldest in kept(folder)
+    assert young.exists()
+    assert not abandoned.exists()
+    monkeypatch.setattr(token_cache, "MOST_BYTES", 1)
+    make_bench(max_tokens=105)
+    assert len(kept(folder)) == 1  # what is in use stays, however large
+
+
+def test_processes_at_one_folder_do_not_disturb_each_other(folder: Path) -> None:
+    examples = [Example(id=str(i), prompt=f"p{i}", response="r", where="") for i in range(50)]
+    wanted = tuple(
+        TokenizedExample(id=e.id, input_ids=(1, 2, i), first_label=1, prompt_length=1, response="r")
+        for i, e in enumerate(examples)
+    )
+    wrong: list[object] = []
+
+    def work() -> None:
+        for number in range(20):
+            (folder / "none").parent.mkdir(parents=True, exist_ok=True)
+            found = cached_tokens(
+                examples, TokenizedExample, lambda some: wanted, {"number": number % 2}
+            )
+            if found != wanted:
+                wrong.append(found)
+            if number % 5 == 0:
+                for path in kept(folder):
+                    path.unlink(missing_ok=True)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert not list(folder.glob("*.partial"))
+
+
+def test_the_folder_is_where_the_platform_keeps_such_things(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("ADAPTIVE_LORA_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert token_folder() == tmp_path / "xdg" / "adaptive-lora" / "tokens"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert token_folder() == Path.home() / ".cache" / "adaptive-lora" / "tokens"
+    monkeypatch.setenv("ADAPTIVE_LORA_CACHE", "")
+    assert token_folder() is None
