@@ -171,7 +171,7 @@ def load_base(
         raise ModelError(f"{folder} cannot be loaded: {brief(error)}") from error
     if task["name"] == "causal" and tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
-    head = _head_of(model, task, gaps, quantised=quantisation is not None)
+    head = _head_of(model, task, gaps)
     reference = BaseReference(
         source=source,
         name=name,
@@ -192,18 +192,13 @@ def load_base(
 
 
 def _head_of(
-    model: PreTrainedModel, task: Mapping[str, Any], gaps: tuple[str, ...], *, quantised: bool
+    model: PreTrainedModel, task: Mapping[str, Any], gaps: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Return the modules of a task's head, in float32; check that nothing else lacks weights."""
     if task["name"] == "causal":
         return ()
     head = find_head(model, gaps) if task["name"] in WITH_HEAD else ()
     require_complete(gaps, head)
-    if head and quantised:
-        raise ConfigError(
-            f"base=nf4 is not for {task['name']}, which trains a head of the base beside "
-            "adapters; required a task without one, such as causal."
-        )
     for part in head:
         model.get_submodule(part).float()
     return head

@@ -86,9 +86,8 @@ class PlanReport:
             if self.decided_in_training
             else None
         )
-        own = self.plan.notes if isinstance(self.plan, FamilyPlan) else ()
         general = architecture_note(self.base, self.sites)
-        notes = [note for note in (*own, later, general) if note]
+        notes = [note for note in (*self.plan.notes, later, general) if note]
         return " ".join(notes) or None
 
     @property

@@ -13,7 +13,7 @@ from adaptive_lora.adapter_serving import NF4
 from adaptive_lora.bench import Bench, PreparedParts
 from adaptive_lora.config import StudyConfig, TrialSpec, digest
 from adaptive_lora.data import ExampleSet, split_set
-from adaptive_lora.errors import ConfigError, DataError
+from adaptive_lora.errors import DataError
 from adaptive_lora.models import load_base, require_quantiser
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import start_runtime
@@ -156,16 +156,10 @@ class OtherBase(Workbench):
         """Load the base once more.
 
         Raises:
-            ConfigError: bitsandbytes is missing, or the base keeps some sites as they are.
+            ConfigError: bitsandbytes is missing.
         """
         quantisation = None if kind == "full" else NF4
         base = load_base(home.config.model, home.runtime.base_dtype, home.base.task, quantisation)
-        kept = [s.name for s in home.sites if s.name.rpartition(".")[2] in _kept_whole(base.model)]
-        if quantisation is not None and kept:
-            raise ConfigError(
-                f"base=nf4: {type(base.model).__name__} keeps {len(kept)} sites as they are, such "
-                f"as {kept[0]}; required a base whose sites can all be quantised."
-            )
         Bench.__init__(self, type(home.task)(home.config, home.runtime, base))
         self.data, self._home = home.data, home
         self._frozen, self._borrowed = {}, {}
@@ -177,11 +171,6 @@ class OtherBase(Workbench):
     def on_base(self, kind: str) -> Workbench:
         """Return the bench of the study with the base kept so."""
         return self._home.on_base(kind)
-
-
-def _kept_whole(model: Any) -> set[str]:
-    """Return the last names of modules that transformers leaves in float32, such as T5's `wo`."""
-    return set(model._keep_in_fp32_modules or ()) | set(model._keep_in_fp32_modules_strict or ())
 
 
 class BorrowedBench(Bench):

@@ -45,17 +45,13 @@ METHODS: Mapping[str, str] = {
 }
 """Name in the table -> a small specification of it."""
 
-_HEADS = ("classification", "regression", "image_classification")
 _SOFT = ("prompt_tuning", "prefix_tuning", "p_tuning")
-_NF4 = ("uniform, 4-bit base (QLoRA)", "adalora, 4-bit base")
+_NOT_CAUSAL = (
+    "classification", "regression", "seq2seq", "image_classification", "image_text",
+    "vision_language",
+)  # fmt: skip
 REFUSED: Mapping[tuple[str, str], str] = {
-    **{
-        (method, task): "takes no virtual tokens"
-        for method in _SOFT
-        for task in (*_HEADS, "seq2seq", "image_text", "vision_language")
-    },
-    **{(method, task): "trains a head" for method in _NF4 for task in _HEADS},
-    **{(method, "seq2seq"): "sites as they are" for method in _NF4},
+    **{(method, task): "takes no virtual tokens" for method in _SOFT for task in _NOT_CAUSAL},
     ("bitfit", "seq2seq"): "no bias terms",
     ("head_only", "image_text"): "no output head",
 }

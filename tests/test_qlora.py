@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Callable
@@ -13,20 +14,23 @@ import torch
 from click.testing import CliRunner
 from conftest import save_byte_tokenizer
 from safetensors.torch import load_file
+from task_bases import ENCODERS, save_base
+from task_studies import T5, WIDE
 from tracked import quiet, trials_in, words_of
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from adaptive_lora.adapter_serving import NF4, load_adapter, load_model
+from adaptive_lora.adapter_serving import NF4, load_adapter, load_model, packed_maps
 from adaptive_lora.adapters import attach, audit_as_built, detach
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.adapters.export import export_merged, export_uniform
-from adaptive_lora.allocation import MethodSpec, allocate
+from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig, StudyConfig
 from adaptive_lora.errors import AdapterError, ConfigError, ModelError
 from adaptive_lora.importance.gradient import weight_of
 from adaptive_lora.memory import estimate, load_of
 from adaptive_lora.models import count_parameters, load_base, skeleton
+from adaptive_lora.planning import plan_method
 from adaptive_lora.sites import find_sites
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.trial import PROBE, probe_logits, run_trial
@@ -100,17 +104,29 @@ def test_the_quantised_base_is_the_same_base_in_4_bit(
         assert float((packed_weight - weight).norm()) < 0.15 * float(weight.norm())
 
 
-@pytest.mark.parametrize("base", ["wide_gpt2", "wide_llama"])
-def test_memory_in_the_plan_is_that_of_the_model(base: str, request: pytest.FixtureRequest) -> None:
+@pytest.fixture(scope="module")
+def wide_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 of width 64 and 2 + 2 layers."""
+    folder = tmp_path_factory.mktemp("wide_t5")
+    return save_base(folder, "T5Config", T5, "T5ForConditionalGeneration")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("base", ["wide_gpt2", "wide_llama", "wide_t5"])
+def test_memory_in_the_plan_is_that_of_the_model(
+    base: str, precision: str, request: pytest.FixtureRequest
+) -> None:
     config = ModelConfig(model=str(request.getfixturevalue(base)))
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    task = {"name": "seq2seq"} if base == "wide_t5" else CAUSAL
     bones = skeleton(config)
     sites = find_sites(bones)
     for method, quantisation in (("uniform:rank=2", None), ("uniform:rank=2,base=nf4", NF4)):
         plan = allocate(MethodSpec.parse(method), sites, scale=2.0)
-        load = load_of(bones, sites, plan, precision="bf16", longest=8)
+        load = load_of(bones, sites, plan, precision=precision, longest=8)
         expected = estimate(load, examples=1, checkpointing=False)
         assert expected.adapters == 16 * plan.trainable_parameters
-        model = load_base(config, torch.bfloat16, quantisation=quantisation).model
+        model = load_base(config, dtype, task, quantisation).model
         held = sum(p.nbytes for p in model.parameters())
         for parameter in model.parameters():
             state = getattr(parameter, "quant_state", None)
@@ -118,6 +134,47 @@ def test_memory_in_the_plan_is_that_of_the_model(base: str, request: pytest.Fixt
                 held += state.absmax.nbytes + state.state2.absmax.nbytes
         assert expected.weights == held
         assert count_parameters(model) == count_parameters(bones)
+
+
+def test_what_an_architecture_does_not_take_in_4_bit_is_planned_as_it_is(wide_t5: Path) -> None:
+    """T5 casts what goes into `wo` to the type of its weight, so that stays a weight of floats."""
+    config = ModelConfig(model=str(wide_t5))
+    packed = load_base(config, torch.float32, {"name": "seq2seq"}, NF4).model
+    sites = find_sites(packed)
+    assert sites == find_sites(skeleton(config))
+    assert {s.name.rpartition(".")[2] for s in sites if not s.packable} == {"wo"}
+    report = plan_method(StudyConfig(model=config), MethodSpec.parse("uniform:rank=2,base=nf4"))
+    plan = report.plan
+    assert isinstance(plan, RankPlan)
+    assert "4 of 32 sites, such as encoder.block.0.layer.1.DenseReluDense.wo" in str(report.note)
+    assert RankPlan.from_dict(json.loads(plan.to_json())) == plan
+    adapted = attach(packed, plan, seed=0, dropout=0.0)
+    audit_as_built(adapted, plan)
+    told = dataclasses.replace(sites[0], packable=False)
+    entries = tuple(
+        dataclasses.replace(entry, site=told) if entry.site == sites[0] else entry
+        for entry in plan.entries
+    )
+    with pytest.raises(AdapterError, match="base is nf4, planned full"):
+        audit_as_built(adapted, dataclasses.replace(plan, entries=entries))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_head_is_never_in_4_bit(name: str, tmp_path: Path) -> None:
+    """Not that of the checkpoint's own task either, whose weights are not random."""
+    kind, settings, _ = ENCODERS[name]
+    wide = {"dim": 64, "hidden_dim": 128} if name == "distilbert" else WIDE
+    saved_as = kind.replace("Config", "ForSequenceClassification")
+    folder = save_base(tmp_path / "base", kind, {**settings, **wide}, saved_as)
+    task = {"name": "classification", "labels": ["no", "yes"]}
+    base = load_base(ModelConfig(model=str(folder)), torch.bfloat16, task, NF4)
+    assert base.gaps == ()
+    sites = find_sites(base.model)
+    assert all(site.packable for site in sites)
+    assert packed_maps(base.model) == {site.name for site in sites}
+    for part in base.head:
+        for parameter in base.model.get_submodule(part).parameters():
+            assert parameter.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

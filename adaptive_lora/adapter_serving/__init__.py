@@ -19,7 +19,7 @@ from .base import (
     base_folder,
     content_hash,
 )
-from .quantised import NF4
+from .quantised import NF4, packed_maps
 from .task_models import CAUSAL, class_of, load_model, load_with_gaps, open_processor
 from .text import generate, generate_targets, render, virtual_tokens
 from .vetting import UnsafeFiles
@@ -47,6 +47,7 @@ __all__ = [
     "load_with_gaps",
     "open_image",
     "open_processor",
+    "packed_maps",
     "render",
     "virtual_tokens",
 ]

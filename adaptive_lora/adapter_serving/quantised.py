@@ -2,7 +2,8 @@
 
 QLoRA (Dettmers et al. 2023, 2305.14314): weights of linear maps are frozen in 4-bit NormalFloat,
 their scales quantised once more (double quantisation), and every product is computed in the base's
-type. Embeddings, norms and the output head stay as they are.
+type. Embeddings, norms, whatever stands on top of the base, and maps that transformers never
+quantises stay as they are.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ NF4: Mapping[str, Any] = MappingProxyType({"scheme": "nf4", "double": True})
 """What an adapter's record says of a quantised base."""
 
 
-def quantised_settings(record: Mapping[str, Any], dtype: torch.dtype) -> Any:
+def quantised_settings(record: Mapping[str, Any], dtype: torch.dtype, model: Any) -> Any:
     """Return transformers' settings for a recorded quantisation.
 
     Args:
         record: such as `NF4`.
         dtype: in which products are computed.
+        model: the architecture that is loaded, without weights.
 
     Raises:
         ImportError: bitsandbytes is missing or does not load.
@@ -43,7 +45,43 @@ def quantised_settings(record: Mapping[str, Any], dtype: torch.dtype) -> Any:
         bnb_4bit_quant_type=record["scheme"],
         bnb_4bit_use_double_quant=record["double"],
         bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=_kept(model),  # of 4 bit too, whatever its name says
     )
+
+
+def packed_maps(model: Any) -> frozenset[str]:
+    """Return the names of the linear maps that are in 4 bit, or would be if the model were."""
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    modules = dict(model.named_modules())
+    packed = {n for n, m in modules.items() if hasattr(getattr(m, "weight", None), "quant_state")}
+    kept = [] if packed else _kept(model)
+    return frozenset(packed) or frozenset(
+        name
+        for name, module in modules.items()
+        if (isinstance(module, Conv1D) or type(module) is Linear)
+        and should_convert_module(name, kept)
+    )
+
+
+def _kept(model: Any) -> list[str]:
+    """Return the modules that stay as they are, as transformers takes them.
+
+    Its own choice (tied weights, the output embeddings, what an architecture forbids: T5 casts what
+    goes into `wo` to the type of its weight, which in 4 bit is uint8), and what a task may train:
+    whatever stands on top of the base, and poolers.
+    """
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    if not hasattr(model, "all_tied_weights_keys"):
+        return []  # not made by transformers, which therefore never loads it
+    prefix = model.base_model_prefix
+    on_top = [n for n, _ in model.named_children() if n != prefix] if hasattr(model, prefix) else []
+    poolers = [n for n, _ in model.named_modules() if n.rpartition(".")[2] == "pooler"]
+    forbidden = model._keep_in_fp32_modules or ()
+    return sorted({*get_keys_to_not_convert(model), *on_top, *poolers, *forbidden})
 
 
 _BLOCK = 64

@@ -99,7 +99,8 @@ def load_with_gaps(
     if task["name"] == "regression":
         options = {"num_labels": 1, "ignore_mismatched_sizes": True}
     if quantisation is not None:
-        options["quantization_config"] = quantised_settings(quantisation, dtype)
+        bones = _skeleton(kind, folder, trust_remote_code)
+        options["quantization_config"] = quantised_settings(quantisation, dtype, bones)
     with _quiet():
         model, found = kind.from_pretrained(
             folder,
@@ -115,6 +116,16 @@ def load_with_gaps(
     model.requires_grad_(False)
     gaps = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     return model.eval(), tuple(sorted(gaps))
+
+
+def _skeleton(kind: Any, folder: Path, trust_remote_code: bool) -> Any:
+    """Return the architecture that a class makes of a folder's configuration, without weights."""
+    import torch
+    from transformers import AutoConfig
+
+    settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return kind.from_config(settings, trust_remote_code=trust_remote_code)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def audit_as_built(adapted: nn.Module, plan: Plan, head: Sequence[str] = ()) -> 
             "shape of A": (tuple(a.shape), (rank, site.in_features)),
             "shape of B": (tuple(b.shape), (site.out_features, rank)),
             "shape of DoRA's magnitudes": (_magnitudes(layer), _planned_magnitudes(entry)),
-            "base": (_base_of(layer), plan.base),
+            "base": (_base_of(layer), plan.base_of(entry)),
         }
         problems += [
             f"{name}: {what} is {built}, planned {wanted}"

@@ -60,7 +60,7 @@ class RankPlan:
     lora_plus: float = 1.0
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, 2402.12354)."""
     base: str = "full"
-    """How the frozen base is kept: as saved, or `nf4`."""
+    """How the frozen base is kept: as saved, or `nf4` as far as it can be."""
 
     @property
     def trainable_parameters(self) -> int:
@@ -80,6 +80,21 @@ class RankPlan:
     def scale_of(self, entry: SiteRank) -> float:
         """Return the factor that an entry's B·A is multiplied by."""
         return self.scale_policy.effective(entry.alpha, entry.rank)
+
+    def base_of(self, entry: SiteRank) -> str:
+        """Return how the weight under an entry is kept."""
+        return self.base if entry.site.packable else "full"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know about the base under this plan."""
+        whole = [entry.site.name for entry in self.entries if not entry.site.packable]
+        if self.base == "full" or not whole:
+            return ()
+        return (
+            f"base={self.base}: {len(whole)} of {len(self.entries)} sites, such as {whole[0]}, "
+            "keep their weights as saved, because the architecture does not take them packed.",
+        )
 
     def lr_multipliers(self) -> dict[str, float]:
         """Return site name -> factor of its learning rate, where that is not 1."""
@@ -111,6 +126,7 @@ class RankPlan:
                     "layer": entry.site.layer,
                     "role": str(entry.site.role),
                     "tower": entry.site.tower,
+                    "packable": entry.site.packable,
                     "in_features": entry.site.in_features,
                     "out_features": entry.site.out_features,
                     "rank": entry.rank,
@@ -168,6 +184,7 @@ def _entry(row: Mapping[str, Any], dora: bool) -> SiteRank:
         in_features=int(row["in_features"]),
         out_features=int(row["out_features"]),
         tower=str(row.get("tower", "")),
+        packable=bool(row.get("packable", True)),
     )
     return SiteRank(
         site=site,

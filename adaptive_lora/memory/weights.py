@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from adaptive_lora.adapter_serving import packed_maps
 from adaptive_lora.models import count_parameters
 
 if TYPE_CHECKING:
     from torch import nn
 
-_HALF = 2
-"""Bytes of a weight in bfloat16 or float16."""
 _BLOCK, _NESTED_BLOCK = 64, 256
 """Weights that share a scale, and scales that share another, in bitsandbytes' 4-bit format."""
 
@@ -21,39 +20,27 @@ def weight_bytes(model: nn.Module, *, packed: bool, number_bytes: int) -> int:
 
     Args:
         model: the base, or its architecture on the meta device.
-        packed: it is kept in 4 bit, and what stays in bfloat16.
+        packed: it is kept in 4 bit, as far as it can be.
         number_bytes: of a weight that is not packed.
     """
     weights = list(model.parameters())
     if not any(weight.is_meta for weight in weights):
         return sum(weight.nbytes for weight in weights)
     total = count_parameters(model)
-    return _nf4_bytes(model, total) if packed else number_bytes * total
+    return _nf4_bytes(model, total, number_bytes) if packed else number_bytes * total
 
 
-def _nf4_bytes(model: nn.Module, total: int) -> int:
-    """Return the bytes of a base whose linear maps, but the head, are in NF4, the rest in bf16.
+def _nf4_bytes(model: nn.Module, total: int, number_bytes: int) -> int:
+    """Return the bytes of a base whose linear maps are in NF4, as far as they can be.
 
     4 bits a weight, 8 bits a block for its scale, and a float32 for each 256 of those (QLoRA,
     2305.14314, section 3).
     """
-    from transformers.quantizers.base import get_keys_to_not_convert
-    from transformers.quantizers.quantizers_utils import should_convert_module
-
-    kept = get_keys_to_not_convert(model)
     quantised = [
-        int(module.get_parameter("weight").numel())
-        for name, module in model.named_modules()
-        if _is_linear(module) and should_convert_module(name, kept)
+        int(model.get_submodule(name).get_parameter("weight").numel())
+        for name in sorted(packed_maps(model))
     ]
     blocks = [math.ceil(weights / _BLOCK) for weights in quantised]
     scales = sum(count + 4 * math.ceil(count / _NESTED_BLOCK) for count in blocks)
     packed = sum(math.ceil(weights / 2) for weights in quantised)
-    return packed + scales + _HALF * (total - sum(quantised))
-
-
-def _is_linear(module: nn.Module) -> bool:
-    from torch.nn import Linear
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, Linear | Conv1D)
+    return packed + scales + number_bytes * (total - sum(quantised))

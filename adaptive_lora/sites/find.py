@@ -32,7 +32,10 @@ def find_sites(model: nn.Module) -> tuple[AdapterSite, ...]:
     Raises:
         ModelError: no linear map inside a numbered block, or a mixture of experts.
     """
+    from adaptive_lora.adapter_serving import packed_maps
+
     _refuse_experts(model)
+    packed = packed_maps(model)
     stacks = tuple(_stacks(model))
     towers = _tower_names(name.rpartition(".")[0] for name, _ in stacks)
     sites = tuple(
@@ -43,6 +46,7 @@ def find_sites(model: nn.Module) -> tuple[AdapterSite, ...]:
             in_features=features[0],
             out_features=features[1],
             tower=towers[stack.rpartition(".")[0]],
+            packable=f"{stack}.{index}.{inner}" in packed,
         )
         for stack, blocks in stacks
         for index, block in blocks.named_children()

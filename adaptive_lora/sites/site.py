@@ -46,6 +46,8 @@ class AdapterSite:
     tower: str = ""
     """Which stack of blocks it is in, such as `encoder` or `vision_tower`; empty where the model
     has only one. Layers of different towers are not neighbours."""
+    packable: bool = True
+    """Whether a 4-bit base holds it in 4 bit; some architectures keep maps as they are (T5)."""
 
     @property
     def parameters_per_rank(self) -> int:
