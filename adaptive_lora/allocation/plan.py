@@ -126,7 +126,6 @@ class RankPlan:
                     "layer": entry.site.layer,
                     "role": str(entry.site.role),
                     "tower": entry.site.tower,
-                    "packable": entry.site.packable,
                     "in_features": entry.site.in_features,
                     "out_features": entry.site.out_features,
                     "rank": entry.rank,
@@ -134,6 +133,7 @@ class RankPlan:
                     "scale": self.scale_of(entry),
                     "lr_multiplier": entry.lr_multiplier,
                     "parameters": entry.parameters,
+                    **({} if entry.site.packable else {"packable": False}),
                 }
                 for entry in self.entries
             ],

@@ -58,6 +58,9 @@ class DataConfig:
         "file of the test part; data then gives the other parts, without prompts that stand there",
         identity=False,
     )
+    data_subset: str | None = option(
+        None, "subset of a hub data set that has several, such as main of GSM8K", identity=False
+    )
     data_revision: str | None = option(None, "hub revision of the data set", identity=False)
     test_split: str | None = option(
         None, "split of a hub data set that is the test part, as test_data", identity=False

@@ -104,7 +104,7 @@ def _built(
     seen: dict[str, int] = {}
     examples = []
     for index, (question, response, target) in enumerate(said):
-        image = _bytes(table.rows[index], column, table.where(index), _home(config))
+        image = _bytes(table.rows[index], column, table.where(index), table.home)
         name = f"image {hashlib.sha256(image).hexdigest()[:16]}"
         shown = name if question is None else f"{name}: {question} "
         examples.append(
@@ -122,19 +122,13 @@ def _built(
     return tuple(examples)
 
 
-def _home(config: DataConfig) -> Path:
-    """Return the folder that a table's file names are relative to."""
-    path = Path(config.data).expanduser()
-    return path.parent if path.is_file() else path
-
-
 def _bytes(row: Mapping[str, Any], column: str, where: str, home: Path) -> bytes:
     """Return the file of a row's picture, checked to be one."""
     value = row[column]
     content = value.get("bytes") if isinstance(value, dict) else value
     try:
         if isinstance(value, dict) and content is None:
-            content = Path(value["path"]).read_bytes()
+            content = (home / value["path"]).read_bytes()
         elif isinstance(value, str):
             content = (home / value).read_bytes()
         if not isinstance(content, bytes):

@@ -34,6 +34,8 @@ class Table:
     """What a row is called in messages: `row`, or `item` of JSON."""
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Column of class indices -> names of the classes."""
+    home: Path = Path()
+    """The folder that names of files in its rows are relative to."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -60,12 +62,12 @@ def read_table(config: DataConfig) -> Table:
     kind = _FORMATS.get(path.suffix.lower())
     if kind is not None or _is_file(path):
         rows, classes = _read_file(path, kind)
-        name, unit = path.name, "row" if kind != "json" else "item"
+        name, unit, home = path.name, "row" if kind != "json" else "item", path.parent
     else:
-        (rows, classes), name, unit = _read_hub(config), config.data, "row"
+        (rows, classes), name, unit, home = _read_hub(config), config.data, "row", path
     if not rows:
         raise DataError(f"{name} has no examples; required at least a few.")
-    return Table(rows=rows, name=name, unit=unit, classes=classes)
+    return Table(rows=rows, name=name, unit=unit, classes=classes, home=home)
 
 
 def _is_file(path: Path) -> bool:
@@ -140,6 +142,7 @@ def _read_hub(config: DataConfig) -> _Rows:
         return _listed(
             datasets.load_dataset(
                 str(Path(config.data).expanduser()) if Path(config.data).is_dir() else config.data,
+                config.data_subset,
                 split=config.data_split,
                 revision=config.data_revision,
             )

@@ -1,0 +1,175 @@
+"""Pictures as hub sets keep them: Parquet with splits, subsets and folders, all read locally."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+from task_bases import SEEING, run_and_prove, save_pictures, save_seeing_base
+
+from adaptive_lora.config import DataConfig, StudyConfig, study_from
+from adaptive_lora.data import split_set
+from adaptive_lora.data.pictures import load_captions, load_classes
+from adaptive_lora.errors import DataError
+
+COLOURS = ("blue", "green", "red")
+Rows = list[dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
+    """Thirty pictures of three colours in turn."""
+    folder = tmp_path_factory.mktemp("pictures")
+    return folder, save_pictures(folder, 30)
+
+
+def hub_set(folder: Path, parts: dict[str, Rows], pictures: Path) -> Path:
+    """Write what `push_to_hub` writes: Parquet files with the pictures and their features."""
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(COLOURS))}
+    )
+    (folder / "data").mkdir(parents=True)
+    for split, rows in parts.items():
+        columns = {
+            "image": [{"bytes": (pictures / row["image"]).read_bytes()} for row in rows],
+            "label": [COLOURS.index(row["label"]) for row in rows],
+        }
+        file = folder / "data" / f"{split}-00000-of-00001.parquet"
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(file)
+    return folder
+
+
+def config_of(data: Path, **changes: Any) -> DataConfig:
+    return DataConfig(data=str(data), **changes)
+
+
+def test_a_hub_set_with_a_test_split(
+    pictures: tuple[Path, Rows], own_store: str, tmp_path: Path
+) -> None:
+    home, rows = pictures
+    data = hub_set(tmp_path / "set", {"train": rows[:21], "test": rows[21:]}, home)
+    found = load_classes(config_of(data, test_split="test"))
+    assert found.labels == COLOURS
+    assert [example.response for example in found.examples] == [r["label"] for r in rows[:21]]
+    assert found.test is not None
+    assert [e.image for e in found.test] == [(home / r["image"]).read_bytes() for r in rows[21:]]
+    kind, settings, head = SEEING["vit"]
+    proven = run_and_prove(
+        study(save_seeing_base(tmp_path / "vit", kind, settings, head), data, own_store)
+    )
+    assert proven.records[0].tags["task"] == "image_classification"
+    assert proven.records[0].test is not None
+    assert len(proven.records[0].test.nll_E) == 9
+
+
+def study(model: Path, data: Path, store: str) -> StudyConfig:
+    return study_from(
+        {
+            "model": str(model), "data": str(data), "test_split": "test", "tracking_uri": store,
+            "methods": "uniform:rank=2", "seeds": "0", "lr": "1e-2", "max_steps": 3,
+            "batch_size": 4, "validations": 1, "precision": "fp32",
+        }
+    )  # fmt: skip
+
+
+def test_a_picture_of_the_test_split_leaves_the_others(
+    pictures: tuple[Path, Rows], tmp_path: Path
+) -> None:
+    home, rows = pictures
+    data = hub_set(tmp_path / "set", {"train": rows[:24], "test": rows[20:]}, home)
+    found = load_classes(config_of(data, test_split="test"))
+    assert found.test is not None
+    same = {example.prompt for example in found.examples} & {e.prompt for e in found.test}
+    assert len(same) == 4
+    parts = split_set(found, config_of(data, test_split="test"), 0)
+    assert not same & {example.prompt for example in (*parts.train, *parts.validation)}
+    assert len(parts.train) + len(parts.validation) == 20
+
+
+def test_one_subset_of_several(pictures: tuple[Path, Rows], tmp_path: Path) -> None:
+    home, rows = pictures
+    hub_set(tmp_path / "set" / "warm", {"train": rows[:9]}, home)
+    hub_set(tmp_path / "set" / "all", {"train": rows}, home)
+    card = "".join(
+        f"- config_name: {name}\n  data_files: {name}/data/*.parquet\n" for name in ("warm", "all")
+    )
+    (tmp_path / "set" / "README.md").write_text(f"---\nconfigs:\n{card}---\n", encoding="utf-8")
+    with pytest.raises(DataError, match="warm"):  # which subsets there are
+        load_classes(config_of(tmp_path / "set"))
+    for name, count in (("warm", 9), ("all", 30)):
+        assert len(load_classes(config_of(tmp_path / "set", data_subset=name)).examples) == count
+
+
+@pytest.mark.parametrize("held", ["bytes", "path"])
+def test_parquet_without_features(pictures: tuple[Path, Rows], tmp_path: Path, held: str) -> None:
+    """Other writers leave {bytes, path} as a struct; a path is relative to the table."""
+    home, rows = pictures
+    shutil.copytree(home, tmp_path / "set" / "images")
+    images = [
+        {
+            "bytes": (home / row["image"]).read_bytes() if held == "bytes" else None,
+            "path": f"images/{row['image']}",
+        }
+        for row in rows
+    ]
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    table = pyarrow.table(
+        {"image": pyarrow.array(images, type=kind), "label": [row["label"] for row in rows]}
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "set" / "rows.parquet")
+    found = load_classes(config_of(tmp_path / "set" / "rows.parquet"))
+    assert found.labels == COLOURS
+    assert [e.image for e in found.examples] == [(home / r["image"]).read_bytes() for r in rows]
+
+
+def test_folders_of_classes_in_folders_of_splits(
+    pictures: tuple[Path, Rows], tmp_path: Path
+) -> None:
+    home, rows = pictures
+    for number, row in enumerate(rows):
+        part = tmp_path / ("train" if number < 20 else "test") / row["label"]
+        part.mkdir(parents=True, exist_ok=True)
+        shutil.copy(home / row["image"], part)
+    found = load_classes(config_of(tmp_path, test_split="test"))
+    assert found.test is not None
+    assert (len(found.examples), len(found.test)) == (20, 10)
+    for example in (*found.examples, *found.test):
+        source = next(r for r in rows if (home / r["image"]).read_bytes() == example.image)
+        assert example.response == found.labels[int(example.target or 0)] == source["label"]
+
+
+def test_a_folder_with_captions(pictures: tuple[Path, Rows], tmp_path: Path) -> None:
+    home, rows = pictures
+    for split, chosen in (("train", rows[:20]), ("test", rows[20:])):
+        (tmp_path / split).mkdir()
+        for row in chosen:
+            shutil.copy(home / row["image"], tmp_path / split)
+        lines = [json.dumps({"file_name": r["image"], "caption": r["caption"]}) for r in chosen]
+        (tmp_path / split / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    found = load_captions(config_of(tmp_path, test_split="test"))
+    assert found.test is not None
+    told = {(e.image, e.response) for e in (*found.examples, *found.test)}
+    assert told == {((home / row["image"]).read_bytes(), row["caption"]) for row in rows}
+    assert len(found.test) == 10
+
+
+def test_files_are_named_relative_to_the_table_that_names_them(
+    pictures: tuple[Path, Rows], tmp_path: Path
+) -> None:
+    home, rows = pictures
+    for part, chosen in (("one", rows[:20]), ("other", rows[20:])):
+        (tmp_path / part).mkdir()
+        for row in chosen:
+            shutil.copy(home / row["image"], tmp_path / part)
+        (tmp_path / part / "rows.json").write_text(json.dumps(chosen), encoding="utf-8")
+    found = load_classes(
+        config_of(tmp_path / "one" / "rows.json", test_data=str(tmp_path / "other" / "rows.json"))
+    )
+    assert found.test is not None
+    assert [e.image for e in found.test] == [(home / r["image"]).read_bytes() for r in rows[20:]]
