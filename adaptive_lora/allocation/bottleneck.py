@@ -50,7 +50,7 @@ class Houlsby:
 
 @dataclass(frozen=True, kw_only=True)
 class Pfeiffer:
-    """Adapters after the feed-forward part only (Pfeiffer et al. 2020, 2005.00247, section 4.2).
+    """Adapters after the feed-forward part only (AdapterFusion, Pfeiffer et al. 2020, 2005.00247).
 
     Departure: the adapter stands inside the skip connection in every model. The paper's place,
     after the layer norm that closes a block, exists only where norms come last (BERT).

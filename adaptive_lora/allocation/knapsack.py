@@ -142,7 +142,7 @@ def exact(items: Items) -> Ints | None:
 
     The costs are divided by their greatest common divisor; D is the largest that remains. An
     optimal integer solution lies within 2·D + 1 items of the relaxation's optimum (Eisenbrand &
-    Weismantel 2018, 1707.00481, theorem 3.1 with one row), so the programme runs over the kinds
+    Weismantel 2018, 1707.00481, with one row), so the programme runs over the kinds
     of cost with a window of counts around the relaxation and of spent units around its cost. It
     is fast where the costs share a large divisor, as the widths of a transformer do.
     """
