@@ -65,6 +65,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "t5-gated": ("T5Config", {**T5, "feed_forward_proj": "gated-gelu"},
                  {"encoder": GATED, "decoder": "query key value output " + GATED}),
     "vit": ("ViTConfig", IMAGE, {"": PLAIN}),
+    "dinov2": ("Dinov2Config", IMAGE, {"": PLAIN}),
     "clip": ("CLIPConfig", {"text_config": TEXT, "vision_config": IMAGE},
              {"text_model": KVQ, "vision_model": KVQ}),
     "whisper": ("WhisperConfig", WHISPER,
@@ -76,6 +77,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "smolvlm": ("SmolVLMConfig",
                 {"text_config": {**GROUPED, "model_type": "llama"}, "vision_config": IMAGE},
                 {"vision_model": KVQ, "text_model": GATED}),
+    "idefics3": ("Idefics3Config",
+                 {"text_config": {**GROUPED, "model_type": "llama"}, "vision_config": IMAGE},
+                 {"vision_model": KVQ, "text_model": GATED}),
     "qwen2-vl": ("Qwen2VLConfig", QWEN2_VL, {"visual": FUSED, "language_model": GATED}),
 }  # fmt: skip
 

@@ -139,7 +139,12 @@ def save_seeing_base(folder: Path, kind: str, settings: dict[str, Any], head: st
             "CLIPImageProcessorPil",
             {"size": {"shortest_edge": 32}, "crop_size": size},
         ),
-    }
+        "Idefics3Config": (
+            "Idefics3ImageProcessorPil",
+            {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32},
+             "do_image_splitting": False},
+        ),
+    }  # fmt: skip
     name, options = processors[kind]
     images = getattr(transformers, name)(**options)
     if kind == "CLIPConfig":
@@ -151,6 +156,11 @@ def save_seeing_base(folder: Path, kind: str, settings: dict[str, Any], head: st
             images, tokenizer, patch_size=16, vision_feature_select_strategy="default",
             num_additional_image_tokens=1,
         ).save_pretrained(folder)  # fmt: skip
+    elif kind == "Idefics3Config":
+        tokenizer = byte_tokenizer()
+        marks = ["<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>"]
+        tokenizer.add_special_tokens({"additional_special_tokens": marks})
+        transformers.Idefics3Processor(images, tokenizer, image_seq_len=1).save_pretrained(folder)
     else:
         images.save_pretrained(folder)
     return folder
@@ -202,6 +212,16 @@ SEEING = {
             "vision_feature_layer": -1,
         },
         "LlavaForConditionalGeneration",
+    ),
+    "idefics3": (
+        "Idefics3Config",
+        {
+            "text_config": {**DECODER, "vocab_size": 262},
+            "vision_config": {**SIZE, "image_size": 32, "patch_size": 16},
+            "image_token_id": 258,
+            "scale_factor": 2,
+        },
+        "Idefics3ForConditionalGeneration",
     ),
 }  # fmt: skip
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230)}

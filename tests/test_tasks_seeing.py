@@ -10,13 +10,15 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from safetensors.torch import load_file
 from task_bases import SEEING, run_and_prove, save_pictures, save_seeing_base
 from torch.nn import functional
 
-from adaptive_lora.adapter_serving import content_hash
+from adaptive_lora.adapter_serving import content_hash, load_adapter
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.errors import AllocationError, ConfigError, DataError
 from adaptive_lora.tasks.image_text import pair_losses, recall
+from adaptive_lora.trial import PROBE, probe_logits, run_trial
 from adaptive_lora.workbench import Workbench
 
 
@@ -158,9 +160,25 @@ def test_questions_about_pictures(bases: dict[str, Path], own_store: str, pictur
     assert isinstance(served.predict(rows, params={"max_new_tokens": 3})[0], str)
 
 
-def test_answers_score_as_the_model_scores_them(bases: dict[str, Path], pictures: Path) -> None:
+def test_the_picture_of_another_architecture(
+    bases: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    """Idefics3, whose architecture SmolVLM has: one row a picture where it is not split."""
+    bench = Workbench(study(bases["idefics3"], pictures / "rows.json", generate="on"))
+    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    assert outcome.test.loss < bench.frozen(0).loss
+    assert {entry.site.tower for entry in outcome.plan.entries} == {"vision_model", "text_model"}
+    model, _, _ = load_adapter(outcome.folder)
+    probe = load_file(outcome.folder / PROBE)["logits"]
+    assert torch.equal(probe_logits(bench, model, 0), probe)
+
+
+@pytest.mark.parametrize("name", ["llava", "idefics3"])
+def test_answers_score_as_the_model_scores_them(
+    bases: dict[str, Path], pictures: Path, name: str
+) -> None:
     """Padding and batching change nothing; the model's own loss is the same mean."""
-    bench = Workbench(study(bases["llava"], pictures / "rows.json"))
+    bench = Workbench(study(bases[name], pictures / "rows.json"))
     test = bench.parts(0).test
     result = bench.losses(bench.base.model, test)
     for example, nll in zip(test, result.nll_E, strict=True):

@@ -15,9 +15,9 @@ from adaptive_lora.sites.site import Role
 
 TESTED_TYPES = frozenset(
     {
-        "bert", "bloom", "clip", "deberta-v2", "distilbert", "falcon", "gemma", "gemma2",
-        "gemma3_text", "gpt2", "gpt_neox", "llama", "llava", "mistral", "opt", "phi", "phi3",
-        "qwen2", "qwen2_vl", "qwen3", "roberta", "smolvlm", "t5", "vit", "whisper",
+        "bert", "bloom", "clip", "deberta-v2", "dinov2", "distilbert", "falcon", "gemma", "gemma2",
+        "gemma3_text", "gpt2", "gpt_neox", "idefics3", "llama", "llava", "mistral", "opt", "phi",
+        "phi3", "qwen2", "qwen2_vl", "qwen3", "roberta", "smolvlm", "t5", "vit", "whisper",
     }
 )  # fmt: skip
 """`model_type` of the configurations whose every block is held to a table of roles by a test."""
