@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import digest
-from adaptive_lora.errors import ConfigError, DataError, TrackingError
+from adaptive_lora.errors import ConfigError, DataError, TrackingError, brief
 from adaptive_lora.redaction import hide_credentials
 from adaptive_lora.results import EvalResult, TrialRecord
 from adaptive_lora.tracking import (
@@ -29,6 +30,7 @@ from adaptive_lora.tracking import (
     read_trials,
 )
 from adaptive_lora.tracking.runs import STUDY_ID
+from adaptive_lora.tracking.trials import DAMAGE, identity_of
 
 CONFIG = "study.json"
 FROZEN = "frozen.json"
@@ -174,9 +176,22 @@ def study_settings(study: StudyRun) -> dict[str, Any]:
     """
     try:
         settings: dict[str, Any] = study.store.read_json(study.run_id, CONFIG)
-    except (OSError, ValueError) as error:
-        raise TrackingError(f"study {study.study_id} has no readable {CONFIG}: {error}") from error
+        _require_grid(settings)
+    except (OSError, *DAMAGE) as error:
+        raise _damaged(study, CONFIG, error) from error
     return settings
+
+
+def _require_grid(settings: Any) -> None:
+    """Raise TypeError or KeyError where recorded settings have no methods, rates and seeds."""
+    if not isinstance(settings, dict):
+        raise TypeError(f"required a JSON object, got {type(settings).__name__}")
+    for name, kind in (("methods", str), ("lr", int | float), ("seeds", int)):
+        values = settings[name]
+        if not isinstance(values, list) or not values:
+            raise TypeError(f"required a list of {name}, got {values!s:.80}")
+        if not all(isinstance(value, kind) and value is not True for value in values):
+            raise TypeError(f"required {name} of type {kind}, got {values!s:.80}")
 
 
 def _label(text: str) -> str | None:
@@ -194,18 +209,16 @@ def _in_grid(runs: Iterable[Run], settings: Mapping[str, Any]) -> list[Run]:
     return [
         run
         for run in runs
-        if (None in labels or run.data.tags["method"] in labels)
-        and float(run.data.tags["lr"]) in rates
-        and int(run.data.tags["seed"]) in seeds
+        for method, lr, seed, _ in [identity_of(run)]
+        if (None in labels or method in labels) and lr in rates and seed in seeds
     ]
 
 
 def _newest(runs: Sequence[Run]) -> list[Run]:
     """Return one run a trial, oldest first: its last finished one, or else its last failed one."""
-    chosen: dict[tuple[str, ...], Run] = {}
+    chosen: dict[tuple[object, ...], Run] = {}
     for run in sorted(runs, key=lambda run: run.info.start_time):
-        tags = run.data.tags
-        key = tuple(tags[name] for name in (STUDY_ID, "method", "lr", "seed", "fold"))
+        key = (run.data.tags[STUDY_ID], *identity_of(run))
         if key not in chosen or run.info.status == "FINISHED":
             chosen[key] = run
     return list(chosen.values())
@@ -262,23 +275,47 @@ def _apart(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 
 def _frozen(studies: Sequence[StudyRun]) -> dict[int, EvalResult] | None:
-    for study in studies:
-        try:
-            values = study.store.read_json(study.run_id, FROZEN)
-        except (OSError, ValueError):
-            continue
-        return {int(fold): eval_from_dict(result) for fold, result in values.items()}
-    return None
+    return next((found for study in studies if (found := recorded_frozen(study))), None)
+
+
+def recorded_frozen(study: StudyRun) -> dict[int, EvalResult] | None:
+    """Return the recorded scores of a study's base per fold; None where none were recorded.
+
+    Raises:
+        TrackingError: they are damaged.
+    """
+    try:
+        values = study.store.read_json(study.run_id, FROZEN)
+        found = {int(fold): eval_from_dict(result) for fold, result in values.items()}
+        if not all(math.isfinite(loss) for one in found.values() for loss in one.nll_E):
+            raise ValueError("a loss is not finite")
+    except OSError:
+        return None
+    except DAMAGE as error:
+        raise _damaged(study, FROZEN, error) from error
+    return found
 
 
 def _examples(studies: Sequence[StudyRun]) -> dict[str, str]:
     found: dict[str, str] = {}
     for study in studies:
         try:
-            found.update(study.store.read_json(study.run_id, EXAMPLES))
-        except (OSError, ValueError):
+            texts = study.store.read_json(study.run_id, EXAMPLES)
+            if not all(isinstance(text, str) for text in texts.values()):
+                raise TypeError("required texts by example id")
+        except OSError:
             continue  # studies of earlier versions did not record them
+        except DAMAGE as error:
+            raise _damaged(study, EXAMPLES, error) from error
+        found.update(texts)
     return found
+
+
+def _damaged(study: StudyRun, name: str, error: Exception) -> TrackingError:
+    return TrackingError(
+        f"study {study.study_id} has no readable {name} ({brief(error)}); the study command with "
+        "the settings of then writes it anew."
+    )
 
 
 def _facts(store: Store, studies: Sequence[StudyRun]) -> dict[str, str]:

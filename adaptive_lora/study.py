@@ -18,6 +18,7 @@ from adaptive_lora.dossier import (
     FROZEN,
     Selection,
     read_dossier,
+    recorded_frozen,
     study_dossier,
     study_settings,
 )
@@ -197,12 +198,11 @@ def open_study(bench: Workbench, store: Store, *, single: bool = False) -> Study
 
 
 def _has_frozen(study: StudyRun) -> bool:
-    """Return whether the scores of the study's base are recorded."""
+    """Return whether the scores of the study's base are recorded, and can be read."""
     try:
-        study.store.read_json(study.run_id, FROZEN)
-    except (OSError, ValueError):
+        return recorded_frozen(study) is not None
+    except TrackingError:
         return False
-    return True
 
 
 def _refuse_changed(bench: Workbench, store: Store) -> None:
@@ -247,8 +247,8 @@ def _test_texts(bench: Workbench) -> dict[str, str]:
 def _widened(study: StudyRun, settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings whose grid also has the methods, seeds and rates recorded before."""
     try:
-        before = study.store.read_json(study.run_id, CONFIG)
-    except (OSError, ValueError):
+        before = study_settings(study)
+    except TrackingError:
         return settings
     methods: dict[str, str] = {}
     for text in (*before["methods"], *settings["methods"]):
@@ -258,7 +258,7 @@ def _widened(study: StudyRun, settings: dict[str, Any]) -> dict[str, Any]:
         "methods": list(methods.values()),
         "seeds": list(dict.fromkeys([*before["seeds"], *settings["seeds"]])),
         "lr": list(dict.fromkeys([*before["lr"], *settings["lr"]])),
-        "baseline": before["baseline"],
+        "baseline": before.get("baseline"),
     }
 
 

@@ -85,7 +85,7 @@ class FamilyPlan:
                 notes=tuple(str(note) for note in values["notes"]),
             )
             stated = int(values["trainable_parameters"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise AllocationError(
                 f"not a plan: {type(error).__name__} {error}; required the JSON that "
                 "`adaptive-lora plan --json` writes."

@@ -159,7 +159,7 @@ class RankPlan:
                 base=str(values.get("base", "full")),
             )
             stated = int(values["trainable_parameters"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise AllocationError(
                 f"not a rank plan: {type(error).__name__} {error}; required the JSON that "
                 "`adaptive-lora plan --json` writes."

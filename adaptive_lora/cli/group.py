@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import sys
 from typing import Any
 
@@ -10,6 +12,7 @@ import click
 from adaptive_lora import __version__
 from adaptive_lora.errors import AdaptiveLoraError
 from adaptive_lora.interruption import Interrupted
+from adaptive_lora.redaction import hide_credentials, printable
 
 
 class _Group(click.Group):
@@ -19,12 +22,25 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except AdaptiveLoraError as error:
-            click.secho("Error: ", fg="red", err=True, nl=False)
-            click.echo(str(error), err=True)
+            _say(str(error))
             sys.exit(error.exit_code)
+        except OSError as error:  # wherever a name given as a path is first looked for
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            _say(
+                f"{printable(hide_credentials(str(error.filename)))} is too long for the name of a "
+                "file or folder here; most file systems take 255 bytes between two slashes."
+            )
+            sys.exit(AdaptiveLoraError.exit_code)
         except KeyboardInterrupt as stop:
             click.echo("\nInterrupted; the same command continues where it stopped.", err=True)
             sys.exit(stop.exit_code if isinstance(stop, Interrupted) else 130)
+
+
+def _say(text: str) -> None:
+    """Print an error; of a word of hundreds of signs, the beginning."""
+    click.secho("Error: ", fg="red", err=True, nl=False)
+    click.echo(re.sub(r"(\S{300})\S{200,}", r"\1 ...", text), err=True)
 
 
 @click.group(

@@ -20,6 +20,7 @@ from adaptive_lora.allocation.plan import SiteRank
 from adaptive_lora.bench import PreparedParts
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.data import TokenizedExample, collate
+from adaptive_lora.errors import DataError, brief
 from adaptive_lora.models import BaseModel, load_base
 from adaptive_lora.planted.bench import PlantedBench
 from adaptive_lora.planted.config import PlantedConfig
@@ -198,7 +199,13 @@ class Planter:
         path = self._path(pattern, spectrum, seed, method)
         if not path.is_file():
             return None
-        return CellResult(**json.loads(path.read_text(encoding="utf-8")))
+        try:
+            return CellResult(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path} is not as it was written ({brief(error)}); remove it, and the same "
+                "command measures it again."
+            ) from error
 
     def _write(self, result: CellResult) -> None:
         """Write a result whole or not at all."""

@@ -32,7 +32,8 @@ from mlflow.entities import (
 from mlflow.models import Model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from adaptive_lora.tracking.journal import Journal, Record
+from adaptive_lora.tracking.journal import Journal
+from adaptive_lora.tracking.records import DamagedJournal, Record
 
 RUN_KEY = "adaptive_lora.run_key"
 """Tag with the name that a run had before the store gave it an id."""
@@ -97,11 +98,14 @@ class Delivery:
     def artifacts(self, journal: Journal, record: Record) -> None:
         """Upload files beneath the run's artifacts."""
         folder = journal.folder / record.values["held"]
+        if "artifact_uri" not in journal.facts:
+            run = self.client.get_run(journal.facts["run_id"])
+            journal.learn(artifact_uri=run.info.artifact_uri)
         self._upload(journal, folder, journal.facts["artifact_uri"], record.values["path"])
 
     def model(self, journal: Journal, record: Record) -> None:
         """Make the run's logged model, or find the one it has, and upload its files."""
-        if "model_id" not in journal.facts:
+        if "model_uri" not in journal.facts:
             self._find_model(journal)
         run_id, model_id = journal.facts["run_id"], journal.facts["model_id"]
         folder, place = journal.folder / record.values["held"], journal.facts["model_uri"]
@@ -132,6 +136,8 @@ class Delivery:
         """Upload file by file, so that a fault repeats one file and not all of them."""
         place = get_artifact_repository(uri, tracking_uri=self.uri)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            if path.is_symlink():  # copies have none: somebody put it there to be sent
+                raise DamagedJournal(f"{path} is a link")
             name = path.relative_to(folder)
             inside = [where] if where else []
             inside += [] if name.parent == Path() else [name.parent.as_posix()]
@@ -142,7 +148,8 @@ class Delivery:
         """Note which logged model is the run's, and where its files go."""
         run = self.client.get_run(journal.facts["run_id"])
         made = self._models(run)
-        model = made[0] if made else self._make_model(run)
+        known = [model for model in made if model.model_id == journal.facts.get("model_id")]
+        model = next(iter([*known, *made]), None) or self._make_model(run)
         journal.learn(model_id=model.model_id, model_uri=model.artifact_location)
 
     def _link(self, run_id: str, model_id: str) -> None:

@@ -18,7 +18,6 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,23 +25,11 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from adaptive_lora.errors import TrackingError
+from adaptive_lora.tracking.records import DamagedJournal, Record, read_object, read_record
 
 RECORDS, DELIVERED, FILES, LOCK = "journal.jsonl", "delivered.jsonl", "files", "lock"
-
-
-class DamagedJournal(ValueError):
-    """A line of a journal cannot be read."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
-    """One line of a journal."""
-
-    op: str
-    """What is to be done in the store: a name in `delivery.SENDERS`."""
-    values: Mapping[str, Any]
-    end: int
-    """Byte of the file after this line."""
+_LASTING = ("run_id", "model_id", "refused")
+"""Facts of an earlier process that are of use."""
 
 
 class Journal:
@@ -94,12 +81,20 @@ class Journal:
 
     @classmethod
     def take(cls, folder: Path) -> Journal | None:
-        """Take over a journal that its process left; None where one still holds it."""
+        """Take over a journal that its process left; None where one still holds it.
+
+        Raises:
+            DamagedJournal: it cannot be read.
+        """
         try:
             lock = _held(folder / LOCK)
         except Timeout:
             return None
-        return cls(folder, lock)
+        try:
+            return cls(folder, lock)
+        except DamagedJournal:
+            lock.release()
+            raise
 
     @property
     def key(self) -> str:
@@ -173,11 +168,7 @@ class Journal:
             while position < end:
                 line = file.readline()
                 position += len(line)
-                try:
-                    values = json.loads(line)
-                except ValueError as error:
-                    raise DamagedJournal(f"{self.folder / RECORDS} is damaged: {error}") from error
-                yield Record(op=values.pop("op"), values=values, end=position)
+                yield read_record(line, position, self.folder / RECORDS)
 
     def acknowledge(self, record: Record, metrics: int = 0) -> None:
         """Note that the store has everything up to a record."""
@@ -230,8 +221,13 @@ class Journal:
             return
         os.truncate(path, _whole_lines(path))
         for line in path.read_bytes().splitlines():
-            values = json.loads(line)
-            self.facts.update(values.get("facts", {}))
+            values = read_object(line, path)
+            facts = values.get("facts", {})
+            numbers = [values.get("delivered", 0), values.get("metrics", 0)]
+            if not isinstance(facts, dict) or not all(type(n) is int and n >= 0 for n in numbers):
+                raise DamagedJournal(f"{path} is damaged: {line[:80]!r}")
+            # Where files go is asked of the store anew, not taken from a file.
+            self.facts.update({name: str(facts[name]) for name in _LASTING if name in facts})
             self.delivered = values.get("delivered", self.delivered)
             self.metrics_sent = values.get("metrics", self.metrics_sent)
 
@@ -246,9 +242,8 @@ def journals(spool: Path) -> list[Path]:
 
 def header_of(folder: Path) -> Mapping[str, Any]:
     """Return the header of a journal that another process may hold; empty where it has none yet."""
-    with suppress(OSError, ValueError), (folder / RECORDS).open("rb") as file:
-        header: Mapping[str, Any] = json.loads(file.readline())
-        return header
+    with suppress(OSError, DamagedJournal), (folder / RECORDS).open("rb") as file:
+        return read_record(file.readline(), 0, folder / RECORDS).values
     return {}
 
 

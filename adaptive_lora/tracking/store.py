@@ -72,7 +72,10 @@ class Store:
                 path = outlast_or_say(lambda: place.download_artifacts(*words))
             except (MlflowException, requests.RequestException) as error:
                 raise OSError(str(error)) from error
-            return json.loads(Path(path).read_text(encoding="utf-8"))
+            try:
+                return json.loads(Path(path).read_text(encoding="utf-8"))
+            except RecursionError as error:
+                raise ValueError(f"{name} is nested too deeply") from error
 
     def settle(self, then: str = "") -> None:
         """Wait until the store has everything that was recorded in this process.

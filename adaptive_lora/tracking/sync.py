@@ -15,6 +15,7 @@ from adaptive_lora.redaction import HIDDEN, hide_credentials
 from adaptive_lora.tracking.connection import reach, store_uri
 from adaptive_lora.tracking.delivery import RUN_KEY, Delivery
 from adaptive_lora.tracking.journal import Journal, header_of, journals
+from adaptive_lora.tracking.records import DamagedJournal
 from adaptive_lora.tracking.retries import STORE_ERRORS, outlast, passes, reason_of
 from adaptive_lora.tracking.spool import FOLDER
 
@@ -53,7 +54,7 @@ def sync_folder(config: TrackingConfig) -> Iterator[Synced]:
     spool = Path(config.output).absolute() / FOLDER
     given = store_uri(config)
     headers = [header_of(folder) for folder in journals(spool)]
-    for shown in sorted({str(header["store"]) for header in headers if header}):
+    for shown in sorted({str(header["store"]) for header in headers if "store" in header}):
         same = hide_credentials(given) == shown
         uri = given if same or config.tracking_uri else shown.replace(f"{HIDDEN}@", "")
         yield from deliver_left(spool, reach(uri), shown)
@@ -72,7 +73,11 @@ def deliver_left(spool: Path, delivery: Delivery, shown_uri: str) -> Iterator[Sy
         shown_uri: journals of other stores are left alone.
     """
     for folder in journals(spool):
-        journal = Journal.take(folder)
+        try:
+            journal = Journal.take(folder)
+        except DamagedJournal as error:
+            yield Synced(folder=folder, left=str(error))
+            continue
         if journal is None:
             left = "its process is running and sends it itself"
             yield Synced(folder=folder, left=left, held=True)
@@ -94,9 +99,10 @@ def belongs(folder: Path, run: Run) -> bool:
 def _deliver(journal: Journal, delivery: Delivery) -> Synced:
     """Deliver one journal, read it back, and delete it where nothing is missing."""
     journal.retry()
-    sent, found, left = set(_points(journal)), set[Point](), ""
+    sent, found, left = set[Point](), set[Point](), ""
     waiting = False
     try:
+        sent = set(_points(journal))
         if not _superseded(journal, delivery.client):
             _send(journal, delivery)
             found = _in_store(journal, delivery.client) & sent

@@ -9,14 +9,20 @@ from typing import Any
 
 import numpy as np
 from mlflow.entities import Run
+from numpy.typing import NDArray
 
-from adaptive_lora.errors import TrackingError
+from adaptive_lora.allocation.family_plan import read_plan
+from adaptive_lora.errors import AllocationError, TrackingError, brief
 from adaptive_lora.results import NATS_PER_TOKEN, EvalResult, TrainResult, TrialRecord
 from adaptive_lora.tracking.store import Store
 
 RESULT = "trial.json"
 PLAN = "rank_plan.json"
 HISTORY = "rank_history.json"
+_EARLIER = {"scale_policy": "constant_alpha_over_r", "left_out": (), "certificate": None}
+"""What plans of before there was a choice do not say."""
+DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+"""What reading the values of a file that somebody changed can raise."""
 
 
 def eval_to_dict(result: EvalResult) -> dict[str, Any]:
@@ -35,18 +41,53 @@ def eval_to_dict(result: EvalResult) -> dict[str, Any]:
 
 
 def eval_from_dict(values: dict[str, Any]) -> EvalResult:
-    """Read what `eval_to_dict` wrote."""
-    exact, correct = values["exact_match"], values["correct"]
+    """Read what `eval_to_dict` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is something else, or columns that do not fit together.
+    """
+    ids, exact, correct = values["example_ids"], values["exact_match"], values["correct"]
+    if not isinstance(ids, list) or not all(isinstance(each, str) for each in ids):
+        raise TypeError("example_ids is no list of texts")
+    tokens_E = _column("tokens", values["tokens"], len(ids), whole=True)
+    if (tokens_E < 0).any():
+        raise ValueError("tokens holds a negative number")
+    overall = values.get("overall", {})  # this and the next two are not in earlier studies
+    if not all(isinstance(score, int | float) for score in overall.values()):
+        raise TypeError("overall holds something other than numbers")
     return EvalResult(
-        example_ids=tuple(values["example_ids"]),
-        nll_E=np.array(values["nll"], dtype=np.float64),
-        tokens_E=np.array(values["tokens"], dtype=np.int64),
-        correct_E=None if correct is None else np.array(correct, dtype=np.int64),
-        exact_match_E=None if exact is None else np.array(exact, dtype=np.float64),
-        further_E={name: np.array(column) for name, column in values.get("further", {}).items()},
-        overall=values.get("overall", {}),
-        unit=values.get("unit", NATS_PER_TOKEN),  # these three are not in earlier studies
+        example_ids=tuple(ids),
+        nll_E=_column("nll", values["nll"], len(ids)),
+        tokens_E=tokens_E,
+        correct_E=None if correct is None else _column("correct", correct, len(ids), whole=True),
+        exact_match_E=None if exact is None else _column("exact_match", exact, len(ids)),
+        further_E={
+            str(name): _column(str(name), column, len(ids))
+            for name, column in values.get("further", {}).items()
+        },
+        overall=overall,
+        unit=str(values.get("unit", NATS_PER_TOKEN)),
     )
+
+
+def _column(name: str, values: Any, examples: int, *, whole: bool = False) -> NDArray[Any]:
+    """Return one number an example, as float64 or int64."""
+    kinds = int if whole else (int, float)
+    if not isinstance(values, list) or not all(isinstance(each, kinds) for each in values):
+        raise TypeError(f"{name} is no list of {'whole ' if whole else ''}numbers")
+    if len(values) != examples:
+        raise ValueError(f"{name} has {len(values)} values for {examples} examples")
+    return np.array(values, dtype=np.int64 if whole else np.float64)
+
+
+def _curve(values: Any) -> tuple[tuple[int, float], ...]:
+    steps = _whole_numbers("validation_curve", [step for step, _ in values])
+    losses = [math.nan if loss is None else float(loss) for _, loss in values]
+    return tuple(zip(steps, losses, strict=True))
+
+
+def _whole_numbers(name: str, values: Any) -> tuple[int, ...]:
+    return tuple(_column(name, values, len(values), whole=True).tolist())
 
 
 def result_to_dict(train: TrainResult, test: EvalResult) -> dict[str, Any]:
@@ -78,12 +119,13 @@ def read_trials(store: Store, runs: Iterable[Run]) -> list[TrialRecord]:
 
 def _record(store: Store, run: Run) -> TrialRecord:
     tags, metrics = run.data.tags, dict(run.data.metrics)
-    identity = {
+    method, lr, seed, fold = identity_of(run)
+    identity: dict[str, Any] = {
         "run_id": run.info.run_id,
-        "method": tags["method"],
-        "seed": int(tags["seed"]),
-        "fold": int(tags["fold"]),
-        "lr": float(tags["lr"]),
+        "method": method,
+        "seed": seed,
+        "fold": fold,
+        "lr": lr,
         "status": run.info.status,
         "metrics": metrics,
         "tags": dict(tags),
@@ -94,20 +136,35 @@ def _record(store: Store, run: Run) -> TrialRecord:
         return TrialRecord(**identity, reason=reason)
     try:
         result, plan = (store.read_run_json(run, name) for name in (RESULT, PLAN))
+        planned = read_plan({**_EARLIER, **plan})
         return TrialRecord(
             **identity,
-            trainable_parameters=int(plan["trainable_parameters"]),
+            trainable_parameters=planned.trainable_parameters,
             validation_loss=float(result["validation_loss"]),
-            validation_curve=tuple(
-                (int(s), math.nan if v is None else float(v)) for s, v in result["validation_curve"]
-            ),
-            validation_tokens=tuple(map(int, result.get("validation_tokens", ()))),
+            validation_curve=_curve(result["validation_curve"]),
+            validation_tokens=_whole_numbers("tokens", result.get("validation_tokens", [])),
             test=eval_from_dict(result["test"]),
-            plan=plan,
+            plan=planned.to_dict(),
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, *DAMAGE, AllocationError) as error:
         raise TrackingError(
-            f"run {run.info.run_id} ({tags['method']}, seed {tags['seed']}) is FINISHED but its "
-            f"artifacts cannot be read ({type(error).__name__}: {error}); delete the run and "
+            f"run {run.info.run_id} ({method}, seed {seed}) is FINISHED but its "
+            f"artifacts cannot be read ({brief(error)}); delete the run and "
             "repeat the study command."
+        ) from error
+
+
+def identity_of(run: Run) -> tuple[str, float, int, int]:
+    """Return (method, learning rate, seed, fold) of a trial's run.
+
+    Raises:
+        TrackingError: its tags do not say them, since somebody changed them.
+    """
+    tags = run.data.tags
+    try:
+        return tags["method"], float(tags["lr"]), int(tags["seed"]), int(tags["fold"])
+    except (KeyError, ValueError) as error:
+        raise TrackingError(
+            f"run {run.info.run_id} has no tags of a trial any more ({brief(error)}); required "
+            "method, lr, seed and fold. Delete the run and repeat the study command."
         ) from error

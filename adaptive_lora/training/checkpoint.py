@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from adaptive_lora.training.checkpoint_files import (
     read_checkpoint,
     write_checkpoint,
 )
-from adaptive_lora.training.snapshot import Snapshot, steps_of
+from adaptive_lora.training.snapshot import Snapshot, is_snapshot, steps_of
 
 _KEPT = 2
 _log = logging.getLogger(__name__)
@@ -90,6 +91,10 @@ class TrialCheckpoints:
                 home.rmdir()
 
 
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
+
+
 def _layout(model: nn.Module) -> str:
     """Return a digest of the names and shapes of what is trained."""
     shapes = {n: list(p.shape) for n, p in model.named_parameters() if p.requires_grad}
@@ -119,7 +124,11 @@ class TrainingCheckpoints:
                 _log.warning("checkpoint %s is damaged and left out: %s", folder, error)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
-            if values["layout"] != self._layout:
+            if not (is_snapshot(values.get("snapshot")) and _is_time(values.get("seconds"))):
+                _log.warning("checkpoint %s is not as it was written and left out.", folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            if values.get("layout") != self._layout:
                 _log.warning("checkpoint %s is of other ranks or sites and left out.", folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue

@@ -74,6 +74,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise DamagedCheckpoint(f"format {manifest['format']}, required {FORMAT}")
+        if set(manifest["sha256"]) != {STATE, TENSORS}:
+            raise DamagedCheckpoint(f"{MANIFEST} names other files than {STATE} and {TENSORS}")
         for name, expected in manifest["sha256"].items():
             found = _sha256(folder / name)
             if found != expected:
@@ -81,8 +83,12 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         tensors = load_file(folder / TENSORS)
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         values: dict[str, Any] = _decoded(state, tensors)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise DamagedCheckpoint(f"{type(error).__name__}: {error}") from error
+        if not isinstance(values, dict):
+            raise DamagedCheckpoint(f"{STATE} holds no mapping")
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError,
+    ) as error:  # fmt: skip
+        raise DamagedCheckpoint(f"{type(error).__name__}: {error!s:.200}") from error
     return values
 
 
@@ -110,7 +116,8 @@ def _decoded(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     ((kind, content),) = value.items()
     if kind == "tensor":
         name, device = content
-        return tensors[name].to(device if device != "cuda" or torch.cuda.is_available() else "cpu")
+        on_gpu = device == "cuda" and torch.cuda.is_available()
+        return tensors[name].to("cuda" if on_gpu else "cpu")
     if kind == "map":
         return {_decoded(k, tensors): _decoded(v, tensors) for k, v in content}
     items = [_decoded(item, tensors) for item in content]

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adaptive_lora.errors import AdapterError, brief
 from adaptive_lora.seeding import GlobalState, global_state, set_global_state
+from adaptive_lora.training.short_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from adaptive_lora.training.loop import Course
@@ -65,9 +67,25 @@ def take(course: Course) -> Snapshot:
 def put_back(course: Course, snapshot: Snapshot) -> None:
     """Bring a fresh course of the same training to where a snapshot was taken.
 
-    The regime goes first: it gives parameters the shapes of then.
+    Raises:
+        AdapterError: the snapshot is of no such training, since somebody changed it.
     """
-    state = _copied(snapshot)
+    try:
+        _put_back(course, _copied(snapshot))
+    except (
+        KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError,
+    ) as error:  # fmt: skip
+        if is_out_of_memory(error):
+            raise
+        raise AdapterError(
+            f"a checkpoint does not fit the training that it is of ({brief(error)}), so it is not "
+            "as it was written. Remove the trial's folder of checkpoints (--checkpoints); the same "
+            "command then begins the trial anew."
+        ) from error
+
+
+def _put_back(course: Course, state: dict[str, Any]) -> None:
+    """Put back the parts; the regime goes first: it gives parameters the shapes of then."""
     course.regime.restore(state["regime"])
     weights = {n: p for n, p in course.model.named_parameters() if p.requires_grad}
     with torch.no_grad():
@@ -78,6 +96,8 @@ def put_back(course: Course, snapshot: Snapshot) -> None:
     if _scaler(course) is not None:
         _scaler(course).load_state_dict(state["scaler"])
     course.early.restore(state["early"])
+    if state["batches_drawn"] > course.steps * course.config.accumulation:
+        raise ValueError(f"{state['batches_drawn']} batches of {course.steps} steps")
     while course.batches_drawn < state["batches_drawn"]:
         course.next_batch()  # the digest of the order is that of all batches
     course.forward_passes = state["forward_passes"]
@@ -86,6 +106,18 @@ def put_back(course: Course, snapshot: Snapshot) -> None:
         setattr(course, name, state[name])
     set_global_state(state["random"])
     course.stand = stand_of(course)
+
+
+def is_snapshot(value: Any) -> bool:
+    """Return whether a value has the parts that are read before a training goes on."""
+    try:
+        losses, tokens, reported = value["losses"], value["step_tokens"], value["reported"]
+        validation = dict(value["validation"])
+        numbers = [*losses, *tokens, *validation, *validation.values(), reported]
+        known = 0 <= reported <= min(len(losses), len(tokens))
+    except (KeyError, TypeError, ValueError):
+        return False
+    return known and all(isinstance(number, int | float) for number in numbers)
 
 
 def steps_of(snapshot: Snapshot) -> int:

@@ -139,6 +139,14 @@ CASES: tuple[Bad, ...] = (
             "a folder without a model": (("plan", "--model", "."), "required config.json"),
             "a path upwards": (("plan", "--model", "../../nowhere"), "does not exist"),
             "a file": (("plan", "--model", "./good.json"), "good.json"),
+            "a name of 5,000 signs": (("plan", "--model", "x" * 5_000), "too long for the name"),
+            "a folder of 5,000 signs": (
+                ("plan", "--model", f"./{'x' * 5_000}"), "too long for the name",
+            ),
+            "a profile of 5,000 signs": (
+                ("plan", "--model", "BASE", "--method", "empirical", "--profile", "x" * 5_000),
+                "name too long",
+            ),
             "a URL with a password": (
                 ("plan", "--model", "https://user:secret-word@example.org/m"), "***@example.org",
             ),
@@ -193,6 +201,12 @@ IN_A_STORE: dict[str, tuple[str, ...]] = {
     "compare by a broken query": ("compare", "--query", "tags.data = "),
     "compare by an injected query": ("compare", "--query", "'; DROP TABLE runs; --"),
     "compare by a query of nothing": ("compare", "--query", "tags.data = 'nope'"),
+    "compare into a name of 5,000 signs": ("compare", "--output", "x" * 5_000),
+    "compare in a store of 5,000 signs": ("compare", "--tracking-uri", f"sqlite:///{'x' * 5_000}"),
+    "sync of a name of 5,000 signs": ("sync", "x" * 5_000),
+    "train to a name of 5,000 signs": ("train", "--adapter", "x" * 5_000),
+    "evaluate of a name of 5,000 signs": ("evaluate", "--adapter", "x" * 5_000),
+    "profile into a name of 5,000 signs": ("profile", "--output", "x" * 5_000),
     "compare with an unknown baseline": ("compare", "--baseline", "nope"),
     "compare with an unknown correction": ("compare", "--correction", "nope"),
     "compare with a margin of NaN": ("compare", "--margin", "nan"),

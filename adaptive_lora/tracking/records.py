@@ -1,0 +1,104 @@
+"""One line of a journal: read strictly, since `sync` may be given a folder that others wrote to.
+
+What a line says is done with the rights of whoever sends it: files are read, sent and deleted. So
+it can name files of its own journal alone, and what does not look as written is damage.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_HELD = re.compile(r"files/[0-9a-f]{32}")
+_DATASET = {"name", "digest", "source_type", "source", "profile"}
+
+
+class DamagedJournal(ValueError):
+    """A line of a journal cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One line of a journal."""
+
+    op: str
+    """What is to be done in the store: a name in `delivery.SENDERS`."""
+    values: Mapping[str, Any]
+    end: int
+    """Byte of the file after this line."""
+
+
+def read_record(line: bytes, end: int, place: Path) -> Record:
+    """Read a line.
+
+    Args:
+        line: of the file.
+        end: byte after it.
+        place: the file, for messages.
+
+    Raises:
+        DamagedJournal: it is none that a recorder writes.
+    """
+    values = read_object(line, place)
+    op = values.pop("op", None)
+    if not isinstance(op, str) or op not in _FIELDS:
+        raise DamagedJournal(f"{place} is damaged: it asks for {op!s:.80}")
+    wrong = [
+        name for name, fits in _FIELDS[op].items() if name not in values or not fits(values[name])
+    ]
+    if op == "run" and not _text(values.get("run_id")):
+        wrong += [name for name, fits in _NEW_RUN.items() if not fits(values.get(name))]
+    if wrong or not _text(values.get("store", "")):
+        raise DamagedJournal(f"{place} is damaged: {op} with {', '.join(wrong) or 'store'}")
+    return Record(op=op, values=values, end=end)
+
+
+def read_object(line: bytes, place: Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        DamagedJournal: it is none.
+    """
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DamagedJournal(f"{place} is damaged: {error!s:.200}") from error
+    if not isinstance(values, dict):
+        raise DamagedJournal(f"{place} is damaged: {type(values).__name__} where an object belongs")
+    return values
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) < 2**63
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
+_FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
+    "run": {},
+    "params": {"values": _texts},
+    "tags": {"values": _texts},
+    "metric": {"k": _text, "v": lambda v: isinstance(v, int | float), "s": _whole, "t": _whole},
+    "data": {"dataset": lambda v: _texts(v) and v.keys() == _DATASET},
+    "artifacts": {
+        "held": lambda v: _text(v) and bool(_HELD.fullmatch(v)),
+        "path": lambda v: v is None or _text(v),
+    },
+    "model": {"held": lambda v: _text(v) and bool(_HELD.fullmatch(v))},
+    "status": {"status": _text, "time": _whole},
+}
+"""Operation -> what its fields have to be."""
+_NEW_RUN: Mapping[str, Callable[[Any], bool]] = {
+    "key": _text, "experiment_id": _text, "name": _text, "tags": _texts, "time": _whole,
+}  # fmt: skip
+"""The same of a run that the store does not have yet."""
