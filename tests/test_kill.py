@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -153,11 +154,19 @@ def check_nothing_is_left(place: Place) -> None:
     assert not [key for key in tags if key.startswith("adaptive_lora.turn")]
 
 
-def kill_after(zygote: Zygote, place: Place, delay: float) -> int:
-    """Start the study, kill it after so many seconds; return its exit code."""
+def kill_after(zygote: Zygote, place: Place, seconds: float) -> int:
+    """Start the study, kill it after so many seconds of processor time; return its exit code.
+
+    By the clock, a busy machine would have all killed at the start.
+    """
     pid = zygote.start(place.words, place.folder)
-    time.sleep(delay)
-    os.kill(pid, signal.SIGKILL)  # it is there until `wait`, even if it has ended
+    process = psutil.Process(pid)  # it is there until `wait`, even if it has ended
+    while process.status() != psutil.STATUS_ZOMBIE:
+        spent = process.cpu_times()
+        if spent.user + spent.system >= seconds:
+            break
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
     return zygote.wait(pid)
 
 
@@ -180,9 +189,8 @@ def check_same(place: Place, reference: Place) -> None:
 def survive(zygote: Zygote, make_place: Any, kills: int, seed: int) -> dict[str, int]:
     """Kill studies until there were so many kills, half of them at fault points."""
     reference: Place = make_place("reference")
-    began = time.monotonic()
-    assert zygote.run(reference.words, reference.folder) == 0
-    whole = time.monotonic() - began
+    whole = zygote.end(zygote.start(reference.words, reference.folder))
+    assert whole.code == 0
     check_nothing_is_left(reference)
     draw = random.Random(seed)
     faults = list(FAULTS)
@@ -201,7 +209,7 @@ def survive(zygote: Zygote, make_place: Any, kills: int, seed: int) -> dict[str,
                 else:
                     counts[f"{fault[1]} {fault[3]}"] += 1
             elif counts.total() < kills:
-                done = ended(place, kill_after(zygote, place, draw.uniform(0.1, 1.0) * whole))
+                done = ended(place, kill_after(zygote, place, draw.random() * whole.seconds))
                 counts["random moment"] += not done
             else:
                 done = ended(place, zygote.run(place.words, place.folder))
@@ -212,3 +220,17 @@ def survive(zygote: Zygote, make_place: Any, kills: int, seed: int) -> dict[str,
         check_same(place, reference)
     print(f"{studies} studies, {counts.total()} kills: {dict(counts)}")
     return {"studies": studies, **counts}
+
+
+def test_a_killed_study_ends_as_if_it_had_not_been(zygote: Zygote, make_place: Any) -> None:
+    found = survive(zygote, make_place, kills=20, seed=0)
+    assert found["random moment"]
+    assert set(found) == {"studies", "random moment", *(f"{n} {when}" for _, n, _, when in FAULTS)}
+
+
+@pytest.mark.long
+def test_a_study_killed_all_over_ends_as_if_it_had_not_been(
+    zygote: Zygote, make_place: Any
+) -> None:
+    found = survive(zygote, make_place, kills=80, seed=1)
+    assert found["random moment"] >= 50

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,8 +32,9 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            _, status = os.waitpid(request["wait"], 0)
-            print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
+            _, status, usage = os.wait4(request["wait"], 0)
+            seconds = usage.ru_utime + usage.ru_stime
+            print(json.dumps([os.waitstatus_to_exitcode(status), seconds]), flush=True)
             continue
         pid = os.fork()
         if pid == 0:
@@ -89,6 +91,16 @@ def arm(module: str, name: str, call: int, when: str) -> None:
     setattr(owner, last, deadly)
 
 
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How a command ended."""
+
+    code: int
+    """Exit code, negative where a signal ended it."""
+    seconds: float
+    """Processor time of all its threads."""
+
+
 class Zygote:
     """The test's side of it."""
 
@@ -121,7 +133,12 @@ class Zygote:
 
     def wait(self, pid: int) -> int:
         """Wait for a command; return its exit code, negative where a signal ended it."""
-        return int(self._ask({"wait": pid}))
+        return self.end(pid).code
+
+    def end(self, pid: int) -> End:
+        """Wait for a command; return how it ended."""
+        code, seconds = self._ask({"wait": pid})
+        return End(code=code, seconds=seconds)
 
     def run(self, words: list[str], folder: Path, fault: tuple[Any, ...] | None = None) -> int:
         """Run a command to its end; return its exit code."""
