@@ -25,7 +25,9 @@ from zygote import Zygote
 
 CHECKPOINTS = "adaptive_lora.training.checkpoint_files"
 DELIVERY = "adaptive_lora.tracking.delivery"
-FAULTS = (
+Fault = tuple[str, str, int, str]
+"""Module, function, call, and whether before or after its work."""
+FAULTS: tuple[Fault, ...] = (
     # inside checkpoint writing: tensors there, manifest not; all there but the name; name there
     (CHECKPOINTS, "save_file", 2, "after"),
     (CHECKPOINTS, "_sync", 8, "before"),
@@ -46,8 +48,9 @@ FAULTS = (
     ("mlflow", "MlflowClient.set_model_version_tag", 3, "after"),
     ("mlflow", "MlflowClient.set_registered_model_alias", 1, "after"),
 )
-LAST = 40
-"""Runs of the command after which a study that does not end is a failure."""
+MOMENTS = 6
+"""Random moments at which one study is killed at most."""
+MOMENT = "random moment"
 
 
 @pytest.fixture(scope="module")
@@ -154,12 +157,12 @@ def check_nothing_is_left(place: Place) -> None:
     assert not [key for key in tags if key.startswith("adaptive_lora.turn")]
 
 
-def kill_after(zygote: Zygote, place: Place, seconds: float) -> int:
+def kill_after(zygote: Zygote, place: Place, seconds: float, set_back: float) -> int:
     """Start the study, kill it after so many seconds of processor time; return its exit code.
 
     By the clock, a busy machine would have all killed at the start.
     """
-    pid = zygote.start(place.words, place.folder)
+    pid = zygote.start(place.words, place.folder, set_back=set_back)
     process = psutil.Process(pid)  # it is there until `wait`, even if it has ended
     while process.status() != psutil.STATUS_ZOMBIE:
         spent = process.cpu_times()
@@ -186,37 +189,71 @@ def check_same(place: Place, reference: Place) -> None:
     check_nothing_is_left(place)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is still to be done to studies."""
+
+    training: list[Fault]
+    end: list[Fault]
+    moments: int
+
+    @classmethod
+    def of(cls, kills: int) -> Plan:
+        """Every fault point once, and random moments up to a number of kills."""
+        end = [fault for fault in FAULTS if fault[0] == "mlflow"]
+        training = [fault for fault in FAULTS if fault not in end]
+        return cls(training=training, end=end, moments=kills - len(FAULTS))
+
+    def queue(self, draw: random.Random) -> list[Fault | None]:
+        """Return what befalls one study: None is a random moment.
+
+        Faults of registration come last, as nothing of training is left after them.
+        """
+        moments = [None] * min(self.moments, MOMENTS)
+        last = [*self.end, *moments[::2]]
+        first = [*self.training, *moments[1::2]]
+        return [*draw.sample(first, len(first)), *draw.sample(last, len(last))]
+
+    def without(self, fault: Fault | None) -> Plan:
+        """Return what is left after a kill."""
+        return Plan(
+            training=[one for one in self.training if one != fault],
+            end=[one for one in self.end if one != fault],
+            moments=self.moments - (fault is None),
+        )
+
+
 def survive(zygote: Zygote, make_place: Any, kills: int, seed: int) -> dict[str, int]:
-    """Kill studies until there were so many kills, half of them at fault points."""
+    """Kill studies until there were so many kills, each fault point among them.
+
+    The clock is set back before each start, and runs backwards.
+    """
     reference: Place = make_place("reference")
     whole = zygote.end(zygote.start(reference.words, reference.folder))
     assert whole.code == 0
     check_nothing_is_left(reference)
-    draw = random.Random(seed)
-    faults = list(FAULTS)
+    draw, plan = random.Random(seed), Plan.of(kills)
     counts = Counter[str]()
     studies = 0
-    while counts.total() < kills or faults:
+    while counts.total() < kills:
         studies += 1
-        assert studies <= kills, f"never reached: {faults}"
+        assert studies <= kills, f"never reached: {plan}"
         place: Place = make_place(f"study{studies}")
-        for _ in range(LAST):
-            if faults and draw.random() < 0.6:
-                fault = faults.pop(draw.randrange(len(faults)))
-                done = ended(place, zygote.run(place.words, place.folder, fault))
-                if done:
-                    faults.append(fault)  # the study was past that point: in the next one
-                else:
-                    counts[f"{fault[1]} {fault[3]}"] += 1
-            elif counts.total() < kills:
-                done = ended(place, kill_after(zygote, place, draw.random() * whole.seconds))
-                counts["random moment"] += not done
+        queue = plan.queue(draw)
+        done, hours = False, 0
+        while not done:
+            hours += 1  # each process believes that it began an hour before the one before it
+            moment = bool(queue) and queue[0] is None
+            fault = queue.pop(0) if queue else None
+            if moment:
+                seconds = draw.uniform(0, whole.seconds / 2)
+                code = kill_after(zygote, place, seconds, 3600.0 * hours)
             else:
-                done = ended(place, zygote.run(place.words, place.folder))
-            if done:
-                break
-        else:
-            pytest.fail((place.folder / "log.txt").read_text(encoding="utf-8"))
+                code = zygote.run(place.words, place.folder, fault, 3600.0 * hours)
+            done = ended(place, code)
+            if not done:
+                counts[f"{fault[1]} {fault[3]}" if fault else MOMENT] += 1
+                plan = plan.without(fault)
         check_same(place, reference)
     print(f"{studies} studies, {counts.total()} kills: {dict(counts)}")
     return {"studies": studies, **counts}
@@ -224,8 +261,8 @@ def survive(zygote: Zygote, make_place: Any, kills: int, seed: int) -> dict[str,
 
 def test_a_killed_study_ends_as_if_it_had_not_been(zygote: Zygote, make_place: Any) -> None:
     found = survive(zygote, make_place, kills=20, seed=0)
-    assert found["random moment"]
-    assert set(found) == {"studies", "random moment", *(f"{n} {when}" for _, n, _, when in FAULTS)}
+    assert found[MOMENT] == 20 - len(FAULTS)
+    assert set(found) == {"studies", MOMENT, *(f"{n} {when}" for _, n, _, when in FAULTS)}
 
 
 @pytest.mark.long
@@ -233,4 +270,4 @@ def test_a_study_killed_all_over_ends_as_if_it_had_not_been(
     zygote: Zygote, make_place: Any
 ) -> None:
     found = survive(zygote, make_place, kills=80, seed=1)
-    assert found["random moment"] >= 50
+    assert found[MOMENT] == 80 - len(FAULTS)

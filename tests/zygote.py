@@ -2,7 +2,8 @@
 
 Real commands in real processes, without the seconds of imports of each. It reads one JSON object a
 line: what to run (`words`, in `folder`), or which process to wait for (`wait`); it answers with a
-line each. A fault makes the process kill itself at a given call of a function.
+line each. A fault makes the process kill itself at a given call of a function; a clock is set back
+and runs backwards.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -53,8 +55,10 @@ def run(request: dict[str, Any]) -> None:
             os.dup2(source, target)
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "ADAPTIVE_LORA_BASE"):
             os.environ.pop(name, None)
-        if request.get("fault"):
+        if request["fault"]:
             arm(*request["fault"])
+        if request["set_back"] is not None:
+            set_back(request["set_back"])
         sys.argv = ["adaptive-lora", *request["words"]]
         from adaptive_lora.cli import main
 
@@ -71,8 +75,16 @@ def run(request: dict[str, Any]) -> None:
         os._exit(code)
 
 
-def arm(module: str, name: str, call: int, when: str) -> None:
-    """Kill this process at the n-th call of a function or method, `before` or `after` its work."""
+def set_back(seconds: float) -> None:
+    """Set this process's clock back; from there it runs backwards. Monotonic clocks do not."""
+    began = time.time_ns()
+    start, whole = began - int(1e9 * seconds), time.time_ns
+    time.time_ns = lambda: start - (whole() - began)
+    time.time = lambda: time.time_ns() / 1e9
+
+
+def arm(module: str, name: str, call: int, when: str, number: int = signal.SIGKILL) -> None:
+    """Send this process a signal `before` or `after` the work of a function's n-th call."""
     owner: Any = importlib.import_module(module)
     *path, last = name.split(".")
     for part in path:
@@ -82,10 +94,10 @@ def arm(module: str, name: str, call: int, when: str) -> None:
     def deadly(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
         if calls[0] == call and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         result = whole(*args, **kwargs)
         if calls[0] == call:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return result
 
     setattr(owner, last, deadly)
@@ -126,10 +138,23 @@ class Zygote:
         """End the process; a command that still runs is ended by the test that began it."""
         self._process.communicate()
 
-    def start(self, words: list[str], folder: Path, fault: tuple[Any, ...] | None = None) -> int:
-        """Start a command; return its process number."""
+    def start(
+        self,
+        words: list[str],
+        folder: Path,
+        fault: tuple[Any, ...] | None = None,
+        set_back: float | None = None,
+    ) -> int:
+        """Start a command; return its process number.
+
+        Args:
+            words: of the command.
+            folder: where it runs.
+            fault: arguments of `arm`.
+            set_back: seconds by which its clock is set back; None: it is right.
+        """
         request = {"words": words, "folder": str(folder), "log": str(folder / "log.txt")}
-        return int(self._ask({**request, "fault": fault}))
+        return int(self._ask({**request, "fault": fault, "set_back": set_back}))
 
     def wait(self, pid: int) -> int:
         """Wait for a command; return its exit code, negative where a signal ended it."""
@@ -140,9 +165,15 @@ class Zygote:
         code, seconds = self._ask({"wait": pid})
         return End(code=code, seconds=seconds)
 
-    def run(self, words: list[str], folder: Path, fault: tuple[Any, ...] | None = None) -> int:
-        """Run a command to its end; return its exit code."""
-        return self.wait(self.start(words, folder, fault))
+    def run(
+        self,
+        words: list[str],
+        folder: Path,
+        fault: tuple[Any, ...] | None = None,
+        set_back: float | None = None,
+    ) -> int:
+        """Run a command to its end as `start` does; return its exit code."""
+        return self.wait(self.start(words, folder, fault, set_back))
 
     def _ask(self, request: dict[str, Any]) -> Any:
         assert self._process.stdin is not None
