@@ -37,7 +37,7 @@ from adaptive_lora.judgement import Judgement, judge
 from adaptive_lora.progress import StudyProgress
 from adaptive_lora.provenance import provenance
 from adaptive_lora.redaction import shown
-from adaptive_lora.results import TrialRecord
+from adaptive_lora.results import EvalResult, TrialRecord
 from adaptive_lora.tracked_trial import run_tracked, trial_checkpoints
 from adaptive_lora.tracking import Store, StudyRun, connect
 from adaptive_lora.tracking.runs import LINEAGE, STUDY_ID
@@ -70,8 +70,12 @@ def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
         AdaptiveLoraError: the study cannot start; nothing was written then.
     """
     bench = Workbench(config)
-    store = connect(config.tracking)
-    study = open_study(bench, store)
+    with interruptible():
+        return _run_study(bench, connect(config.tracking), console)
+
+
+def _run_study(bench: Workbench, store: Store, console: Console) -> StudyOutcome:
+    config, study = bench.config, open_study(bench, store)
     status, run_here = "FAILED", 0
 
     def run(trial: TrialSpec, runner: Runner) -> bool:
@@ -86,18 +90,17 @@ def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
         progress.end(trial.label, f"[red]FAILED[/]: {shown(failure)}")
 
     try:
-        with interruptible():
-            trials = missing_trials(bench, study)
-            with StudyProgress(console, len(list(config.trials()))) as progress:
-                progress.skip(len(list(config.trials())) - len(trials))
-                engine = resolve_engine(config.engine, bench.runtime)
-                run_trials(trials, run, failed, progress.wait, engine=engine)
-            store.settle(" The trials were trained, not compared: then run the same command again.")
-            for trial in config.trials():  # one may have been killed between its end and this
-                trial_checkpoints(bench, trial).remove()
-            with study.comparing():
-                judgement = judge(study_dossier(study), config, console, lambda trial: bench)
-            status = "FINISHED"
+        trials = missing_trials(bench, study)
+        with StudyProgress(console, len(list(config.trials()))) as progress:
+            progress.skip(len(list(config.trials())) - len(trials))
+            engine = resolve_engine(config.engine, bench.runtime)
+            run_trials(trials, run, failed, progress.wait, engine=engine)
+        store.settle(" The trials were trained, not compared: then run the same command again.")
+        for trial in config.trials():  # one may have been killed between its end and this
+            trial_checkpoints(bench, trial).remove()
+        with study.comparing():
+            judgement = judge(study_dossier(study), config, console, lambda trial: bench)
+        status = "FINISHED"
     except (KeyboardInterrupt, TrackingError, OSError, MemoryError):
         status = "KILLED"
         raise
@@ -128,23 +131,30 @@ def run_single(
             "one method, seed and learning rate, or use `study`."
         )
     bench = Workbench(config)
-    study = open_study(bench, connect(config.tracking), single=True)
-    signature = bench.signature(trials[0])
+    with interruptible():
+        return _run_single(bench, trials[0], console)
+
+
+def _run_single(
+    bench: Workbench, trial: TrialSpec, console: Console
+) -> tuple[TrialSpec, TrialOutcome | None, StudyRun, str]:
+    study = open_study(bench, connect(bench.config.tracking), single=True)
+    signature = bench.signature(trial)
     status = "FINISHED"
     try:
         if not missing_trials(bench, study):
-            return trials[0], None, study, signature
-        with interruptible(), StudyProgress(console, 1) as progress:
-            found = run_tracked(bench, study, trials[0], progress, adopt=True)
+            return trial, None, study, signature
+        with StudyProgress(console, 1) as progress:
+            found = run_tracked(bench, study, trial, progress, adopt=True)
         if found is Standing.TAKEN:
-            raise TrackingError(f"another process is at {trials[0].label} just now.")
+            raise TrackingError(f"another process is at {trial.label} just now.")
         outcome = None if isinstance(found, Standing) else found
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         study.end(status)
-    return trials[0], outcome, study, signature
+    return trial, outcome, study, signature
 
 
 def open_study(bench: Workbench, store: Store, *, single: bool = False) -> StudyRun:
@@ -174,7 +184,19 @@ def open_study(bench: Workbench, store: Store, *, single: bool = False) -> Study
         adopt=not single,
         silence=60 * config.tracking.claim_minutes,
     )
-    settings = bench.settings()
+    try:
+        _describe(bench, study, frozen, single=single)
+    except BaseException:
+        study.end("KILLED")  # to be continued
+        raise
+    return study
+
+
+def _describe(
+    bench: Workbench, study: StudyRun, frozen: Mapping[str, EvalResult], *, single: bool
+) -> None:
+    """Record what all trials share."""
+    config, settings = bench.config, bench.settings()
     study.json(CONFIG, _widened(study, settings) if single else settings)
     if not (single and bench.base.quantisation and _has_frozen(study)):  # theirs may be as saved
         study.json(FROZEN, {fold: eval_to_dict(result) for fold, result in frozen.items()})
@@ -194,7 +216,6 @@ def open_study(bench: Workbench, store: Store, *, single: bool = False) -> Study
     study.metric("frozen/test_loss", bench.frozen(0).loss)
     study.flush()
     study.data(bench.data.source, bench.data.digest, config.data.data, len(bench.data.examples))
-    return study
 
 
 def _has_frozen(study: StudyRun) -> bool:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import rows
+from servers import SmallDisk
 from test_checkpoints import EVERY_STEP, NEVER, numbers, signal_at_forward
 from test_kill import Place, check_nothing_is_left, check_same, make_place, zygote
 from tracked import quiet, runs_in, trials_in, words_of
 from zygote import Zygote
 
+from adaptive_lora import tracked_trial
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.interruption import Interrupted, interruptible, whole
@@ -58,6 +61,30 @@ def test_a_stopped_study_says_how_to_go_on_and_does(
     assert trial.data.tags["adaptive_lora.claim"] == ""
     (checkpoint,) = spool.glob("checkpoints/*/*/training1-step*")
     assert files.read_checkpoint(checkpoint)["snapshot"]["losses"]
+
+
+STAGES = (
+    ("adaptive_lora.study", "_describe", 1, "before"),
+    ("adaptive_lora.recipes.job", "Job.train", 1, "before"),
+    ("adaptive_lora.tracking.recorder", "Recorder.model", 1, "before"),
+    ("adaptive_lora.tracked_trial", "trial_metrics", 2, "after"),
+    ("adaptive_lora.study", "judge", 1, "before"),
+    ("mlflow", "MlflowClient.create_model_version", 1, "after"),
+)
+
+
+def test_sigterm_at_any_stage_leaves_nothing_running(zygote: Zygote, make_place: Any) -> None:
+    place: Place = make_place("staged")
+    for stage in STAGES:
+        assert zygote.run(place.words, place.folder, (*stage, signal.SIGTERM)) == 143, stage
+        statuses = {run.info.status for run in runs_in(place.folder)}
+        assert "KILLED" in statuses, stage
+        assert statuses <= {"KILLED", "FINISHED"}, stage
+    log = (place.folder / "log.txt").read_text(encoding="utf-8")
+    assert log.count("Interrupted; the same command continues where it stopped.") == len(STAGES)
+    assert "Traceback" not in log
+    assert zygote.run(place.words, place.folder) == 0
+    check_nothing_is_left(place)
 
 
 def test_signals_wait_for_what_must_not_be_cut_in_two() -> None:
@@ -190,6 +217,63 @@ def test_a_disk_that_takes_nothing_costs_checkpoints_not_the_trial(
     assert reason in caplog.text
     assert "The trial goes on without." in caplog.text
     assert not list(small_disk.rglob("*.partial-*"))
+
+
+@pytest.fixture
+def output_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk of its own for the output folder."""
+    disk = SmallDisk(tmp_path / "disk", 16)
+    if not disk.own:
+        pytest.skip("no file system can be mounted here")
+    yield disk
+    disk.remove()
+
+
+def test_a_full_output_disk_ends_a_study_that_goes_on_when_there_is_room(
+    in_store: Callable[..., StudyConfig], output_disk: SmallDisk, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Records have no other place, so nothing goes on without them; none of those made is lost."""
+    config = in_store(output=str(output_disk.folder / "out"), seeds="0 1", checkpoint_steps=1)
+    real, trained = tracked_trial.run_trial, []
+
+    def run_trial(*words: Any, **more: Any) -> Any:
+        outcome = real(*words, **more)
+        trained.append(outcome.train.losses)
+        if len(trained) == 2:
+            output_disk.fill()
+        return outcome
+
+    monkeypatch.setattr(tracked_trial, "run_trial", run_trial)
+    result = CliRunner().invoke(main, ["study", *words_of(_given(config))])
+    assert result.exit_code == 2, result.output
+    text = " ".join(result.output.split())
+    assert "results cannot be kept in" in text
+    assert "No space left on device" in text
+    assert "Free some disk space or set --output" in text
+    assert text.count("Errno") <= 1  # not one for each file of the adapter
+    output_disk.free()
+    result = CliRunner().invoke(main, ["study", *words_of(_given(config))])
+    assert result.exit_code == 0, result.output
+    assert len(trained) == 3
+    assert trained[1] == trained[2]  # brought back, or trained again, to the same bits
+    assert Counter(run.info.status for run in runs_in(tmp_path)) == {"FINISHED": 3}
+    losses = [run.data.metrics["train/loss"] for run in trials_in(tmp_path)]
+    assert losses == [trained[0][-1], trained[2][-1]]
+
+
+def test_a_read_only_output_folder_is_a_clear_error(
+    in_store: Callable[..., StudyConfig], output_disk: SmallDisk
+) -> None:
+    words = ["mount", "-o", "remount,ro", str(output_disk.folder)]
+    subprocess.run(words, check=True)
+    config = in_store(output=str(output_disk.folder / "out"))
+    result = CliRunner().invoke(main, ["study", *words_of(_given(config))])
+    assert result.exit_code == 2, result.output
+    text = " ".join(result.output.split())
+    assert str(output_disk.folder) in text
+    assert "Read-only file system" in text
+    assert "--output" in text
 
 
 @pytest.mark.parametrize("poisoned", [1, 2, 3, 4, 5])

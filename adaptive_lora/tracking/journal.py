@@ -259,7 +259,10 @@ def _whole_lines(path: Path) -> int:
 
 
 def _unwritable(folder: Path, error: OSError) -> TrackingError:
+    reason = error.strerror or str(error)
+    if isinstance(error, shutil.Error):  # one (source, copy, reason) a file
+        reason = str(error.args[0][0][2])
     return TrackingError(
-        f"results cannot be kept in {folder}: {error.strerror or error}. Free some disk space or "
+        f"results cannot be kept in {folder}: {reason}. Free some disk space or "
         "set --output to a folder that can be written; the same command continues."
     )
