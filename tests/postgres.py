@@ -7,9 +7,10 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ class Cluster:
 
     port: int
     password: str
+    crash: Callable[[], None]
+    """Ends it in the middle of what it is doing, and starts it again."""
 
     @property
     def uri(self) -> str:
@@ -54,13 +57,19 @@ def missing() -> str:
 @contextmanager
 def shared_server(folder: Path) -> Iterator[str]:
     """Start the shared set-up as its script does; yield its address."""
-    with running_postgres() as database:
-        extra = {"BACKEND": database.uri, "PGPASSWORD": database.password, "WORKERS": "2"}
-        server = MlflowProcess([str(START)], "/health", folder, **extra)
-        try:
-            yield server.address
-        finally:
-            server.stop()
+    with running_postgres() as database, served(folder, database) as address:
+        yield address
+
+
+@contextmanager
+def served(folder: Path, database: Cluster) -> Iterator[str]:
+    """Start the server over a database; yield its address."""
+    extra = {"BACKEND": database.uri, "PGPASSWORD": database.password, "WORKERS": "2"}
+    server = MlflowProcess([str(START)], "/health", folder, **extra)
+    try:
+        yield server.address
+    finally:
+        server.stop()
 
 
 @contextmanager
@@ -72,8 +81,8 @@ def running_postgres() -> Iterator[Cluster]:
     assert binaries is not None
     who: dict[str, Any] = {"user": USER, "group": USER} if root else {}
     folder = Path(tempfile.mkdtemp(prefix="adaptive-lora-pg-"))  # pytest's are root's alone
-    cluster = Cluster(port=free_port(), password=secrets.token_urlsafe(12))
-    (folder / "password").write_text(cluster.password)
+    port, password = free_port(), secrets.token_urlsafe(12)
+    (folder / "password").write_text(password)
     if root:
         for path in (folder, folder / "password"):
             shutil.chown(path, USER, USER)
@@ -85,10 +94,12 @@ def running_postgres() -> Iterator[Cluster]:
     try:
         login = ["--auth=scram-sha-256", f"--pwfile={folder / 'password'}"]
         run("initdb", f"--username={USER}", "--encoding=UTF8", "--locale=C", *login)
-        options = f"-p {cluster.port} -c listen_addresses=127.0.0.1 -k {folder}"
-        run("pg_ctl", "start", "-w", "-l", str(folder / "log"), "-o", options)
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
+        how = ("-w", "-l", str(folder / "log"), "-o", options)
+        run("pg_ctl", "start", *how)
+        crash = partial(run, "pg_ctl", "restart", "-m", "immediate", *how)
         try:
-            yield cluster
+            yield Cluster(port=port, password=password, crash=crash)
         finally:
             run("pg_ctl", "stop", "-m", "immediate")
     finally:

@@ -113,6 +113,43 @@ def test_a_stopped_trial_goes_on_bit_for_bit(
     assert not kept.exists()
 
 
+def with_scaler(bench: Workbench) -> torch.amp.GradScaler:
+    """Give a CPU what float16 on a GPU has: autocast, and a scaler that overflows at first."""
+    accelerator = bench.runtime.accelerator
+    accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=2)
+    return accelerator.scaler
+
+
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")  # accelerate overrides it
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # the first overflows
+@pytest.mark.parametrize("forward", [3, 10])
+def test_a_gradient_scaler_goes_on_where_it_was(
+    make_bench: Bench, tmp_path: Path, forward: int
+) -> None:
+    settings = {**SETTINGS, "max_skipped_steps": 8}
+    bench = make_bench(methods="uniform:rank=2", **settings)
+    (trial,) = bench.config.trials()
+    scaler = with_scaler(bench)
+    expected, scale = numbers(run_trial(bench, trial, tmp_path / "whole")), scaler.get_scale()
+    assert 0 < expected["train"].skipped_steps < 8  # it fell, and it rose again
+    kept = tmp_path / "kept"
+    with_scaler(bench)
+    with (
+        signal_at_forward(bench, forward, signal.SIGTERM),
+        interruptible(),
+        pytest.raises(Interrupted),
+    ):
+        run_trial(bench, trial, tmp_path / "cut", checkpoints=TrialCheckpoints(kept, NEVER))
+    scaler = with_scaler(bench)
+    found = numbers(
+        run_trial(bench, trial, tmp_path / "again", checkpoints=TrialCheckpoints(kept, NEVER))
+    )
+    assert scaler.get_scale() == scale != 2.0**20
+    assert repr(found.pop("train")) == repr(expected.pop("train"))  # NaN differs from itself
+    assert found == expected
+
+
 def test_a_finished_training_is_not_repeated(make_bench: Bench, tmp_path: Path) -> None:
     """Where the process ends in the test after training, the adapter is there without a step."""
     bench = make_bench(methods="uniform:rank=2", patience=2, **SETTINGS)

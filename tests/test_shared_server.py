@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.cli import cli as mlflow_cli
+from mlflow.entities import Run
 from packaging.requirements import Requirement
-from postgres import START, shared_server
+from postgres import START, running_postgres, served, shared_server
 from servers import MlflowProcess
+from test_kill import Place, make_place, numbers, zygote
+from zygote import Zygote
 
 from adaptive_lora.cli import main
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.tracking import TrialRun, connect
+
+__all__ = ["make_place", "zygote"]  # fixtures
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "entrypoints" / "server"
@@ -74,6 +84,54 @@ def test_eight_writers_at_once(
     assert "locked" not in capfd.readouterr().err
     with capfd.disabled():
         print(f"\n{place}: {outcome}")
+
+
+def test_processes_share_a_study_on_the_shared_server(
+    zygote: Zygote, make_place: Any, shared: str
+) -> None:
+    """Three at once and one of them killed: no trial twice, the numbers of one process."""
+    reference: Place = make_place("alone")
+    assert zygote.run(reference.words, reference.folder) == 0
+    place: Place = make_place("shared")
+    words = [*place.words, f"--tracking-uri={shared}", "--experiment=together"]
+    pids = [zygote.start(words, place.folder) for _ in range(3)]
+    client = MlflowClient(shared)
+
+    def trials() -> list[Run]:
+        experiment = client.get_experiment_by_name("together")
+        runs = client.search_runs([experiment.experiment_id]) if experiment else []
+        return [run for run in runs if "trial_signature" in run.data.tags]
+
+    while not trials():
+        time.sleep(0.1)
+    owner = trials()[0].data.tags["adaptive_lora.claim"].split("/")[1]
+    os.kill(int(owner), signal.SIGKILL)
+    codes = {pid: zygote.wait(pid) for pid in pids}
+    log = (place.folder / "log.txt").read_text(encoding="utf-8")
+    assert codes.pop(int(owner)) == -signal.SIGKILL
+    assert list(codes.values()) == [0, 0], log
+    assert Counter(run.info.status for run in trials()) == {"FINISHED": 4}
+    assert len({run.data.tags["trial_signature"] for run in trials()}) == 4
+    assert numbers(place) == numbers(reference)
+
+
+@pytest.mark.long
+def test_writers_outlast_a_database_that_crashes(tmp_path: Path) -> None:
+    """PostgreSQL ends in the middle of what it was doing, and recovers, again and again."""
+    crashes = 6
+    with running_postgres() as database, served(tmp_path, database) as address:
+
+        def misfortunes() -> None:
+            for _ in range(crashes):
+                time.sleep(3)
+                database.crash()
+
+        with ThreadPoolExecutor(1) as fate:
+            done = fate.submit(misfortunes)
+            outcome = write_together(address, tmp_path / "out", writers=4, runs=60)
+            done.result()
+    whole(outcome)
+    print(f"{crashes} crashes: {outcome}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,3 +240,43 @@ def test_the_compose_file_is_the_script_in_containers() -> None:
     known = {option for param in mlflow_cli.commands["server"].params for option in param.opts}
     for text in (services["mlflow"]["command"], START.read_text(encoding="utf-8")):
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) <= known
+
+
+ECHO = """#!/bin/sh
+echo "$@"
+echo "$MLFLOW_BACKEND_STORE_URI"
+echo "$MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
+"""
+
+
+def options_of(words: list[str]) -> dict[str, str]:
+    """Return option -> value of `mlflow server`'s words; flags have none."""
+    text = " ".join(words)
+    found = re.findall(r"(--[a-z-]+)(?: (?!--)(\S+))?", text)
+    assert len(found) == text.count("--")
+    return dict(found)
+
+
+def test_the_script_and_the_compose_file_start_the_same_server(tmp_path: Path) -> None:
+    """All but where it listens: a container's port is published on loopback alone."""
+    compose = yaml.safe_load((FOLDER / "compose.yaml").read_text(encoding="utf-8"))
+    service = compose["services"]["mlflow"]
+    program, first, *words = service["command"].split()
+    contained = options_of(words)
+    (tmp_path / "mlflow").write_text(ECHO)
+    (tmp_path / "mlflow").chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "BACKEND": service["environment"]["MLFLOW_BACKEND_STORE_URI"],
+        "ARTIFACTS": "/artifacts",
+        "ALLOWED_HOSTS": contained["--allowed-hosts"],
+    }
+    done = subprocess.run([str(START)], env=environment, capture_output=True, text=True, check=True)
+    called, backend, jobs = done.stdout.splitlines()
+    assert (program, first) == ("mlflow", called.split()[0])
+    scripted = options_of(called.split()[1:])
+    assert (scripted.pop("--host"), contained.pop("--host")) == ("127.0.0.1", "0.0.0.0")
+    assert scripted == contained
+    assert backend == service["environment"]["MLFLOW_BACKEND_STORE_URI"]
+    assert jobs == service["environment"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"]
+    assert service["ports"] == ["127.0.0.1:5000:5000"]
