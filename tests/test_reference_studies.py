@@ -43,6 +43,14 @@ def study(name: str, **changes: object) -> StudyConfig:
     return load_study(STUDIES / f"{name}.yaml", changes)
 
 
+def as_dolly(made: list[dict[str, str]], path: Path) -> Path:
+    """Write rows of Alpaca's columns under Dolly's names."""
+    columns = {"instruction": "instruction", "input": "context", "output": "response"}
+    renamed = [{columns[key]: row[key] for key in columns} for row in made]
+    path.write_text(json.dumps(renamed), encoding="utf-8")
+    return path
+
+
 def test_the_published_setting_is_what_the_files_say() -> None:
     config = study("reference")
     assert config.model.model == "microsoft/DialoGPT-medium"
@@ -65,9 +73,9 @@ def test_each_runs_on_a_local_folder(
 ) -> None:
     made = rows(40)
     if name == "dolly":
-        columns = {"instruction": "instruction", "input": "context", "output": "response"}
-        made = [{columns[key]: value for key, value in row.items()} for row in made]
-    (tmp_path / "rows.json").write_text(json.dumps(made), encoding="utf-8")
+        as_dolly(made, tmp_path / "rows.json")
+    else:
+        (tmp_path / "rows.json").write_text(json.dumps(made), encoding="utf-8")
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     local = {"model": str(base_folder), "data": str(tmp_path / "rows.json")}
     if name == "reference_rates":
@@ -82,14 +90,25 @@ def test_each_runs_on_a_local_folder(
     assert "FAILED" not in shown
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reference",
+        pytest.param("reference_rates", marks=pytest.mark.long),
+        pytest.param("dolly", marks=pytest.mark.long),
+    ],
+)
 def test_mlflow_runs_it_by_name(
-    dialogpt_folder: Path, shared_data: Path, empty_store: Path, tmp_path: Path
+    name: str, dialogpt_folder: Path, shared_data: Path, empty_store: Path, tmp_path: Path
 ) -> None:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
+    data = shared_data / "alpaca_en_demo.json"
+    if name == "dolly":
+        data = as_dolly(json.loads(data.read_text(encoding="utf-8")), tmp_path / "dolly.json")
     changes = {
-        **SMALL, "model": dialogpt_folder, "data": shared_data / "alpaca_en_demo.json",
+        **SMALL, "model": dialogpt_folder, "data": data,
         "methods": "uniform:rank=2 three_band:rank=2", "output": tmp_path / "out",
-        "study": "reference",
+        "study": name,
     }  # fmt: skip
     words = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "main"]
     words += ["--env-manager", "local"]
@@ -106,9 +125,9 @@ def test_mlflow_runs_it_by_name(
         timeout=300,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(trials_in(tmp_path)) == 2
+    assert len(trials_in(tmp_path)) == 2 * len(study(name).lr)
     (parent,) = [run for run in runs_in(tmp_path) if "mlflow.project.entryPoint" in run.data.tags]
     assert parent.info.status == "FINISHED"
-    assert parent.data.tags["study_id"].startswith("reference-")
+    assert parent.data.tags["study_id"].startswith(f"{name}-")
     trial = trials_in(tmp_path)[0]
     assert trial.data.params["cfg.dropout"] == "0.1"  # from the study file

@@ -1,0 +1,69 @@
+"""Every decoder of the tables is trained, saved and served, not only planned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from architectures import ARCHITECTURES
+from safetensors.torch import load_file
+from task_bases import save_base
+from test_family_architectures import CAUSAL
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as HEADS
+
+from adaptive_lora.adapter_serving import answer, load_adapter
+from adaptive_lora.trial import PROBE, probe_logits, run_trial
+from adaptive_lora.workbench import Workbench
+
+BYTES = {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
+METHODS = ("uniform:rank=2", "waterfill:rank=1", "prefix_tuning:tokens=2")
+MORE = (
+    "uniform:rank=2,dora=true", "adalora:rank=1", "eva:rank=2", "prompt_tuning:tokens=2",
+    "p_tuning:tokens=2,encoder_width=4", "ia3", "houlsby:width=2", "full", "ln_tuning",
+)  # fmt: skip
+
+
+def decoder(name: str, folder: Path) -> Path:
+    """Write a small decoder with random weights and the byte tokenizer."""
+    kind, settings, _ = ARCHITECTURES[name]
+    folder.mkdir()
+    head = HEADS[getattr(transformers, kind).model_type]
+    return save_base(folder, kind, {**settings, **BYTES}, str(head))
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_from_plan_to_answer(
+    name: str, make_bench: Callable[..., Workbench], tmp_path: Path
+) -> None:
+    train_and_serve(make_bench, name, METHODS, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CAUSAL)
+def test_from_plan_to_answer_by_other_methods(
+    name: str, make_bench: Callable[..., Workbench], tmp_path: Path
+) -> None:
+    train_and_serve(make_bench, name, MORE, tmp_path)
+
+
+def train_and_serve(
+    make_bench: Callable[..., Workbench], name: str, methods: tuple[str, ...], folder: Path
+) -> None:
+    bench = make_bench(
+        model=str(decoder(name, folder / "base")), methods=" ".join(methods), seeds="0",
+        max_steps=8, profile_batches=2,
+    )  # fmt: skip
+    frozen = bench.frozen(0).loss
+    for trial in bench.config.trials():
+        outcome = run_trial(bench, trial, folder / trial.method.label)
+        assert outcome.test.loss < frozen or outcome.plan.positions  # prompts do not start as it
+        loaded = load_adapter(outcome.folder)
+        model = loaded[0]
+        probe = load_file(outcome.folder / PROBE)["logits"]
+        torch.testing.assert_close(probe_logits(bench, model, 0), probe, rtol=0, atol=0)
+        assert (bench.losses(model, bench.parts(0).test).nll_E == outcome.test.nll_E).all()
+        told = answer(loaded, [{"instruction": "Say a"}, {"instruction": "Say"}], 3)
+        assert all(isinstance(text, str) for text in told)
