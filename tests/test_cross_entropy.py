@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from adaptive_lora.kernels import cross_entropy
+from adaptive_lora.kernels import cross_entropy, tiles
 from adaptive_lora.kernels.cross_entropy import Head, token_nll, token_scores
 
 VOCABULARY, WIDTH, ROWS = 301, 12, 57
@@ -17,8 +17,10 @@ VOCABULARY, WIDTH, ROWS = 301, 12, 57
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make chunks of 16 rows, so that there are several and the last is smaller."""
+    """Make chunks of 16 rows and tiles of 50 words, so that the last ones are smaller."""
     monkeypatch.setattr(cross_entropy, "_CHUNK", {"cpu": 16 * VOCABULARY})
+    monkeypatch.setattr(tiles, "ROWS", 16)
+    monkeypatch.setattr(tiles, "TILE", 50)
 
 
 def data(scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -68,10 +70,43 @@ def test_loss_and_gradient_are_those_of_float64(
     assert exact.grad is not None
     error = (ours.grad - exact.grad).norm() / exact.grad.norm()
     assert error < 2e-6 * max(1.0, size / 8)
-    nll, correct = token_scores(head, hidden, targets)
-    torch.testing.assert_close(nll.double(), wanted.detach(), rtol=1e-5, atol=2e-6 * size)
-    right = head.logits(hidden).argmax(dim=-1) == targets
-    assert torch.equal(correct, right)
+    likely = head.logits(hidden).argmax(dim=-1)
+    for words in (targets, likely):
+        nll, correct = token_scores(head, hidden, words)
+        wanted = reference(head, hidden.double(), words)
+        torch.testing.assert_close(nll.double(), wanted, rtol=1e-5, atol=2e-6 * size)
+        assert torch.equal(correct, likely == words)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+def test_of_equally_likely_tokens_the_first_is_the_prediction(trained: bool) -> None:
+    """As argmax has it: whether the equal ones stand in one tile or in two."""
+    hidden, _, _ = data()
+    head = Head(module=linear(bias=False, trained=trained))
+    weight: Any = head.module.weight
+    first, tied, later = 60, 70, 260
+    with torch.no_grad():
+        weight[tied] = weight[later] = weight[first] = 10 * hidden.mean(dim=0)
+        chosen = hidden[head.logits(hidden).argmax(dim=-1) == first]
+    assert len(chosen) > 5
+    for word, right in ((first, True), (tied, False), (later, False)):
+        _, correct = token_scores(head, chosen, torch.full((len(chosen),), word))
+        assert correct.tolist() == [right] * len(chosen)
+
+
+def test_tiles_serve_plain_heads_alone() -> None:
+    hidden, targets, _ = data()
+
+    class Doubled(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(inputs)
+
+    head = Head(module=Doubled(WIDTH, VOCABULARY).requires_grad_(False))
+    assert not tiles.suits_tiles(head, hidden)
+    nll, _ = token_scores(head, hidden, targets)
+    wanted = functional.cross_entropy(head.module(hidden), targets, reduction="none")
+    torch.testing.assert_close(nll, wanted)
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from adaptive_lora.kernels.tiles import suits_tiles, tiled_scores
+
 _CHUNK = {"cpu": 2**23, "cuda": 2**26}
 """Logits of a chunk by device: enough rows for a fast product, few enough to stay in a cache."""
 
@@ -32,16 +34,24 @@ class Head:
     """Logits are c * tanh(logits / c), as in Gemma 2; None: no limit."""
 
     @property
+    def plain(self) -> bool:
+        """Whether this is a linear map whose weights are numbers of their own."""
+        weight = getattr(self.module, "weight", None)
+        floating = weight is not None and weight.is_floating_point()
+        return type(self.module) is nn.Linear and floating
+
+    @property
     def frozen(self) -> bool:
         """Whether this is a plain linear map with nothing to train: its gradient is not needed."""
         trained = any(parameter.requires_grad for parameter in self.module.parameters())
-        weight = getattr(self.module, "weight", None)
-        floating = weight is not None and weight.is_floating_point()
-        return type(self.module) is nn.Linear and floating and not trained
+        return self.plain and not trained
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return logits in float32, (S, V) from (S, d)."""
-        logits: torch.Tensor = self.module(hidden).float()
+        return self.limited(self.module(hidden).float())
+
+    def limited(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return logits from the linear map's outputs: multiplied, and within the limit."""
         if self.scale != 1:
             logits = logits * self.scale
         return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
@@ -72,6 +82,8 @@ def token_scores(
     head: Head, hidden: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (nll (S,), whether the most likely token is the right one (S,)), without gradient."""
+    if suits_tiles(head, hidden) and len(targets):
+        return tiled_scores(head, hidden, targets)
     nll = torch.empty(len(targets), device=hidden.device)
     correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
     for rows in _chunks(head, hidden):
