@@ -20,11 +20,12 @@ from .base import (
     content_hash,
 )
 from .quantised import NF4, packed_maps
-from .task_models import CAUSAL, class_of, load_model, load_with_gaps, open_processor
+from .task_models import AUTO_CLASSES, CAUSAL, class_of, load_model, load_with_gaps, open_processor
 from .text import generate, generate_targets, render, virtual_tokens
 from .vetting import UnsafeFiles
 
 __all__ = [
+    "AUTO_CLASSES",
     "BASE_VARIABLE",
     "CAUSAL",
     "COLUMNS",

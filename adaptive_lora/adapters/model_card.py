@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adaptive_lora.adapter_serving import AUTO_CLASSES, CAUSAL
+
 
 def uniform_card(origin: Mapping[str, Any], *, ranks: Sequence[int], rank: int) -> str:
     """Return the README of an adapter with one rank.
@@ -47,7 +49,7 @@ def merged_card(origin: Mapping[str, Any], *, dora: bool = False) -> str:
 - weights are {added}, rounded to {origin["dtype"]}
 
 A server needs no adapter support and **no rank** for it: it is a plain transformers folder, loaded
-by `AutoModelForCausalLM.from_pretrained(FOLDER)`.
+by `{AUTO_CLASSES[origin.get("task", CAUSAL)["name"]]}.from_pretrained(FOLDER)`.
 """
 
 
