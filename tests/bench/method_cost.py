@@ -26,7 +26,9 @@ import psutil
 EXAMPLES, BATCH = 200, 8
 LORA = "uniform:rank=8"
 METHODS = (
-    "uniform:rank=8,dora=true", "adalora:rank=8",
+    "uniform:rank=8,base=nf4", "uniform:rank=8,scaling=rslora", "uniform:rank=8,lora_plus=16",
+    "uniform:rank=8,dora=true", "adalora:rank=8", "grow_prune:rank=8", "truncate:rank=8",
+    "eva:rank=8", "gora:rank=8", "waterfill:rank=8",
     "prompt_tuning:tokens=20", "prefix_tuning:tokens=20", "p_tuning:budget=uniform-8", "ia3",
     "houlsby:budget=uniform-8", "pfeiffer:budget=uniform-8",
     "full", "bitfit", "ln_tuning", "head_only",
