@@ -221,6 +221,7 @@ class Bench(ABC):
             longest=longest,
             fused=self.config.train.batching != "padded",
             packed=self.task.packs(self.base.model),
+            head=self.base.head,
         )
         choice = choose(load, self.config.train)
         if self.config.train.max_memory is not None:

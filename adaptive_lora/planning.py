@@ -154,10 +154,11 @@ def plan_method(
         evidence=evidence,
         seed=seed,
     )
-    load = _load(base, architecture.sites, plan, config)
+    head = find_head(base, ()) if task in WITH_HEAD else ()
+    load = _load(base, architecture.sites, plan, config, head)
     return PlanReport(
         plan=plan,
-        head=find_head(base, ()) if task in WITH_HEAD else (),
+        head=head,
         total_parameters=count_parameters(base),
         sites=architecture.sites,
         base=base,
@@ -171,11 +172,23 @@ def plan_method(
 
 
 def _load(
-    base: PreTrainedModel, sites: Sequence[AdapterSite], plan: Plan, config: StudyConfig
+    base: PreTrainedModel,
+    sites: Sequence[AdapterSite],
+    plan: Plan,
+    config: StudyConfig,
+    head: Sequence[str],
 ) -> Load:
     fast = config.train.batching != "padded"
-    precision, longest = resolve_precision(config.train.precision), config.data.max_tokens
-    return load_of(base, sites, plan, precision=precision, longest=longest, fused=fast, packed=fast)
+    return load_of(
+        base,
+        sites,
+        plan,
+        precision=resolve_precision(config.train.precision),
+        longest=config.data.max_tokens,
+        fused=fast,
+        packed=fast,
+        head=head,
+    )
 
 
 def _require_scores(profile: ImportanceProfile, sites: Sequence[AdapterSite]) -> None:

@@ -20,6 +20,7 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.data.labelled import load_labelled
 from adaptive_lora.errors import ConfigError, DataError
+from adaptive_lora.recipes import RECIPES, Job
 from adaptive_lora.tasks.catalogue import task_named
 from adaptive_lora.tasks.class_scores import class_scores
 from adaptive_lora.tracking.registry import adapter_folder
@@ -205,6 +206,20 @@ def test_the_plan_of_a_task_is_what_its_training_builds(
     assert set(emitted["target_modules"]) == {site.name for site in bench.sites}
     heads = [part for part in bench.base.head if "pooler" not in part]
     assert emitted["modules_to_save"] == heads
+
+
+def test_memory_counts_the_head_once(encoders: dict[str, Path], tmp_path: Path) -> None:
+    methods = "uniform:rank=2 full head_only bitfit"
+    bench = Workbench(study(encoders["roberta"], tmp_path, methods=methods))
+    for trial in bench.config.trials():
+        job = Job(bench, trial, lambda event: None)
+        try:
+            model = RECIPES[trial.method.recipe](job).model
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        finally:
+            job.release()
+        found = bench.memory(bench.plan(trial.method, seed=0, fold=0), fold=0).estimate
+        assert found.adapters == 16 * trained
 
 
 @pytest.mark.long

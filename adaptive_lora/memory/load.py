@@ -23,6 +23,7 @@ def load_of(
     longest: int,
     fused: bool = True,
     packed: bool = True,
+    head: Sequence[str] = (),
 ) -> Load:
     """Return what a training loads memory with.
 
@@ -37,6 +38,7 @@ def load_of(
         longest: tokens of the longest example.
         fused: the model runs by fused steps.
         packed: examples run as packed rows, whose loss is formed in chunks.
+        head: modules of the base that the task trains beside the plan.
     """
     number_bytes = NUMBER_BYTES[precision]
     everywhere = {site.name: 1 for site in sites}
@@ -45,11 +47,22 @@ def load_of(
         sites=sites,
         ranks=plan.rank_pattern() if isinstance(plan, RankPlan) else everywhere,
         weights=weight_bytes(base, packed=plan.base != "full", number_bytes=number_bytes),
-        trained_parameters=plan.trainable_parameters,
+        trained_parameters=plan.trainable_parameters + _beside(base, plan, head),
         vocabulary=int(getattr(text, "vocab_size", 0) or 0),
         number_bytes=number_bytes,
         longest=longest,
         whole_logits=not packed,
         spelled_activation=not fused
         and any(type(module).__name__ == "NewGELUActivation" for module in base.modules()),
+    )
+
+
+def _beside(base: Any, plan: Plan, head: Sequence[str]) -> int:
+    """Return the parameters of the head that are not the plan's own."""
+    own = {} if isinstance(plan, RankPlan) else plan.tensors
+    return sum(
+        int(tensor.numel())
+        for module in head
+        for name, tensor in base.get_submodule(module).named_parameters(prefix=module)
+        if name not in own
     )
