@@ -51,13 +51,7 @@ def tracking(config: StudyConfig) -> Finding:
             health = f"; {_health(uri)}"
         text = probe(config.tracking)
     except AdaptiveLoraError as error:
-        hint = ""
-        if "host header" in str(error).lower() or "dns rebinding" in str(error).lower():
-            hint = (
-                " The server does not know itself by this name: start it with `mlflow server "
-                "--allowed-hosts NAME[:PORT],...`."
-            )
-        return fail("tracking", f"{error}{hint}{health}")
+        return fail("tracking", f"{error}{health}")
     return ok("tracking", f"{text}{health} ({time.perf_counter() - started:.1f} s)")
 
 

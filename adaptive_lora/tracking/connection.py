@@ -125,15 +125,26 @@ def _reaching(uri: str) -> Iterator[None]:
             yield
     except (*STORE_ERRORS, ImportError) as error:
         reason = next(iter(hide_credentials(str(error)).splitlines()), type(error).__name__)
-        remedy = (
-            "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-            if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
-            else "Start the server, set --tracking-uri or MLFLOW_TRACKING_URI, or leave both out "
-            f"for {DEFAULT_STORE}."
-        )
+        code = getattr(error, "error_code", "")
         raise TrackingError(
-            f"tracking store {hide_credentials(uri)} cannot be used: {reason[:300]}. {remedy}"
+            f"tracking store {hide_credentials(uri)} cannot be used: {reason[:300]}. "
+            f"{_remedy(code, reason)}"
         ) from None  # the cause may hold the password
+
+
+def _remedy(code: str, reason: str) -> str:
+    """Return what to do about a store that says no."""
+    if "host header" in reason.lower():  # MLflow gives this the code of a lacking permission
+        return (
+            "The server does not know itself by this name: start it with `mlflow server "
+            "--allowed-hosts NAME[:PORT],...`, or call it by a name that it knows."
+        )
+    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+    return (
+        "Start the server, set --tracking-uri or MLFLOW_TRACKING_URI, or leave both out for "
+        f"{DEFAULT_STORE}."
+    )
 
 
 def _parent_run(client: MlflowClient, uri: str, run_id: str) -> Run:
