@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -225,3 +226,36 @@ def test_nothing_was_pickled_and_pickles_need_not_be_allowed(finished: Finished)
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"  # for all tests
     endings = {path.suffix for path in finished.folder.rglob("*") if path.is_file()}
     assert not endings & {".pkl", ".pickle", ".pt", ".bin", ".pth", ".joblib", ".npy", ".npz"}
+
+
+SOURCES = [
+    path
+    for folder in ("adaptive_lora", "entrypoints", "supply")
+    for path in (Path(__file__).resolve().parents[1] / folder).rglob("*.py")
+]
+READ_CODE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "imp"}
+CALLS = {
+    "eval", "exec", "compile", "__import__", "torch.load", "torch.save", "np.load", "numpy.load",
+    "yaml.load", "yaml.unsafe_load", "os.system", "os.popen", "pd.read_pickle", "Template",
+}  # fmt: skip
+ARGUMENTS = {"trust_remote_code", "allow_pickle", "shell", "use_auth_token"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_no_source_reads_pickles_or_runs_text(path: Path) -> None:
+    """Whatever a file's content, there is no call in the sources that would run it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = {alias.name for alias in node.names}
+            if isinstance(node, ast.ImportFrom):
+                names = {str(node.module)}
+            assert not {name.partition(".")[0] for name in names} & READ_CODE, path
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in CALLS, (path, ast.unparse(node))
+            for argument in node.keywords:
+                on = isinstance(argument.value, ast.Constant) and bool(argument.value.value)
+                assert not (on and argument.arg in ARGUMENTS), (path, ast.unparse(node))
+
+
+def test_code_of_others_is_off_by_default() -> None:
+    assert ModelConfig().trust_remote_code is False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import re
 import sys
+import traceback
+from types import TracebackType
 from typing import Any
 
 import click
@@ -19,6 +21,8 @@ class _Group(click.Group):
     """Turns errors that the user can mend into one message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        if sys.excepthook is sys.__excepthook__:
+            sys.excepthook = _crash
         try:
             return super().invoke(ctx)
         except AdaptiveLoraError as error:
@@ -35,6 +39,12 @@ class _Group(click.Group):
         except KeyboardInterrupt as stop:
             click.echo("\nInterrupted; the same command continues where it stopped.", err=True)
             sys.exit(stop.exit_code if isinstance(stop, Interrupted) else 130)
+
+
+def _crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a bug's traceback as Python does, without the secrets that its messages may quote."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(printable(hide_credentials(text)))
 
 
 def _say(text: str) -> None:

@@ -24,6 +24,7 @@ with atheris.instrument_imports(include=["adaptive_lora", "yaml", "json"]):
     from adaptive_lora.data.templates import load_template
     from adaptive_lora.errors import AdaptiveLoraError
     from adaptive_lora.importance import ImportanceProfile
+    from adaptive_lora.tracking.records import DamagedJournal, read_record
 
 FOLDER = Path(tempfile.mkdtemp())
 GOOD = {
@@ -71,6 +72,7 @@ PARSERS: dict[str, Callable[[bytes], object]] = {
     "method": lambda data: MethodSpec.parse(data.decode("utf-8", "replace")),
     "JSON": lambda data: json_problem(_file("rows.jsonl", data)),
     "CSV": lambda data: csv_problem(_file("rows.csv", data)),
+    "journal": lambda data: read_record(data, 0, FOLDER),
 }
 
 
@@ -79,7 +81,7 @@ def one_input(data: bytes) -> None:
     if not data:
         return
     parser = list(PARSERS.values())[data[0] % len(PARSERS)]
-    with contextlib.suppress(AdaptiveLoraError, vetting.UnsafeFiles):
+    with contextlib.suppress(AdaptiveLoraError, vetting.UnsafeFiles, DamagedJournal):
         parser(data[1:])
 
 
@@ -96,6 +98,7 @@ def seeds(folder: Path) -> None:
         b"random:of=waterfill,rank=8,budget=uniform-4",
         b'{"instruction": "a", "output": 1.5}\n',
         b"instruction,output\na,b\n",
+        b'{"op": "metric", "k": "a", "v": 1.0, "s": 0, "t": 0}',
     ]
     for number, start in enumerate(starts):
         (folder / str(number)).write_bytes(bytes([number]) + start)
