@@ -63,3 +63,11 @@ def test_nothing_hostile_runs_in_a_browser(tmp_path: Path) -> None:
     (title,) = list(page.root.all("title"))[:1]
     assert title.text != "ran"
     assert "document.title" in page.text  # shown as what it is
+
+
+def test_the_browser_would_run_what_is_not_escaped(tmp_path: Path) -> None:
+    for number, attack in enumerate((ATTACKS[0], ATTACKS[2], ATTACKS[4])):
+        path = tmp_path / f"{number}.html"
+        path.write_text(f"<title>still</title><p>{attack}</p>", encoding="utf-8")
+        page = dumped(path, tmp_path / f"profile{number}")
+        assert next(page.root.all("title")).text == "ran", attack

@@ -89,7 +89,9 @@ def csv_problem(path: Path) -> str | None:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter_of(path))
-            header = next(reader)
+            header = next(reader, None)
+            if header is None:  # a byte order mark alone
+                return _NOTHING
             if not all(name.strip() for name in header):
                 return "line 1: a column has no name."
             if len(set(header)) < len(header):

@@ -81,6 +81,7 @@ _JSONL: dict[str, tuple[str | bytes, str]] = {
 }
 _CSV: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "is empty"),
+    "only a BOM": (b"\xef\xbb\xbf", "no examples"),
     "a header alone": ("instruction,output\n", "no examples"),
     "newlines alone": ("\n\n\n", "no examples"),
     "a field too many": ("instruction,output\na,b,c\n", "required 2 fields, got 3"),
