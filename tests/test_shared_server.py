@@ -121,10 +121,19 @@ def test_writers_outlast_a_database_that_crashes(tmp_path: Path) -> None:
     crashes = 6
     with running_postgres() as database, served(tmp_path, database) as address:
 
+        def begun() -> set[str]:
+            experiment = MlflowClient(address).get_experiment_by_name("writers")
+            runs = MlflowClient(address).search_runs(
+                [experiment.experiment_id] if experiment else []
+            )
+            return {run.data.tags["seed"] for run in runs if "seed" in run.data.tags}
+
         def misfortunes() -> None:
+            while not begun() >= {"0", "1", "2", "3"}:  # each writer is at its first run
+                time.sleep(0.5)
             for _ in range(crashes):
-                time.sleep(3)
                 database.crash()
+                time.sleep(3)
 
         with ThreadPoolExecutor(1) as fate:
             done = fate.submit(misfortunes)
