@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -13,13 +14,14 @@ import pytest
 import torch
 from mlflow.entities import Run
 from rich.console import Console
-from tracked import quiet, store_in, trials_in
+from tracked import quiet, runs_in, store_in, trials_in
 
 from adaptive_lora.adapters import attach, detach
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.adapters.grouped import mount, take_off
 from adaptive_lora.config import StudyConfig, TrialSpec
 from adaptive_lora.engines import resolve_engine, run_trials
+from adaptive_lora.interruption import Interrupted
 from adaptive_lora.progress import StudyProgress
 from adaptive_lora.results import TrainResult
 from adaptive_lora.study import open_study
@@ -284,6 +286,48 @@ def test_a_studys_records_do_not_depend_on_the_engine(
         grouped = 1 if "truncate" in one.info.run_name else 4
         assert (expected["trials_together"], metrics["trials_together"]) == (1, grouped)
         assert metrics["train_seconds"] > 0
+
+
+def test_a_stopped_joint_training_goes_on(
+    base_folder: Path, empty_store: Path, make_study: Callable[..., StudyConfig], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """SIGTERM within a joint step: every trial leaves its own checkpoint, and ends as if alone."""
+    from transformers import GPT2Model
+
+    base = no_dropout_base(base_folder, tmp_path / "base")
+    forward, passes = GPT2Model.forward, []
+
+    def stopping(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        passes.extend([1] * self.training)
+        if len(passes) == 3 and self.training:
+            signal.raise_signal(signal.SIGTERM)
+        return forward(self, *args, **kwargs)
+
+    def study(name: str) -> StudyConfig:
+        (tmp_path / name).mkdir(exist_ok=True)
+        shutil.copy(empty_store, tmp_path / name / "mlflow.db")
+        own = {"tracking_uri": store_in(tmp_path / name), "output": str(tmp_path / name / "out")}
+        return make_study(model=str(base), engine=name, max_steps=5, epochs=9, dropout=0.1, **own)
+
+    quiet(study("serial"))
+    config = study("together")
+    with monkeypatch.context() as patch:
+        patch.setattr(GPT2Model, "forward", stopping)
+        with pytest.raises(Interrupted):
+            quiet(config)
+    assert len(passes) == 3  # of four trials at once
+    assert [run.info.status for run in runs_in(tmp_path / "together")] == ["KILLED"] * 5
+    checkpoints = (tmp_path / "together" / "out" / "checkpoints").rglob("training1-step*")
+    assert [path.name for path in checkpoints] == ["training1-step000000002"] * 4
+    quiet(config)
+    found, expected = (trials_in(tmp_path / name) for name in ("together", "serial"))
+    assert [run.info.status for run in found] == ["FINISHED"] * 4
+    by_name = {run.info.run_name: run.data.metrics for run in expected}
+    for run in found:
+        for name in by_name[run.info.run_name].keys() - TIMED:
+            other = by_name[run.info.run_name][name]
+            assert run.data.metrics[name] == pytest.approx(other, rel=1e-5), name
 
 
 def test_what_cannot_join_runs_alone_and_an_unstable_trial_fails_alone(
