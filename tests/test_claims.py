@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,9 @@ from mlflow import MlflowClient
 from tracked import store_in
 
 from adaptive_lora.config import TrackingConfig
-from adaptive_lora.errors import ClaimLost
+from adaptive_lora.errors import ClaimLost, TrackingError
 from adaptive_lora.tracking import Store, StudyRun, TrialRun, connect
-from adaptive_lora.tracking.claims import CLAIM, Claims, Patience
+from adaptive_lora.tracking.claims import CLAIM, Claims, Heartbeat, Patience
 from adaptive_lora.tracking.journal import Journal
 from adaptive_lora.tracking.owner import Owner
 from adaptive_lora.tracking.runs import SIGNATURE, STUDY_ID
@@ -198,6 +199,31 @@ def test_a_living_process_beats_and_sees_what_it_lost(store: Store) -> None:
         lose()
     assert claim() == f"{ELSEWHERE}#0"  # it is the other's now
     assert store.client.get_run(run.run_id).info.status == "RUNNING"
+
+
+def test_a_sign_of_life_on_its_way_holds_nobody_up_while_the_store_is_away(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C during an outage: a write may take minutes to fail, and is not waited for."""
+    begun, answered = threading.Event(), threading.Event()
+
+    def run_id() -> str:
+        begun.set()
+        answered.wait()
+        raise TrackingError("away")
+
+    def stop(heart: Heartbeat, **how: bool) -> None:
+        heart.interval = threading.TIMEOUT_MAX  # as good as for ever, if it waited
+        whole(heart, **how)
+
+    whole = Heartbeat.stop
+    monkeypatch.setattr(Heartbeat, "stop", stop)
+    claims = Claims(store, "study-0", silence=0.4)
+    monkeypatch.setattr(store.spool, "away", "it does not answer")
+    with claims.held(run_id):
+        begun.wait()
+    assert not answered.is_set()
+    answered.set()  # the thread ends
 
 
 def _raises(check: Callable[[], None]) -> bool:

@@ -76,10 +76,14 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """End; a write on its way is waited for, so that none comes later."""
+    def stop(self, *, wait: bool = True) -> None:
+        """End.
+
+        Args:
+            wait: for a write on its way, so that none comes later.
+        """
         self._over.set()
-        if self._thread is not None:
+        if wait and self._thread is not None:
             self._thread.join(timeout=self.interval)
 
     def _beat(self) -> None:
@@ -157,7 +161,7 @@ class Claims:
         try:
             yield check
         finally:
-            heart.stop()
+            heart.stop(wait=not self.store.spool.away)  # a user who stops it waits for nothing
 
     @contextmanager
     def turn(self) -> Iterator[None]:
