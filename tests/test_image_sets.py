@@ -104,6 +104,12 @@ def test_one_subset_of_several(pictures: tuple[Path, Rows], tmp_path: Path) -> N
         load_classes(config_of(tmp_path / "set"))
     for name, count in (("warm", 9), ("all", 30)):
         assert len(load_classes(config_of(tmp_path / "set", data_subset=name)).examples) == count
+    hub_set(tmp_path / "other", {"train": rows[:6]}, home)  # it has no subsets
+    found = load_classes(
+        config_of(tmp_path / "set", data_subset="warm", test_data=str(tmp_path / "other"))
+    )
+    assert found.test is not None
+    assert (len(found.examples), len(found.test)) == (9, 6)
 
 
 @pytest.mark.parametrize("held", ["bytes", "path"])

@@ -85,6 +85,7 @@ def read_test_table(config: DataConfig) -> Table | None:
         dataclasses.replace(
             config,
             data=config.test_data or config.data,
+            data_subset=None if config.test_data else config.data_subset,
             data_split=config.test_split or config.data_split,
         )
     )

@@ -92,6 +92,7 @@ def _test_examples(config: DataConfig, known: Columns) -> tuple[Example, ...]:
     whole = dataclasses.replace(
         config,
         data=config.test_data or config.data,
+        data_subset=None if config.test_data else config.data_subset,
         data_split=config.test_split or config.data_split,
         test_data=None,
         test_split=None,
