@@ -42,6 +42,33 @@ def test_in_float32_they_are_as_near_to_float64_as_peft_is() -> None:
     assert (found - wanted).norm() < 1.5 * (plain - wanted).norm() + 1e-6 * wanted.norm()
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_without_gradients_weights_are_merged_as_near_to_float64(name: str) -> None:
+    """The threshold is met by this many tokens; a few tokens keep the usual step."""
+    exact, model = adapted(name), adapted(name).float()
+    ids = torch.arange(3, 19).repeat(1, 16)[:, :250].expand(4, -1)
+    with torch.no_grad():
+        wanted, plain = exact(input_ids=ids).logits, model(input_ids=ids).logits
+        with fast_layers(model), _CountsProducts() as counted:
+            found = model(input_ids=ids).logits
+        assert not torch.equal(found, plain)  # another order of sums
+        assert counted.merged > 0
+        with fast_layers(model), _CountsProducts() as counted:
+            model(input_ids=ids[:1, :4])
+        assert counted.merged == 0
+    assert (found - wanted).norm() < 1.5 * (plain - wanted).norm() + 1e-7 * wanted.norm()
+
+
+class _CountsProducts(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts products that are added to a matrix: weights that are merged."""
+
+    merged = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.merged += func is torch.ops.aten.addmm.default and args[0].ndim == 2
+        return func(*args, **(kwargs or {}))
+
+
 def test_under_autocast_they_compute_in_its_type() -> None:
     model = adapted("llama").float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
