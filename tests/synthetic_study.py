@@ -119,6 +119,7 @@ def trial(label: str, seed: int, loss: float, **changes: Any) -> TrialRecord:
             "peak_memory_bytes": 6.1e8,
             "train_seconds": plan["trainable_parameters"] / 1e4,
             "skipped_steps": 0.0,
+            "trials_together": 1.0,
             "reduction_vs_full": 1 - plan["trainable_parameters"] / FULL_PARAMETERS,
             "efficiency_ratio": 1e5 / plan["trainable_parameters"] / loss,
         },

@@ -40,7 +40,7 @@ def test_a_fair_study_passes_every_check_and_says_what_was_checked() -> None:
     assert {e.topic for e in comparison.audit} == {
         "parameters", "failures", "tuning", "skipped steps", "training cost", "scale",
         "data order", "precision", "device", "data digest", "base hash", "code version",
-        "package versions", "settings",
+        "package versions", "settings", "time and memory",
     }  # fmt: skip
     assert "uniform-r8 98,304" in entry(comparison, "parameters")[1]
     assert entry(comparison, "data digest")[1].endswith(": d1.")
@@ -61,6 +61,22 @@ def test_each_check_finds_its_fault_and_what_was_not_recorded_is_no_fault() -> N
     assert kind is AuditKind.BAD
     assert "epochs: 3.0 (uniform-r8) against 9.0 (m-r8)" in text
     assert "mine" not in text
+
+
+def test_times_of_trials_trained_together_do_not_compare_with_those_alone() -> None:
+    fair = study({"uniform-r8": 0.0, "m-r8": 0.0})
+    topic, metrics = "time and memory", dict(fair[0].metrics)
+    joint = change(fair, "m-r8", metrics={**metrics, "trials_together": 8.0})
+    kind, text = entry(against_uniform(joint), topic)
+    assert kind is AuditKind.BAD
+    assert "(alone: uniform-r8; among 8 trials at once: m-r8)" in text
+    both = change(joint, "uniform-r8", metrics={**metrics, "trials_together": 8.0})
+    assert entry(against_uniform(both), topic) == (
+        AuditKind.OK, "Every trial was trained among 8 trials at once, so times and memory compare."
+    )  # fmt: skip
+    del metrics["trials_together"]
+    silent = change(fair, "m-r8", metrics=metrics)
+    assert entry(against_uniform(silent), topic)[0] is AuditKind.UNKNOWN
 
 
 def test_early_stopping_is_no_other_data_order() -> None:

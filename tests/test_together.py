@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -22,12 +23,15 @@ from adaptive_lora.adapters.grouped import mount, take_off
 from adaptive_lora.config import StudyConfig, TrialSpec
 from adaptive_lora.engines import resolve_engine, run_trials
 from adaptive_lora.interruption import Interrupted
+from adaptive_lora.memory import Estimate
+from adaptive_lora.memory.estimate import SPREAD
 from adaptive_lora.progress import StudyProgress
 from adaptive_lora.results import TrainResult
 from adaptive_lora.study import open_study
 from adaptive_lora.tracked_trial import run_tracked
 from adaptive_lora.tracking import connect
-from adaptive_lora.training import TrainInputs, train
+from adaptive_lora.training import TrainInputs, joint_memory, train
+from adaptive_lora.training.joint_memory import passes_at_once
 from adaptive_lora.training.loop import Course
 from adaptive_lora.training.together import JointTraining, Member, joining_problem
 from adaptive_lora.workbench import Workbench
@@ -211,6 +215,50 @@ def test_out_of_memory_divides_the_group_then_the_batch(
             require_equal(one, expected)
         assert {result.micro_batch for result, _ in found} == {min(room // 2 * 2, 4)}
     assert "trials per forward pass; going on with 4" in caplog.text
+
+
+def test_as_many_go_together_as_memory_takes(
+    make_bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The base's weights count once; with room for no more than one, each divides its batch."""
+    options = {**MIXED, "seeds": "0", "lr": "1e-2", "methods": "uniform:rank=2 uniform:rank=3"}
+    options |= {"seeds": "0 1", "batch_size": 4, "max_steps": 2}
+    bench = make_bench(**options)
+    plans = [bench.plan(spec, seed=0, fold=0) for spec in bench.config.specs]
+    whole = max((bench.memory(plan, 0).whole for plan in plans), key=lambda each: each.share)
+    for trials_at_once, rows_at_once in ((3, {12, 4}), (1.9, {4}), (0.9, {2})):
+        limit = SPREAD * (whole.weights + trials_at_once * whole.share)
+        trainer = Trainer(make_bench(**options, max_memory=f"{limit / 2**10:.0f}KiB"))
+        seen: set[int] = set()
+
+        def note(module: torch.nn.Module, inputs: Any, seen: set[int] = seen) -> None:
+            if module.training:
+                seen.add(len(inputs[0]))
+
+        def joined(trial: TrialSpec, trainer: Trainer = trainer) -> Member:
+            bench = trainer.bench
+            plan = bench.plan(trial.method, seed=trial.seed, fold=0)
+            choice = bench.memory(plan, 0)
+            return trainer.member(trial, micro_batch=choice.micro_batch, memory=choice.whole)
+
+        hook = trainer.base.get_submodule("transformer.h.2").register_forward_pre_hook(note)
+        members = [joined(trial) for trial in trainer.bench.config.trials()]
+        JointTraining(members).run()
+        hook.remove()
+        assert seen == rows_at_once
+        assert all(member.failure is None for member in members)
+    assert "3 of 4 trials go through the base at once" in caplog.text
+
+
+def test_a_gpus_free_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Estimate(weights=10_000, adapters=0, activations=100, head=0, work=0)
+    other = dataclasses.replace(one, adapters=100)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    for free, most in ((900, 4), (700, 3), (600, 2), (100, 1), (0, 1)):
+        monkeypatch.setattr(joint_memory, "free_bytes", lambda device, free=free: free)
+        assert passes_at_once([one, other, one, other], limit=None, device=gpu) == most, free
+    assert passes_at_once([one] * 4, limit=None, device=cpu) == 4
+    assert passes_at_once([one, None], limit=1, device=cpu) == 2
 
 
 def no_dropout_base(base_folder: Path, folder: Path) -> Path:

@@ -63,7 +63,7 @@ def audit(table: TrialTable, methods: Sequence[MethodSummary]) -> tuple[AuditEnt
     entries = [
         entry for topic, (bad, good) in topics.items() for entry in _entries(topic, bad, good)
     ]
-    entries.append(_order(used))
+    entries += [_order(used), _together(used)]
     entries += [_tag(used, tag, topic) for tag, topic in TAGS.items()]
     entries.append(_settings(used))
     return tuple(entries)
@@ -226,6 +226,30 @@ def _order(used: Used) -> AuditEntry:
         kind=AuditKind.OK,
         text="Under each seed every method learned from the same batches in the same order.",
     )
+
+
+def _together(used: Used) -> AuditEntry:
+    """Compare among how many trials each was trained: a group shares its time and memory."""
+    topic = "time and memory"
+    groups: dict[int, set[str]] = defaultdict(set)
+    for method, record in used:
+        if (together := record.metrics.get("trials_together")) is not None:
+            groups[int(together)].add(method.label)
+    listed = {
+        size: "alone" if size == 1 else f"among {size} trials at once" for size in sorted(groups)
+    }
+    if len(groups) > 1:
+        sides = "; ".join(f"{text}: {named(sorted(groups[size]))}" for size, text in listed.items())
+        text = (
+            f"Not every trial was trained among as many others ({sides}): training times and peak "
+            "memory do not compare, losses do."
+        )
+        return AuditEntry(topic=topic, kind=AuditKind.BAD, text=text)
+    if sum("trials_together" in record.metrics for _, record in used) < len(used):
+        text = "Time and memory: not every trial recorded whether it was trained alone."
+        return AuditEntry(topic=topic, kind=AuditKind.UNKNOWN, text=text)
+    text = f"Every trial was trained {next(iter(listed.values()))}, so times and memory compare."
+    return AuditEntry(topic=topic, kind=AuditKind.OK, text=text)
 
 
 def _tag(used: Used, tag: str, topic: str) -> AuditEntry:

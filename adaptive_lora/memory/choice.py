@@ -17,6 +17,8 @@ class MemoryChoice:
     """Examples per forward pass."""
     checkpointing: bool
     estimate: Estimate
+    whole: Estimate
+    """Of the whole batch in one forward pass, nothing formed again."""
 
 
 def choose(load: Load, config: TrainConfig) -> MemoryChoice:
@@ -33,13 +35,16 @@ def choose(load: Load, config: TrainConfig) -> MemoryChoice:
     Raises:
         ConfigError: one example does not fit with checkpointing either.
     """
+    whole = estimate(load, examples=config.batch_size, checkpointing=False)
     limit, asked = config.max_memory, config.gradient_checkpointing
     for recompute in (True,) if asked else (False, True):
         size = config.batch_size
         while size >= 1:
             found = estimate(load, examples=size, checkpointing=recompute)
             if limit is None or found.high <= limit:
-                return MemoryChoice(micro_batch=size, checkpointing=recompute, estimate=found)
+                return MemoryChoice(
+                    micro_batch=size, checkpointing=recompute, estimate=found, whole=whole
+                )
             size //= 2
     least = estimate(load, examples=1, checkpointing=True)
     raise ConfigError(

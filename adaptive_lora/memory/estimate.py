@@ -87,6 +87,11 @@ class Estimate:
         return self.needed + self.head + self.work
 
     @property
+    def share(self) -> int:
+        """What comes on top of the base's weights: with each trial anew where several train."""
+        return self.expected - self.weights
+
+    @property
     def high(self) -> int:
         """A peak that should not be passed."""
         return int(SPREAD * self.expected)

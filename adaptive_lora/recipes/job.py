@@ -233,6 +233,7 @@ class Job:
             lora_plus=plan.lora_plus,
             regime=regime or Steady(),
             micro_batch=memory.micro_batch,
+            memory=memory.whole,
             **resumable,
         )
         with gradient_checkpointing(self.base, config.gradient_checkpointing):

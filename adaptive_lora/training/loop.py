@@ -19,6 +19,7 @@ from adaptive_lora.config import TrainConfig
 from adaptive_lora.data import Batch, training_batches
 from adaptive_lora.interruption import whole
 from adaptive_lora.losses import Loss, LossByExample, causal_loss
+from adaptive_lora.memory import Estimate
 from adaptive_lora.results import TrainResult
 from adaptive_lora.runtime import Runtime
 from adaptive_lora.seeding import torch_stream
@@ -88,6 +89,8 @@ class TrainInputs:
     """Snapshot of the same training from which to go on."""
     micro_batch: int | None = None
     """Most examples per forward pass; None: the whole batch, until memory is short."""
+    memory: Estimate | None = None
+    """Of the whole batch in one forward pass, by the formula: how many trials go together."""
 
 
 def train(

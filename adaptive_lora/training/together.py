@@ -30,6 +30,7 @@ from adaptive_lora.data.batches import Batch, stacked
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.interruption import whole
 from adaptive_lora.kernels import attends_packed
+from adaptive_lora.training.joint_memory import passes_at_once
 from adaptive_lora.training.loop import Course
 from adaptive_lora.training.regime import Steady
 from adaptive_lora.training.short_memory import halved, is_out_of_memory
@@ -101,7 +102,12 @@ class JointTraining:
             for name, layer in member.layers.items()
         }
         self._routing = Routing()
-        self._most = len(members)
+        course = members[0].course
+        self._most = passes_at_once(
+            [member.course.inputs.memory for member in members],
+            limit=course.config.max_memory,
+            device=course.runtime.device,
+        )
         self._joint = {
             name: GroupedSite(
                 module,
