@@ -134,6 +134,17 @@ def test_templates_that_cannot_be_used(tokenizer: PreTrainedTokenizerBase, tmp_p
     example = dataclasses.replace(example, messages=(("tool", "x"), ("assistant", "y")))
     with pytest.raises(DataError, match="refuses the conversation: no tools"):
         read()
+    for hostile in (
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append.__self__.clear() }}",
+        "{{ cycler.__init__.__globals__.os.system('touch ran') }}", "{{ 1 // 0 }}",
+        "{{ range(10 ** 9) | list }}", "{{ messages[99].content.lower() }}", "{% raw %}",
+        "{{ (lambda: 1)() }}", "{% include '/etc/passwd' %}", "{{ lipsum.__globals__ }}",
+        "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    ):  # fmt: skip
+        tokenizer.chat_template = hostile
+        with pytest.raises(DataError, match=r"refuses the conversation|does not continue"):
+            read()
+    assert not Path("ran").exists()
 
 
 def test_a_trial_on_conversations_is_served_by_the_template(

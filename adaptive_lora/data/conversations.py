@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.data.examples import Example, content_id
 from adaptive_lora.data.reading import Table
-from adaptive_lora.errors import DataError
+from adaptive_lora.errors import DataError, brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,8 +119,6 @@ def _rendered(
     *,
     prompt: bool,
 ) -> str:
-    from jinja2 import TemplateError
-
     if tokenizer.chat_template is None:
         raise DataError(
             f"{example.where} is a conversation, but the base's tokenizer has no chat template; "
@@ -130,8 +128,9 @@ def _rendered(
     listed = [{"role": role, "content": content} for role, content in messages]
     try:
         text = tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=prompt)
-    except TemplateError as error:
+    except Exception as error:  # transformers runs it in a sandbox; it can still fail in any way
         raise DataError(
-            f"{example.where}: the tokenizer's chat template refuses the conversation: {error}."
+            f"{example.where}: the tokenizer's chat template refuses the conversation: "
+            f"{brief(error)}."
         ) from error
     return str(text)
