@@ -20,7 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from tracked import runs_in, store_in, trials_in, words_of
+from tracked import store_in, words_of
 from zygote import Zygote
 
 CHECKPOINTS = "adaptive_lora.training.checkpoint_files"
@@ -61,30 +61,49 @@ def zygote() -> Iterator[Zygote]:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A folder in which the study runs, with its own store."""
+    """A folder in which the study runs, with an experiment of its own."""
 
     folder: Path
     words: list[str]
+    uri: str
+    name: str
+    """Of its experiment and its registered model."""
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.uri, self.uri)  # by default the registry of the last study here
 
     @property
     def runs(self) -> list[Run]:
-        return runs_in(self.folder)
+        experiment = self.client.get_experiment_by_name(self.name)
+        assert experiment is not None
+        return list(self.client.search_runs([experiment.experiment_id]))
+
+    @property
+    def trials(self) -> list[Run]:
+        return [run for run in self.runs if "trial_signature" in run.data.tags]
 
 
 @pytest.fixture
 def make_place(options: dict[str, object], empty_store: Path, tmp_path: Path) -> Any:
-    """Return a function that makes a place; the same study in each."""
+    """Return a function that makes a place; the same study in each.
 
-    def make(name: str) -> Place:
+    With the address of a server, the place has an experiment there instead of a store of its own.
+    """
+
+    def make(name: str, server: str | None = None) -> Place:
         folder = tmp_path / name
         folder.mkdir()
         shutil.copy(empty_store, folder / "mlflow.db")
+        uri, known_as = server or store_in(folder), f"{name}-there" if server else "adaptive-lora"
         own = {
             "methods": "uniform:rank=2 grow_prune:rank=2,interval=2",
             "max_steps": 6, "epochs": 9, "validations": 3, "dropout": 0.1,
-            "checkpoint_steps": 2, "tracking_uri": store_in(folder),
+            "checkpoint_steps": 2, "tracking_uri": uri, "experiment": known_as,
+            "registered_model": known_as,
         }  # fmt: skip
-        return Place(folder=folder, words=["study", *words_of({**options, **own})])
+        words = ["study", *words_of({**options, **own})]
+        return Place(folder=folder, words=words, uri=uri, name=known_as)
 
     return make
 
@@ -108,11 +127,10 @@ def numbers(place: Place) -> dict[str, Any]:
 def weights(place: Place) -> dict[str, str]:
     """Return the digest of every trial's adapter as the store has it."""
     found = {}
-    for run in trials_in(place.folder):
-        client = MlflowClient(store_in(place.folder))
-        model = client.get_logged_model(run.data.tags["adapter_model_uri"].split("/")[-1])
+    for run in place.trials:
+        model = place.client.get_logged_model(run.data.tags["adapter_model_uri"].split("/")[-1])
         assert str(model.status) == "READY"
-        where = get_artifact_repository(model.artifact_location)
+        where = get_artifact_repository(model.artifact_location, tracking_uri=place.uri)
         (file,) = Path(where.download_artifacts("")).rglob("adapter_model.safetensors")
         key = f"{run.data.tags['method']} {run.data.tags['seed']}"
         found[key] = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -121,25 +139,23 @@ def weights(place: Place) -> dict[str, str]:
 
 def histories(place: Place) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Return (step, value) of every trial's curves in the order of steps."""
-    client = MlflowClient(store_in(place.folder))
+    client = place.client
     return {
         f"{run.data.tags['method']} {run.data.tags['seed']}": {
             key: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))
             for key in ("train/loss", "train/tokens", "validation/loss")
         }
-        for run in trials_in(place.folder)
+        for run in place.trials
     }
 
 
 def check_nothing_is_left(place: Place) -> None:
     """Every run once and finished, one version, one model a trial, no temporary file."""
-    runs = place.runs
+    runs, client = place.runs, place.client
     assert Counter(run.info.status for run in runs) == {"FINISHED": 5}
     assert len({run.data.tags.get("trial_signature") for run in runs}) == 5
-    uri = store_in(place.folder)
-    client = MlflowClient(uri, registry_uri=uri)  # by default that of this process's last study
-    (version,) = client.search_model_versions("name='adaptive-lora'")
-    assert client.get_model_version_by_alias("adaptive-lora", "champion").version == version.version
+    (version,) = client.search_model_versions(f"name='{place.name}'")
+    assert client.get_model_version_by_alias(place.name, "champion").version == version.version
     (experiment,) = {run.info.experiment_id for run in runs}
     models = client.search_logged_models([experiment])
     assert len(models) == 4

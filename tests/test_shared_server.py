@@ -10,10 +10,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ import yaml
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.cli import cli as mlflow_cli
-from mlflow.entities import Run
 from packaging.requirements import Requirement
 from postgres import START, running_postgres, served, shared_server
 from servers import MlflowProcess
-from test_kill import Place, make_place, numbers, zygote
+from test_kill import Place, check_same, make_place, survive, zygote
 from zygote import Zygote
 
 from adaptive_lora.cli import main
@@ -92,27 +91,24 @@ def test_processes_share_a_study_on_the_shared_server(
     """Three at once and one of them killed: no trial twice, the numbers of one process."""
     reference: Place = make_place("alone")
     assert zygote.run(reference.words, reference.folder) == 0
-    place: Place = make_place("shared")
-    words = [*place.words, f"--tracking-uri={shared}", "--experiment=together"]
-    pids = [zygote.start(words, place.folder) for _ in range(3)]
-    client = MlflowClient(shared)
-
-    def trials() -> list[Run]:
-        experiment = client.get_experiment_by_name("together")
-        runs = client.search_runs([experiment.experiment_id]) if experiment else []
-        return [run for run in runs if "trial_signature" in run.data.tags]
-
-    while not trials():
+    place: Place = make_place("shared", shared)
+    pids = [zygote.start(place.words, place.folder) for _ in range(3)]
+    while not (place.client.get_experiment_by_name(place.name) and place.trials):
         time.sleep(0.1)
-    owner = trials()[0].data.tags["adaptive_lora.claim"].split("/")[1]
+    owner = place.trials[0].data.tags["adaptive_lora.claim"].split("/")[1]
     os.kill(int(owner), signal.SIGKILL)
     codes = {pid: zygote.wait(pid) for pid in pids}
     log = (place.folder / "log.txt").read_text(encoding="utf-8")
     assert codes.pop(int(owner)) == -signal.SIGKILL
     assert list(codes.values()) == [0, 0], log
-    assert Counter(run.info.status for run in trials()) == {"FINISHED": 4}
-    assert len({run.data.tags["trial_signature"] for run in trials()}) == 4
-    assert numbers(place) == numbers(reference)
+    check_same(place, reference)
+
+
+@pytest.mark.long
+def test_a_study_killed_again_and_again_on_the_shared_server(
+    zygote: Zygote, make_place: Any, shared: str
+) -> None:
+    survive(zygote, partial(make_place, server=shared), kills=20, seed=2)
 
 
 @pytest.mark.long
