@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -33,7 +35,8 @@ class Workbench(Bench):
             AdaptiveLoraError: data, model or precision cannot be used.
         """
         kind = task_named(config)
-        self.data = kind.read(config.data)
+        with _without_collector():
+            self.data = kind.read(config.data)
         limited = config.train.max_memory is not None
         runtime = start_runtime(config.train.precision, sparing=limited)
         record = kind.record(self.data)
@@ -46,7 +49,8 @@ class Workbench(Bench):
             base = load_base(config.model, runtime.base_dtype, record)
         super().__init__(kind(config, runtime, base))
         self._other: OtherBase | None = None
-        self._parts = _prepared_folds(self.task, self.data)
+        with _without_collector():
+            self._parts = _prepared_folds(self.task, self.data)
         self._frozen: dict[int, EvalResult] = {}
         self._borrowed: dict[tuple[str, ...], BorrowedBench] = {}
         for spec in config.specs:  # ranks and budgets that cannot be met fail before any training
@@ -226,6 +230,22 @@ class BorrowedBench(Bench):
                 }
             )
         return self._parts[fold]
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Leave Python's collector of cycles off inside the block, where a data set is built.
+
+    There are no cycles in one, and to look through all that is there again and again costs more per
+    example the more examples there are.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _prepared_folds(task: Task, data: ExampleSet) -> list[PreparedParts]:

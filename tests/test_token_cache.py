@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from adaptive_lora.config import study_from
 from adaptive_lora.data import Example, TokenizedExample, cached_tokens, token_cache
 from adaptive_lora.data.token_cache import token_folder, tokenizer_digest
 from adaptive_lora.data.token_files import DamagedTokens, read_rows, write_rows
+from adaptive_lora.errors import DataError
 from adaptive_lora.tasks import CausalTask, task_named
 from adaptive_lora.workbench import Workbench
 
@@ -98,6 +100,22 @@ def test_an_example_is_tokenised_once_for_all_folds(make_bench: Bench, made: lis
     shared = [example for example in parts[1].train if example.id in by_id]
     assert shared
     assert all(example is by_id[example.id] for example in shared)
+
+
+def test_the_collector_of_cycles_rests_while_a_data_set_is_built_and_no_longer(
+    make_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def refuse(task: CausalTask, examples: Sequence[Example]) -> Any:
+        seen.append(gc.isenabled())
+        raise DataError("an example cannot be used")
+
+    monkeypatch.setattr(CausalTask, "prepare", refuse)
+    with pytest.raises(DataError):
+        make_bench()
+    assert seen == [False]
+    assert gc.isenabled()
 
 
 def test_what_decides_tokens_enters_their_name(

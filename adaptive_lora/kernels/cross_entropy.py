@@ -3,6 +3,11 @@
 The gradient for the hidden states is formed in the forward pass, chunk by chunk, as Liger does
 (arXiv:2410.10989, section 3.2), here with any frozen head on any device. Peak memory beside the
 inputs is one chunk of logits.
+
+Liger's own kernel does not serve here, on a GPU either: where each token's loss has a weight of its
+own, as where several trials train together and each has its mean, its backward pass runs through
+the head once more, and it knows no factor of the logits (Cohere, Granite). A row's gradient, as
+kept here, is right for every weight.
 """
 
 from __future__ import annotations

@@ -49,9 +49,9 @@ from adaptive_lora.study import run_single
 
 START = 100
 """Rows of the trial whose cost is taken off."""
-ROUNDS = (
-    (START, 1_000, 5_000, 20_000), (START, 1_000, 50_000), (START, 1_000, 5_000),
-    (START, 1_000, 5_000), (START, 1_000),
+TURNS = (
+    START, 1_000, START, 1_000, 5_000, START, 20_000, START, 1_000, 50_000, START, 1_000, 5_000,
+    START, 1_000,
 )  # fmt: skip
 SHAPES = ((2, 128), (4, 256), (6, 512), (12, 768), (24, 1088))
 """Layers and width; with 4,096 tokens 1.1 to 347 million parameters."""
@@ -83,11 +83,10 @@ def by_examples(folder: Path) -> list[dict[str, Any]]:
     over_examples(folder, 200, seed=99)  # imports, the database and the first steps of everything
     times: dict[int, list[float]] = defaultdict(list)
     tokens: dict[int, int] = {}
-    for seed, sizes in enumerate(ROUNDS):
-        for count in sizes:
-            tokens[count], seconds = over_examples(folder, count, seed)
-            times[count].append(seconds)
-            print(f"{count} rows: {seconds:.2f} s", file=sys.stderr)
+    for seed, count in enumerate(TURNS):
+        tokens[count], seconds = over_examples(folder, count, seed)
+        times[count].append(seconds)
+        print(f"{count} rows: {seconds:.2f} s", file=sys.stderr)
     start = statistics.median(times[START])
     return [
         {
