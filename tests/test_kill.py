@@ -199,7 +199,10 @@ def ended(place: Place, code: int) -> bool:
 
 def check_same(place: Place, reference: Place) -> None:
     """Compare the numbers of a killed study with those of one that was not."""
-    assert numbers(place) == numbers(reference)
+    found, expected = numbers(place), numbers(reference)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == value, f"{key}: {found[key]} against {value}"
     assert weights(place) == weights(reference)
     assert histories(place) == histories(reference)
     check_nothing_is_left(place)

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mlflow.cli import cli as mlflow_cli
 from packaging.requirements import Requirement
 from postgres import START, running_postgres, served, shared_server
 from servers import MlflowProcess
-from test_kill import Place, check_same, make_place, zygote
+from test_kill import Place, check_same, make_place, survive, zygote
 from zygote import Zygote
 
 from adaptive_lora.cli import main
@@ -101,6 +102,13 @@ def test_processes_share_a_study_on_the_shared_server(
     assert codes.pop(int(owner)) == -signal.SIGKILL
     assert list(codes.values()) == [0, 0], log
     check_same(place, reference)
+
+
+@pytest.mark.long
+def test_a_study_killed_again_and_again_on_the_shared_server(
+    zygote: Zygote, make_place: Any, shared: str
+) -> None:
+    survive(zygote, partial(make_place, server=shared), kills=20, seed=2)
 
 
 @pytest.mark.long
