@@ -19,10 +19,11 @@ from adaptive_lora.trial import PROBE, probe_logits, run_trial
 from adaptive_lora.workbench import Workbench
 
 BYTES = {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
-METHODS = ("uniform:rank=2", "waterfill:rank=1", "prefix_tuning:tokens=2")
+METHODS = ("uniform:rank=2", "prefix_tuning:tokens=2")
 MORE = (
-    "uniform:rank=2,dora=true", "adalora:rank=1", "eva:rank=2", "prompt_tuning:tokens=2",
-    "p_tuning:tokens=2,encoder_width=4", "ia3", "houlsby:width=2", "full", "ln_tuning",
+    "waterfill:rank=1", "uniform:rank=2,dora=true", "adalora:rank=1", "eva:rank=2",
+    "prompt_tuning:tokens=2", "p_tuning:tokens=2,encoder_width=4", "ia3", "houlsby:width=2",
+    "full", "ln_tuning",
 )  # fmt: skip
 
 

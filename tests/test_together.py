@@ -131,7 +131,10 @@ def require_equal(found: tuple[TrainResult, Weights], alone: tuple[TrainResult, 
         torch.testing.assert_close(weight, expected_weights[name], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("batching", "seeds"), [("padded", "0"), ("packed", "0 1")])
+@pytest.mark.parametrize(
+    ("batching", "seeds"),
+    [pytest.param("padded", "0", marks=pytest.mark.long), ("packed", "0 1")],
+)
 def test_every_trial_learns_as_if_alone(make_bench: Bench, batching: str, seeds: str) -> None:
     trainer = Trainer(make_bench(**{**MIXED, "batching": batching, "seeds": seeds}))
     trials = list(trainer.bench.config.trials())
@@ -145,10 +148,20 @@ def test_every_trial_learns_as_if_alone(make_bench: Bench, batching: str, seeds:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"dropout": 0.3},
+        pytest.param({"dropout": 0.3}, marks=pytest.mark.long),
         {"dropout": 0.3, "batching": "packed"},
         {"accumulation": 2, "weight_decay": 0.1, "clip_norm": 0.01},
-        {"folds": 3, "max_steps": None, "epochs": 1, "batch_size": 8, "seeds": "0", "dropout": 0.3},
+        pytest.param(
+            {
+                "folds": 3,
+                "max_steps": None,
+                "epochs": 1,
+                "batch_size": 8,
+                "seeds": "0",
+                "dropout": 0.3,
+            },
+            marks=pytest.mark.long,
+        ),
         {"patience": 1, "validations": 5, "lr": "3 1e-3", "seeds": "0"},
     ],
     ids=[
