@@ -7,9 +7,11 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
@@ -20,7 +22,7 @@ from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import TrackingError, Undelivered
 from adaptive_lora.tracking import Store, TrialRun, connect
 from adaptive_lora.tracking.delivery import RUN_KEY
-from adaptive_lora.tracking.journal import RECORDS, Journal, journals
+from adaptive_lora.tracking.journal import FILES, LOCK, RECORDS, Journal, journals, sweep
 from adaptive_lora.tracking.retries import Backoff, reason_of
 from adaptive_lora.tracking.sync import deliver_left, sync_folder
 
@@ -245,3 +247,40 @@ def test_journals_of_another_store_are_left_alone(tracking: TrackingConfig) -> N
 
 def test_reasons_hold_no_password() -> None:
     assert reason_of(OSError("http://ann:s3cret@host refused\nmore")) == "http://***@host refused"
+
+
+def test_what_a_process_left_before_its_first_record_is_swept(tmp_path: Path) -> None:
+    unborn, held, foreign, mixed = (
+        tmp_path / name
+        for name in ("1795689904580-d7a7dac2ff1f", "1795689904581-d7a7dac2ff1f", "mine",
+                     "1795689904582-d7a7dac2ff1f")
+    )  # fmt: skip
+    for folder in (unborn, held, foreign, mixed):
+        (folder / FILES).mkdir(parents=True)
+    (mixed / "my own.txt").write_text("kept", encoding="utf-8")
+    with FileLock(held / LOCK):
+        sweep(tmp_path)
+        assert sorted(tmp_path.iterdir()) == sorted([held, foreign, mixed])
+    sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([foreign, mixed])
+
+
+def test_a_journal_is_made_although_it_is_taken_for_left(tmp_path: Path) -> None:
+    """The folder goes between its making and its lock, as a sweep elsewhere would have it."""
+    key, made = "1795689904580-d7a7dac2ff1f", Path.mkdir
+    swept = []
+
+    def swept_once(path: Path, *words: Any, **options: Any) -> None:
+        made(path, *words, **options)
+        if path.name == FILES and not swept:
+            swept.append(path)
+            sweep(tmp_path)
+            assert not path.exists()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "mkdir", swept_once)
+        journal = Journal.create(tmp_path, key, HEADER)
+    journal.append("metric", {"k": "a", "v": 1.0, "s": 0, "t": 1})
+    journal.release()
+    assert swept
+    assert journals(tmp_path) == [tmp_path / key]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,8 @@ from adaptive_lora.errors import TrackingError
 from adaptive_lora.tracking.records import DamagedJournal, Record, read_object, read_record
 
 RECORDS, DELIVERED, FILES, LOCK = "journal.jsonl", "delivered.jsonl", "files", "lock"
+KEY = re.compile(r"\d{13}-[0-9a-f]{12}")
+"""Names of journals (`spool.new_key`)."""
 _LASTING = ("run_id", "model_id", "refused")
 """Facts of an earlier process that are of use."""
 
@@ -70,8 +73,7 @@ class Journal:
         """
         folder = spool / key
         try:
-            (folder / FILES).mkdir(parents=True, mode=0o700)
-            journal = cls(folder, _held(folder / LOCK))
+            journal = cls(folder, _made(folder))
         except OSError as error:
             raise _unwritable(folder, error) from error
         journal.append("run", header)
@@ -240,11 +242,39 @@ def journals(spool: Path) -> list[Path]:
     return sorted(path.parent for path in spool.glob(f"*/{RECORDS}"))
 
 
+def sweep(spool: Path) -> None:
+    """Remove what is left of journals whose process died before the first record, or removing them.
+
+    Nothing but folders that `new_key` named, with nothing in them but what belongs to a journal.
+    """
+    for folder in spool.glob("*"):
+        if not KEY.fullmatch(folder.name) or not folder.is_dir() or (folder / RECORDS).exists():
+            continue
+        if {path.name for path in folder.iterdir()} - {DELIVERED, FILES, LOCK}:
+            continue
+        with suppress(OSError):  # held: it is being made or removed just now
+            lock = _held(folder / LOCK)
+            if not (folder / RECORDS).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
+
+
 def header_of(folder: Path) -> Mapping[str, Any]:
     """Return the header of a journal that another process may hold; empty where it has none yet."""
     with suppress(OSError, DamagedJournal), (folder / RECORDS).open("rb") as file:
         return read_record(file.readline(), 0, folder / RECORDS).values
     return {}
+
+
+def _made(folder: Path) -> FileLock:
+    """Make a journal's folder and hold it; another process's `sweep` may take it for left."""
+    while True:
+        (folder / FILES).mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(Timeout, FileNotFoundError):
+            lock = _held(folder / LOCK)
+            if (folder / FILES).is_dir():
+                return lock
+            lock.release()
 
 
 def _held(path: Path) -> FileLock:

@@ -14,7 +14,7 @@ from adaptive_lora.config import TrackingConfig
 from adaptive_lora.redaction import HIDDEN, hide_credentials
 from adaptive_lora.tracking.connection import reach, store_uri
 from adaptive_lora.tracking.delivery import RUN_KEY, Delivery
-from adaptive_lora.tracking.journal import Journal, header_of, journals
+from adaptive_lora.tracking.journal import Journal, header_of, journals, sweep
 from adaptive_lora.tracking.records import DamagedJournal
 from adaptive_lora.tracking.retries import STORE_ERRORS, outlast, passes, reason_of
 from adaptive_lora.tracking.spool import FOLDER
@@ -72,6 +72,7 @@ def deliver_left(spool: Path, delivery: Delivery, shown_uri: str) -> Iterator[Sy
         delivery: to the store.
         shown_uri: journals of other stores are left alone.
     """
+    sweep(spool)
     for folder in journals(spool):
         try:
             journal = Journal.take(folder)
