@@ -131,9 +131,12 @@ def require_equal(found: tuple[TrainResult, Weights], alone: tuple[TrainResult, 
         torch.testing.assert_close(weight, expected_weights[name], rtol=1e-3, atol=1e-6)
 
 
+LONG = (("padded", "0"), ("packed", "0 1"))
+
+
 @pytest.mark.parametrize(
     ("batching", "seeds"),
-    [pytest.param("padded", "0", marks=pytest.mark.long), ("packed", "0 1")],
+    [("packed", "0"), *(pytest.param(*long, marks=pytest.mark.long) for long in LONG)],
 )
 def test_every_trial_learns_as_if_alone(make_bench: Bench, batching: str, seeds: str) -> None:
     trainer = Trainer(make_bench(**{**MIXED, "batching": batching, "seeds": seeds}))
