@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests wait for servers and disks now and then: three for two cores.
-WORKERS := $(shell $(PYTHON) -c 'import os; print((3 * (os.cpu_count() or 2) + 1) // 2)')
+WORKERS := $(shell $(PYTHON) -c 'import os; print(min(16, (3 * (os.cpu_count() or 2) + 1) // 2))')
 
 .PHONY: demo test lint format lock audit clean
 
