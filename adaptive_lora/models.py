@@ -310,15 +310,14 @@ def skeleton(config: ModelConfig, task: str = "auto") -> PreTrainedModel:
     Raises:
         ModelError: the folder or configuration cannot be used.
     """
-    import torch
-
     _, _, folder = locate(config, weights=False)
     trust = config.trust_remote_code
     settings = read_settings(folder, trust_remote_code=trust)
     kind = auto_class(settings) if task == "auto" else adapter_serving.class_of(task)
     try:
-        with torch.device("meta"):
-            model: PreTrainedModel = kind.from_config(settings, trust_remote_code=trust)
+        model: PreTrainedModel = adapter_serving.without_weights(
+            kind, settings, trust_remote_code=trust
+        )
     except Exception as error:  # transformers checks little: whatever a wrong value causes
         raise ModelError(f"{folder}/config.json cannot be used: {brief(error)}") from error
     return model

@@ -20,7 +20,15 @@ from .base import (
     content_hash,
 )
 from .quantised import NF4, packed_maps
-from .task_models import AUTO_CLASSES, CAUSAL, class_of, load_model, load_with_gaps, open_processor
+from .task_models import (
+    AUTO_CLASSES,
+    CAUSAL,
+    class_of,
+    load_model,
+    load_with_gaps,
+    open_processor,
+    without_weights,
+)
 from .text import generate, generate_targets, render, virtual_tokens
 from .vetting import UnsafeFiles
 
@@ -51,4 +59,5 @@ __all__ = [
     "packed_maps",
     "render",
     "virtual_tokens",
+    "without_weights",
 ]

@@ -57,8 +57,10 @@ def packed_maps(model: Any) -> frozenset[str]:
 
     modules = dict(model.named_modules())
     packed = {n for n, m in modules.items() if hasattr(getattr(m, "weight", None), "quant_state")}
-    kept = [] if packed else _kept(model)
-    return frozenset(packed) or frozenset(
+    if packed:
+        return frozenset(packed)
+    kept = _kept(model)
+    return frozenset(
         name
         for name, module in modules.items()
         if (isinstance(module, Conv1D) or type(module) is Linear)

@@ -87,6 +87,8 @@ def load_with_gaps(
 
     A classifier on a base that was trained for something else starts without weights.
     """
+    from transformers import AutoConfig
+
     kind = class_of(task["name"])
     options: dict[str, Any] = {}
     if "labels" in task:
@@ -99,7 +101,8 @@ def load_with_gaps(
     if task["name"] == "regression":
         options = {"num_labels": 1, "ignore_mismatched_sizes": True}
     if quantisation is not None:
-        bones = _skeleton(kind, folder, trust_remote_code)
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        bones = without_weights(kind, settings, trust_remote_code=trust_remote_code)
         options["quantization_config"] = quantised_settings(quantisation, dtype, bones)
     with _quiet():
         model, found = kind.from_pretrained(
@@ -118,12 +121,10 @@ def load_with_gaps(
     return model.eval(), tuple(sorted(gaps))
 
 
-def _skeleton(kind: Any, folder: Path, trust_remote_code: bool) -> Any:
-    """Return the architecture that a class makes of a folder's configuration, without weights."""
+def without_weights(kind: Any, settings: Any, *, trust_remote_code: bool) -> Any:
+    """Return the architecture that a class makes of a configuration, on the meta device."""
     import torch
-    from transformers import AutoConfig
 
-    settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         return kind.from_config(settings, trust_remote_code=trust_remote_code)
 
