@@ -74,8 +74,7 @@ class Delivery:
         if "run_id" not in journal.facts:
             run_id = record.values.get("run_id") or make_run(self.client, record.values)
             journal.learn(run_id=run_id)
-        run = self.client.get_run(journal.facts["run_id"])
-        journal.learn(artifact_uri=run.info.artifact_uri)
+        self._find_artifacts(journal)
 
     def params(self, journal: Journal, record: Record) -> None:
         """Log parameters."""
@@ -99,8 +98,7 @@ class Delivery:
         """Upload files beneath the run's artifacts."""
         folder = journal.folder / record.values["held"]
         if "artifact_uri" not in journal.facts:
-            run = self.client.get_run(journal.facts["run_id"])
-            journal.learn(artifact_uri=run.info.artifact_uri)
+            self._find_artifacts(journal)
         self._upload(journal, folder, journal.facts["artifact_uri"], record.values["path"])
 
     def model(self, journal: Journal, record: Record) -> None:
@@ -143,6 +141,11 @@ class Delivery:
             inside += [] if name.parent == Path() else [name.parent.as_posix()]
             send = partial(place.log_artifact, str(path), "/".join(inside) or None)
             journal.step(f"file {name}", send)
+
+    def _find_artifacts(self, journal: Journal) -> None:
+        """Note where the run's artifacts go, as the store says, not the journal."""
+        run = self.client.get_run(journal.facts["run_id"])
+        journal.learn(artifact_uri=run.info.artifact_uri)
 
     def _find_model(self, journal: Journal) -> None:
         """Note which logged model is the run's, and where its files go."""
