@@ -43,6 +43,20 @@ def test_in_float32_they_are_as_near_to_float64_as_peft_is() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_training_on_many_tokens_merges_as_near_to_float64(name: str) -> None:
+    exact, model = adapted(name), adapted(name).float()
+    ids = torch.arange(3, 19).repeat(1, 16)[:, :250].expand(4, -1)
+    wanted = gradients(exact, exact(input_ids=ids).logits.square().sum())
+    plain = gradients(model, model(input_ids=ids).logits.square().sum())
+    with fast_layers(model), _CountsProducts() as counted:
+        loss = model(input_ids=ids).logits.square().sum()
+        forward = counted.merged
+        found = gradients(model, loss)
+    assert 0 < forward < counted.merged
+    assert (found - wanted).norm() < 1.5 * (plain - wanted).norm() + 1e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_without_gradients_weights_are_merged_as_near_to_float64(name: str) -> None:
     """The threshold is met by this many tokens; a few tokens keep the usual step."""
     exact, model = adapted(name), adapted(name).float()

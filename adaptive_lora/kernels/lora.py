@@ -1,8 +1,8 @@
 """LoRA's product in one autograd step: y = x W + b + s (x Aᵀ) Bᵀ.
 
 PEFT's layer makes a tensor of its own for each of these operations and autograd keeps them; here
-the update is added into the base's product, nothing but x and x Aᵀ is kept, and no work is done for
-frozen weights. Without gradients, W + s Aᵀ Bᵀ is formed first where there are tokens enough.
+nothing but x and x Aᵀ is kept, and no work is done for frozen weights. Where there are many tokens,
+W + s Aᵀ Bᵀ is formed first, forward and backward: the outputs are then passed over once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import nn
 from torch.nn import functional
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
+
+from adaptive_lora.kernels.products import product
 
 
 @contextmanager
@@ -73,8 +75,9 @@ def _step_of(layer: Any) -> Any:
         weight = base.weight if transposed else base.weight.t()
         a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
         if not torch.is_grad_enabled() and _merges(inputs, weight):
-            merged = torch.addmm(weight, a.t(), b.t(), alpha=layer.scaling[name])
-            return functional.linear(inputs, merged.t(), base.bias)
+            merged = _merged(weight, a, b, layer.scaling[name])
+            out = product(inputs.flatten(0, -2), merged.t(), base.bias)
+            return out.view(*inputs.shape[:-1], -1)
         return _Lora.apply(inputs, weight, base.bias, a, b, layer.scaling[name])
 
     return step
@@ -89,6 +92,11 @@ def _merges(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
     whole = inputs.dtype == weight.dtype == torch.float32
     kind = inputs.device.type
     return whole and not torch.is_autocast_enabled(kind) and tokens >= max(weight.shape)
+
+
+def _merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return W + s Aᵀ Bᵀ, (in, out)."""
+    return torch.addmm(weight, a.t(), b.t(), alpha=scale)
 
 
 class _Lora(torch.autograd.Function):
@@ -107,9 +115,13 @@ class _Lora(torch.autograd.Function):
         kind = inputs.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         x, w = inputs.flatten(0, -2).to(dtype), weight.to(dtype)
-        out = x @ w if bias is None else torch.addmm(bias.to(dtype), x, w)
-        low = x @ a.to(dtype).t()
-        out.addmm_(low, b.to(dtype).t(), alpha=scale)
+        bias = None if bias is None else bias.to(dtype)
+        low = product(x, a.to(dtype))
+        if _merges(x, w):
+            out = product(x, _merged(w, a, b, scale).t(), bias)
+        else:
+            out = product(x, w.t(), bias)
+            out.addmm_(low, b.to(dtype).t(), alpha=scale)
         ctx.save_for_backward(x, low, w, a, b)
         ctx.scale, ctx.shape, ctx.dtype = scale, inputs.shape, inputs.dtype
         return out.view(*inputs.shape[:-1], -1)
@@ -118,11 +130,16 @@ class _Lora(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         x, low, w, a, b = ctx.saved_tensors
         g = gradient.flatten(0, -2).to(w.dtype)
-        back = g @ b.to(g.dtype)
-        of_a = (back.t() @ x).to(a.dtype).mul_(ctx.scale) if ctx.needs_input_grad[3] else None
-        of_b = (low.t() @ g).t().to(b.dtype).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
-        of_x = None
+        back = product(g, b.to(g.dtype).t())
+        of_x = of_a = of_b = None
+        if ctx.needs_input_grad[3]:
+            of_a = product(back.t(), x.t()).to(a.dtype).mul_(ctx.scale)
+        if ctx.needs_input_grad[4]:
+            of_b = product(low.t(), g.t()).t().to(b.dtype).mul_(ctx.scale)
         if ctx.needs_input_grad[0]:
-            of_x = (g @ w.t()).addmm_(back, a.to(g.dtype), alpha=ctx.scale)
+            if _merges(g, w):
+                of_x = product(g, _merged(w, a, b, ctx.scale))
+            else:
+                of_x = product(g, w).addmm_(back, a.to(g.dtype), alpha=ctx.scale)
             of_x = of_x.view(ctx.shape).to(ctx.dtype)
         return of_x, None, None, of_a, of_b, None
