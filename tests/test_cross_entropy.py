@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from adaptive_lora.kernels import cross_entropy, tiles
+from adaptive_lora.kernels import tiles
 from adaptive_lora.kernels.cross_entropy import Head, token_nll, token_scores
 
 VOCABULARY, WIDTH, ROWS = 301, 12, 57
@@ -18,7 +18,7 @@ VOCABULARY, WIDTH, ROWS = 301, 12, 57
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make chunks of 16 rows and tiles of 50 words, so that the last ones are smaller."""
-    monkeypatch.setattr(cross_entropy, "_CHUNK", {"cpu": 16 * VOCABULARY})
+    monkeypatch.setattr(tiles, "LOGITS", {"cpu": 16 * VOCABULARY})
     monkeypatch.setattr(tiles, "ROWS", 16)
     monkeypatch.setattr(tiles, "TILE", 50)
 
@@ -103,7 +103,7 @@ def test_tiles_serve_plain_heads_alone() -> None:
             return 2 * super().forward(inputs)
 
     head = Head(module=Doubled(WIDTH, VOCABULARY).requires_grad_(False))
-    assert not tiles.suits_tiles(head, hidden)
+    assert not head.plain
     nll, _ = token_scores(head, hidden, targets)
     wanted = functional.cross_entropy(head.module(hidden), targets, reduction="none")
     torch.testing.assert_close(nll, wanted)

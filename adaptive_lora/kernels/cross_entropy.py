@@ -12,7 +12,6 @@ kept here, is right for every weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +20,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from adaptive_lora.kernels.tiles import suits_tiles, tiled_scores
-
-_CHUNK = {"cpu": 2**23, "cuda": 2**26}
-"""Logits of a chunk by device: enough rows for a fast product, few enough to stay in a cache."""
+from adaptive_lora.kernels.tiles import row_slices, tiled_nll, tiled_scores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +33,12 @@ class Head:
     """Factor of the logits, as in Cohere and Granite."""
     softcap: float | None = None
     """Logits are c * tanh(logits / c), as in Gemma 2; None: no limit."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Words that the head tells apart."""
+        module: Any = self.module
+        return int(getattr(module, "out_features", None) or len(module.weight))
 
     @property
     def plain(self) -> bool:
@@ -77,47 +79,20 @@ def token_nll(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.
         checkpoint(_chunk_nll, head, hidden[rows], targets[rows], use_reentrant=False)
         if torch.is_grad_enabled()
         else _chunk_nll(head, hidden[rows], targets[rows])
-        for rows in _chunks(head, hidden)
+        for rows in row_slices(head, hidden, narrow=False)
     ]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
-@torch.no_grad()
 def token_scores(
     head: Head, hidden: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (nll (S,), whether the most likely token is the right one (S,)), without gradient."""
-    if suits_tiles(head, hidden) and len(targets):
-        return tiled_scores(head, hidden, targets)
-    nll = torch.empty(len(targets), device=hidden.device)
-    correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
-    for rows in _chunks(head, hidden):
-        logits = head.logits(hidden[rows])
-        top = logits.amax(dim=-1)
-        right = logits.gather(1, targets[rows, None]).squeeze(1)
-        hits = (right == top).nonzero().squeeze(1)
-        best = torch.full_like(targets[rows], -1)
-        best[hits] = logits[hits].argmax(dim=-1)  # slow, so only where the target may be it
-        correct[rows] = best == targets[rows]
-        total = logits.sub_(top[:, None]).exp_().sum(dim=-1)
-        nll[rows] = total.log() + top - right
-    return nll, correct
+    return tiled_scores(head, hidden, targets)
 
 
 def _chunk_nll(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(head.logits(hidden), targets, reduction="none")
-
-
-def _chunks(head: Head, hidden: torch.Tensor) -> Iterator[slice]:
-    """Yield slices over the rows of hidden states, about equal in size."""
-    module: Any = head.module
-    vocabulary = getattr(module, "out_features", None) or len(module.weight)
-    most = max(16, _CHUNK.get(hidden.device.type, 2**23) // vocabulary)
-    rows = len(hidden)
-    count = -(-rows // most)
-    size = -(-rows // max(1, count))
-    for start in range(0, rows, max(1, size)):
-        yield slice(start, min(start + size, rows))
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -129,12 +104,9 @@ class _FrozenHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, head: Head, targets: torch.Tensor) -> torch.Tensor:
-        nll = torch.empty(len(targets), device=hidden.device)
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wanted else None
-        for rows in _chunks(head, hidden):
-            nll[rows] = _score(head, hidden[rows], targets[rows], gradient, rows)
-        if wanted:
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        nll = tiled_nll(head, hidden, targets, gradient)
+        if gradient is not None:
             ctx.save_for_backward(gradient)
         return nll
 
@@ -142,29 +114,3 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, weights: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * weights[:, None].to(gradient.dtype), None, None
-
-
-def _score(
-    head: Head,
-    hidden: torch.Tensor,
-    targets: torch.Tensor,
-    gradient: torch.Tensor | None,
-    rows: slice,
-) -> torch.Tensor:
-    """Return the loss of a chunk's tokens; write the gradient of each into `gradient[rows]`."""
-    weight: Any = head.module.weight
-    logits = head.logits(hidden.to(weight.dtype))
-    slope = None
-    if head.softcap is not None and gradient is not None:
-        slope = 1 - (logits / head.softcap) ** 2
-    logits -= logits.amax(dim=-1, keepdim=True)
-    right = logits.gather(1, targets[:, None])
-    shares = logits.exp_()
-    total = shares.sum(dim=-1, keepdim=True)
-    if gradient is not None:
-        # (softmax - one-hot) x total: the division comes after the product, on few numbers.
-        shares.scatter_add_(1, targets[:, None], -total)
-        if slope is not None:
-            shares *= slope
-        gradient[rows] = shares.to(weight.dtype) @ weight * (head.scale / total)
-    return (total.log() - right).squeeze(1)

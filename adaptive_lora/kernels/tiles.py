@@ -1,71 +1,183 @@
-"""Scores of tokens, tile by tile of the vocabulary: for CPUs, whose caches hold a tile but no row.
+"""Scores of tokens and the gradient for their hidden states, tile by tile of the logits.
 
-Reading the head's weight again for every few rows costs a CPU as much as multiplying by it. Here a
-tile of the weight meets many rows, and the sum of exponentials is kept beside the largest logit so
-far (Milakov and Gimelshein, "Online normalizer calculation for softmax", 1805.02867, section 3).
+Tokens x vocabulary never stands whole in memory. The sum of exponentials is kept beside the largest
+logit so far (Milakov and Gimelshein, "Online normalizer calculation for softmax", 1805.02867,
+section 3), and so is the gradient: both fade where a larger logit comes. On a CPU a tile of the
+weight meets many rows, and the tile stays in the cache: reading the weight again for every few rows
+costs as much as multiplying by it. On a GPU a tile is as wide as the vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
+
+from adaptive_lora.kernels.products import product
 
 if TYPE_CHECKING:
     from adaptive_lora.kernels.cross_entropy import Head
 
-ROWS, TILE = 1024, 1024
-"""Hidden states and words of a tile: 4 MiB of logits in float32."""
+ROWS, TILE = 2048, 1024
+"""Hidden states and words of a tile on a CPU: 8 MiB of logits in float32."""
+LOGITS = {"cpu": 2**23, "cuda": 2**26}
+"""Logits of a tile as wide as the vocabulary, by device."""
 
 
-def suits_tiles(head: Head, hidden: torch.Tensor) -> bool:
-    """Return whether tiles are the faster way: on a CPU, with a plain linear map for a head."""
-    return hidden.device.type == "cpu" and head.plain
+@torch.no_grad()
+def tiled_nll(
+    head: Head, hidden: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the negative log-likelihood per token, (S,) in nats and float32.
+
+    Args:
+        head: a frozen one.
+        hidden: (S, d) last hidden states at the positions that predict supervised tokens.
+        targets: (S,) the tokens that follow.
+        gradient: (S, d), takes the gradient of each token's loss for its hidden state; or none.
+    """
+    nll = torch.empty(len(targets), device=hidden.device)
+    for rows in row_slices(head, hidden, narrow=_narrow(head, hidden)):
+        into = None if gradient is None else gradient[rows]
+        nll[rows] = _learn(head, hidden[rows], targets[rows], into)
+    return nll
 
 
 @torch.no_grad()
 def tiled_scores(
     head: Head, hidden: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (nll (S,), whether the most likely token is the right one (S,)), without gradient.
+    """Return (nll (S,), whether the most likely token is the right one (S,)), without gradient."""
+    nll = torch.empty(len(targets), device=hidden.device)
+    correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
+    for rows in row_slices(head, hidden, narrow=_narrow(head, hidden)):
+        nll[rows], best = _score(head, hidden[rows], targets[rows])
+        correct[rows] = best == targets[rows]
+    return nll, correct
+
+
+def row_slices(head: Head, hidden: torch.Tensor, *, narrow: bool) -> Iterator[slice]:
+    """Yield slices over the rows of hidden states, about equal in size.
 
     Args:
-        head: a plain one.
-        hidden: (S, d) last hidden states at the positions that predict supervised tokens.
-        targets: (S,) the tokens that follow.
+        head: what they go to.
+        hidden: (S, d).
+        narrow: the tiles are narrower than the vocabulary.
     """
-    parts = [
-        _scores(head, states, words)
-        for states, words in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
-    ]
-    nll, best = (torch.cat(found) for found in zip(*parts, strict=True))
-    return nll, best == targets
+    whole = LOGITS.get(hidden.device.type, LOGITS["cpu"]) // head.vocabulary
+    most = ROWS if narrow else max(16, whole)
+    rows = len(hidden)
+    size = -(-rows // max(1, -(-rows // most)))
+    for start in range(0, rows, max(1, size)):
+        yield slice(start, min(start + size, rows))
 
 
-def _scores(
+def _narrow(head: Head, hidden: torch.Tensor) -> bool:
+    return hidden.device.type == "cpu" and head.plain
+
+
+def _tiles(head: Head, hidden: torch.Tensor) -> Iterator[slice]:
+    """Yield slices over the words."""
+    width = TILE if _narrow(head, hidden) else head.vocabulary
+    for start in range(0, head.vocabulary, width):
+        yield slice(start, min(start + width, head.vocabulary))
+
+
+def _linear(head: Head, hidden: torch.Tensor, words: slice) -> torch.Tensor:
+    """Return what a tile's linear map gives, in float32 and not yet limited."""
+    module: Any = head.module
+    if not head.plain:
+        found: torch.Tensor = module(hidden)
+        return found.float()
+    bias = None if module.bias is None else module.bias[words]
+    return product(hidden.to(module.weight.dtype), module.weight[words], bias).float()
+
+
+class _Softmax:
+    """Largest logit, sum of exponentials beside it and the target's logit, over the tiles so far.
+
+    All are (S,).
+    """
+
+    def __init__(self, head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> None:
+        self.tiles = list(_tiles(head, hidden))
+        self.highest = torch.full_like(targets, torch.finfo(torch.float32).min, dtype=torch.float32)
+        self.total, self.right = torch.zeros_like(self.highest), torch.zeros_like(self.highest)
+        self._owners = _owners(targets, self.tiles)
+
+    def __iter__(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield the words of each tile and the rows whose target is one of them."""
+        return zip(self.tiles, self._owners, strict=True)
+
+    def see(self, logits: torch.Tensor, top: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take a tile in; return its exponentials (in its place) and how the earlier ones fade."""
+        top = torch.maximum(top, self.highest)
+        fading = (self.highest - top).exp_()
+        shares = logits.sub_(top[:, None]).exp_()
+        self.total = self.total.mul_(fading).add_(shares.sum(dim=-1))
+        self.highest = top
+        return shares, fading
+
+    @property
+    def nll(self) -> torch.Tensor:
+        return self.total.log() + self.highest - self.right
+
+
+def _owners(targets: torch.Tensor, tiles: Sequence[slice]) -> Sequence[torch.Tensor]:
+    """Return for each tile the rows whose target is in it."""
+    if len(tiles) == 1:
+        return [torch.arange(len(targets), device=targets.device)]
+    words, rows = targets.sort()
+    starts = torch.tensor([tile.start for tile in tiles[1:]], device=targets.device)
+    return rows.tensor_split(torch.searchsorted(words, starts).cpu())
+
+
+def _learn(
+    head: Head, hidden: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the loss of some tokens; write the gradient of each where there is a place for it."""
+    weight: Any = head.module.weight
+    softmax = _Softmax(head, hidden, targets)
+    sums = torch.zeros_like(hidden, dtype=torch.float32)
+    at_target = torch.ones_like(softmax.total)
+    for words, own in softmax:
+        logits = head.limited(_linear(head, hidden, words))
+        at = targets[own] - words.start
+        softmax.right[own] = logits[own, at]
+        slope = None
+        if head.softcap is not None and gradient is not None:
+            slope = 1 - (logits / head.softcap) ** 2
+            at_target[own] = slope[own, at]
+        shares, fading = softmax.see(logits, logits.amax(dim=-1))
+        if gradient is not None:
+            if slope is not None:
+                shares *= slope
+            sums.mul_(fading[:, None]).add_(product(shares.to(weight.dtype), weight[words].t()))
+    if gradient is not None:
+        # softmax - one-hot, times the weight: the division comes last, on few numbers.
+        sums /= softmax.total[:, None]
+        sums -= weight[targets].float() * at_target[:, None]
+        gradient.copy_(sums.mul_(head.scale))
+    return softmax.nll
+
+
+def _score(
     head: Head, hidden: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the negative log-likelihood, and the most likely token where that may be the target.
 
     Elsewhere the token is -1: to find it would take longer than all the rest.
     """
-    module: Any = head.module
-    highest = torch.full((len(targets),), torch.finfo(torch.float32).min)
-    total, right = torch.zeros_like(highest), torch.zeros_like(highest)
+    softmax = _Softmax(head, hidden, targets)
     best = torch.full_like(targets, -1)
-    for start in range(0, len(module.weight), TILE):
-        words = slice(start, start + TILE)
-        bias = None if module.bias is None else module.bias[words]
-        logits = head.limited(functional.linear(hidden, module.weight[words], bias).float())
+    for words, own in softmax:
+        logits = head.limited(_linear(head, hidden, words))
         top = logits.amax(dim=-1)
-        rising = top > highest
+        rising = top > softmax.highest
         best[rising] = -1
-        own = ((targets >= start) & (targets < start + TILE)).nonzero().squeeze(1)
-        right[own] = logits[own, targets[own] - start]
-        hits = own[(rising & (right == top))[own]]
-        best[hits] = logits[hits].argmax(dim=-1) + start  # of equals the first, as argmax has it
-        top = torch.maximum(top, highest)
-        total = total * (highest - top).exp() + logits.sub_(top[:, None]).exp_().sum(dim=-1)
-        highest = top
-    return total.log() + highest - right, best
+        softmax.right[own] = logits[own, targets[own] - words.start]
+        hits = own[(rising & (softmax.right == top))[own]]
+        best[hits] = logits[hits].argmax(dim=-1) + words.start  # of equals the first, as argmax
+        softmax.see(logits, top)
+    return softmax.nll, best

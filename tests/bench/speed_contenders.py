@@ -21,16 +21,25 @@ Data = Sequence[TokenizedExample]
 
 
 def product(data: Data, turns: Turns) -> None:
-    """Serve the machine's own rate: products of float32 matrices of 2048 x 2048."""
+    """Serve the machine's own rate: float32 products of 2048 x 2048, by the faster library."""
+    from adaptive_lora.kernels.products import product as by_onednn
+
     size, repeats = 2048, 6
     a, out = torch.randn(size, size), torch.empty(size, size)
+    ways: list[Callable[[], object]] = [lambda: torch.mm(a, a, out=out), lambda: by_onednn(a, a)]
+
+    def seconds(way: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        for _ in range(repeats):
+            way()
+        return time.perf_counter() - started
+
+    way = min(ways, key=lambda way: min(seconds(way) for _ in range(3)))
 
     def step() -> dict[str, float]:
-        for _ in range(repeats):
-            torch.mm(a, a, out=out)
+        seconds(way)
         return {"work": 2.0 * repeats * size**3}
 
-    step()
     turns.serve(step)
 
 
