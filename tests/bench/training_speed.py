@@ -120,7 +120,7 @@ def main() -> None:
     given = parser.parse_args()
     if not (given.shared / "data" / "alpaca_en_demo.json").is_file():
         sys.exit(f"required: --shared FOLDER with data/alpaca_en_demo.json; {given.shared} is none")
-    steps, sft_steps = (3, 1) if given.quick else (16, 8)
+    steps, sft_steps = (3, 1) if given.quick else (16, 10)
     found = summary(measure(given.shared, given.loss_on, steps, sft_steps), given.quick)
     if given.json:
         print(json.dumps(found, indent=1))
