@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.adapter_serving import NF4
+from adaptive_lora.adapters.dropout import switch_off_dropout
 from adaptive_lora.bench import Bench, PreparedParts
 from adaptive_lora.config import StudyConfig, TrialSpec, digest
 from adaptive_lora.data import ExampleSet, split_set
 from adaptive_lora.errors import DataError
-from adaptive_lora.models import load_base, require_quantiser
+from adaptive_lora.models import BaseModel, load_base, require_quantiser
 from adaptive_lora.results import EvalResult
-from adaptive_lora.runtime import start_runtime
+from adaptive_lora.runtime import Runtime, start_runtime
 from adaptive_lora.tasks import Task, task_named
 
 OWN = "own"
@@ -44,9 +45,9 @@ class Workbench(Bench):
         if "nf4" in wanted:
             require_quantiser()
         if wanted == {"nf4"}:  # the weights as saved may be too large for the device
-            base = load_base(config.model, runtime.base_dtype, record, NF4)
+            base = _load(config, runtime, record, NF4)
         else:
-            base = load_base(config.model, runtime.base_dtype, record)
+            base = _load(config, runtime, record)
         super().__init__(kind(config, runtime, base))
         self._other: OtherBase | None = None
         with _without_collector():
@@ -163,7 +164,7 @@ class OtherBase(Workbench):
             ConfigError: bitsandbytes is missing.
         """
         quantisation = None if kind == "full" else NF4
-        base = load_base(home.config.model, home.runtime.base_dtype, home.base.task, quantisation)
+        base = _load(home.config, home.runtime, home.base.task, quantisation)
         Bench.__init__(self, type(home.task)(home.config, home.runtime, base))
         self.data, self._home = home.data, home
         self._frozen, self._borrowed = {}, {}
@@ -230,6 +231,19 @@ class BorrowedBench(Bench):
                 }
             )
         return self._parts[fold]
+
+
+def _load(
+    config: StudyConfig,
+    runtime: Runtime,
+    task: Mapping[str, Any],
+    quantisation: Mapping[str, Any] | None = None,
+) -> BaseModel:
+    """Load a study's base for a task, with or without dropout of its own."""
+    base = load_base(config.model, runtime.base_dtype, task, quantisation)
+    if not config.train.base_dropout:
+        switch_off_dropout(base.model)
+    return base
 
 
 @contextmanager

@@ -27,13 +27,6 @@ OUT_OF_MEMORY = [
 ]
 
 
-def without_dropout(bench: Workbench) -> Workbench:
-    for module in bench.base.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return bench
-
-
 @contextmanager
 def room_for(model: torch.nn.Module, examples: int, error: Exception) -> Iterator[list[int]]:
     """Let training passes of more examples fail, deep in the model; collect their sizes."""
@@ -60,9 +53,10 @@ def run(bench: Workbench, folder: Path) -> TrialOutcome:
 def test_a_smaller_micro_batch_gives_the_same_losses(
     make_bench: Bench, tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench = without_dropout(
-        make_bench(methods="uniform:rank=2", batch_size=8, accumulation=2, batching="padded")
-    )
+    bench = make_bench(
+        methods="uniform:rank=2", batch_size=8, accumulation=2, batching="padded",
+        base_dropout=False,
+    )  # fmt: skip
     expected = run(bench, tmp_path / "whole")
     with room_for(bench.base.model, 3, error) as sizes:
         found = run(bench, tmp_path / "parts")

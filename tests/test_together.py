@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import signal
 from collections.abc import Callable
@@ -13,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from architectures import ARCHITECTURES
 from mlflow.entities import Run
 from rich.console import Console
 from tracked import quiet, runs_in, store_in, trials_in
 
 from adaptive_lora.adapters import attach, detach
 from adaptive_lora.adapters.attach import lora_layers
+from adaptive_lora.adapters.dropout import own_dropout, switch_off_dropout
 from adaptive_lora.adapters.grouped import mount, take_off
 from adaptive_lora.config import StudyConfig, TrialSpec
 from adaptive_lora.engines import resolve_engine, run_trials
@@ -51,18 +53,12 @@ MIXED = {
 }
 
 
-def without_dropout(bench: Workbench) -> Workbench:
-    for module in bench.base.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return bench
-
-
 class Trainer:
     """Trains trials of a workbench alone or together, without recipes and records."""
 
     def __init__(self, bench: Workbench) -> None:
-        self.bench = without_dropout(bench)
+        switch_off_dropout(bench.base.model)
+        self.bench = bench
         self.base = bench.base.model
 
     def parts(self, trial: TrialSpec, **more: Any) -> tuple[torch.nn.Module, TrainInputs]:
@@ -277,31 +273,20 @@ def test_a_gpus_free_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert passes_at_once([one, None], limit=1, device=cpu) == 2
 
 
-def no_dropout_base(base_folder: Path, folder: Path) -> Path:
-    """Copy a base with its own dropout set to 0."""
-    shutil.copytree(base_folder, folder)
-    settings = json.loads((folder / "config.json").read_text())
-    settings |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    (folder / "config.json").write_text(json.dumps(settings))
-    return folder
-
-
 @pytest.fixture
 def studies(
-    base_folder: Path,
     empty_store: Path,
     make_study: Callable[..., StudyConfig],
     tmp_path: Path,
 ) -> Callable[..., list[Run]]:
     """Return a function that runs a study in a store of its own; the trials' runs come back."""
-    base = no_dropout_base(base_folder, tmp_path / "base")
 
     def run(name: str, **changes: object) -> list[Run]:
         folder = tmp_path / name
         folder.mkdir()
         shutil.copy(empty_store, folder / "mlflow.db")
         store = {"tracking_uri": store_in(folder), "output": str(folder)}
-        bench = Workbench(make_study(**{"model": str(base), "engine": name, **store, **changes}))
+        bench = Workbench(make_study(**{"base_dropout": False, "engine": name, **store, **changes}))
         study = open_study(bench, connect(bench.config.tracking))
         with StudyProgress(Console(file=StringIO()), 6) as progress:
             run_trials(
@@ -353,13 +338,12 @@ def test_a_studys_records_do_not_depend_on_the_engine(
 
 
 def test_a_stopped_joint_training_goes_on(
-    base_folder: Path, empty_store: Path, make_study: Callable[..., StudyConfig], tmp_path: Path,
+    empty_store: Path, make_study: Callable[..., StudyConfig], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """SIGTERM within a joint step: every trial leaves its own checkpoint, and ends as if alone."""
     from transformers import GPT2Model
 
-    base = no_dropout_base(base_folder, tmp_path / "base")
     forward, passes = GPT2Model.forward, []
 
     def stopping(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -372,7 +356,9 @@ def test_a_stopped_joint_training_goes_on(
         (tmp_path / name).mkdir(exist_ok=True)
         shutil.copy(empty_store, tmp_path / name / "mlflow.db")
         own = {"tracking_uri": store_in(tmp_path / name), "output": str(tmp_path / name / "out")}
-        return make_study(model=str(base), engine=name, max_steps=5, epochs=9, dropout=0.1, **own)
+        return make_study(
+            base_dropout=False, engine=name, max_steps=5, epochs=9, dropout=0.1, **own
+        )
 
     quiet(study("serial"))
     config = study("together")
@@ -409,6 +395,33 @@ def test_what_cannot_join_runs_alone_and_an_unstable_trial_fails_alone(
     assert "trials train one by one: the base has dropout of its own" in caplog.text
     by_rate = {(run.data.tags["lr"], run.info.status) for run in trials_in(tmp_path)}
     assert by_rate == {("0.01", "FINISHED"), ("1e+30", "FAILED")}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_dropout_of_the_base_is_kept_or_switched_off(make_bench: Bench, kept: bool) -> None:
+    bench = make_bench(base_dropout=kept)
+    found = [p for m in bench.base.model.modules() for p in own_dropout(m).values()]
+    assert found
+    assert (max(found) == 0.1) == kept
+    assert (max(found) == 0.0) != kept
+    model = bench.base.model.train()
+    ids = torch.arange(5)[None]
+    assert torch.equal(model(ids).logits, model(ids).logits) != kept
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("opt", {"dropout": 0.4}), ("llama", {"attention_dropout": 0.4})]
+)
+def test_dropout_that_a_base_keeps_as_an_attribute_is_switched_off(
+    name: str, settings: dict[str, float]
+) -> None:
+    kind, common, _ = ARCHITECTURES[name]
+    config = getattr(transformers, kind)(**{**common, **settings})
+    model = transformers.AutoModelForCausalLM.from_config(config).train()
+    ids = torch.arange(5)[None]
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    switch_off_dropout(model)
+    assert torch.equal(model(ids).logits, model(ids).logits)
 
 
 def test_the_engine_is_chosen_by_the_device(make_bench: Bench) -> None:

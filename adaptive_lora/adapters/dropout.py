@@ -1,4 +1,4 @@
-"""Dropout whose masks depend on seed, site and step alone."""
+"""Dropout whose masks depend on seed, site and step alone; dropout that bases have themselves."""
 
 from __future__ import annotations
 
@@ -42,3 +42,18 @@ def set_dropout_step(model: nn.Module, step: int) -> None:
     for module in model.modules():
         if isinstance(module, SiteDropout):
             module.set_step(step)
+
+
+def own_dropout(module: nn.Module) -> dict[str, float]:
+    """Return a module's probabilities of dropout: a layer's `p`, or attributes (Llama, OPT)."""
+    if isinstance(module, nn.Dropout):
+        return {"p": module.p}
+    attributes = vars(module).items()
+    return {name: v for name, v in attributes if "dropout" in name and isinstance(v, float)}
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set every probability of dropout that a base has itself to 0."""
+    for module in model.modules():
+        for name in own_dropout(module):
+            setattr(module, name, 0.0)

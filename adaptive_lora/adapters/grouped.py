@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from adaptive_lora.adapters.attach import ADAPTER, lora_layers
-from adaptive_lora.adapters.dropout import SiteDropout
+from adaptive_lora.adapters.dropout import SiteDropout, own_dropout
 
 Layers = Mapping[str, LoraLinear]
 """Site name -> LoRA layer of one trial."""
@@ -62,18 +62,12 @@ def grouping_problem(adapted: nn.Module) -> str | None:
         if layer.lora_B[ADAPTER].bias is not None:
             return f"{name} trains a bias"
     for name, module in adapted.named_modules():
-        if (probability := _dropout_of(module)) > 0:
-            return f"the base has dropout of its own ({name}: {probability:g})"
+        if (probability := max(own_dropout(module).values(), default=0.0)) > 0:
+            return (
+                f"the base has dropout of its own ({name}: {probability:g}); --base-dropout false "
+                "switches it off"
+            )
     return None
-
-
-def _dropout_of(module: nn.Module) -> float:
-    """Return a module's probability of dropout, as a layer or as an attribute (Llama, OPT)."""
-    if isinstance(module, nn.Dropout):
-        return module.p
-    attributes = vars(module).items()
-    found = [v for name, v in attributes if "dropout" in name and isinstance(v, float)]
-    return max(found, default=0.0)
 
 
 def take_off(adapted: Any) -> Layers:

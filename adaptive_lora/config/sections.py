@@ -126,6 +126,11 @@ class TrainConfig:
     weight_decay: float = option(0.0, "AdamW weight decay", limits=Limits(low=0))
     clip_norm: float = option(1.0, "gradient norm limit; 0: none", limits=Limits(low=0))
     dropout: float = option(0.0, "dropout before each adapter's A", limits=Limits(low=0, high=0.9))
+    base_dropout: bool = option(
+        True,
+        "dropout inside the base while training, as its configuration has it; without, trials can "
+        "train together, and packed rows use a GPU's flash attention",
+    )
     scale: float = option(
         2.0,
         "factor of the update: alpha / rank at rank 16 (alpha 32, as published), at other ranks by "
