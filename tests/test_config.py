@@ -108,6 +108,7 @@ CHANGES = {
     "batching": "padded",
     "epochs": 9, "max_steps": 7, "batch_size": 3, "accumulation": 2, "schedule": "linear",
     "warmup_share": 0.3, "weight_decay": 0.1, "clip_norm": 0.5, "dropout": 0.2, "scale": 1.0,
+    "base_dropout": False,
     "scale_policy": "rslora", "probe_rank": 4, "probe_epochs": 2.0,
     "gradient_checkpointing": True, "validations": 2, "patience": 2, "max_skipped_steps": 1,
     "precision": "bf16", "generate": "off", "short_answer_tokens": 4, "profile_batches": 2,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional
 
 from adaptive_lora.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.adapters.dropout import SiteDropout, own_dropout
+from adaptive_lora.adapters.grouped_products import grouped_update, suits_groups
 
 Layers = Mapping[str, LoraLinear]
 """Site name -> LoRA layer of one trial."""
@@ -104,17 +106,24 @@ class GroupedSite(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the base's product plus, in each trial's rows, its own scaled B A x."""
-        result = self.base_layer(inputs)
+        result: torch.Tensor = self.base_layer(inputs)
         shares = self._routing.shares
+        layers = [
+            self.layers[key] if (key := str(s.member)) in self.layers else None for s in shares
+        ]
         total = sum(share.rows for share in shares)
         rows = inputs.reshape(total, -1, inputs.shape[-1])  # some models flatten rows and columns
+        if suits_groups(layers, inputs):
+            ends = accumulate(share.rows * rows.shape[1] for share in shares)
+            update = grouped_update(layers, rows.flatten(0, 1), tuple(ends))
+            return result + update.to(result.dtype).view_as(result)
         sizes = [share.rows for share in shares]
         parts = result.reshape(total, -1, result.shape[-1]).split(sizes)
         adapted = [
-            part + _update(self.layers[key], own, share.width).to(part.dtype)
-            if (key := str(share.member)) in self.layers
-            else part
-            for share, own, part in zip(shares, rows.split(sizes), parts, strict=True)
+            part if layer is None else part + _update(layer, own, share.width).to(part.dtype)
+            for layer, share, own, part in zip(
+                layers, shares, rows.split(sizes), parts, strict=True
+            )
         ]
         return torch.cat(adapted).view_as(result)
 

@@ -16,7 +16,7 @@
   A frozen map's own input is not needed: the gradient for its weight is not formed. Attention by
   flash or memory-efficient kernels keeps no weights. With checkpointing a block keeps its input, h,
   and one block at a time holds the rest.
-- *head*: logits of one chunk in fp32, as logits and as their exponentials, and the gradient of the
+- *head*: logits of one chunk in fp32, twice (a CPU's tiles are smaller), and the gradient of the
   last hidden states. Where batches are padded, the logits of all tokens stand whole: four times,
   as logits, their logarithms, and the gradients of both.
 - *work*: what one block has in flight beside what it keeps: the gradients on the way back, three
