@@ -44,10 +44,8 @@ class Workbench(Bench):
         wanted = {spec.base for spec in config.specs}
         if "nf4" in wanted:
             require_quantiser()
-        if wanted == {"nf4"}:  # the weights as saved may be too large for the device
-            base = _load(config, runtime, record, NF4)
-        else:
-            base = _load(config, runtime, record)
+        alone = wanted == {"nf4"}  # the weights as saved may be too large for the device
+        base = _load(config, runtime, record, NF4 if alone else None)
         super().__init__(kind(config, runtime, base))
         self._other: OtherBase | None = None
         with _without_collector():
@@ -237,7 +235,7 @@ def _load(
     config: StudyConfig,
     runtime: Runtime,
     task: Mapping[str, Any],
-    quantisation: Mapping[str, Any] | None = None,
+    quantisation: Mapping[str, Any] | None,
 ) -> BaseModel:
     """Load a study's base for a task, with or without dropout of its own."""
     base = load_base(config.model, runtime.base_dtype, task, quantisation)

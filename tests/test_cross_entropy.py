@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from adaptive_lora.kernels import tiles
-from adaptive_lora.kernels.cross_entropy import Head, token_nll, token_scores
+from adaptive_lora.kernels.cross_entropy import Head, token_nll
+from adaptive_lora.kernels.tiles import token_scores
 
 VOCABULARY, WIDTH, ROWS = 301, 12, 57
 

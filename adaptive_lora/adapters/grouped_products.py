@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from adaptive_lora.adapters.attach import ADAPTER
+from adaptive_lora.kernels.products import compute_type
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _STEP = 8
@@ -33,9 +34,10 @@ def suits_groups(layers: Sequence[Any | None], inputs: torch.Tensor) -> bool:
     there = [layer for layer in layers if layer is not None]
     if not there or any(not isinstance(_dropout(layer), nn.Identity) for layer in there):
         return False
-    size = 128 // torch.finfo(_type_of(there[0], inputs)).bits  # numbers in 16 bytes
-    wide = inputs.shape[-1] % size == 0 and _b(there[0]).shape[0] % size == 0
-    return wide and _type_of(there[0], inputs) in _TYPES
+    dtype = compute_type(inputs, _a(there[0]))
+    step = 128 // torch.finfo(dtype).bits  # numbers in 16 bytes
+    widths = (inputs.shape[-1], len(_b(there[0])))
+    return dtype in _TYPES and all(width % step == 0 for width in widths)
 
 
 def grouped_update(
@@ -49,7 +51,7 @@ def grouped_update(
         ends: where the rows of each trial end.
     """
     there = [layer for layer in layers if layer is not None]
-    dtype, device = _type_of(there[0], inputs), inputs.device
+    dtype, device = compute_type(inputs, _a(there[0])), inputs.device
     ranks = tuple(0 if layer is None else len(_a(layer)) for layer in layers)
     factors = tuple(0.0 if layer is None else layer.scaling[ADAPTER] for layer in layers)
     a = _stacked([_a(layer) for layer in there], ranks)
@@ -98,8 +100,3 @@ def _b(layer: Any) -> torch.Tensor:
 def _dropout(layer: Any) -> nn.Module:
     module: nn.Module = layer.lora_dropout[ADAPTER]
     return module
-
-
-def _type_of(layer: Any, inputs: torch.Tensor) -> torch.dtype:
-    kind = inputs.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else _a(layer).dtype

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from adaptive_lora.kernels.tiles import row_slices, tiled_nll, tiled_scores
+from adaptive_lora.kernels.tiles import row_slices, tiled_nll
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,13 +82,6 @@ def token_nll(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.
         for rows in row_slices(head, hidden, narrow=False)
     ]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
-
-
-def token_scores(
-    head: Head, hidden: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (nll (S,), whether the most likely token is the right one (S,)), without gradient."""
-    return tiled_scores(head, hidden, targets)
 
 
 def _chunk_nll(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

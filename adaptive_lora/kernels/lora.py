@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from adaptive_lora.kernels.products import product
+from adaptive_lora.kernels.products import compute_type, product
 
 
 @contextmanager
@@ -112,8 +112,7 @@ class _Lora(torch.autograd.Function):
         b: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
-        kind = inputs.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        dtype = compute_type(inputs, weight)
         x, w = inputs.flatten(0, -2).to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         low = product(x, a.to(dtype))

@@ -26,6 +26,12 @@ def _onednn() -> bool:
 _HERE = _onednn()
 
 
+def compute_type(inputs: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
+    """Return the type in which inputs meet a weight: autocast's if it is on, else its own."""
+    kind = inputs.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
 def product(
     inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:

@@ -45,7 +45,7 @@ def tiled_nll(
 
 
 @torch.no_grad()
-def tiled_scores(
+def token_scores(
     head: Head, hidden: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (nll (S,), whether the most likely token is the right one (S,)), without gradient."""
@@ -84,14 +84,14 @@ def _tiles(head: Head, hidden: torch.Tensor) -> Iterator[slice]:
         yield slice(start, min(start + width, head.vocabulary))
 
 
-def _linear(head: Head, hidden: torch.Tensor, words: slice) -> torch.Tensor:
-    """Return what a tile's linear map gives, in float32 and not yet limited."""
-    module: Any = head.module
+def _logits(head: Head, hidden: torch.Tensor, words: slice) -> torch.Tensor:
+    """Return a tile's logits in float32."""
     if not head.plain:
-        found: torch.Tensor = module(hidden)
-        return found.float()
+        return head.logits(hidden)
+    module: Any = head.module
     bias = None if module.bias is None else module.bias[words]
-    return product(hidden.to(module.weight.dtype), module.weight[words], bias).float()
+    found = product(hidden.to(module.weight.dtype), module.weight[words], bias)
+    return head.limited(found.float())
 
 
 class _Softmax:
@@ -142,7 +142,7 @@ def _learn(
     sums = torch.zeros_like(hidden, dtype=torch.float32)
     at_target = torch.ones_like(softmax.total)
     for words, own in softmax:
-        logits = head.limited(_linear(head, hidden, words))
+        logits = _logits(head, hidden, words)
         at = targets[own] - words.start
         softmax.right[own] = logits[own, at]
         slope = None
@@ -172,7 +172,7 @@ def _score(
     softmax = _Softmax(head, hidden, targets)
     best = torch.full_like(targets, -1)
     for words, own in softmax:
-        logits = head.limited(_linear(head, hidden, words))
+        logits = _logits(head, hidden, words)
         top = logits.amax(dim=-1)
         rising = top > softmax.highest
         best[rising] = -1
