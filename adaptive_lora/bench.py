@@ -131,7 +131,10 @@ class Bench(ABC):
         )
         rank = min(self.config.profile.probe_rank, *(site.max_rank for site in self.sites))
         plan = allocate(
-            MethodSpec.build("uniform", {"rank": rank}), self.sites, scale=settings.scale
+            MethodSpec.build("uniform", {"rank": rank}),
+            self.sites,
+            alpha=settings.alpha,
+            scaling=settings.scaling,
         )
         rates = sorted(self.config.lr)
         inputs = TrainInputs(
@@ -177,8 +180,8 @@ class Bench(ABC):
         plan = make_plan(
             spec,
             self.architecture,
-            scale=self.config.train.scale,
-            scale_policy=self.config.train.scale_policy,
+            alpha=self.config.train.alpha,
+            scaling=self.config.train.scaling,
             evidence=evidence,
             seed=seed,
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptive_lora.allocation import MethodSpec
-from adaptive_lora.config import digest
+from adaptive_lora.config import EARLIER_NAMES, current_settings, digest
 from adaptive_lora.errors import ConfigError, DataError, TrackingError, brief
 from adaptive_lora.redaction import hide_credentials
 from adaptive_lora.results import EvalResult, TrialRecord
@@ -40,6 +40,7 @@ SAME = {
     "data digest": "data_digest",
     "base model": "base_hash",
     "split": ("split_seed", "test_share", "validation_share", "folds", "max_examples"),
+    "scaling": ("alpha", "scaling"),
 }
 """What trials must share to be compared: a tag, or settings."""
 
@@ -179,7 +180,7 @@ def study_settings(study: StudyRun) -> dict[str, Any]:
         _require_grid(settings)
     except (OSError, *DAMAGE) as error:
         raise _damaged(study, CONFIG, error) from error
-    return settings
+    return current_settings(settings)[0]
 
 
 def _require_grid(settings: Any) -> None:
@@ -237,7 +238,13 @@ def _kind(record: TrialRecord, what: str) -> str:
     names = SAME[what]
     if isinstance(names, str):
         return record.tags.get(names, "not recorded")
-    values = [f"{name} {record.settings.get(f'cfg.{name}', 'not recorded')}" for name in names]
+    recorded = {
+        name: record.settings[f"cfg.{name}"]
+        for name in (*names, *EARLIER_NAMES)
+        if f"cfg.{name}" in record.settings
+    }
+    settings = current_settings(recorded)[0]
+    values = [f"{name} {settings.get(name, 'not recorded')}" for name in names]
     return ", ".join(values)
 
 
@@ -339,5 +346,9 @@ def _facts(store: Store, studies: Sequence[StudyRun]) -> dict[str, str]:
             elif text not in before:
                 facts[name] = f"{before}; {text}"
     if studies:
-        facts["settings"] = json.dumps(study_settings(studies[0]))
+        settings = study_settings(studies[0])
+        facts["scaling"] = (
+            f"{settings.get('scaling', 'constant')}, alpha {settings.get('alpha', 'not recorded')}"
+        )
+        facts["settings"] = json.dumps(settings)
     return {name: hide_credentials(text) for name, text in facts.items()}

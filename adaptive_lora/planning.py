@@ -149,8 +149,8 @@ def plan_method(
     plan = make_plan(
         spec,
         architecture,
-        scale=train.scale,
-        scale_policy=train.scale_policy,
+        alpha=train.alpha,
+        scaling=train.scaling,
         evidence=evidence,
         seed=seed,
     )
@@ -247,6 +247,9 @@ def print_plan(report: PlanReport, console: Console) -> None:
         console.print(f"budget     {plan.budget:,}, of which {unused:,} unused", highlight=False)
     if isinstance(plan, FamilyPlan):
         return
+    console.print(f"scaling    {plan.scaling}: factor {plan.scaling.formula}", highlight=False)
+    if plan.scaling_in_training:
+        console.print(f"           {plan.scaling_in_training}", highlight=False, soft_wrap=True)
     if plan.left_out:
         console.print(
             f"left out   {', '.join(plan.left_out)} (rank 0)", highlight=False, soft_wrap=True
@@ -280,7 +283,7 @@ def _site_table(plan: RankPlan, *, towers: bool) -> Table:
         ("out", "right"),
         ("rank", "right"),
         ("alpha", "right"),
-        ("scale", "right"),
+        ("factor", "right"),
         *([("rate", "right")] if rates else []),
         ("parameters", "right"),
     ):

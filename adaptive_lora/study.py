@@ -10,8 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
+from adaptive_lora import __version__
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import StudyConfig, TrackingConfig, TrialSpec, study_from
+from adaptive_lora.config.study import SIGNATURE_VERSION
 from adaptive_lora.dossier import (
     CONFIG,
     EXAMPLES,
@@ -177,6 +179,7 @@ def open_study(bench: Workbench, store: Store, *, single: bool = False) -> Study
             f"{bench.runtime.precision} before any training; check its weights or use fp32."
         )
     _refuse_changed(bench, store)
+    _refuse_earlier(bench, store)
     study = StudyRun.open(
         store,
         study_id=bench.study_id,
@@ -251,6 +254,29 @@ def _refuse_changed(bench: Workbench, store: Store) -> None:
         f"data {bench.config.data.data} changed (digest {tags['data_digest']} then, "
         f"{bench.data.digest} now) {way}"
     )
+
+
+def _refuse_earlier(bench: Workbench, store: Store) -> None:
+    """Refuse to continue a study of version 0.1, whose trials had another scaling by default.
+
+    Raises:
+        ConfigError: with both versions and policies.
+    """
+    if StudyRun.of_lineage(store, bench.lineage):
+        return  # begun anew by this version
+    for lineage in bench.earlier_lineages():
+        for run in StudyRun.of_lineage(store, lineage):
+            tags, name = run.data.tags, run.data.tags[STUDY_ID]
+            version = tags.get("provenance.adaptive_lora", "0.1")
+            settings = study_settings(StudyRun.find(store, name))
+            raise ConfigError(
+                f"study {name} was begun by adaptive-lora {version} with scaling "
+                f"{settings.get('scaling', 'constant')} (trial signatures of version 2). This is "
+                f"{__version__} with scaling {bench.config.train.scaling} (version "
+                f"{SIGNATURE_VERSION}), which does not continue it. Begin a new study: --study "
+                f"NAME, with --scaling constant for the earlier default. What is stored can be "
+                f"compared: `adaptive-lora compare --study-id {name}`."
+            )
 
 
 def _test_texts(bench: Workbench) -> dict[str, str]:

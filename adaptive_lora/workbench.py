@@ -15,6 +15,7 @@ from adaptive_lora.adapter_serving import NF4
 from adaptive_lora.adapters.dropout import switch_off_dropout
 from adaptive_lora.bench import Bench, PreparedParts
 from adaptive_lora.config import StudyConfig, TrialSpec, digest
+from adaptive_lora.config.renamed import earlier_settings
 from adaptive_lora.data import ExampleSet, split_set
 from adaptive_lora.errors import DataError
 from adaptive_lora.models import BaseModel, load_base, require_quantiser
@@ -122,11 +123,18 @@ class Workbench(Bench):
 
         Two study ids of one lineage mean that base or data changed under the same name.
         """
+        return self._lineage(self.config.identity())
+
+    def earlier_lineages(self) -> list[str]:
+        """Return the lineages that version 0.1 gave studies of this name and these settings."""
+        return [self._lineage(identity) for identity in earlier_settings(self.config.identity())]
+
+    def _lineage(self, identity: Mapping[str, Any]) -> str:
         sections = (self.config.model, self.config.data)
         named = {key: _place(value) for s in sections for key, value in vars(s).items()}
         contents = {"base", "data"}
         rest = {key: value for key, value in self.surroundings.items() if key not in contents}
-        return digest({**self.config.identity(), **named, **rest, "study": self.config.study})
+        return digest({**identity, **named, **rest, "study": self.config.study})
 
     def parts(self, fold: int) -> PreparedParts:
         """Return the prepared parts of a fold."""

@@ -64,12 +64,14 @@ def plan_of(label: str, seed: int = 0) -> dict[str, Any]:
                     "in_features": fan_in,
                     "out_features": fan_out,
                     "rank": rank,
-                    "alpha": 2.0 * rank,
+                    "alpha": 32.0,
+                    "step_size": 32.0,
                     "parameters": rank * (fan_in + fan_out),
                 }
             )
     total = sum(site["parameters"] for site in sites)
-    return {"method": label, "budget": None, "trainable_parameters": total, "sites": sites}
+    shared = {"method": label, "budget": None, "scaling": "standard"}
+    return {**shared, "trainable_parameters": total, "sites": sites}
 
 
 def scores(loss: float, seed: int, examples: int = 40, fold: int = 0) -> EvalResult:

@@ -126,9 +126,9 @@ def test_trial_ends_as_plain_lora_within_the_budget(
     assert lora_layers(bench.base.model) == {}
 
 
-@pytest.mark.parametrize("policy", ["constant_alpha_over_r", "rslora", "constant_alpha"])
+@pytest.mark.parametrize("policy", ["standard", "rslora", "constant"])
 def test_fold_gives_the_same_logits_with_sites_of_rank_0(make_bench: Bench, policy: str) -> None:
-    bench = make_bench(methods="adalora:rank=2", max_steps=10, epochs=9, scale_policy=policy)
+    bench = make_bench(methods="adalora:rank=2", max_steps=10, epochs=9, scaling=policy)
     adapted, regime = adalora_on(bench)
     course(bench, adapted, regime)
     gone = bench.sites[3].name
@@ -180,12 +180,12 @@ def test_what_was_built_is_audited(make_bench: Bench, precision: str) -> None:
     start = equal_rank(bench.plan(bench.config.specs[0], seed=0, fold=0), 4)
     audit_adalora(adapted, start)
     for layer in adalora_layers(adapted).values():
-        assert scale_of(layer) == pytest.approx(bench.config.train.scale, rel=1e-5)
+        assert scale_of(layer) == pytest.approx(bench.config.train.alpha / 4, rel=1e-5)
     layer.ranknum[ADAPTER].requires_grad_(True)
     with pytest.raises(AdapterError, match="parameters trainable, planned"):
         audit_adalora(adapted, start)
     layer.ranknum[ADAPTER].requires_grad_(False).fill_(8.0)
-    with pytest.raises(AdapterError, match=r"scale is 0\.99.*, planned 2\.0"):
+    with pytest.raises(AdapterError, match=r"scale is 3\.99.*, planned 8\.0"):
         audit_adalora(adapted, start)
 
 
@@ -266,5 +266,5 @@ def test_start_is_one_rank_everywhere() -> None:
         for n, width in enumerate((8, 64, 64))
     ]
     with pytest.raises(AllocationError, match="rank 9 does not fit every site"):
-        allocate(MethodSpec.parse("adalora:rank=6"), sites, scale=2.0)
-    assert allocate(MethodSpec.parse("adalora:rank=5"), sites, scale=2.0).budget
+        allocate(MethodSpec.parse("adalora:rank=6"), sites)
+    assert allocate(MethodSpec.parse("adalora:rank=5"), sites).budget

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from adaptive_lora.adapters import attach, audit_as_built, audit_moved, detach
 from adaptive_lora.adapters.attach import ADAPTER, initial_a, lora_layers
 from adaptive_lora.adapters.dropout import SiteDropout, set_dropout_step
-from adaptive_lora.allocation import MethodSpec, ScalePolicy
+from adaptive_lora.allocation import MethodSpec, Scaling
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.trial import run_trial
 from adaptive_lora.workbench import Workbench
@@ -53,15 +53,15 @@ def test_every_method_is_built_as_planned(make_bench: Bench, method: str) -> Non
 @pytest.mark.parametrize(
     ("policy", "scale_of"),
     [
-        ("constant_alpha_over_r", lambda rank: 2.0),
-        ("rslora", lambda rank: 2.0 * (16 / rank) ** 0.5),
-        ("constant_alpha", lambda rank: 2.0 * 16 / rank),
+        ("constant", lambda rank: 32 / 16),
+        ("rslora", lambda rank: 32 / rank**0.5),
+        ("standard", lambda rank: 32 / rank),
     ],
 )
 def test_scale_policies_are_built(
     make_bench: Bench, tmp_path: Path, policy: str, scale_of: Callable[[int], float]
 ) -> None:
-    bench = make_bench(methods="linear_decay:rank=5,low_rank=1", scale_policy=policy)
+    bench = make_bench(methods="linear_decay:rank=5,low_rank=1", scaling=policy)
     plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
     adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
     audit_as_built(adapted, plan)
@@ -74,12 +74,12 @@ def test_scale_policies_are_built(
     audit_as_built(loaded, plan)
 
 
-def test_audit_sees_another_scale_policy(make_bench: Bench) -> None:
+def test_audit_sees_another_scaling(make_bench: Bench) -> None:
     bench = make_bench(methods="uniform:rank=4")
     plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
     adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
-    other = dataclasses.replace(plan, scale_policy=ScalePolicy.RSLORA)
-    with pytest.raises(AdapterError, match=r"scale is 2\.0, planned 4\.0"):
+    other = dataclasses.replace(plan, scaling=Scaling.RSLORA)
+    with pytest.raises(AdapterError, match=r"scale is 8\.0, planned 16\.0"):
         audit_as_built(adapted, other)
 
 
@@ -91,9 +91,9 @@ def test_audit_sees_every_kind_of_difference(make_bench: Bench) -> None:
     with pytest.raises(AdapterError, match=r"rank is 2, planned 3"):
         audit_as_built(adapted, other)
     layer.scaling[ADAPTER] = 1.5
-    with pytest.raises(AdapterError, match=r"scale is 1\.5, planned 2\.0"):
+    with pytest.raises(AdapterError, match=r"scale is 1\.5, planned 16\.0"):
         audit_as_built(adapted, plan)
-    layer.scaling[ADAPTER] = 2.0
+    layer.scaling[ADAPTER] = 16.0
     bench.base.model.lm_head.weight.requires_grad_(True)
     with pytest.raises(AdapterError, match="is trainable"):
         audit_as_built(adapted, plan)

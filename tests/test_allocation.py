@@ -37,13 +37,13 @@ PER_LAYER_RANK = 16 * 1024  # in + out of the four maps: (4 + 2 + 5 + 5) x 1024
     ],
 )  # fmt: skip
 def test_dialogpt_medium_parameters_are_derived(method: str, parameters: int) -> None:
-    plan = allocate(MethodSpec.parse(method), DIALOGPT_MEDIUM, scale=2.0)
+    plan = allocate(MethodSpec.parse(method), DIALOGPT_MEDIUM)
     assert plan.trainable_parameters == parameters
 
 
 def test_published_counts() -> None:
     counts = {
-        method: allocate(MethodSpec.parse(method), DIALOGPT_MEDIUM, scale=2.0).trainable_parameters
+        method: allocate(MethodSpec.parse(method), DIALOGPT_MEDIUM).trainable_parameters
         for method in ("linear_decay", "attention_heavy", "three_band")
     }
     assert counts == {
@@ -55,15 +55,17 @@ def test_published_counts() -> None:
 
 def test_linear_decay_up_mirrors_down() -> None:
     down, up = (
-        allocate(MethodSpec.parse(f"linear_decay:direction={way}"), DIALOGPT_MEDIUM, scale=1.0)
+        allocate(MethodSpec.parse(f"linear_decay:direction={way}"), DIALOGPT_MEDIUM)
         for way in ("down", "up")
     )
     assert [e.rank for e in down.entries[::4]] == [e.rank for e in up.entries[::4]][::-1]
 
 
-def test_alpha_over_rank_is_constant() -> None:
-    plan = allocate(MethodSpec.parse("three_band"), DIALOGPT_MEDIUM, scale=2.0)
-    assert {entry.alpha / entry.rank for entry in plan.entries} == {2.0}
+def test_one_alpha_for_all_ranks() -> None:
+    plan = allocate(MethodSpec.parse("three_band"), DIALOGPT_MEDIUM)
+    assert len({entry.rank for entry in plan.entries}) > 1
+    assert {entry.alpha for entry in plan.entries} == {32.0}
+    assert {plan.step_size_of(entry) for entry in plan.entries} == {32.0}
 
 
 SCORES = {site.name: 1.0 + site.layer * 3 + site.in_features / 500 for site in DIALOGPT_MEDIUM}
@@ -75,7 +77,7 @@ EVIDENCE = Evidence(metric="test", scores=SCORES, spectra=SPECTRA)
 @pytest.mark.parametrize("budget", ["uniform-8", "1000000", "5432109"])
 def test_every_method_fills_a_budget(name: str, budget: str) -> None:
     spec = MethodSpec.build(name, {"budget": budget})
-    plan = allocate(spec, DIALOGPT_MEDIUM, scale=2.0, evidence=EVIDENCE)
+    plan = allocate(spec, DIALOGPT_MEDIUM, evidence=EVIDENCE)
     limit = uniform_cost(DIALOGPT_MEDIUM, 8) if budget == "uniform-8" else int(budget)
     slack = limit - plan.trainable_parameters
     if plan.trainable_parameters < limit and all(e.rank >= 64 for e in plan.entries):
@@ -84,14 +86,12 @@ def test_every_method_fills_a_budget(name: str, budget: str) -> None:
 
 
 def test_uniform_under_a_uniform_budget_is_uniform() -> None:
-    plan = allocate(MethodSpec.parse("uniform:rank=3,budget=uniform-8"), DIALOGPT_MEDIUM, scale=1.0)
+    plan = allocate(MethodSpec.parse("uniform:rank=3,budget=uniform-8"), DIALOGPT_MEDIUM)
     assert {entry.rank for entry in plan.entries} == {8}
 
 
 def test_empirical_follows_scores_within_gora_limits() -> None:
-    plan = allocate(
-        MethodSpec.parse("empirical:rank=8"), DIALOGPT_MEDIUM, scale=2.0, evidence=EVIDENCE
-    )
+    plan = allocate(MethodSpec.parse("empirical:rank=8"), DIALOGPT_MEDIUM, evidence=EVIDENCE)
     assert all(4 <= entry.rank <= 32 for entry in plan.entries)
     queries = [entry.rank for entry in plan.entries if entry.site.role == Role.QKV]
     assert queries == sorted(queries)
@@ -107,7 +107,7 @@ def test_proportional_tempers_the_scores(p: str) -> None:
     known = Evidence(metric="whitened_gradient", scores=scores, spectra=spectra)
     text = "proportional:rank=64,metric=whitened_gradient,target_names=c_attn,p="
     given, fitted = (
-        allocate(MethodSpec.parse(text + value), DIALOGPT_MEDIUM, scale=2.0, evidence=known)
+        allocate(MethodSpec.parse(text + value), DIALOGPT_MEDIUM, evidence=known)
         for value in (p, "none")
     )
     low, high = (given.entries[index].rank for index in (0, 1))
@@ -122,7 +122,7 @@ def test_a_decay_that_cannot_be_fitted_is_an_error() -> None:
     for spectra, message in ((None, "needs a spectrum"), (short, "fewer than three")):
         known = Evidence(metric="weight_gradient", scores=SCORES, spectra=spectra)
         with pytest.raises(AllocationError, match=message):
-            allocate(spec, DIALOGPT_MEDIUM, scale=2.0, evidence=known)
+            allocate(spec, DIALOGPT_MEDIUM, evidence=known)
 
 
 def test_equal_scores_per_parameter_give_uniform() -> None:
@@ -130,7 +130,6 @@ def test_equal_scores_per_parameter_give_uniform() -> None:
     plan = allocate(
         MethodSpec.parse("empirical:rank=8"),
         DIALOGPT_MEDIUM,
-        scale=2.0,
         evidence=Evidence(metric="test", scores=scores),
     )
     assert {entry.rank for entry in plan.entries} == {8}
@@ -143,7 +142,6 @@ def test_degenerate_profile_is_an_error(bad: float) -> None:
         allocate(
             MethodSpec.parse("empirical"),
             DIALOGPT_MEDIUM,
-            scale=2.0,
             evidence=Evidence(metric="test", scores=scores),
         )
 
@@ -183,7 +181,7 @@ def test_budget_does_not_depend_on_the_order_of_sites(order: Sequence[int]) -> N
 @pytest.mark.parametrize("budget", ["1", "99999999999"])
 def test_impossible_budgets_are_errors(budget: str) -> None:
     with pytest.raises(AllocationError, match="budget of"):
-        allocate(MethodSpec.build("uniform", {"budget": budget}), DIALOGPT_MEDIUM, scale=1.0)
+        allocate(MethodSpec.build("uniform", {"budget": budget}), DIALOGPT_MEDIUM)
 
 
 @pytest.mark.parametrize(
@@ -220,12 +218,12 @@ def test_all_problems_of_a_method_at_once() -> None:
 )
 def test_ranks_that_cannot_be(text: str, message: str) -> None:
     with pytest.raises(AllocationError, match=message):
-        allocate(MethodSpec.parse(text), DIALOGPT_MEDIUM, scale=1.0)
+        allocate(MethodSpec.parse(text), DIALOGPT_MEDIUM)
 
 
 def test_unknown_target_name() -> None:
     with pytest.raises(ModelError, match="c_atn"):
-        allocate(MethodSpec.parse("uniform:target_names=c_atn"), DIALOGPT_MEDIUM, scale=1.0)
+        allocate(MethodSpec.parse("uniform:target_names=c_atn"), DIALOGPT_MEDIUM)
 
 
 def test_labels_tell_methods_apart() -> None:
@@ -239,7 +237,7 @@ def test_labels_tell_methods_apart() -> None:
 
 
 def test_plan_round_trip_and_damage() -> None:
-    plan = allocate(MethodSpec.parse("three_band"), DIALOGPT_MEDIUM, scale=2.0)
+    plan = allocate(MethodSpec.parse("three_band"), DIALOGPT_MEDIUM)
     values = json.loads(plan.to_json())
     assert RankPlan.from_dict(values) == plan
     values["sites"][0]["rank"] += 1

@@ -64,7 +64,7 @@ def plan_of(
     name: str, sites: Sequence[AdapterSite], options: dict[str, Any], evidence: Evidence
 ) -> RankPlan:
     """Allocate with a method and options."""
-    return allocate(MethodSpec.build(name, options), sites, scale=2.0, evidence=evidence, seed=3)
+    return allocate(MethodSpec.build(name, options), sites, evidence=evidence, seed=3)
 
 
 def most_of(site: AdapterSite, options: dict[str, Any]) -> int:
@@ -233,13 +233,13 @@ def test_rank_zero_leaves_sites_out() -> None:
 def test_limits_that_cannot_be_met(text: str, message: str) -> None:
     spec = MethodSpec.parse(text)
     with pytest.raises(AllocationError, match=message):
-        allocate(spec, DIALOGPT_MEDIUM, scale=2.0, evidence=evidence(DIALOGPT_MEDIUM))
+        allocate(spec, DIALOGPT_MEDIUM, evidence=evidence(DIALOGPT_MEDIUM))
 
 
 def test_ranks_without_a_budget_are_cut_and_rounded_down() -> None:
     def ranks(text: str) -> set[int]:
         spec = MethodSpec.parse(text)
-        return {entry.rank for entry in allocate(spec, DIALOGPT_MEDIUM, scale=2.0).entries}
+        return {entry.rank for entry in allocate(spec, DIALOGPT_MEDIUM).entries}
 
     assert ranks("uniform:rank=20,multiple=8") == {16}
     assert ranks("uniform:rank=20,attention_cap=6") == {6, 20}

@@ -40,7 +40,7 @@ def model() -> Any:
 
 def planned(model: Any, method: str) -> FamilyPlan:
     """Return a method's plan on a model."""
-    plan = make_plan(MethodSpec.parse(method), read_architecture(model), scale=2.0)
+    plan = make_plan(MethodSpec.parse(method), read_architecture(model))
     assert isinstance(plan, FamilyPlan)
     return plan
 
@@ -141,18 +141,18 @@ BASE = Architecture(kind="GPT2LMHeadModel", sites=gpt2_sites(3, 48))
 
 @given(budget=st.integers(1_000, 400_000), method=st.sampled_from(["houlsby", "pfeiffer"]))
 def test_the_width_is_the_largest_within_the_budget(budget: int, method: str) -> None:
-    plan = make_plan(MethodSpec.parse(f"{method}:budget={budget}"), BASE, scale=2.0)
+    plan = make_plan(MethodSpec.parse(f"{method}:budget={budget}"), BASE)
     assert isinstance(plan, FamilyPlan)
     (width,) = set(plan.settings["bottlenecks"].values())
-    wider = make_plan(MethodSpec.parse(f"{method}:width={width + 1}"), BASE, scale=2.0)
+    wider = make_plan(MethodSpec.parse(f"{method}:width={width + 1}"), BASE)
     assert plan.trainable_parameters <= budget < wider.trainable_parameters
 
 
 def test_what_cannot_be_planned() -> None:
     with pytest.raises(AllocationError, match="one unit of 6 bottlenecks already costs"):
-        make_plan(MethodSpec.parse("houlsby:budget=100"), BASE, scale=2.0)
+        make_plan(MethodSpec.parse("houlsby:budget=100"), BASE)
     with pytest.raises(AllocationError, match=r"houlsby-w9@100 trains [\d,]+ parameters, above"):
-        make_plan(MethodSpec.parse("houlsby:width=9,budget=100"), BASE, scale=2.0)
+        make_plan(MethodSpec.parse("houlsby:width=9,budget=100"), BASE)
     bare = Architecture(kind="Bare", sites=tuple(s for s in BASE.sites if s.role is Role.QKV))
     with pytest.raises(AllocationError, match="Bare has no map of role down, output"):
-        make_plan(MethodSpec.parse("houlsby"), bare, scale=2.0)
+        make_plan(MethodSpec.parse("houlsby"), bare)

@@ -93,6 +93,7 @@ def test_plan_of_dialogpt_medium(
         "rank",
         "alpha",
         "scale",
+        "step_size",
         "lr_multiplier",
         "parameters",
     ]

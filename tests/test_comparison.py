@@ -323,7 +323,8 @@ def test_fairness_names_grid_edges_grids_skips_scales_and_precision() -> None:
     records = [r for r in records if (r.method, r.lr) != ("m", 1e-3)]
     plan = plan_of("uniform-r8")
     for site in plan["sites"]:
-        site["alpha"] = 4 * site["rank"]
+        site["step_size"] = 2.0 * site["rank"]
+    plan["scaling"] = "constant"
     records = change(records, "m", plan=plan, metrics={"skipped_steps": 1.0})
     records = [
         dataclasses.replace(r, tags={**r.tags, "precision": "bf16"}) if r.method == "m" else r
@@ -333,7 +334,8 @@ def test_fairness_names_grid_edges_grids_skips_scales_and_precision() -> None:
     assert "m: its best learning rate 0.0003 is the highest of the grid" in text
     assert "different learning rates to choose from" in text
     assert "m: 6 training steps skipped" in text
-    assert "alpha / rank is not the same" in text
+    assert "Factor x rank is not the same everywhere under scaling standard (factor" in text
+    assert "uniform-r8: 32; m: 16" in text
     assert "Trials differ in precision" in text
     clean = compare(study({"uniform-r8": 0.0, "m": 0.0}, rates=(1e-4, 3e-4, 1e-3)), baseline="m")
     assert clean.fairness == ()

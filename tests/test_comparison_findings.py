@@ -38,7 +38,7 @@ def test_a_fair_study_passes_every_check_and_says_what_was_checked() -> None:
     assert comparison.fairness == ()
     assert {e.kind for e in comparison.audit} == {AuditKind.OK}
     assert {e.topic for e in comparison.audit} == {
-        "parameters", "failures", "tuning", "skipped steps", "training cost", "scale",
+        "parameters", "failures", "tuning", "skipped steps", "training cost", "scaling",
         "data order", "precision", "device", "data digest", "base hash", "code version",
         "package versions", "settings", "time and memory",
     }  # fmt: skip

@@ -107,9 +107,9 @@ def test_other_trials_keep_their_signature_when_the_grid_grows() -> None:
 CHANGES = {
     "batching": "padded",
     "epochs": 9, "max_steps": 7, "batch_size": 3, "accumulation": 2, "schedule": "linear",
-    "warmup_share": 0.3, "weight_decay": 0.1, "clip_norm": 0.5, "dropout": 0.2, "scale": 1.0,
+    "warmup_share": 0.3, "weight_decay": 0.1, "clip_norm": 0.5, "dropout": 0.2, "alpha": 16.0,
     "base_dropout": False,
-    "scale_policy": "rslora", "probe_rank": 4, "probe_epochs": 2.0,
+    "scaling": "rslora", "probe_rank": 4, "probe_epochs": 2.0,
     "gradient_checkpointing": True, "validations": 2, "patience": 2, "max_skipped_steps": 1,
     "precision": "bf16", "generate": "off", "short_answer_tokens": 4, "profile_batches": 2,
     "profile_batch_size": 2, "max_examples": 50, "max_tokens": 64, "loss_on": "all",

@@ -23,7 +23,7 @@ WRAPPED = ("empirical:rank=8", "waterfill:rank=8", "linear_decay", "proportional
 
 def plan_of(text: str, seed: int = 0) -> RankPlan:
     """Allocate on DialoGPT-medium."""
-    return allocate(MethodSpec.parse(text), DIALOGPT_MEDIUM, scale=2.0, evidence=KNOWN, seed=seed)
+    return allocate(MethodSpec.parse(text), DIALOGPT_MEDIUM, evidence=KNOWN, seed=seed)
 
 
 def of(control: str, wrapped: str) -> str:

@@ -70,11 +70,13 @@ def test_stock_peft_builds_the_plan(name: str, method: str, tmp_path: Path) -> N
     }
 
 
-@pytest.mark.parametrize("policy", ["rslora", "constant_alpha"])
-def test_scale_policies_are_emitted(policy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["rslora", "standard", "constant"])
+def test_scalings_are_emitted(policy: str, tmp_path: Path) -> None:
     folder = write_configuration("llama", tmp_path)
-    words = ("linear_decay:rank=6,low_rank=2", "--scale-policy", policy)
-    (tmp_path / "adapter_config.json").write_text(emit(folder, *words, "--emit", "peft"))
+    words = ("linear_decay:rank=6,low_rank=2", "--scaling", policy)
+    written = emit(folder, *words, "--emit", "peft")
+    assert bool(json.loads(written)["alpha_pattern"]) is (policy == "constant")
+    (tmp_path / "adapter_config.json").write_text(written)
     settings = AutoConfig.from_pretrained(folder)
     built = built_by(auto_class(settings).from_config(settings), tmp_path)
     for rank, alpha, scale in built.values():
@@ -132,7 +134,7 @@ def test_short_names_of_one_tower_do_not_win_in_the_other(
     model = _Towers()
     sites = [site for site in find_sites(model) if site.tower in towers]
     assert {site.tower for site in find_sites(model)} == {"main", "vision"}
-    planned = allocate(MethodSpec.parse("linear_decay:rank=4,low_rank=1"), sites, scale=2.0)
+    planned = allocate(MethodSpec.parse("linear_decay:rank=4,low_rank=1"), sites)
     ranks = iter([1, 4, 2, 3, 5, 1, 2, 6])
     entries = tuple(
         type(entry)(site=entry.site, rank=(rank := next(ranks)), alpha=3.0 * rank)

@@ -33,13 +33,11 @@ IDS = torch.arange(24).reshape(2, 12)
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def trained(
-    base_folder: Path, folder: Path, method: str, policy: str = "constant_alpha_over_r"
-) -> torch.Tensor:
+def trained(base_folder: Path, folder: Path, method: str, policy: str = "constant") -> torch.Tensor:
     """Write an adapter whose B is not zero; return its logits."""
     base = load_base(ModelConfig(model=str(base_folder)), torch.float32)
     sites = find_sites(base.model)
-    plan = allocate(MethodSpec.parse(method), sites, scale=3.0, scale_policy=policy)
+    plan = allocate(MethodSpec.parse(method), sites, alpha=12.0, scaling=policy)
     adapted = attach(base.model, plan, seed=0, dropout=0.0).eval()
     numbers = torch.Generator().manual_seed(1)
     for layer in lora_layers(adapted).values():
@@ -53,10 +51,10 @@ def trained(
 
 
 ADAPTERS = (
-    ("uniform:rank=3", "constant_alpha_over_r"),
-    ("linear_decay:rank=9,low_rank=1", "constant_alpha_over_r"),
+    ("uniform:rank=3", "constant"),
+    ("linear_decay:rank=9,low_rank=1", "constant"),
     ("attention_heavy:rank=6", "rslora"),
-    ("three_band:rank=16", "constant_alpha"),
+    ("three_band:rank=16", "standard"),
     ("uniform:rank=8,placement=feed_forward", "rslora"),
 )
 

@@ -55,9 +55,9 @@ def test_every_family_is_built_as_planned(name: str) -> None:
         spec = MethodSpec.parse(method)
         if method == "bitfit" and name in WITHOUT_BIASES:
             with pytest.raises(AllocationError, match="has no bias terms"):
-                make_plan(spec, base, scale=2.0)
+                make_plan(spec, base)
             continue
-        plan = make_plan(spec, base, scale=2.0)
+        plan = make_plan(spec, base)
         assert isinstance(plan, FamilyPlan)
         ours = spec.recipe == "own_family"
         adapted: Any = (attach_own_family if ours else attach_peft_family)(model, plan, seed=0)
@@ -84,7 +84,7 @@ def test_families_without_prompts_serve_encoders(name: str) -> None:
     before, base = model(inputs).last_hidden_state, read_architecture(model)
     for method in ("ia3", "houlsby:width=2", "pfeiffer:width=2", "full", "bitfit", "ln_tuning"):
         spec = MethodSpec.parse(method)
-        plan = make_plan(spec, base, scale=2.0)
+        plan = make_plan(spec, base)
         assert isinstance(plan, FamilyPlan)
         ours = spec.recipe == "own_family"
         adapted: Any = (attach_own_family if ours else attach_peft_family)(model, plan, seed=0)
@@ -103,7 +103,7 @@ def test_families_without_prompts_fit_models_of_two_towers(name: str) -> None:
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     for method in ("ia3", "houlsby:width=2", "pfeiffer:width=2", "full", "ln_tuning"):
         spec = MethodSpec.parse(method)
-        plan = make_plan(spec, base, scale=2.0)
+        plan = make_plan(spec, base)
         assert isinstance(plan, FamilyPlan)
         ours = spec.recipe == "own_family"
         adapted: Any = (attach_own_family if ours else attach_peft_family)(model, plan, seed=0)
@@ -121,4 +121,4 @@ def test_virtual_tokens_need_a_causal_model(name: str, method: str) -> None:
     with torch.device("meta"):
         model = transformers.AutoModel.from_config(getattr(transformers, kind)(**settings))
     with pytest.raises(AllocationError, match="takes no virtual tokens"):
-        make_plan(MethodSpec.parse(method), read_architecture(model), scale=2.0)
+        make_plan(MethodSpec.parse(method), read_architecture(model))

@@ -94,11 +94,11 @@ def test_moves_stay_within_budget_and_bounds(
 # --- resizing
 
 
-@pytest.mark.parametrize("policy", ["constant_alpha_over_r", "rslora", "constant_alpha"])
+@pytest.mark.parametrize("policy", ["standard", "rslora", "constant"])
 def test_survivors_keep_moments_and_growth_does_not_change_the_function(
     make_bench: Bench, policy: str
 ) -> None:
-    bench = make_bench(methods="grow_prune:rank=3", scale_policy=policy)
+    bench = make_bench(methods="grow_prune:rank=3", scaling=policy)
     plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
     adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)

@@ -213,7 +213,9 @@ def test_gora_starts_from_the_calibration_gradient(make_bench: Bench) -> None:
         (gradient,) = torch.autograd.grad(loss, weight)
         weight.requires_grad_(False)
         gradient = gradient.T if isinstance(module, Conv1D) else gradient
-        wanted = compressed_gradient(gradient, job.initial_a(entry), gamma=0.05, scale=2.0)
+        wanted = compressed_gradient(
+            gradient, job.initial_a(entry), gamma=0.05, scale=job.plan.scale_of(entry)
+        )
         torch.testing.assert_close(initial[entry.site.name], wanted, rtol=1e-3, atol=1e-6)
 
 
@@ -222,7 +224,7 @@ def test_gora_ranks_are_the_papers(make_bench: Bench) -> None:
     sites = bench.sites
     scores = {site.name: 1.0 + (index % 5) ** 2 for index, site in enumerate(sites)}
     evidence = Evidence(metric="weight_gradient", scores=scores)
-    plan = allocate(MethodSpec.parse("gora:rank=4"), sites, scale=2.0, evidence=evidence)
+    plan = allocate(MethodSpec.parse("gora:rank=4"), sites, evidence=evidence)
     roots = {site.name: math.sqrt(site.in_features + site.out_features) for site in sites}
     total = sum(scores.values())
     for site in sites:
@@ -230,9 +232,7 @@ def test_gora_ranks_are_the_papers(make_bench: Bench) -> None:
         wanted = round(sum(roots.values()) * 4 * share / roots[site.name])
         assert plan.rank_pattern()[site.name] == min(max(wanted, 2), 16)
     assert plan.budget is None
-    matched = allocate(
-        MethodSpec.parse("gora:budget=uniform-4"), sites, scale=2.0, evidence=evidence
-    )
+    matched = allocate(MethodSpec.parse("gora:budget=uniform-4"), sites, evidence=evidence)
     assert 0 <= uniform_cost(sites, 4) - matched.trainable_parameters < 160
 
 

@@ -85,7 +85,7 @@ def run(model: Any, ids: torch.Tensor) -> object:
 def test_the_formula_is_what_autograd_keeps(kind: str, method: str) -> None:
     model = model_of(kind)
     sites = find_sites(model)
-    plan = allocate(MethodSpec.parse(method), sites, scale=2.0)
+    plan = allocate(MethodSpec.parse(method), sites)
     load = load_of(model, sites, plan, precision="fp32", longest=TOKENS)
     adapted = attach(model, plan, seed=0, dropout=0.0).train()  # type: ignore[arg-type]
     ids = torch.randint(0, 300, (2, TOKENS))

@@ -38,7 +38,7 @@ TWO_TOWERS = tuple(
 def planned(options: str, sites: tuple[AdapterSite, ...] = DIALOGPT_MEDIUM) -> RankPlan:
     """Plan uniform rank 16, or what the smallest site takes, on chosen sites."""
     rank = min(16, *(site.max_rank for site in sites))
-    return allocate(MethodSpec.parse(f"uniform:rank={rank},{options}"), sites, scale=2.0)
+    return allocate(MethodSpec.parse(f"uniform:rank={rank},{options}"), sites)
 
 
 def layers_of(plan: RankPlan, tower: str = "") -> list[int]:

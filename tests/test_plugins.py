@@ -98,13 +98,12 @@ def test_its_method_holds_budgets_and_limits_like_any_other(at_hand: Path) -> No
     plan = allocate(
         MethodSpec.parse("edges:edge=4,budget=2000000,max_rank=16,dora=true"),
         DIALOGPT_MEDIUM,
-        scale=2.0,
     )
     assert 0 <= 2_000_000 - plan.trainable_parameters < 5 * 1024
     ranks = plan.rank_pattern()
     assert max(ranks.values()) == 16
     assert ranks["transformer.h.0.mlp.c_fc"] > ranks["transformer.h.9.mlp.c_fc"]
-    control = allocate(MethodSpec.parse("inverse:of=edges,rank=4"), DIALOGPT_MEDIUM, scale=2.0)
+    control = allocate(MethodSpec.parse("inverse:of=edges,rank=4"), DIALOGPT_MEDIUM)
     assert control.trainable_parameters <= uniform_cost(DIALOGPT_MEDIUM, 4)
     with pytest.raises(ConfigError, match="edges: edge must be above 0"):
         MethodSpec.parse("edges:edge=0")

@@ -122,7 +122,7 @@ def test_memory_in_the_plan_is_that_of_the_model(
     bones = skeleton(config)
     sites = find_sites(bones)
     for method, quantisation in (("uniform:rank=2", None), ("uniform:rank=2,base=nf4", NF4)):
-        plan = allocate(MethodSpec.parse(method), sites, scale=2.0)
+        plan = allocate(MethodSpec.parse(method), sites)
         load = load_of(bones, sites, plan, precision=precision, longest=8)
         expected = estimate(load, examples=1, checkpointing=False)
         assert expected.adapters == 16 * plan.trainable_parameters

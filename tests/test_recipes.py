@@ -20,7 +20,7 @@ from adaptive_lora.allocation import (
     METHODS,
     MethodSpec,
     RankPlan,
-    ScalePolicy,
+    Scaling,
     allocate,
     uniform_cost,
 )
@@ -100,11 +100,11 @@ def test_truncate_cuts_what_uniform_trained(
     assert lora_layers(bench.base.model) == {}
 
 
-@pytest.mark.parametrize("policy", list(ScalePolicy))
-def test_revised_plans_are_what_allocation_would_make(policy: ScalePolicy) -> None:
+@pytest.mark.parametrize("policy", list(Scaling))
+def test_revised_plans_are_what_allocation_would_make(policy: Scaling) -> None:
     sites = gpt2_sites(2, 32)
     small, large = (
-        allocate(MethodSpec.parse(f"uniform:rank={rank}"), sites, scale=0.7, scale_policy=policy)
+        allocate(MethodSpec.parse(f"uniform:rank={rank}"), sites, alpha=11.2, scaling=policy)
         for rank in (3, 5)
     )
     found = revised(small, dict.fromkeys(small.rank_pattern(), 5))
@@ -117,16 +117,16 @@ def test_revised_plans_are_what_allocation_would_make(policy: ScalePolicy) -> No
     assert RankPlan.from_dict(less.to_dict()) == less
 
 
-@pytest.mark.parametrize("policy", list(ScalePolicy))
+@pytest.mark.parametrize("policy", list(Scaling))
 def test_truncating_nothing_away_changes_nothing(
-    make_bench: Bench, tmp_path: Path, policy: ScalePolicy
+    make_bench: Bench, tmp_path: Path, policy: Scaling
 ) -> None:
     """A budget one below the start's leaves out one component; the loss hardly moves."""
-    bench = make_bench(methods="uniform:rank=3", seeds="0", scale_policy=policy)
+    bench = make_bench(methods="uniform:rank=3", seeds="0", scaling=policy)
     uniform = one(bench, tmp_path)
     budget = uniform.plan.trainable_parameters - 1
     method = f"truncate:start_rank=3,budget={budget}"
-    bench = make_bench(methods=method, seeds="0", scale_policy=policy)
+    bench = make_bench(methods=method, seeds="0", scaling=policy)
     truncated = one(bench, tmp_path)
     assert truncated.extra["truncation/kept_energy"] > 0.99
     assert truncated.test.loss == pytest.approx(uniform.test.loss, rel=1e-2)

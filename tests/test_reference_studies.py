@@ -60,7 +60,7 @@ def test_the_published_setting_is_what_the_files_say() -> None:
     train = config.train
     assert (train.epochs, train.batch_size, train.accumulation) == (3, 8, 4)
     assert (config.lr, train.dropout) == ((3e-4,), 0.1)
-    assert train.scale * 16 == 32  # alpha at rank 16
+    assert train.alpha == 32
     rates = study("reference_rates")
     assert len(rates.lr) > 1
     assert len(rates.seeds) == 8

@@ -31,7 +31,7 @@ BASE = Architecture(kind="Any", sites=(), decoder=SIZES)
 
 def planned(method: str, base: Architecture = BASE) -> FamilyPlan:
     """Return a method's plan."""
-    plan = make_plan(MethodSpec.parse(method), base, scale=2.0)
+    plan = make_plan(MethodSpec.parse(method), base)
     assert isinstance(plan, FamilyPlan)
     return plan
 

@@ -33,7 +33,7 @@ OUTPUTS = sum(site.out_features for site in DIALOGPT_MEDIUM)
 
 def planned(text: str, **options: Any) -> RankPlan:
     """Allocate on DialoGPT-medium."""
-    return allocate(MethodSpec.parse(text), DIALOGPT_MEDIUM, scale=2.0, **options)
+    return allocate(MethodSpec.parse(text), DIALOGPT_MEDIUM, **options)
 
 
 # --- options
@@ -56,7 +56,7 @@ def test_variants_stand_in_label_and_identity_only_where_used() -> None:
         ("adalora:dora=true", "PEFT's AdaLoRA has no magnitudes"),
         ("adalora:lora_plus=16", "a B that starts at zero"),
         ("uniform:lora_plus=0", "must be above 0"),
-        ("uniform:scaling=rs", "must be one of constant_alpha_over_r, rslora"),
+        ("uniform:scaling=rs", "must be one of standard, rslora, constant"),
     ],
 )
 def test_what_makes_no_sense_is_refused(text: str, message: str) -> None:
@@ -65,8 +65,11 @@ def test_what_makes_no_sense_is_refused(text: str, message: str) -> None:
 
 
 def test_a_scaling_of_its_own_goes_over_the_studys() -> None:
-    plan = planned("uniform:rank=4,scaling=rslora", scale_policy="constant_alpha")
-    assert {plan.scale_of(entry) for entry in plan.entries} == {4.0}  # 2 x sqrt(16 / 4)
+    plan = planned("uniform:rank=4,scaling=rslora", scaling="standard")
+    assert {plan.scale_of(entry) for entry in plan.entries} == {16.0}  # 32 / sqrt(4)
+    plan = planned("uniform:rank=4,scaling=rslora,alpha=8", alpha=64.0)
+    assert {plan.scale_of(entry) for entry in plan.entries} == {4.0}  # 8 / sqrt(4)
+    assert plan.method == "uniform-r4-alpha8-rslora"
 
 
 # --- counting
@@ -94,7 +97,7 @@ PLANNED = [n for n, kind in METHODS.items() if n != "adalora" and not is_family(
 @given(budget=st.integers(1_000_000, 6_000_000))
 def test_a_named_budget_covers_magnitudes_and_is_spent(name: str, budget: int) -> None:
     spec = MethodSpec.build(name, {"dora": "true", "budget": str(budget)})
-    plan = allocate(spec, DIALOGPT_MEDIUM, scale=2.0, evidence=evidence(DIALOGPT_MEDIUM))
+    plan = allocate(spec, DIALOGPT_MEDIUM, evidence=evidence(DIALOGPT_MEDIUM))
     assert plan.budget == budget
     assert plan.magnitudes == OUTPUTS
     assert 0 <= budget - plan.trainable_parameters < 5 * 1024
@@ -151,7 +154,7 @@ def test_a_plan_without_dora_is_not_what_a_dora_model_is(make_bench: Bench) -> N
 
 
 def test_dora_computes_the_published_formula(make_bench: Bench) -> None:
-    bench = make_bench(methods="uniform:rank=2,dora=true")
+    bench = make_bench(methods="uniform:rank=2,dora=true,alpha=4")
     plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
     adapted = attach(bench.base.model, plan, seed=0, dropout=0.0).eval()
     numbers = torch.Generator().manual_seed(0)

@@ -22,7 +22,7 @@ Spectra = dict[str, tuple[float, ...]]
 
 def plan_of(sites: tuple[AdapterSite, ...], known: Evidence | None, **options: Any) -> RankPlan:
     """Allocate by waterfill."""
-    return allocate(MethodSpec.build("waterfill", options), sites, scale=2.0, evidence=known)
+    return allocate(MethodSpec.build("waterfill", options), sites, evidence=known)
 
 
 def captured(plan: RankPlan, spectra: Any) -> float:
@@ -77,7 +77,7 @@ def test_certificate_is_consistent(seed: int, budget: int) -> None:
     sites = gpt2_sites(12, 768)
     known = evidence(sites, seed)
     plan = plan_of(sites, known, budget=str(budget))
-    uniform = allocate(MethodSpec.build("uniform", {"budget": str(budget)}), sites, scale=2.0)
+    uniform = allocate(MethodSpec.build("uniform", {"budget": str(budget)}), sites)
     proof = plan.certificate
     assert proof is not None
     assert proof.captured == proof.best == pytest.approx(captured(plan, known.spectra))

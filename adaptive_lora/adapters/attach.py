@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.adapters.dropout import SiteDropout
 from adaptive_lora.adapters.head import untrained_heads
-from adaptive_lora.allocation import ScalePolicy
+from adaptive_lora.allocation import Scaling
 from adaptive_lora.seeding import rng_for
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def lora_config(
         r=common,
         lora_alpha=_whole(alpha),
         target_modules=module_targets(model, [entry.site.name for entry in plan.entries]),
-        use_rslora=plan.scale_policy is ScalePolicy.RSLORA,
+        use_rslora=plan.scaling is Scaling.RSLORA,
         use_dora=plan.dora,
         rank_pattern=_pattern(plan.rank_pattern(), endings) if mixed_ranks else {},
         alpha_pattern=_pattern(plan.alpha_pattern(), endings) if mixed_alphas else {},

@@ -15,7 +15,7 @@ from adaptive_lora.allocation.make import make_plan
 from adaptive_lora.allocation.methods import MethodSpec, method_options
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
 from adaptive_lora.allocation.problem import Problem, Solution, Solver
-from adaptive_lora.allocation.scaling import ScalePolicy
+from adaptive_lora.allocation.scaling import Scaling
 
 __all__ = [
     "METHODS",
@@ -31,7 +31,7 @@ __all__ = [
     "Problem",
     "RankDemand",
     "RankPlan",
-    "ScalePolicy",
+    "Scaling",
     "SiteRank",
     "Solution",
     "Solver",

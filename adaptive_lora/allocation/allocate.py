@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from adaptive_lora.allocation.demand import Evidence
 from adaptive_lora.allocation.limits import RankLimits, rank_limits
@@ -10,7 +10,7 @@ from adaptive_lora.allocation.methods import MethodSpec
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
 from adaptive_lora.allocation.problem import Problem, Solution, solve
 from adaptive_lora.allocation.reading import decides_in_training
-from adaptive_lora.allocation.scaling import ScalePolicy
+from adaptive_lora.allocation.scaling import DEFAULT_ALPHA, Scaling
 from adaptive_lora.allocation.variants import solve_with_magnitudes
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.sites import AdapterSite, select_sites
@@ -20,9 +20,9 @@ def allocate(
     spec: MethodSpec,
     sites: Iterable[AdapterSite],
     *,
-    scale: float,
+    alpha: float = DEFAULT_ALPHA,
+    scaling: str = Scaling.STANDARD,
     evidence: Evidence | None = None,
-    scale_policy: str = ScalePolicy.CONSTANT_ALPHA_OVER_R,
     seed: int = 0,
 ) -> RankPlan:
     """Turn a method into the rank of every site.
@@ -30,9 +30,9 @@ def allocate(
     Args:
         spec: the method.
         sites: all sites of the model; the method's placement selects among them.
-        scale: factor of the update, at rank 16 or (by the default policy) at every rank.
+        alpha: LoRA's alpha, for methods without one of their own.
+        scaling: how alpha and rank become the factor, for methods without one of their own.
         evidence: importance profile, for data-driven methods.
-        scale_policy: how alpha follows rank, for methods without a `scaling` of their own.
         seed: of the trial, for methods that draw.
 
     Raises:
@@ -55,14 +55,16 @@ def allocate(
             seed=seed,
         ),
     )
-    policy = ScalePolicy(spec.scaling or scale_policy)
-    made = _entries(spec, ordered, solution, lambda rank: policy.alpha(scale, rank))
+    policy = Scaling(spec.scaling or scaling)
+    common = alpha if spec.alpha is None else spec.alpha
+    made = _entries(spec, ordered, solution, policy, common)
     if not made:
         raise AllocationError(f"{spec.label} gives no site a rank; raise min_rank or the budget.")
     plan = RankPlan(
         method=spec.label,
         budget=solution.budget,
-        scale_policy=policy,
+        scaling=policy,
+        scaling_in_training=getattr(spec.allocator, "scaling_in_training", ""),
         entries=tuple(made[site.name] for site in chosen if site.name in made),
         left_out=tuple(site.name for site in chosen if site.name not in made),
         certificate=solution.certificate,
@@ -79,13 +81,18 @@ def _entries(
     spec: MethodSpec,
     sites: Sequence[AdapterSite],
     solution: Solution,
-    alpha: Callable[[int], float],
+    scaling: Scaling,
+    alpha: float,
 ) -> dict[str, SiteRank]:
     """Return site name -> what it was given, where that is a rank."""
     factors = solution.lr_multipliers or (1.0,) * len(sites)
     return {
         site.name: SiteRank(
-            site=site, rank=rank, alpha=alpha(rank), lr_multiplier=factor, dora=spec.dora
+            site=site,
+            rank=rank,
+            alpha=scaling.alpha_at(alpha, rank),
+            lr_multiplier=factor,
+            dora=spec.dora,
         )
         for site, rank, factor in zip(sites, solution.ranks, factors, strict=True)
         if rank > 0

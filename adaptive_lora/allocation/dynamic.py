@@ -72,6 +72,11 @@ class AdaLora:
 
     metric: ClassVar[str | None] = None
     recipe: ClassVar[str] = "adalora"
+    scaling_in_training: ClassVar[str] = (
+        "AdaLoRA keeps the factor of its start rank while ranks fall. P and Q start at random and "
+        "E at zero, so its first update has another size than plain LoRA's: give it learning rates "
+        "of its own. The final adapter has the policy's factor; the rest is folded into A."
+    )
     refused_variants: ClassVar[Mapping[str, str]] = {
         "dora": "PEFT's AdaLoRA has no magnitudes",
         "lora_plus": "LoRA+ is for a B that starts at zero, AdaLoRA trains P, E and Q",
@@ -140,6 +145,10 @@ class GrowPrune:
 
     metric: ClassVar[str | None] = None
     recipe: ClassVar[str] = "grow_prune"
+    scaling_in_training: ClassVar[str] = (
+        "Where a rank is added or dropped, B is rescaled so that the function stays as it is; the "
+        "factor, and so the size of the next steps, is the policy's at the new rank."
+    )
     rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
     warmup_share: float = option(0.1, "share of the steps before the first move", limits=_SHARE)
     final_share: float = option(0.4, "share of the steps after the last move", limits=_SHARE)

@@ -40,12 +40,17 @@ class Eva:
     sorting all components by their share of explained variance, at most rho times `rank` a site.
     Computed by PEFT. Without a budget it spends ranks, as in the paper, `rank` a site on average:
     its parameters are whatever that costs. With a budget of parameters components are taken in the
-    same order as far as it goes. Sites of one input have equal scores. Its own scale is the default
-    policy's: alpha / rank the same everywhere.
+    same order as far as it goes. Sites of one input have equal scores. The paper's
+    scaling is `constant`: PEFT's `adjust_scaling_factors` keeps alpha / rank the same everywhere.
     """
 
     metric: ClassVar[str | None] = None
     recipe: ClassVar[str] = "eva"
+    scaling_in_training: ClassVar[str] = (
+        "The factor is the policy's at each rank; PEFT's own EVA keeps alpha / rank the same "
+        "everywhere (scaling=constant). Where A starts from the inputs, its rows have norm 1 "
+        "instead of about 0.58, so that the first update is larger at an equal learning rate."
+    )
     holds_limits: ClassVar[bool] = True
     rank: int = option(16, "mean rank; EVA's budget is ranks unless one is given", limits=RANK)
     rho: float = option(2.0, "greatest rank as a multiple of rank", limits=Limits(low=1))
@@ -79,11 +84,15 @@ class Gora:
     half and four times `rank` (section 3.2); without a budget its parameters are whatever that
     costs. With one the same shares fill it within these limits. B starts so that the first product
     is the gradient's projection on A, with the norm of one step of SGD at rate gamma
-    (section 3.3). Its scale, alpha / sqrt(rank), is `--scale-policy rslora`. Departure: the
+    (section 3.3). The paper's scaling is `rslora`. Departure: the
     gradient is that of the calibration batches, weighted by token.
     """
 
     ranks_in_training: ClassVar[bool] = False
+    scaling_in_training: ClassVar[str] = (
+        "The factor is the policy's at each rank (the paper's is scaling=rslora). B starts from "
+        "the gradient divided by the factor, so that the first function does not depend on it."
+    )
     rank: int = option(16, "reference rank, about the mean", limits=RANK)
     gamma: float = option(0.05, "rate of the SGD step that B starts with", limits=Limits(above=0))
     ranks: str = option("own", "'own': by mean |w·g|; 'uniform': equal", limits=_RANKS)

@@ -6,7 +6,7 @@ from adaptive_lora.allocation.allocate import allocate, resolve_budget
 from adaptive_lora.allocation.demand import Evidence
 from adaptive_lora.allocation.family_plan import Family, Plan
 from adaptive_lora.allocation.methods import MethodSpec
-from adaptive_lora.allocation.scaling import ScalePolicy
+from adaptive_lora.allocation.scaling import DEFAULT_ALPHA, Scaling
 from adaptive_lora.sites import Architecture
 
 
@@ -14,9 +14,9 @@ def make_plan(
     spec: MethodSpec,
     base: Architecture,
     *,
-    scale: float,
+    alpha: float = DEFAULT_ALPHA,
+    scaling: str = Scaling.STANDARD,
     evidence: Evidence | None = None,
-    scale_policy: str = ScalePolicy.CONSTANT_ALPHA_OVER_R,
     seed: int = 0,
 ) -> Plan:
     """Return what a method trains on a base: ranks, or the tensors of another family.
@@ -24,9 +24,9 @@ def make_plan(
     Args:
         spec: the method.
         base: its sites, tensors and sizes.
-        scale: factor of a rank's update; other families have none.
+        alpha: LoRA's alpha, for methods without one of their own; other families have none.
+        scaling: how alpha and rank become the factor of the update.
         evidence: importance profile, for data-driven methods.
-        scale_policy: how alpha follows rank.
         seed: of the trial, for methods that draw.
 
     Raises:
@@ -35,6 +35,4 @@ def make_plan(
     method = spec.allocator
     if isinstance(method, Family):
         return method.design(base, resolve_budget(spec.budget, base.sites), spec.label)
-    return allocate(
-        spec, base.sites, scale=scale, scale_policy=scale_policy, evidence=evidence, seed=seed
-    )
+    return allocate(spec, base.sites, alpha=alpha, scaling=scaling, evidence=evidence, seed=seed)

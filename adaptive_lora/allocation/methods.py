@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -19,11 +20,13 @@ from adaptive_lora.allocation.reading import (
     limits_problem,
     wrapped_kind,
 )
-from adaptive_lora.allocation.scaling import ScalePolicy
+from adaptive_lora.allocation.scaling import RENAMED, Scaling
 from adaptive_lora.allocation.variants import BASES, VARIANTS, marks, variant_problem
 from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import Limits, option, parse_options
 from adaptive_lora.sites import Placement, Role, SiteChoice, layers_problem
+
+log = logging.getLogger(__name__)
 
 _MARKS = dict(zip(LIMITS, ("min", "max", "x", "att", "ff"), strict=True))
 """What stands before a limit in labels."""
@@ -83,10 +86,13 @@ class MethodSpec:
         "'+' count alike, and 'own' names the study's",
     )
     dora: bool = option(False, "DoRA: also train a magnitude per output; a budget covers it too")
+    alpha: float | None = option(
+        None, "LoRA's alpha of this method alone; none: the study's", limits=Limits(above=0)
+    )
     scaling: str | None = option(
         None,
-        "scale policy of this method alone, such as rslora; none: the study's",
-        limits=Limits(choices=tuple(ScalePolicy)),
+        "scaling policy of this method alone, such as rslora; none: the study's",
+        limits=Limits(choices=tuple(Scaling)),
     )
     lora_plus: float = option(
         1.0,
@@ -150,6 +156,9 @@ class MethodSpec:
             if field.name not in ("allocator", "of")
         }
         given = {key: value for key, value in options.items() if wrapped is None or key != "of"}
+        if (renamed := RENAMED.get(str(given.get("scaling")))) is not None:
+            log.warning("%s: scaling %s is called %s now.", name, given["scaling"], renamed)
+            given["scaling"] = renamed
         parsed, problems = parse_options(given, owners, what=f"option of {name}", place=f"{name}: ")
         problems += filter(
             None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptive_lora.allocation.certificate import Certificate
-from adaptive_lora.allocation.scaling import ScalePolicy
+from adaptive_lora.allocation.scaling import Scaling
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.sites import AdapterSite, Role
 
@@ -25,7 +25,7 @@ class SiteRank:
     site: AdapterSite
     rank: int
     alpha: float
-    """LoRA's alpha; with the plan's scale policy it gives the factor of the update."""
+    """PEFT's `lora_alpha`; with the plan's scaling policy it gives the factor of the update."""
     lr_multiplier: float = 1.0
     """Factor of the learning rate of this site's A and B."""
     dora: bool = False
@@ -51,8 +51,12 @@ class RankPlan:
     entries: tuple[SiteRank, ...]
     budget: int | None
     """Upper limit on trainable parameters that was asked for, or None."""
-    scale_policy: ScalePolicy = ScalePolicy.CONSTANT_ALPHA_OVER_R
-    """How alpha and rank become the factor of the update."""
+    scaling: Scaling = Scaling.STANDARD
+    """Policy by which alpha and rank become the factor of the update."""
+    trained_rank: int | None = None
+    """Rank of every site while it was trained; None: the rank of its entry."""
+    scaling_in_training: str = ""
+    """Sentence on what the method does with the factor while it trains; empty: nothing."""
     left_out: tuple[str, ...] = ()
     """Sites of the placement that were given rank 0: they get no adapter and have no entry."""
     certificate: Certificate | None = None
@@ -79,7 +83,13 @@ class RankPlan:
 
     def scale_of(self, entry: SiteRank) -> float:
         """Return the factor that an entry's B·A is multiplied by."""
-        return self.scale_policy.effective(entry.alpha, entry.rank)
+        return self.scaling.factor(entry.alpha, entry.rank)
+
+    def step_size_of(self, entry: SiteRank) -> float:
+        """Return factor x rank as an entry was trained, which Adam's first update grows with."""
+        rank = self.trained_rank or entry.rank
+        alpha = entry.alpha / self.scaling.alpha_at(1.0, entry.rank)
+        return self.scaling.step_size(self.scaling.alpha_at(alpha, rank), rank)
 
     def base_of(self, entry: SiteRank) -> str:
         """Return how the weight under an entry is kept."""
@@ -114,7 +124,9 @@ class RankPlan:
             "method": self.method,
             "budget": self.budget,
             "trainable_parameters": self.trainable_parameters,
-            "scale_policy": str(self.scale_policy),
+            "scaling": str(self.scaling),
+            "trained_rank": self.trained_rank,
+            "scaling_in_training": self.scaling_in_training,
             "dora": self.dora,
             "lora_plus": self.lora_plus,
             "base": self.base,
@@ -131,6 +143,7 @@ class RankPlan:
                     "rank": entry.rank,
                     "alpha": entry.alpha,
                     "scale": self.scale_of(entry),
+                    "step_size": self.step_size_of(entry),
                     "lr_multiplier": entry.lr_multiplier,
                     "parameters": entry.parameters,
                     **({} if entry.site.packable else {"packable": False}),
@@ -152,7 +165,9 @@ class RankPlan:
                 method=str(values["method"]),
                 budget=None if values["budget"] is None else int(values["budget"]),
                 entries=tuple(_entry(row, bool(values.get("dora"))) for row in values["sites"]),
-                scale_policy=ScalePolicy(values["scale_policy"]),
+                scaling=Scaling(values.get("scaling", values.get("scale_policy"))),
+                trained_rank=_optional_rank(values.get("trained_rank")),
+                scaling_in_training=str(values.get("scaling_in_training", "")),
                 left_out=tuple(str(name) for name in values["left_out"]),
                 certificate=None if certificate is None else Certificate.from_dict(certificate),
                 lora_plus=float(values.get("lora_plus", 1.0)),
@@ -174,6 +189,12 @@ class RankPlan:
     def to_json(self) -> str:
         """Return the plan as indented JSON text."""
         return json.dumps(self.to_dict(), indent=1)
+
+
+def _optional_rank(value: Any) -> int | None:
+    if value is not None and int(value) < 1:
+        raise ValueError(f"trained_rank must be at least 1; got {int(value)}")
+    return None if value is None else int(value)
 
 
 def _entry(row: Mapping[str, Any], dora: bool) -> SiteRank:

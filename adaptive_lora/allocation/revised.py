@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 
 from adaptive_lora.allocation.plan import RankPlan, SiteRank
-from adaptive_lora.allocation.scaling import ScalePolicy
+from adaptive_lora.allocation.scaling import Scaling
 from adaptive_lora.errors import AllocationError
 
 
@@ -15,14 +15,14 @@ def revised(plan: RankPlan, ranks: Mapping[str, int]) -> RankPlan:
     """Return the plan with these ranks; alpha follows by its policy, rank 0 is left out.
 
     Args:
-        plan: gives sites, scale, label and budget.
+        plan: gives sites, alpha, label and budget.
         ranks: site name -> rank, for every site of the plan.
     """
     names = [entry.site.name for entry in plan.entries]
     return dataclasses.replace(
         plan,
         entries=tuple(
-            _with_rank(plan.scale_policy, entry, ranks[entry.site.name])
+            _with_rank(plan.scaling, entry, ranks[entry.site.name])
             for entry in plan.entries
             if ranks[entry.site.name] > 0
         ),
@@ -30,16 +30,18 @@ def revised(plan: RankPlan, ranks: Mapping[str, int]) -> RankPlan:
     )
 
 
-def _with_rank(policy: ScalePolicy, entry: SiteRank, rank: int) -> SiteRank:
-    scale = entry.alpha / policy.alpha(1.0, entry.rank)
-    return dataclasses.replace(entry, rank=rank, alpha=policy.alpha(scale, rank))
+def _with_rank(scaling: Scaling, entry: SiteRank, rank: int) -> SiteRank:
+    alpha = entry.alpha / scaling.alpha_at(1.0, entry.rank)
+    return dataclasses.replace(entry, rank=rank, alpha=scaling.alpha_at(alpha, rank))
 
 
 def equal_rank(plan: RankPlan, rank: int) -> RankPlan:
-    """Return the plan with one rank at every site, less where a site's smaller side is."""
-    return revised(
-        plan, {entry.site.name: min(rank, entry.site.max_rank) for entry in plan.entries}
-    )
+    """Return the plan with one rank at every site, less where a site's smaller side is.
+
+    It is the plan of a training whose ranks are revised at its end: they keep `trained_rank`.
+    """
+    ranks = {entry.site.name: min(rank, entry.site.max_rank) for entry in plan.entries}
+    return dataclasses.replace(revised(plan, ranks), trained_rank=rank)
 
 
 def budget_of(plan: RankPlan) -> int:

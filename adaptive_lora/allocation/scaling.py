@@ -1,43 +1,63 @@
-"""Scale policies: how alpha and rank become the factor of a site's update."""
+"""Scaling policies: how alpha and rank become the factor of a site's update B·A."""
 
 from __future__ import annotations
 
 import math
 from enum import StrEnum
 
-REFERENCE_RANK = 16
-"""Rank at which every policy gives the update the same factor, the study's `scale`."""
+DEFAULT_ALPHA = 32.0
+"""LoRA's alpha where none is given."""
+CONSTANT_AT = 16
+"""Rank at which the factor of `constant` is alpha / rank."""
+RENAMED = {"constant_alpha_over_r": "constant", "constant_alpha": "standard"}
+"""Policy name of version 0.1 -> its name today."""
 
 
-class ScalePolicy(StrEnum):
-    """The factor of B·A as a function of rank; all agree at `REFERENCE_RANK`.
+class Scaling(StrEnum):
+    """The factor of B·A as a function of rank.
 
-    Under Adam only `constant_alpha_over_r` keeps rank and step size apart: there the first update
-    of B·A has about the same size at every rank.
+    Under Adam the first update of B·A from B = 0 is in proportion to factor x rank, so a policy
+    decides whether rank is also a learning rate. `step_size` returns that product.
     """
 
-    CONSTANT_ALPHA_OVER_R = "constant_alpha_over_r"
-    """alpha = scale·rank at each site; the factor alpha / rank is `scale` everywhere."""
+    STANDARD = "standard"
+    """One alpha, factor alpha / rank (Hu et al. 2021, 2106.09685, section 4.1; PEFT's default).
+    Adam's first update has the same size at every rank."""
     RSLORA = "rslora"
-    """One alpha, scale·sqrt(16); the factor alpha / sqrt(rank) falls with the root of the rank
-    (Kalajdzievski 2023, 2312.03732; PEFT's `use_rslora`)."""
-    CONSTANT_ALPHA = "constant_alpha"
-    """One alpha, scale·16; the factor alpha / rank falls with rank (PEFT's `rank_pattern`
-    alone)."""
+    """One alpha, factor alpha / sqrt(rank) (Kalajdzievski 2023, 2312.03732; PEFT's `use_rslora`).
+    Adam's first update grows with the root of the rank."""
+    CONSTANT = "constant"
+    """The factor alpha / 16 at every rank, so alpha grows with rank (PEFT's `alpha_pattern`).
+    Adam's first update grows in proportion to rank: rank acts as a learning rate."""
 
-    def alpha(self, scale: float, rank: int) -> float:
-        """Return the alpha of a site."""
-        if self is ScalePolicy.CONSTANT_ALPHA_OVER_R:
-            return scale * rank
-        if self is ScalePolicy.RSLORA:
-            return scale * math.sqrt(REFERENCE_RANK)
-        return scale * REFERENCE_RANK
+    @classmethod
+    def _missing_(cls, value: object) -> Scaling | None:
+        """Read the names of version 0.1."""
+        renamed = RENAMED.get(str(value))
+        return None if renamed is None else cls(renamed)
 
-    def effective(self, alpha: float, rank: int) -> float:
-        """Return the factor that B·A is multiplied by."""
-        return alpha / (math.sqrt(rank) if self is ScalePolicy.RSLORA else rank)
+    def alpha_at(self, alpha: float, rank: int) -> float:
+        """Return the `lora_alpha` of a site.
+
+        Args:
+            alpha: of the study or method; under `constant` the alpha of a site of rank 16.
+            rank: of the site.
+        """
+        return alpha * rank / CONSTANT_AT if self is Scaling.CONSTANT else alpha
+
+    def factor(self, alpha: float, rank: int) -> float:
+        """Return the factor that B·A is multiplied by at a site of this `lora_alpha` and rank."""
+        return alpha / (math.sqrt(rank) if self is Scaling.RSLORA else rank)
+
+    def step_size(self, alpha: float, rank: int) -> float:
+        """Return factor x rank at a site of this `lora_alpha`, which Adam's update grows with."""
+        return self.factor(alpha, rank) * rank
 
     @property
     def formula(self) -> str:
         """The factor in words."""
-        return "alpha / sqrt(rank)" if self is ScalePolicy.RSLORA else "alpha / rank"
+        return {
+            Scaling.STANDARD: "alpha / rank",
+            Scaling.RSLORA: "alpha / sqrt(rank)",
+            Scaling.CONSTANT: f"alpha / {CONSTANT_AT} at every rank",
+        }[self]

@@ -41,6 +41,10 @@ class Truncate:
 
     metric: ClassVar[str | None] = None
     recipe: ClassVar[str] = "truncate"
+    scaling_in_training: ClassVar[str] = (
+        "Trained at the policy's factor of the start rank. The cut adapter has the factor of its "
+        "final ranks, folded so that the function changes by the cut alone."
+    )
     holds_limits: ClassVar[bool] = True
     rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
     start_rank: int | None = option(
@@ -68,3 +72,7 @@ class TruncateRetrain(Truncate):
     """
 
     recipe: ClassVar[str] = "truncate_retrain"
+    scaling_in_training: ClassVar[str] = (
+        "The search trains at the policy's factor of the start rank, the second training at that "
+        "of the final ranks."
+    )

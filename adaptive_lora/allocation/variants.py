@@ -1,4 +1,4 @@
-"""Variants of LoRA that go with any allocation of ranks: DoRA, a scale of the method's own, LoRA+.
+"""Variants of LoRA that go with any allocation of ranks: DoRA, alpha and scaling, LoRA+, QLoRA.
 
 They are options of every method (`MethodSpec`), so that an allocation and a variant can be told
 apart: `waterfill:rank=8` beside `waterfill:rank=8,dora=true` and `uniform:rank=8,dora=true`.
@@ -17,7 +17,9 @@ from adaptive_lora.errors import AllocationError
 
 BASES = ("full", "nf4")
 """How the frozen base's weights are kept: as saved, or in 4 bit (QLoRA)."""
-VARIANTS: Mapping[str, Any] = {"dora": False, "scaling": None, "lora_plus": 1.0, "base": "full"}
+VARIANTS: Mapping[str, Any] = {
+    "dora": False, "alpha": None, "scaling": None, "lora_plus": 1.0, "base": "full"
+}  # fmt: skip
 """Option of a variant -> its value for plain LoRA."""
 
 
@@ -36,6 +38,7 @@ def marks(spec: Any) -> list[str]:
     """Return the variants of a method as parts of its label."""
     words = {
         "dora": "dora",
+        "alpha": f"alpha{spec.alpha or 0:g}",
         "scaling": str(spec.scaling),
         "lora_plus": f"plus{spec.lora_plus:g}",
         "base": spec.base,

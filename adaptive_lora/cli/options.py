@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptive_lora.allocation import method_options
-from adaptive_lora.config import StudyConfig, load_study, option_fields, study_from
+from adaptive_lora.config import EARLIER_NAMES, StudyConfig, load_study, option_fields, study_from
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,11 +36,20 @@ def study_options(
     *, leave_out: tuple[str, ...] = (), only: tuple[str, ...] = ()
 ) -> Callable[..., Any]:
     """Add an option for every setting of a study; values not given are left to the dataclasses."""
-    return field_options(
+    add_options = field_options(
         field
         for name, (_, field, _) in option_fields().items()
         if name not in leave_out and (not only or name in only)
     )
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name in EARLIER_NAMES:
+            flag = f"--{name.replace('_', '-')}"
+            function = click.option(flag, name, hidden=True)(function)
+        decorated: Callable[..., Any] = add_options(function)
+        return decorated
+
+    return decorate
 
 
 def field_options(fields: Iterable[dataclasses.Field[Any]]) -> Callable[..., Any]:
@@ -57,8 +66,11 @@ def field_options(fields: Iterable[dataclasses.Field[Any]]) -> Callable[..., Any
 
 
 def options_of_methods(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add an option for every option that a method of the catalogue has."""
+    """Add an option for every option that a method of the catalogue has and a study has not."""
+    settings = option_fields()
     for name, (field, methods) in reversed(method_options().items()):
+        if name in settings:
+            continue  # alpha and scaling mean the same where there is one method
         whose = f"{', '.join(methods)}: " if methods else ""
         default = "the method's own" if len(methods) > 1 else _shown(field.default)
         flag = f"--{name.replace('_', '-')}"

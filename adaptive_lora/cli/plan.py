@@ -19,12 +19,12 @@ from adaptive_lora.cli.options import (
     study_file,
     study_options,
 )
-from adaptive_lora.config import study_from
+from adaptive_lora.config import EARLIER_NAMES, study_from
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.textfiles import Unreadable, read_text
 
 _OWN = (
-    "model", "revision", "trust_remote_code", "scale", "scale_policy", "precision", "batch_size",
+    "model", "revision", "trust_remote_code", "alpha", "scaling", "precision", "batch_size",
     "batching", "max_tokens", "gradient_checkpointing", "max_memory", "task",
 )  # fmt: skip
 """Settings of a study that a plan takes."""
@@ -56,12 +56,13 @@ def plan(
     **options: Any,
 ) -> None:
     """Show which site gets which rank, and what it costs. Needs no weights."""
-    config = study_from(settings_given({key: options[key] for key in _OWN}))
+    own = (*_OWN, *EARLIER_NAMES)
+    config = study_from(settings_given({key: options[key] for key in own}))
     name, written = MethodSpec.split(method)
     for several in ("target_names", "roles", "layers", "towers"):
         if options[several]:
             options[several] = re.sub("[,+]", " ", options[several])
-    given = settings_given({key: value for key, value in options.items() if key not in _OWN})
+    given = settings_given({key: value for key, value in options.items() if key not in own})
     spec = MethodSpec.build(name, {**written, **given})
     from adaptive_lora.planning import peft_config, plan_method, print_plan
 

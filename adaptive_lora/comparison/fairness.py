@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from adaptive_lora.allocation import ScalePolicy
+from adaptive_lora.allocation import Scaling
 from adaptive_lora.comparison.findings import AuditEntry, AuditKind
 from adaptive_lora.comparison.trials import TrialTable
 from adaptive_lora.comparison.types import MATCHED_SHARE, MethodSummary
@@ -55,9 +55,10 @@ def audit(table: TrialTable, methods: Sequence[MethodSummary]) -> tuple[AuditEnt
             "No method trained more parameters than it serves, or more than once.",
         ),
         "skipped steps": (_skipped(used), "No training step was skipped."),
-        "scale": (
-            _scale(used),
-            "The scale of the update is the same at every site of every method.",
+        "scaling": (
+            _scaling(used),
+            "Factor x rank, to which Adam's first update is in proportion, is the same at every "
+            "site of every method: rank does not act as a learning rate.",
         ),
     }
     entries = [
@@ -172,26 +173,28 @@ def _skipped(used: Used) -> Iterator[str]:
             yield f"{label}: {plural(number, 'training step')} skipped as not finite."
 
 
-def _scale(used: Used) -> Iterator[str]:
-    scales: dict[str, set[float]] = defaultdict(set)
-    formulas: set[str] = set()
+def _scaling(used: Used) -> Iterator[str]:
+    """Yield a warning where factor x rank differs: Adam's first update of B·A grows with it."""
+    sizes: dict[str, set[float]] = defaultdict(set)
+    policies: dict[str, set[str]] = defaultdict(set)
     for method, record in used:
-        # Plans of before the policies had one: alpha / rank.
-        policy = ScalePolicy(record.plan.get("scale_policy", ScalePolicy.CONSTANT_ALPHA_OVER_R))
-        formulas.add(policy.formula)
-        for site in record.plan.get("sites", ()):
-            if site["rank"]:
-                scale = policy.effective(float(site["alpha"]), int(site["rank"]))
-                scales[method.label].add(round(scale, 6))
-    if len(set().union(*scales.values())) > 1:
-        listed = "; ".join(
-            f"{label}: {joined([f'{scale:g}' for scale in sorted(values)])}"
-            for label, values in scales.items()
-        )
+        if "sites" not in record.plan:
+            continue  # no ranks
+        policies[record.plan["scaling"]].add(method.label)
+        sizes[method.label] |= {float(f"{site['step_size']:.4g}") for site in record.plan["sites"]}
+    if len(set().union(*sizes.values())) > 1:
+        listed = "; ".join(f"{label}: {_range(values)}" for label, values in sizes.items())
+        names = joined([f"{policy} (factor {Scaling(policy).formula})" for policy in policies])
         yield (
-            f"The scale {joined(sorted(formulas))} is not the same everywhere ({listed}): rank and "
-            "step size change together."
+            f"Factor x rank is not the same everywhere under scaling {names}: {listed}. Adam's "
+            "first update grows with it, so rank and step size change together; a difference "
+            "between methods may be one of learning rates."
         )
+
+
+def _range(values: Collection[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _order(used: Used) -> AuditEntry:

@@ -22,7 +22,7 @@ class AuditEntry:
     """One finding of the fairness audit; every topic has at least one."""
 
     topic: str
-    """Such as `parameters`, `data order`, `tuning`, `scale`, `failures`, `precision`."""
+    """Such as `parameters`, `data order`, `tuning`, `scaling`, `failures`, `precision`."""
     kind: AuditKind
     text: str
     """A sentence with its numbers."""

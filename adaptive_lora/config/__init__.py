@@ -4,6 +4,7 @@ A study file is flat YAML whose keys are the command line's options.
 """
 
 from adaptive_lora.config.parsing import load_study, study_from
+from adaptive_lora.config.renamed import EARLIER_NAMES, current_label, current_settings
 from adaptive_lora.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -16,6 +17,7 @@ from adaptive_lora.config.size import MemorySize, shown
 from adaptive_lora.config.study import StudyConfig, TrialSpec, digest, option_fields
 
 __all__ = [
+    "EARLIER_NAMES",
     "DataConfig",
     "EvaluationConfig",
     "MemorySize",
@@ -25,6 +27,8 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "TrialSpec",
+    "current_label",
+    "current_settings",
     "digest",
     "load_study",
     "option_fields",

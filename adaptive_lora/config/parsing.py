@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.config.renamed import current_settings
 from adaptive_lora.config.study import StudyConfig, option_fields
 from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import out_of_limits, parse_value
@@ -29,10 +31,13 @@ def study_from(
     Raises:
         ConfigError: every unknown name and wrong value, one a line.
     """
-    fields, problems = option_fields(), []
+    fields, problems = option_fields(), _given_twice(values)
     sections: dict[str | None, dict[str, Any]] = {}
-    for name, value in values.items():
-        place = f"{(where or {}).get(name, 'option ' + name)}: "
+    current, renamed = current_settings(values)
+    for sentence in renamed:
+        logging.getLogger(__name__).warning("%s.", sentence)
+    for name, value in current.items():
+        place = f"{_place_of(name, where or {})}: "
         if name not in fields:
             problems.append(place + unknown_name("setting", name, fields))
             continue
@@ -58,6 +63,21 @@ def study_from(
     if problems:
         raise ConfigError("\n".join(problems))
     return study
+
+
+def _place_of(name: str, where: Mapping[str, str]) -> str:
+    """Return where a setting was given, under its name of today or its earlier one."""
+    earlier = {"alpha": "scale", "scaling": "scale_policy"}.get(name, name)
+    return where.get(name) or where.get(earlier) or f"option {name}"
+
+
+def _given_twice(values: Mapping[str, object]) -> list[str]:
+    pairs = (("scale", "alpha"), ("scale_policy", "scaling"))
+    return [
+        f"{earlier} is the earlier name of {now}; required one of them, got both"
+        for earlier, now in pairs
+        if values.get(earlier) is not None and values.get(now) is not None
+    ]
 
 
 def _grid_problems(study: StudyConfig) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adaptive_lora.allocation import ScalePolicy
+from adaptive_lora.allocation.scaling import DEFAULT_ALPHA, Scaling
 from adaptive_lora.config.size import MemorySize
 from adaptive_lora.options import Limits, option
 
@@ -131,17 +131,17 @@ class TrainConfig:
         "dropout inside the base while training, as its configuration has it; without, trials can "
         "train together, and packed rows use a GPU's flash attention",
     )
-    scale: float = option(
-        2.0,
-        "factor of the update: alpha / rank at rank 16 (alpha 32, as published), at other ranks by "
-        "scale_policy",
+    alpha: float = option(
+        DEFAULT_ALPHA,
+        "LoRA's alpha, PEFT's lora_alpha, the same at all sites; under scaling constant that of a "
+        "site of rank 16",
         limits=Limits(above=0),
     )
-    scale_policy: str = option(
-        "constant_alpha_over_r",
-        "how the factor follows rank: the same at every rank; alpha / sqrt(rank) or alpha / rank "
-        "with one alpha for all sites",
-        limits=Limits(choices=tuple(ScalePolicy)),
+    scaling: str = option(
+        "standard",
+        "factor of the update: standard: alpha / rank; rslora: alpha / sqrt(rank); constant: "
+        "alpha / 16 at every rank (rank and step size then grow together)",
+        limits=Limits(choices=tuple(Scaling)),
     )
     precision: str = option(
         "auto",

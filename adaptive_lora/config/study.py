@@ -22,7 +22,7 @@ from adaptive_lora.config.sections import (
 )
 from adaptive_lora.options import Limits, option, type_hints
 
-SIGNATURE_VERSION = 2
+SIGNATURE_VERSION = 3
 """Raise it when a change of the code changes a trial's numbers: old trials are not reused then."""
 
 REFERENCE_METHODS = (

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from adaptive_lora.allocation import MethodSpec, RankPlan
 from adaptive_lora.allocation.allocate import resolve_budget
 from adaptive_lora.allocation.plan import SiteRank
+from adaptive_lora.allocation.scaling import Scaling
 from adaptive_lora.bench import PreparedParts
-from adaptive_lora.config import TrialSpec
+from adaptive_lora.config import TrainConfig, TrialSpec
 from adaptive_lora.data import TokenizedExample, collate
 from adaptive_lora.errors import DataError, brief
 from adaptive_lora.models import BaseModel, load_base
@@ -121,7 +122,7 @@ class Planter:
                 result = dataclasses.replace(results[0], method=ORACLE)  # the truth is uniform
                 self._write(result)
             if result is None:
-                truth = _plan_of(ranks, self.sites, self.budget, self.study.train.scale)
+                truth = _plan_of(ranks, self.sites, self.budget, self.study.train)
                 run = self._train(bench, spec, seed, truth if label == ORACLE else None)
                 result = CellResult(
                     pattern=pattern,
@@ -217,13 +218,19 @@ class Planter:
 
 
 def _plan_of(
-    ranks: Mapping[str, int], sites: tuple[AdapterSite, ...], budget: int, scale: float
+    ranks: Mapping[str, int], sites: tuple[AdapterSite, ...], budget: int, train: TrainConfig
 ) -> RankPlan:
+    scaling = Scaling(train.scaling)
     return RankPlan(
         method=ORACLE,
         budget=budget,
+        scaling=scaling,
         entries=tuple(
-            SiteRank(site=site, rank=ranks[site.name], alpha=scale * ranks[site.name])
+            SiteRank(
+                site=site,
+                rank=ranks[site.name],
+                alpha=scaling.alpha_at(train.alpha, ranks[site.name]),
+            )
             for site in sites
         ),
     )

@@ -83,12 +83,13 @@ def _as_cut(result: TrainResult, loss: float) -> TrainResult:
 def truncate_retrain(job: Job) -> Trained:
     """Train above the budget to find the ranks, then train these from the seed's own start."""
     search = _search(job, trainings=2)
-    adapted = job.attach(search.cut)
+    cut = dataclasses.replace(search.cut, trained_rank=None)
+    adapted = job.attach(cut)
     result = job.train(adapted, trainings=2)
     audit_moved(adapted)
     return Trained(
         model=adapted,
-        plan=search.cut,
+        plan=cut,
         result=result,
         training_parameters=search.start.trainable_parameters,
         history=search.history,

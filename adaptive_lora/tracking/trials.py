@@ -12,6 +12,7 @@ from mlflow.entities import Run
 from numpy.typing import NDArray
 
 from adaptive_lora.allocation.family_plan import read_plan
+from adaptive_lora.config import current_label
 from adaptive_lora.errors import AllocationError, TrackingError, brief
 from adaptive_lora.results import NATS_PER_TOKEN, EvalResult, TrainResult, TrialRecord
 from adaptive_lora.tracking.store import Store
@@ -20,7 +21,7 @@ RESULT = "trial.json"
 PLAN = "rank_plan.json"
 HISTORY = "rank_history.json"
 _EARLIER = {"scale_policy": "constant_alpha_over_r", "left_out": (), "certificate": None}
-"""What plans of before there was a choice do not say."""
+"""Fields that plans from before there were scaling policies lack, with their values then."""
 DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 """What reading the values of a file that somebody changed can raise."""
 
@@ -162,7 +163,8 @@ def identity_of(run: Run) -> tuple[str, float, int, int]:
     """
     tags = run.data.tags
     try:
-        return tags["method"], float(tags["lr"]), int(tags["seed"]), int(tags["fold"])
+        method, lr = current_label(tags["method"]), float(tags["lr"])
+        return method, lr, int(tags["seed"]), int(tags["fold"])
     except (KeyError, ValueError) as error:
         raise TrackingError(
             f"run {run.info.run_id} has no tags of a trial any more ({brief(error)}); required "

@@ -91,7 +91,7 @@ def measure(count: int, runs: int) -> dict[str, Any]:
         if decides_in_training(kind):
             continue
         spec = MethodSpec.build(name, {"budget": "uniform-16"})
-        seconds, _ = timed(lambda s=spec: allocate(s, sites, scale=2.0, evidence=alone), runs)
+        seconds, _ = timed(lambda s=spec: allocate(s, sites, evidence=alone), runs)
         found["seconds"][name] = round(seconds, 4)
     for label, odd, replicates in (
         ("shared divisor", False, 0),
@@ -101,9 +101,7 @@ def measure(count: int, runs: int) -> dict[str, Any]:
         these = sites_of(count, odd=odd)
         known = evidence_of(these, 64, replicates)
         spec = MethodSpec.parse("waterfill:rank=16")
-        seconds, plan = timed(
-            lambda s=these, e=known, m=spec: allocate(m, s, scale=2.0, evidence=e), runs
-        )
+        seconds, plan = timed(lambda s=these, e=known, m=spec: allocate(m, s, evidence=e), runs)
         proof = plan.certificate
         assert proof is not None
         found["waterfill"][label] = {

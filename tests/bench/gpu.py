@@ -301,7 +301,7 @@ class Bench:
         from adaptive_lora.training import TrainInputs, train
 
         spec = MethodSpec.build("uniform", {"rank": RANKS[seed]})
-        plan = allocate(spec, find_sites(self.model), scale=2.0)
+        plan = allocate(spec, find_sites(self.model))
         adapted = attach(self.model, plan, seed=max(0, seed), dropout=0.0)
         adapted.to(self.setting.device)
         inputs = TrainInputs(

@@ -88,7 +88,7 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
         )
     ).requires_grad_(False)  # fmt: skip
     sites = find_sites(model)
-    plan = allocate(MethodSpec.parse("uniform:rank=8"), sites, scale=2.0)
+    plan = allocate(MethodSpec.parse("uniform:rank=8"), sites)
     draw = np.random.default_rng(0)
     examples = [
         TokenizedExample(

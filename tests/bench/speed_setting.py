@@ -46,7 +46,7 @@ def base(layers: int = LAYERS, width: int = WIDTH, vocabulary: int = VOCABULARY)
 
 def adapted(model: Any) -> Any:
     """Return the model with adapters of one rank on all sites, the same for every contender."""
-    plan = allocate(MethodSpec.build("uniform", {"rank": RANK}), find_sites(model), scale=2.0)
+    plan = allocate(MethodSpec.build("uniform", {"rank": RANK}), find_sites(model))
     return attach(model, plan, seed=SEED, dropout=0.0)
 
 

@@ -1,0 +1,78 @@
+"""Settings under the names of earlier versions: read, with a sentence on what they are now."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from adaptive_lora.allocation.scaling import CONSTANT_AT, DEFAULT_ALPHA, RENAMED
+
+EARLIER_NAMES = ("scale", "scale_policy")
+"""Settings of version 0.1 that `alpha` and `scaling` replace."""
+EARLIER_DEFAULTS = {"scale": 2.0, "scale_policy": "constant_alpha_over_r"}
+"""Their defaults."""
+
+_METHOD_SCALING = re.compile(rf"(?<=[:,])(\s*scaling\s*=\s*)({'|'.join(RENAMED)})(?=\s*(?:,|$))")
+
+
+def current_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return settings under their names of today, and a sentence for each that was renamed.
+
+    Version 0.1 had `scale`, the factor at rank 16, where `alpha` is now, and `scale_policy` where
+    `scaling` is. A value that is no number or no policy stays as it is, for the parser to refuse.
+    """
+    found = {name: value for name, value in settings.items() if name not in EARLIER_NAMES}
+    said: list[str] = []
+    policy = settings.get("scale_policy")
+    if policy is not None:
+        found["scaling"] = RENAMED.get(str(policy), policy)
+        said.append(f"scale_policy is called scaling now: {policy} is {found['scaling']}")
+    if (scale := settings.get("scale")) is not None:
+        found["alpha"] = _alpha_of(scale, str(found.get("scaling")))
+        said.append(f"scale is called alpha now: scale {scale} is alpha {found['alpha']}")
+        if policy is None:
+            said.append(
+                "scaling is standard by default now; give scaling constant for what scale alone "
+                "meant before"
+            )
+    methods = found.get("methods")
+    if isinstance(methods, list | tuple):
+        found["methods"] = [
+            _METHOD_SCALING.sub(lambda match: match[1] + RENAMED[match[2]], text)
+            if isinstance(text, str)
+            else text
+            for text in methods
+        ]
+    return found, said
+
+
+def _alpha_of(scale: object, scaling: str) -> object:
+    """Return the alpha whose factor at rank 16 is `scale`; what is no number as it is."""
+    try:
+        number = float(scale)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return scale
+    return number * (CONSTANT_AT**0.5 if scaling == "rslora" else CONSTANT_AT)
+
+
+def earlier_settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the settings that version 0.1 had for a study of the same name, one a policy.
+
+    Its default comes first: the same command meant that.
+    """
+    rest = {name: value for name, value in settings.items() if name not in ("alpha", "scaling")}
+    alpha = float(settings.get("alpha", DEFAULT_ALPHA))
+    others = [
+        {"scale": alpha / CONSTANT_AT, "scale_policy": "constant_alpha_over_r"},
+        {"scale": alpha / CONSTANT_AT, "scale_policy": "constant_alpha"},
+        {"scale": alpha / CONSTANT_AT**0.5, "scale_policy": "rslora"},
+    ]
+    return [{**rest, **one} for one in (EARLIER_DEFAULTS, *others)]
+
+
+def current_label(label: str) -> str:
+    """Return a method's label of version 0.1 with the scaling policy's name of today."""
+    for before, now in RENAMED.items():
+        label = re.sub(rf"-{before}(?=[-@]|$)", f"-{now}", label)
+    return label
