@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora import adapter_serving
+from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads, gguf_in, require_gguf
 from adaptive_lora.adapter_serving.vetting import UnsafeFiles, require_base
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import ConfigError, ModelError, brief
@@ -34,9 +35,9 @@ class BaseReference:
     """Which base an adapter belongs to."""
 
     source: str
-    """`embedded`, `folder` or `hub`."""
+    """`embedded`, `folder`, `gguf` or `hub`."""
     name: str
-    """`embedded`, the absolute folder, or the hub id."""
+    """`embedded`, the absolute folder or file, or the hub id."""
     revision: str | None
     """Commit on the hub; None elsewhere."""
     content_hash: str
@@ -89,17 +90,23 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path]:
-    """Return (source, name, local folder) of a base; hub models are fetched.
+    """Return (source, name, local folder or GGUF file) of a base; hub models are fetched.
 
     Args:
         config: the base.
         weights: False fetches config.json alone: a plan for 70 billion parameters needs no more.
 
     Raises:
-        ModelError: neither a folder with a config.json nor reachable on the hub.
+        ModelError: neither a folder with a config.json nor a GGUF file nor reachable on the hub.
     """
+    try:
+        file = None if config.model == "embedded" else gguf_in(Path(config.model))
+    except UnsafeFiles as error:
+        raise ModelError(str(error)) from error
     if config.model == "embedded":
         source, name = "embedded", "embedded"
+    elif file is not None:
+        source, name = "gguf", str(file.absolute())
     elif Path(config.model).is_dir():
         source, name = "folder", str(Path(config.model).resolve())
     elif config.model.startswith((".", "/", "~")) or config.model.count("/") > 1:
@@ -121,7 +128,7 @@ def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path
             f"({type(error).__name__}: {brief(error)}); give a folder with "
             "config.json, tokenizer and weights, or 'embedded'."
         ) from error
-    if not (folder / "config.json").is_file():
+    if not folder.is_file() and not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no model folder: required config.json; found none.")
     return source, name, folder
 
@@ -225,7 +232,7 @@ def require_quantiser() -> None:
 def require_weights(folder: Path, *, trust_remote_code: bool = False) -> None:
     """Raise ModelError where a model folder has no weights that are safe to read."""
     _require_safe(folder, trust_remote_code, weights=True)
-    if not any(folder.glob("*.safetensors")):
+    if not folder.is_file() and not any(folder.glob("*.safetensors")):
         raise ModelError(
             f"{folder} has no weights: required *.safetensors; `plan` works without them, "
             "training does not."
@@ -234,13 +241,16 @@ def require_weights(folder: Path, *, trust_remote_code: bool = False) -> None:
 
 def _require_safe(folder: Path, trust_remote_code: bool, *, weights: bool) -> None:
     try:
-        require_base(folder, weights=weights, trust_remote_code=trust_remote_code)
-    except UnsafeFiles as error:
+        if folder.is_file():
+            require_gguf(folder)
+        else:
+            require_base(folder, weights=weights, trust_remote_code=trust_remote_code)
+    except (UnsafeFiles, ImportError) as error:
         raise ModelError(str(error)) from error
 
 
 def read_settings(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """Read a model folder's config.json.
+    """Read a model folder's config.json, or what a GGUF file says instead.
 
     Raises:
         ModelError: transformers cannot use it, or only with code of its own that is not trusted.
@@ -249,9 +259,10 @@ def read_settings(folder: Path, *, trust_remote_code: bool = False) -> Pretraine
 
     _require_safe(folder, trust_remote_code, weights=False)
     try:
-        settings: PretrainedConfig = AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
-        )
+        with as_transformers_reads(folder) as (where, further):
+            settings: PretrainedConfig = AutoConfig.from_pretrained(
+                where, trust_remote_code=trust_remote_code, **further
+            )
     except Exception as error:  # transformers checks little: whatever a wrong value causes
         if "trust_remote_code" in str(error):
             raise ModelError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import BASE_VARIABLE, TRUST_VARIABLE, BaseMismatch, base_folder, content_hash
+from .gguf_file import require_gguf
 from .task_models import AUTO_CLASSES, CAUSAL, load_dequantised, load_model, open_processor
 from .vetting import (
     RECORD,
@@ -58,7 +59,7 @@ def load_adapter(
 
 
 def _recorded_base(base: Mapping[str, Any], allowed: bool) -> tuple[Path, bool]:
-    """Return the folder of the base that a record names, checked, and whether its code is run."""
+    """Return the folder or file of the base that a record names, checked, and whether its code is run."""
     trust = bool(base.get("trust_remote_code"))
     if trust and not allowed:
         raise UnsafeFiles(
@@ -66,7 +67,10 @@ def _recorded_base(base: Mapping[str, Any], allowed: bool) -> tuple[Path, bool]:
             f"--trust-remote-code true, or {TRUST_VARIABLE}=1 where the adapter is served."
         )
     where = base_folder(base["source"], base["name"], base["revision"], code=trust)
-    require_base(where, weights=True, trust_remote_code=trust)
+    if where.is_file():
+        require_gguf(where)
+    else:
+        require_base(where, weights=True, trust_remote_code=trust)
     found = content_hash(where, code=trust)
     if found != base["content_hash"]:
         raise BaseMismatch(

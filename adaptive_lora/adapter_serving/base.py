@@ -7,10 +7,11 @@ import importlib.util
 import os
 from pathlib import Path
 
+from .gguf_file import gguf_in
 from .vetting import UnsafeFiles, pickled
 
 BASE_VARIABLE = "ADAPTIVE_LORA_BASE"
-"""Environment variable: folder to use as the base instead of the recorded reference."""
+"""Environment variable: folder or GGUF file to use as the base instead of the recorded reference."""
 TRUST_VARIABLE = "ADAPTIVE_LORA_TRUST_REMOTE_CODE"
 """Environment variable: `1` runs a base's own Python code where an adapter is served."""
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -25,14 +26,18 @@ class BaseMismatch(RuntimeError):
 
 
 def content_hash(folder: Path, *, code: bool = False) -> str:
-    """Return SHA-256 over configuration, preparation of inputs and weights of a model folder.
+    """Return SHA-256 over configuration, preparation of inputs and weights of a model.
 
-    Names and contents enter, times and other files do not; two copies have the same hash.
+    Names and contents enter, times and other files do not; two copies have the same hash. That of a
+    GGUF file, which holds all three, is what `sha256sum` says of it.
 
     Args:
-        folder: of the model.
+        folder: of the model, or a GGUF file.
         code: whether its Python files are run, and enter.
     """
+    if folder.is_file():
+        with folder.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     total = hashlib.sha256()
     others = ("config.json", "tokenizer*", "vocab*", "merges.txt", *_PREPARATION)
     names = {
@@ -53,21 +58,21 @@ def _code(run: bool) -> tuple[str, ...]:
 
 
 def base_folder(source: str, name: str, revision: str | None = None, *, code: bool = False) -> Path:
-    """Return the folder of a base model, fetching a hub model on first use.
+    """Return the folder or GGUF file of a base model, fetching a hub model on first use.
 
     Args:
-        source: `embedded` (inside the adaptive_lora package), `folder` or `hub`.
-        name: path of a folder or id on the hub.
+        source: `embedded` (inside the adaptive_lora package), `folder`, `gguf` or `hub`.
+        name: path of a folder or file, or id on the hub.
         revision: hub revision.
         code: fetch its Python files too.
 
     Raises:
-        FileNotFoundError: the folder or package is not there.
-        UnsafeFiles: the hub has pickled weights only.
+        FileNotFoundError: the folder, file or package is not there.
+        UnsafeFiles: the hub has pickled weights only, or several GGUF files could be meant.
     """
     override = os.environ.get(BASE_VARIABLE)
     if override:
-        return Path(override)
+        return gguf_in(Path(override)) or Path(override)
     if source == "embedded":
         spec = importlib.util.find_spec("adaptive_lora")
         if spec is None or not spec.submodule_search_locations:
@@ -76,9 +81,10 @@ def base_folder(source: str, name: str, revision: str | None = None, *, code: bo
                 f"install it or set {BASE_VARIABLE} to a copy of its embedded/base folder."
             )
         return Path(spec.submodule_search_locations[0]) / "embedded" / "base"
-    if source == "folder":
-        if not Path(name).is_dir():
-            raise FileNotFoundError(f"base folder {name} not found; set {BASE_VARIABLE} to a copy.")
+    if source in ("folder", "gguf"):
+        if not (Path(name).is_dir() if source == "folder" else Path(name).is_file()):
+            kind = "folder" if source == "folder" else "file"
+            raise FileNotFoundError(f"base {kind} {name} not found; set {BASE_VARIABLE} to a copy.")
         return Path(name)
     return _hub_folder(name, revision, code)
 

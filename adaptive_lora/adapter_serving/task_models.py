@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from .gguf_file import as_transformers_reads
 from .quantised import quantised_settings, settle
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def load_with_gaps(
 
     A classifier on a base that was trained for something else starts without weights.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, GgufConfig
 
     kind = class_of(task["name"])
     options: dict[str, Any] = {}
@@ -104,15 +105,20 @@ def load_with_gaps(
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         bones = without_weights(kind, settings, trust_remote_code=trust_remote_code)
         options["quantization_config"] = quantised_settings(quantisation, dtype, bones)
-    with _quiet():
+    elif folder.is_file():  # full weights, also where a kernel could compute with the packed ones
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    with _quiet(), as_transformers_reads(folder) as (where, further):
         model, found = kind.from_pretrained(
-            folder,
+            where,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **options,
+            **further,
         )
+    if folder.is_file():
+        model.name_or_path = str(folder)
     settle(model)
     if task.get("pad_token_id") is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = task["pad_token_id"]  # decoders classify at the last token
@@ -180,5 +186,5 @@ def open_processor(
     import transformers
 
     kind = getattr(transformers, PROCESSORS.get(task["name"], "AutoTokenizer"))
-    with _quiet():
-        return kind.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with _quiet(), as_transformers_reads(folder) as (where, further):
+        return kind.from_pretrained(where, trust_remote_code=trust_remote_code, **further)

@@ -18,7 +18,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FAMILY = "family.json"
 _DTYPES = ("float32", "bfloat16", "float16")
-_SOURCES = ("embedded", "folder", "hub")
+_SOURCES = ("embedded", "folder", "hub", "gguf")
 _LONGEST = 16 * 2**20
 """Bytes of a JSON file; real ones are a hundred times smaller."""
 _REACHES_OUT = (
