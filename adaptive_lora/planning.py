@@ -22,6 +22,7 @@ from adaptive_lora.allocation import (
 )
 from adaptive_lora.allocation.reading import decides_in_training
 from adaptive_lora.config import StudyConfig
+from adaptive_lora.config.base_file import base_file
 from adaptive_lora.errors import AllocationError, ConfigError
 from adaptive_lora.heads import find_head
 from adaptive_lora.memory import Load, MemoryChoice, choose, describe, load_of
@@ -70,6 +71,11 @@ class PlanReport:
             found.append(
                 f"{self.plan.method} also sets initial weights or changes ranks in training "
                 f"('{self.recipe}'); the LoraConfig has the ranks at the start alone"
+            )
+        if self.base_name.lower().endswith(".gguf"):
+            found.append(
+                "the base is a GGUF file: AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file="
+                f"{Path(self.base_name).name!r}) loads it, which PEFT's Auto classes do not"
             )
         if any(entry.lr_multiplier != 1 for entry in self.plan.entries):
             found.append("learning-rate multipliers are not part of a LoraConfig")
@@ -162,7 +168,7 @@ def plan_method(
         total_parameters=count_parameters(base),
         sites=architecture.sites,
         base=base,
-        base_name=config.model.model,
+        base_name=str(base_file(config.model) or config.model.model),
         recipe=spec.recipe,
         load=load,
         memory=choose(load, train),

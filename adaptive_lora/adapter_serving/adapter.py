@@ -59,7 +59,7 @@ def load_adapter(
 
 
 def _recorded_base(base: Mapping[str, Any], allowed: bool) -> tuple[Path, bool]:
-    """Return the folder or file of the base that a record names, checked, and whether its code is run."""
+    """Return where the base that a record names is, checked, and whether its code is run."""
     trust = bool(base.get("trust_remote_code"))
     if trust and not allowed:
         raise UnsafeFiles(

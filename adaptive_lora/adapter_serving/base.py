@@ -11,7 +11,7 @@ from .gguf_file import gguf_in
 from .vetting import UnsafeFiles, pickled
 
 BASE_VARIABLE = "ADAPTIVE_LORA_BASE"
-"""Environment variable: folder or GGUF file to use as the base instead of the recorded reference."""
+"""Environment variable: folder or file to use as the base instead of the recorded reference."""
 TRUST_VARIABLE = "ADAPTIVE_LORA_TRUST_REMOTE_CODE"
 """Environment variable: `1` runs a base's own Python code where an adapter is served."""
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")

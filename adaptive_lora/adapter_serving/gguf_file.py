@@ -11,8 +11,9 @@ import mmap
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -135,7 +136,7 @@ def read_header(path: Path) -> GgufHeader:
         except (struct.error, UnicodeDecodeError, OverflowError, ValueError) as error:
             raise UnsafeFiles(
                 f"{path} is damaged or truncated: its {path.stat().st_size:,} bytes end or make no "
-                f"sense before its tensors begin ({error}); fetch it again."
+                "sense before its tensors begin; fetch it again."
             ) from error
 
 
@@ -251,6 +252,7 @@ def as_transformers_reads(place: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     if not place.is_file():
         yield place, {}
         return
-    with TemporaryDirectory() as folder:
+    # The bar of dequantised tensors has no switch.
+    with TemporaryDirectory() as folder, redirect_stderr(StringIO()):
         (Path(folder) / place.name).symlink_to(place.absolute())
         yield Path(folder), {"gguf_file": place.name}

@@ -105,7 +105,7 @@ def load_with_gaps(
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         bones = without_weights(kind, settings, trust_remote_code=trust_remote_code)
         options["quantization_config"] = quantised_settings(quantisation, dtype, bones)
-    elif folder.is_file():  # full weights, also where a kernel could compute with the packed ones
+    if folder.is_file():  # full weights, also where a kernel could compute with the packed ones
         options["quantization_config"] = GgufConfig(dequantize=True)
     with _quiet(), as_transformers_reads(folder) as (where, further):
         model, found = kind.from_pretrained(

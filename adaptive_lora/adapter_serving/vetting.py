@@ -122,6 +122,8 @@ def read_record(folder: Path) -> dict[str, Any]:
             and (base.get("revision") is None or _is_text(base["revision"])),
             "base.content_hash": isinstance(base, dict)
             and re.fullmatch(r"[0-9a-f]{64}", str(base.get("content_hash"))) is not None,
+            "base.stored_as": isinstance(base, dict)
+            and (base.get("stored_as") is None or _is_text(base["stored_as"])),
             "dtype": record.get("dtype") in _DTYPES,
             "task": isinstance(record.get("task", {"name": ""}), dict)
             and isinstance(record.get("task", {"name": ""}).get("name"), str),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from adaptive_lora.adapter_serving import AUTO_CLASSES, CAUSAL
@@ -29,7 +30,7 @@ def uniform_card(origin: Mapping[str, Any], *, ranks: Sequence[int], rank: int) 
 
     vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules NAME=FOLDER
 
-{_four_bits(origin)}With PEFT: `PeftModel.from_pretrained(base, FOLDER)`.
+{_four_bits(origin)}{_dequantised(origin)}With PEFT: `PeftModel.from_pretrained(base, FOLDER)`.
 """
 
 
@@ -63,6 +64,18 @@ def _four_bits(origin: Mapping[str, Any]) -> str:
     )
 
 
+def _dequantised(origin: Mapping[str, Any]) -> str:
+    """Return how PEFT gets the base where the adapter was trained over a GGUF file."""
+    base = origin["base"]
+    if base["source"] != "gguf":
+        return ""
+    return (
+        "It was trained over the weights of a GGUF file, dequantised: a server that computes with "
+        "the packed\nones differs a little. `base = AutoModelForCausalLM.from_pretrained(FOLDER, "
+        f"gguf_file={Path(base['name']).name!r},\ndtype=torch.{origin['dtype']})` gives them.\n\n"
+    )
+
+
 def _header(origin: Mapping[str, Any], library: str) -> str:
     base = origin["base"]
     known = f"base_model: {base['name']}\n" if base["source"] == "hub" else ""
@@ -72,6 +85,8 @@ def _header(origin: Mapping[str, Any], library: str) -> str:
 def _provenance(origin: Mapping[str, Any]) -> str:
     base, quantised = origin["base"], "quantisation" in origin
     packed = ", its linear maps in 4 bit (NF4, double quantisation)" if quantised else ""
+    if base["source"] == "gguf":
+        packed = f": dequantised from this GGUF file, whose tensors are {base['stored_as']}"
     revision = f", revision `{base['revision']}`" if base["revision"] else ""
     return (
         f"- base: `{base['name']}` ({base['source']}{revision}), content hash "

@@ -20,6 +20,7 @@ from adaptive_lora.cli.options import (
     study_options,
 )
 from adaptive_lora.config import EARLIER_NAMES, study_from
+from adaptive_lora.config.base_file import base_file
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.textfiles import Unreadable, read_text
 
@@ -64,6 +65,7 @@ def plan(
             options[several] = re.sub("[,+]", " ", options[several])
     given = settings_given({key: value for key, value in options.items() if key not in own})
     spec = MethodSpec.build(name, {**written, **given})
+    base_file(config.model)
     from adaptive_lora.planning import peft_config, plan_method, print_plan
 
     report = plan_method(
@@ -108,6 +110,7 @@ def _read_profile(path: Path | None) -> Any:
 def profile(file: Path | None, metric: str, as_json: bool, **options: Any) -> None:
     """Measure the importance of every site on training examples; feed it to `plan --profile`."""
     config = read_study(file, options)
+    base_file(config.model)
     from adaptive_lora.steps import run_profile
 
     run_profile(config, metric, make_console(), as_json=as_json)

@@ -17,6 +17,7 @@ from adaptive_lora.cli.options import (
     study_options,
 )
 from adaptive_lora.config import study_from
+from adaptive_lora.config.base_file import base_file
 from adaptive_lora.redaction import shown
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def study(file: Path | None, **options: Any) -> None:
     Run the same command again to finish what an interruption left.
     """
     config = read_study(file, options)
+    base_file(config.model)
     from adaptive_lora.study import run_study
 
     console = make_console()

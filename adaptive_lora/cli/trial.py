@@ -9,6 +9,7 @@ import click
 
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import make_console, read_study, study_file, study_options
+from adaptive_lora.config.base_file import base_file
 from adaptive_lora.errors import ConfigError
 
 
@@ -25,6 +26,7 @@ from adaptive_lora.errors import ConfigError
 def train(file: Path | None, method: str, seed: str, adapter: Path | None, **options: Any) -> None:
     """Train one trial: one method, seed and learning rate, as part of its study."""
     config = read_study(file, {**options, "methods": method, "seeds": seed})
+    base_file(config.model)
     from adaptive_lora.steps import run_train
 
     run_train(config, adapter, make_console())

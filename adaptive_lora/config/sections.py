@@ -25,7 +25,9 @@ class ModelConfig:
     """The frozen base model. A trial's identity holds its content hash, not these names."""
 
     model: str = option(
-        "embedded", "base model: 'embedded', a local folder or a hub id", identity=False
+        "embedded",
+        "base model: 'embedded', a local folder, a GGUF file or a hub id",
+        identity=False,
     )
     revision: str | None = option(None, "hub revision (branch, tag or commit)", identity=False)
     trust_remote_code: bool = option(

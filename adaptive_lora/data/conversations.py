@@ -122,8 +122,8 @@ def _rendered(
     if tokenizer.chat_template is None:
         raise DataError(
             f"{example.where} is a conversation, but the base's tokenizer has no chat template; "
-            "required one (tokenizer_config.json or chat_template.jinja), or columns of "
-            "instruction and response."
+            "required one (tokenizer_config.json, chat_template.jinja, or in a GGUF file), or "
+            "columns of instruction and response."
         )
     listed = [{"role": role, "content": content} for role, content in messages]
     try:

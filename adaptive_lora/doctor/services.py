@@ -25,7 +25,7 @@ def base(config: StudyConfig) -> Finding:
         source, name, folder = locate(config.model, weights=False)
         model = skeleton(config.model)
         sites = find_sites(model)
-        weights = any(folder.glob("*.safetensors"))
+        weights = folder.is_file() or any(folder.glob("*.safetensors"))
         if not weights and any(folder.glob("pytorch_model*.bin")):
             require_weights(folder, trust_remote_code=config.model.trust_remote_code)
     except AdaptiveLoraError as error:

@@ -48,9 +48,13 @@ def save_served(folder: Path, place: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def requirements_of(folder: Path) -> tuple[str, ...]:
-    """Return the packages that serving an adapter folder takes; one more over a quantised base."""
-    quantised = "quantisation" in read_json(folder / RECORD)
-    return (*_REQUIREMENTS, *(["bitsandbytes"] if quantised else []))
+    """Return the packages that serving an adapter folder takes; more over a quantised base."""
+    record = read_json(folder / RECORD)
+    return (
+        *_REQUIREMENTS,
+        *(["bitsandbytes"] if "quantisation" in record else []),
+        *(["gguf"] if record["base"]["source"] == "gguf" else []),
+    )
 
 
 def _pinned(name: str) -> str:
