@@ -50,6 +50,14 @@ class Question:
         """Strictest level that the correction sets for one method."""
         return self.alpha / max(1, self.comparisons)
 
+    @property
+    def fewest_seeds(self) -> int:
+        """Paired seeds below which no result whatever can be significant."""
+        fewest = stats.fewest_seeds(
+            self.alpha, comparisons=self.comparisons, correction=self.correction
+        )
+        return max(2, fewest)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeedRow:
@@ -57,7 +65,8 @@ class SeedRow:
 
     seeds: int
     power: float
-    """Of the paired t test at the strictest level of the correction."""
+    """Of the paired t test at the strictest level of the correction; 0 where so few seeds cannot
+    reach it by sign flips."""
     simulated: float
     """Of the sign-flip test with its correction."""
     examples_needed: int | None
@@ -168,7 +177,6 @@ def answer(question: Question, shown: Sequence[int] = SHOWN_SEEDS) -> Answer:
     needed, simulated = stats.checked_seeds(
         size, question.spread, power=question.power, studies=2_000, **common
     )
-    factor = question.comparisons if question.correction == "holm" else 1
     least = None
     if parts.example > 0:
         least = stats.examples_for_new_examples(
@@ -178,7 +186,7 @@ def answer(question: Question, shown: Sequence[int] = SHOWN_SEEDS) -> Answer:
         question=question,
         seeds_needed=needed,
         simulated_power=simulated,
-        least_seeds=max(2, stats.least_seeds(question.alpha / max(1, factor))),
+        least_seeds=question.fewest_seeds,
         examples_at_least=least,
         by_seeds=tuple(_seed_row(question, seeds, common) for seeds in shown),
         by_examples=_example_rows(question) if question.examples_known else (),
@@ -195,10 +203,12 @@ def _seed_row(question: Question, seeds: int, common: Mapping[str, Any]) -> Seed
             alpha=question.alpha_each,
             power=question.power,
         )
-    spread = question.spread
+    spread, power = question.spread, 0.0
+    if seeds >= question.fewest_seeds:
+        power = stats.paired_power(question.difference, spread, seeds, alpha=question.alpha_each)
     return SeedRow(
         seeds=seeds,
-        power=stats.paired_power(question.difference, spread, seeds, alpha=question.alpha_each),
+        power=power,
         simulated=stats.simulated_power(question.difference, spread, seeds, **common),
         examples_needed=needed,
     )

@@ -70,7 +70,7 @@ def test_names_the_numbers_of_the_config() -> None:
         "exact two-sided sign-flip test",
         "least attainable with 6 seeds before correction: 0.0312",
         "corrected for 2 comparisons by the step-down max-T procedure",
-        "95 % bootstrap intervals (BCa)",
+        "95 % intervals over seeds (BCa bootstrap), the nominal confidence of a bootstrap expanded",
         "Software: torch 2.13.0, peft 0.21.2.",
     ):
         assert clause in text
@@ -118,5 +118,5 @@ def test_says_when_rates_were_not_tuned_and_trials_failed() -> None:
 
 def test_one_seed_claims_no_interval() -> None:
     text = text_of(records_with(seeds=[0]))
-    assert "bootstrap intervals" not in text
+    assert "Intervals are" not in text
     assert "1 seed (0)" in text

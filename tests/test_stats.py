@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -193,28 +194,78 @@ def test_bootstrap_interval_holds_its_sample_mean_and_is_seeded() -> None:
     assert not interval.note
 
 
-def test_few_seeds_have_an_interval_only_with_its_reason() -> None:
-    one = stats.bootstrap_interval([0.3])
-    assert (one.low, one.high) == (None, None)
-    assert "one seed" in one.note
-    two = stats.bootstrap_interval([0.1, 0.3])
-    assert (two.method, two.low, two.high) == ("percentile", 0.1, 0.3)
-    assert "at most 50.0%" in two.note
-    assert stats.bootstrap_interval([0.1, 0.2, 0.3]).low is not None
-    same = stats.bootstrap_interval([0.2] * 6)
-    assert (same.low, same.high) == (0.2, 0.2)
-    assert "same value" in same.note
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_few_seeds_have_students_interval(seeds: int) -> None:
+    values = np.random.default_rng(seeds).normal(size=seeds)
+    interval = stats.mean_interval(values, confidence=0.9)
+    expected = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(0.9)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+    assert interval.method == "Student's t"
 
 
-def test_interval_covers_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(4)
-    studies = 500
+def test_the_bootstrap_begins_where_it_can_cover() -> None:
+    values = np.random.default_rng(0).normal(size=8)
+    assert stats.mean_interval(values[:6]) == stats.bootstrap_interval(values[:6])
+    assert stats.mean_interval(values[:7], confidence=0.99).method == "Student's t"
+    assert stats.mean_interval(values, confidence=0.99).method == "BCa"
+
+
+@pytest.mark.parametrize("make", [stats.mean_interval, stats.t_interval, stats.bootstrap_interval])
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ([0.3], "one seed has no spread"),
+        ([0.2, 0.2], "all 2 seeds gave the same value"),
+        ([0.2] * 7, "all 7 seeds gave the same value"),
+    ],
+)
+def test_no_interval_without_spread_and_the_reason_is_said(
+    make: Callable[..., stats.Interval], values: list[float], reason: str
+) -> None:
+    interval = make(values)
+    assert (interval.low, interval.high, interval.method) == (None, None, "none")
+    assert interval.note == reason
+
+
+@pytest.mark.parametrize(
+    ("seeds", "studies"), [(2, 4000), (3, 4000), (4, 4000), (5, 4000), (8, 500)]
+)
+def test_interval_covers_as_often_as_it_says(seeds: int, studies: int) -> None:
+    rng = np.random.default_rng([4, seeds])
     hits = 0
-    for row in rng.normal(size=(studies, 8)):
-        interval = stats.bootstrap_interval(row, draws=999)
+    for row in rng.normal(size=(studies, seeds)):
+        interval = stats.mean_interval(row, draws=999)
         hits += interval.low <= 0 <= interval.high
     low, high = scipy_stats.binom.interval(0.999, studies, 0.95)
     assert low <= hits <= high
+
+
+@pytest.mark.parametrize("between", [0.05, 0.5, 2.0])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_few_seeds_and_examples_are_covered_at_least_as_often(seeds: int, between: float) -> None:
+    rng = np.random.default_rng([6, seeds])
+    studies, hits, weight = 800, 0, np.ones((seeds, 40))
+    for _ in range(studies):
+        diff = rng.normal(0, between, (seeds, 1)) + nested(rng, seeds, 40, crossed=True)
+        interval = stats.two_way_interval(diff, weight, crossed=True)
+        only_seeds = stats.mean_interval(diff.mean(axis=1))
+        assert interval.low <= only_seeds.low < only_seeds.high <= interval.high
+        hits += interval.low <= 0 <= interval.high
+    assert hits >= scipy_stats.binom.ppf(0.001, studies, 0.95)  # errs on the wide side only
+
+
+def test_few_seeds_with_examples_of_their_own_have_the_interval_over_seeds() -> None:
+    diff = nested(np.random.default_rng(3), 4, 30, crossed=False)
+    weight = np.random.default_rng(4).integers(1, 9, diff.shape).astype(float)
+    interval = stats.two_way_interval(diff, weight, crossed=False)
+    assert interval == stats.t_interval(diff.sum(axis=1) / weight.sum(axis=1))
+    six = nested(np.random.default_rng(3), 6, 30, crossed=False)
+    ones = np.ones_like(six)
+    assert stats.two_way_interval(six, ones, crossed=False) == stats.hierarchical_bootstrap(
+        six, ones, crossed=False
+    )
+    none = stats.two_way_interval(diff[:1], weight[:1], crossed=True)
+    assert (none.low, none.note) == (None, "one seed has no spread")
 
 
 @pytest.mark.parametrize("seeds", [6, 8, 10])

@@ -206,10 +206,45 @@ def test_superiority_has_wilsons_interval() -> None:
 
 def test_interval_of_draws_is_expanded_for_few_seeds() -> None:
     draws = np.arange(10_001) / 10_000
-    few = stats.interval_of_draws(draws, seeds=6, confidence=0.95)
+    few = stats.interval_of_draws(draws, estimate=0.5, seeds=6, confidence=0.95)
     tail = (1 - stats.expanded_confidence(0.95, 6)) / 2
     assert (few.low, few.high) == pytest.approx((tail, 1 - tail))
-    assert stats.interval_of_draws(draws, seeds=1, confidence=0.95).low is None
+    for seeds, values in ((1, draws), (6, np.ones(10)), (3, np.ones(10))):
+        none = stats.interval_of_draws(values, estimate=0.5, seeds=seeds, confidence=0.95)
+        assert (none.low, none.high, none.method) == (None, None, "none")
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_draws_of_a_mean_over_few_seeds_give_the_t_interval(seeds: int) -> None:
+    values = np.random.default_rng(seeds).normal(0.3, 1.0, seeds)
+    every = np.array(list(itertools.product(values, repeat=seeds))).mean(axis=1)
+    found = stats.interval_of_draws(
+        every, estimate=float(values.mean()), seeds=seeds, confidence=0.95
+    )
+    expected = stats.t_interval(values)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.method == expected.method == stats.STUDENT
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "correction", "fewest"),
+    [(1, "holm", 6), (5, "holm", 8), (5, "max_t", 6), (5, "benjamini_hochberg", 6)],
+)
+def test_fewest_seeds_are_those_at_which_the_test_can_find_anything(
+    comparisons: int, correction: stats.Correction, fewest: int
+) -> None:
+    found = stats.fewest_seeds(0.05, comparisons=comparisons, correction=correction)
+    assert found == fewest
+    if correction == "benjamini_hochberg":
+        return  # its least p needs all methods to differ, not one as simulated
+    powers = [
+        stats.simulated_power(
+            20.0, 1.0, seeds, comparisons=comparisons, correction=correction, studies=100
+        )
+        for seeds in (fewest - 1, fewest)
+    ]
+    assert powers[0] == 0.0
+    assert powers[1] > 0.9
 
 
 def test_power_grows_with_everything_that_should_help() -> None:

@@ -45,7 +45,7 @@ def early_rate(
     complete = not missed
     note = "" if complete else f"not reached under seed {joined(missed)}"
     if complete:
-        interval = stats.bootstrap_interval(shares, confidence=confidence, seed=seed)
+        interval = stats.mean_interval(shares, confidence=confidence, seed=seed)
     else:
         interval = Interval(low=None, high=None, method="none", note=note)
     return EarlyRate(

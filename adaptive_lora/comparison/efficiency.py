@@ -226,7 +226,12 @@ class _Span:
         )
 
     def interval(self, draws: FloatArray) -> Interval:
-        return stats.interval_of_draws(draws[1:], seeds=len(self.seeds), confidence=self.confidence)
+        return stats.interval_of_draws(
+            draws[1:],
+            estimate=float(draws[0]),
+            seeds=len(self.seeds),
+            confidence=self.confidence,
+        )
 
 
 _NO_INTERVAL = Interval(low=None, high=None, method="none", note="no area")

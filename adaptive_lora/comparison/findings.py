@@ -40,8 +40,8 @@ class PowerAnswer:
     """At hand."""
     examples: int
     """Test examples at hand, per seed."""
-    power: float | None
-    """With seeds and examples at hand; None below 2 seeds."""
+    power: float
+    """With seeds and examples at hand; 0 where so few seeds cannot reach the corrected level."""
     seeds_needed: int | None
     """For 80 % power with the examples at hand; None: more than 2,000."""
     simulated_power: float | None
@@ -113,7 +113,7 @@ class FrontArea:
     high: float | None
     gain: float | None
     interval: Interval
-    """Bootstrap over seeds, the same draw for all families."""
+    """Over seeds, from bootstrap draws that are the same for all families."""
     difference: float | None
     """Gain minus that of the baseline's family, over the same budgets."""
     difference_interval: Interval

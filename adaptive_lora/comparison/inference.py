@@ -22,6 +22,11 @@ SHOWN_EXAMPLES = 3
 """Most changed examples kept per direction."""
 
 
+def one_sided(confidence: float) -> float:
+    """Return the confidence of the interval whose ends are one-sided tests at 1 - confidence."""
+    return round(2 * confidence - 1, 12)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """What all differences of one comparison share."""
@@ -59,10 +64,8 @@ def measure(
         values=tuple(float(value) for value in diff_S),
         mean=mean,
         sd=sd,
-        interval=stats.bootstrap_interval(
-            diff_S, confidence=settings.confidence, seed=settings.seed
-        ),
-        hierarchical=stats.hierarchical_bootstrap(
+        interval=stats.mean_interval(diff_S, confidence=settings.confidence, seed=settings.seed),
+        hierarchical=stats.two_way_interval(
             *rows,
             crossed=crossed,
             confidence=settings.confidence,
@@ -70,7 +73,7 @@ def measure(
         ),
         effect=stats.paired_effect(diff_S, confidence=settings.confidence),
         tests=_tests(diff_S, settings.seed),
-        margin_tests=_margin_tests(diff_S, settings.margin),
+        margin_tests=_margin_tests(diff_S, settings),
         seeds_for_difference=seeds_for(mean),
         seeds_for_margin=seeds_for(settings.margin),
         components=stats.variance_components(*rows, crossed=crossed),
@@ -93,10 +96,14 @@ def _tests(diff_S: FloatArray, seed: int) -> Tests:
     )
 
 
-def _margin_tests(diff_S: FloatArray, margin: float | None) -> MarginTests | None:
+def _margin_tests(diff_S: FloatArray, settings: Settings) -> MarginTests | None:
+    margin = settings.margin
     if margin is None:
         return None
     return MarginTests(
+        interval=stats.mean_interval(
+            diff_S, confidence=one_sided(settings.confidence), seed=settings.seed
+        ),
         noninferior=stats.noninferiority_test(diff_S, margin),
         equivalent=stats.equivalence_test(diff_S, margin),
         equivalent_t=stats.equivalence_t_test(diff_S, margin),
@@ -146,10 +153,8 @@ def exact_match_difference(
     p = stats.sign_flip_test(known, seed=settings.seed)
     return ScoreDifference(
         mean=float(np.mean(known)),
-        interval=stats.bootstrap_interval(
-            known, confidence=settings.confidence, seed=settings.seed
-        ),
-        hierarchical=stats.hierarchical_bootstrap(
+        interval=stats.mean_interval(known, confidence=settings.confidence, seed=settings.seed),
+        hierarchical=stats.two_way_interval(
             match_SE,
             [np.ones_like(match_E) for match_E in match_SE],
             crossed=_same_examples(pairs),

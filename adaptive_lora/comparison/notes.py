@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaptive_lora import stats
-from adaptive_lora.comparison.types import MethodSummary
+from adaptive_lora.comparison.inference import one_sided
+from adaptive_lora.comparison.types import Difference, MethodSummary
 from adaptive_lora.comparison.verdict import Rule
-from adaptive_lora.comparison.wording import p_text, plain, plural
+from adaptive_lora.comparison.wording import (
+    confidence_text,
+    interval_methods,
+    named,
+    p_text,
+    plain,
+    plural,
+)
 
 CORRECTIONS = {
     "holm": "Holm",
@@ -39,7 +47,7 @@ def read_with(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, ...]:
             )
         notes.append(
             f"Differences are method minus baseline in test loss, paired by seed; "
-            f"{100 * rule.confidence:g} % bootstrap intervals over seeds; p by exact sign flips, "
+            f"{_interval_note(differences, rule)}; p by exact sign flips, "
             f"corrected by {CORRECTIONS[rule.correction]}."
         )
     source = rule.margin.source
@@ -49,5 +57,18 @@ def read_with(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, ...]:
         *notes,
         f"Margin: {plain(rule.margin.value)} {rule.unit}, {source}. Equivalence and "
         f"non-inferiority are one-sided tests at {100 * rule.alpha:g} % each, not corrected for "
-        "several methods.",
+        f"several methods; their verdict needs the {confidence_text(one_sided(rule.confidence))} "
+        "interval within the margin too.",
     )
+
+
+def _interval_note(differences: Sequence[Difference], rule: Rule) -> str:
+    """Return how the intervals over seeds were made, and why so where seeds are few."""
+    intervals = [difference.interval for difference in differences]
+    methods = interval_methods(intervals)
+    if not methods:
+        return f"no interval over seeds, since {named(sorted({i.note for i in intervals}))}"
+    text = f"{confidence_text(rule.confidence)} intervals over seeds: {methods}"
+    if stats.STUDENT in methods:
+        text += ", since a bootstrap of so few seeds is too narrow"
+    return text

@@ -38,7 +38,11 @@ def power_answer(
     )
     first = alpha if correction == "max_t" else each
     examples = stats.examples_for_power(size, components, components.seeds, alpha=first)
-    least = None
+    now, least = 0.0, None
+    if components.seeds >= stats.fewest_seeds(
+        alpha, comparisons=comparisons, correction=correction
+    ):
+        now = stats.paired_power(size, spread, components.seeds, alpha=first)
     if components.example > 0:
         least = stats.examples_for_new_examples(size, components, alpha=each)
     return PowerAnswer(
@@ -46,7 +50,7 @@ def power_answer(
         difference=size,
         seeds=components.seeds,
         examples=components.examples,
-        power=stats.paired_power(size, spread, components.seeds, alpha=first),
+        power=now,
         seeds_needed=needed,
         simulated_power=simulated,
         examples_needed=examples,

@@ -36,7 +36,7 @@ def describe(
     scores = _scores(list(trials.values()), "no seed finished" if not trials else "")
     losses = [float(np.mean([r.test.loss for r in folds if r.test])) for folds in trials.values()]
     if losses:
-        interval = stats.bootstrap_interval(losses, confidence=confidence, seed=seed)
+        interval = stats.mean_interval(losses, confidence=confidence, seed=seed)
     else:
         interval = stats.Interval(low=None, high=None, method="none", note="no seed finished")
     return MethodSummary(

@@ -125,14 +125,22 @@ class Tests:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MarginTests:
-    """One-sided tests against the margin; not corrected for several methods."""
+    """One-sided tests against the margin; not corrected for several methods.
+
+    A verdict needs both: a p at or below the level, and an interval that agrees.
+    """
+
+    interval: Interval
+    """Of the mean difference at 1 - 2 x level (90 % for 5 %), made as that of the difference. Two
+    one-sided tests show what it says: equivalent if it lies within the margin, non-inferior if its
+    upper end does."""
 
     noninferior: float
     """P of "worse by at least the margin", by sign flips."""
     equivalent: float
     """P of "differs by at least the margin", by sign flips (TOST)."""
     equivalent_t: float | None
-    """The same by Student's t."""
+    """P of "differs by at least the margin", by Student's t."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from adaptive_lora.comparison.inference import one_sided
 from adaptive_lora.comparison.power import power_text
 from adaptive_lora.comparison.types import (
     Difference,
     Margin,
+    MarginTests,
     MethodSummary,
     Parameters,
     Verdict,
     VerdictKind,
 )
 from adaptive_lora.comparison.wording import (
-    interval_text,
+    confidence_text,
+    interval_clause,
+    interval_methods,
+    joined,
     named,
     p_text,
     parameters_text,
@@ -25,7 +30,7 @@ from adaptive_lora.comparison.wording import (
     signed,
 )
 from adaptive_lora.results import NATS_PER_TOKEN
-from adaptive_lora.stats import Correction, attainable_p, least_seeds
+from adaptive_lora.stats import Correction, Interval, attainable_p, fewest_seeds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,11 +45,6 @@ class Rule:
     margin: Margin
     unit: str = NATS_PER_TOKEN
     """What losses are counted in."""
-
-    @property
-    def interval_name(self) -> str:
-        """Name of the interval, such as "95 % interval"."""
-        return f"{100 * self.confidence:g} % interval"
 
     def corrected(self, difference: Difference) -> float:
         """Return the p that decides."""
@@ -62,7 +62,7 @@ class Rule:
     @property
     def seeds_required(self) -> int:
         """Seeds at which a corrected p can reach alpha at all."""
-        return least_seeds(self.alpha / self._factor)
+        return fewest_seeds(self.alpha, comparisons=self.comparisons, correction=self.correction)
 
 
 def judge(difference: Difference, parameters: Parameters, rule: Rule) -> Verdict:
@@ -74,8 +74,7 @@ def judge(difference: Difference, parameters: Parameters, rule: Rule) -> Verdict
     """
     surely = rule.corrected(difference) <= rule.alpha
     margin = difference.margin_tests
-    equivalent = margin is not None and margin.equivalent <= rule.alpha
-    noninferior = margin is not None and margin.noninferior <= rule.alpha
+    equivalent, noninferior = _within_margin(margin, rule)
     if surely and difference.mean < 0:
         kind = VerdictKind.BETTER
     elif noninferior and parameters.fewer:
@@ -88,24 +87,50 @@ def judge(difference: Difference, parameters: Parameters, rule: Rule) -> Verdict
         kind = VerdictKind.INCONCLUSIVE
     text = f"{kind}: {evidence(difference, rule)}, {parameters_text(parameters)}."
     if kind is VerdictKind.INCONCLUSIVE:
-        text += _what_it_takes(difference, rule)
+        text += _margin_undecided(margin, rule) + _what_it_takes(difference, rule)
     elif surely and equivalent:
         text += (
             f" The difference is sure but smaller than the margin of {plain(rule.margin.value)}."
         )
     elif kind in (VerdictKind.NON_INFERIOR, VerdictKind.EQUIVALENT) and margin is not None:
         p = margin.noninferior if kind is VerdictKind.NON_INFERIOR else margin.equivalent
-        text += f" Margin {plain(rule.margin.value)}, one-sided p {p_text(p)}."
+        text += f" Margin {plain(rule.margin.value)}, one-sided p {p_text(p)}"
+        text += f", {interval_clause(margin.interval, one_sided(rule.confidence))}."
         if difference.tests.sign_flip <= rule.alpha:
             text += _out_of_reach(len(difference.seeds), rule)
     return Verdict(kind=kind, text=text)
 
 
+def _within_margin(tests: MarginTests | None, rule: Rule) -> tuple[bool, bool]:
+    """Tell whether equivalence and non-inferiority are shown, by their p and by their interval.
+
+    Seeds that all gave the same value have no interval; there the p alone decides.
+    """
+    margin = rule.margin.value
+    if tests is None or margin is None:
+        return False, False
+    low, high = tests.interval.low, tests.interval.high
+    above, below = low is None or low > -margin, high is None or high < margin
+    noninferior = tests.noninferior <= rule.alpha and below
+    return tests.equivalent <= rule.alpha and above and below, noninferior
+
+
+def _margin_undecided(tests: MarginTests | None, rule: Rule) -> str:
+    """Say where sign flips alone would have shown equivalence, and the interval does not."""
+    if tests is None or tests.equivalent > rule.alpha:
+        return ""
+    return (
+        f" Sign flips put it within the margin of {plain(rule.margin.value)} (p "
+        f"{p_text(tests.equivalent)}), but its "
+        f"{interval_clause(tests.interval, one_sided(rule.confidence))} leaves the margin."
+    )
+
+
 def evidence(difference: Difference, rule: Rule) -> str:
     """Return the difference with interval, p-values and seeds."""
-    interval = interval_text(difference.interval)
+    interval = interval_clause(difference.interval, rule.confidence)
     return (
-        f"test loss {signed(difference.mean)} {rule.unit} ({rule.interval_name} {interval}, "
+        f"test loss {signed(difference.mean)} {rule.unit} ({interval}, "
         f"p {p_text(difference.tests.sign_flip)}, corrected {p_text(rule.corrected(difference))}, "
         f"{plural(len(difference.seeds), 'seed')})"
     )
@@ -168,7 +193,8 @@ def headline(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, tuple[s
     if not better and rule.least_corrected(seeds) > rule.alpha:
         remarks.append(
             f"{plural(seeds, 'seed')} could not have shown a better one: "
-            f"{plural(rule.comparisons, 'comparison')} take {rule.seeds_required} seeds."
+            f"{plural(rule.comparisons, 'comparison')} "
+            f"{'takes' if rule.comparisons == 1 else 'take'} {rule.seeds_required} seeds."
         )
     if worse and len(worse) < len(others):
         remarks.append(f"Worse: {named([m.label for m in worse])}.")
@@ -217,16 +243,27 @@ def _nothing_shown(unclear: Sequence[MethodSummary], compared: int, rule: Rule) 
         whom = f"{rule.baseline} and any of the {compared} other methods"
     else:
         whom = f"{rule.baseline} and {named([m.label for m in unclear])}"
-    differences = [m.difference for m in unclear if m.difference is not None]
-    seeds = max(len(d.seeds) for d in differences)
+    found = {m.label: m.difference for m in unclear if m.difference is not None}
+    seeds = max(len(difference.seeds) for difference in found.values())
     text = f"No difference shown in test loss between {whom} over {plural(seeds, 'seed')}"
-    lows = [d.interval.low for d in differences if d.interval.low is not None]
-    highs = [d.interval.high for d in differences if d.interval.high is not None]
-    if lows and highs:
-        text += (
-            f"; the intervals allow from {signed(min(lows))} to {signed(max(highs))} {rule.unit}"
-        )
-    return text + "."
+    return f"{text}; {_allowed({label: d.interval for label, d in found.items()}, rule)}."
+
+
+def _allowed(intervals: Mapping[str, Interval], rule: Rule) -> str:
+    """Say which differences the intervals leave open, and which methods have none and why."""
+    lows = [interval.low for interval in intervals.values() if interval.low is not None]
+    highs = [interval.high for interval in intervals.values() if interval.high is not None]
+    absent = {label: i.note for label, i in intervals.items() if i.low is None}
+    why = joined(sorted(set(absent.values())))
+    if not lows:
+        return f"no interval, since {why}"
+    noun, verb = ("interval", "allows") if len(lows) == 1 else ("intervals", "allow")
+    text = (
+        f"the {confidence_text(rule.confidence)} {noun} "
+        f"({interval_methods(intervals.values())}) {verb} from {signed(min(lows))} to "
+        f"{signed(max(highs))} {rule.unit}"
+    )
+    return f"{text}, with none for {named(list(absent))}, since {why}" if absent else text
 
 
 def _unequal(others: Sequence[MethodSummary]) -> list[str]:

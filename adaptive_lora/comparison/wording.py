@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from adaptive_lora.comparison.types import Parameters, Spread
-from adaptive_lora.stats import Interval
+from adaptive_lora.stats import STUDENT, Interval
 
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "n/a"
@@ -37,6 +37,38 @@ def interval_text(interval: Interval, digits: int = 4) -> str:
     if interval.low is None or interval.high is None:
         return ABSENT
     return f"[{signed(interval.low, digits)}, {signed(interval.high, digits)}]"
+
+
+def interval_clause(interval: Interval, confidence: float) -> str:
+    """Return the interval with its level and method, or why there is none."""
+    if interval.low is None or interval.high is None:
+        return f"no interval: {interval.note}"
+    return (
+        f"{confidence_text(confidence)} interval {interval_text(interval)} by "
+        f"{method_text(interval.method)}"
+    )
+
+
+def confidence_text(confidence: float) -> str:
+    """Return a confidence such as "95 %"."""
+    return f"{100 * confidence:g} %"
+
+
+def method_text(method: str) -> str:
+    """Return the method of an interval in words, such as "BCa bootstrap"."""
+    return method if STUDENT in method else f"{method} bootstrap"
+
+
+def intervals_note(intervals: Iterable[Interval | None]) -> str:
+    """Return how intervals were made as a sentence to follow others; empty where there is none."""
+    methods = interval_methods(intervals)
+    return f" Intervals: {methods}." if methods else ""
+
+
+def interval_methods(intervals: Iterable[Interval | None]) -> str:
+    """Return how intervals over seeds were made, in words; empty where there is none."""
+    made = {i.method for i in intervals if i is not None and i.low is not None}
+    return joined([method_text(method) for method in sorted(made)])
 
 
 def p_text(p: float | None) -> str:

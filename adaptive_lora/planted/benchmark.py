@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from adaptive_lora.comparison.wording import interval_text, p_text, signed
+from adaptive_lora.comparison.wording import interval_methods, interval_text, p_text, signed
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.planted.cell import CellResult, Planter
 from adaptive_lora.planted.config import PlantedConfig
@@ -94,7 +94,8 @@ def _write(
         )
     forest_grid(
         groups,
-        "KL to the teacher, method minus uniform: nats per token,\n95 % interval; left is better",
+        "KL to the teacher, method minus uniform: nats per token,\n"
+        f"{_interval_kind(found)}; left is better",
         folder / "planted.png",
     )
 
@@ -114,6 +115,12 @@ _HEADINGS = (
     "energy",
     "outcome",
 )
+
+
+def _interval_kind(found: PlantedFindings) -> str:
+    """Return the level and the method of the intervals."""
+    methods = interval_methods(finding.interval for finding in found.findings)
+    return f"95 % interval over seeds ({methods or 'none: no spread'})"
 
 
 def _row(finding: Finding) -> tuple[str, ...]:
@@ -140,6 +147,7 @@ def markdown(found: PlantedFindings) -> str:
     """Return the table and the sentences as Markdown."""
     lines = ["| " + " | ".join(_HEADINGS) + " |", "|" + "---|" * len(_HEADINGS)]
     lines += ["| " + " | ".join(_row(finding)) + " |" for finding in found.findings]
+    lines += ["", f"{_interval_kind(found)}."]
     return "\n".join([*lines, "", *(f"- {sentence}" for sentence in found.sentences)]) + "\n"
 
 
@@ -151,5 +159,6 @@ def print_findings(found: PlantedFindings, console: Console) -> None:
     for finding in found.findings:
         table.add_row(*_row(finding))
     console.print(table)
+    console.print(f"{_interval_kind(found)}.", highlight=False, soft_wrap=True)
     for sentence in found.sentences:
         console.print(sentence, highlight=False, soft_wrap=True)

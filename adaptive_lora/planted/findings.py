@@ -137,7 +137,7 @@ def _finding(
         seeds=tuple(cell.seed for cell in cells),
         kl=float(np.mean([cell.kl for cell in cells])),
         difference=mean,
-        interval=stats.bootstrap_interval(diff_S, confidence=CONFIDENCE),
+        interval=stats.mean_interval(diff_S, confidence=CONFIDENCE),
         p=stats.sign_flip_test(diff_S),
         p_corrected=corrected,
         recovered=None if gap is None else -mean / gap,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adaptive_lora.comparison import AuditKind, Comparison, EarlyRate, MethodSummary, PowerAnswer
-from adaptive_lora.comparison.wording import ABSENT, bytes_text, count
+from adaptive_lora.comparison.wording import ABSENT, bytes_text, count, intervals_note
 from adaptive_lora.report.cells import (
     Cell,
     TextTable,
@@ -86,8 +86,8 @@ def efficiency_table(comparison: Comparison) -> TextTable:
         note="Early rate: tokens until the validation loss is down to the baseline's final one "
         "under the same seed, as a share of the baseline's tokens; below 100 % is sooner. "
         "Efficiency ratio: test loss gained over the frozen base per million parameters served. "
-        "Profile stability: Spearman correlation of importance from two halves of the calibration "
-        "batches.",
+        "Profile stability: Spearman correlation of importance from two halves of the batches."
+        f"{intervals_note(m.early_rate.interval for m in comparison.methods if m.early_rate)}",
     ).without_empty_columns()
 
 
@@ -140,7 +140,8 @@ def area_table(comparison: Comparison) -> TextTable:
         ),
         rows=tuple(rows),
         note="Methods that differ in nothing but rank or budget are one family. Gain: test "
-        "loss below the frozen base, averaged over log2 of the parameters; more is better.",
+        "loss below the frozen base, averaged over log2 of the parameters; more is better."
+        f"{intervals_note(area.interval for area in comparison.areas)}",
     ).without_empty_columns()
 
 
@@ -166,8 +167,9 @@ def power_table(comparison: Comparison) -> TextTable:
             "of examples",
         ),
         rows=tuple(rows),
-        note="Paired t test at the corrected level; simulated: power of the sign-flip test with "
-        "its correction at that number of seeds. Test examples: with the seeds at hand. Noise: "
+        note="Paired t test at the corrected level, 0 where so few seeds cannot reach it by sign "
+        "flips; simulated: power of the sign-flip test with its correction at that number of "
+        "seeds. Test examples: with the seeds at hand. Noise: "
         f"standard deviation in {comparison.unit} between seeds, and between examples.",
     ).without_empty_columns()
 

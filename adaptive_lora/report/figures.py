@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from adaptive_lora.comparison import Comparison, Cost
+from adaptive_lora.comparison.inference import one_sided
+from adaptive_lora.comparison.wording import confidence_text, interval_methods
 from adaptive_lora.report.agreement import method_agreement, seed_agreement
 from adaptive_lora.report.budgets import budgets
 from adaptive_lora.report.forest import differences
@@ -19,6 +21,7 @@ from adaptive_lora.report.ranks import rank_maps
 from adaptive_lora.report.style import STYLE
 from adaptive_lora.report.svg import to_svg
 from adaptive_lora.results import TrialRecord
+from adaptive_lora.stats import Interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,16 +59,15 @@ class _Plan:
 
 
 _FRONT = (
-    "Mean and interval over seeds; down and left is better. The dotted line is the front: what the "
-    "methods that no other beats in both reach at that cost."
+    "Mean and {confidence} interval over seeds{loss methods}; down and left is better. The dotted "
+    "line is the front: what the methods that no other beats in both reach at that cost."
 )
 _PLANS = (
     _Plan(
         name="differences",
         title="Paired differences to the baseline",
         caption="Test loss, method minus {baseline}: each dot one seed, bar the {confidence} "
-        "interval of the mean. Left of zero is better. The band is the equivalence margin, where "
-        "there is one.",
+        "interval of the mean{difference methods}. Left of zero is better.{margin}",
         make=lambda m: differences(m.comparison),
     ),
     _Plan(
@@ -154,6 +156,21 @@ _PLANS = (
 )
 
 
+def _in_brackets(intervals: Iterable[Interval]) -> str:
+    methods = interval_methods(intervals)
+    return f" ({methods})" if methods else ""
+
+
+def _margin_band(comparison: Comparison) -> str:
+    if comparison.margin.value is None:
+        return ""
+    level = confidence_text(one_sided(comparison.confidence))
+    return (
+        f" The band is the equivalence margin; the thick part of the bar is the {level} interval, "
+        "which lies within it where a method is equivalent."
+    )
+
+
 def draw_all(material: Material, folder: Path) -> tuple[Drawing, ...]:
     """Draw every figure that the data allow and save each as SVG, PNG and PDF in a folder.
 
@@ -163,7 +180,12 @@ def draw_all(material: Material, folder: Path) -> tuple[Drawing, ...]:
     comparison = material.comparison
     words = {
         "baseline": comparison.baseline,
-        "confidence": f"{100 * comparison.confidence:g} %",
+        "confidence": confidence_text(comparison.confidence),
+        "difference methods": _in_brackets(
+            m.difference.interval for m in comparison.methods if m.difference is not None
+        ),
+        "loss methods": _in_brackets(m.loss_interval for m in comparison.methods),
+        "margin": _margin_band(comparison),
         "note time": "",
         "note memory": "",
     }

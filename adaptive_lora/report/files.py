@@ -31,7 +31,7 @@ _LATEX: Mapping[str, str] = {
 }
 
 
-def _of_difference(read: Callable[[Difference], float | None]) -> _Reader:
+def _of_difference(read: Callable[[Difference], float | str | None]) -> _Reader:
     return lambda _, m: None if m.difference is None else read(m.difference)
 
 
@@ -41,6 +41,7 @@ COLUMNS: Mapping[str, _Reader] = {
     "difference": _of_difference(lambda d: d.mean),
     "interval_low": _of_difference(lambda d: d.interval.low),
     "interval_high": _of_difference(lambda d: d.interval.high),
+    "interval_method": _of_difference(lambda d: d.interval.method),
     "p": _of_difference(lambda d: d.tests.sign_flip),
     "p_corrected": lambda c, m: p_decides(c, m),
     "test_loss": lambda c, m: m.loss.mean,

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from adaptive_lora.comparison import Comparison, MethodSummary
-from adaptive_lora.comparison.wording import interval_text, p_text, signed
+from adaptive_lora.comparison.inference import one_sided
+from adaptive_lora.comparison.wording import interval_clause, interval_text, p_text, signed
 from adaptive_lora.report.style import (
     INK,
     MUTED,
@@ -67,7 +68,8 @@ def _row(axes: Axes, comparison: Comparison, method: MethodSummary, row: int) ->
         (bar,) = axes.plot(
             [interval.low, interval.high], [row + 0.08, row + 0.08], color=colour, linewidth=2.2
         )
-        mark(bar, place, [f"{method.label}: {interval_text(interval)}"])
+        mark(bar, place, [f"{method.label}: {interval_clause(interval, comparison.confidence)}"])
+        _margin_interval(axes, comparison, method, row)
     (dots,) = axes.plot(
         difference.values,
         np.full(len(difference.values), row + 0.27),
@@ -90,3 +92,20 @@ def _row(axes: Axes, comparison: Comparison, method: MethodSummary, row: int) ->
     numbers = axes.text(1.0, row - 0.2, where, transform=across, ha="right", fontsize=7)
     mark(numbers, place)
     return max(abs(end) for end in ends)
+
+
+def _margin_interval(axes: Axes, comparison: Comparison, method: MethodSummary, row: int) -> None:
+    """Draw the interval that equivalence reads as a thick part of the bar."""
+    tests = method.difference.margin_tests if method.difference is not None else None
+    if tests is None or tests.interval.low is None or tests.interval.high is None:
+        return
+    place, interval = place_of(comparison, method.label), tests.interval
+    (bar,) = axes.plot(
+        [tests.interval.low, tests.interval.high],
+        [row + 0.08, row + 0.08],
+        color=colour_of(comparison, method.label),
+        linewidth=4.4,
+        solid_capstyle="butt",
+    )
+    clause = interval_clause(interval, one_sided(comparison.confidence))
+    mark(bar, place, [f"{method.label}: {clause}"])

@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from adaptive_lora.comparison import AuditKind, Comparison, MethodSummary
-from adaptive_lora.comparison.wording import count, joined, named, p_text, percent, plain, plural
+from adaptive_lora.comparison.inference import one_sided
+from adaptive_lora.comparison.wording import (
+    confidence_text,
+    count,
+    interval_methods,
+    joined,
+    named,
+    p_text,
+    percent,
+    plain,
+    plural,
+)
 from adaptive_lora.report.selection import used_trials
 from adaptive_lora.results import TrialRecord
 from adaptive_lora.stats.significance import EXACT_SEEDS
@@ -207,19 +218,20 @@ def _inference(comparison: Comparison) -> Iterator[str]:
         yield (
             f"Equivalence (two one-sided tests) and non-inferiority were tested by sign flips "
             f"against a margin of {plain(margin.value)} {comparison.unit}, {margin.source}, at "
-            f"level {comparison.alpha:g} each, without correction for several methods."
+            f"level {comparison.alpha:g} each, without correction for several methods, and had to "
+            f"agree with the {confidence_text(one_sided(comparison.confidence))} interval."
         )
 
 
 def _intervals(comparison: Comparison, compared: Sequence[MethodSummary]) -> Iterator[str]:
-    made = {m.difference.interval.method for m in compared if m.difference is not None}
-    kinds = sorted(made - {"none"})
-    if kinds:
-        yield (
-            f"Intervals are {100 * comparison.confidence:g} % bootstrap intervals "
-            f"({joined(kinds)}) over seeds, with the nominal confidence expanded for the number of "
-            "seeds."
-        )
+    made = [m.difference.interval for m in compared if m.difference is not None]
+    methods = interval_methods(made)
+    if methods:
+        text = f"Intervals are {confidence_text(comparison.confidence)} intervals over seeds "
+        text += f"({methods})"
+        if "bootstrap" in methods:
+            text += ", the nominal confidence of a bootstrap expanded for the number of seeds"
+        yield f"{text}."
 
 
 def _losses(comparison: Comparison, records: Sequence[TrialRecord]) -> Iterator[str]:

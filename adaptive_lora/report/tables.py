@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adaptive_lora.comparison import Comparison, Difference, MethodSummary, VerdictKind
-from adaptive_lora.comparison.wording import ABSENT, interval_text, signed
+from adaptive_lora.comparison.inference import one_sided
+from adaptive_lora.comparison.wording import (
+    ABSENT,
+    confidence_text,
+    interval_text,
+    intervals_note,
+    signed,
+)
 from adaptive_lora.report.cells import (
     Cell,
     TextTable,
@@ -107,8 +114,12 @@ def result_table(comparison: Comparison) -> TextTable:
         rows=tuple(rows),
         note=f"Test loss in {_supervised(comparison.unit)}, mean ± standard deviation over seeds, "
         "each method at its own best learning rate; a negative difference is better than the "
-        "baseline.",
+        f"baseline.{intervals_note(d.interval for d in _differences(comparison))}",
     )
+
+
+def _differences(comparison: Comparison) -> list[Difference]:
+    return [m.difference for m in comparison.methods if m.difference is not None]
 
 
 def _supervised(unit: str) -> str:
@@ -153,7 +164,8 @@ def score_table(comparison: Comparison) -> TextTable:
         rows=tuple(rows),
         note="Mean ± standard deviation over seeds on the test part. Intervals of one method hold "
         "what all methods share within a seed; the paired differences above do not. p of exact "
-        "match: sign flips, not corrected, no part of the verdict.",
+        "match: sign flips, not corrected, no part of the verdict."
+        f"{intervals_note(m.loss_interval for m in comparison.methods)}",
     ).without_empty_columns()
 
 
@@ -175,6 +187,7 @@ def _evidence_row(method: MethodSummary, d: Difference) -> tuple[Cell, ...]:
         p_cell(d.tests.symmetry),
         p_cell(None if margin is None else margin.noninferior),
         p_cell(None if margin is None else margin.equivalent),
+        interval_cell(None if margin is None else margin.interval),
         Cell(ABSENT if seeds is None else str(seeds), seeds),
     )
 
@@ -185,6 +198,14 @@ def evidence_table(comparison: Comparison) -> TextTable:
         _evidence_row(method, method.difference)
         for method in comparison.methods
         if method.difference is not None
+    ]
+    shown = [
+        interval
+        for d in _differences(comparison)
+        for interval in (
+            d.hierarchical,
+            d.margin_tests.interval if d.margin_tests else None,
+        )
     ]
     return TextTable(
         title="Beside the verdict",
@@ -202,12 +223,15 @@ def evidence_table(comparison: Comparison) -> TextTable:
             "p symmetric",
             "p non-inferior",
             "p equivalent",
+            f"{confidence_text(one_sided(comparison.confidence))} interval",
             "Seeds for 80 % power",
         ),
         rows=tuple(rows),
         note="Shared rate: method and baseline both at the baseline's best learning rate. p "
         "normal (Shapiro and Wilk) small speaks against the t test, p symmetric (D'Agostino, from "
-        "8 seeds) against Wilcoxon's. n/a: the number does not exist here.",
+        "8 seeds) against Wilcoxon's. Equivalence and non-inferiority need their p and the last "
+        "interval, whole or its upper end, within the margin. n/a: the number does not exist here."
+        f"{intervals_note(shown)}",
     )
 
 

@@ -10,7 +10,8 @@ Legend of axes, which also end the names of arrays:
     N  simulated studies
 
 Differences are method minus baseline; for a loss, negative is better. Every decision of the
-comparison rests on sign flips, which need no normal distribution; Student's t stands beside them.
+comparison rests on sign flips, which need no normal distribution. Intervals over few seeds are
+Student's t, since no bootstrap of them covers as often as asked.
 """
 
 from adaptive_lora.stats.agreement import rank_agreement
@@ -25,15 +26,19 @@ from adaptive_lora.stats.efficiency import (
     pareto_front,
 )
 from adaptive_lora.stats.intervals import (
+    STUDENT,
     bootstrap_interval,
     expanded_confidence,
-    hierarchical_bootstrap,
+    few_seeds,
+    mean_interval,
+    t_interval,
 )
 from adaptive_lora.stats.power import (
     Correction,
     checked_seeds,
     examples_for_new_examples,
     examples_for_power,
+    fewest_seeds,
     paired_power,
     seeds_for_power,
     sign_flip_ps,
@@ -54,8 +59,10 @@ from adaptive_lora.stats.significance import (
     symmetry,
     wilcoxon,
 )
+from adaptive_lora.stats.two_way import hierarchical_bootstrap, two_way_interval
 
 __all__ = [
+    "STUDENT",
     "Components",
     "Correction",
     "Effect",
@@ -69,6 +76,8 @@ __all__ = [
     "examples_for_new_examples",
     "examples_for_power",
     "expanded_confidence",
+    "few_seeds",
+    "fewest_seeds",
     "first_reached",
     "front_gain",
     "front_share",
@@ -76,6 +85,7 @@ __all__ = [
     "holm",
     "interval_of_draws",
     "least_seeds",
+    "mean_interval",
     "noninferiority_test",
     "normality",
     "paired_effect",
@@ -89,6 +99,8 @@ __all__ = [
     "simulated_power",
     "step_down_max_t",
     "symmetry",
+    "t_interval",
+    "two_way_interval",
     "variance_components",
     "wilcoxon",
 ]

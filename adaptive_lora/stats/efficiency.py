@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from adaptive_lora.stats.arrays import Interval
-from adaptive_lora.stats.intervals import expanded_confidence
+from adaptive_lora.stats.arrays import Interval, no_spread
+from adaptive_lora.stats.intervals import STUDENT, expanded_confidence, few_seeds, t_quantile
 
 
 def pareto_front(cost_M: ArrayLike, loss_M: ArrayLike) -> NDArray[np.bool_]:
@@ -63,12 +63,33 @@ def front_gain(
     return float(np.dot(gain_P, np.diff(np.log2(edge_P))) / math.log2(high / low))
 
 
-def interval_of_draws(draw_B: ArrayLike, *, seeds: int, confidence: float) -> Interval:
-    """Return the percentile interval of bootstrap draws over seeds, expanded for few seeds."""
+def interval_of_draws(
+    draw_B: ArrayLike, *, estimate: float, seeds: int, confidence: float
+) -> Interval:
+    """Return an interval from bootstrap draws over seeds.
+
+    For few seeds (see `few_seeds`) Student's t with the draws' standard deviation, which lacks
+    (n - 1) / n of the variance, as standard error: for a mean that is `t_interval`. For more the
+    percentile interval at the confidence of `expanded_confidence`.
+
+    Args:
+        draw_B: the statistic of each draw of seeds.
+        estimate: the statistic of the observed seeds.
+        seeds: number of them.
+        confidence: of the interval.
+    """
+    drawn_B = np.asarray(draw_B, dtype=np.float64)
     if seeds < 2:
         return Interval(low=None, high=None, method="none", note="one seed has no spread")
+    if no_spread(drawn_B):
+        note = f"all {seeds} seeds gave the same value"
+        return Interval(low=None, high=None, method="none", note=note)
+    if few_seeds(seeds, confidence):
+        error = float(drawn_B.std()) * math.sqrt(seeds / (seeds - 1))
+        half = t_quantile(confidence, seeds - 1) * error
+        return Interval(low=estimate - half, high=estimate + half, method=STUDENT)
     tail = (1 - expanded_confidence(confidence, seeds)) / 2
-    low, high = np.quantile(np.asarray(draw_B, dtype=np.float64), [tail, 1 - tail])
+    low, high = np.quantile(drawn_B, [tail, 1 - tail])
     return Interval(low=float(low), high=float(high), method="percentile")
 
 

@@ -31,6 +31,15 @@ _EXACT, _FLIPS = 11, 1_023
 """All sign patterns up to so many seeds; above, so many random ones, enough for a share."""
 
 
+def fewest_seeds(alpha: float, *, comparisons: int, correction: Correction) -> int:
+    """Return the fewest paired seeds at which a corrected sign-flip p can reach alpha at all.
+
+    Only Holm raises the least p: max-T's does not depend on the number of methods, and that of
+    Benjamini and Hochberg stays where all methods reach it.
+    """
+    return least_seeds(alpha / max(1, comparisons) if correction == "holm" else alpha)
+
+
 def paired_power(difference: float, spread: float, seeds: int, *, alpha: float = 0.05) -> float:
     """Return the chance that a two-sided paired t test finds a true difference.
 
@@ -40,7 +49,8 @@ def paired_power(difference: float, spread: float, seeds: int, *, alpha: float =
         seeds: paired seeds.
         alpha: level of the test, already divided for several methods.
 
-    The sign-flip test has a little less, most at few seeds, where its p is coarse.
+    The sign-flip test has a little less, most at few seeds, where its p is coarse, and none at all
+    below `fewest_seeds`.
     """
     freedom = seeds - 1
     critical = float(distributions.t.isf(alpha / 2, freedom))
