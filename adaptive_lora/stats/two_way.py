@@ -59,8 +59,7 @@ def _t_margins(
     """Return the interval that adds the squared t margins of seeds and of examples.
 
     Each margin has its own degrees of freedom, so the interval is never narrower than that over
-    seeds alone. It errs on the wide side, at 2 seeds much (coverage 96 to 100 %); the one degree
-    of freedom of both variances together (Satterthwaite) covers as little as 87 % there. Where
+    seeds alone. It errs on the wide side, at 2 seeds much (simulated coverage 98 to 100 %). Where
     every seed has examples of its own, their spread is part of that over seeds.
 
     Source: Zou & Donner 2008, Statistics in Medicine 27, "method of variance estimates recovery".
