@@ -27,7 +27,8 @@ def current_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     policy = settings.get("scale_policy")
     if policy is not None:
         found["scaling"] = RENAMED.get(str(policy), policy)
-        said.append(f"scale_policy is called scaling now: {policy} is {found['scaling']}")
+        now = "" if found["scaling"] == policy else f": {policy} is {found['scaling']}"
+        said.append(f"scale_policy is called scaling now{now}")
     if (scale := settings.get("scale")) is not None:
         found["alpha"] = _alpha_of(scale, str(found.get("scaling")))
         said.append(f"scale is called alpha now: scale {scale} is alpha {found['alpha']}")
