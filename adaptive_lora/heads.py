@@ -7,11 +7,13 @@ adapter, and is counted apart from it: methods compare by their adapters.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from adaptive_lora.adapter_serving.gguf_file import read_header
 from adaptive_lora.errors import ModelError
 from adaptive_lora.seeding import rng_for
 
@@ -53,6 +55,35 @@ def require_complete(gaps: Sequence[str], head: Sequence[str]) -> None:
             f"the checkpoint lacks {len(lost)} weights of the base itself, such as {lost[0]}; "
             f"required all{' but those of ' + ', '.join(head) if head else ''}."
         )
+
+
+def require_all_read(model: Any, file: Path, gaps: Sequence[str], head: Sequence[str]) -> None:
+    """Check that a GGUF file and the model made of it hold the same weights.
+
+    transformers leaves out tensors that it has no place for, without a word: the factors by which
+    Llama 3.1 stretches its rotary frequencies, or biases.
+
+    Raises:
+        ModelError: one holds weights that the other does not.
+    """
+    require_complete(gaps, head)
+    header = read_header(file)
+    sizes = {name: elements for name, elements, *_ in header.tensors}
+    if model.config.get_text_config().tie_word_embeddings:
+        sizes.pop("output.weight", None)  # the embeddings once more
+    states = {state.data_ptr(): state.numel() for state in model.state_dict().values()}
+    taken = sum(states.values()) - count_head(model, head)
+    if sum(sizes.values()) > taken:
+        others = [name for name in sizes if not name.startswith(("blk.", "output", "token_embd"))]
+        raise ModelError(
+            f"{file} holds {sum(sizes.values()):,} weights, of which transformers takes {taken:,}: "
+            f"the model would compute something else{_such_as(others)}. Give the model's own "
+            "folder with config.json and *.safetensors."
+        )
+
+
+def _such_as(names: Sequence[str]) -> str:
+    return f" (perhaps without {', '.join(names[:3])})" if names else ""
 
 
 def _within(name: str, modules: Sequence[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from adaptive_lora.adapter_serving.vetting import UnsafeFiles, require_base
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.config.base_file import base_file
 from adaptive_lora.errors import ConfigError, ModelError, brief
-from adaptive_lora.heads import count_head, find_head, require_complete
+from adaptive_lora.heads import count_head, find_head, require_all_read, require_complete
 
 if TYPE_CHECKING:
     import torch
@@ -189,7 +189,7 @@ def load_base(
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
     head = _head_of(model, task, gaps)
     if file is not None:
-        _require_all_read(model, file, gaps, head)
+        require_all_read(model, file, gaps, head)
     reference = BaseReference(
         source=source,
         name=name,
@@ -221,37 +221,6 @@ def _head_of(
     for part in head:
         model.get_submodule(part).float()
     return head
-
-
-def _require_all_read(
-    model: PreTrainedModel, file: Path, gaps: Sequence[str], head: Sequence[str]
-) -> None:
-    """Check that a GGUF file and the model made of it hold the same weights.
-
-    transformers leaves out tensors that it has no place for, without a word: the factors by which
-    Llama 3.1 stretches its rotary frequencies, or biases.
-
-    Raises:
-        ModelError: one holds weights that the other does not.
-    """
-    require_complete(gaps, head)
-    header = read_header(file)
-    sizes = {name: elements for name, elements, *_ in header.tensors}
-    if model.config.get_text_config().tie_word_embeddings:
-        sizes.pop("output.weight", None)  # the embeddings once more
-    states = {state.data_ptr(): state.numel() for state in model.state_dict().values()}
-    taken = sum(states.values()) - count_head(model, head)
-    if sum(sizes.values()) > taken:
-        others = [name for name in sizes if not name.startswith(("blk.", "output", "token_embd"))]
-        raise ModelError(
-            f"{file} holds {sum(sizes.values()):,} weights, of which transformers takes {taken:,}: "
-            f"the model would compute something else{_such_as(others)}. Give the model's own "
-            "folder with config.json and *.safetensors."
-        )
-
-
-def _such_as(names: Sequence[str]) -> str:
-    return f" (perhaps without {', '.join(names[:3])})" if names else ""
 
 
 def _max_positions(settings: PretrainedConfig) -> int | None:
