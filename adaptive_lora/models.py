@@ -187,9 +187,7 @@ def load_base(
         raise ModelError(f"{folder} cannot be loaded: {brief(error)}") from error
     if task["name"] == "causal" and tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
-    head = _head_of(model, task, gaps)
-    if file is not None:
-        require_all_read(model, file, gaps, head)
+    head = _head_of(model, task, gaps, file)
     reference = BaseReference(
         source=source,
         name=name,
@@ -211,13 +209,14 @@ def load_base(
 
 
 def _head_of(
-    model: PreTrainedModel, task: Mapping[str, Any], gaps: tuple[str, ...]
+    model: PreTrainedModel, task: Mapping[str, Any], gaps: tuple[str, ...], file: Path | None
 ) -> tuple[str, ...]:
     """Return the modules of a task's head, in float32; check that nothing else lacks weights."""
-    if task["name"] == "causal":
-        return ()
     head = find_head(model, gaps) if task["name"] in WITH_HEAD else ()
-    require_complete(gaps, head)
+    if file is not None:
+        require_all_read(model, file, gaps, head)
+    elif task["name"] != "causal":
+        require_complete(gaps, head)
     for part in head:
         model.get_submodule(part).float()
     return head
