@@ -29,7 +29,7 @@ def base_file(config: ModelConfig) -> Path | None:
         require_gguf(file)
     except (UnsafeFiles, ImportError) as error:
         raise ModelError(str(error)) from error
-    except OSError as error:
+    except PermissionError as error:
         raise ModelError(f"{config.model} cannot be read: {error.strerror}") from error
     for name, given in {
         "revision": config.revision is not None,
