@@ -212,7 +212,7 @@ def finished(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
             "max_tokens": 120,
             "methods": "uniform:rank=2 empirical:rank=1",
             "seeds": "0 1",
-            "lr": "1e-2",
+            "lr": "2e-3",
             "max_steps": 2,
             "batch_size": 4,
             "profile_batches": 2,

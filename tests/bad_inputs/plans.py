@@ -162,7 +162,10 @@ CASES: tuple[Bad, ...] = (
             "a device as profile": (
                 ("plan", "--model", "BASE", "--profile", "/dev/zero"), "cannot be read",
             ),
-            "a scale of zero": (("plan", "--model", "BASE", "--scale", "0"), "scale must be above"),
+            "alpha of zero": (("plan", "--model", "BASE", "--alpha", "0"), "alpha must be above 0"),
+            "an earlier scale of zero": (
+                ("plan", "--model", "BASE", "--scale", "0"), "alpha must be above 0; got 0"
+            ),
         },
         "plan",
     ),
