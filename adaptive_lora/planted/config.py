@@ -8,6 +8,7 @@ from typing import Any
 
 from adaptive_lora.allocation import Family, MethodSpec
 from adaptive_lora.config import StudyConfig, digest, study_from
+from adaptive_lora.config.study import SIGNATURE_VERSION
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.options import Limits, option
 from adaptive_lora.planted.patterns import PATTERNS, SPECTRA
@@ -105,4 +106,4 @@ class PlantedConfig:
             for field in dataclasses.fields(self)
             if field.name not in left_out
         }
-        return digest({**shared, **values})
+        return digest({**shared, **values, "version": SIGNATURE_VERSION})
