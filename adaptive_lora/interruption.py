@@ -24,6 +24,10 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.number
 
 
+class TrainingPaused(KeyboardInterrupt):
+    """A training is to be put down at this step, with a checkpoint, and taken up later."""
+
+
 class _Held:
     """Blocks that must not be cut in two, and the signal that came meanwhile."""
 

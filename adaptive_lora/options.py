@@ -42,6 +42,7 @@ def option(
     unit: str = "",
     limits: Limits | None = None,
     identity: bool = True,
+    switch: bool = False,
 ) -> Any:
     """Declare an option as a dataclass field.
 
@@ -51,8 +52,15 @@ def option(
         unit: what the number counts, shown in the help text.
         limits: checked when a study is read.
         identity: whether a change makes it another experiment (enters trial signatures).
+        switch: whether the command line takes its name alone for true.
     """
-    metadata = {"help": help, "unit": unit, "limits": limits or Limits(), "identity": identity}
+    metadata = {
+        "help": help,
+        "unit": unit,
+        "limits": limits or Limits(),
+        "identity": identity,
+        "switch": switch,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 

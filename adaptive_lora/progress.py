@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
 from rich.console import Console
@@ -28,7 +29,7 @@ class StudyProgress:
     def __init__(self, console: Console, trials: int) -> None:
         """Show progress over so many trials; enter as a context manager."""
         self.console = console
-        self._trials, self._done, self._skipped = trials, 0, 0
+        self._trials, self._done = trials, 0
         self._started = time.perf_counter()
         self._running: dict[str, float] = {}
         self._task = TaskID(0)
@@ -63,13 +64,13 @@ class StudyProgress:
         """Print a line above the display."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
-    def skip(self, finished: int) -> None:
-        """Leave out trials that an earlier run of the study finished."""
-        self._skipped = finished
+    def skip(self, finished: int, stopped: int = 0) -> None:
+        """Leave out trials that an earlier run of the study finished, or a race stopped."""
+        self._trials -= finished + stopped
+        self._progress.update(self._task, total=self._trials)
         if finished:
-            self._trials -= finished
-            self._progress.update(self._task, total=self._trials)
-            self.note(f"{finished} trials are finished already; {self._trials} to run")
+            race = f", {stopped} stopped by the race" if stopped else ""
+            self.note(f"{finished} trials are finished already{race}; {self._trials} to run")
 
     def wait(self, trials: int) -> None:
         """Show that other processes are at what is left; give them time."""
@@ -91,6 +92,14 @@ class StudyProgress:
             description=f"[bold]{shown(label)}[/] step {event.step}/{event.total_steps} "
             f"loss {event.loss:.3f}",
         )
+
+    def drop(self, labels: Iterable[str]) -> None:
+        """Leave out trials that a race stopped."""
+        dropped = set(labels)
+        self._trials -= len(dropped)
+        for label in dropped:
+            self._running.pop(label, None)
+        self._progress.update(self._task, total=self._trials)
 
     def end(self, label: str, text: str) -> None:
         """Print a trial's outcome and count it."""

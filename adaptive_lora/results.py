@@ -14,6 +14,8 @@ IntArray = NDArray[np.int64]
 
 NATS_PER_TOKEN = "nats per token"
 PREDICTION = "prediction"
+RACED_STATUS = "RACED"
+"""Status of a trial whose learning rate fell behind and was stopped (`--race`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +109,7 @@ class EvalResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRecord:
-    """One finished or failed trial as `compare` reads it back from the tracking store."""
+    """One trial that ended, as `compare` reads it back from the tracking store."""
 
     run_id: str
     method: str
@@ -116,9 +118,9 @@ class TrialRecord:
     fold: int
     lr: float
     status: str
-    """FINISHED or FAILED."""
+    """FINISHED, FAILED or RACED."""
     reason: str = ""
-    """Why a failed trial failed."""
+    """Why a trial failed or was stopped."""
     trainable_parameters: int = 0
     validation_loss: float = float("nan")
     validation_curve: tuple[tuple[int, float], ...] = ()

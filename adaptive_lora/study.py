@@ -38,6 +38,7 @@ from adaptive_lora.interruption import interruptible
 from adaptive_lora.judgement import Judgement, judge
 from adaptive_lora.progress import StudyProgress
 from adaptive_lora.provenance import provenance
+from adaptive_lora.race import require_rungs, run_race
 from adaptive_lora.redaction import shown
 from adaptive_lora.results import EvalResult, TrialRecord
 from adaptive_lora.tracked_trial import run_tracked, trial_checkpoints
@@ -72,31 +73,36 @@ def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
         AdaptiveLoraError: the study cannot start; nothing was written then.
     """
     bench = Workbench(config)
+    if config.race:
+        require_rungs(bench)
     with interruptible():
         return _run_study(bench, connect(config.tracking), console)
 
 
 def _run_study(bench: Workbench, store: Store, console: Console) -> StudyOutcome:
     config, study = bench.config, open_study(bench, store)
-    status, run_here = "FAILED", 0
+    status = "FAILED"
+    run_here: set[str] = set()
 
-    def run(trial: TrialSpec, runner: Runner) -> bool:
-        nonlocal run_here
-        outcome = run_tracked(bench, study, trial, progress, runner=runner)
-        run_here += not isinstance(outcome, Standing)
+    def run(trial: TrialSpec, runner: Runner, pause_at: int | None = None) -> bool:
+        outcome = run_tracked(bench, study, trial, progress, runner=runner, pause_at=pause_at)
+        if outcome is Standing.PAUSED or not isinstance(outcome, Standing):
+            run_here.add(trial.label)
         return outcome is not Standing.TAKEN
 
     def failed(trial: TrialSpec, failure: TrialFailed) -> None:
-        nonlocal run_here
-        run_here += 1
+        run_here.add(trial.label)
         progress.end(trial.label, f"[red]FAILED[/]: {shown(failure)}")
 
     try:
         trials = missing_trials(bench, study)
         with StudyProgress(console, len(list(config.trials()))) as progress:
-            progress.skip(len(list(config.trials())) - len(trials))
-            engine = resolve_engine(config.engine, bench.runtime)
-            run_trials(trials, run, failed, progress.wait, engine=engine)
+            if config.race:
+                run_race(bench, study, run, failed, progress)
+            else:
+                progress.skip(len(list(config.trials())) - len(trials))
+                engine = resolve_engine(config.engine, bench.runtime)
+                run_trials(trials, run, failed, progress.wait, engine=engine)
         store.settle(" The trials were trained, not compared: then run the same command again.")
         for trial in config.trials():  # one may have been killed between its end and this
             trial_checkpoints(bench, trial).remove()
@@ -108,7 +114,7 @@ def _run_study(bench: Workbench, store: Store, console: Console) -> StudyOutcome
         raise
     finally:
         study.end(status)
-    return StudyOutcome(judgement=judgement, store=store, trials_run=run_here)
+    return StudyOutcome(judgement=judgement, store=store, trials_run=len(run_here))
 
 
 def run_single(

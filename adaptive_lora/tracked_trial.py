@@ -10,11 +10,12 @@ from typing import Any
 
 from adaptive_lora.config import TrackingConfig, TrialSpec
 from adaptive_lora.errors import AdaptiveLoraError, ClaimLost, TrialFailed
+from adaptive_lora.interruption import TrainingPaused
 from adaptive_lora.progress import StudyProgress
 from adaptive_lora.provenance import packages, provenance
 from adaptive_lora.redaction import shown
 from adaptive_lora.tracking import StudyRun, TrialRun, log_adapter
-from adaptive_lora.tracking.runs import SIGNATURE
+from adaptive_lora.tracking.runs import PAUSED, RACE, RACE_STEP, SIGNATURE
 from adaptive_lora.tracking.study_run import Standing
 from adaptive_lora.tracking.trials import HISTORY, PLAN, RESULT, result_to_dict
 from adaptive_lora.training import Frequency, Runner, StepEvent, TrialCheckpoints
@@ -30,6 +31,7 @@ def run_tracked(
     *,
     adopt: bool = False,
     runner: Runner | None = None,
+    pause_at: int | None = None,
 ) -> TrialOutcome | Standing:
     """Run one trial under its own MLflow run and log what it gives.
 
@@ -40,6 +42,7 @@ def run_tracked(
         progress: what a person sees.
         adopt: use the run that `mlflow run` made for this process, where there is one.
         runner: takes the steps of a training; None: one after another by itself.
+        pause_at: optimiser step at which it is put down with a checkpoint; None: it is not.
 
     Returns:
         The outcome, or how the trial stands where there is nothing to do for this process.
@@ -47,14 +50,17 @@ def run_tracked(
     Raises:
         TrialFailed: training was not stable.
     """
-    run = study.take(trial.label, _tags(bench, trial), adopt=adopt)
+    run = study.take(trial.label, _tags(bench, trial), adopt=adopt, pause_at=pause_at)
     if isinstance(run, Standing):
         return run
     progress.begin(trial.label)
     checkpoints = trial_checkpoints(bench, trial)
     try:
         with study.trial(run) as check:
-            outcome = _run_claimed(bench, run, trial, _Way(progress, check, checkpoints, runner))
+            way = _Way(progress, check, checkpoints, runner, pause_at)
+            outcome = _run_claimed(bench, run, trial, way)
+    except TrainingPaused:
+        return Standing.PAUSED
     except ClaimLost as lost:
         progress.note(shown(f"{trial.label}: {lost}"))
         return Standing.TAKEN
@@ -68,12 +74,13 @@ def run_tracked(
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How a trial is run: who looks at every step, where it goes on, who takes the steps."""
+    """How a trial is run: who looks at every step, where it goes on, who takes steps, how far."""
 
     progress: StudyProgress
     check_claim: Callable[[], None]
     checkpoints: TrialCheckpoints
     runner: Runner | None
+    pause_at: int | None
 
 
 def _run_claimed(bench: Workbench, run: TrialRun, trial: TrialSpec, way: _Way) -> TrialOutcome:
@@ -86,6 +93,9 @@ def _run_claimed(bench: Workbench, run: TrialRun, trial: TrialSpec, way: _Way) -
         way.check_claim()
         way.progress.step(trial.label, event)
         _buffer(run, event)
+        if event.step == way.pause_at:
+            run.tags({RACE: PAUSED, RACE_STEP: str(event.step)})
+            raise TrainingPaused
 
     try:
         with way.checkpoints.workplace() as folder:

@@ -65,6 +65,7 @@ ROOMS = (
     "dossier",
     "judgement",
     "tracked_trial",
+    "race",
     "study",
     "transfer",
     "study_size",

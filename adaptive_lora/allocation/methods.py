@@ -215,6 +215,11 @@ class MethodSpec:
         return str(getattr(self.allocator, "recipe", "lora"))
 
     @property
+    def trainings(self) -> int:
+        """Whole trainings that its recipe takes one after another; 1 where it names no number."""
+        return int(getattr(self.allocator, "trainings", 1))
+
+    @property
     def _rank_label(self) -> str:
         method = self.allocator
         if isinstance(method, Family):

@@ -76,3 +76,4 @@ class TruncateRetrain(Truncate):
         "The search trains at the policy's factor of the start rank, the second training at that "
         "of the final ranks."
     )
+    trainings: ClassVar[int] = 2

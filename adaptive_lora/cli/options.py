@@ -59,7 +59,12 @@ def field_options(fields: Iterable[dataclasses.Field[Any]]) -> Callable[..., Any
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for field in reversed(listed):
             flag = f"--{field.name.replace('_', '-')}"
-            function = click.option(flag, field.name, metavar="VALUE", help=_help(field))(function)
+            alone: dict[str, Any] = (
+                {"is_flag": False, "flag_value": "true"} if field.metadata["switch"] else {}
+            )
+            function = click.option(flag, field.name, metavar="VALUE", help=_help(field), **alone)(
+                function
+            )
         return function
 
     return decorate

@@ -15,7 +15,7 @@ from adaptive_lora.errors import ConfigError
 
 @main.command()
 @study_file
-@study_options(leave_out=("methods", "seeds", "baseline"))
+@study_options(leave_out=("methods", "seeds", "baseline", "race"))
 @click.option("--method", default="uniform", show_default=True, help="NAME[:option=value,...]")
 @click.option("--seed", default="0", show_default=True, help="seed of the trial")
 @click.option(

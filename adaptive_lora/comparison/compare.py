@@ -138,6 +138,7 @@ def _conclusion(
         correction=rule.correction,
         trials=table.trials,
         failed_trials=len(table.failures),
+        raced_rates=len(table.raced),
         fronts=fronts(table, methods, seed),
         areas=front_areas(
             table, methods, frozen_loss=frozen_loss, confidence=rule.confidence, seed=seed

@@ -64,7 +64,7 @@ def audit(table: TrialTable, methods: Sequence[MethodSummary]) -> tuple[AuditEnt
     entries = [
         entry for topic, (bad, good) in topics.items() for entry in _entries(topic, bad, good)
     ]
-    entries += [_order(used), _together(used)]
+    entries += [*_race(table), _order(used), _together(used)]
     entries += [_tag(used, tag, topic) for tag, topic in TAGS.items()]
     entries.append(_settings(used))
     return tuple(entries)
@@ -162,6 +162,27 @@ def _rates(table: TrialTable, methods: Sequence[MethodSummary]) -> Iterator[str]
                 f"{method.label}: its best learning rate {method.lr:g} is the {end} of the grid; "
                 "a better one may lie outside."
             )
+
+
+def _race(table: TrialTable) -> Iterator[AuditEntry]:
+    """Say which rates a race stopped; nothing where there was none."""
+    if not table.raced:
+        return
+    stopped = {m: sum(method == m for method, _ in table.raced) for m in table.methods}
+    whole = [label for label, number in stopped.items() if not number]
+    listed = "; ".join(
+        f"{label}: {number} of {len(table.rates[label])}" for label, number in stopped.items()
+    )
+    text = (
+        f"Learning rates that fell behind were stopped on the way and not compared ({listed}), by "
+        "their validation losses and one rule for all methods."
+    )
+    if whole:
+        text += (
+            f" Of {named(whole)} no rate was stopped: their choice is from more trainings to the "
+            "end."
+        )
+    yield AuditEntry(topic="race", kind=AuditKind.BAD if whole else AuditKind.OK, text=text)
 
 
 def _skipped(used: Used) -> Iterator[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from adaptive_lora.comparison.types import Failure, LearningRate, Spread
 from adaptive_lora.errors import DataError, unknown_name
-from adaptive_lora.results import NATS_PER_TOKEN, TrialRecord
+from adaptive_lora.results import NATS_PER_TOKEN, RACED_STATUS, TrialRecord
 
 Folds = tuple[TrialRecord, ...]
 """The finished trials of one method, rate and seed: one per fold, in fold order."""
@@ -30,7 +30,9 @@ class TrialTable:
     rates: Mapping[str, tuple[float, ...]]
     """Every rate tried per method, also those of which all trials failed."""
     trials: int
-    """Records that were read, finished and failed."""
+    """Records that were read: finished, failed and stopped by a race."""
+    raced: Mapping[tuple[str, float], str]
+    """(method, rate) -> why a race stopped it; such a rate is never chosen or compared."""
 
     def seeds_at(self, method: str, lr: float | None) -> Mapping[int, Folds]:
         """Return the complete seeds of a method at a rate; empty where there are none."""
@@ -51,7 +53,10 @@ def tabulate(records: Sequence[TrialRecord], baseline: str) -> TrialTable:
     rates = {label: tuple(sorted({r.lr for r in records if r.method == label})) for label in labels}
     finished: dict[tuple[str, float, int, int], TrialRecord] = {}
     broken: list[tuple[TrialRecord, str]] = []
+    raced = {(r.method, r.lr): r.reason for r in records if r.status == RACED_STATUS}
     for record in records:
+        if record.status == RACED_STATUS:
+            continue
         problem = _problem(record, needs_validation=len(rates[record.method]) > 1)
         key = (record.method, record.lr, record.seed, record.fold)
         if problem:
@@ -71,7 +76,7 @@ def tabulate(records: Sequence[TrialRecord], baseline: str) -> TrialTable:
             for seed in seeds:
                 row = [finished.get((label, lr, seed, fold)) for fold in folds]
                 present = tuple(record for record in row if record is not None)
-                if len(present) == len(folds):
+                if len(present) == len(folds) and (label, lr) not in raced:
                     complete.setdefault((label, lr), {})[seed] = present
     failures = tuple(
         Failure(run_id=r.run_id, method=r.method, seed=r.seed, fold=r.fold, lr=r.lr, reason=reason)
@@ -79,7 +84,7 @@ def tabulate(records: Sequence[TrialRecord], baseline: str) -> TrialTable:
         if (r.method, r.lr, r.seed, r.fold) not in finished
     )
     ordered = (baseline, *(label for label in labels if label != baseline))
-    return TrialTable(ordered, seeds, folds, complete, failures, rates, len(records))
+    return TrialTable(ordered, seeds, folds, complete, failures, rates, len(records), raced)
 
 
 def unit_of(records: Sequence[TrialRecord]) -> str:
@@ -156,12 +161,13 @@ def choose_rate(table: TrialTable, method: str) -> tuple[LearningRate, ...]:
     curve: list[tuple[float, Spread, Spread]] = []
     for lr in table.rates[method]:
         seeds = table.seeds_at(method, lr).values()
+        none = "stopped by the race" if (method, lr) in table.raced else "no seed finished"
         validation = over_seeds(
             seeds,
             lambda r: r.validation_loss if math.isfinite(r.validation_loss) else None,
-            "no validation loss recorded" if seeds else "no seed finished",
+            "no validation loss recorded" if seeds else none,
         )
-        curve.append((lr, validation, over_seeds(seeds, _test_loss, "no seed finished")))
+        curve.append((lr, validation, over_seeds(seeds, _test_loss, none)))
     most = max(test.seeds for _, _, test in curve)
     able = [
         (validation.mean if validation.mean is not None else math.inf, lr)
@@ -170,7 +176,13 @@ def choose_rate(table: TrialTable, method: str) -> tuple[LearningRate, ...]:
     ]
     best = min(able)[1] if able else None
     return tuple(
-        LearningRate(lr=lr, validation=validation, test=test, chosen=lr == best)
+        LearningRate(
+            lr=lr,
+            validation=validation,
+            test=test,
+            chosen=lr == best,
+            raced=table.raced.get((method, lr), ""),
+        )
         for lr, validation, test in curve
     )
 

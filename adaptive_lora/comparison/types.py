@@ -64,6 +64,8 @@ class LearningRate:
     test: Spread
     """Test loss in nats per supervised token: never looked at by the choice."""
     chosen: bool
+    raced: str = ""
+    """Why a race stopped the rate; '' where its trials were trained to the end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,7 +233,7 @@ class MethodSummary:
     difference: Difference | None
     """Best against best; None for the baseline and where nothing can be paired."""
     shared_rate: Difference | None
-    """Both at the baseline's rate; None where the method was not tried there."""
+    """Both at the baseline's rate; None where the method was not trained to the end there."""
     exact_match_difference: ScoreDifference | None
     most_changed: tuple[ExampleChange, ...]
     """Most improved first, then most worsened; empty where seeds have different test parts."""
@@ -273,6 +275,8 @@ class Comparison:
     """Which corrected p decides: `holm`, `max_t` or `benjamini_hochberg`."""
     trials: int
     failed_trials: int
+    raced_rates: int
+    """Learning rates of all methods that a race stopped."""
     fronts: tuple[ParetoFront, ...]
     """Loss against trained and served parameters, training time and memory, where recorded."""
     areas: tuple[FrontArea, ...]

@@ -96,10 +96,27 @@ def _grid_problems(study: StudyConfig) -> list[str]:
             problems.append(f"{name}: required at least one, got none")
     if study.baseline is not None and not problems and study.baseline not in labels:
         problems.append(unknown_name("baseline", study.baseline, labels))
+    problems += _race_problems(study)
     if study.data.validation_share + study.data.test_share >= 1:
         problems.append("validation_share and test_share leave nothing to train on")
     if study.data.folds > 1 and (study.data.test_data or study.data.test_split):
         problems.append("test_data and test_split give the only test part; required folds 1")
+    return problems
+
+
+def _race_problems(study: StudyConfig) -> list[str]:
+    if not study.race:
+        return []
+    problems = []
+    if len(study.lr) < 2:
+        problems.append(f"race: required at least two learning rates (lr), got {len(study.lr)}")
+    if study.engine == "together":
+        problems.append("race: trials together cannot be stopped one by one; use --engine serial")
+    if study.train.validations < 3:
+        problems.append(
+            "race: rates are judged by a validation pass at one and two thirds of a training; "
+            f"required validations of at least 3, got {study.train.validations}"
+        )
     return problems
 
 

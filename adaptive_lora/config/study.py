@@ -75,6 +75,13 @@ class StudyConfig:
         limits=Limits(choices=("auto", "serial", "together")),
         identity=False,
     )
+    race: bool = option(
+        False,
+        "stop learning rates that are clearly behind at about one and two thirds of a training, by "
+        "one rule for all methods (successive halving); such trials are never compared",
+        identity=False,
+        switch=True,
+    )
     baseline: str | None = option(
         None, "label of the method that others are compared with; none: the first", identity=False
     )

@@ -174,6 +174,12 @@ def _rates(comparison: Comparison) -> Iterator[str]:
             f"validation loss among those that finished for the most seeds (chosen: {picked}); "
             "test scores played no part."
         )
+    if comparison.raced_rates:
+        yield (
+            f"Of {sum(len(m.rates) for m in comparison.methods)} learning rates "
+            f"{comparison.raced_rates} were stopped during training by successive halving on "
+            "validation loss pooled over seeds, by one rule for all methods."
+        )
 
 
 def _sizes(comparison: Comparison) -> Iterator[str]:

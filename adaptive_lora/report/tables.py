@@ -244,7 +244,7 @@ def rate_table(comparison: Comparison) -> TextTable:
             spread_cell(rate.validation),
             spread_cell(rate.test),
             Cell(str(rate.test.seeds), rate.test.seeds),
-            Cell("chosen" if rate.chosen else ""),
+            Cell("chosen" if rate.chosen else rate.raced.partition(":")[0]),
         )
         for method in comparison.methods
         if len(method.rates) > 1
@@ -254,7 +254,13 @@ def rate_table(comparison: Comparison) -> TextTable:
         title="Learning rates",
         head=("Method", "Rate", "Validation loss", "Test loss", "Seeds", "Choice"),
         rows=tuple(rows),
-        note="Chosen on validation loss among the rates that finished for the most seeds.",
+        note="Chosen on validation loss among the rates that finished for the most seeds."
+        + (
+            " Rates that fell behind on validation loss were stopped on the way, by one rule for "
+            "all methods."
+            if comparison.raced_rates
+            else ""
+        ),
     )
 
 

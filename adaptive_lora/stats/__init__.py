@@ -44,6 +44,7 @@ from adaptive_lora.stats.power import (
     sign_flip_ps,
     simulated_power,
 )
+from adaptive_lora.stats.racing import RACE_RULE, RaceRule, nearest_passes, standing
 from adaptive_lora.stats.significance import (
     attainable_p,
     benjamini_hochberg,
@@ -62,11 +63,13 @@ from adaptive_lora.stats.significance import (
 from adaptive_lora.stats.two_way import hierarchical_bootstrap, two_way_interval
 
 __all__ = [
+    "RACE_RULE",
     "STUDENT",
     "Components",
     "Correction",
     "Effect",
     "Interval",
+    "RaceRule",
     "attainable_p",
     "benjamini_hochberg",
     "bootstrap_interval",
@@ -86,6 +89,7 @@ __all__ = [
     "interval_of_draws",
     "least_seeds",
     "mean_interval",
+    "nearest_passes",
     "noninferiority_test",
     "normality",
     "paired_effect",
@@ -97,6 +101,7 @@ __all__ = [
     "sign_flip_ps",
     "sign_flip_test",
     "simulated_power",
+    "standing",
     "step_down_max_t",
     "symmetry",
     "t_interval",

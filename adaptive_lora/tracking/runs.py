@@ -19,6 +19,14 @@ KIND = "adaptive_lora.kind"
 STUDY_ID = "study_id"
 SIGNATURE = "trial_signature"
 LINEAGE = "study_lineage"
+RACE = "race"
+"""Tag of a trial whose learning rate races: `paused` at a rung, or `raced`, which ends it."""
+RACE_STEP = "race.step"
+"""Tag: the last rung that the trial reached, in optimiser steps."""
+RACE_REASON = "race.reason"
+"""Tag: why a raced trial was stopped."""
+PAUSED, RACED = "paused", "raced"
+"""Values of `RACE`."""
 
 
 def create(store: Store, name: str, tags: Mapping[str, str] | None = None) -> str:

@@ -20,6 +20,10 @@ from adaptive_lora.tracking.recorder import Recorder, TrialRun
 from adaptive_lora.tracking.runs import (
     KIND,
     LINEAGE,
+    RACE,
+    RACE_REASON,
+    RACE_STEP,
+    RACED,
     SIGNATURE,
     STUDY_ID,
     create,
@@ -46,6 +50,8 @@ class Standing(StrEnum):
     """Finished, or failed under another process just now."""
     TAKEN = "taken"
     """Another process is at it."""
+    PAUSED = "paused"
+    """Put down by this process at the step that it was asked for."""
 
 
 class StudyRun(Recorder):
@@ -154,7 +160,12 @@ class StudyRun(Recorder):
         return self._claims
 
     def take(
-        self, name: str, tags: Mapping[str, str], *, adopt: bool = False
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        *,
+        adopt: bool = False,
+        pause_at: int | None = None,
     ) -> TrialRun | Standing:
         """Take a trial for this process: go on with its run, or begin one.
 
@@ -162,6 +173,7 @@ class StudyRun(Recorder):
             name: of the run.
             tags: of the run, its signature among them.
             adopt: use the run that `mlflow run` made for this process, where there is one.
+            pause_at: optimiser step to which it is wanted; None: to its end.
 
         Returns:
             The run, or how the trial stands where there is nothing to do for this process.
@@ -171,12 +183,12 @@ class StudyRun(Recorder):
         if self.store.spool.away:
             return self._begin_alone(name, tags)
         try:
-            standing = self._standing(self._runs_of(tags[SIGNATURE]))
+            standing = self._standing(self._runs_of(tags[SIGNATURE]), pause_at)
             if standing is not None:
                 return standing
             with self.claims.turn():
                 runs = self._runs_of(tags[SIGNATURE])
-                return self._standing(runs) or self._take(runs, name, tags, adopt)
+                return self._standing(runs, pause_at) or self._take(runs, name, tags, adopt)
         except TrackingError:
             if not self.store.spool.away:
                 raise
@@ -185,13 +197,16 @@ class StudyRun(Recorder):
     def _runs_of(self, signature: str) -> list[Run]:
         return [run for run in self.children() if run.data.tags.get(SIGNATURE) == signature]
 
-    def _standing(self, runs: Sequence[Run]) -> Standing | None:
+    def _standing(self, runs: Sequence[Run], pause_at: int | None) -> Standing | None:
         """Return how a trial stands, or None where this process may take it."""
         for run in runs:
             if run.info.status == "FINISHED":
                 return Standing.DONE
             if run.info.status == "FAILED" and run.info.run_id not in self._failed_before:
                 return Standing.DONE  # by another process, just now
+            paused = run.info.status == "KILLED" and pause_at is not None
+            if paused and rung_reached(run) >= (pause_at or 0):
+                return Standing.DONE
         claims = {run.info.run_id: run.data.tags.get(CLAIM, "") for run in _unfinished(runs)}
         free = [self.claims.is_free(run_id, claim) for run_id, claim in claims.items()]
         return None if all(free) else Standing.TAKEN
@@ -206,6 +221,8 @@ class StudyRun(Recorder):
         elif left:
             oldest = left.pop()
             self.store.client.set_tag(oldest.info.run_id, CLAIM, tags[CLAIM])
+            if RACE in oldest.data.tags:
+                tags = {**tags, RACE: ""}  # it goes on
             _deliver_of(self.store, oldest)
             run = TrialRun.resume(self.store, oldest.info.run_id)
         else:
@@ -246,6 +263,28 @@ class StudyRun(Recorder):
                 run.leave()
             if status == "KILLED":
                 self.claims.release(run)
+
+    def end_raced(self, reasons: Mapping[str, str]) -> None:
+        """End trials whose learning rate fell behind; those that a process is at are left to it.
+
+        Args:
+            reasons: run id -> why.
+        """
+        with self.claims.turn():
+            for run in self.children():
+                reason = reasons.get(run.info.run_id)
+                free = self.claims.is_free(run.info.run_id, run.data.tags.get(CLAIM, ""))
+                if reason is None or not free or run.info.status in ("FINISHED", "FAILED"):
+                    continue
+                for key, value in ((RACE_REASON, reason), (RACE, RACED)):
+                    self.store.client.set_tag(run.info.run_id, key, value)
+                if run.info.status == "RUNNING":  # of a process that died
+                    self.store.client.set_terminated(run.info.run_id, "KILLED")
+
+    @property
+    def failed_before(self) -> frozenset[str]:
+        """Ids of the runs that had failed before this process opened the study."""
+        return frozenset(self._failed_before)
 
     @contextmanager
     def comparing(self) -> Iterator[None]:
@@ -316,6 +355,12 @@ def _deliver_left(store: Store) -> list[Path]:
         elif one.left:
             log.warning("Records in %s are kept: %s.", one.folder, one.left)
     return held
+
+
+def rung_reached(run: Run) -> int:
+    """Return the last rung that a racing trial reached, in optimiser steps; 0: none."""
+    text = run.data.tags.get(RACE_STEP, "")
+    return int(text) if text.isdecimal() else 0
 
 
 def _unfinished(runs: Sequence[Run]) -> list[Run]:

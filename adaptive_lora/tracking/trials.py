@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from adaptive_lora.allocation.family_plan import read_plan
 from adaptive_lora.config import current_label
 from adaptive_lora.errors import AllocationError, TrackingError, brief
-from adaptive_lora.results import NATS_PER_TOKEN, EvalResult, TrainResult, TrialRecord
+from adaptive_lora.results import (
+    NATS_PER_TOKEN,
+    RACED_STATUS,
+    EvalResult,
+    TrainResult,
+    TrialRecord,
+)
+from adaptive_lora.tracking.runs import RACE, RACE_REASON, RACED
 from adaptive_lora.tracking.store import Store
 
 RESULT = "trial.json"
@@ -108,14 +115,21 @@ def _number_or_none(value: float) -> float | None:
 
 
 def read_trials(store: Store, runs: Iterable[Run]) -> list[TrialRecord]:
-    """Return the records of finished and failed trials; killed and running ones are left out.
+    """Return the records of trials that finished, failed, or were stopped by a race.
+
+    Killed and running ones are left out.
 
     Raises:
         TrackingError: an artifact of a finished trial is missing or damaged.
     """
-    ended = [run for run in runs if run.info.status in ("FINISHED", "FAILED")]
+    ended = [run for run in runs if run.info.status in ("FINISHED", "FAILED") or is_raced(run)]
     with ThreadPoolExecutor(max_workers=8) as workers:  # a server answers several at once
         return list(workers.map(lambda run: _record(store, run), ended))
+
+
+def is_raced(run: Run) -> bool:
+    """Return whether a race ended a trial: it is killed for good, unless somebody goes on."""
+    return run.info.status == "KILLED" and run.data.tags.get(RACE) == RACED
 
 
 def _record(store: Store, run: Run) -> TrialRecord:
@@ -132,6 +146,9 @@ def _record(store: Store, run: Run) -> TrialRecord:
         "tags": dict(tags),
         "settings": dict(run.data.params),
     }
+    if is_raced(run):
+        identity["status"] = RACED_STATUS
+        return TrialRecord(**identity, reason=tags.get(RACE_REASON, "behind other rates"))
     if run.info.status == "FAILED":
         reason = tags.get("failure", "ended without a word; see the run's page in the tracking UI")
         return TrialRecord(**identity, reason=reason)

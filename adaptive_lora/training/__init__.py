@@ -7,6 +7,7 @@ from adaptive_lora.training.loop import (
     StepEvent,
     TrainInputs,
     events_of,
+    is_validated,
     total_steps,
     train,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "TrainInputs",
     "TrialCheckpoints",
     "events_of",
+    "is_validated",
     "total_steps",
     "train",
 ]

@@ -57,6 +57,11 @@ def total_steps(examples: int, config: TrainConfig) -> int:
     return steps if config.max_steps is None else min(steps, config.max_steps)
 
 
+def is_validated(step: int, steps: int, validations: int) -> bool:
+    """Return whether a validation pass comes after an optimiser step, from 1, of so many."""
+    return (step * validations) // steps > ((step - 1) * validations) // steps
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainInputs:
     """What a training consumes, apart from the model and its settings."""
@@ -294,8 +299,8 @@ class Course:
 
     def report(self) -> None:
         """Validate where it is due and tell who listens of the step just taken."""
-        step, validations = len(self.losses), self.config.validations
-        due = (step * validations) // self.steps > ((step - 1) * validations) // self.steps
+        step = len(self.losses)
+        due = is_validated(step, self.steps, self.config.validations)
         loss = self._validate(step) if due else None
         with whole():
             self.reported = step
