@@ -68,7 +68,7 @@ def adapted(name: str) -> Any:
     """Return such a model with adapters that do something."""
     model = build(name)
     sites = find_sites(model)
-    plan = allocate(MethodSpec.build("uniform", {"rank": 2}), sites)
+    plan = allocate(MethodSpec.build("uniform", {"rank": 2}), sites, alpha=4.0)
     found = attach(model, plan, seed=0, dropout=0.0).double()
     with torch.random.fork_rng():
         torch.manual_seed(1)

@@ -245,6 +245,23 @@ def test_journals_of_another_store_are_left_alone(tracking: TrackingConfig) -> N
     assert journals(spool)
 
 
+def test_a_journal_that_another_process_has_just_delivered_is_no_error(
+    tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder may go away between its lock file being made and being opened."""
+    leave_behind(tracking, 3)
+    store = connect(tracking)
+    spool = store.spool.folder
+
+    def gone(folder: Path) -> None:
+        shutil.rmtree(folder)
+        raise FileNotFoundError(folder / "lock")
+
+    monkeypatch.setattr(Journal, "take", gone)
+    assert list(deliver_left(spool, store.spool.delivery, store.shown_uri)) == []
+    store.close(hasty=True)
+
+
 def test_reasons_hold_no_password() -> None:
     assert reason_of(OSError("http://ann:s3cret@host refused\nmore")) == "http://***@host refused"
 

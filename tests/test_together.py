@@ -45,6 +45,7 @@ MIXED = {
     "lr_only:of=linear_decay,rank=4,low_rank=1",
     "seeds": "0 1",
     "lr": "1e-2 3e-3",
+    "alpha": 4,
     "max_steps": 4,
     "epochs": 9,
     "batch_size": 3,

@@ -67,7 +67,7 @@ def test_children_carry_their_identity_as_tags(finished: Finished) -> None:
         tags = run.data.tags
         assert run.info.status == "FINISHED"
         assert tags["study_id"] == finished.outcome.judgement.study_id
-        assert tags["lr"] == "0.01"
+        assert tags["lr"] == "0.002"
         assert tags["fold"] == "0"
         assert len(tags["trial_signature"]) == 16
         seen.add((tags["method"], tags["seed"], tags["trial_signature"]))
@@ -85,7 +85,7 @@ def test_parameters_are_namespaced_and_short(finished: Finished) -> None:
             key.split(".")[0] in ("cfg", "method", "trial", "data", "model") for key in params
         )
         assert max(map(len, params.values())) <= 500
-        assert params["trial.lr"] == "0.01"
+        assert params["trial.lr"] == "0.002"
         assert params["cfg.max_steps"] == "2"
         assert params["method.name"] == run.data.tags["method"].split("-")[0]
         assert int(params["data.train_supervised_tokens"]) > 0

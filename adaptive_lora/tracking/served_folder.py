@@ -53,7 +53,7 @@ def requirements_of(folder: Path) -> tuple[str, ...]:
     return (
         *_REQUIREMENTS,
         *(["bitsandbytes"] if "quantisation" in record else []),
-        *(["gguf"] if record["base"]["source"] == "gguf" else []),
+        *(["gguf"] if record.get("base", {}).get("source") == "gguf" else []),
     )
 
 

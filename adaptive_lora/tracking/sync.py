@@ -76,6 +76,8 @@ def deliver_left(spool: Path, delivery: Delivery, shown_uri: str) -> Iterator[Sy
     for folder in journals(spool):
         try:
             journal = Journal.take(folder)
+        except FileNotFoundError:
+            continue  # another process delivered and removed it just now
         except DamagedJournal as error:
             yield Synced(folder=folder, left=str(error))
             continue
