@@ -52,7 +52,7 @@ def test_every_command_explains_itself(command: str) -> None:
     if command in ("study", "train"):
         text = " ".join(result.output.split())
         for name, (_, field, _) in option_fields().items():
-            if command == "study" or name not in ("methods", "seeds", "baseline"):
+            if command == "study" or name not in ("methods", "seeds", "baseline", "race"):
                 assert f"--{name.replace('_', '-')}" in text
                 unit = field.metadata["unit"]
                 assert not unit or f"[unit: {unit}]" in text
