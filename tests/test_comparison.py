@@ -386,3 +386,17 @@ def test_most_changed_examples_are_those_that_changed() -> None:
     assert changes[0].difference == pytest.approx(-5)
     by_id = {change.example_id: change.difference for change in changes}
     assert by_id["example-0-009"] == pytest.approx(4)
+
+
+def test_the_headline_names_equivalent_methods_beside_open_and_worse_ones() -> None:
+    records = study({"uniform-r8": 0.0, "same": 0.0, "bad": 0.5}, range(8), noise=0.001)
+    records += [r for r in study({"open": 0.0}, range(8), noise=0.3) if r.method == "open"]
+    comparison = compare(records, baseline="uniform-r8", margin=0.02)
+    kinds = {m.label: m.verdict.kind for m in comparison.methods[1:]}
+    assert kinds == {
+        "same": VerdictKind.EQUIVALENT,
+        "bad": VerdictKind.WORSE,
+        "open": VerdictKind.INCONCLUSIVE,
+    }
+    assert "No difference shown in test loss between open and uniform-r8" in comparison.headline
+    assert "Equivalent: same. Worse: bad." in comparison.headline

@@ -196,6 +196,9 @@ def headline(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, tuple[s
             f"{plural(rule.comparisons, 'comparison')} "
             f"{'takes' if rule.comparisons == 1 else 'take'} {rule.seeds_required} seeds."
         )
+    named_already = not (better or smaller or by_kind[VerdictKind.INCONCLUSIVE])
+    if equivalent and not named_already:
+        remarks.append(f"Equivalent: {named([m.label for m in equivalent])}.")
     if worse and len(worse) < len(others):
         remarks.append(f"Worse: {named([m.label for m in worse])}.")
     return answer, (*remarks, *_unequal([m for m in others if m not in counted]))
