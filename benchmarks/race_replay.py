@@ -25,7 +25,7 @@ from adaptive_lora.config import TrackingConfig
 from adaptive_lora.race import loss_at
 from adaptive_lora.stats import RACE_RULE, RaceRule, nearest_passes, standing
 from adaptive_lora.tracking import Store, StudyRun, connect
-from adaptive_lora.tracking.trials import identity_of
+from adaptive_lora.tracking.trials import identity_of, is_raced
 
 Losses = Mapping[float, Mapping[int, float]]
 """Learning rate -> seed -> validation loss."""
@@ -53,6 +53,11 @@ def read_grids(store: Store, study_id: str | None) -> list[Grid]:
     curves: dict[str, dict[tuple[float, int], list[dict[int, float]]]] = {}
     finals: dict[str, dict[tuple[float, int], list[float]]] = {}
     for run in study.children():
+        if is_raced(run):
+            raise SystemExit(
+                f"study {study.study_id} was raced: what its stopped trials would have reached is "
+                "not known. Run the same command without --race first; it trains them."
+            )
         if run.info.status not in ("FINISHED", "FAILED"):
             continue
         label, lr, seed, _ = identity_of(run)
