@@ -17,7 +17,7 @@ from adaptive_lora import adapter_serving
 from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads, read_header, require_gguf
 from adaptive_lora.adapter_serving.vetting import UnsafeFiles, require_base
 from adaptive_lora.config import ModelConfig
-from adaptive_lora.config.base_file import base_file
+from adaptive_lora.config.base_file import base_file, dequantised_base
 from adaptive_lora.errors import ConfigError, ModelError, brief
 from adaptive_lora.heads import count_head, find_head, require_all_read, require_complete
 
@@ -168,9 +168,7 @@ def load_base(
     source, name, folder = locate(config)
     trust, file = config.trust_remote_code, folder if folder.is_file() else None
     if file is not None and quantisation is not None:
-        raise ConfigError(
-            f"base=nf4 does not apply to {file}, whose weights are dequantised; leave base out."
-        )
+        raise ConfigError(dequantised_base(str(quantisation["scheme"]), file))
     require_weights(folder, trust_remote_code=trust)
     kind = auto_class(read_settings(folder, trust_remote_code=trust))
     if task["name"] == "causal" and kind is not AutoModelForCausalLM:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from adaptive_lora.allocation import MethodSpec, RankPlan, Scaling, allocate
 from adaptive_lora.allocation.dynamic import AdaLora
 from adaptive_lora.allocation.revised import revised
 from adaptive_lora.cli import main
-from adaptive_lora.config import current_label, study_from
+from adaptive_lora.config import current_label, load_study, study_from
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.recipes import RECIPES, Job
 from adaptive_lora.sites import find_sites
@@ -177,6 +178,7 @@ def test_a_plan_says_what_its_method_does_with_the_factor(name: str, base_folder
         ({"scale": 2.0, "scale_policy": "rslora"}, (8.0, "rslora")),
         ({"scale": 1.0}, (16.0, "standard")),
         ({"scale_policy": "constant_alpha_over_r"}, (32.0, "constant")),
+        ({"scale_policy": "rslora"}, (8.0, "rslora")),
     ],
 )
 def test_earlier_names_are_read_with_a_warning(
@@ -206,6 +208,23 @@ def test_earlier_options_work_on_the_command_line(base_folder: object) -> None:
     assert "--scale-policy" not in CliRunner().invoke(main, ["plan", "--help"]).output
 
 
+def test_the_command_line_overrides_a_file_under_either_name(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("scale: 4\nscale_policy: constant_alpha\n", encoding="utf-8")
+    assert load_study(file, {}).train.alpha == 64
+    train = load_study(file, {"alpha": "16", "scaling": "rslora"}).train
+    assert (train.alpha, train.scaling) == (16.0, "rslora")
+    file.write_text("alpha: 8\n", encoding="utf-8")
+    assert load_study(file, {"scale": "4"}).train.alpha == 64
+
+
+def test_a_renamed_method_option_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        study = study_from({"methods": "uniform:rank=1 uniform:rank=2,scaling=constant_alpha"})
+        assert [spec.label for spec in study.specs] == ["uniform-r1", "uniform-r2-standard"]
+    assert caplog.text.count("constant_alpha is called standard now") == 1
+
+
 def test_a_methods_earlier_scaling_is_read_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -226,6 +245,7 @@ def test_a_methods_earlier_scaling_is_read_with_a_warning(
         ({"alpha": -1}, "alpha must be above 0; got -1"),
         ({"scale": 0}, "alpha must be above 0; got 0"),
         ({"scale": "much"}, "alpha: expected a number, got 'much'"),
+        ({"scale": True}, "alpha: expected a number, got True"),
         ({"alpha": 8, "scale": 2}, "scale is the earlier name of alpha"),
         ({"scaling": "constant", "scale_policy": "rslora"}, "scale_policy is the earlier name"),
         ({"scaling": "alpha_over_r"}, "scaling must be one of standard, rslora, constant"),

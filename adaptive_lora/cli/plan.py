@@ -20,7 +20,7 @@ from adaptive_lora.cli.options import (
     study_options,
 )
 from adaptive_lora.config import EARLIER_NAMES, study_from
-from adaptive_lora.config.base_file import base_file
+from adaptive_lora.config.base_file import base_file, dequantised_base
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.textfiles import Unreadable, read_text
 
@@ -65,7 +65,9 @@ def plan(
             options[several] = re.sub("[,+]", " ", options[several])
     given = settings_given({key: value for key, value in options.items() if key not in own})
     spec = MethodSpec.build(name, {**written, **given})
-    base_file(config.model)
+    file = base_file(config.model)
+    if file is not None and spec.base != "full":
+        raise ConfigError(dequantised_base(spec.base, file))
     from adaptive_lora.planning import peft_config, plan_method, print_plan
 
     report = plan_method(

@@ -192,9 +192,9 @@ def headline(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, tuple[s
     seeds = max(len(m.difference.seeds) for m in others if m.difference)
     if not better and rule.least_corrected(seeds) > rule.alpha:
         remarks.append(
-            f"{plural(seeds, 'seed')} could not have shown a better one: "
+            f"With {plural(seeds, 'seed')} no method could have been shown to be better: "
             f"{plural(rule.comparisons, 'comparison')} "
-            f"{'takes' if rule.comparisons == 1 else 'take'} {rule.seeds_required} seeds."
+            f"{'needs' if rule.comparisons == 1 else 'need'} {rule.seeds_required} seeds."
         )
     named_already = not (better or smaller or by_kind[VerdictKind.INCONCLUSIVE])
     if equivalent and not named_already:

@@ -10,6 +10,11 @@ from adaptive_lora.config.sections import ModelConfig
 from adaptive_lora.errors import ConfigError, ModelError
 
 
+def dequantised_base(base: str, file: Path) -> str:
+    """Return why a GGUF base is not quantised again."""
+    return f"base={base} does not apply to {file}, whose weights are dequantised; leave base out."
+
+
 def base_file(config: ModelConfig) -> Path | None:
     """Return the GGUF file that a base is, with its header checked; None where it is no file.
 

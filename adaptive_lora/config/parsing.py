@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.allocation import MethodSpec
-from adaptive_lora.config.renamed import current_settings
+from adaptive_lora.config.renamed import RENAMED_SETTINGS, current_settings
 from adaptive_lora.config.study import StudyConfig, option_fields
 from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import out_of_limits, parse_value
@@ -67,15 +67,14 @@ def study_from(
 
 def _place_of(name: str, where: Mapping[str, str]) -> str:
     """Return where a setting was given, under its name of today or its earlier one."""
-    earlier = {"alpha": "scale", "scaling": "scale_policy"}.get(name, name)
+    earlier = next((old for old, now in RENAMED_SETTINGS.items() if now == name), name)
     return where.get(name) or where.get(earlier) or f"option {name}"
 
 
 def _given_twice(values: Mapping[str, object]) -> list[str]:
-    pairs = (("scale", "alpha"), ("scale_policy", "scaling"))
     return [
         f"{earlier} is the earlier name of {now}; required one of them, got both"
-        for earlier, now in pairs
+        for earlier, now in RENAMED_SETTINGS.items()
         if values.get(earlier) is not None and values.get(now) is not None
     ]
 
@@ -134,5 +133,10 @@ def load_study(path: Path, overrides: Mapping[str, object]) -> StudyConfig:
     if not isinstance(values, dict):
         raise ConfigError(f"study file {path}: required `setting: value` lines, got {values!r:.60}")
     where = {name: f"{path} line {line}" for name, line in lines.items()}
-    merged = {**{str(key): value for key, value in values.items()}, **overrides}
+    ours = {str(key): value for key, value in values.items()}
+    for names in RENAMED_SETTINGS.items():
+        if any(name in overrides for name in names):  # a new name overrides an earlier one too
+            for name in names:
+                ours.pop(name, None)
+    merged = {**ours, **overrides}
     return study_from(merged, {**where, **{key: "option" for key in overrides}})

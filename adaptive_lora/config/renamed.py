@@ -8,12 +8,13 @@ from typing import Any
 
 from adaptive_lora.allocation.scaling import CONSTANT_AT, DEFAULT_ALPHA, RENAMED
 
-EARLIER_NAMES = ("scale", "scale_policy")
-"""Settings of version 0.1 that `alpha` and `scaling` replace."""
+RENAMED_SETTINGS = {"scale": "alpha", "scale_policy": "scaling"}
+"""Setting of version 0.1 -> the setting that replaces it."""
+EARLIER_NAMES = tuple(RENAMED_SETTINGS)
 EARLIER_DEFAULTS = {"scale": 2.0, "scale_policy": "constant_alpha_over_r"}
 """Their defaults."""
 
-_METHOD_SCALING = re.compile(rf"(?<=[:,])(\s*scaling\s*=\s*)({'|'.join(RENAMED)})(?=\s*(?:,|$))")
+_METHOD_SCALING = re.compile(rf"(?<=[:,])(scaling=)({'|'.join(RENAMED)})(?=[\s,]|$)")
 
 
 def current_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -29,23 +30,31 @@ def current_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         found["scaling"] = RENAMED.get(str(policy), policy)
         now = "" if found["scaling"] == policy else f": {policy} is {found['scaling']}"
         said.append(f"scale_policy is called scaling now{now}")
-    if (scale := settings.get("scale")) is not None:
+    scale = settings.get("scale")
+    if scale is None and policy == "rslora" and "alpha" not in settings:
+        scale = EARLIER_DEFAULTS["scale"]  # of another alpha than the default of today
+    if scale is not None:
         found["alpha"] = _alpha_of(scale, str(found.get("scaling")))
         said.append(f"scale is called alpha now: scale {scale} is alpha {found['alpha']}")
-        if policy is None:
+        if "scaling" not in found:
             said.append(
                 "scaling is standard by default now; give scaling constant for what scale alone "
                 "meant before"
             )
-    methods = found.get("methods")
-    if isinstance(methods, list | tuple):
-        found["methods"] = [
-            _METHOD_SCALING.sub(lambda match: match[1] + RENAMED[match[2]], text)
-            if isinstance(text, str)
-            else text
-            for text in methods
-        ]
+    if "methods" in found:
+        found["methods"] = _current_methods(found["methods"], said)
     return found, said
+
+
+def _current_methods(methods: Any, said: list[str]) -> Any:
+    """Return methods, a text or a list of texts, with the policies' names of today."""
+    if isinstance(methods, list | tuple):
+        return [_current_methods(method, said) for method in methods]
+    if not isinstance(methods, str):
+        return methods
+    for name in dict.fromkeys(match[2] for match in _METHOD_SCALING.finditer(methods)):
+        said.append(f"scaling {name} is called {RENAMED[name]} now")
+    return _METHOD_SCALING.sub(lambda match: match[1] + RENAMED[match[2]], methods)
 
 
 def _alpha_of(scale: object, scaling: str) -> object:
@@ -53,6 +62,8 @@ def _alpha_of(scale: object, scaling: str) -> object:
     try:
         number = float(scale)  # type: ignore[arg-type]
     except (TypeError, ValueError):
+        return scale
+    if isinstance(scale, bool):
         return scale
     return number * (CONSTANT_AT**0.5 if scaling == "rslora" else CONSTANT_AT)
 

@@ -89,7 +89,7 @@ def _tell(method: MethodRace, told: set[tuple[str, int]], progress: StudyProgres
         out = ", ".join(text for lr, text in rates.items() if lr not in rung.kept)
         progress.note(
             f"race   {shown(method.label)} at step {rung.step} of {rung.steps}: "
-            f"{kept} left{f'; {out} stopped' if out else ''}"
+            f"{kept} kept{f'; {out} stopped' if out else ''}"
         )
 
 

@@ -27,7 +27,7 @@ class RaceRule:
     """Seeds whose trials race, the lowest ones; the others are trained at the rates that are left.
     None: all seeds."""
     kept: tuple[float, ...]
-    """Largest share of the rates that goes on, for each rung; one rate always does."""
+    """Largest share of the rates that goes on, for each rung; two rates may, whatever the share."""
     level: float
     """One-sided p of the paired t test over seeds at which a rate is clearly behind the best one;
     0: no test."""
@@ -37,7 +37,7 @@ class RaceRule:
         """The rule in words."""
         who = "all seeds race" if self.seeds is None else f"the {self.seeds} lowest seeds race"
         shares = [
-            f"at most {share:.0%} of the rates go on at rung {number}"
+            f"at most {share:.0%} of the rates, or two, go on at rung {number}"
             for number, share in enumerate(self.kept, 1)
             if share < 1
         ]
@@ -56,7 +56,7 @@ class RaceRule:
             rung: from 0.
         """
         order = sorted(losses, key=lambda lr: standing(losses, lr))
-        most = max(1, math.floor(len(order) * self.kept[rung]))
+        most = max(2, math.floor(len(order) * self.kept[rung]))
         best, *others = order[:most]
         return tuple(sorted([best, *(lr for lr in others if not self._behind(losses, lr, best))]))
 
