@@ -43,14 +43,16 @@ def by_seed(*losses: float) -> dict[int, float]:
 class TestRule:
     """Which rates go on, from losses alone."""
 
-    def test_half_of_the_rates_goes_on_and_one_at_least(self) -> None:
+    def test_half_of_the_rates_goes_on_and_two_unless_one_is_clearly_behind(self) -> None:
         losses = {
             1e-3: by_seed(3.0, 3.4), 3e-3: by_seed(2.0, 2.5), 1e-2: by_seed(2.1, 2.3),
             3e-2: by_seed(2.6, 2.7), 1e-1: by_seed(9.0, 8.0),
         }  # fmt: skip
         assert HALF.survivors(losses, 0) == (3e-3, 1e-2)
         two = {lr: losses[lr] for lr in (3e-3, 1e-2)}
-        assert HALF.survivors(two, 1) == (1e-2,)
+        assert HALF.survivors(two, 1) == (3e-3, 1e-2)
+        far = {3e-3: by_seed(2.0, 2.5, 2.1), 1e-2: by_seed(9.0, 9.6, 9.2)}
+        assert HALF.survivors(far, 1) == (3e-3,)
         assert HALF.survivors({1e-2: losses[1e-2]}, 1) == (1e-2,)
 
     def test_what_is_clearly_behind_goes_at_once(self) -> None:
@@ -72,9 +74,9 @@ class TestRule:
         all_bad = {1e-2: by_seed(bad, bad), 1e-1: by_seed(bad, bad)}
         assert HALF.survivors(all_bad, 0) == (1e-2,)  # to fail in full, and be told
 
-    def test_the_lower_rate_wins_a_tie(self) -> None:
+    def test_the_lower_rates_win_a_tie(self) -> None:
         losses = {lr: by_seed(2.0, 3.0) for lr in (3e-2, 1e-2, 1e-3)}
-        assert HALF.survivors(losses, 0) == (1e-3,)
+        assert HALF.survivors(losses, 0) == (1e-3, 1e-2)
 
     @given(
         st.lists(
