@@ -35,7 +35,7 @@ _SPELLED = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GgufHeader:
-    """What a GGUF file says of itself before its tensors."""
+    """Metadata and list of tensors at the start of a GGUF file."""
 
     metadata: Mapping[str, Any]
     """Key -> number or text; of a list, its length."""

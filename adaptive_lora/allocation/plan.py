@@ -88,8 +88,7 @@ class RankPlan:
     def step_size_of(self, entry: SiteRank) -> float:
         """Return factor x rank as an entry was trained, which Adam's first update grows with."""
         rank = self.trained_rank or entry.rank
-        alpha = entry.alpha / self.scaling.alpha_at(1.0, entry.rank)
-        return self.scaling.step_size(self.scaling.alpha_at(alpha, rank), rank)
+        return self.scaling.step_size(self.scaling.at_rank(entry.alpha, entry.rank, rank), rank)
 
     def base_of(self, entry: SiteRank) -> str:
         """Return how the weight under an entry is kept."""

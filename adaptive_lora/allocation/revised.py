@@ -31,8 +31,8 @@ def revised(plan: RankPlan, ranks: Mapping[str, int]) -> RankPlan:
 
 
 def _with_rank(scaling: Scaling, entry: SiteRank, rank: int) -> SiteRank:
-    alpha = entry.alpha / scaling.alpha_at(1.0, entry.rank)
-    return dataclasses.replace(entry, rank=rank, alpha=scaling.alpha_at(alpha, rank))
+    alpha = scaling.at_rank(entry.alpha, entry.rank, rank)
+    return dataclasses.replace(entry, rank=rank, alpha=alpha)
 
 
 def equal_rank(plan: RankPlan, rank: int) -> RankPlan:

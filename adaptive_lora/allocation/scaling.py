@@ -45,6 +45,10 @@ class Scaling(StrEnum):
         """
         return alpha * rank / CONSTANT_AT if self is Scaling.CONSTANT else alpha
 
+    def at_rank(self, alpha: float, rank: int, other: int) -> float:
+        """Return the `lora_alpha` that a site of this alpha and rank has at another rank."""
+        return self.alpha_at(alpha / self.alpha_at(1.0, rank), other)
+
     def factor(self, alpha: float, rank: int) -> float:
         """Return the factor that B·A is multiplied by at a site of this `lora_alpha` and rank."""
         return alpha / (math.sqrt(rank) if self is Scaling.RSLORA else rank)

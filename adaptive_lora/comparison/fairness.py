@@ -197,11 +197,11 @@ def _skipped(used: Used) -> Iterator[str]:
 def _scaling(used: Used) -> Iterator[str]:
     """Yield a warning where factor x rank differs: Adam's first update of B·A grows with it."""
     sizes: dict[str, set[float]] = defaultdict(set)
-    policies: dict[str, set[str]] = defaultdict(set)
+    policies: dict[str, None] = {}  # in the order of the methods
     for method, record in used:
         if "sites" not in record.plan:
             continue  # no ranks
-        policies[record.plan["scaling"]].add(method.label)
+        policies[record.plan["scaling"]] = None
         sizes[method.label] |= {float(f"{site['step_size']:.4g}") for site in record.plan["sites"]}
     if len(set().union(*sizes.values())) > 1:
         listed = "; ".join(f"{label}: {_range(values)}" for label, values in sizes.items())

@@ -133,8 +133,8 @@ class MarginTests:
     """
 
     interval: Interval
-    """Of the mean difference at 1 - 2 x level (90 % for 5 %), made as that of the difference. Two
-    one-sided tests show what it says: equivalent if it lies within the margin, non-inferior if its
+    """Interval of the mean difference at 1 - 2 x level (90 % for 5 %), by the method of the other.
+    Two one-sided tests show the same: equivalent if it lies within the margin, non-inferior if its
     upper end does."""
 
     noninferior: float

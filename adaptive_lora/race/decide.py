@@ -40,12 +40,12 @@ class Leg:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RungResult:
-    """What was decided at one rung of one method."""
+    """Decision at one rung of one method."""
 
     step: int
     """Optimiser step, in the first fold."""
     steps: int
-    """Of the whole training."""
+    """Optimiser steps of the whole training."""
     losses: Mapping[float, float]
     """Learning rate -> mean validation loss over the racing seeds; infinite where all failed."""
     failed: Mapping[float, int]

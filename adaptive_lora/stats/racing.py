@@ -97,4 +97,4 @@ def nearest_passes(passes: tuple[int, ...], steps: int) -> tuple[int, ...]:
 
 
 RACE_RULE = RaceRule(seeds=4, kept=(0.5, 1.0), level=0.01)
-"""What `--race` does: chosen by replay on studies whose whole grid was trained (docs/racing.md)."""
+"""Rule of `--race`, chosen by replay on studies whose whole grid was trained (docs/racing.md)."""
