@@ -20,7 +20,9 @@ from adaptive_lora.tracking import Store, StudyRun, TrialRun, connect
 from adaptive_lora.tracking.claims import CLAIM, Claims, Heartbeat, Patience
 from adaptive_lora.tracking.journal import Journal
 from adaptive_lora.tracking.owner import Owner
-from adaptive_lora.tracking.runs import SIGNATURE, STUDY_ID
+from adaptive_lora.tracking.recorder import new_run
+from adaptive_lora.tracking.runs import KIND, SIGNATURE, STUDY_ID
+from adaptive_lora.tracking.spool import new_key
 from adaptive_lora.tracking.study_run import Standing
 
 ELSEWHERE = "0123456789ab/1/1/abcdef"
@@ -127,6 +129,22 @@ def test_a_trial_is_taken_once(store: Store) -> None:
     assert two.take("trial", TAGS) is Standing.DONE
     assert one.take("trial", TAGS) is Standing.DONE
     assert len(one.children()) == 1
+
+
+def test_a_run_that_a_dead_process_never_got_is_not_made_beside_the_trial(store: Store) -> None:
+    """It was killed between writing its journal and making the run; another trained the trial."""
+    study = open_study(store)
+    tags = {**TAGS, STUDY_ID: "s-1", KIND: "trial"}
+    left = Journal.create(store.spool.folder, new_key(), new_run(store, "trial", tags))
+    left.append("tags", {"values": tags})
+    left.release()
+    run = study.take("trial", TAGS)
+    assert isinstance(run, TrialRun)
+    with study.trial(run), study.comparing():
+        pass
+    assert run.flush(60)
+    assert [child.info.run_id for child in study.children()] == [run.run_id]
+    assert not left.folder.exists()
 
 
 def test_the_run_of_a_dead_process_is_gone_on_with(store: Store) -> None:

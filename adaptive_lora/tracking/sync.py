@@ -17,6 +17,7 @@ from adaptive_lora.tracking.delivery import RUN_KEY, Delivery
 from adaptive_lora.tracking.journal import Journal, header_of, journals, sweep
 from adaptive_lora.tracking.records import DamagedJournal
 from adaptive_lora.tracking.retries import STORE_ERRORS, outlast, passes, reason_of
+from adaptive_lora.tracking.runs import SIGNATURE, STUDY_ID
 from adaptive_lora.tracking.spool import FOLDER
 
 PATIENCE = 30.0
@@ -132,10 +133,25 @@ def _superseded(journal: Journal, client: MlflowClient) -> bool:
     """Return whether nothing of a journal is needed: another process has finished its run."""
     if not journal.header:
         return True  # its own process ended before the first line was whole
-    if not journal.header.get("once") or "run_id" not in journal.facts:
+    if not journal.header.get("once"):
         return False
+    if "run_id" not in journal.facts:
+        return _made_elsewhere(journal, client)
     run = outlast(lambda: client.get_run(journal.facts["run_id"]), PATIENCE)
     return journal.pending and str(run.info.status) == "FINISHED"
+
+
+def _made_elsewhere(journal: Journal, client: MlflowClient) -> bool:
+    """Return whether a trial's run never reached the store, and another process made one for it.
+
+    Measurements are never dropped: a journal that has any is delivered as a run of its own.
+    """
+    new, tags = journal.header, journal.header.get("tags", {})
+    if SIGNATURE not in tags or any(_points(journal)):
+        return False
+    query = f"tags.{STUDY_ID} = '{tags.get(STUDY_ID)}' and tags.{SIGNATURE} = '{tags[SIGNATURE]}'"
+    runs = outlast(lambda: client.search_runs([new["experiment_id"]], query), PATIENCE)
+    return bool(runs) and new["key"] not in {run.data.tags.get(RUN_KEY) for run in runs}
 
 
 def _send(journal: Journal, delivery: Delivery) -> None:
