@@ -16,15 +16,13 @@ def signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "−")
 
 
-def row(method: dict[str, Any]) -> str:
-    """Return one method's line."""
+def row(method: dict[str, Any], score: str) -> str:
+    """Return one method's line; `score` is the column beside the loss."""
     rates = [rate["lr"] for rate in method["rates"]]
     edge = " (edge)" if method["lr"] in (min(rates), max(rates)) and len(rates) > 1 else ""
     cells = [f"`{method['label']}`", f"{method['lr']:g}{edge}", f"{method['loss']['mean']:.4f}"]
-    accuracy = method["exact_match"]["mean"]
-    if accuracy is None:
-        accuracy = method["token_accuracy"]["mean"]
-    cells.append("" if accuracy is None else f"{accuracy:.1%}")
+    mean = method[score]["mean"]
+    cells.append("" if mean is None else f"{mean:.1%}".replace("%", " %"))
     difference = method["difference"]
     if difference is None:
         return "| " + " | ".join([*cells, "", "", "baseline"]) + " |"
@@ -45,10 +43,14 @@ def main() -> None:
     parser.add_argument("comparison", type=Path, help="comparison.json of a report's folder")
     comparison = json.loads(parser.parse_args().comparison.read_text(encoding="utf-8"))
     print(comparison["headline"] + "\n")
-    print("| method | rate | test loss | accuracy | difference [95 %] | p (Holm) | verdict |")
+    methods = comparison["methods"]
+    exact = methods[0]["exact_match"]["mean"] is not None
+    score = "exact_match" if exact else "token_accuracy"
+    title = score.replace("_", " ")
+    print(f"| method | rate | test loss | {title} | difference [95 %] | p (Holm) | verdict |")
     print("|---|---|---|---|---|---|---|")
-    for method in comparison["methods"]:
-        print(row(method))
+    for method in methods:
+        print(row(method, score))
     print(f"\nFrozen base {comparison['frozen_loss']:.4f}; {comparison['trials']} trials.")
     for entry in comparison["audit"]:
         if entry["kind"] != "ok":
