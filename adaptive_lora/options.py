@@ -1,6 +1,6 @@
 """Options as dataclass fields: one place for each default, help text, unit and limit.
 
-The command line, the study file and the README's table are all generated from these fields.
+The command line and the study file are generated from these fields.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What is supported: every method on every task, as `test_matrix.py` holds it and README shows it.
+"""What is supported: every method on every task, held by `test_matrix.py`; in docs/methods.md.
 
-`python tests/matrix.py` prints the table for the README.
+`python tests/matrix.py` prints the table for docs/methods.md.
 """
 
 from __future__ import annotations

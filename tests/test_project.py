@@ -171,28 +171,48 @@ def test_constraints_pin_what_is_installed_and_required() -> None:
                 assert version(name).split("+")[0] == pin, name
 
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROSE = "".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 
-def test_readme_links_exist() -> None:
-    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+def anchors(page: Path) -> set[str]:
+    """Return the names of a page's headings as links write them."""
+    headings = re.findall(r"(?m)^#+ (.*)$", page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings}
 
 
-def test_readme_options_and_commands_exist() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(
+        r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")
+    )
+    for name, anchor in links:
+        target = page.parent / name if name else page
+        assert target.exists(), name
+        assert not anchor or anchor in anchors(target), f"{name}#{anchor}"
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    text = PAGES[0].read_text(encoding="utf-8")
+    assert [page.name for page in PAGES[1:] if page.name not in text] == []
+
+
+def test_options_and_commands_of_the_docs_exist() -> None:
     known = {"version", "help"}
     for command in main.commands.values():
         known |= {opt.lstrip("-") for param in command.params for opt in param.opts}
     known |= {name.replace("_", "-") for name in option_fields()}
-    others = {"env-manager", "dev", "editable", "port", "require-hashes", "no-deps"}  # mlflow, pip
-    used = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", README))
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        known |= set(re.findall(r'"--([a-z][a-z-]+)"', script.read_text(encoding="utf-8")))
+    others = {"env-manager", "dev", "editable", "port", "require-hashes", "no-deps", "merge"}
+    used = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", PROSE))
     assert used - known - others == set()
-    for command in re.findall(r"adaptive-lora ([a-z]+)", README):
+    for command in re.findall(r"adaptive-lora ([a-z]+)", PROSE):
         assert command in main.commands, command
 
 
-def test_readme_projects_parameters_exist() -> None:
-    used = set(re.findall(r"-P ([a-z_]+)=", README + (ROOT / "MLproject").read_text()))
+def test_the_docs_projects_parameters_exist() -> None:
+    used = set(re.findall(r"-P ([a-z_]+)=", PROSE + (ROOT / "MLproject").read_text()))
     extra = {"method", "seed", "adapter", "study_id", "config", "metric", "fold"}
     assert used <= set(option_fields()) | extra
 
