@@ -163,22 +163,6 @@ def has_short_answers(examples: Sequence[TokenizedExample], config: EvaluationCo
     return short >= SHARE_OF_SHORT_ANSWERS * len(lengths)
 
 
-def exact_matches(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[TokenizedExample],
-    *,
-    runtime: Runtime,
-    batch_size: int,
-) -> FloatArray:
-    """Return per example 1 where greedy generation equals the reference, else 0.
-
-    Both texts are compared after stripping white space at the ends.
-    """
-    texts = continuations(model, tokenizer, examples, runtime=runtime, batch_size=batch_size)
-    return np.array([float(t == e.response.strip()) for t, e in zip(texts, examples, strict=True)])
-
-
 def continuations(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,

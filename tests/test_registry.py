@@ -96,7 +96,7 @@ def test_champion_generates_text() -> None:
     assert model.predict(verbatim, params={"max_new_tokens": 5}) == answers[:1]
     long = model.predict(verbatim)[0]
     assert 5 < len(tokenizer(long)["input_ids"]) <= 64
-    with pytest.raises(ValueError, match="required a column 'prompt' or 'instruction'"):
+    with pytest.raises(ValueError, match="required one of the columns prompt, instruct"):
         model.predict(pd.DataFrame({"input": ["red blue"]}))
 
 

@@ -95,4 +95,4 @@ def test_a_study_on_a_server_is_served(
         assert answer["predictions"][0].startswith(expected[1])
         status, answer = post(f"{address}/invocations", {"dataframe_records": [{"input": "red"}]})
         assert status == 400
-        assert "required a column 'prompt' or 'instruction'" in json.dumps(answer)
+        assert "required one of the columns prompt, instruction, messages" in json.dumps(answer)

@@ -17,9 +17,10 @@ from adaptive_lora.adapters import attach, detach
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import TrialFailed
-from adaptive_lora.evaluation import exact_matches, wants_generation
+from adaptive_lora.evaluation import continuations, wants_generation
 from adaptive_lora.losses import token_scores
 from adaptive_lora.results import TrainResult
+from adaptive_lora.tasks.tokens import exact
 from adaptive_lora.training import StabilityGuard, TrainInputs, train
 from adaptive_lora.training.early_stop import EarlyStop
 from adaptive_lora.training.snapshot import Snapshot
@@ -226,9 +227,9 @@ def test_greedy_exact_match(make_bench: Bench) -> None:
     bench = make_bench(generate="auto", short_answer_tokens=3)
     test = bench.parts(0).test
     assert not wants_generation(test, bench.config.evaluation)
-    texts = bench.base.model  # a random model never swaps words
-    scores = exact_matches(texts, bench.base.tokenizer, test, runtime=bench.runtime, batch_size=3)
-    assert scores.tolist() == [0.0] * len(test)
+    model, tokenizer = bench.base.model, bench.base.tokenizer  # it never swaps words
+    texts = continuations(model, tokenizer, test, runtime=bench.runtime, batch_size=3)
+    assert exact(texts, test).tolist() == [0.0] * len(test)
 
 
 @pytest.mark.parametrize("stop", [1, 5])

@@ -19,6 +19,7 @@ from .base import (
     base_folder,
     content_hash,
 )
+from .prompts import LISTS
 from .quantised import NF4, packed_maps
 from .task_models import (
     AUTO_CLASSES,
@@ -39,6 +40,7 @@ __all__ = [
     "COLUMNS",
     "GENERATING",
     "HUB_FILES",
+    "LISTS",
     "NF4",
     "NUMBERS",
     "RECORD",

@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from .pictures import answer_questions
-from .text import generate, generate_targets, render
+from .prompts import LISTS, asked_ids, prompt_of
+from .text import free_positions, generate, generate_targets
 
 Loaded = tuple[Any, Any, Mapping[str, Any]]
 """Adapted model, processor, record."""
@@ -24,9 +25,11 @@ def answer(loaded: Loaded, rows: Iterable[Mapping[str, Any]], max_new_tokens: in
     """Answer rows by the adapter's task; `COLUMNS` says what they hold.
 
     Raises:
-        ValueError: a row has not the columns that the task needs.
+        ValueError: a row has not the columns that the task needs, or cannot be asked.
     """
     listed = list(rows)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
     task = loaded[2].get("task", {"name": "causal"})["name"]
     with autocast(loaded):
         return ANSWERS[task](loaded, listed, max_new_tokens)
@@ -42,42 +45,17 @@ def autocast(loaded: Loaded) -> AbstractContextManager[Any]:
     return torch.autocast(model.device.type, dtype=dtype if low else None, enabled=low)
 
 
-def prompts_of(record: Mapping[str, Any], rows: Rows) -> list[str]:
-    """Return prompts of rows of {prompt} (verbatim) or {instruction, input} (by the template)."""
-    prompts = []
-    for row in rows:
-        if row.get("prompt"):
-            prompts.append(str(row["prompt"]))
-        elif row.get("instruction"):
-            context = str(row.get("input") or "")
-            prompts.append(render(record["template"], str(row["instruction"]), context))
-        else:
-            raise ValueError(f"required a column 'prompt' or 'instruction', got {sorted(row)}")
-    return prompts
-
-
-def asked_in_chat(tokenizer: Any, text: str) -> list[int]:
-    """Return the token ids of a question by the tokenizer's chat template, up to the answer."""
-    shown = tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-    )
-    ids: list[int] = tokenizer(shown, add_special_tokens=False)["input_ids"]
-    return ids
-
-
 def _continue(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
     model, tokenizer, record = loaded
-    texts = prompts_of(record, rows)
-    if "chat" in record["template"]:
-        prompts = [
-            tokenizer(text, add_special_tokens=False)["input_ids"]
-            if row.get("prompt")
-            else asked_in_chat(tokenizer, text)
-            for text, row in zip(texts, rows, strict=True)
-        ]
-    else:
-        prompts = [tokenizer(text)["input_ids"] for text in texts]
-    return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+    asked = [asked_ids(tokenizer, record, row, f"row {i}") for i, row in enumerate(rows)]
+    most = free_positions(model)
+    for index, ids in enumerate(asked):
+        if len(ids) >= most:
+            raise ValueError(
+                f"row {index}: its prompt takes {len(ids)} tokens; the model has positions for "
+                f"{most}, the answer included"
+            )
+    return generate(model, tokenizer, asked, max_new_tokens=max_new_tokens)
 
 
 def _outputs(loaded: Loaded, rows: Rows) -> list[list[float]]:
@@ -116,7 +94,7 @@ def _write(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
     most = record["task"]["max_tokens"]
     inputs = [
         tokenizer(text, truncation=True, max_length=most)["input_ids"]
-        for text in prompts_of(record, rows)
+        for text in (prompt_of(record, row, f"row {i}") for i, row in enumerate(rows))
     ]
     return generate_targets(model, tokenizer, inputs, max_new_tokens=max_new_tokens)
 
@@ -204,7 +182,7 @@ ANSWERS: Mapping[str, Answer] = MappingProxyType(
 _PROMPT = ("prompt", "instruction", "input")
 COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "causal": _PROMPT,
+        "causal": (*_PROMPT, *LISTS),
         "classification": ("text", "second"),
         "regression": ("text", "second"),
         "seq2seq": _PROMPT,
@@ -213,8 +191,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "vision_language": ("image", "question"),
     }
 )
-"""Task -> columns that it is served with; of `prompt` and `instruction` one, `image` as base64 text
-or the path of a file."""
+"""Task -> columns that it is served with; of `prompt`, `instruction` and `messages` one, `image` as
+base64 text or the path of a file."""
 NUMBERS = frozenset({"regression", "image_text"})
 """Tasks that answer with a number; others with text."""
 GENERATING = frozenset({"causal", "seq2seq", "vision_language"})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .greedy import end_tokens, greedy
+
 Asked = tuple[str, Any]
 """A question and its picture."""
 
@@ -79,6 +81,7 @@ def answer_questions(
     split = [split_inputs(inputs_of(processor, each)) for each in asked]
     order = sorted(range(len(split)), key=lambda index: len(split[index][0]["input_ids"]))
     tokenizer = processor.tokenizer
+    pad, ends = int(tokenizer.eos_token_id), end_tokens(model, processor)
     texts = [""] * len(split)
     model.eval()
     for start in range(0, len(order), batch_size):
@@ -92,14 +95,15 @@ def answer_questions(
         mask = [[0] * (width - length) + [1] * length for length in lengths]
         inputs = {**inputs, "attention_mask": torch.tensor(mask)}
         inputs |= joined_pictures([shown for _, shown in chosen])
-        with torch.no_grad():
-            output = model.generate(
-                **{name: tensor.to(model.device) for name, tensor in inputs.items()},
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=int(tokenizer.eos_token_id),
-                eos_token_id=int(tokenizer.eos_token_id),
-            )
-        for index, row in zip(order[start : start + batch_size], output[:, width:], strict=True):
-            texts[index] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+        found = greedy(
+            model,
+            tokenizer,
+            {name: tensor.to(model.device) for name, tensor in inputs.items()},
+            max_new_tokens=max_new_tokens,
+            ends=ends,
+            pad=pad,
+            skip=width,
+        )
+        for index, text in zip(order[start : start + batch_size], found, strict=True):
+            texts[index] = text
     return texts

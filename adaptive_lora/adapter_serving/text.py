@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from .greedy import end_tokens, greedy
 
 if TYPE_CHECKING:
     import torch
@@ -34,40 +35,42 @@ def generate(
         tokenizer: of the same model.
         prompts: token ids per prompt.
         max_new_tokens: most tokens generated per prompt; fewer where the model has no positions for
-            them.
+            them. A prompt that leaves no position has an empty text.
         batch_size: prompts per call of the model.
     """
-    import torch
-
-    alone = virtual_tokens(model) > 0  # PEFT ignores positions then, so that no row may be padded
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     # End-of-text fills finished rows: with a pad token, transformers warns of padding in its loop.
-    pad = int(tokenizer.eos_token_id)
+    pad, ends = int(tokenizer.eos_token_id), end_tokens(model, tokenizer)
+    limit = free_positions(model)
+    # PEFT ignores positions beside virtual tokens, so that no row may be padded. Near the limit,
+    # padding would take positions from the answer.
+    together = 0 if virtual_tokens(model) > 0 else limit - max_new_tokens
     texts = [""] * len(prompts)
-    for chosen in _batches(order, prompts, batch_size, one_length=alone):
+    for chosen in _batches(order, prompts, batch_size, together):
         ids, mask = _left_padded([prompts[index] for index in chosen], pad, model.device)
-        room = min(max_new_tokens, _positions(model) - virtual_tokens(model) - ids.shape[1])
+        room = min(max_new_tokens, limit - ids.shape[1])
         if room < 1:
             continue
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Position ids are not supported")
-            output = model.generate(  # type: ignore[operator]
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=room,
-                do_sample=False,
-                pad_token_id=pad,
-                eos_token_id=pad,
-            )
-        for index, row in zip(chosen, output[:, ids.shape[1] :], strict=True):
-            texts[index] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+        found = greedy(
+            model,
+            tokenizer,
+            {"input_ids": ids, "attention_mask": mask},
+            max_new_tokens=room,
+            ends=ends,
+            pad=pad,
+            skip=ids.shape[1],
+        )
+        for index, text in zip(chosen, found, strict=True):
+            texts[index] = text
     return texts
 
 
-def _positions(model: Any) -> int:
-    """Return how many tokens a model can see; no limit where it states none."""
+def free_positions(model: Any) -> int:
+    """Return the most tokens of prompt and answer together; no limit where a model states none."""
     stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return 2**31 if stated is None else int(stated)
+    if stated is None or int(stated) < 1:
+        return 2**31
+    return int(stated) - virtual_tokens(model)
 
 
 def virtual_tokens(model: Any) -> int:
@@ -82,12 +85,13 @@ def virtual_tokens(model: Any) -> int:
 
 
 def _batches(
-    order: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int, *, one_length: bool
+    order: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int, together: int
 ) -> Iterator[list[int]]:
-    """Yield prompts by number, in order; where asked, only such of one length together."""
+    """Yield prompts by number, in order; those longer than `together` only with their like."""
     batch: list[int] = []
     for index in order:
-        other = batch and one_length and len(prompts[index]) != len(prompts[batch[0]])
+        length = len(prompts[index])
+        other = batch and length > together and length != len(prompts[batch[0]])
         if other or len(batch) == batch_size:
             yield batch
             batch = []
@@ -130,24 +134,26 @@ def generate_targets(
     import torch
 
     order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]))
+    pad, ends = int(tokenizer.pad_token_id), end_tokens(model, tokenizer)
     texts = [""] * len(inputs)
     model.eval()
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         width = max(len(inputs[index]) for index in chosen)
-        ids = torch.full((len(chosen), width), int(tokenizer.pad_token_id), dtype=torch.long)
+        ids = torch.full((len(chosen), width), pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, index in enumerate(chosen):
             ids[row, : len(inputs[index])] = torch.tensor(inputs[index], dtype=torch.long)
             mask[row, : len(inputs[index])] = 1
-        with torch.no_grad():
-            output = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-            )
-        for index, row in zip(chosen, output, strict=True):
-            texts[index] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
+        found = greedy(
+            model,
+            tokenizer,
+            {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)},
+            max_new_tokens=max_new_tokens,
+            ends=ends,
+            pad=pad,
+            skip=1,
+        )
+        for index, text in zip(chosen, found, strict=True):
+            texts[index] = text
     return texts

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from adaptive_lora.adapter_serving import generate_targets
+from adaptive_lora.adapter_serving.greedy import decoder_start
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet, load_examples
 from adaptive_lora.data.batches import IGNORED
@@ -164,11 +165,10 @@ def _logits(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def _start(base: BaseModel) -> int:
-    for settings in (base.model.config, base.model.generation_config):
-        found = getattr(settings, "decoder_start_token_id", None)
-        if found is not None:
-            return int(found)
-    raise ModelError(
-        f"base {base.reference.name} states no decoder_start_token_id; required in its config.json "
-        "or generation_config.json."
-    )
+    found = decoder_start(base.model)
+    if found is None:
+        raise ModelError(
+            f"base {base.reference.name} states no decoder_start_token_id; required in its "
+            "config.json or generation_config.json."
+        )
+    return found

@@ -22,8 +22,14 @@ with warnings.catch_warnings(record=True):
             self.loaded = adapter_serving.load_adapter(Path(context.artifacts["adapter"]))
 
         def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-            """Answer rows with the columns of the adapter's task, such as `prompt` or `text`."""
+            """Answer rows with the columns of the adapter's task, such as `prompt` or `text`.
+
+            One answer a row; ValueError where one cannot be asked.
+            """
             rows = model_input.fillna("").to_dict("records")
+            if not len(model_input.columns):  # MLflow drops others, and rows with nothing else
+                known = self.serving.COLUMNS[self.loaded[2]["task"]["name"]]
+                raise ValueError(f"required rows with a column of {', '.join(known)}; got none")
             limit = int((params or {}).get("max_new_tokens", 64))
             return self.serving.answer(self.loaded, rows, limit)
 

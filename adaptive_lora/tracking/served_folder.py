@@ -16,8 +16,9 @@ from typing import Any
 import mlflow
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import AnyType
 
-from adaptive_lora.adapter_serving import CAUSAL, COLUMNS, GENERATING, NUMBERS, RECORD
+from adaptive_lora.adapter_serving import CAUSAL, COLUMNS, GENERATING, LISTS, NUMBERS, RECORD
 from adaptive_lora.adapter_serving.vetting import read_json
 
 _REQUIREMENTS = ("mlflow", "torch", "transformers", "peft", "safetensors", "pandas")
@@ -68,7 +69,10 @@ def _task_of(folder: Path) -> str:
 
 
 def _signature(task: str) -> ModelSignature:
-    columns: list[Any] = [ColSpec("string", name, required=False) for name in COLUMNS[task]]
+    columns: list[Any] = [
+        ColSpec(AnyType() if name in LISTS else "string", name, required=False)
+        for name in COLUMNS[task]
+    ]
     limit = ParamSchema([ParamSpec("max_new_tokens", "integer", 64)])
     return ModelSignature(
         inputs=Schema(columns),
