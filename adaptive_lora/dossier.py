@@ -29,7 +29,7 @@ from adaptive_lora.tracking import (
     open_comparison,
     read_trials,
 )
-from adaptive_lora.tracking.runs import STUDY_ID
+from adaptive_lora.tracking.runs import STUDY_ID, TOKENS
 from adaptive_lora.tracking.trials import DAMAGE, identity_of
 
 CONFIG = "study.json"
@@ -38,6 +38,7 @@ EXAMPLES = "examples.json"
 
 SAME = {
     "data digest": "data_digest",
+    "token ids": TOKENS,
     "base model": "base_hash",
     "split": ("split_seed", "test_share", "validation_share", "folds", "max_examples"),
     "scaling": ("alpha", "scaling"),
@@ -254,6 +255,8 @@ def _differences(records: Sequence[TrialRecord]) -> list[str]:
     for what in SAME:
         sides: dict[str, set[str]] = defaultdict(set)
         for record in records:
+            if SAME[what] == TOKENS and TOKENS not in record.tags:
+                continue  # version 0.1 did not record them
             sides[_kind(record, what)].add(record.tags.get(STUDY_ID, "no study"))
         if len(sides) > 1:
             listed = " against ".join(

@@ -54,6 +54,9 @@ class Prepared(Protocol):
     def supervised_tokens(self) -> int:
         """Tokens whose loss counts, or what else its task counts."""
 
+    def numbers(self) -> Mapping[str, Sequence[int]]:
+        """Return its token ids by input, and where what is learned begins and ends."""
+
 
 class Scoring(Protocol):
     """How examples become batches, and batches scores."""

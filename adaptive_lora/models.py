@@ -44,7 +44,7 @@ class BaseReference:
     revision: str | None
     """Commit on the hub; None elsewhere."""
     content_hash: str
-    """SHA-256 over configuration, tokenizer and weights, and over Python files if they are run."""
+    """SHA-256 over all of the base that decides numbers; `adapter_serving.content_hash` has it."""
     trust_remote_code: bool = False
     """Whether the base's own Python code was run, as the user said."""
     stored_as: str | None = None
@@ -75,6 +75,12 @@ class BaseModel:
     """Weights of the head that the checkpoint does not have; each trial's seed gives them."""
     quantisation: Mapping[str, Any] | None = None
     """Record of how its weights were quantised; None where they are as they were saved."""
+    earlier_hashes: tuple[str, ...] = ()
+    """Content hashes that earlier versions gave the same files, where theirs are others."""
+
+    def is_recorded_as(self, content_hash: str) -> bool:
+        """Return whether a recorded hash is that of this base, by this or an earlier version."""
+        return content_hash in (self.reference.content_hash, *self.earlier_hashes)
 
     @property
     def total_parameters(self) -> int:
@@ -186,11 +192,12 @@ def load_base(
     if task["name"] == "causal" and tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
     head = _head_of(model, task, gaps, file)
+    content_hash, *earlier = adapter_serving.content_hashes(folder, code=trust)
     reference = BaseReference(
         source=source,
         name=name,
         revision=_hub_commit(folder) if source == "hub" else None,
-        content_hash=adapter_serving.content_hash(folder, code=trust),
+        content_hash=content_hash,
         trust_remote_code=trust,
         stored_as=None if file is None else read_header(file).stored_as,
     )
@@ -202,6 +209,7 @@ def load_base(
         head=head,
         gaps=gaps if head else (),
         quantisation=quantisation,
+        earlier_hashes=tuple(earlier),
         max_positions=_max_positions(model.config),
     )
 

@@ -14,6 +14,7 @@ from adaptive_lora import __version__
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import StudyConfig, TrackingConfig, TrialSpec, study_from
 from adaptive_lora.config.study import SIGNATURE_VERSION
+from adaptive_lora.data.token_cache import asks_for_the_time
 from adaptive_lora.dossier import (
     CONFIG,
     EXAMPLES,
@@ -43,15 +44,12 @@ from adaptive_lora.redaction import shown
 from adaptive_lora.results import EvalResult, TrialRecord
 from adaptive_lora.tracked_trial import run_tracked, trial_checkpoints
 from adaptive_lora.tracking import Store, StudyRun, connect
-from adaptive_lora.tracking.runs import LINEAGE, STUDY_ID
+from adaptive_lora.tracking.runs import LINEAGE, STUDY_ID, TOKENS
 from adaptive_lora.tracking.study_run import Standing
 from adaptive_lora.tracking.trials import eval_to_dict
 from adaptive_lora.training.loop import Runner
 from adaptive_lora.trial import TrialOutcome
 from adaptive_lora.workbench import Workbench
-
-_TEXT_LIMIT, _TEXTS_LIMIT = 2_000, 5_000_000
-"""Characters kept of one example's text, and of all together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,7 +207,7 @@ def _describe(
     study.json(CONFIG, _widened(study, settings) if single else settings)
     if not (single and bench.base.quantisation and _has_frozen(study)):  # theirs may be as saved
         study.json(FROZEN, {fold: eval_to_dict(result) for fold, result in frozen.items()})
-    study.json(EXAMPLES, _test_texts(bench))
+    study.json(EXAMPLES, bench.test_texts())
     study.tags(
         {
             LINEAGE: bench.lineage,
@@ -217,6 +215,7 @@ def _describe(
             "base_hash": bench.base.reference.content_hash,
             "data": bench.data.source,
             "data_digest": bench.data.digest,
+            TOKENS: bench.tokens_digest,
             "precision": bench.runtime.precision,
             "trust_remote_code": str(config.model.trust_remote_code).lower(),
             **{f"provenance.{key}": value for key, value in provenance().items()},
@@ -236,12 +235,13 @@ def _has_frozen(study: StudyRun) -> bool:
 
 
 def _refuse_changed(bench: Workbench, store: Store) -> None:
-    """Refuse a study whose base or data changed under the same name since it began.
+    """Refuse a study whose base, data or rendered text changed under the same name since it began.
 
     Its finished trials would be left behind in silence, and a new study begun under their name.
 
     Raises:
         DataError, ModelError: with both digests.
+        ConfigError: it began before identities held the text, so that a change cannot be told.
     """
     earlier = StudyRun.of_lineage(store, bench.lineage)
     if not earlier or any(run.data.tags[STUDY_ID] == bench.study_id for run in earlier):
@@ -251,15 +251,35 @@ def _refuse_changed(bench: Workbench, store: Store) -> None:
         f"since study {tags[STUDY_ID]} began. Put it back to continue that study, or begin a new "
         "one with another name: --study NAME."
     )
-    if tags["base_hash"] != reference.content_hash:
+    if not bench.base.is_recorded_as(tags["base_hash"]):
         raise ModelError(
             f"base {reference.name} changed (SHA-256 {tags['base_hash'][:16]} then, "
             f"{reference.content_hash[:16]} now) {way}"
         )
+    data = bench.config.data.data
+    if tags["data_digest"] != bench.data.digest:
+        raise DataError(
+            f"data {data} changed (digest {tags['data_digest']} then, {bench.data.digest} now) "
+            f"{way}"
+        )
+    if TOKENS not in tags or tags["base_hash"] != reference.content_hash:
+        version = tags.get("provenance.adaptive_lora", "0.1")
+        raise ConfigError(
+            f"study {tags[STUDY_ID]} was begun by adaptive-lora {version} before the identity of a "
+            f"trial held chat template and token ids. This is {__version__}, which does not "
+            "continue it: begin a new study, --study NAME."
+        )
     raise DataError(
-        f"data {bench.config.data.data} changed (digest {tags['data_digest']} then, "
-        f"{bench.data.digest} now) {way}"
+        f"the token ids or loss masks that are made of data {data} changed (digest {tags[TOKENS]} "
+        f"then, {bench.tokens_digest} now){_why_other_tokens(bench)} {way}"
     )
+
+
+def _why_other_tokens(bench: Workbench) -> str:
+    """Return what makes other tokens of the same data on the same base, for a message."""
+    if asks_for_the_time(bench.base.tokenizer):
+        return ", because the base's chat template writes the date or time,"
+    return ", by another version of transformers or of adaptive-lora,"
 
 
 def _refuse_earlier(bench: Workbench, store: Store) -> None:
@@ -283,18 +303,6 @@ def _refuse_earlier(bench: Workbench, store: Store) -> None:
                 f"NAME, with --scaling constant for the earlier default. What is stored can be "
                 f"compared: `adaptive-lora compare --study-id {name}`."
             )
-
-
-def _test_texts(bench: Workbench) -> dict[str, str]:
-    """Return prompt and response of the test examples, for readers without the data."""
-    tested = {item.id for f in range(bench.config.data.folds) for item in bench.parts(f).test}
-    texts: dict[str, str] = {}
-    room = _TEXTS_LIMIT
-    for example in bench.data.examples:
-        if example.id in tested and room > 0:
-            texts[example.id] = f"{example.prompt}{example.response}"[:_TEXT_LIMIT]
-            room -= len(texts[example.id])
-    return texts
 
 
 def _widened(study: StudyRun, settings: dict[str, Any]) -> dict[str, Any]:
@@ -373,10 +381,12 @@ def _bench_of(store: Store, trial: TrialRecord, trust_remote_code: bool) -> Work
             "an adapter is registered only after a proof on its base and data, and these are not "
             f"at hand here: {error}"
         ) from error
-    for name, here in (("base", "base_hash"), ("data", "data_digest")):
-        if bench.surroundings[name] != trial.tags[here]:
+    for name, here in (("base", "base_hash"), ("data", "data_digest"), ("tokens", TOKENS)):
+        required, found = trial.tags.get(here), bench.surroundings[name]
+        same = required == found or (name == "base" and bench.base.is_recorded_as(str(required)))
+        if not same and (required is not None or name != "tokens"):  # 0.1 recorded no tokens
             raise AdapterError(
                 f"an adapter is registered only after a proof on its base and data, and the {name} "
-                f"at hand differs: required {trial.tags[here]}, found {bench.surroundings[name]}."
+                f"at hand differs: required {required}, found {found}."
             )
     return bench

@@ -15,7 +15,7 @@ from adaptive_lora.progress import StudyProgress
 from adaptive_lora.provenance import packages, provenance
 from adaptive_lora.redaction import shown
 from adaptive_lora.tracking import StudyRun, TrialRun, log_adapter
-from adaptive_lora.tracking.runs import PAUSED, RACE, RACE_STEP, SIGNATURE
+from adaptive_lora.tracking.runs import PAUSED, RACE, RACE_STEP, SIGNATURE, TOKENS
 from adaptive_lora.tracking.study_run import Standing
 from adaptive_lora.tracking.trials import HISTORY, PLAN, RESULT, result_to_dict
 from adaptive_lora.training import Frequency, Runner, StepEvent, TrialCheckpoints
@@ -131,6 +131,7 @@ def _tags(bench: Workbench, trial: TrialSpec) -> dict[str, str]:
         "precision": bench.runtime.precision,
         "device": str(bench.runtime.device),
         "data_digest": bench.data.digest,
+        TOKENS: bench.tokens_digest,
         "base_hash": bench.base.reference.content_hash,
         **({"plugins": " ".join(plugins)} if (plugins := trial.method.packages) else {}),
         **({} if trial.method.base == "full" else {"quantisation": trial.method.base}),

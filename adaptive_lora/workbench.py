@@ -23,6 +23,8 @@ from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import Runtime, start_runtime
 from adaptive_lora.tasks import Task, task_named
 
+_TEXT_LIMIT, _TEXTS_LIMIT = 2_000, 5_000_000
+"""Characters kept of one example's text, and of all together."""
 OWN = "own"
 """Name of a study's own data among the tasks that a method is profiled on."""
 
@@ -65,10 +67,19 @@ class Workbench(Bench):
         return {
             "base": self.base.reference.content_hash,
             "data": self.data.digest,
+            "tokens": self.tokens_digest,
             "precision": self.runtime.precision,
             # Left out where it is what all trials were before there were tasks.
             **({} if self.task.name == "causal" else {"task": self.task.name}),
         }
+
+    @cached_property
+    def tokens_digest(self) -> str:
+        """Digest of the token ids and loss masks that trials learn from and are tested on.
+
+        All folds divide the same examples, so that those of the first hold them all.
+        """
+        return self.parts(0).digest
 
     def signature(self, trial: TrialSpec) -> str:
         """Return a trial's identity on this base, this data and what it was profiled on."""
@@ -132,7 +143,7 @@ class Workbench(Bench):
     def _lineage(self, identity: Mapping[str, Any]) -> str:
         sections = (self.config.model, self.config.data)
         named = {key: _place(value) for s in sections for key, value in vars(s).items()}
-        contents = {"base", "data"}
+        contents = {"base", "data", "tokens"}
         rest = {key: value for key, value in self.surroundings.items() if key not in contents}
         return digest({**identity, **named, **rest, "study": self.config.study})
 
@@ -154,6 +165,17 @@ class Workbench(Bench):
             self.start_head(0)
             self._frozen[fold] = self.score(self.base.model, self.parts(fold).test)
         return self._frozen[fold]
+
+    def test_texts(self) -> dict[str, str]:
+        """Return id -> prompt and response of the test examples, for readers without the data."""
+        tested = {item.id for f in range(self.config.data.folds) for item in self.parts(f).test}
+        texts: dict[str, str] = {}
+        room = _TEXTS_LIMIT
+        for example in (*self.data.examples, *(self.data.test or ())):
+            if example.id in tested and room > 0:
+                texts[example.id] = f"{example.prompt}{example.response}"[:_TEXT_LIMIT]
+                room -= len(texts[example.id])
+        return texts
 
     def settings(self) -> dict[str, Any]:
         """Return the settings for records; the tracking URI may hold a password and stays out."""
@@ -215,8 +237,9 @@ class BorrowedBench(Bench):
 
     @property
     def digest(self) -> str:
-        """Digest over the data of all tasks."""
-        return digest({"tasks": [examples.digest for examples in self._sets]})
+        """Digest over the data of all tasks, and over their token ids and loss masks."""
+        data = [examples.digest for examples in self._sets]
+        return digest({"tasks": data, "tokens": self.parts(0).digest})
 
     def parts(self, fold: int) -> PreparedParts:
         """Return the tasks' parts, each task with the same number of examples, in turn."""

@@ -24,6 +24,7 @@ TAGS = {
     "device": "cpu",
     "data": "rows.json",
     "data_digest": "d1",
+    "tokens_digest": "t1",
     "base_hash": "b1",
     "code_version": "c1",
     "packages": "torch 2.13.0, peft 0.21.2",

@@ -40,6 +40,7 @@ def test_a_fair_study_passes_every_check_and_says_what_was_checked() -> None:
     assert {e.topic for e in comparison.audit} == {
         "parameters", "failures", "tuning", "skipped steps", "training cost", "scaling",
         "data order", "precision", "device", "data digest", "base hash", "code version",
+        "token ids and loss masks",
         "package versions", "settings", "time and memory",
     }  # fmt: skip
     assert "uniform-r8 98,304" in entry(comparison, "parameters")[1]

@@ -18,6 +18,7 @@ from .base import (
     BaseMismatch,
     base_folder,
     content_hash,
+    content_hashes,
 )
 from .prompts import LISTS
 from .quantised import NF4, packed_maps
@@ -51,6 +52,7 @@ __all__ = [
     "base_folder",
     "class_of",
     "content_hash",
+    "content_hashes",
     "generate",
     "generate_targets",
     "load_adapter",

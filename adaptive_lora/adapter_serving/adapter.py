@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .base import BASE_VARIABLE, TRUST_VARIABLE, BaseMismatch, base_folder, content_hash
+from .base import BASE_VARIABLE, TRUST_VARIABLE, BaseMismatch, base_folder, content_hashes
 from .gguf_file import require_gguf
 from .task_models import AUTO_CLASSES, CAUSAL, load_dequantised, load_model, open_processor
 from .vetting import (
@@ -71,10 +71,10 @@ def _recorded_base(base: Mapping[str, Any], allowed: bool) -> tuple[Path, bool]:
         require_gguf(where)
     else:
         require_base(where, weights=True, trust_remote_code=trust)
-    found = content_hash(where, code=trust)
-    if found != base["content_hash"]:
+    found = content_hashes(where, code=trust)
+    if base["content_hash"] not in found:
         raise BaseMismatch(
-            f"base at {where} has content hash {found[:12]}, the adapter was trained on "
+            f"base at {where} has content hash {found[0][:12]}, the adapter was trained on "
             f"{base['content_hash'][:12]}; use the same base or set {BASE_VARIABLE}."
         )
     return where, trust

@@ -17,6 +17,7 @@ TAGS = {
     "precision": "precision",
     "device": "device",
     "data_digest": "data digest",
+    "tokens_digest": "token ids and loss masks",
     "base_hash": "base hash",
     "code_version": "code version",
     "packages": "package versions",

@@ -156,7 +156,8 @@ class TrialSpec:
         """Return 16 hexadecimal digits over everything that determines the trial's numbers.
 
         Args:
-            surroundings: content hash of the base, digest of the data, resolved precision.
+            surroundings: content hash of the base, digests of the data and of its tokens, resolved
+                precision.
         """
         return digest(
             {

@@ -127,6 +127,16 @@ def tokenizer_digest(tokenizer: Any) -> str | None:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def asks_for_the_time(processor: Any) -> bool:
+    """Return whether a chat template writes when it is used: the same data have other tokens then.
+
+    Templates have `strftime_now` for that.
+    """
+    inner = getattr(processor, "tokenizer", None)
+    templates = (getattr(each, "chat_template", None) for each in (processor, inner))
+    return any("strftime_now" in str(template) for template in templates)
+
+
 def _key(examples: Sequence[Example], made_from: Mapping[str, Any]) -> str:
     total = hashlib.sha256()
     versions = [__version__, *(version(name) for name in ("transformers", "tokenizers"))]

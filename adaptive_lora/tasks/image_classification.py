@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,10 @@ class LabelledImage:
     """Index of the class."""
     length: int = 1
     supervised_tokens: int = 1
+
+    def numbers(self) -> Mapping[str, Sequence[int]]:
+        """Return none: there is no text."""
+        return {}
 
 
 class ImageClassificationTask(Task):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,10 @@ class CaptionedImage:
     def length(self) -> int:
         """Tokens of the caption."""
         return len(self.input_ids)
+
+    def numbers(self) -> Mapping[str, Sequence[int]]:
+        """Return the caption's tokens."""
+        return {"input_ids": self.input_ids}
 
 
 class ImageTextTask(Task):

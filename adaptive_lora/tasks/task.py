@@ -12,7 +12,7 @@ from torch import nn
 
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet, Tokenised, cached_tokens
-from adaptive_lora.data.token_cache import tokenizer_digest
+from adaptive_lora.data.token_cache import asks_for_the_time, tokenizer_digest
 from adaptive_lora.evaluation import ExampleScores, Prepared, evaluate
 from adaptive_lora.kernels import fast_layers
 from adaptive_lora.losses import LossByExample
@@ -85,8 +85,10 @@ class Task(ABC):
             DataError: an example cannot be used; names it.
         """
         kind, trusted = self.tokenised, self.base.reference.trust_remote_code
-        # What a base's own Python does to texts cannot be told from its tokenizer's rules.
-        rules = None if kind is None or trusted else tokenizer_digest(self.base.tokenizer)
+        # What a base's own Python does to texts, or the time in a template, cannot be told from its
+        # tokenizer's rules.
+        changing = trusted or asks_for_the_time(self.base.tokenizer)
+        rules = None if kind is None or changing else tokenizer_digest(self.base.tokenizer)
         if kind is None or rules is None:
             return self.prepare(examples)
         data = self.config.data

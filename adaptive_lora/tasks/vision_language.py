@@ -58,6 +58,10 @@ class QuestionAndAnswer:
         """Tokens of the answer."""
         return self.length - self.first_label
 
+    def numbers(self) -> Mapping[str, Sequence[int]]:
+        """Return the tokens, and where the answer begins."""
+        return {**self.inputs, "places": (self.first_label,)}
+
 
 class VisionLanguageTask(Task):
     """Cross-entropy over the answer's tokens; greedy generation for exact match."""
