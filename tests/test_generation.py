@@ -23,7 +23,13 @@ from mlflow.pyfunc import scoring_server
 from peft import PeftModel
 from task_bases import SEEING, WORDS, save_base, save_pictures, save_seeing_base, write_rows
 from test_tasks_seq2seq import T5
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+)
 
 from adaptive_lora.adapter_serving import answer, class_of, load_adapter, open_image
 from adaptive_lora.adapter_serving.greedy import end_tokens, turn_end
@@ -334,6 +340,24 @@ def test_the_end_of_a_turn_is_read_from_the_template(name: str, tmp_path: Path) 
     tokenizer.chat_template = template
     found = turn_end(tokenizer)
     assert (None if found is None else tokenizer.convert_ids_to_tokens(found)) == end
+
+
+def test_the_end_of_a_turn_of_a_processor(tmp_path: Path) -> None:
+    kind, settings, head = SEEING["idefics3"]
+    base = save_seeing_base(tmp_path / "base", kind, settings, head)
+    processor = AutoProcessor.from_pretrained(base)
+    assert turn_end(processor) is None  # it has no template
+    processor.chat_template = (
+        "{% for m in messages %}{{ m.role }}:{% for part in m.content %}"
+        "{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}<end_of_utterance>\n"
+        "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    processor.save_pretrained(base)
+    again = AutoProcessor.from_pretrained(base)
+    end = again.tokenizer.convert_tokens_to_ids("<end_of_utterance>")
+    assert turn_end(again) == end
+    model = class_of("vision_language").from_pretrained(base)
+    assert set(end_tokens(model, again)) == {256, end}
 
 
 def test_a_long_prompt_takes_no_room_from_others_of_its_batch(tmp_path: Path) -> None:
