@@ -14,12 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 import torch
 from conftest import save_byte_tokenizer
-from fastapi.testclient import TestClient
-from mlflow.pyfunc import scoring_server
 from peft import PeftModel
 from task_bases import SEEING, WORDS, save_base, save_pictures, save_seeing_base, write_rows
 from test_tasks_seq2seq import T5
@@ -34,13 +31,11 @@ from transformers import (
 from adaptive_lora.adapter_serving import answer, class_of, load_adapter, open_image
 from adaptive_lora.adapter_serving.greedy import end_tokens, turn_end
 from adaptive_lora.adapter_serving.pictures import inputs_of
-from adaptive_lora.adapter_serving.prompts import asked_ids
 from adaptive_lora.adapter_serving.text import generate
 from adaptive_lora.config import study_from
 from adaptive_lora.data import TokenizedExample
 from adaptive_lora.data.conversations import CHAT
 from adaptive_lora.evaluation import continuations
-from adaptive_lora.tracking.served_folder import save_served
 from adaptive_lora.trial import run_trial
 from adaptive_lora.workbench import Workbench
 
@@ -365,120 +360,3 @@ def test_a_long_prompt_takes_no_room_from_others_of_its_batch(tmp_path: Path) ->
     short, long = [33], [40] * 61  # of 64 positions
     texts = generate(model, tokenizer, [long, short, [*long, 40, 40]], max_new_tokens=MOST)
     assert list(map(len, texts)) == [3, MOST, 1]
-
-
-# --- rows that are served
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Any:
-    """An adapter on a base with a chat template, as MLflow loads it."""
-    folder = tmp_path_factory.mktemp("served")
-    base = shutil.copytree(base_folder, folder / "base")
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    tokenizer.chat_template = (
-        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
-        "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
-        "<{{ m.role }}>{{ m.content }}<|endoftext|>{% endfor %}"
-        "{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    tokenizer.save_pretrained(base)
-    talks = [
-        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "a"}]}
-        for n in range(20)
-    ]
-    data = write_rows(folder / "talks.json", talks)
-    adapter, _ = trained(folder, base, data, template="auto", generate="off")
-    save_served(adapter, folder / "model", {})
-    return mlflow.pyfunc.load_model(str(folder / "model"))
-
-
-def ask(*contents: str) -> list[dict[str, str]]:
-    roles = ("system", "user", "assistant", "user")
-    return [
-        {"role": r, "content": c} for r, c in zip(roles[-len(contents) :], contents, strict=True)
-    ]
-
-
-def test_a_conversation_is_asked_through_the_template(served: Any) -> None:
-    rows = [
-        {"messages": ask("red?")},
-        {"messages": ask("Be brief.", "red?", "no", "blue?")},
-        {"instruction": "red?"},
-        {"prompt": "<system>Be brief.<|endoftext|><user>red?<|endoftext|><assistant>no"
-                   "<|endoftext|><user>blue?<|endoftext|><assistant>"},
-        {"messages": ask("red?"), "tools": [{"name": "look"}]},
-        {"messages": ask("red?"), "tools": '[{"name": "look"}]'},
-        {"prompt": '[{"name": "look"}]<user>red?<|endoftext|><assistant>'},
-    ]  # fmt: skip
-    found = served.predict(rows, params={"max_new_tokens": 6})
-    alone = [served.predict([row], params={"max_new_tokens": 6}) for row in rows]
-    assert [[text] for text in found] == alone
-    assert found[0] == found[2]
-    assert found[1] == found[3]
-    assert found[4] == found[5] == found[6]
-    _, tokenizer, record = served.unwrap_python_model().loaded
-    shown = tokenizer.apply_chat_template(rows[1]["messages"], add_generation_prompt=True)
-    assert asked_ids(tokenizer, record, rows[1], "row 0") == shown["input_ids"]
-
-
-def test_a_server_answers_conversations_too(served: Any) -> None:
-    client = TestClient(scoring_server.init(served))
-    rows = [{"messages": ask("Be brief.", "red?", "no", "blue?")}, {"prompt": "red"}]
-    wanted = served.predict(rows, params={"max_new_tokens": 5})
-    body = {"dataframe_records": rows, "params": {"max_new_tokens": 5}}
-    reply = client.post("/invocations", json=body)
-    assert (reply.status_code, reply.json()) == (200, {"predictions": wanted})
-    reply = client.post("/invocations", json={"dataframe_records": [{"messages": ["red?"]}]})
-    assert reply.status_code == 400
-    assert "column 'messages': required a list of {role, content} texts" in reply.text
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"question": "red?"}, "required rows with a column of prompt, instruction, input, messag"),
-        ({"messages": []}, "row 0: column 'messages': required a list of {role, content} texts"),
-        ({"messages": "red?"}, "row 0: column 'messages': required a list"),
-        ({"messages": [{"role": "user"}]}, "required a list of"),
-        ({"messages": [{"role": "user", "content": None}]}, "required a list of"),
-        ({"messages": [{"role": "user", "content": "a", "weight": 0}]}, "'weight': 0"),
-        ({"messages": [*ask("a"), {"role": "assistant", "content": "b"}]}, "waits for an"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "refuses the conversation: no tools"),
-        ({"messages": ask("a"), "prompt": "b"}, "required one of the columns prompt, instruct"),
-        ({"input": "a"}, "input only beside instruction"),
-        ({"prompt": "a", "input": "b"}, "input only beside instruction"),
-        ({"prompt": "a", "tools": "[]"}, "tools only beside messages"),
-        ({"messages": ask("a"), "tools": "look"}, "column 'tools': required a list"),
-        (
-            {"messages": ask("x" * 200)},
-            r"row 0: its prompt takes 2\d\d tokens; .*for 12",
-        ),
-        ({"prompt": ""}, "required one of the columns"),
-    ],
-)
-def test_a_row_that_cannot_be_asked_is_an_error(
-    served: Any, row: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        served.predict([row], params={"max_new_tokens": 2})
-    if "question" not in row:
-        with pytest.raises(ValueError, match=message.replace("row 0", "row 1")):
-            served.predict([{"prompt": "a"}, row], params={"max_new_tokens": 2})
-
-
-def test_tools_that_a_template_does_not_write_are_an_error(served: Any) -> None:
-    _, tokenizer, record = served.unwrap_python_model().loaded
-    row = {"messages": ask("a"), "tools": [{"name": "look"}]}
-    template = tokenizer.chat_template
-    try:
-        tokenizer.chat_template = CHATML
-        with pytest.raises(ValueError, match="row 3: the base's chat template does not write 'to"):
-            asked_ids(tokenizer, record, row, "row 3")
-        tokenizer.chat_template = None
-        with pytest.raises(ValueError, match="row 3: the base's tokenizer has no chat template"):
-            asked_ids(tokenizer, record, row, "row 3")
-    finally:
-        tokenizer.chat_template = template
-    with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
-        served.predict([{"prompt": "a"}], params={"max_new_tokens": 0})
