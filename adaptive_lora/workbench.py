@@ -143,6 +143,7 @@ class Workbench(Bench):
     def _lineage(self, identity: Mapping[str, Any]) -> str:
         sections = (self.config.model, self.config.data)
         named = {key: _place(value) for s in sections for key, value in vars(s).items()}
+        del named["on_bad_row"]  # the same data; studies of version 0.1 did not have it
         contents = {"base", "data", "tokens"}
         rest = {key: value for key, value in self.surroundings.items() if key not in contents}
         return digest({**identity, **named, **rest, "study": self.config.study})

@@ -111,7 +111,7 @@ def test_long_conversations_are_cut(tokenizer: PreTrainedTokenizerBase, tmp_path
 )
 def test_rows_that_are_no_conversation(tmp_path: Path, messages: object, message: str) -> None:
     rows = [{"messages": messages}]
-    with pytest.raises(DataError, match=r"talks.json item 0: .*" + message):
+    with pytest.raises(DataError, match=r"talks.json item 0 \(line 1\): .*" + message):
         load_examples(DataConfig(data=write(tmp_path, rows)))
 
 

@@ -43,12 +43,16 @@ def write_jsonl(path: Path, table: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in table), encoding="utf-8")
 
 
-def write_separated(path: Path, table: list[dict[str, str]]) -> None:
+def write_csv(path: Path, table: list[dict[str, str]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        delimiter = "\t" if path.suffix == ".tsv" else ","
-        writer = csv.DictWriter(file, list(table[0]), delimiter=delimiter)
+        writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
+
+
+def write_tsv(path: Path, table: list[dict[str, str]]) -> None:
+    lines = ["\t".join(table[0]), *("\t".join(row.values()) for row in table)]
+    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def write_parquet(path: Path, table: list[dict[str, str]]) -> None:
@@ -58,14 +62,14 @@ def write_parquet(path: Path, table: list[dict[str, str]]) -> None:
 WRITERS: dict[str, Callable[[Path, list[dict[str, str]]], None]] = {
     ".json": write_json,
     ".jsonl": write_jsonl,
-    ".csv": write_separated,
-    ".tsv": write_separated,
+    ".csv": write_csv,
+    ".tsv": write_tsv,
     ".parquet": write_parquet,
 }
 
 
 def test_every_format_gives_the_same_examples(tmp_path: Path) -> None:
-    table = [*rows(5), {"instruction": "Say NA, null", "input": "", "output": 'a "b"\nc'}]
+    table = [*rows(5), {"instruction": "Say NA, null", "input": "", "output": 'a "b", c'}]
     digests = set()
     for suffix, write in WRITERS.items():
         write(tmp_path / f"data{suffix}", table)
@@ -134,14 +138,22 @@ def test_real_tab_separated_file(shared_data: Path) -> None:
         ("a.json", '[{"instruction": "a",\n "output": }]', "line 2, column 12: not JSON"),
         ("a.jsonl", '{"instruction": "a", "output": "b"}\n{"instr', "line 2, column"),
         ("a.jsonl", '{"instruction": "a", "output": "b"}\n[1]\n', "line 2: required one JSON"),
-        ("a.json", '[{"instruction": "a", "output": "b"}, 3]', "item 1: required an object"),
+        (
+            "a.json",
+            '[{"instruction": "a", "output": "b"}, 3]',
+            r"item 1 \(line 1\): required an object",
+        ),
         ("a.csv", "instruction,output\na,b\na,b,c\n", "line 3: required 2 fields, got 3"),
         ("a.json", "", "is empty"),
         ("a.json", "[]", "no examples|cannot be read"),
         ("a.txt", "hello", "required one of .json"),
         ("a.parquet", "no parquet", "cannot be read as parquet"),
         ("a.jsonl", '{"words": "a"}\n', "required Alpaca columns"),
-        ("a.jsonl", '{"instruction": "a", "output": " "}\n', "item 0: column 'output' is empty"),
+        (
+            "a.jsonl",
+            '{"instruction": "a", "output": " "}\n',
+            "a.jsonl line 1: column 'output' is empty",
+        ),
         ("a.jsonl", '{"instruction": "", "output": "b"}\n', "column 'instruction' is empty"),
         ("a.jsonl", '{"instruction": "a", "output": ["b"]}\n', "must be text, got list"),
     ],

@@ -191,7 +191,7 @@ def test_what_is_no_picture(bases: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(b"no picture")
     rows = [{"image": "0.png", "label": "a"}, {"image": "0.png", "label": "b"}]
     (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    with pytest.raises(DataError, match=r"rows.json item 0: column 'image' must be an image"):
+    with pytest.raises(DataError, match=r"rows.json item 0 \(line 1\): column 'image' must be"):
         Workbench(study(bases["vit"], tmp_path / "rows.json"))
 
 

@@ -86,6 +86,13 @@ class DataConfig:
     max_examples: int | None = option(
         None, "use this many examples, drawn by split_seed; none: all", limits=Limits(low=1)
     )
+    on_bad_row: str = option(
+        "refuse",
+        "what becomes of rows that cannot be used, such as empty responses, prompts that leave no "
+        "room, unreadable images: refuse: none is trained on; skip: they are left out and counted",
+        limits=Limits(choices=("refuse", "skip")),
+        identity=False,  # what was left out is part of it
+    )
     max_tokens: int = option(
         512,
         "longest prompt plus response; longer responses are cut",

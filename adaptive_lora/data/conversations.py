@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.data.examples import Example, content_id
 from adaptive_lora.data.reading import Table
+from adaptive_lora.data.rows import BadRow, refuse_unread, required_text, text_of
 from adaptive_lora.errors import DataError, brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MESSAGES, TEXT = "messages", "text"
-"""Columns of conversations and of plain text."""
+CONVERSATIONS, TEXT = ("messages", "conversations", "conversation"), "text"
+"""Columns of conversations, the first that a table has is read; and that of plain text."""
 CHAT: Mapping[str, str] = {
     "with_input": "{prompt}\n\n{input}",
     "without_input": "{prompt}",
@@ -22,67 +26,207 @@ CHAT: Mapping[str, str] = {
 """Template of conversations: what the user says; the tokenizer's chat template goes around it."""
 PLAIN: Mapping[str, str] = {"with_input": "{prompt}{input}", "without_input": "{prompt}"}
 ASSISTANT = "assistant"
+_SPEAKERS: Mapping[str, str] = {
+    "human": "user", "user": "user", "gpt": ASSISTANT, "chatgpt": ASSISTANT, "assistant": ASSISTANT,
+    "model": ASSISTANT, "bot": ASSISTANT, "system": "system", "tool": "tool", "observation": "tool",
+}  # fmt: skip
+"""ShareGPT's `from` -> role."""
+_LEARNED = ("weight", "train", "training")
+"""Keys of a message that say whether it is learned: 0 or 1, or false or true."""
+_REFUSED = ("function_call", "train_detail", "training_detail", "loss_mask")
+"""Keys of a message that change what is learned and are not read."""
+_WRITTEN = ("tool_calls", "reasoning_content", "thinking")
+"""Keys of a message that the chat template has to write."""
 
 
-def conversations(table: Table) -> tuple[Example, ...]:
-    """Return the examples of rows with `messages`: {role, content} in order.
+class Conversations:
+    """Reads conversations row by row, and counts what they hold beside roles and contents."""
 
-    What follows the last turn of the assistant is left out.
+    def __init__(self, table: Table, column: str) -> None:
+        """Take a table and its column of messages."""
+        self._table, self._column = table, column
+        self._seen: dict[str, int] = {}
+        self._keys: Counter[str] = Counter()
+        self._unlearned = 0
 
-    Raises:
-        DataError: a row is no conversation; names it.
-    """
-    seen: dict[str, int] = {}
-    found = []
-    for index, row in enumerate(table.rows):
-        where = table.where(index)
-        messages = _messages(row.get(MESSAGES), where)
-        *before, (_, response) = messages
-        prompt = "\n".join(f"{role}: {text}" for role, text in before)
-        found.append(
-            Example(
-                id=content_id(prompt, response, seen),
-                prompt=prompt,
-                response=response,
-                where=where,
-                messages=messages,
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column -> what it is used as."""
+        used = {self._column: "conversation", "system": "first message", "tools": "tools"}
+        return {name: role for name, role in used.items() if name in self._table.columns}
+
+    def notes(self) -> list[str]:
+        """Return sentences on keys of the messages and on answers that are not learned."""
+        keys = ", ".join(f"{key} ({count:,})" for key, count in sorted(self._keys.items()))
+        said = [f"further keys of messages, given to the chat template: {keys}"] if keys else []
+        if self._unlearned:
+            said.append(
+                f"{self._unlearned:,} answers are read, not learned (weight 0, train false, or "
+                "before the first question)"
             )
+        return said
+
+    def example(self, index: int) -> Example:
+        """Return the example of a row: {role, content} or {from, value} in order.
+
+        What follows the last answer that is learned is left out.
+
+        Raises:
+            BadRow: it is no conversation, or holds what is not read.
+        """
+        row, where = self._table.rows[index], self._table.where(index)
+        refuse_unread(row, self.columns, where)
+        read = [_message(item, where) for item in self._items(row, where)]
+        system = text_of(row, "system", where)
+        if system.strip():
+            if read[0][0]["role"] == "system":
+                raise BadRow(
+                    where, "has a column 'system' and a message of that role; required one"
+                )
+            read.insert(0, ({"role": "system", "content": system}, None))
+        messages, unlearned = _up_to_last_answer(read, where)
+        pairs = tuple((str(m["role"]), str(m.get("content") or "")) for m in messages)
+        further = Counter(key for m in messages for key in m if key not in ("role", "content"))
+        whole = bool(further) or any(not isinstance(m.get("content"), str) for m in messages)
+        self._keys.update(further)
+        self._unlearned += len(unlearned)
+        tools = _tools(row.get("tools"), where)
+        prompt = "\n".join(f"{role}: {text}" for role, text in pairs[:-1])
+        named = prompt + ("" if not tools else f"\n{tools}")
+        return Example(
+            id=content_id(named, pairs[-1][1], self._seen),
+            prompt=prompt,
+            response=pairs[-1][1],
+            where=where,
+            messages=pairs,
+            full_messages=_json(messages, where) if whole else "",
+            unlearned=unlearned,
+            tools=tools,
         )
-    return tuple(found)
+
+    def _items(self, row: Mapping[str, Any], where: str) -> Sequence[Any]:
+        value = row.get(self._column)
+        if not isinstance(value, list | tuple) or not value:
+            raise _no_conversation(where, value)
+        return value
 
 
-def _messages(value: Any, where: str) -> tuple[tuple[str, str], ...]:
-    """Return (role, content) of each message up to the assistant's last one."""
-    wanted = f"{where}: column '{MESSAGES}': required a list of {{role, content}} texts"
-    if not isinstance(value, list | tuple) or not value:
-        raise DataError(f"{wanted}; got {value!r:.60}.")
-    messages = []
-    for item in value:
-        role, content = (item.get(k) if isinstance(item, dict) else 0 for k in ("role", "content"))
-        if not isinstance(role, str) or not isinstance(content, str) or not role.strip():
-            raise DataError(f"{wanted}; got {item!r:.60}.")
-        messages.append((role, content))
-    while messages and messages[-1][0] != ASSISTANT:
-        messages.pop()
-    if not messages or not messages[-1][1].strip():
-        raise DataError(f"{wanted} with an answer of the role '{ASSISTANT}'; found none.")
-    return tuple(messages)
+def _no_conversation(where: str, got: object) -> BadRow:
+    return BadRow(
+        where,
+        f"messages: required a list of {{role, content}} texts; got {got!r:.60}",
+        reason="no list of {role, content} texts",
+    )
 
 
-def plain_texts(table: Table) -> tuple[Example, ...]:
-    """Return the examples of rows with a `text`: no prompt, all of it is learned.
+def _message(item: Any, where: str) -> tuple[dict[str, Any], bool | None]:
+    """Return a message as a chat template takes it, and whether it says that it is learned.
 
     Raises:
-        DataError: a row has none; names it.
+        BadRow: it is none, or a key of it is not read.
     """
-    seen: dict[str, int] = {}
-    found = []
-    for index, row in enumerate(table.rows):
-        text, where = row.get(TEXT), table.where(index)
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}: column '{TEXT}': required a text; got {text!r:.60}.")
-        found.append(Example(id=content_id("", text, seen), prompt="", response=text, where=where))
-    return tuple(found)
+    if not isinstance(item, dict):
+        raise _no_conversation(where, item)
+    if "from" in item and "value" in item and not {"role", "content"} & set(item):
+        role = _SPEAKERS.get(str(item["from"]))
+        if role is None:
+            raise BadRow(
+                where,
+                f"'from' must be one of {', '.join(_SPEAKERS)}; got {item['from']!r:.60}",
+                reason="unknown 'from' of a message",
+            )
+        rest = {key: value for key, value in item.items() if key not in ("from", "value")}
+        item = {"role": role, "content": item["value"], **rest}
+    role, content = item.get("role"), item.get("content")
+    silent = content is None and bool(item.get("tool_calls"))
+    if not isinstance(role, str) or not role.strip() or not (isinstance(content, str) or silent):
+        raise _no_conversation(where, item)
+    for key in _REFUSED:
+        if item.get(key) not in (None, "", [], {}):
+            raise BadRow(where, f"the key '{key}' of a message is not read; drop it")
+    learned = [_learned(item[key], key, role, where) for key in _LEARNED if key in item]
+    given = {key: value for key, value in item.items() if key not in (*_LEARNED, *_REFUSED)}
+    return given, next((each for each in learned if each is not None), None)
+
+
+def _learned(value: Any, key: str, role: str, where: str) -> bool | None:
+    if value is None:
+        return None
+    if isinstance(value, str) or value not in (0, 1):
+        raise BadRow(
+            where,
+            f"'{key}' of a message must be 0 or 1, false or true; got {value!r:.40}",
+            reason=f"'{key}' of a message is neither 0 nor 1",
+        )
+    if value and role != ASSISTANT:
+        raise BadRow(where, f"'{key}' asks to learn a message of the role '{role:.40}'; only the "
+                     f"role '{ASSISTANT}' is learned")  # fmt: skip
+    return bool(value)
+
+
+def _up_to_last_answer(
+    read: list[tuple[dict[str, Any], bool | None]], where: str
+) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
+    """Return the messages up to the last answer that is learned, and the answers that are not.
+
+    Not learned are those that say so, and what the assistant says before anybody else but the
+    system: no prompt of serving ends there.
+    """
+    answers = [i for i, (message, _) in enumerate(read) if message["role"] == ASSISTANT]
+    opening = next(
+        (i for i, (m, _) in enumerate(read) if m["role"] not in (ASSISTANT, "system")), len(read)
+    )
+    unlearned = [i for i in answers if read[i][1] is False or i < opening]
+    learned = [i for i in answers if i not in unlearned]
+    if not learned and answers and answers[-1] > 0 and read[answers[-1]][1] is not False:
+        learned = [answers[-1]]  # it answers the system's message
+    if not answers:
+        raise BadRow(where, f"required an answer of the role '{ASSISTANT}'; found none")
+    if not learned:
+        raise BadRow(where, "required an answer that is learned: all have weight 0 or train false, "
+                     "or nothing stands before them")  # fmt: skip
+    last = learned[-1]
+    message = read[last][0]
+    if not str(message.get("content") or "").strip() and not message.get("tool_calls"):
+        raise BadRow(where, f"the last answer of the role '{ASSISTANT}' is empty")
+    return [m for m, _ in read[: last + 1]], tuple(i for i in unlearned if i < last)
+
+
+def _tools(value: Any, where: str) -> str:
+    """Return a row's tools as JSON text: a list of objects, or that as JSON text."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None if value.strip() == "null" else value
+    if value in (None, "", []) or (isinstance(value, str) and not value.strip()):
+        return ""
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise BadRow(
+            where,
+            f"column 'tools' must be a list of objects, or its JSON text; got {value!r:.60}",
+            reason="column 'tools' is no list of objects",
+        )
+    return _json(value, where)
+
+
+def _json(value: Any, where: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadRow(where, f"holds what JSON has not: {error}") from error
+
+
+def plain_text(table: Table, index: int, seen: dict[str, int]) -> Example:
+    """Return the example of a row with a `text`: no prompt, all of it is learned.
+
+    Raises:
+        BadRow: it has none.
+    """
+    where = table.where(index)
+    refuse_unread(table.rows[index], (TEXT,), where)
+    text = required_text(table.rows[index], TEXT, where)
+    return Example(id=content_id("", text, seen), prompt="", response=text, where=where)
 
 
 def turns(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool]]:
@@ -90,17 +234,17 @@ def turns(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tupl
 
     A turn of the assistant is what the template adds to all that stands before it and the prompt
     for an answer: the content, and the sign that ends the turn. So the boundary is the one at which
-    generation starts.
+    generation starts. Answers that are not learned are part of what stands before the next one.
 
     Raises:
         DataError: no template, one that refuses the roles, or one that writes earlier turns anew.
     """
     done = ""
     for index, (role, _) in enumerate(example.messages):
-        if role != ASSISTANT:
+        if role != ASSISTANT or index in example.unlearned:
             continue
-        before = _rendered(example, tokenizer, example.messages[:index], prompt=True)
-        after = _rendered(example, tokenizer, example.messages[: index + 1], prompt=False)
+        before = _rendered(example, tokenizer, index, prompt=True)
+        after = _rendered(example, tokenizer, index + 1, prompt=False)
         if not (before.startswith(done) and after.startswith(before) and after != before):
             raise DataError(
                 f"{example.where}: the tokenizer's chat template does not continue what it wrote "
@@ -113,24 +257,57 @@ def turns(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tupl
 
 
 def _rendered(
-    example: Example,
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[tuple[str, str]],
-    *,
-    prompt: bool,
+    example: Example, tokenizer: PreTrainedTokenizerBase, count: int, *, prompt: bool
 ) -> str:
+    """Return the first messages of a conversation by the chat template."""
     if tokenizer.chat_template is None:
         raise DataError(
             f"{example.where} is a conversation, but the base's tokenizer has no chat template; "
             "required one (tokenizer_config.json, chat_template.jinja, or in a GGUF file), or "
             "columns of instruction and response."
         )
-    listed = [{"role": role, "content": content} for role, content in messages]
     try:
-        text = tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=prompt)
+        text = tokenizer.apply_chat_template(
+            example.chat(count),
+            tools=example.tool_list,
+            tokenize=False,
+            add_generation_prompt=prompt,
+        )
     except Exception as error:  # transformers runs it in a sandbox; it can still fail in any way
-        raise DataError(
-            f"{example.where}: the tokenizer's chat template refuses the conversation: "
-            f"{brief(error)}."
+        raise BadRow(
+            example.where,
+            f"the tokenizer's chat template refuses the conversation: {brief(error)}",
+            reason="the chat template refuses the conversation",
         ) from error
     return str(text)
+
+
+def require_written(example: Example, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a conversation whose tools or calls its chat template does not write.
+
+    Raises:
+        BadRow: names what is missing from the text.
+    """
+    if not example.chat_text:
+        return
+    messages = example.chat(len(example.messages))
+
+    def shown(listed: list[dict[str, Any]], tools: list[Any] | None) -> str:
+        return str(tokenizer.apply_chat_template(listed, tools=tools, tokenize=False))
+
+    whole = _rendered(example, tokenizer, len(messages), prompt=False)
+    missing = []
+    if example.tools and shown(messages, None) == whole:
+        missing.append("tools")
+    for key in _WRITTEN:
+        if any(message.get(key) for message in messages):
+            bare = [{k: v for k, v in message.items() if k != key} for message in messages]
+            with suppress(Exception):  # a template that refuses it without reads it
+                missing += [key] if shown(bare, example.tool_list) == whole else []
+    if missing:
+        raise BadRow(
+            example.where,
+            f"the tokenizer's chat template does not write {' and '.join(missing)}; required a "
+            "base whose template does, or rows without",
+            reason=f"the chat template does not write {' and '.join(missing)}",
+        )

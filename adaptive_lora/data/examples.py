@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from adaptive_lora.data.rows import LeftOut, Reading
+from adaptive_lora.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +23,7 @@ class Example:
     prompt: str
     response: str
     where: str
-    """Where it stands, such as `alpaca.json item 12`, for error messages."""
+    """Where it stands, such as `alpaca.jsonl line 12`, for error messages."""
     second: str | None = None
     """The second text, of tasks about pairs."""
     target: float | None = None
@@ -25,8 +32,32 @@ class Example:
     """What is asked about the image, of tasks that ask."""
     messages: tuple[tuple[str, str], ...] = ()
     """(role, content) of a conversation, of which `response` is the last; else empty."""
+    full_messages: str = ""
+    """The messages as JSON text, where they have more than role and content."""
+    unlearned: tuple[int, ...] = ()
+    """Indices of the assistant's messages that are read, not learned."""
+    tools: str = ""
+    """Tools that the chat template is given, as JSON text; empty without."""
     image: bytes | None = field(default=None, repr=False)
     """The picture as its file holds it, of tasks that have one."""
+
+    def chat(self, count: int) -> list[dict[str, Any]]:
+        """Return the first messages of a conversation as a chat template takes them."""
+        if self.full_messages:
+            listed: list[dict[str, Any]] = json.loads(self.full_messages)
+            return listed[:count]
+        return [{"role": role, "content": text} for role, text in self.messages[:count]]
+
+    @property
+    def tool_list(self) -> list[Any] | None:
+        """Tools as a chat template takes them."""
+        return json.loads(self.tools) if self.tools else None
+
+    @property
+    def chat_text(self) -> str:
+        """What a conversation has beside roles and contents, as one text; empty without."""
+        more = (self.full_messages, self.unlearned, self.tools)
+        return json.dumps(more) if any(more) else ""
 
 
 def content_id(prompt: str, response: str, seen: dict[str, int]) -> str:
@@ -46,6 +77,10 @@ class ExampleSet:
     """The prompt template that rendered them, kept for serving."""
     source: str
     """File name, hub id or `embedded`."""
+    template_name: str = "none"
+    """Name of the prompt template, for people."""
+    readings: tuple[Reading, ...] = ()
+    """How the source was read, and then that of the test part where it is another."""
     labels: tuple[str, ...] = ()
     """Names of the classes in the order of their indices, of tasks that have them."""
     test: tuple[Example, ...] | None = None
@@ -56,6 +91,38 @@ class ExampleSet:
         """32 hexadecimal digits over all prompts and responses in order (MLflow allows 36)."""
         total = hashlib.sha256()
         for example in (*self.examples, *(self.test or ())):
-            further = "".join(f"{t}\0" for t in (example.second, example.question) if t is not None)
+            more = (example.second, example.question, example.chat_text or None)
+            further = "".join(f"{text}\0" for text in more if text is not None)
             total.update(f"{example.prompt}\0{further}{example.response}\0".encode())
         return total.hexdigest()[:32]
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Reason -> number of rows that were left out for it, of all sources."""
+        return sum((reading.reasons for reading in self.readings), Counter())
+
+    def without(self, examples: Mapping[int, str]) -> ExampleSet:
+        """Return the set without examples that cannot be used.
+
+        Args:
+            examples: `id` of the object -> reason.
+
+        Raises:
+            DataError: none is left.
+        """
+        parts = [self.examples] if self.test is None else [self.examples, self.test]
+        kept = [tuple(e for e in part if id(e) not in examples) for part in parts]
+        if not all(kept):
+            raise DataError(
+                f"{self.source}: every row is left out: {', '.join(sorted(set(examples.values())))}"
+            )
+        readings = tuple(
+            dataclasses.replace(reading, left_out=(*reading.left_out, *_lost(part, examples)))
+            for reading, part in zip(self.readings, parts, strict=True)
+        )
+        test = kept[1] if len(kept) > 1 else None
+        return dataclasses.replace(self, examples=kept[0], test=test, readings=readings)
+
+
+def _lost(part: Collection[Example], reasons: Mapping[int, str]) -> tuple[LeftOut, ...]:
+    return tuple(LeftOut(e.where, reasons[id(e)]) for e in part if id(e) in reasons)

@@ -8,8 +8,9 @@ from typing import Any
 
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data.examples import Example, ExampleSet, content_id
-from adaptive_lora.data.reading import Table, read_table, read_test_table
-from adaptive_lora.data.sources import subset
+from adaptive_lora.data.reading import Table, read_table, separate_test
+from adaptive_lora.data.rows import BadRow, required_text, scalar_text
+from adaptive_lora.data.sources import LABELS, Reader, example_set
 from adaptive_lora.errors import DataError, unknown_name
 
 _TEXTS: tuple[tuple[str, ...], ...] = (
@@ -22,7 +23,6 @@ _TEXTS: tuple[tuple[str, ...], ...] = (
     ("content",),
     ("review",),
 )
-LABELS = ("label", "labels", "class", "target", "score")
 
 
 def load_labelled(config: DataConfig, *, numbers: bool) -> ExampleSet:
@@ -35,16 +35,22 @@ def load_labelled(config: DataConfig, *, numbers: bool) -> ExampleSet:
     Raises:
         DataError: unreadable, columns missing, an empty text, a label that is none.
     """
-    table, test = read_table(config), read_test_table(config)
+    table, test = read_table(config), separate_test(config)
     texts, label = columns_of(config, table)
     classes = () if numbers else class_names(table, label)
-    return ExampleSet(
-        examples=subset(_build(table, texts, label, classes), config),
-        template={},
-        source=table.name,
+    return example_set(
+        config,
+        table,
+        _reader(config, table, texts, label, classes),
         labels=classes,
-        test=None if test is None else _build(test, *columns_of(config, test), classes),
+        test=None if test is None else _test_set(test, classes),
     )
+
+
+def _test_set(config: DataConfig, classes: tuple[str, ...]) -> ExampleSet:
+    table = read_table(config)
+    reader = _reader(config, table, *columns_of(config, table), classes)
+    return example_set(config, table, reader, labels=classes)
 
 
 def columns_of(config: DataConfig, table: Table) -> tuple[tuple[str, ...], str]:
@@ -103,9 +109,10 @@ def class_names(table: Table, column: str) -> tuple[str, ...]:
     """
     names = table.classes.get(column)
     if names is None:
-        values = {row[column] for row in table.rows if row.get(column) is not None}
-        whole = all(isinstance(value, int) for value in values)
-        names = tuple(map(str, sorted(values) if whole else sorted(map(str, values))))
+        values = [row.get(column) for row in table.rows]
+        whole = all(type(value) is int for value in values if value is not None)
+        texts = {text for value in values if (text := scalar_text(value))}
+        names = tuple(sorted(texts, key=int) if whole else sorted(texts))
     if len(names) < 2:
         raise DataError(
             f"{table.name}: column '{column}' has {len(names)} class; required at least two."
@@ -117,66 +124,64 @@ def class_of(table: Table, index: int, column: str, classes: Sequence[str]) -> i
     """Return the index of a row's class.
 
     Raises:
-        DataError: there is none, or one that the training data does not have.
+        BadRow: there is none, or one that the training data does not have.
     """
     value = table.rows[index].get(column)
     names = table.classes.get(column)
     if names is not None and isinstance(value, int) and 0 <= value < len(names):
         value = names[value]
-    if value is None or str(value) not in classes:
-        raise DataError(
-            f"{table.where(index)}: column '{column}' must be one of {', '.join(classes)}; got "
-            f"{value!r}."
+    text = scalar_text(value)
+    if text not in classes:
+        raise BadRow(
+            table.where(index),
+            f"column '{column}' must be one of {', '.join(classes)}; got {value!r}",
+            reason=f"column '{column}' holds no known class",
         )
-    return classes.index(str(value))
+    return classes.index(text)
 
 
 def _number(row: Mapping[str, Any], column: str, where: str) -> float:
     try:
         number = float(row[column])
-    except (TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{where}: column '{column}' must be a number; got {row[column]!r}.")
+        raise BadRow(
+            where,
+            f"column '{column}' must be a number; got {row.get(column)!r}",
+            reason=f"column '{column}' holds no number",
+        )
     return number
 
 
-def text_in(row: Mapping[str, Any], column: str, where: str) -> str:
-    """Return a text of a row.
-
-    Raises:
-        DataError: it is empty or no text.
-    """
-    value = row.get(column)
-    if not isinstance(value, str | int | float) or not str(value).strip():
-        raise DataError(f"{where}: column '{column}' must be text and not empty; got {value!r}.")
-    return str(value)
-
-
-def _build(
-    table: Table, texts: tuple[str, ...], label: str, classes: tuple[str, ...]
-) -> tuple[Example, ...]:
+def _reader(
+    config: DataConfig, table: Table, texts: tuple[str, ...], label: str, classes: tuple[str, ...]
+) -> Reader:
     for name in (*texts, label):
         require_column(table, name)
     seen: dict[str, int] = {}
-    examples = []
-    for index, row in enumerate(table.rows):
-        where = table.where(index)
-        first, *rest = (text_in(row, column, where) for column in texts)
+
+    def example(index: int) -> Example:
+        row, where = table.rows[index], table.where(index)
+        first, *rest = (required_text(row, column, where) for column in texts)
         if classes:
             target = float(class_of(table, index, label, classes))
             response = classes[int(target)]
         else:
             target = _number(row, label, where)
             response = repr(target)
-        examples.append(
-            Example(
-                id=content_id("\0".join([first, *rest]), response, seen),
-                prompt=first,
-                second=rest[0] if rest else None,
-                response=response,
-                target=target,
-                where=where,
-            )
+        return Example(
+            id=content_id("\0".join([first, *rest]), response, seen),
+            prompt=first,
+            second=rest[0] if rest else None,
+            response=response,
+            target=target,
+            where=where,
         )
-    return tuple(examples)
+
+    roles = ("text", "second text") if len(texts) > 1 else ("text",)
+    return Reader(
+        example=example,
+        columns={**dict(zip(texts, roles, strict=True)), label: "class" if classes else "number"},
+        options=("prompt_column", "input_column", "response_column"),
+    )

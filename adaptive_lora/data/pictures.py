@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from adaptive_lora.adapter_serving import open_image
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data.examples import Example, ExampleSet, content_id
-from adaptive_lora.data.labelled import LABELS, class_names, class_of, pick, text_in
-from adaptive_lora.data.reading import Table, read_table, read_test_table
-from adaptive_lora.data.sources import subset
-from adaptive_lora.errors import DataError
+from adaptive_lora.data.labelled import class_names, class_of, pick
+from adaptive_lora.data.reading import Table, read_table, separate_test
+from adaptive_lora.data.rows import BadRow, refuse_unread, required_text
+from adaptive_lora.data.sources import LABELS, Reader, example_set
 
 _IMAGES = ("image", "img", "picture", "pixel_values", "file_name", "image_path", "path")
 _CAPTIONS = ("caption", "text", "description", "captions")
 _QUESTIONS = ("question", "prompt", "instruction")
 _ANSWERS = ("answer", "response", "output", "label")
+
+
+_Said = Callable[[int], tuple[str | None, str, float | None]]
+"""Row index -> (question, response, target)."""
 
 
 def load_classes(config: DataConfig) -> ExampleSet:
@@ -27,15 +31,19 @@ def load_classes(config: DataConfig) -> ExampleSet:
     Raises:
         DataError: unreadable, columns missing, no picture, a class that is none.
     """
-    table, test = read_table(config), read_test_table(config)
+    table = read_table(config)
     classes = class_names(table, _label_of(config, table))
 
-    def build(rows: Table) -> tuple[Example, ...]:
+    def reader(rows: Table) -> Reader:
         column = _label_of(config, rows)
-        targets = [class_of(rows, i, column, classes) for i in range(len(rows.rows))]
-        return _built(rows, config, [(None, classes[t], float(t)) for t in targets])
 
-    return _set(config, table, test, build, classes)
+        def said(index: int) -> tuple[None, str, float]:
+            target = class_of(rows, index, column, classes)
+            return None, classes[target], float(target)
+
+        return _reader(rows, config, said, {column: "class"}, ("response_column",))
+
+    return _set(config, table, reader, classes)
 
 
 def load_captions(config: DataConfig) -> ExampleSet:
@@ -44,14 +52,16 @@ def load_captions(config: DataConfig) -> ExampleSet:
     Raises:
         DataError: unreadable, columns missing, no picture, an empty caption.
     """
-    table, test = read_table(config), read_test_table(config)
 
-    def build(rows: Table) -> tuple[Example, ...]:
+    def reader(rows: Table) -> Reader:
         column = pick(rows, config.response_column, _CAPTIONS, "response_column", "the caption")
-        captions = [text_in(row, column, rows.where(i)) for i, row in enumerate(rows.rows)]
-        return _built(rows, config, [(None, caption, None) for caption in captions])
 
-    return _set(config, table, test, build, ())
+        def said(index: int) -> tuple[None, str, None]:
+            return None, required_text(rows.rows[index], column, rows.where(index)), None
+
+        return _reader(rows, config, said, {column: "caption"}, ("response_column",))
+
+    return _set(config, read_table(config), reader, ())
 
 
 def load_questions(config: DataConfig) -> ExampleSet:
@@ -60,21 +70,21 @@ def load_questions(config: DataConfig) -> ExampleSet:
     Raises:
         DataError: unreadable, columns missing, no picture, an empty text.
     """
-    table, test = read_table(config), read_test_table(config)
 
-    def build(rows: Table) -> tuple[Example, ...]:
+    def reader(rows: Table) -> Reader:
         asked = pick(rows, config.prompt_column, _QUESTIONS, "prompt_column", "the question")
         answered = pick(rows, config.response_column, _ANSWERS, "response_column", "the answer")
-        return _built(
-            rows,
-            config,
-            [
-                (text_in(row, asked, rows.where(i)), text_in(row, answered, rows.where(i)), None)
-                for i, row in enumerate(rows.rows)
-            ],
-        )
+        image = pick(rows, config.image_column, _IMAGES, "image_column", "the image")
 
-    return _set(config, table, test, build, ())
+        def said(index: int) -> tuple[str, str, None]:
+            row, where = rows.rows[index], rows.where(index)
+            refuse_unread(row, (asked, answered, image), where)
+            return required_text(row, asked, where), required_text(row, answered, where), None
+
+        columns = {asked: "question", answered: "answer"}
+        return _reader(rows, config, said, columns, ("prompt_column", "response_column"))
+
+    return _set(config, read_table(config), reader, ())
 
 
 def _label_of(config: DataConfig, table: Table) -> str:
@@ -82,49 +92,50 @@ def _label_of(config: DataConfig, table: Table) -> str:
 
 
 def _set(
-    config: DataConfig, table: Table, test: Table | None, build: Any, labels: tuple[str, ...]
+    config: DataConfig, table: Table, reader: Callable[[Table], Reader], labels: tuple[str, ...]
 ) -> ExampleSet:
-    return ExampleSet(
-        examples=subset(build(table), config),
-        template={},
-        source=table.name,
-        labels=labels,
-        test=None if test is None else build(test),
-    )
+    test = separate_test(config)
+    tested = None
+    if test is not None:
+        rows = read_table(test)
+        tested = example_set(test, rows, reader(rows), labels=labels)
+    return example_set(config, table, reader(table), labels=labels, test=tested)
 
 
-def _built(
-    table: Table, config: DataConfig, said: list[tuple[str | None, str, float | None]]
-) -> tuple[Example, ...]:
-    """Return examples of rows with (question, response, target); the picture's digest is its name.
+def _reader(
+    table: Table, config: DataConfig, said: _Said, columns: dict[str, str], options: tuple[str, ...]
+) -> Reader:
+    """Return the reader of pictures with what is said of each; a picture's digest is its name.
 
     A picture that occurs twice never stands in two parts, whatever is asked about it.
     """
     column = pick(table, config.image_column, _IMAGES, "image_column", "the image")
     seen: dict[str, int] = {}
-    examples = []
-    for index, (question, response, target) in enumerate(said):
-        image = _bytes(table.rows[index], column, table.where(index), table.home)
+
+    def example(index: int) -> Example:
+        where = table.where(index)
+        question, response, target = said(index)
+        image = _bytes(table.rows[index], column, where, table.home)
         name = f"image {hashlib.sha256(image).hexdigest()[:16]}"
         shown = name if question is None else f"{name}: {question} "
-        examples.append(
-            Example(
-                id=content_id(shown, response, seen),
-                prompt=name,
-                second=None,
-                question=question,
-                response=response,
-                target=target,
-                where=table.where(index),
-                image=image,
-            )
+        return Example(
+            id=content_id(shown, response, seen),
+            prompt=name,
+            second=None,
+            question=question,
+            response=response,
+            target=target,
+            where=where,
+            image=image,
         )
-    return tuple(examples)
+
+    used = {column: "image", **columns}
+    return Reader(example=example, columns=used, options=("image_column", *options))
 
 
 def _bytes(row: Mapping[str, Any], column: str, where: str, home: Path) -> bytes:
     """Return the file of a row's picture, checked to be one."""
-    value = row[column]
+    value = row.get(column)
     content = value.get("bytes") if isinstance(value, dict) else value
     try:
         if isinstance(value, dict) and content is None:
@@ -135,5 +146,9 @@ def _bytes(row: Mapping[str, Any], column: str, where: str, home: Path) -> bytes
             raise ValueError(f"got {type(value).__name__}")
         open_image(content)
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: column '{column}' must be an image: {error}") from error
+        raise BadRow(
+            where,
+            f"column '{column}' must be an image: {error}",
+            reason=f"column '{column}' holds no image that can be read",
+        ) from error
     return content

@@ -1,28 +1,24 @@
-"""Rows as they stand: local files, folders of images and hub sets, through `datasets`."""
+"""Tables as they stand: local files, folders of images and hub sets."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from adaptive_lora.config import DataConfig
-from adaptive_lora.data.damage import (
-    csv_columns,
-    csv_problem,
-    delimiter_of,
-    json_problem,
-    parquet_problem,
-)
-from adaptive_lora.errors import DataError, brief
+from adaptive_lora.data.hub_sets import Classes, read_hub, read_parquet
+from adaptive_lora.data.row_files import FileRows, read_csv, read_json, read_tsv
+from adaptive_lora.data.rows import BadRow, LeftOut, left_out
+from adaptive_lora.errors import DataError
 
-_PROBLEMS = {"json": json_problem, "csv": csv_problem, "parquet": parquet_problem}
-_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """Rows with what is known of them."""
 
@@ -30,28 +26,30 @@ class Table:
     """Column -> value; pictures as {bytes, path}, not decoded."""
     name: str
     """File name or hub id."""
-    unit: str
-    """What a row is called in messages: `row`, or `item` of JSON."""
-    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Column of class indices -> names of the classes."""
+    places: Sequence[str] = ()
+    """Place of each row, such as `line 12`."""
+    classes: Classes = field(default_factory=dict)
     home: Path = Path()
     """The folder that names of files in its rows are relative to."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Lines that are no row, where the user chose to leave such out."""
+    notes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
-        """Names of all columns; none where there is no row."""
-        return tuple(self.rows[0]) if self.rows else ()
+        """Names of the columns that any row has, in the order of their appearance."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row))
 
     def where(self, index: int) -> str:
         """Return where a row stands, for messages."""
-        return f"{self.name} {self.unit} {index}"
+        return f"{self.name} {self.places[index]}"
 
 
 def read_table(config: DataConfig) -> Table:
     """Return the rows of a data configuration.
 
     Raises:
-        DataError: unreadable file (with line), not found, no rows.
+        DataError: unreadable file (with lines), not found, no rows.
     """
     if config.data == "embedded":
         raise DataError(
@@ -59,15 +57,18 @@ def read_table(config: DataConfig) -> Table:
             "--data."
         )
     path = Path(config.data).expanduser()
-    kind = _FORMATS.get(path.suffix.lower())
-    if kind is not None or _is_file(path):
-        rows, classes = _read_file(path, kind)
-        name, unit, home = path.name, "row" if kind != "json" else "item", path.parent
+    if path.suffix.lower() in _FORMATS or _is_file(path):
+        (found, classes), name, home = _read_file(path), path.name, path.parent
     else:
-        (rows, classes), name, unit, home = _read_hub(config), config.data, "row", path
-    if not rows:
+        (found, classes), name, home = read_hub(config), config.data, path
+    bad = [BadRow(f"{name} {place}", problem) for place, problem in found.bad]
+    lost = left_out(bad, config, name)
+    if not found.rows:
         raise DataError(f"{name} has no examples; required at least a few.")
-    return Table(rows=rows, name=name, unit=unit, classes=classes, home=home)
+    return Table(
+        rows=found.rows, name=name, places=found.places, classes=classes, home=home, left_out=lost,
+        notes=tuple(found.notes),
+    )  # fmt: skip
 
 
 def _is_file(path: Path) -> bool:
@@ -77,80 +78,33 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def read_test_table(config: DataConfig) -> Table | None:
-    """Return the rows of a test part of its own, or None where there is none."""
+def separate_test(config: DataConfig) -> DataConfig | None:
+    """Return the configuration of a test part of its own, all of which is used; None without."""
     if config.test_data is None and config.test_split is None:
         return None
-    return read_table(
-        dataclasses.replace(
-            config,
-            data=config.test_data or config.data,
-            data_subset=None if config.test_data else config.data_subset,
-            data_split=config.test_split or config.data_split,
-        )
+    return dataclasses.replace(
+        config,
+        data=config.test_data or config.data,
+        data_subset=None if config.test_data else config.data_subset,
+        data_split=config.test_split or config.data_split,
+        test_data=None,
+        test_split=None,
+        max_examples=None,
     )
 
 
-_Rows = tuple[Sequence[Mapping[str, Any]], Mapping[str, tuple[str, ...]]]
-
-
-def _listed(dataset: Any) -> _Rows:
-    """Return the rows of a data set with pictures as they are stored, and its class names."""
-    import datasets
-
-    classes = {}
-    for column, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(feature, datasets.ClassLabel):
-            classes[column] = tuple(feature.names)
-    return list(dataset), classes
-
-
-def _read_file(path: Path, kind: str | None) -> _Rows:
-    import datasets
-
+def _read_file(path: Path) -> tuple[FileRows, Classes]:
+    kind = path.suffix.lower()
     if not _is_file(path):
         raise DataError(f"data file {path} does not exist; check the path.")
-    if kind is None or not path.is_file():
+    if kind not in _FORMATS or not path.is_file():
         raise DataError(
             f"data file {path}: required one of {', '.join(_FORMATS)}; got '{path.suffix}'."
         )
     if path.stat().st_size == 0:
         raise DataError(f"data file {path} is empty; required at least a few examples.")
-    problem = _PROBLEMS[kind](path)
-    if problem:
-        raise DataError(f"data file {path}: {problem}")
-    options: dict[str, Any] = {}
-    if kind == "csv":  # all is text: neither "NA" nor "007" nor "1.50" is to become another
-        names = dict.fromkeys(csv_columns(path), datasets.Value("string"))
-        options = {"sep": delimiter_of(path), "keep_default_na": False}
-        options["features"] = datasets.Features(names)
-    datasets.disable_progress_bars()
-    try:
-        return _listed(datasets.load_dataset(kind, data_files=str(path), split="train", **options))
-    except Exception as error:  # datasets wraps every reader's own error type
-        cause = error.__cause__ or error
-        raise DataError(f"data file {path} cannot be read as {kind}: {brief(cause)}") from error
-
-
-def _read_hub(config: DataConfig) -> _Rows:
-    """Read a hub data set, or a local folder laid out like one."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        return _listed(
-            datasets.load_dataset(
-                str(Path(config.data).expanduser()) if Path(config.data).is_dir() else config.data,
-                config.data_subset,
-                split=config.data_split,
-                revision=config.data_revision,
-            )
-        )
-    except Exception as error:  # datasets and the hub raise a dozen unrelated types
-        raise DataError(
-            f"data '{config.data:.200}' is neither a local file nor reachable on the hub "
-            f"({type(error).__name__}: {brief(error)}); give a file "
-            f"({', '.join(_FORMATS)}), a hub data set id, or 'embedded'."
-        ) from error
+    if kind == ".parquet":
+        return read_parquet(path)
+    if kind in (".json", ".jsonl"):
+        return read_json(path, lines=kind == ".jsonl"), {}
+    return (read_csv(path) if kind == ".csv" else read_tsv(path)), {}

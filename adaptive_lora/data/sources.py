@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from adaptive_lora.adapter_serving import render
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data.conversations import (
     CHAT,
-    MESSAGES,
+    CONVERSATIONS,
     PLAIN,
     TEXT,
-    conversations,
-    plain_texts,
+    Conversations,
+    plain_text,
 )
 from adaptive_lora.data.examples import Example, ExampleSet, content_id
-from adaptive_lora.data.reading import Table, read_table
+from adaptive_lora.data.reading import Table, read_table, separate_test
+from adaptive_lora.data.rows import (
+    BadRow,
+    Reading,
+    drawn,
+    left_out,
+    refuse_unread,
+    required_text,
+    text_of,
+    unused_columns,
+)
 from adaptive_lora.data.templates import load_template
-from adaptive_lora.errors import DataError
-from adaptive_lora.seeding import rng_for
+from adaptive_lora.errors import ConfigError, DataError
 
 Columns = tuple[tuple[str, str | None, str], ...]
 """Instruction or input, optional context, response."""
@@ -30,8 +37,27 @@ _KNOWN_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("instruction", "context", "response"),  # Dolly
     ("question", "context", "answer"),  # GSM8K
 )
+LABELS = ("label", "labels", "class", "target", "score")
+"""Columns of classes or numbers to predict."""
 EMBEDDED_EXAMPLES = 900
 """How many examples the embedded generator makes where max_examples is not given."""
+_CHOSEN = ("prompt_column", "input_column", "response_column", "image_column")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reader:
+    """Makes examples of a table's rows."""
+
+    example: Callable[[int], Example]
+    """Row index -> its example; raises BadRow where there is none in it."""
+    columns: Mapping[str, str]
+    """Column -> what it is used as."""
+    template: Mapping[str, str] = field(default_factory=dict)
+    template_name: str = "none"
+    options: tuple[str, ...] = ()
+    """Options of columns and template that it follows."""
+    notes: Callable[[], list[str]] = list
+    """What it found on its way."""
 
 
 def load_examples(config: DataConfig, *, known: Columns = ()) -> ExampleSet:
@@ -43,88 +69,164 @@ def load_examples(config: DataConfig, *, known: Columns = ()) -> ExampleSet:
 
     Raises:
         DataError: unreadable file (with line), missing columns, empty text, nothing left.
+        ConfigError: a table with labels, where the task is to be found by the data.
     """
-    if config.data == "embedded":
-        from adaptive_lora.embedded import task_examples
-
-        count = config.max_examples or EMBEDDED_EXAMPLES
-        rows: Sequence[Mapping[str, Any]] = task_examples(count, config.split_seed)
-        name, unit = "embedded", "example"
-    else:
-        table = read_table(config)
-        rows, name, unit = table.rows, table.name, table.unit
-        if (found := _without_prompts(config, table, known)) is not None:
-            return found
-    prompt, context, response = _columns(config, rows, name, known)
-    template = load_template(_template_name(config, (prompt, context, response)))
-    examples = _build(rows, (prompt, context, response), template, name, unit)
-    return ExampleSet(
-        examples=subset(examples, config),
-        template=template,
-        source=name,
-        test=None
-        if config.test_data is None and config.test_split is None
-        else _test_examples(config, known),
-    )
-
-
-def _without_prompts(config: DataConfig, table: Table, known: Columns) -> ExampleSet | None:
-    """Return the examples of conversations or plain text; None where there are prompts."""
-    if config.prompt_column or config.response_column:
-        return None
-    columns = set(table.columns)
-    if MESSAGES in columns:
-        examples, template = conversations(table), CHAT
-    elif TEXT in columns and not any({c[0], c[2]} <= columns for c in (*_KNOWN_COLUMNS, *known)):
-        examples, template = plain_texts(table), PLAIN
-    else:
-        return None
-    own = config.test_data is not None or config.test_split is not None
-    return ExampleSet(
-        examples=subset(examples, config),
-        template=template,
-        source=table.name,
-        test=_test_examples(config, known) if own else None,
-    )
-
-
-def _test_examples(config: DataConfig, known: Columns) -> tuple[Example, ...]:
-    whole = dataclasses.replace(
+    table = _embedded(config) if config.data == "embedded" else read_table(config)
+    test = separate_test(config)
+    return example_set(
         config,
-        data=config.test_data or config.data,
-        data_subset=None if config.test_data else config.data_subset,
-        data_split=config.test_split or config.data_split,
-        test_data=None,
-        test_split=None,
-        max_examples=None,
+        table,
+        reader_of(config, table, known),
+        test=None if test is None else load_examples(test, known=known),
     )
-    return load_examples(whole, known=known).examples
 
 
-def subset(examples: tuple[Example, ...], config: DataConfig) -> tuple[Example, ...]:
-    """Return `max_examples` of the examples, drawn by the split's seed, in their order."""
-    if config.max_examples is None or config.max_examples >= len(examples):
-        return examples
-    chosen = rng_for(config.split_seed, "subset").choice(
-        len(examples), config.max_examples, replace=False
+def example_set(
+    config: DataConfig,
+    table: Table,
+    reader: Reader,
+    *,
+    labels: tuple[str, ...] = (),
+    test: ExampleSet | None = None,
+) -> ExampleSet:
+    """Read the rows of a table that are drawn; bad ones are refused or left out.
+
+    Args:
+        config: says how many are drawn, and what becomes of bad ones.
+        table: where they stand.
+        reader: makes an example of each.
+        labels: names of the classes, of tasks that have them.
+        test: the test part, where it has a source of its own.
+
+    Raises:
+        DataError: bad rows, up to 20 of them named, or none that is left.
+    """
+    indices = drawn(len(table.rows), config)
+    examples: list[Example] = []
+    bad: list[BadRow] = []
+    for index in indices:
+        try:
+            examples.append(reader.example(index))
+        except BadRow as row:
+            bad.append(row)
+    lost = left_out(bad, config, table.name)
+    if not examples:
+        raise DataError(f"{table.name}: every row is left out: {bad[0].reason}")
+    reading = Reading(
+        source=table.name,
+        rows=len(table.rows) + len(table.left_out),
+        drawn=len(indices),
+        columns=reader.columns,
+        unused=unused_columns(table.columns, reader.columns),
+        left_out=(*table.left_out, *lost),
+        notes=(*table.notes, *_unread_options(config, reader), *reader.notes()),
     )
-    return tuple(examples[index] for index in sorted(chosen))
+    return ExampleSet(
+        examples=tuple(examples),
+        template=reader.template,
+        template_name=reader.template_name,
+        source=table.name,
+        readings=(reading, *(() if test is None else test.readings)),
+        labels=labels,
+        test=None if test is None else test.examples,
+    )
 
 
-def _template_name(config: DataConfig, columns: tuple[str, str | None, str]) -> str:
+def _unread_options(config: DataConfig, reader: Reader) -> list[str]:
+    given = [name for name in _CHOSEN if getattr(config, name) is not None]
+    given += ["template"] if config.template != "auto" else []
+    unread = [f"--{name.replace('_', '-')}" for name in given if name not in reader.options]
+    return [f"options that these data do not use: {', '.join(unread)}"] if unread else []
+
+
+def _embedded(config: DataConfig) -> Table:
+    from adaptive_lora.embedded import task_examples
+
+    rows = task_examples(config.max_examples or EMBEDDED_EXAMPLES, config.split_seed)
+    return Table(
+        rows=rows, name="embedded", places=[f"example {index}" for index in range(len(rows))]
+    )
+
+
+def reader_of(config: DataConfig, table: Table, known: Columns = ()) -> Reader:
+    """Return the reader of a table's conversations, plain texts, or prompts and responses.
+
+    Raises:
+        DataError: the columns of none of them.
+        ConfigError: plain texts with labels, where the task is to be found by the data.
+    """
+    columns = set(table.columns)
+    if not config.prompt_column and not config.response_column:
+        talks = next((name for name in CONVERSATIONS if name in columns), None)
+        if talks is not None:
+            reader = Conversations(table, talks)
+            return Reader(
+                example=reader.example,
+                columns=reader.columns,
+                template=CHAT,
+                template_name="the tokenizer's chat template",
+                notes=reader.notes,
+            )
+        if TEXT in columns and not any({c[0], c[2]} <= columns for c in (*_KNOWN_COLUMNS, *known)):
+            _require_task(config, table)
+            seen: dict[str, int] = {}
+            return Reader(
+                example=lambda index: plain_text(table, index, seen),
+                columns={TEXT: "plain text, all of it learned"},
+                template=PLAIN,
+            )
+    return _prompts(config, table, known)
+
+
+def _require_task(config: DataConfig, table: Table) -> None:
+    """Ask for the task where texts with labels could be learned either way."""
+    label = next((name for name in LABELS if name in table.columns), None)
+    if config.task == "auto" and label is not None:
+        raise ConfigError(
+            f"task: {table.name} has texts with the labels '{label}', which fit several tasks; "
+            "required --task: classification or regression to predict them, or causal to learn "
+            "the texts without them."
+        )
+
+
+def _prompts(config: DataConfig, table: Table, known: Columns) -> Reader:
+    prompt, context, response = _columns(config, table, known)
+    name = _template_name(config, (prompt, response))
+    template = load_template(name)
+    roles = {prompt: "prompt", **({context: "input"} if context else {}), response: "response"}
+    seen: dict[str, int] = {}
+
+    def example(index: int) -> Example:
+        row, where = table.rows[index], table.where(index)
+        refuse_unread(row, roles, where)
+        asked = required_text(row, prompt, where)
+        shown = render(template, asked, text_of(row, context, where))
+        answer = required_text(row, response, where)
+        return Example(
+            id=content_id(shown, answer, seen), prompt=shown, response=answer, where=where
+        )
+
+    return Reader(
+        example=example,
+        columns=roles,
+        template=template,
+        template_name=name,
+        options=("prompt_column", "input_column", "response_column", "template"),
+    )
+
+
+def _template_name(config: DataConfig, columns: tuple[str, str]) -> str:
     if config.template != "auto":
         return config.template
     if config.data == "embedded":
         return "compact"
     known = {(prompt, response) for prompt, _, response in _KNOWN_COLUMNS}
-    return "alpaca" if (columns[0], columns[2]) in known else "plain"
+    return "alpaca" if columns in known else "plain"
 
 
-def _columns(
-    config: DataConfig, rows: Sequence[Mapping[str, Any]], name: str, more: Columns
-) -> tuple[str, str | None, str]:
+def _columns(config: DataConfig, table: Table, more: Columns) -> tuple[str, str | None, str]:
     """Decide which columns are instruction, input and response."""
-    have = set(rows[0])
+    have = set(table.columns)
     wanted = (config.prompt_column, config.input_column, config.response_column)
     missing = [column for column in wanted if column is not None and column not in have]
     listed = (*_KNOWN_COLUMNS, *more)
@@ -133,10 +235,9 @@ def _columns(
     if missing or prompt is None or response is None:
         lacking = f"missing {', '.join(missing)}; " if missing else ""
         raise DataError(
-            f"{name}: {lacking}required Alpaca columns (instruction, input, output), Dolly columns "
-            "(instruction, context, response), GSM8K's (question, answer), messages, text, or "
-            "--prompt-column and --response-column; "
-            f"found {_listed(have)}."
+            f"{table.name}: {lacking}required Alpaca columns (instruction, input, output), Dolly "
+            "columns (instruction, context, response), GSM8K's (question, answer), messages, "
+            f"conversations, text, or --prompt-column and --response-column; found {_listed(have)}."
         )
     context = wanted[1] or (known[1] if known[1] in have else None)
     return prompt, context, response
@@ -146,51 +247,3 @@ def _listed(names: Iterable[str], most: int = 20) -> str:
     listed = sorted(f"{name:.80}" for name in names)
     more = f" and {len(listed) - most:,} more columns" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
-
-
-def _build(
-    rows: Iterable[Mapping[str, Any]],
-    columns: tuple[str, str | None, str],
-    template: Mapping[str, str],
-    name: str,
-    unit: str,
-) -> tuple[Example, ...]:
-    seen: dict[str, int] = {}
-    examples = []
-    for index, row in enumerate(rows):
-        where = f"{name} {unit} {index}"
-        texts = [_text(row, column, where) for column in columns]
-        for column, text in ((columns[0], texts[0]), (columns[2], texts[2])):
-            if not text.strip():
-                raise DataError(f"{where}: column '{column}' is empty; fill it or drop the row.")
-        prompt = render(template, texts[0], texts[1])
-        examples.append(
-            Example(
-                id=content_id(prompt, texts[2], seen), prompt=prompt, response=texts[2], where=where
-            )
-        )
-    return tuple(examples)
-
-
-def _text(row: Mapping[str, Any], column: str | None, where: str) -> str:
-    value = "" if column is None else row.get(column)
-    if value is None:
-        return ""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise DataError(f"{where}: column '{column}' must be text, got {value}.")
-    if isinstance(value, str | int | float):
-        text = str(value)
-        if "\0" in text or (not text.isprintable() and not _encodes(text)):
-            raise DataError(
-                f"{where}: column '{column}' holds a NUL sign or an unpaired surrogate."
-            )
-        return text
-    raise DataError(f"{where}: column '{column}' must be text, got {type(value).__name__}.")
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

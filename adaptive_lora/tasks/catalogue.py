@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 from adaptive_lora.config import StudyConfig
-from adaptive_lora.data.labelled import LABELS
 from adaptive_lora.data.reading import Table, read_table
+from adaptive_lora.data.rows import scalar_text
+from adaptive_lora.data.sources import LABELS
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.models import auto_class, locate, read_settings
 from adaptive_lora.tasks.causal import CausalTask
@@ -92,9 +93,17 @@ def _of_labels(config: StudyConfig) -> str | None:
 
 
 def _kind_of(table: Table, column: str) -> str | None:
-    values: set[Any] = {row[column] for row in table.rows}
-    if column in table.classes or any(isinstance(value, str) for value in values):
+    """Return the task of a column's values; numbers in CSV and TSV are texts of numbers."""
+    values = {scalar_text(row.get(column)) for row in table.rows} - {None, ""}
+    if column in table.classes or not all(map(_is_number, values)):
         return "classification"
-    if any(isinstance(value, float) and not value.is_integer() for value in values):
+    if any(not float(str(value)).is_integer() for value in values):
         return "regression"
     return "classification" if len(values) <= _FEW else None
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        return math.isfinite(float(str(text)))
+    except ValueError:
+        return False

@@ -34,13 +34,13 @@ _JSON: dict[str, tuple[str | bytes, str]] = {
     "null": ("null", "required one JSON object"),
     "truncated": (json.dumps(_TEN)[:-20], "not JSON"),
     "a comma too many": ('[{"instruction": "a", "output": "b"},]', "not JSON"),
-    "a number among the rows": (json.dumps([*_TEN, 7]), "item 10: required an object"),
-    "a list of lists": ("[[1, 2]]", "item 0: required an object"),
+    "a number among the rows": (json.dumps([*_TEN, 7]), "item 10 (line 1): required an object"),
+    "a list of lists": ("[[1, 2]]", "item 0 (line 1): required an object"),
     "nested without end": ("[" * 100_000, "nested too deeply"),
     "objects without end": ('{"a":' * 100_000, "nested too deeply"),
     "a table of columns": (json.dumps({"instruction": ["a"], "output": ["b"]}), "must be text"),
     "other columns": (json.dumps([{"a": "b"}]), "found a"),
-    "no columns": (json.dumps([{}]), "item 0: required an object with columns"),
+    "no columns": (json.dumps([{}]), "item 0 (line 1): required an object with columns"),
     "no response": (json.dumps([{"instruction": "a"}]), "required Alpaca columns"),
     "an empty response": (json.dumps([{**_GOOD, "output": ""}]), "column 'output' is empty"),
     "a blank prompt": (json.dumps([{**_GOOD, "instruction": " \t"}]), "'instruction' is empty"),
@@ -70,7 +70,7 @@ _JSON: dict[str, tuple[str | bytes, str]] = {
     "a gzip": (b"\x1f\x8b\x08\x00\x00\x00\x00\x00", "required UTF-8"),
 }  # fmt: skip
 _JSONL: dict[str, tuple[str | bytes, str]] = {
-    "truncated": (_lines(*_TEN)[:-5], "line 10"),
+    "truncated": (_lines(*_TEN)[:-5], "rows.jsonl line 10"),
     "a list a line": ("[1]\n[2]", "line 1: required one JSON object"),
     "a bad line": (_lines(_GOOD) + "\n{broken\n" + _lines(_GOOD), "line 2, column 2: not JSON"),
     "two objects a line": ('{"a": 1} {"b": 2}', "not JSON"),
@@ -97,12 +97,18 @@ _CSV: dict[str, tuple[str | bytes, str]] = {
     "2,000 columns": (
         ",".join(f"c{n}" for n in range(2_000)) + "\n" + ",".join(["1"] * 2_000), "columns",
     ),
-    "a gigantic field": ("instruction,output\n" + "a" * 200_000 + ",b\n", "field larger"),
     "semicolons": ("instruction;output\na;b\n", "required Alpaca columns"),
+    "lines between two quotes": (
+        'instruction,output\n"oh,b\nc,d\ne" f,g\n', "lines 2 to 4: ',' expected after '\"'",
+    ),
 }  # fmt: skip
 _TSV: dict[str, tuple[str | bytes, str]] = {
     "commas": ("instruction,output\na,b\n", "required Alpaca columns"),
     "a field too many": ("instruction\toutput\na\tb\tc\n", "required 2 fields, got 3"),
+    "a field over two lines": (
+        'instruction\toutput\na\tb\nc\t"d\ne"\n',
+        "a field seems to span lines (a quote opens in line 3)",
+    ),
 }
 _PARQUET: dict[str, tuple[str | bytes, str]] = {
     "no Parquet": (b"hello", "cannot be read as parquet"),
@@ -164,7 +170,7 @@ CASES: tuple[Bad, ...] = (
         Bad(name=f"data: {kind}", words=_study(path), says=says, files={path: b"{}"})
         for kind, path, says in (
             ("a name with an escape", "a\x1b[31mb.json", "a\\x1b[31mb.json"),
-            ("a name with markup", "[red]a[/].json", "[red]a[/].json"),
+            ("a name with markup", "[red]a[bold].json", "[red]a[bold].json"),
             ("a name with a newline", "a\nb.json", "required one JSON object with columns"),
             ("a name that turns around", "a\u202enosj.json", "a\\u202enosj.json"),
             ("a name with a glob", "a[0-9]*.json", "a[0-9]*.json"),

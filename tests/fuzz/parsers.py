@@ -20,7 +20,7 @@ with atheris.instrument_imports(include=["adaptive_lora", "yaml", "json"]):
     from adaptive_lora.adapter_serving import vetting
     from adaptive_lora.allocation import MethodSpec, RankPlan
     from adaptive_lora.config import load_study
-    from adaptive_lora.data.damage import csv_problem, json_problem
+    from adaptive_lora.data.row_files import read_csv, read_json, read_tsv
     from adaptive_lora.data.templates import load_template
     from adaptive_lora.errors import AdaptiveLoraError
     from adaptive_lora.importance import ImportanceProfile
@@ -70,8 +70,9 @@ PARSERS: dict[str, Callable[[bytes], object]] = {
     "study": lambda data: load_study(_file("study.yaml", data), {}),
     "template": lambda data: load_template(str(_file("template.yaml", data))),
     "method": lambda data: MethodSpec.parse(data.decode("utf-8", "replace")),
-    "JSON": lambda data: json_problem(_file("rows.jsonl", data)),
-    "CSV": lambda data: csv_problem(_file("rows.csv", data)),
+    "JSON": lambda data: read_json(_file("rows.jsonl", data), lines=data[:1] != b"["),
+    "CSV": lambda data: read_csv(_file("rows.csv", data)),
+    "TSV": lambda data: read_tsv(_file("rows.tsv", data)),
     "journal": lambda data: read_record(data, 0, FOLDER),
 }
 
@@ -98,6 +99,7 @@ def seeds(folder: Path) -> None:
         b"random:of=waterfill,rank=8,budget=uniform-4",
         b'{"instruction": "a", "output": 1.5}\n',
         b"instruction,output\na,b\n",
+        b"instruction\toutput\na\tb\n",
         b'{"op": "metric", "k": "a", "v": 1.0, "s": 0, "t": 0}',
     ]
     for number, start in enumerate(starts):

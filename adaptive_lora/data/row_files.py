@@ -1,0 +1,317 @@
+"""Rows of JSON, JSON Lines, CSV and TSV files, each value as its file writes it.
+
+No library guesses types here: pyarrow's JSON reader makes dates of texts and floats of a column's
+whole numbers, and pandas' CSV reader joins lines between two quotes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any, NoReturn
+
+from adaptive_lora.errors import DataError
+
+_NOTHING = "holds no examples; required at least a few."
+_BLANK = re.compile(r"[ \t\n\r]*")
+_LONGEST_FIELD = 2**31 - 1
+"""Characters of a CSV field; the library's own limit, 131,072, is less than documents have."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileRows:
+    """Rows of one file, and its lines that are none."""
+
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    """Place of each row in its file, such as `line 12`."""
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    """(place, problem) of each line or item that is no row."""
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, row: Mapping[str, Any], place: str) -> None:
+        """Take one more row."""
+        self.rows.append(row)
+        self.places.append(place)
+
+
+class Written(float):
+    """A JSON number that is no whole one; as text it is what its file writes, such as `1.50`."""
+
+    text: str
+
+    def __new__(cls, text: str) -> Written:
+        """Take the number as text."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        """Return it as its file writes it."""
+        return self.text
+
+
+def read_json(path: Path, *, lines: bool) -> FileRows:
+    """Read a list of objects, or one object a line.
+
+    Args:
+        path: of the file.
+        lines: only one object a line is allowed.
+
+    Raises:
+        DataError: not UTF-8, a list that is not JSON, or no rows.
+    """
+    text = _text_of(path)
+    listed = not lines and text.lstrip().startswith("[")
+    return _some(_items(text, path) if listed else _lines(text), path)
+
+
+def _lines(text: str) -> FileRows:
+    found, blank = FileRows(), 0
+    for number, line in enumerate(text.split("\n"), start=1):  # other line ends stand in texts
+        if not line.strip():
+            blank += 1
+            continue
+        try:
+            row = _value(line)
+        except json.JSONDecodeError as error:
+            problem = f"not JSON ({error.msg})"
+            found.bad.append((f"line {number}, column {error.colno}", problem))
+        except _NotJson as error:
+            found.bad.append((f"line {number}", str(error)))
+        else:
+            if row and isinstance(row, dict):
+                found.add(row, f"line {number}")
+            else:
+                problem = "required one JSON object with columns a line"
+                found.bad.append((f"line {number}", problem))
+    _note_blank(found, blank - text.endswith("\n"))
+    return found
+
+
+def _items(text: str, path: Path) -> FileRows:
+    """Read a list item by item, so that each has its line."""
+    found, line, seen = FileRows(), 1, 0
+    try:
+        for index, (start, value) in enumerate(_of_list(text)):
+            line, seen = line + text.count("\n", seen, start), start
+            place = f"item {index} (line {line})"
+            if value and isinstance(value, dict):
+                found.add(value, place)
+            else:
+                found.bad.append((place, "required an object with columns"))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"data file {path}: line {error.lineno}, column {error.colno}: not JSON ({error.msg})."
+        ) from error
+    except _NotJson as error:
+        raise DataError(f"data file {path}: from line {line}: {error}.") from error
+    return found
+
+
+def _of_list(text: str) -> Iterator[tuple[int, Any]]:
+    """Yield (index of the first character, value) of each item of a JSON list."""
+    place = _past_blank(text, text.index("[") + 1)
+    while text[place : place + 1] != "]":
+        value, end = _decoded(text, place)
+        yield place, value
+        place = _past_blank(text, end)
+        if text[place : place + 1] == ",":
+            place = _past_blank(text, place + 1)
+            if text[place : place + 1] == "]":
+                raise json.JSONDecodeError(
+                    "Illegal trailing comma before end of array", text, place
+                )
+        elif text[place : place + 1] != "]":
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+    if _past_blank(text, place + 1) < len(text):
+        raise json.JSONDecodeError("Extra data", text, place + 1)
+
+
+def _past_blank(text: str, place: int) -> int:
+    match = _BLANK.match(text, place)
+    return match.end() if match else place
+
+
+class _NotJson(ValueError):
+    """Why a text is not JSON, or cannot be used as such, in words for its user."""
+
+
+def _value(text: str) -> Any:
+    value, end = _decoded(text, _past_blank(text, 0))
+    if (end := _past_blank(text, end)) < len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+    return value
+
+
+def _decoded(text: str, start: int) -> tuple[Any, int]:
+    """Return a JSON value and the index after it.
+
+    Raises:
+        JSONDecodeError: it is none, with its place.
+        _NotJson: it holds what JSON does not have, or nothing can be made of.
+    """
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+        if "\\ud" in text[start:end].lower():  # an escape may be one half of a character
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise _NotJson("holds an unpaired surrogate") from None
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise _NotJson("nested too deeply") from None
+    except ValueError as error:
+        raise _NotJson(f"not JSON ({error})") from None
+    return value, end
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _whole(text: str) -> int | Written:
+    if text == "-0":  # the whole number has no sign
+        return Written(text)
+    try:
+        return int(text)
+    except ValueError:  # Python's own limit of 4,300 digits
+        raise ValueError(f"a whole number of {len(text):,} digits; write it as text") from None
+
+
+def _finite(text: str) -> Written:
+    number = Written(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text:.40} is beyond all floats")
+    return number
+
+
+def _different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"column '{_repeated(name for name, _ in pairs)}' stands twice in a row")
+    return values
+
+
+_DECODER = json.JSONDecoder(
+    parse_constant=_no_number,
+    parse_float=_finite,
+    parse_int=_whole,
+    object_pairs_hook=_different_keys,
+)
+
+
+def _repeated(names: Iterable[str]) -> str:
+    return Counter(names).most_common(1)[0][0]
+
+
+def read_csv(path: Path) -> FileRows:
+    """Read comma-separated values as RFC 4180 has them; every value is text.
+
+    A quote inside a field that does not begin with one is text.
+
+    Raises:
+        DataError: not UTF-8, a header with a name twice or none, a quoted field that does not end
+            where a field ends (with its lines), or no rows.
+    """
+    found, blank, first = FileRows(), 0, 1
+    usual = csv.field_size_limit(_LONGEST_FIELD)
+    reader = csv.reader(StringIO(_text_of(path), newline=""), strict=True)
+    try:
+        header = _header(next(filter(None, reader), None), path)
+        first = reader.line_num + 1
+        for fields in reader:
+            blank += not fields
+            if fields:
+                _add(found, header, fields, first)
+            first = reader.line_num + 1
+    except csv.Error as error:
+        last = reader.line_num
+        lines = f"line {last}" if last <= first else f"lines {first} to {last}"
+        raise DataError(
+            f"data file {path}: {lines}: {error}; required RFC 4180: a field that begins with a "
+            'quote ends with one, and a quote inside it is written "".'
+        ) from error
+    finally:
+        csv.field_size_limit(usual)
+    _note_blank(found, blank)
+    return _some(found, path)
+
+
+def read_tsv(path: Path) -> FileRows:
+    """Read tab-separated values, which have no quoting: a row is a line, and quotes are text.
+
+    Raises:
+        DataError: not UTF-8, a header with a name twice or none, a field that seems to span lines,
+            or no rows.
+    """
+    lines = [line.removesuffix("\r") for line in _text_of(path).split("\n")]
+    top = next((index for index, line in enumerate(lines) if line), None)
+    names = _header(None if top is None else lines[top].split("\t"), path)
+    found, opened, quoted = FileRows(), 0, 0
+    for number, line in enumerate(lines, start=1):
+        if not line or number - 1 == top:
+            continue
+        fields = line.split("\t")
+        if len(fields) != len(names) and opened == number - 1:
+            raise DataError(
+                f"data file {path}: line {number}: a field seems to span lines (a quote opens in "
+                f"line {opened}), which TSV does not have; required one line a row, or CSV."
+            )
+        _add(found, names, fields, number)
+        opened = number if fields[-1].startswith('"') and not _closed(fields[-1]) else 0
+        quoted += any(map(_closed, fields))
+    if quoted:
+        found.notes.append(f"{quoted:,} rows have fields in quotes, which are text in TSV")
+    _note_blank(found, sum(not line for line in lines[:-1]))
+    return _some(found, path)
+
+
+def _closed(text: str) -> bool:
+    """Return whether a text is one that another program may have put into quotes."""
+    return len(text) > 1 and text[0] == text[-1] == '"'
+
+
+def _header(names: list[str] | None, path: Path) -> list[str]:
+    if not names:  # a byte order mark alone, or a blank line
+        raise DataError(f"data file {path}: {_NOTHING}")
+    if not all(name.strip() for name in names):
+        raise DataError(f"data file {path}: line 1: a column has no name.")
+    if len(set(names)) < len(names):
+        raise DataError(f"data file {path}: line 1: column '{_repeated(names):.80}' stands twice.")
+    return names
+
+
+def _add(found: FileRows, header: list[str], fields: list[str], line: int) -> None:
+    if len(fields) == len(header):
+        found.add(dict(zip(header, fields, strict=True)), f"line {line}")
+    else:
+        problem = f"required {len(header)} fields, got {len(fields)}"
+        found.bad.append((f"line {line}", problem))
+
+
+def _note_blank(found: FileRows, blank: int) -> None:
+    if blank > 0:
+        found.notes.append(f"{blank:,} blank lines")
+
+
+def _some(found: FileRows, path: Path) -> FileRows:
+    if not found.rows and not found.bad:
+        raise DataError(f"data file {path}: {_NOTHING}")
+    return found
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"data file {path}: required UTF-8 text; byte {error.start} is not."
+        ) from error

@@ -1,0 +1,192 @@
+"""Rows that are used, and those that cannot be: every bad one is named, and refused or left out."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, TypeVar
+
+from adaptive_lora.config import DataConfig
+from adaptive_lora.errors import DataError
+from adaptive_lora.seeding import rng_for
+
+T = TypeVar("T")
+MOST_NAMED = 20
+"""Most bad rows that one message names."""
+_LONGEST = 110
+"""Most characters of one bad row's problem where several are named."""
+
+
+class BadRow(DataError):
+    """A row that cannot be used, where its data set as a whole can."""
+
+    def __init__(self, where: str, problem: str, *, reason: str | None = None) -> None:
+        """Take what a person reads.
+
+        Args:
+            where: place of the row, such as `rows.csv line 12`.
+            problem: what is wrong with this row, a clause without a full stop.
+            reason: the problem without what differs from row to row; None: `problem` itself.
+        """
+        super().__init__(f"{where}: {problem}.")
+        self.where, self.reason = where, problem if reason is None else reason
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A row that is not used because it cannot be."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """How a source was read: its rows and what its columns are used as."""
+
+    source: str
+    """File name, hub id or `embedded`."""
+    rows: int
+    """Rows that the source holds, unreadable ones among them."""
+    drawn: int
+    """Rows that `max_examples` took of the readable ones, before any was left out."""
+    columns: Mapping[str, str]
+    """Column -> what it is used as."""
+    unused: tuple[str, ...] = ()
+    """Columns that nothing is read from."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Rows that cannot be used, in their order."""
+    notes: tuple[str, ...] = ()
+    """Further sentences for people, such as how many lines are blank."""
+
+    @property
+    def reasons(self) -> Counter[str]:
+        """Reason -> number of rows that were left out for it."""
+        return Counter(row.reason for row in self.left_out)
+
+
+def drawn(count: int, config: DataConfig) -> Sequence[int]:
+    """Return the indices of `max_examples` of the rows, drawn by the split's seed, in order."""
+    if config.max_examples is None or config.max_examples >= count:
+        return range(count)
+    chosen = rng_for(config.split_seed, "subset").choice(count, config.max_examples, replace=False)
+    return [int(index) for index in sorted(chosen)]
+
+
+def left_out(bad: Sequence[BadRow], config: DataConfig, source: str) -> tuple[LeftOut, ...]:
+    """Return bad rows as left out, where the user chose that.
+
+    Raises:
+        DataError: the user did not; names up to 20 of them.
+    """
+    if not bad or config.on_bad_row == "skip":
+        return tuple(LeftOut(row.where, row.reason) for row in bad)
+    advice = "Correct the data, or leave such rows out with --on-bad-row skip."
+    if len(bad) == 1:
+        raise DataError(f"{bad[0]}\n{advice}")
+    lines = [_shortened(str(row)) for row in bad[:MOST_NAMED]]
+    if len(bad) > MOST_NAMED:
+        lines.append(f"... and {len(bad) - MOST_NAMED:,} more")
+    listed = "\n  ".join(lines)
+    raise DataError(f"{source}: {len(bad):,} rows cannot be used:\n  {listed}\n{advice}")
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """Return reasons with their numbers of rows, the most frequent first."""
+    listed = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return "; ".join(f"{count:,} {reason}" for reason, count in listed)
+
+
+def text_of(row: Mapping[str, Any], column: str | None, where: str) -> str:
+    """Return a value as its file writes it; nothing where it is absent or null.
+
+    Text stays text, numbers keep their digits, and booleans are `true` and `false`.
+
+    Raises:
+        BadRow: it is a list, an object, bytes, a date, NaN or infinite, or holds a NUL character
+            or an unpaired surrogate.
+    """
+    value = None if column is None else row.get(column)
+    if value is None:
+        return ""
+    text = scalar_text(value)
+    if text is None:
+        got = value if isinstance(value, float) else type(value).__name__
+        raise BadRow(where, f"column '{column}' must be text, got {got}")
+    if "\0" in text or (not text.isprintable() and not _encodes(text)):
+        raise BadRow(where, f"column '{column}' holds a NUL sign or an unpaired surrogate")
+    return text
+
+
+def scalar_text(value: Any) -> str | None:
+    """Return a text, number or boolean as text; None for any other value."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    return str(value) if isinstance(value, str | int | float) else None
+
+
+def required_text(row: Mapping[str, Any], column: str, where: str) -> str:
+    """Return a text of a row that is not empty; raises BadRow where it is."""
+    text = text_of(row, column, where)
+    if not text.strip():
+        raise BadRow(where, f"column '{column}' is empty")
+    return text
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def unused_columns(columns: Iterable[str], used: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the columns that nothing is read from, in their order."""
+    return tuple(column for column in columns if column not in used)
+
+
+MEANINGFUL = (
+    "system", "system_prompt", "history", "tools", "functions", "documents",
+    "chat_template_kwargs", "images", "image", "videos", "video", "audios", "audio", "weight",
+    "train",
+)  # fmt: skip
+"""Columns that other programs read as part of the prompt, or as what is learned of a row."""
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {"weight": (1, "1"), "train": (True, "true", 1, "1")}
+"""Values that say what holds without them."""
+
+
+def refuse_unread(row: Mapping[str, Any], used: Iterable[str], where: str) -> None:
+    """Refuse a row whose prompt or loss would be another by a column that is not read.
+
+    Args:
+        row: of a table.
+        used: columns that are read.
+        where: its place.
+
+    Raises:
+        BadRow: names the column.
+    """
+    for column in MEANINGFUL:
+        value = row.get(column)
+        if column in used or value is None or value in ("", [], {}):
+            continue
+        if value not in _NEUTRAL.get(column, ()):
+            raise BadRow(
+                where,
+                f"column '{column}' changes what is learned and is not read here; give the rows "
+                "as conversations (`messages`), or drop or rename the column",
+                reason=f"column '{column}' is not read here",
+            )
