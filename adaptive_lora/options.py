@@ -97,6 +97,17 @@ def parse_value(annotation: Any, value: object) -> Any:
     return annotation(value)
 
 
+_SPELT = {True: ("on", "yes", "true"), False: ("off", "no", "false")}
+"""Words that YAML reads as true and false."""
+
+
+def as_choice(value: object, limits: Limits) -> object:
+    """Return YAML's true or false as the choice that is spelt so, such as `generate: off`."""
+    if not isinstance(value, bool):
+        return value
+    return next((word for word in _SPELT[value] if word in limits.choices), value)
+
+
 def _split(text: str, *, commas: bool) -> list[str]:
     """Split a list option: numbers at commas or spaces, texts (which hold commas) at spaces."""
     return text.replace("," if commas else ";", " ").split()
@@ -172,12 +183,13 @@ def parse_options(
         if name not in owners:
             problems.append(unknown_name(what, name, owners))
             continue
+        (field,) = (field for field in dataclasses.fields(owners[name]) if field.name == name)
+        value = as_choice(value, field.metadata["limits"])
         try:
             parsed[name] = parse_value(type_hints(owners[name])[name], value)
         except (ValueError, TypeError) as error:
             problems.append(f"{place}{name}: {error}")
             continue
-        (field,) = (field for field in dataclasses.fields(owners[name]) if field.name == name)
         problem = out_of_limits(f"{place}{name}", parsed[name], field.metadata["limits"])
         problems += filter(None, [problem])
     return parsed, problems

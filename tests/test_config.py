@@ -140,3 +140,18 @@ def test_any_text_is_taken_or_refused_clearly(values: dict[str, object]) -> None
     except ConfigError:
         return  # any other error fails the test
     assert study_from(study.flat()) == study
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("on", "on"), ("yes", "on"), ("off", "off"), ("no", "off"), ("auto", "auto")],
+)
+def test_choices_that_yaml_reads_as_true_or_false(tmp_path: Path, word: str, value: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(f"generate: {word}\nrace: off\n", encoding="utf-8")
+    study = load_study(path, {})
+    assert study.evaluation.generate == value
+    assert study.race is False
+    path.write_text("loss_on: on\n", encoding="utf-8")  # no choice is spelt so
+    with pytest.raises(ConfigError, match=r"line 1: loss_on: expected text, got True"):
+        load_study(path, {})

@@ -12,7 +12,7 @@ from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config.renamed import RENAMED_SETTINGS, current_settings
 from adaptive_lora.config.study import StudyConfig, option_fields
 from adaptive_lora.errors import ConfigError, unknown_name
-from adaptive_lora.options import out_of_limits, parse_value
+from adaptive_lora.options import as_choice, out_of_limits, parse_value
 from adaptive_lora.textfiles import Unreadable, parse_yaml, read_text
 
 
@@ -43,7 +43,7 @@ def study_from(
             continue
         section, field, annotation = fields[name]
         try:
-            parsed = parse_value(annotation, value)
+            parsed = parse_value(annotation, as_choice(value, field.metadata["limits"]))
         except (ValueError, TypeError) as error:
             problems.append(f"{place}{name}: {error}")
             continue
