@@ -7,8 +7,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -17,7 +15,6 @@ from adaptive_lora.adapters import attach, detach
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, Plan, allocate, make_plan
 from adaptive_lora.config import shown
 from adaptive_lora.data import Batch
-from adaptive_lora.data.token_files import numbers_digest
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.heads import start_head
 from adaptive_lora.importance import (
@@ -34,25 +31,8 @@ from adaptive_lora.results import EvalResult
 from adaptive_lora.seeding import rng_for, torch_stream
 from adaptive_lora.sites import read_architecture, warn_of_architecture
 from adaptive_lora.tasks import Task
+from adaptive_lora.tasks.prepared import PreparedParts
 from adaptive_lora.training import TrainInputs, train
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PreparedParts:
-    """The three parts of one fold, as the task prepares them for its model."""
-
-    train: tuple[Any, ...]
-    validation: tuple[Any, ...]
-    test: tuple[Any, ...]
-
-    @property
-    def digest(self) -> str:
-        """32 hexadecimal digits over all token ids and loss masks, in order."""
-        parts = (self.train, self.validation, self.test)
-        lengths = {"examples": [len(part) for part in parts]}
-        return numbers_digest(
-            chain([lengths], (example.numbers() for part in parts for example in part))
-        )
 
 
 class Bench(ABC):

@@ -11,7 +11,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from adaptive_lora.allocation import MethodSpec
@@ -35,6 +35,7 @@ from adaptive_lora.tracking.trials import DAMAGE, identity_of
 CONFIG = "study.json"
 FROZEN = "frozen.json"
 EXAMPLES = "examples.json"
+DATA = "data.json"
 
 SAME = {
     "data digest": "data_digest",
@@ -75,6 +76,8 @@ class Dossier:
     examples: Mapping[str, str]
     """Example id -> prompt and response, as far as recorded."""
     facts: Mapping[str, str]
+    data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Study id -> how its data were read, as lines for people, as far as recorded."""
     mixed: tuple[str, ...] = ()
     """What differs between trials, where that was allowed."""
 
@@ -144,6 +147,7 @@ def read_dossier(store: Store, selection: Selection) -> Dossier:
         frozen=None if mixed else _frozen(parents),
         examples=_examples(parents),
         facts=facts,
+        data=_data(parents),
         mixed=tuple(mixed),
     )
 
@@ -167,6 +171,7 @@ def study_dossier(study: StudyRun) -> Dossier:
         frozen=_frozen([study]),
         examples=_examples([study]),
         facts=_facts(study.store, [study]),
+        data=_data([study]),
     )
 
 
@@ -318,6 +323,21 @@ def _examples(studies: Sequence[StudyRun]) -> dict[str, str]:
         except DAMAGE as error:
             raise _damaged(study, EXAMPLES, error) from error
         found.update(texts)
+    return found
+
+
+def _data(studies: Sequence[StudyRun]) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for study in studies:
+        try:
+            lines = study.store.read_json(study.run_id, DATA)["block"]
+            if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+                raise TypeError("required a list of lines")
+        except OSError:
+            continue  # studies of earlier versions did not record them
+        except DAMAGE as error:
+            raise _damaged(study, DATA, error) from error
+        found[study.study_id] = tuple(lines)
     return found
 
 

@@ -57,7 +57,7 @@ def judge(
         comparison,
         dossier.records,
         folder,
-        About(title=dossier.title, examples=dossier.examples),
+        About(title=dossier.title, examples=dossier.examples, data=dossier.data),
     )
     render_terminal(comparison, console)
     dossier.home.files(folder, "report")

@@ -17,6 +17,7 @@ from adaptive_lora.config.study import SIGNATURE_VERSION
 from adaptive_lora.data.token_cache import asks_for_the_time
 from adaptive_lora.dossier import (
     CONFIG,
+    DATA,
     EXAMPLES,
     FROZEN,
     Selection,
@@ -71,6 +72,7 @@ def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
         AdaptiveLoraError: the study cannot start; nothing was written then.
     """
     bench = Workbench(config)
+    say_data(bench, console)
     if config.race:
         require_rungs(bench)
     with interruptible():
@@ -137,6 +139,7 @@ def run_single(
             "one method, seed and learning rate, or use `study`."
         )
     bench = Workbench(config)
+    say_data(bench, console)
     with interruptible():
         return _run_single(bench, trials[0], console)
 
@@ -161,6 +164,12 @@ def _run_single(
     finally:
         study.end(status)
     return trial, outcome, study, signature
+
+
+def say_data(bench: Workbench, console: Console) -> None:
+    """Print the block that a run begins with: what is read, left out, cut and learned."""
+    for line in bench.data_lines():
+        console.print(shown(line), highlight=False, soft_wrap=True)
 
 
 def open_study(bench: Workbench, store: Store, *, single: bool = False) -> StudyRun:
@@ -208,6 +217,7 @@ def _describe(
     if not (single and bench.base.quantisation and _has_frozen(study)):  # theirs may be as saved
         study.json(FROZEN, {fold: eval_to_dict(result) for fold, result in frozen.items()})
     study.json(EXAMPLES, bench.test_texts())
+    study.json(DATA, bench.data_summary.to_dict())
     study.tags(
         {
             LINEAGE: bench.lineage,
@@ -375,6 +385,7 @@ def _bench_of(store: Store, trial: TrialRecord, trust_remote_code: bool) -> Work
         settings = study_settings(StudyRun.find(store, trial.tags["study_id"]))
         # `auto` may mean another precision here than where the trial ran.
         own = {"precision": trial.tags["precision"], "trust_remote_code": trust_remote_code}
+        own["task"] = trial.tags.get("task", "causal")  # `auto` may have become a question
         bench = Workbench(study_from({**settings, **own}))
     except AdaptiveLoraError as error:
         raise AdapterError(

@@ -171,6 +171,7 @@ def _parameters(bench: Workbench, trial: TrialSpec) -> Mapping[str, Any]:
         "data.train_examples": len(parts.train),
         "data.validation_examples": len(parts.validation),
         "data.train_supervised_tokens": tokens,
+        **bench.data_summary.parameters(),
         "model.dtype": str(bench.runtime.base_dtype),
         "model.adapter_dtype": "torch.float32",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,15 +14,16 @@ from typing import Any
 
 from adaptive_lora.adapter_serving import NF4
 from adaptive_lora.adapters.dropout import switch_off_dropout
-from adaptive_lora.bench import Bench, PreparedParts
+from adaptive_lora.bench import Bench
 from adaptive_lora.config import StudyConfig, TrialSpec, digest
 from adaptive_lora.config.renamed import earlier_settings
-from adaptive_lora.data import ExampleSet, split_set
+from adaptive_lora.data.summary import DataSummary
 from adaptive_lora.errors import DataError
 from adaptive_lora.models import BaseModel, load_base, require_quantiser
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import Runtime, start_runtime
-from adaptive_lora.tasks import Task, task_named
+from adaptive_lora.tasks import task_named
+from adaptive_lora.tasks.prepared import PreparedParts, prepare_set
 
 _TEXT_LIMIT, _TEXTS_LIMIT = 2_000, 5_000_000
 """Characters kept of one example's text, and of all together."""
@@ -52,7 +54,8 @@ class Workbench(Bench):
         super().__init__(kind(config, runtime, base))
         self._other: OtherBase | None = None
         with _without_collector():
-            self._parts = _prepared_folds(self.task, self.data)
+            prepared = prepare_set(self.task, self.data)
+        self.data, self._parts, self.data_summary = prepared.data, prepared.folds, prepared.summary
         self._frozen: dict[int, EvalResult] = {}
         self._borrowed: dict[tuple[str, ...], BorrowedBench] = {}
         for spec in config.specs:  # ranks and budgets that cannot be met fail before any training
@@ -69,6 +72,7 @@ class Workbench(Bench):
             "data": self.data.digest,
             "tokens": self.tokens_digest,
             "precision": self.runtime.precision,
+            **({"left_out": digest(reasons)} if (reasons := self.data.reasons) else {}),
             # Left out where it is what all trials were before there were tasks.
             **({} if self.task.name == "causal" else {"task": self.task.name}),
         }
@@ -144,13 +148,18 @@ class Workbench(Bench):
         sections = (self.config.model, self.config.data)
         named = {key: _place(value) for s in sections for key, value in vars(s).items()}
         del named["on_bad_row"]  # the same data; studies of version 0.1 did not have it
-        contents = {"base", "data", "tokens"}
+        contents = {"base", "data", "tokens", "left_out"}
         rest = {key: value for key, value in self.surroundings.items() if key not in contents}
         return digest({**identity, **named, **rest, "study": self.config.study})
 
     def parts(self, fold: int) -> PreparedParts:
         """Return the prepared parts of a fold."""
         return self._parts[fold]
+
+    def data_lines(self) -> list[str]:
+        """Return the block that a run begins with: how its data were read, and others' too."""
+        summaries = [self.data_summary, *(s for b in self._borrowed.values() for s in b.summaries)]
+        return [line for summary in summaries for line in summary.lines()]
 
     def score(self, model: object, examples: Sequence[Any]) -> EvalResult:
         """Score a model on examples by all that the task has."""
@@ -222,44 +231,42 @@ class BorrowedBench(Bench):
         """
         super().__init__(home.task)
         self._home = home
-        self._sets = [
-            home.data
-            if task == OWN
-            else home.task.read(dataclasses.replace(home.config.data, data=task))
-            for task in tasks
-        ]
-        for task, examples in zip(tasks, self._sets, strict=True):
-            if examples.labels != home.data.labels:
-                raise DataError(
-                    f"profiled_on={task}: required the classes of the study's own data "
-                    f"({', '.join(home.data.labels)}); got {', '.join(examples.labels)}."
-                )
+        self.summaries: list[DataSummary] = []
+        """How the data of the other tasks were read."""
+        self._folds: list[list[PreparedParts]] = []
+        digests, left_out = [], Counter[str]()
+        for task in tasks:
+            data, folds = home.data, [home.parts(n) for n in range(home.config.data.folds)]
+            if task != OWN:
+                data = home.task.read(dataclasses.replace(home.config.data, data=task))
+                if data.labels != home.data.labels:
+                    raise DataError(
+                        f"profiled_on={task}: required the classes of the study's own data "
+                        f"({', '.join(home.data.labels)}); got {', '.join(data.labels)}."
+                    )
+                prepared = prepare_set(home.task, data)
+                data, folds = prepared.data, prepared.folds
+                self.summaries.append(prepared.summary)
+                left_out += data.reasons
+            digests.append(data.digest)
+            self._folds.append(folds)
         self._parts: dict[int, PreparedParts] = {}
-
-    @property
-    def digest(self) -> str:
+        shared = {"tasks": digests, "tokens": self.parts(0).digest}
+        self.digest = digest({**shared, **({"left_out": left_out} if left_out else {})})
         """Digest over the data of all tasks, and over their token ids and loss masks."""
-        data = [examples.digest for examples in self._sets]
-        return digest({"tasks": data, "tokens": self.parts(0).digest})
 
     def parts(self, fold: int) -> PreparedParts:
         """Return the tasks' parts, each task with the same number of examples, in turn."""
         if fold not in self._parts:
-            home = self._home
-            divided = [split_set(examples, home.config.data, fold) for examples in self._sets]
-            self._parts[fold] = PreparedParts(
-                **{
-                    name: tuple(
-                        chain.from_iterable(
-                            zip(
-                                *(home.task.prepared(getattr(d, name)) for d in divided),
-                                strict=False,
-                            )
-                        )
-                    )
-                    for name in ("train", "validation", "test")
-                }
-            )
+            names = ("train", "validation", "test")
+            parts = [folds[fold] for folds in self._folds]
+            taken = {
+                name: tuple(
+                    chain.from_iterable(zip(*(getattr(p, name) for p in parts), strict=False))
+                )
+                for name in names
+            }
+            self._parts[fold] = PreparedParts(**taken)
         return self._parts[fold]
 
 
@@ -290,22 +297,6 @@ def _without_collector() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def _prepared_folds(task: Task, data: ExampleSet) -> list[PreparedParts]:
-    """Divide a data set into the parts of each fold; every example is prepared once for all.
-
-    Raises:
-        DataError: a part would be empty, or an example cannot be used.
-    """
-    config = task.config.data
-    folds = [split_set(data, config, fold) for fold in range(config.folds)]
-    listed = [(parts.train, parts.validation, parts.test) for parts in folds]
-    used = {id(example) for parts in listed for part in parts for example in part}
-    chosen = [e for e in (*data.examples, *(data.test or ())) if id(e) in used]
-    ready = dict(zip(map(id, chosen), task.prepared(chosen), strict=True))
-    prepared = [[tuple(ready[id(e)] for e in part) for part in parts] for parts in listed]
-    return [PreparedParts(train=t, validation=v, test=s) for t, v, s in prepared]
 
 
 def _place(value: object) -> object:

@@ -111,7 +111,8 @@ def run_and_prove(config: StudyConfig) -> Proven:
     winner = next(r for r in records if r.tags[MODEL_TAG] == outcome.judgement.champion.model_uri)
     console = Console(file=StringIO(), width=200)
     run_evaluate(config, champion, 0, console, as_json=False)
-    found = dict(line.split() for line in console.file.getvalue().splitlines())
+    lines = console.file.getvalue().splitlines()
+    found = dict(line.split() for line in lines if line.startswith("test/"))
     loss = winner.metrics["test/loss"]
     assert float(found["test/loss"].replace(",", "")) == pytest.approx(loss, rel=1e-5)
     return Proven(records=records, champion=champion, shown=shown, report=outcome.judgement.report)

@@ -145,7 +145,7 @@ def test_bad_plans_exit_with_2(base_folder: Path, words: tuple[object, ...], mes
         ({"model": "./nowhere"}, "does not exist"),
         ({"methods": "uniform:rank=33"}, "smaller side"),
         ({"methods": "uniform:budget=3"}, "too small"),
-        ({"max_tokens": 20}, "has no supervised token"),
+        ({"max_tokens": 20}, "no supervised token"),
         ({"response_column": "nope"}, "missing nope"),
         ({"template": "nope"}, "unknown template"),
         ({"test_share": 0.001}, "leave the test part empty"),
@@ -222,7 +222,7 @@ def test_train_then_evaluate_gives_the_same_loss(options: Options) -> None:
     assert "was finished before" in again.output
     data = {k: v for k, v in given.items() if k not in ("model", "lr")}
     scores = invoke("evaluate", *flags(data), "--adapter", "out", "--json")
-    loss = json.loads(scores.output)["test/loss"]
+    loss = json.loads(scores.stdout)["test/loss"]
     assert f"test loss {loss:.4f}" in trained.output
     occupied = invoke("train", *flags(given), "--adapter", "out")
     assert occupied.exit_code == 2

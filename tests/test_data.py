@@ -259,7 +259,7 @@ def test_long_responses_are_cut_and_long_prompts_named(base_folder: Path) -> Non
     example = Example(id="1", prompt="abcd", response="e" * 99, where="x.json item 7")
     kept = tokenize([example], tokenizer, max_tokens=10, loss_on="response")[0]
     assert (len(kept.input_ids), kept.supervised_tokens) == (10, 6)
-    with pytest.raises(DataError, match=r"x\.json item 7 has no supervised token"):
+    with pytest.raises(DataError, match=r"x\.json item 7: no supervised token"):
         tokenize([example], tokenizer, max_tokens=4, loss_on="response")
 
 

@@ -151,7 +151,7 @@ def test_a_model_equal_to_the_teacher_is_at_distance_zero(planter: Planter) -> N
     texts = written_by(
         planter.base.model, count=8, length=6, start=planter.start, seed=0, purpose="x"
     )
-    from adaptive_lora.bench import PreparedParts
+    from adaptive_lora.tasks.prepared import PreparedParts
 
     parts = PreparedParts(train=texts, validation=texts, test=texts)
     model = planter.base.model

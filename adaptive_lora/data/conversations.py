@@ -239,12 +239,13 @@ def turns(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tupl
     Raises:
         DataError: no template, one that refuses the roles, or one that writes earlier turns anew.
     """
+    require_written(example, tokenizer)
     done = ""
     for index, (role, _) in enumerate(example.messages):
         if role != ASSISTANT or index in example.unlearned:
             continue
-        before = _rendered(example, tokenizer, index, prompt=True)
-        after = _rendered(example, tokenizer, index + 1, prompt=False)
+        before = _rendered(example, tokenizer, example.messages[:index], prompt=True)
+        after = _rendered(example, tokenizer, example.messages[: index + 1], prompt=False)
         if not (before.startswith(done) and after.startswith(before) and after != before):
             raise DataError(
                 f"{example.where}: the tokenizer's chat template does not continue what it wrote "
@@ -257,9 +258,12 @@ def turns(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tupl
 
 
 def _rendered(
-    example: Example, tokenizer: PreTrainedTokenizerBase, count: int, *, prompt: bool
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[tuple[str, str]],
+    *,
+    prompt: bool,
 ) -> str:
-    """Return the first messages of a conversation by the chat template."""
     if tokenizer.chat_template is None:
         raise DataError(
             f"{example.where} is a conversation, but the base's tokenizer has no chat template; "
@@ -268,7 +272,7 @@ def _rendered(
         )
     try:
         text = tokenizer.apply_chat_template(
-            example.chat(count),
+            example.chat(len(messages)),
             tools=example.tool_list,
             tokenize=False,
             add_generation_prompt=prompt,
@@ -295,7 +299,7 @@ def require_written(example: Example, tokenizer: PreTrainedTokenizerBase) -> Non
     def shown(listed: list[dict[str, Any]], tools: list[Any] | None) -> str:
         return str(tokenizer.apply_chat_template(listed, tools=tools, tokenize=False))
 
-    whole = _rendered(example, tokenizer, len(messages), prompt=False)
+    whole = _rendered(example, tokenizer, example.messages, prompt=False)
     missing = []
     if example.tools and shown(messages, None) == whole:
         missing.append("tools")

@@ -51,8 +51,10 @@ class Reading:
     """File name, hub id or `embedded`."""
     rows: int
     """Rows that the source holds, unreadable ones among them."""
+    readable: int
+    """Rows of it without those that are no row of its format, which `max_examples` draws from."""
     drawn: int
-    """Rows that `max_examples` took of the readable ones, before any was left out."""
+    """Rows that `max_examples` took, before any of them was left out."""
     columns: Mapping[str, str]
     """Column -> what it is used as."""
     unused: tuple[str, ...] = ()

@@ -115,6 +115,7 @@ def example_set(
     reading = Reading(
         source=table.name,
         rows=len(table.rows) + len(table.left_out),
+        readable=len(table.rows),
         drawn=len(indices),
         columns=reader.columns,
         unused=unused_columns(table.columns, reader.columns),

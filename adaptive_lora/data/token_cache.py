@@ -32,7 +32,7 @@ FOLDER = "tokens"
 """Inside it."""
 MOST_BYTES = 2 * 2**30
 """Of all files together; beyond it those go that were not used for the longest time."""
-FORMAT = 1
+FORMAT = 3
 """To be raised with every change of what tasks make of the same examples."""
 _ABANDONED = 24 * 3600.0
 """Age in seconds from which an unfinished file is one of a process that died."""
@@ -142,7 +142,7 @@ def _key(examples: Sequence[Example], made_from: Mapping[str, Any]) -> str:
     versions = [__version__, *(version(name) for name in ("transformers", "tokenizers"))]
     total.update(json.dumps([FORMAT, versions, made_from], sort_keys=True).encode())
     for e in examples:  # JSON, because no text can stand for the end of one and begin the next
-        texts = (e.prompt, e.response, e.second, e.question, e.messages)
+        texts = (e.prompt, e.response, e.second, e.question, e.messages, e.chat_text)
         total.update(json.dumps(texts).encode() + b"\n")
     return total.hexdigest()
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Self
 
 from adaptive_lora.data.conversations import turns
 from adaptive_lora.data.examples import Example
-from adaptive_lora.errors import DataError
+from adaptive_lora.data.rows import BadRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+NO_ROOM = "prompts leave no room for a response within max_tokens"
+"""Reason for which rows are left out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +30,8 @@ class TokenizedExample:
     response: str
     gaps: tuple[tuple[int, int], ...] = ()
     """Spans (from, to) after `first_label` that are not learned: what others say in between."""
+    cut: int = 0
+    """Tokens that `max_tokens` left out at the end."""
 
     @property
     def length(self) -> int:
@@ -42,7 +47,7 @@ class TokenizedExample:
     def numbers(self) -> Mapping[str, Sequence[int]]:
         """Return what tokenising gave: ids, and where the parts begin and end."""
         places = (self.first_label, self.prompt_length, *chain.from_iterable(self.gaps))
-        return {"input_ids": self.input_ids, "places": places}
+        return {"input_ids": self.input_ids, "places": places, "cut": (self.cut,)}
 
     @classmethod
     def of(cls, example: Example, numbers: Mapping[str, Sequence[int]]) -> Self:
@@ -55,6 +60,7 @@ class TokenizedExample:
             prompt_length=prompt_length,
             response=example.response,
             gaps=tuple(zip(gaps[::2], gaps[1::2], strict=True)),
+            cut=numbers["cut"][0],
         )
 
 
@@ -101,9 +107,11 @@ def _conversation(
     if loss_on == "all":
         first, gaps, learned = 1, (), [(1, len(ids))]
     if not learned or len(ids) <= max(1, first):
-        raise DataError(
-            f"{item.where} has no supervised token: its first answer comes after max_tokens="
-            f"{max_tokens}; raise max_tokens or shorten the conversation."
+        raise BadRow(
+            item.where,
+            "no supervised token, because its first answer comes after max_tokens="
+            f"{max_tokens}; raise max_tokens or shorten the conversation",
+            reason=NO_ROOM,
         )
     return TokenizedExample(
         id=item.id,
@@ -112,6 +120,7 @@ def _conversation(
         prompt_length=min(prompt_length, learned[-1][1]),
         response=item.response,
         gaps=gaps,
+        cut=spans[-1][1] - learned[-1][1],
     )
 
 
@@ -121,9 +130,11 @@ def _example(
     ids = (prompt + response)[:max_tokens]
     first_label = max(1, len(prompt)) if loss_on == "response" else 1
     if len(ids) <= first_label or len(prompt) >= max_tokens:
-        raise DataError(
-            f"{item.where} has no supervised token: its prompt takes {len(prompt)} of max_tokens="
-            f"{max_tokens}; raise max_tokens or shorten the prompt."
+        raise BadRow(
+            item.where,
+            f"no supervised token, because its prompt takes {len(prompt)} of max_tokens="
+            f"{max_tokens}; raise max_tokens or shorten the prompt",
+            reason=NO_ROOM,
         )
     return TokenizedExample(
         id=item.id,
@@ -131,4 +142,5 @@ def _example(
         first_label=first_label,
         prompt_length=len(prompt),
         response=item.response,
+        cut=len(prompt) + len(response) - len(ids),
     )

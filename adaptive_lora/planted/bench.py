@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from adaptive_lora.bench import Bench, PreparedParts
+from adaptive_lora.bench import Bench
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.data import Batch, TokenizedExample
 from adaptive_lora.kernels import fast_layers
@@ -20,6 +20,7 @@ from adaptive_lora.planted.teacher import token_kl
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import Runtime
 from adaptive_lora.tasks import CausalTask
+from adaptive_lora.tasks.prepared import PreparedParts
 
 LARGEST_MEMORY = 2**29
 """Bytes of the teacher's predictions that are kept; larger ones are computed again each time."""

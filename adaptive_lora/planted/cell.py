@@ -18,7 +18,6 @@ from adaptive_lora.allocation import MethodSpec, RankPlan
 from adaptive_lora.allocation.allocate import resolve_budget
 from adaptive_lora.allocation.plan import SiteRank
 from adaptive_lora.allocation.scaling import Scaling
-from adaptive_lora.bench import PreparedParts
 from adaptive_lora.config import TrainConfig, TrialSpec
 from adaptive_lora.data import TokenizedExample, collate
 from adaptive_lora.errors import DataError, brief
@@ -31,6 +30,7 @@ from adaptive_lora.recipes import RECIPES, Job
 from adaptive_lora.runtime import Runtime, start_runtime
 from adaptive_lora.seeding import rng_for
 from adaptive_lora.sites import AdapterSite, find_sites
+from adaptive_lora.tasks.prepared import PreparedParts
 
 ORACLE, UNIFORM = "oracle", "uniform"
 _REFERENCE_TEXTS = 64

@@ -13,3 +13,5 @@ class About:
     title: str
     examples: Mapping[str, str] = field(default_factory=dict)
     """Example id -> text of the prompt, for the most changed examples."""
+    data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Study id -> how its data were read, as lines for people."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adaptive_lora.comparison import Comparison
+from adaptive_lora.report.about import About
 from adaptive_lora.report.cells import TextTable
 from adaptive_lora.report.tables import further_tables, result_table
 
@@ -32,19 +33,23 @@ def render_markdown(comparison: Comparison, title: str = "Comparison") -> str:
 
 
 def render_report(
-    comparison: Comparison, title: str, figures: Mapping[str, str], methods: str
+    comparison: Comparison, about: About, figures: Mapping[str, str], methods: str
 ) -> str:
-    """Return the comparison with the figures beside it and the methods paragraph.
+    """Return the comparison with the figures beside it, the methods paragraph and the data.
 
     Args:
         comparison: what is reported.
-        title: of the report.
+        about: title, and how the data were read.
         figures: file name without ending -> title.
         methods: the paragraph.
     """
     images = [f"![{_escape(words)}](figures/{name}.png)" for name, words in figures.items()]
-    parts = [render_markdown(comparison, title).rstrip(), "## Figures", *images]
-    return "\n\n".join([*parts, "## Methods", _escape(methods)]) + "\n"
+    parts = [render_markdown(comparison, about.title).rstrip(), "## Figures", *images]
+    parts += ["## Methods", _escape(methods)]
+    if about.data:  # indented, it is shown as it is
+        lines = ["\n".join(f"    {line}" for line in block) for block in about.data.values()]
+        parts += ["## Data", "\n\n<!-- -->\n\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
 
 
 def markdown_table(table: TextTable) -> str:

@@ -81,6 +81,7 @@ def render_page(
             # Figures are built as an XML tree, which escapes; all else goes through autoescape.
             drawings=[(drawing, Markup(drawing.svg)) for drawing in drawings],
             tables=further_tables(comparison),
+            data=about.data,
             changes=_changes(comparison, about.examples),
             methods=methods,
             unfair_topics=_topics(comparison, AuditKind.BAD),

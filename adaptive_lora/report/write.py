@@ -39,7 +39,7 @@ def write_report(
     values = json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
     texts = {
         "comparison.json": f"{values}\n",
-        "report.md": render_report(comparison, about.title, titles, paragraph),
+        "report.md": render_report(comparison, about, titles, paragraph),
         "table.csv": csv_table(comparison),
         "table.tex": latex_table(comparison),
         "methods.txt": f"{paragraph}\n",

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ from adaptive_lora.kernels import (
 )
 from adaptive_lora.losses import causal_loss, token_scores
 from adaptive_lora.results import EvalResult
-from adaptive_lora.tasks.task import Task
+from adaptive_lora.tasks.task import Task, marked
 from adaptive_lora.tasks.text_scores import text_scores
 from adaptive_lora.tasks.tokens import exact, token_metrics
 
@@ -62,13 +63,26 @@ class CausalTask(Task):
         pad = tokenizer.pad_token_id
         return int(tokenizer.eos_token_id if pad is None else pad)
 
+    @property
+    def longest(self) -> int:
+        """Most tokens of an example: what the study allows and the base has positions for."""
+        allowed, most = self.config.data.max_tokens, self.base.max_positions
+        return allowed if most is None else min(allowed, most)
+
     def prepare(self, examples: Sequence[Example]) -> tuple[TokenizedExample, ...]:
-        longest = self.config.data.max_tokens
-        if self.base.max_positions is not None:
-            longest = min(longest, self.base.max_positions)
         return tokenize(
-            examples, self.base.tokenizer, max_tokens=longest, loss_on=self.config.data.loss_on
+            examples,
+            self.base.tokenizer,
+            max_tokens=self.longest,
+            loss_on=self.config.data.loss_on,
         )
+
+    def illustrated(self, item: TokenizedExample, example: Example) -> str:
+        ends = [item.first_label, *chain.from_iterable(item.gaps), item.length]
+        learned = [item.input_ids[a:b] for a, b in zip(ends[::2], ends[1::2], strict=True)]
+        between = [item.input_ids[a:b] for a, b in zip([0, *ends[1:-1:2]], ends[::2], strict=True)]
+        pairs = zip(between, learned, strict=True)
+        return "".join(f"{self.decoded(a)}{marked(self.decoded(b))}" for a, b in pairs)
 
     def collate(self, examples: Sequence[TokenizedExample]) -> Batch:
         return collate(examples, self.pad_id)

@@ -18,7 +18,8 @@ from adaptive_lora.evaluation import ExampleScores, Prepared
 from adaptive_lora.results import PREDICTION, EvalResult
 from adaptive_lora.tasks.class_scores import class_scores
 from adaptive_lora.tasks.padding import padded
-from adaptive_lora.tasks.task import Task
+from adaptive_lora.tasks.task import Task, marked
+from adaptive_lora.tasks.truncation import encode_cut
 
 NATS_PER_EXAMPLE = "nats per example"
 
@@ -32,6 +33,8 @@ class LabelledText:
     """Name of an input of the model -> one number a token."""
     target: float
     """Index of the class, or the number."""
+    cut: int = 0
+    """Tokens that the longest text that the model takes left out."""
     supervised_tokens: int = 1
     """One prediction."""
 
@@ -42,13 +45,14 @@ class LabelledText:
 
     def numbers(self) -> Mapping[str, Sequence[int]]:
         """Return what tokenising gave."""
-        return self.inputs
+        return {"cut": (self.cut,), **self.inputs}
 
     @classmethod
     def of(cls, example: Example, numbers: Mapping[str, Sequence[int]]) -> Self:
         """Return it from an example and its `numbers`."""
-        inputs = {name: tuple(values) for name, values in numbers.items()}
-        return cls(id=example.id, inputs=inputs, target=float(example.target or 0.0))
+        inputs = {name: tuple(values) for name, values in numbers.items() if name != "cut"}
+        target = float(example.target or 0.0)
+        return cls(id=example.id, inputs=inputs, target=target, cut=numbers["cut"][0])
 
 
 class TextTask(Task):
@@ -59,16 +63,18 @@ class TextTask(Task):
     def prepare(self, examples: Sequence[Example]) -> tuple[LabelledText, ...]:
         """Return examples tokenised; texts are cut at the longest that the model takes."""
         second = [example.second for example in examples]
-        encoded = self.base.tokenizer(
+        encoded, lost = encode_cut(
+            self.base.tokenizer,
             [example.prompt for example in examples],
+            self.longest,
             second if any(text is not None for text in second) else None,
-            truncation=True,
-            max_length=self.longest,
         )
         names = [name for name in encoded if name != "attention_mask"]
         return tuple(
-            LabelledText.of(example, {name: encoded[name][row] for name in names})
-            for row, example in enumerate(examples)
+            LabelledText.of(
+                example, {"cut": [lost[i]], **{name: encoded[name][i] for name in names}}
+            )
+            for i, example in enumerate(examples)
         )
 
     def collate(self, examples: Sequence[LabelledText]) -> Batch:
@@ -81,6 +87,9 @@ class TextTask(Task):
     def served(self) -> dict[str, Any]:
         """What an adapter records: that of the base, and where texts are cut."""
         return {**super().served, "max_tokens": self.longest}
+
+    def illustrated(self, item: LabelledText, example: Example) -> str:
+        return f"{self.decoded(item.inputs['input_ids'])} -> {marked(example.response)}"
 
     def labels(self, targets: Sequence[float]) -> torch.Tensor:
         """Return targets as labels of a batch."""

@@ -22,7 +22,7 @@ from adaptive_lora.tasks.classification import (
     logits_of,
     with_class_scores,
 )
-from adaptive_lora.tasks.task import Task
+from adaptive_lora.tasks.task import Task, marked
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +60,9 @@ class ImageClassificationTask(Task):
             LabelledImage(id=each.id, image=each.image or b"", target=float(each.target or 0))
             for each in examples
         )
+
+    def illustrated(self, item: LabelledImage, example: Example) -> str:
+        return f"{example.prompt} -> {marked(example.response)}"
 
     def collate(self, examples: Sequence[LabelledImage]) -> Batch:
         images = [open_image(example.image) for example in examples]

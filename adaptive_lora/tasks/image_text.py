@@ -21,7 +21,8 @@ from adaptive_lora.models import BaseModel
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import Runtime
 from adaptive_lora.tasks.padding import padded
-from adaptive_lora.tasks.task import Task
+from adaptive_lora.tasks.task import Task, marked
+from adaptive_lora.tasks.truncation import encode_cut
 
 _RECALLS = (1, 5)
 
@@ -33,6 +34,8 @@ class CaptionedImage:
     id: str
     image: bytes
     input_ids: tuple[int, ...]
+    cut: int = 0
+    """Tokens of the caption that the longest text that the model takes left out."""
     supervised_tokens: int = 1
     """One pair."""
 
@@ -73,13 +76,18 @@ class ImageTextTask(Task):
         return {**super().served, "max_tokens": self.longest}
 
     def prepare(self, examples: Sequence[Example]) -> tuple[CaptionedImage, ...]:
-        captions = self.base.tokenizer.tokenizer(
-            [example.response for example in examples], truncation=True, max_length=self.longest
-        )["input_ids"]
-        return tuple(
-            CaptionedImage(id=each.id, image=each.image or b"", input_ids=tuple(ids))
-            for each, ids in zip(examples, captions, strict=True)
+        captions, lost = encode_cut(
+            self.base.tokenizer.tokenizer,
+            [example.response for example in examples],
+            self.longest,
         )
+        return tuple(
+            CaptionedImage(id=each.id, image=each.image or b"", input_ids=tuple(ids), cut=gone)
+            for each, ids, gone in zip(examples, captions["input_ids"], lost, strict=True)
+        )
+
+    def illustrated(self, item: CaptionedImage, example: Example) -> str:
+        return f"{example.prompt}: {marked(self.decoded(item.input_ids))}"
 
     def collate(self, examples: Sequence[CaptionedImage]) -> Batch:
         pad = {"input_ids": int(self.base.tokenizer.tokenizer.pad_token_id)}

@@ -15,13 +15,14 @@ from adaptive_lora.adapter_serving.greedy import decoder_start
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet, load_examples
 from adaptive_lora.data.batches import IGNORED
-from adaptive_lora.errors import DataError, ModelError
+from adaptive_lora.data.rows import BadRow
+from adaptive_lora.errors import ModelError
 from adaptive_lora.evaluation import ExampleScores
 from adaptive_lora.models import BaseModel
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import Runtime
 from adaptive_lora.tasks.padding import right
-from adaptive_lora.tasks.task import Task
+from adaptive_lora.tasks.task import Task, marked
 from adaptive_lora.tasks.tokens import (
     exact,
     rouge,
@@ -30,6 +31,7 @@ from adaptive_lora.tasks.tokens import (
     token_metrics,
     with_end,
 )
+from adaptive_lora.tasks.truncation import encode_cut
 
 _KNOWN: tuple[tuple[str, str | None, str], ...] = (
     ("input", None, "target"),
@@ -48,6 +50,8 @@ class InputAndTarget:
     input_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
     response: str
+    cut: int = 0
+    """Tokens of both that the longest text that the model takes left out."""
 
     @property
     def length(self) -> int:
@@ -61,13 +65,19 @@ class InputAndTarget:
 
     def numbers(self) -> Mapping[str, Sequence[int]]:
         """Return what tokenising gave."""
-        return {"input_ids": self.input_ids, "target_ids": self.target_ids}
+        ids = {"input_ids": self.input_ids, "target_ids": self.target_ids}
+        return {**ids, "cut": (self.cut,)}
 
     @classmethod
     def of(cls, example: Example, numbers: Mapping[str, Sequence[int]]) -> Self:
         """Return it from an example and its `numbers`."""
-        ids = {name: tuple(values) for name, values in numbers.items()}
-        return cls(id=example.id, response=example.response, **ids)
+        return cls(
+            id=example.id,
+            response=example.response,
+            input_ids=tuple(numbers["input_ids"]),
+            target_ids=tuple(numbers["target_ids"]),
+            cut=numbers["cut"][0],
+        )
 
 
 class Seq2SeqTask(Task):
@@ -94,21 +104,24 @@ class Seq2SeqTask(Task):
     def prepare(self, examples: Sequence[Example]) -> tuple[InputAndTarget, ...]:
         """Return inputs and targets tokenised apart, each cut at the longest."""
         tokenizer, most = self.base.tokenizer, self.longest
-        inputs = tokenizer(
-            [example.prompt for example in examples], truncation=True, max_length=most
-        )["input_ids"]
-        targets = tokenizer(text_target=[example.response for example in examples])["input_ids"]
-        end = tokenizer.eos_token_id
-        made = tuple(
-            InputAndTarget.of(
-                example, {"input_ids": ids, "target_ids": with_end(target, end, most)}
-            )
-            for example, ids, target in zip(examples, inputs, targets, strict=True)
-        )
-        for example, each in zip(examples, made, strict=True):
-            if not each.input_ids or not each.target_ids:
-                raise DataError(f"{example.where} has no token in its input or target.")
-        return made
+        encoded, lost = encode_cut(tokenizer, [example.prompt for example in examples], most)
+        texts = [example.response for example in examples]
+        targets = tokenizer(text_target=texts, verbose=False)["input_ids"]
+        end, made = tokenizer.eos_token_id, []
+        for example, ids, gone, target in zip(
+            examples, encoded["input_ids"], lost, targets, strict=True
+        ):
+            whole = with_end(target, end, len(target) + 1)
+            kept = whole[:most]
+            if not ids or not kept:
+                raise BadRow(example.where, "no token in its input or target")
+            cut = gone + len(whole) - len(kept)
+            numbers = {"input_ids": ids, "target_ids": kept, "cut": [cut]}
+            made.append(InputAndTarget.of(example, numbers))
+        return tuple(made)
+
+    def illustrated(self, item: InputAndTarget, example: Example) -> str:
+        return f"{self.decoded(item.input_ids)} -> {marked(self.decoded(item.target_ids))}"
 
     def collate(self, examples: Sequence[InputAndTarget]) -> Batch:
         """Return inputs and targets padded; the decoder sees the target moved by one."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet, Tokenised, cached_tokens
+from adaptive_lora.data.rows import BadRow
 from adaptive_lora.data.token_cache import asks_for_the_time, tokenizer_digest
 from adaptive_lora.evaluation import ExampleScores, Prepared, evaluate
 from adaptive_lora.kernels import fast_layers
@@ -21,6 +22,11 @@ from adaptive_lora.results import NATS_PER_TOKEN, EvalResult
 from adaptive_lora.runtime import Runtime
 
 PROBE_EXAMPLES = 4
+
+
+def marked(text: str) -> str:
+    """Return a text as one that is learned, for people."""
+    return f"[[{text}]]"
 
 
 class Task(ABC):
@@ -75,14 +81,14 @@ class Task(ABC):
         """Return examples as `collate` takes them; each is a `Prepared`.
 
         Raises:
-            DataError: an example cannot be used; names it.
+            BadRow: an example cannot be used.
         """
 
     def prepared(self, examples: Sequence[Example]) -> tuple[Any, ...]:
         """Return what `prepare` makes of a whole data set; tokens made before come from disk.
 
         Raises:
-            DataError: an example cannot be used; names it.
+            BadRow: an example cannot be used.
         """
         kind, trusted = self.tokenised, self.base.reference.trust_remote_code
         # What a base's own Python does to texts, or the time in a template, cannot be told from its
@@ -100,6 +106,29 @@ class Task(ABC):
             "loss_on": data.loss_on,
         }
         return cached_tokens(examples, kind, self.prepare, made_from)
+
+    def unusable(self, examples: Sequence[Example]) -> dict[int, BadRow]:
+        """Return `id` of an example that cannot be used -> why, where `prepare` refused one.
+
+        By halves, so that all are found without preparing the others one by one.
+        """
+        try:
+            self.prepare(examples)
+        except BadRow as row:
+            if len(examples) == 1:
+                return {id(examples[0]): row}
+            half = len(examples) // 2
+            return {**self.unusable(examples[:half]), **self.unusable(examples[half:])}
+        return {}
+
+    def decoded(self, ids: Sequence[int]) -> str:
+        """Return token ids as text, special tokens too."""
+        tokenizer = getattr(self.base.tokenizer, "tokenizer", self.base.tokenizer)
+        return str(tokenizer.decode(list(ids)))
+
+    @abstractmethod
+    def illustrated(self, item: Any, example: Example) -> str:
+        """Return a prepared example as text, with what is learned of it marked."""
 
     @abstractmethod
     def collate(self, examples: Sequence[Any]) -> Batch:

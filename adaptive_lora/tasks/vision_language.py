@@ -21,11 +21,12 @@ from adaptive_lora.config import DataConfig
 from adaptive_lora.data import Batch, Example, ExampleSet
 from adaptive_lora.data.batches import IGNORED
 from adaptive_lora.data.pictures import load_questions
-from adaptive_lora.errors import DataError
+from adaptive_lora.data.rows import BadRow
+from adaptive_lora.data.tokens import NO_ROOM
 from adaptive_lora.evaluation import ExampleScores
 from adaptive_lora.results import EvalResult
 from adaptive_lora.tasks.padding import padded, right
-from adaptive_lora.tasks.task import Task
+from adaptive_lora.tasks.task import Task, marked
 from adaptive_lora.tasks.tokens import (
     exact,
     token_example_scores,
@@ -47,6 +48,8 @@ class QuestionAndAnswer:
     """Name of an input -> one number a token, of question and answer."""
     first_label: int
     """Index of the answer's first token."""
+    cut: int = 0
+    """Tokens of the answer that max_tokens left out."""
 
     @property
     def length(self) -> int:
@@ -81,15 +84,19 @@ class VisionLanguageTask(Task):
         try:
             tokens, _ = split_inputs(inputs_of(processor, (question, open_image(image))))
         except ValueError as error:
-            raise DataError(f"{example.where}: {error}.") from error
+            reason = "pictures or questions that the base's processor refuses"
+            raise BadRow(example.where, str(error), reason=reason) from error
         asked = len(tokens["input_ids"])
         end = processor.tokenizer.eos_token_id
         ids = processor.tokenizer(example.response, add_special_tokens=False)["input_ids"]
-        answer = with_end(ids, end, max(0, self.longest - asked))
+        whole = with_end(ids, end, len(ids) + 1)
+        answer = whole[: max(0, self.longest - asked)]
         if not answer:
-            raise DataError(
-                f"{example.where} has no supervised token: picture and question take {asked} of "
-                f"max_tokens={self.longest}; raise max_tokens."
+            raise BadRow(
+                example.where,
+                f"no supervised token, because picture and question take {asked} of max_tokens="
+                f"{self.longest}; raise max_tokens",
+                reason=NO_ROOM,
             )
         added = {"input_ids": answer}
         return QuestionAndAnswer(
@@ -102,7 +109,13 @@ class VisionLanguageTask(Task):
                 for name, values in tokens.items()
             },
             first_label=asked,
+            cut=len(whole) - len(answer),
         )
+
+    def illustrated(self, item: QuestionAndAnswer, example: Example) -> str:
+        answer = item.inputs["input_ids"][item.first_label :]
+        shown = marked(self.decoded(answer))
+        return f"{example.prompt}: {item.question} {shown}"
 
     def collate(self, examples: Sequence[QuestionAndAnswer]) -> Batch:
         """Return questions with answers padded, and their pictures."""
