@@ -21,6 +21,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower rooms first; a room imports only from rooms above it in this list and from itself.
 ROOMS = (
+    "threads",
     "redaction",
     "errors",
     "textfiles",
