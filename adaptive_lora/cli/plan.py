@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from adaptive_lora.allocation import METRICS, MethodSpec
+from adaptive_lora.cli.early import require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
     make_console,
@@ -112,7 +113,7 @@ def _read_profile(path: Path | None) -> Any:
 def profile(file: Path | None, metric: str, as_json: bool, **options: Any) -> None:
     """Measure the importance of every site on training examples; feed it to `plan --profile`."""
     config = read_study(file, options)
-    base_file(config.model)
+    require_inputs(config)
     from adaptive_lora.steps import run_profile
 
     run_profile(config, metric, make_console(), as_json=as_json)

@@ -11,6 +11,7 @@ import click
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import field_options, make_console, settings_given, study_options
 from adaptive_lora.config import study_from
+from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.options import read_options
 from adaptive_lora.planted.config import PlantedConfig
 
@@ -33,6 +34,7 @@ def planted(as_json: bool, **options: Any) -> None:
     config = read_options(
         PlantedConfig, {key: value for key, value in given.items() if key not in _TRACKING}
     )
+    require_reachable(tracking)
     from rich.console import Console
 
     from adaptive_lora.planted.benchmark import print_findings, run_planted

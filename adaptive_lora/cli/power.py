@@ -12,6 +12,7 @@ import click
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import make_console, settings_given, study_options
 from adaptive_lora.config import study_from
+from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.errors import ConfigError
 
 
@@ -70,6 +71,7 @@ def _question(options: dict[str, Any]) -> Any:
     own = ("tracking_uri", "experiment", "correction")
     config = study_from(settings_given({name: options[name] for name in own}))
     if study_id is not None:
+        require_reachable(config.tracking, must_exist=True)
         return _from_study(options, config)
     if options["difference"] is None:
         raise ConfigError("power needs --difference with --spread; none was given.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adaptive_lora.cli.early import require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
     make_console,
@@ -17,7 +18,7 @@ from adaptive_lora.cli.options import (
     study_options,
 )
 from adaptive_lora.config import study_from
-from adaptive_lora.config.base_file import base_file
+from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.redaction import shown
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def study(file: Path | None, **options: Any) -> None:
     Run the same command again to finish what an interruption left.
     """
     config = read_study(file, options)
-    base_file(config.model)
+    require_inputs(config)
     from adaptive_lora.study import run_study
 
     console = make_console()
@@ -97,6 +98,7 @@ def compare(
     """
     given = settings_given(options)
     tracking = study_from({**given, "baseline": None}).tracking
+    require_reachable(tracking, must_exist=True)
     from rich.console import Console
 
     from adaptive_lora.dossier import Selection

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from adaptive_lora.cli.early import require_data
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import make_console, read_study, study_file, study_options
+from adaptive_lora.config.store_place import require_reachable
 
 
 @main.command()
@@ -26,6 +29,9 @@ def transfer(
     Each task is a study of its own with the same settings; repeat the command to continue.
     """
     config = read_study(file, options)
+    for one in data:
+        require_data(config, dataclasses.replace(config.data, data=one))
+    require_reachable(config.tracking)
     from rich.console import Console
 
     from adaptive_lora.transfer import print_table, run_transfer

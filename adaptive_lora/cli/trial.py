@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from adaptive_lora.cli.early import require_data, require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import make_console, read_study, study_file, study_options
-from adaptive_lora.config.base_file import base_file
+from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.errors import ConfigError
 
 
@@ -26,7 +27,7 @@ from adaptive_lora.errors import ConfigError
 def train(file: Path | None, method: str, seed: str, adapter: Path | None, **options: Any) -> None:
     """Train one trial: one method, seed and learning rate, as part of its study."""
     config = read_study(file, {**options, "methods": method, "seeds": seed})
-    base_file(config.model)
+    require_inputs(config)
     from adaptive_lora.steps import run_train
 
     run_train(config, adapter, make_console())
@@ -45,6 +46,8 @@ def evaluate(
     config = read_study(file, options)
     if not adapter:
         raise ConfigError("evaluate needs --adapter: a folder or a models:/ URI; none was given.")
+    require_data(config, config.data)
+    require_reachable(config.tracking)
     from adaptive_lora.steps import run_evaluate
 
     run_evaluate(config, adapter, fold, make_console(), as_json=as_json)

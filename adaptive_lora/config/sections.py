@@ -11,7 +11,7 @@ from adaptive_lora.options import Limits, option
 NAME = r"(?!\.+$)[\w.\-]{1,200}"
 """Names that become part of paths, tags and registry entries."""
 SEED = Limits(low=0, high=2**32 - 1)
-_EXPERIMENT = Limits(
+EXPERIMENT = Limits(
     pattern=r"(?!.*(^|/)\.\.(/|$))[^\x00-\x1f\x7f-\x9f]{1,500}", says="1 to 500 signs without '..'"
 )
 TASKS = (
@@ -226,8 +226,11 @@ class TrackingConfig:
         "MLflow tracking store; none: MLFLOW_TRACKING_URI or sqlite:///mlflow.db",
         identity=False,
     )
-    experiment: str = option(
-        "adaptive-lora", "MLflow experiment", limits=_EXPERIMENT, identity=False
+    experiment: str | None = option(
+        None,
+        "MLflow experiment; none: MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID or adaptive-lora",
+        limits=EXPERIMENT,
+        identity=False,
     )
     registered_model: str = option(
         "adaptive-lora", "name in the model registry", limits=Limits(pattern=NAME), identity=False

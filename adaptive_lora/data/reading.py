@@ -45,12 +45,34 @@ class Table:
         return f"{self.name} {self.places[index]}"
 
 
+_ahead: dict[tuple[str | None, ...], Table] = {}
+"""Tables that were read before anything heavy was loaded, until they are asked for."""
+
+
+def read_ahead(config: DataConfig) -> Table:
+    """Read the rows of a data configuration now; the next `read_table` of it returns them.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    table = read_table(config)
+    _ahead[_source(config)] = table
+    return table
+
+
+def _source(config: DataConfig) -> tuple[str | None, ...]:
+    """Return the settings that decide which rows are read."""
+    return config.data, config.data_subset, config.data_split, config.data_revision
+
+
 def read_table(config: DataConfig) -> Table:
     """Return the rows of a data configuration.
 
     Raises:
         DataError: unreadable file (with lines), not found, no rows.
     """
+    if (ready := _ahead.pop(_source(config), None)) is not None:
+        return ready
     if config.data == "embedded":
         raise DataError(
             "the embedded data are prompts and responses; this task needs data of its own: give "

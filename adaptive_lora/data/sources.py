@@ -244,6 +244,36 @@ def _columns(config: DataConfig, table: Table, more: Columns) -> tuple[str, str 
     return prompt, context, response
 
 
+def require_columns(config: DataConfig, table: Table, *, prompts: bool) -> None:
+    """Find that columns are missing before the rows are looked at.
+
+    Args:
+        config: the columns that were named.
+        table: the data.
+        prompts: whether the task is known to learn responses to prompts; else only columns that
+            were named are looked for.
+
+    Raises:
+        DataError: with the columns that there are.
+        ConfigError: as `reader_of`.
+    """
+    named = (
+        config.prompt_column,
+        config.input_column,
+        config.response_column,
+        config.image_column,
+    )
+    columns = set(table.columns)
+    missing = [name for name in named if name is not None and name not in columns]
+    if missing:
+        raise DataError(
+            f"{table.name}: missing {', '.join(missing)}; found {_listed(columns)}. Name columns "
+            "that are there."
+        )
+    if prompts:
+        reader_of(config, table)
+
+
 def _listed(names: Iterable[str], most: int = 20) -> str:
     listed = sorted(f"{name:.80}" for name in names)
     more = f" and {len(listed) - most:,} more columns" if len(listed) > most else ""

@@ -1,0 +1,59 @@
+"""What is wrong with files and addresses, told before torch, transformers or mlflow are loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from adaptive_lora.config import DataConfig, StudyConfig
+from adaptive_lora.config.base_file import base_file
+from adaptive_lora.config.store_place import require_reachable
+
+_DECODERS = ("ForCausalLM", "LMHeadModel")
+"""How classes of models end that continue a prompt."""
+
+
+def require_inputs(config: StudyConfig) -> None:
+    """Find a base file, data file, column or tracking store that cannot be used.
+
+    Raises:
+        AdaptiveLoraError: the first of these that is wrong.
+    """
+    file = base_file(config.model)
+    require_data(config, config.data, is_gguf=file is not None)
+    own = {config.data.data, "own", "embedded"}
+    for task in {task for spec in config.specs for task in spec.profiled_on} - own:
+        require_data(config, dataclasses.replace(config.data, data=task))
+    require_reachable(config.tracking)
+
+
+def require_data(config: StudyConfig, data: DataConfig, *, is_gguf: bool = False) -> None:
+    """Read the rows of a study's data, which are kept until the study asks for them.
+
+    Raises:
+        DataError: unreadable, or without the columns that are needed.
+    """
+    from adaptive_lora.data.labelled import LABELS
+    from adaptive_lora.data.reading import read_ahead, separate_test
+    from adaptive_lora.data.sources import require_columns
+
+    prompts = data.task == "causal" or (
+        data.task == "auto" and (is_gguf or _is_decoder(config.model.model))
+    )
+    for source in (data, separate_test(data)):
+        if source is not None and source.data != "embedded":
+            table = read_ahead(source)
+            labelled = not set(LABELS).isdisjoint(table.columns)
+            require_columns(source, table, prompts=prompts and not labelled)
+
+
+def _is_decoder(model: str) -> bool:
+    """Return whether a base continues prompts, as its own configuration says."""
+    if model == "embedded":
+        return True
+    try:
+        found = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        return all(name.endswith(_DECODERS) for name in found["architectures"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
