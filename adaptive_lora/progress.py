@@ -17,10 +17,17 @@ from rich.progress import (
 )
 
 from adaptive_lora.redaction import shown
+from adaptive_lora.tracking import Store
 from adaptive_lora.training import StepEvent
 
 _PAUSE = 2.0
 """Seconds between two looks at the trials of other processes."""
+
+
+def say_place(store: Store, console: Console) -> None:
+    """Say where results go: which store and which experiment, and who chose it."""
+    text = f"[bold]records[/]   {shown(store.shown_place)}"
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 class StudyProgress:

@@ -18,12 +18,13 @@ from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.encoder_bench import bench_for
 from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, brief, unknown_name
 from adaptive_lora.importance import PROFILERS, ImportanceProfile
+from adaptive_lora.progress import say_place
 from adaptive_lora.redaction import shown
 from adaptive_lora.report.profile_figure import profile_figure, spectrum_figure
 from adaptive_lora.study import run_single, say_data
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
-from adaptive_lora.tracking.runs import SIGNATURE, single_run
+from adaptive_lora.tracking.runs import single_run
 from adaptive_lora.tracking.trials import eval_to_dict
 from adaptive_lora.training import total_steps
 from adaptive_lora.workbench import Workbench
@@ -67,6 +68,7 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
     if as_json:
         click.echo(profile.to_json())
     else:
+        say_place(store, console)
         _print_profile(profile, share, path, console)
 
 
@@ -115,11 +117,7 @@ def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> No
     if adapter is not None and adapter.exists() and any(adapter.iterdir()):
         raise ConfigError(f"{adapter} is not empty; give a new folder for the adapter.")
     trial, outcome, study, signature = run_single(config, console)
-    run = next(
-        run
-        for run in study.children()
-        if run.data.tags.get(SIGNATURE) == signature and run.info.status == "FINISHED"
-    )
+    run = next(run for run in study.runs_of(signature) if run.info.status == "FINISHED")
     if outcome is None:
         console.print(
             f"{shown(trial.label)} was finished before; nothing to train", highlight=False
@@ -179,6 +177,7 @@ def run_evaluate(
     if as_json:
         click.echo(json.dumps({**scores, "data_digest": bench.data.digest}, indent=1))
         return
+    say_place(store, console)
     for key, value in scores.items():
         console.print(f"{key:<24} {value:,.6g}", highlight=False)
 

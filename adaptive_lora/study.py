@@ -38,14 +38,14 @@ from adaptive_lora.errors import (
 )
 from adaptive_lora.interruption import interruptible
 from adaptive_lora.judgement import Judgement, judge
-from adaptive_lora.progress import StudyProgress
+from adaptive_lora.progress import StudyProgress, say_place
 from adaptive_lora.provenance import provenance
 from adaptive_lora.race import require_rungs, run_race
 from adaptive_lora.redaction import shown
 from adaptive_lora.results import EvalResult, TrialRecord
 from adaptive_lora.tracked_trial import run_tracked, trial_checkpoints
 from adaptive_lora.tracking import Store, StudyRun, connect
-from adaptive_lora.tracking.runs import LINEAGE, STUDY_ID, TOKENS
+from adaptive_lora.tracking.runs import LINEAGE, STUDY_ID, TOKENS, run_name
 from adaptive_lora.tracking.study_run import Standing
 from adaptive_lora.tracking.trials import eval_to_dict
 from adaptive_lora.training.loop import Runner
@@ -80,6 +80,7 @@ def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
 
 
 def _run_study(bench: Workbench, store: Store, console: Console) -> StudyOutcome:
+    say_place(store, console)
     config, study = bench.config, open_study(bench, store)
     status = "FAILED"
     run_here: set[str] = set()
@@ -147,7 +148,9 @@ def run_single(
 def _run_single(
     bench: Workbench, trial: TrialSpec, console: Console
 ) -> tuple[TrialSpec, TrialOutcome | None, StudyRun, str]:
-    study = open_study(bench, connect(bench.config.tracking), single=True)
+    store = connect(bench.config.tracking)
+    say_place(store, console)
+    study = open_study(bench, store, single=True)
     signature = bench.signature(trial)
     status = "FINISHED"
     try:
@@ -193,10 +196,11 @@ def open_study(bench: Workbench, store: Store, *, single: bool = False) -> Study
         )
     _refuse_changed(bench, store)
     _refuse_earlier(bench, store)
+    unnamed = config.study == StudyConfig.study
     study = StudyRun.open(
         store,
         study_id=bench.study_id,
-        name=config.study,
+        name=run_name(config.study) if unnamed and not single else config.study,
         adopt=not single,
         silence=60 * config.tracking.claim_minutes,
     )

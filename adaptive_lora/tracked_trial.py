@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adaptive_lora.config import TrackingConfig, TrialSpec
 from adaptive_lora.errors import AdaptiveLoraError, ClaimLost, TrialFailed
 from adaptive_lora.interruption import TrainingPaused
 from adaptive_lora.progress import StudyProgress
 from adaptive_lora.provenance import packages, provenance
 from adaptive_lora.redaction import shown
+from adaptive_lora.threads import shared_cores
 from adaptive_lora.tracking import StudyRun, TrialRun, log_adapter
-from adaptive_lora.tracking.runs import PAUSED, RACE, RACE_STEP, SIGNATURE, TOKENS
+from adaptive_lora.tracking.runs import PAUSED, RACE, RACE_STEP, SIGNATURE, TOKENS, run_name
 from adaptive_lora.tracking.study_run import Standing
 from adaptive_lora.tracking.trials import HISTORY, PLAN, RESULT, result_to_dict
 from adaptive_lora.training import Frequency, Runner, StepEvent, TrialCheckpoints
@@ -50,7 +53,8 @@ def run_tracked(
     Raises:
         TrialFailed: training was not stable.
     """
-    run = study.take(trial.label, _tags(bench, trial), adopt=adopt, pause_at=pause_at)
+    name = run_name(trial.label) if adopt else trial.label
+    run = study.take(name, _tags(bench, trial), adopt=adopt, pause_at=pause_at)
     if isinstance(run, Standing):
         return run
     progress.begin(trial.label)
@@ -58,7 +62,8 @@ def run_tracked(
     try:
         with study.trial(run) as check:
             way = _Way(progress, check, checkpoints, runner, pause_at)
-            outcome = _run_claimed(bench, run, trial, way)
+            with shared_cores():
+                outcome = _run_claimed(bench, run, trial, way)
     except TrainingPaused:
         return Standing.PAUSED
     except ClaimLost as lost:
@@ -86,6 +91,7 @@ class _Way:
 def _run_claimed(bench: Workbench, run: TrialRun, trial: TrialSpec, way: _Way) -> TrialOutcome:
     """Run a trial that is this process's and log what it gives."""
     run.params(_parameters(bench, trial))
+    run.tags({"threads": str(torch.get_num_threads())})
     parts = bench.parts(trial.fold)
     run.data(bench.data.source, bench.data.digest, bench.config.data.data, len(parts.train))
 

@@ -52,7 +52,10 @@ def _own_folder(
 ) -> None:
     """Each test works in its own folder, with no tracking server from outside."""
     monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "ADAPTIVE_LORA_BASE"):
+    for name in (
+        "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID",
+        "MLFLOW_RUN_NAME", "ADAPTIVE_LORA_BASE",
+    ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import signal
 import time
 from collections import Counter
@@ -85,8 +84,8 @@ class Place:
 
 
 @pytest.fixture
-def make_place(options: dict[str, object], empty_store: Path, tmp_path: Path) -> Any:
-    """Return a function that makes a place; the same study in each.
+def make_place(options: dict[str, object], tmp_path: Path) -> Any:
+    """Return a function that makes an empty place; the same study in each.
 
     With the address of a server, the place has an experiment there instead of a store of its own.
     """
@@ -94,7 +93,6 @@ def make_place(options: dict[str, object], empty_store: Path, tmp_path: Path) ->
     def make(name: str, server: str | None = None) -> Place:
         folder = tmp_path / name
         folder.mkdir()
-        shutil.copy(empty_store, folder / "mlflow.db")
         uri, known_as = server or store_in(folder), f"{name}-there" if server else "adaptive-lora"
         own = {
             "methods": "uniform:rank=2 grow_prune:rank=2,interval=2",

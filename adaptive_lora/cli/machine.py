@@ -13,6 +13,7 @@ import click
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import make_console, settings_given, study_options
 from adaptive_lora.config import study_from
+from adaptive_lora.config.store_place import require_reachable, sqlite_file, store_uri
 from adaptive_lora.redaction import hide_credentials
 
 
@@ -40,12 +41,15 @@ def doctor(as_json: bool, **options: Any) -> None:
 def ui(port: int, **options: Any) -> None:
     """Open the MLflow UI on this machine only (127.0.0.1)."""
     config = study_from(settings_given(options))
-    from adaptive_lora.tracking.connection import store_uri
-
+    require_reachable(config.tracking)
     uri = store_uri(config.tracking)
     if uri.startswith(("http://", "https://")):
         click.echo(f"The tracking server has its own UI: {hide_credentials(uri)}")
         return
+    if sqlite_file(uri) is not None:
+        from adaptive_lora.tracking.connection import reach
+
+        reach(uri)  # made whole where there is none: MLflow's own server could be ended meanwhile
     address = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
     click.echo(f"MLflow UI: {address}  (Ctrl-C ends it)")
     click.echo(
@@ -54,3 +58,19 @@ def ui(port: int, **options: Any) -> None:
     )
     arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
+
+
+@main.command("upgrade-store")
+@study_options(only=("tracking_uri",))
+def upgrade_store(**options: Any) -> None:
+    """Upgrade a SQLite tracking store that an earlier MLflow made; a backup stays beside it."""
+    config = study_from(settings_given(options))
+    require_reachable(config.tracking)
+    uri = store_uri(config.tracking)
+    from adaptive_lora.tracking.birth import upgrade
+
+    backup = upgrade(uri)
+    if backup is None:
+        click.echo(f"{hide_credentials(uri)} needs no upgrade")
+    else:
+        click.echo(f"{hide_credentials(uri)} is upgraded; what it was is kept as {backup}")

@@ -42,7 +42,8 @@ def base(config: StudyConfig) -> Finding:
 
 def tracking(config: StudyConfig) -> Finding:
     """Ask a server whether it is well, then make one real call, which its security may refuse."""
-    from adaptive_lora.tracking.connection import probe, store_uri
+    from adaptive_lora.config.store_place import store_uri
+    from adaptive_lora.tracking.connection import probe
 
     uri, started = store_uri(config.tracking), time.perf_counter()
     health = ""

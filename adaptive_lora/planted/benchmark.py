@@ -15,6 +15,7 @@ from adaptive_lora.config import TrackingConfig
 from adaptive_lora.planted.cell import CellResult, Planter
 from adaptive_lora.planted.config import PlantedConfig
 from adaptive_lora.planted.findings import Finding, Outcome, PlantedFindings, conclude
+from adaptive_lora.progress import say_place
 from adaptive_lora.report.forest_grid import ForestRow, forest_grid
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.runs import single_run
@@ -33,6 +34,7 @@ def run_planted(
     """
     planter = Planter(config)
     store = connect(tracking)
+    say_place(store, console)
     cells = list(planter.cells())
     results: list[CellResult] = []
     for number, (pattern, spectrum, seed) in enumerate(cells, start=1):

@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import re
 import shutil
-import sqlite3
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from urllib.parse import quote
 
 import mlflow
+from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 
 from adaptive_lora.config import TrackingConfig
+from adaptive_lora.config.store_place import (
+    ExperimentChoice,
+    chosen_experiment,
+    require_database,
+    sqlite_file,
+    store_uri,
+    unusable,
+)
 from adaptive_lora.errors import TrackingError
 from adaptive_lora.redaction import hide_credentials
+from adaptive_lora.tracking.birth import (
+    DATABASE_ERRORS,
+    State,
+    artifact_root,
+    ensure_store,
+    require_current,
+    state_of,
+)
 from adaptive_lora.tracking.delivery import Delivery
 from adaptive_lora.tracking.retries import STORE_ERRORS, outlast, patient, suppress_existing
 from adaptive_lora.tracking.spool import FOLDER, Spool
 from adaptive_lora.tracking.store import Store
 
-DEFAULT_STORE = "sqlite:///mlflow.db"
 TRAINING = "custom_model_development"
 """Kind of experiment that the tracking UI shows as model training, not as evaluations of agents."""
 _START = 4.0
@@ -46,28 +65,30 @@ def connect(config: TrackingConfig, *, must_exist: bool = False) -> Store:
     Raises:
         TrackingError: unreachable, not a store that MLflow takes, or no disk left.
     """
-    uri = store_uri(config)
+    uri, choice = store_uri(config), chosen_experiment(config)
     _quieten()
     _own_retries()
     _check_disk(uri)
-    _check_sqlite(uri, must_exist)
+    _check_file(uri, must_exist)
     _check_output(Path(config.output))
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     parent = os.environ.get("MLFLOW_RUN_ID")
-    with _reaching(uri):
+    with _reaching(uri), _first_contact(uri):
+        ensure_store(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         if parent is not None:
             run = outlast(lambda: _parent_run(client, uri, parent), _START)
-            experiment_id = run.info.experiment_id
+            experiment = outlast(lambda: client.get_experiment(run.info.experiment_id), _START)
+            choice = ExperimentChoice(name=experiment.name, by="`mlflow run`")
         else:
-            experiment_id = outlast(lambda: _experiment(client, config.experiment), _START)
-            # logged models go by it
-            outlast(lambda: mlflow.set_experiment(experiment_id=experiment_id), _START)
+            experiment = outlast(lambda: _experiment(client, uri, choice), _START)
+            _activate(str(experiment.experiment_id))
     return Store(
         client=patient(client),
         uri=uri,
-        experiment_id=experiment_id,
+        experiment_id=str(experiment.experiment_id),
+        experiment=f"'{experiment.name}'{f' ({choice.by})' if choice.by else ''}",
         parent_run_id=parent,
         spool=Spool(Path(config.output).absolute() / FOLDER, Delivery(client, uri)),
     )
@@ -81,24 +102,12 @@ def reach(uri: str) -> Delivery:
     """
     _quieten()
     _own_retries()
-    _check_sqlite(uri, must_exist=False)
-    with _reaching(uri):
+    _check_file(uri, must_exist=False)
+    with _reaching(uri), _first_contact(uri):
+        ensure_store(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         outlast(lambda: client.search_experiments(max_results=1), _START)
     return Delivery(client, uri)
-
-
-def store_uri(config: TrackingConfig) -> str:
-    """Return where results are tracked: the option, the environment, or the default.
-
-    A relative SQLite path is made absolute: MLflow keeps one connection a URI, so the same relative
-    URI would go on meaning the folder in which it was first used.
-    """
-    uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
-    path = uri.removeprefix("sqlite:///")
-    if path == uri or not path or path.startswith("/"):
-        return uri
-    return f"sqlite:///{Path.cwd() / path}"
 
 
 def probe(config: TrackingConfig) -> str:
@@ -108,10 +117,12 @@ def probe(config: TrackingConfig) -> str:
         TrackingError: unreachable.
     """
     uri = store_uri(config)
-    path = uri.removeprefix("sqlite:///")
-    if uri.startswith("sqlite:///") and not Path(path).exists():
-        return f"{path} will be made by the first study"
+    file = sqlite_file(uri)
     _quieten()
+    if file is not None:
+        _check_file(uri, must_exist=False)
+        if state_of(uri) is not State.WHOLE:
+            return f"{file} will be made by the first study"
     with _reaching(uri):
         experiments = MlflowClient(tracking_uri=uri).search_experiments(max_results=10)
     return f"{hide_credentials(uri)} answers ({len(experiments)} or more experiments)"
@@ -123,28 +134,21 @@ def _reaching(uri: str) -> Iterator[None]:
     try:
         with _short_timeout():
             yield
-    except (*STORE_ERRORS, ImportError) as error:
+    except (*STORE_ERRORS, *DATABASE_ERRORS, ImportError) as error:
         reason = next(iter(hide_credentials(str(error)).splitlines()), type(error).__name__)
         code = getattr(error, "error_code", "")
-        raise TrackingError(
-            f"tracking store {hide_credentials(uri)} cannot be used: {reason[:300]}. "
-            f"{_remedy(code, reason)}"
-        ) from None  # the cause may hold the password
+        raise unusable(uri, reason, code) from None  # the cause may hold the password
 
 
-def _remedy(code: str, reason: str) -> str:
-    """Return what to do about a store that says no."""
-    if "host header" in reason.lower():  # MLflow gives this the code of a lacking permission
-        return (
-            "The server does not know itself by this name: start it with `mlflow server "
-            "--allowed-hosts NAME[:PORT],...`, or call it by a name that it knows."
-        )
-    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-    return (
-        "Start the server, set --tracking-uri or MLFLOW_TRACKING_URI, or leave both out for "
-        f"{DEFAULT_STORE}."
-    )
+def _first_contact(uri: str) -> AbstractContextManager[object]:
+    """Let one process of this machine after another reach a database server.
+
+    MLflow makes the tables of an empty database without asking whether others do so as well.
+    """
+    if sqlite_file(uri) is not None or not re.match(r"(postgresql|mysql|mssql)\b", uri):
+        return nullcontext()
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"adaptive-lora-{name}.lock", mode=0o666)
 
 
 def _parent_run(client: MlflowClient, uri: str, run_id: str) -> Run:
@@ -161,19 +165,63 @@ def _parent_run(client: MlflowClient, uri: str, run_id: str) -> Run:
         ) from error
 
 
-def _experiment(client: MlflowClient, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        with suppress_existing():
-            client.create_experiment(name, tags={"mlflow.experimentKind": TRAINING})
-        found = client.get_experiment_by_name(name)
+def _experiment(client: MlflowClient, uri: str, choice: ExperimentChoice) -> Experiment:
+    """Find the experiment that was chosen, or make it where it was chosen by name."""
+    if choice.name is None:
+        assert choice.id is not None
+        found: Experiment | None = _by_id(client, choice.id)
+    else:
+        found = client.get_experiment_by_name(choice.name)
+        if found is None and choice.id is None:
+            with suppress_existing():
+                tags = {"mlflow.experimentKind": TRAINING}
+                client.create_experiment(choice.name, _artifact_location(uri, choice.name), tags)
+            found = client.get_experiment_by_name(choice.name)
+        if choice.id is not None and (found is None or str(found.experiment_id) != choice.id):
+            raise TrackingError(
+                f"MLFLOW_EXPERIMENT_NAME is '{choice.name}' and MLFLOW_EXPERIMENT_ID is "
+                f"'{choice.id:.40}', which is not that experiment's; set one of the two."
+            )
     assert found is not None
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"experiment '{name}' was deleted in MLflow; restore it or choose another with "
+            f"experiment '{found.name}' was deleted in MLflow; restore it or choose another with "
             "--experiment."
         )
-    return str(found.experiment_id)
+    return found
+
+
+def _activate(experiment_id: str) -> None:
+    """Make an experiment MLflow's current one, by which logged models go.
+
+    MLflow also writes it into the environment, where the next study of this process would take it
+    for the user's choice.
+    """
+    name = "MLFLOW_EXPERIMENT_ID"
+    before = os.environ.get(name)
+    outlast(lambda: mlflow.set_experiment(experiment_id=experiment_id), _START)
+    if before is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = before
+
+
+def _by_id(client: MlflowClient, number: str) -> Experiment:
+    try:
+        return client.get_experiment(number)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise TrackingError(
+            f"there is no experiment with the id {number:.40} that MLFLOW_EXPERIMENT_ID names; set "
+            "it to one that exists, or choose one by name with --experiment."
+        ) from error
+
+
+def _artifact_location(uri: str, name: str) -> str | None:
+    """Return where a new experiment's artifacts go; None: where MLflow puts them."""
+    root = None if uri.startswith(("http://", "https://")) else artifact_root()
+    return None if root is None else f"{root}/{quote(name, safe='')}"
 
 
 def _check_disk(uri: str) -> None:
@@ -197,26 +245,13 @@ def _check_output(output: Path) -> None:
         )
 
 
-def _check_sqlite(uri: str, must_exist: bool) -> None:
-    """Find at once that a file is no database; MLflow would retry for a minute."""
-    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
-    if must_exist and uri.startswith("sqlite:///") and not path.exists():
-        raise TrackingError(
-            f"there is no tracking store {path}; run `adaptive-lora study` first, or set "
-            "--tracking-uri."
-        )
-    if not uri.startswith("sqlite:///") or not path.is_file():
+def _check_file(uri: str, must_exist: bool) -> None:
+    """Check the file of a SQLite store."""
+    file = sqlite_file(uri)
+    if file is None:
         return
-    try:
-        # Not mode=ro: what a process left half written when it died must be rolled back first.
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True)) as file:
-            file.execute("PRAGMA schema_version")
-    except sqlite3.Error as error:
-        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return  # others are writing: it is one
-        raise TrackingError(
-            f"tracking store {uri} cannot be used: {path} is no SQLite database ({error})."
-        ) from error
+    require_database(uri, file, must_exist=must_exist)
+    require_current(uri)
 
 
 def _quieten() -> None:

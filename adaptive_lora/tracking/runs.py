@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -31,6 +32,11 @@ PAUSED, RACED = "paused", "raced"
 """Values of `RACE`."""
 
 
+def run_name(default: str) -> str:
+    """Return the name that MLFLOW_RUN_NAME gives the run of this command, or the usual one."""
+    return os.environ.get("MLFLOW_RUN_NAME") or default
+
+
 def create(store: Store, name: str, tags: Mapping[str, str] | None = None) -> str:
     """Make a run and wait for its id."""
     run = new_run(store, name, tags or {})
@@ -53,7 +59,7 @@ def let_go(store: Store, status: str) -> None:
 @contextmanager
 def single_run(store: Store, kind: str, name: str) -> Iterator[TrialRun]:
     """Open a run outside any study: that of `mlflow run`, or a new one."""
-    adopted = store.parent_run_id
+    adopted, name = store.parent_run_id, run_name(name)
     run = TrialRun.begin(store, name, {}) if adopted is None else TrialRun(store, adopted)
     run.tags({KIND: kind, MLFLOW_RUN_NAME: name})
     status = "FAILED"

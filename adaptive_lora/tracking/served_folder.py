@@ -38,7 +38,7 @@ def save_served(folder: Path, place: Path, metadata: Mapping[str, Any]) -> None:
             mlflow_model=Model(metadata=dict(metadata)),
             python_model=str(SERVED),
             code_paths=[str(SERVING)],
-            artifacts={"adapter": str(folder)},
+            artifacts={"adapter": folder.absolute().as_uri()},  # MLflow decodes %20 in a path
             signature=_signature(_task_of(folder)),
             pip_requirements=[_pinned(name) for name in requirements_of(folder)],
         )

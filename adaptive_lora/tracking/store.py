@@ -36,6 +36,8 @@ class Store:
     uri: str
     """As MLflow takes it; may hold credentials, use `shown_uri` for people."""
     experiment_id: str
+    experiment: str
+    """Name of the experiment for people, with who chose it where the option did not."""
     parent_run_id: str | None
     """The run that `mlflow run` made for this process, or None."""
     spool: Spool
@@ -45,6 +47,11 @@ class Store:
     def shown_uri(self) -> str:
         """The URI without user and password."""
         return hide_credentials(self.uri)
+
+    @property
+    def shown_place(self) -> str:
+        """Where results go, for people: the store and the experiment."""
+        return hide_credentials(f"{self.uri}, experiment {self.experiment}")
 
     def read_json(self, run_id: str, name: str) -> Any:
         """Read a JSON artifact of a run.

@@ -137,9 +137,19 @@ class StudyRun(Recorder):
 
     def children(self) -> list[Run]:
         """Return the runs of all trials of this study, newest first."""
-        return search(
-            self.store, f"tags.{STUDY_ID} = '{self.study_id}' and tags.`{KIND}` = 'trial'"
-        )
+        return search(self.store, self._trials)
+
+    def runs_of(self, signature: str) -> list[Run]:
+        """Return the runs of one trial, newest first; the store looks for them, not this process.
+
+        Args:
+            signature: of the trial.
+        """
+        return search(self.store, f"{self._trials} and tags.{SIGNATURE} = '{signature}'")
+
+    @property
+    def _trials(self) -> str:
+        return f"tags.{STUDY_ID} = '{self.study_id}' and tags.`{KIND}` = 'trial'"
 
     def finished(self) -> dict[str, str]:
         """Return trial signature -> run id of the trials that need not run again."""
@@ -183,19 +193,16 @@ class StudyRun(Recorder):
         if self.store.spool.away:
             return self._begin_alone(name, tags)
         try:
-            standing = self._standing(self._runs_of(tags[SIGNATURE]), pause_at)
+            standing = self._standing(self.runs_of(tags[SIGNATURE]), pause_at)
             if standing is not None:
                 return standing
             with self.claims.turn():
-                runs = self._runs_of(tags[SIGNATURE])
+                runs = self.runs_of(tags[SIGNATURE])
                 return self._standing(runs, pause_at) or self._take(runs, name, tags, adopt)
         except TrackingError:
             if not self.store.spool.away:
                 raise
             return self._begin_alone(name, tags)
-
-    def _runs_of(self, signature: str) -> list[Run]:
-        return [run for run in self.children() if run.data.tags.get(SIGNATURE) == signature]
 
     def _standing(self, runs: Sequence[Run], pause_at: int | None) -> Standing | None:
         """Return how a trial stands, or None where this process may take it."""

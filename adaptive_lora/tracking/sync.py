@@ -11,8 +11,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from adaptive_lora.config import TrackingConfig
+from adaptive_lora.config.store_place import store_uri
 from adaptive_lora.redaction import HIDDEN, hide_credentials
-from adaptive_lora.tracking.connection import reach, store_uri
+from adaptive_lora.tracking.connection import reach
 from adaptive_lora.tracking.delivery import RUN_KEY, Delivery
 from adaptive_lora.tracking.journal import Journal, header_of, journals, sweep
 from adaptive_lora.tracking.records import DamagedJournal
