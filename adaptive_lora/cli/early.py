@@ -34,9 +34,8 @@ def require_data(config: StudyConfig, data: DataConfig, *, is_gguf: bool = False
     Raises:
         DataError: unreadable, or without the columns that are needed.
     """
-    from adaptive_lora.data.labelled import LABELS
     from adaptive_lora.data.reading import read_ahead, separate_test
-    from adaptive_lora.data.sources import require_columns
+    from adaptive_lora.data.sources import LABELS, require_columns
 
     prompts = data.task == "causal" or (
         data.task == "auto" and (is_gguf or _is_decoder(config.model.model))
