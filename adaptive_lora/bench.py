@@ -7,6 +7,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,7 @@ from adaptive_lora.adapters import attach, detach
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, Plan, allocate, make_plan
 from adaptive_lora.config import shown
 from adaptive_lora.data import Batch
-from adaptive_lora.errors import ConfigError
+from adaptive_lora.errors import ConfigError, ModelError
 from adaptive_lora.heads import start_head
 from adaptive_lora.importance import (
     ImportanceProfile,
@@ -29,7 +30,7 @@ from adaptive_lora.memory import MemoryChoice, choose, describe, load_of
 from adaptive_lora.models import gradient_checkpointing
 from adaptive_lora.results import EvalResult
 from adaptive_lora.seeding import rng_for, torch_stream
-from adaptive_lora.sites import read_architecture, warn_of_architecture
+from adaptive_lora.sites import read_architecture, unreached_maps, warn_of_sites
 from adaptive_lora.tasks import Task
 from adaptive_lora.tasks.prepared import PreparedParts
 from adaptive_lora.training import TrainInputs, train
@@ -47,7 +48,7 @@ class Bench(ABC):
         self.base.model.to(self.runtime.device)  # type: ignore[arg-type]
         self.architecture = read_architecture(self.base.model)
         self.sites = self.architecture.sites
-        warn_of_architecture(self.base.model, self.sites)
+        warn_of_sites(self.base.model, self.architecture.survey)
         self._said: set[str] = set()
         self._profiles: dict[tuple[str, int, int], ImportanceProfile] = {}
 
@@ -162,7 +163,13 @@ class Bench(ABC):
         ]
 
     def plan(self, spec: MethodSpec, *, seed: int, fold: int) -> Plan:
-        """Return a method's plan; data-driven methods are profiled for the seed and fold."""
+        """Return a method's plan; data-driven methods are profiled for the seed and fold.
+
+        Raises:
+            AllocationError: the method cannot be planned.
+            ConfigError: examples and virtual tokens do not fit the base.
+            ModelError: adapters would stand where nothing reaches the loss.
+        """
         metric = spec.allocator.metric
         evidence = None
         if metric is not None:
@@ -176,9 +183,29 @@ class Bench(ABC):
             evidence=evidence,
             seed=seed,
         )
-        if isinstance(plan, FamilyPlan) and plan.positions:
-            self._check_prompt(plan, fold)
+        if isinstance(plan, FamilyPlan):
+            if plan.positions:
+                self._check_prompt(plan, fold)
+        elif unreached := self._unreached & plan.rank_pattern().keys():
+            raise ModelError(
+                f"{plan.method} puts adapters on {len(unreached)} linear maps of "
+                f"{self.architecture.kind} that do not reach the loss of this task and would learn "
+                f"nothing, such as {min(unreached)}; leave them out by placement, roles, layers, "
+                "towers or target_names."
+            )
         return plan
+
+    @cached_property
+    def _unreached(self) -> frozenset[str]:
+        """Sites that an example does not reach, of those on which nothing else could be tried."""
+        untried = sorted(self.architecture.untried)
+        if not untried:
+            return frozenset()
+        batch = self.task.collate(self.parts(0).train[:2]).to(self.runtime.device)
+        model = self.base.model
+        with self.runtime.accelerator.autocast():
+            found = unreached_maps(model, untried, lambda: self.task.loss(model, batch))
+        return frozenset(found)
 
     def _check_prompt(self, plan: FamilyPlan, fold: int) -> None:
         """Check that examples with their virtual tokens fit the base, and that a prefix can train.

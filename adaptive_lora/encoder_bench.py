@@ -23,7 +23,7 @@ from adaptive_lora.losses import masked_loss, no_loss
 from adaptive_lora.models import auto_class, locate, read_settings, require_weights
 from adaptive_lora.runtime import start_runtime
 from adaptive_lora.seeding import rng_for
-from adaptive_lora.sites import find_sites, warn_of_architecture
+from adaptive_lora.sites import survey_sites, warn_of_sites
 from adaptive_lora.tasks.catalogue import found_task
 from adaptive_lora.workbench import Workbench
 
@@ -66,8 +66,9 @@ class EncoderBench:
         require_weights(self.folder, trust_remote_code=self._trust)
         self.model, missing = self._load()
         self.model.to(self.runtime.device)  # type: ignore[arg-type]
-        self.sites = find_sites(self.model)
-        warn_of_architecture(self.model, self.sites)
+        survey = survey_sites(self.model)
+        self.sites = survey.sites
+        warn_of_sites(self.model, survey)
         lost = missing & {f"{site.name}.weight" for site in self.sites}
         if lost:
             raise ModelError(

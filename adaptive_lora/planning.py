@@ -29,7 +29,7 @@ from adaptive_lora.memory import Load, MemoryChoice, choose, describe, load_of
 from adaptive_lora.models import WITH_HEAD, count_parameters, skeleton
 from adaptive_lora.redaction import shown
 from adaptive_lora.runtime import resolve_precision
-from adaptive_lora.sites import AdapterSite, architecture_note, read_architecture, size
+from adaptive_lora.sites import AdapterSite, Architecture, read_architecture, site_notes, size
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -45,8 +45,8 @@ class PlanReport:
     plan: Plan
     total_parameters: int
     """Of the base, tied ones counted once: what full fine-tuning trains."""
-    sites: tuple[AdapterSite, ...]
-    """All sites of the base, adapted or not."""
+    architecture: Architecture
+    """Sites of the base, adapted or not, and what it has beside them."""
     base: PreTrainedModel
     """The architecture, without weights."""
     base_name: str
@@ -84,16 +84,21 @@ class PlanReport:
         return (*found, *filter(None, [self.note]))
 
     @property
+    def sites(self) -> tuple[AdapterSite, ...]:
+        """All sites of the base, adapted or not."""
+        return self.architecture.sites
+
+    @property
     def note(self) -> str | None:
-        """What to know about the ranks, or an architecture that no test covers; or None."""
+        """What to know about the ranks, maps left out, or an untested architecture; or None."""
         later = (
             f"{self.plan.method} decides its ranks later, from data; equal ranks stand for its "
             "budget here."
             if self.decided_in_training
             else None
         )
-        general = architecture_note(self.base, self.sites)
-        notes = [note for note in (*self.plan.notes, later, general) if note]
+        general = site_notes(self.base, self.architecture.survey)
+        notes = [note for note in (*self.plan.notes, later, *general) if note]
         return " ".join(notes) or None
 
     @property
@@ -114,6 +119,7 @@ class PlanReport:
             "reduction_vs_full": self.reduction_vs_full,
             "equals_uniform_rank": self.uniform_rank,
             "note": self.note,
+            "not_adaptable": dict(self.architecture.left_out),
             "memory": {
                 **self.memory.estimate.to_dict(),
                 "micro_batch": self.memory.micro_batch,
@@ -166,7 +172,7 @@ def plan_method(
         plan=plan,
         head=head,
         total_parameters=count_parameters(base),
-        sites=architecture.sites,
+        architecture=architecture,
         base=base,
         base_name=str(base_file(config.model) or config.model.model),
         recipe=spec.recipe,

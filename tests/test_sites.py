@@ -22,7 +22,14 @@ from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models import load_base, skeleton
 from adaptive_lora.planning import PlanReport, plan_method
-from adaptive_lora.sites import TESTED_TYPES, architecture_note, find_sites, role_of
+from adaptive_lora.sites import (
+    TESTED_TYPES,
+    adaptable,
+    find_sites,
+    role_of,
+    site_notes,
+    survey_sites,
+)
 from adaptive_lora.workbench import Workbench
 
 Folder = Callable[[str], Path]
@@ -53,7 +60,20 @@ def test_every_linear_map_of_every_block_has_its_role(name: str, folder_of: Fold
         assert shape[:: 1 if transposed else -1] == (site.in_features, site.out_features)
         assert f".{site.layer}." in site.name
     assert len({site.name for site in sites}) == len(sites)
-    assert architecture_note(model, sites) is None
+    assert site_notes(model, survey_sites(model)) == []
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_map_of_the_tested_types_reaches_the_output(
+    name: str, folder_of: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adaptable, "TESTED_TYPES", frozenset())
+    survey = survey_sites(skeleton(ModelConfig(model=str(folder_of(name)))))
+    assert adaptable.UNREACHED not in survey.left_out.values()
+    assert adaptable.REFUSED not in survey.left_out.values()
+    towers = {site.tower for site in survey.sites}
+    if len(towers) == 1:
+        assert survey.untried == frozenset()
 
 
 def test_the_tested_types_are_those_of_the_table() -> None:
@@ -136,8 +156,7 @@ def test_an_unknown_architecture_falls_back_to_its_structure(container: Any) -> 
         ("trunk.blocks.1.mlp.2", 1, "other"),
     ]
     assert len(sites) == 10
-    note = architecture_note(model, sites)
-    assert note is not None
+    [note] = site_notes(model, survey_sites(model))
     assert "not among the tested ones" in note
     assert "6 of them 'other'" in note
 
@@ -150,7 +169,7 @@ def test_the_plan_says_that_an_architecture_is_unknown(tmp_path: Path) -> None:
     shown = CliRunner().invoke(main, words, catch_exceptions=False).output
     assert "architecture 'mamba' is not among the tested ones" in shown
     values = json.loads(CliRunner().invoke(main, [*words, "--json"]).output)
-    assert "8 sites" in values["note"]
+    assert "2 sites" in values["note"]
 
 
 def test_a_profile_of_an_unknown_architecture_says_so_in_the_log(

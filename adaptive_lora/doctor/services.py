@@ -19,25 +19,24 @@ _PATIENCE = 4
 def base(config: StudyConfig) -> Finding:
     """Check that the base can be planned and trained."""
     from adaptive_lora.models import locate, require_weights, skeleton
-    from adaptive_lora.sites import architecture_note, find_sites
+    from adaptive_lora.sites import site_notes, survey_sites
 
     try:
         source, name, folder = locate(config.model, weights=False)
         model = skeleton(config.model)
-        sites = find_sites(model)
+        survey = survey_sites(model)
         weights = folder.is_file() or any(folder.glob("*.safetensors"))
         if not weights and any(folder.glob("pytorch_model*.bin")):
             require_weights(folder, trust_remote_code=config.model.trust_remote_code)
     except AdaptiveLoraError as error:
         return fail("base model", str(error))
-    text = f"{name}: {len(sites)} sites"
+    text = f"{name}: {len(survey.sites)} sites"
     if not weights:
         text += ", weights still to fetch" if source == "hub" else ", no weights (plan only)"
-    note = architecture_note(model, sites)
-    if note is not None:
-        text += f"; {note}"
+    notes = site_notes(model, survey)
+    text = "; ".join([text, *notes])
     usable = weights or source == "hub"
-    return ok("base model", text) if usable and note is None else warn("base model", text)
+    return ok("base model", text) if usable and not notes else warn("base model", text)
 
 
 def tracking(config: StudyConfig) -> Finding:

@@ -1,5 +1,6 @@
 """Adapter sites: the linear maps of a model that can take a low-rank adapter."""
 
+from adaptive_lora.sites.adaptable import unreached_maps
 from adaptive_lora.sites.architecture import (
     Architecture,
     Decoder,
@@ -8,7 +9,13 @@ from adaptive_lora.sites.architecture import (
     size,
 )
 from adaptive_lora.sites.choice import SiteChoice, layers_problem, select_sites
-from adaptive_lora.sites.find import architecture_note, find_sites, warn_of_architecture
+from adaptive_lora.sites.find import (
+    SiteSurvey,
+    find_sites,
+    site_notes,
+    survey_sites,
+    warn_of_sites,
+)
 from adaptive_lora.sites.roles import TESTED_TYPES, role_of
 from adaptive_lora.sites.site import (
     ATTENTION_ROLES,
@@ -29,12 +36,15 @@ __all__ = [
     "Role",
     "Shape",
     "SiteChoice",
-    "architecture_note",
+    "SiteSurvey",
     "find_sites",
     "layers_problem",
     "read_architecture",
     "role_of",
     "select_sites",
+    "site_notes",
     "size",
-    "warn_of_architecture",
+    "survey_sites",
+    "unreached_maps",
+    "warn_of_sites",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from adaptive_lora.sites.find import find_sites
+from adaptive_lora.sites.find import SiteSurvey, survey_sites
 from adaptive_lora.sites.site import AdapterSite
 
 if TYPE_CHECKING:
@@ -46,6 +46,15 @@ class Architecture:
     """The head's weight is also the input embedding."""
     decoder: Decoder | None = None
     """None where the model is no causal language model."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Full module name of a linear map in a block that takes no adapter -> the reason."""
+    untried: frozenset[str] = frozenset()
+    """Names of sites of which it is not known, without weights, whether they reach the output."""
+
+    @property
+    def survey(self) -> SiteSurvey:
+        """The linear maps in the blocks, taken as sites and left out."""
+        return SiteSurvey(sites=self.sites, left_out=self.left_out, untried=self.untried)
 
     @property
     def biases(self) -> tuple[str, ...]:
@@ -68,9 +77,12 @@ def read_architecture(model: nn.Module) -> Architecture:
         ModelError: it has no site.
     """
     head, tied = _head(model)
+    survey = survey_sites(model)
     return Architecture(
         kind=type(model).__name__,
-        sites=find_sites(model),
+        sites=survey.sites,
+        left_out=survey.left_out,
+        untried=survey.untried,
         tensors={name: tuple(p.shape) for name, p in model.named_parameters()},
         norm_tensors=frozenset(
             f"{name}.{own}"

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from adaptive_lora.errors import ModelError
+from adaptive_lora.sites.adaptable import reasons_against
 from adaptive_lora.sites.roles import TESTED_TYPES, role_of
 from adaptive_lora.sites.site import AdapterSite, Role
 
@@ -26,19 +28,69 @@ _NO_BLOCKS = re.compile(r"head|classif|pool|merger|projector|connector|router|em
 _EXPERT_NAME = re.compile(r"(^|\.)experts?(_\d+)?(\.|$)")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteSurvey:
+    """The linear maps in the blocks of a model: which take adapters, and which do not."""
+
+    sites: tuple[AdapterSite, ...]
+    """Maps that take adapters, in module order."""
+    left_out: Mapping[str, str]
+    """Full module name of a map that takes none -> the reason."""
+    untried: frozenset[str]
+    """Names of sites of which it is not known, without weights, whether they reach the output."""
+
+
 def find_sites(model: nn.Module) -> tuple[AdapterSite, ...]:
     """Return all adapter sites of a model in module order; works on meta-device models too.
 
     Raises:
-        ModelError: no linear map inside a numbered block, or a mixture of experts.
+        ModelError: no linear map inside a numbered block takes adapters, or a mixture of experts.
     """
+    return survey_sites(model).sites
+
+
+def survey_sites(model: nn.Module) -> SiteSurvey:
+    """Return the linear maps of a model; the same with weights as on the meta device.
+
+    Raises:
+        ModelError: no linear map inside a numbered block takes adapters, or a mixture of experts.
+    """
+    _refuse_experts(model)
+    maps = _maps_in_blocks(model)
+    towers: dict[str, list[str]] = {}
+    for site in maps:
+        towers.setdefault(site.tower, []).append(site.name)
+    left_out, untried = reasons_against(model, towers)
+    sites = tuple(site for site in maps if site.name not in left_out)
+    if not sites:
+        among = f" that takes adapters ({left_out_text(left_out)})" if left_out else ""
+        raise ModelError(
+            f"{type(model).__name__} has no adaptable site: required linear maps (Linear or GPT-2 "
+            f"Conv1D) inside numbered blocks such as `h.0`; found none{among}. Use a transformer "
+            "model."
+        )
+    return SiteSurvey(sites=sites, left_out=left_out, untried=untried)
+
+
+def left_out_text(left_out: Mapping[str, str]) -> str:
+    """Return what is left out in words: how many maps of which names, by reason."""
+    by_reason: dict[str, Counter[str]] = {}
+    for name, reason in left_out.items():
+        by_reason.setdefault(reason, Counter())[re.sub(r"\.\d+(?=\.)", ".*", name)] += 1
+    return "; ".join(
+        f"{', '.join(f'{number} x {name}' for name, number in names.items())}: {reason}"
+        for reason, names in by_reason.items()
+    )
+
+
+def _maps_in_blocks(model: nn.Module) -> tuple[AdapterSite, ...]:
+    """Return all linear maps inside the blocks of a model, in module order."""
     from adaptive_lora.adapter_serving import packed_maps
 
-    _refuse_experts(model)
     packed = packed_maps(model)
     stacks = tuple(_stacks(model))
     towers = _tower_names(name.rpartition(".")[0] for name, _ in stacks)
-    sites = tuple(
+    return tuple(
         AdapterSite(
             name=f"{stack}.{index}.{inner}",
             layer=int(index),
@@ -52,15 +104,21 @@ def find_sites(model: nn.Module) -> tuple[AdapterSite, ...]:
         for index, block in blocks.named_children()
         for inner, features in _linear_maps(block)
     )
-    if not sites:
-        raise ModelError(
-            f"{type(model).__name__} has no adaptable site: required linear maps (Linear or GPT-2 "
-            "Conv1D) inside numbered blocks such as `h.0`; use a transformer model."
+
+
+def site_notes(model: nn.Module, survey: SiteSurvey) -> list[str]:
+    """Return what a user should know about the sites of a model: what is left out, and why."""
+    notes = []
+    if survey.left_out:
+        number = len(survey.left_out)
+        notes.append(
+            f"{number} linear map{'s take' if number > 1 else ' takes'} no adapter: "
+            f"{left_out_text(survey.left_out)}."
         )
-    return sites
+    return [*notes, *filter(None, [_architecture_note(model, survey.sites)])]
 
 
-def architecture_note(model: nn.Module, sites: Sequence[AdapterSite]) -> str | None:
+def _architecture_note(model: nn.Module, sites: Sequence[AdapterSite]) -> str | None:
     """Return what a user should know about an architecture that no test covers, or None."""
     kind = getattr(getattr(model, "config", None), "model_type", None) or type(model).__name__
     if kind in TESTED_TYPES:
@@ -74,10 +132,9 @@ def architecture_note(model: nn.Module, sites: Sequence[AdapterSite]) -> str | N
     )
 
 
-def warn_of_architecture(model: nn.Module, sites: Sequence[AdapterSite]) -> None:
-    """Log the note on an architecture that no test covers."""
-    note = architecture_note(model, sites)
-    if note is not None:
+def warn_of_sites(model: nn.Module, survey: SiteSurvey) -> None:
+    """Log what a user should know about the sites of a model."""
+    for note in site_notes(model, survey):
         logging.getLogger(__name__).warning(note)
 
 
