@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import transformers
 from architectures import ARCHITECTURES, GROUPED
 from hypothesis import given
 from hypothesis import strategies as st
+from test_hybrids import HYBRIDS, save_hybrid
 
 from adaptive_lora.adapters import attach
 from adaptive_lora.allocation import MethodSpec, allocate
@@ -135,6 +137,22 @@ def test_gradient_checkpointing_recomputes_within_the_sequences(name: str) -> No
 @pytest.mark.parametrize("name", ALIBI)
 def test_what_cannot_pack_is_known(name: str) -> None:
     assert packing_problem(build(name)) == "its attention takes no function from outside"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_what_mixes_positions_beside_attention_is_padded(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """A short convolution leaks less than roundings allow for; what depends on what tells it."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        save_hybrid(name, tmp_path), dtype=dtype
+    ).requires_grad_(False)
+    problem = packing_problem(model)
+    assert problem is not None
+    if name == "lfm2":
+        assert "mixes a row's sequences" in problem
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_a_window_that_attention_does_not_hear_of_is_noticed() -> None:

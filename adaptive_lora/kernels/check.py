@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -24,12 +25,14 @@ _TOLERANCE: Mapping[torch.dtype, float] = {
 """Of the difference in logits, as a share of the largest; a wrong mask gives about 1."""
 
 
-@torch.no_grad()
 def packing_problem(model: Any) -> str | None:
     """Return why a causal language model must run on padded batches, or None where it can pack.
 
     Three short sequences go through the model one by one and as one packed row; the logits must
-    agree. So positions, windows, masks and what the head does to logits are seen as built.
+    agree. So positions, windows, masks and what the head does to logits are seen as built. A small
+    difference may still be a leak: a convolution or a recurrence over positions mixes sequences by
+    as little as its weights are. So nothing of a sequence may depend on another either: the
+    gradient there must be zero, exactly.
     """
     inner = unwrapped(model)
     if has_prompt(model):
@@ -54,9 +57,10 @@ def has_prompt(model: Any) -> bool:
 def _compare(inner: Any) -> str | None:
     device = inner.get_input_embeddings().weight.device
     batch = _example(inner.config.get_text_config()).to(device)
-    alone = [
-        inner(input_ids=ids[None]).logits[0] for ids in batch.input_ids[0].split(batch.lengths)
-    ]
+    with torch.no_grad():
+        alone = [
+            inner(input_ids=ids[None]).logits[0] for ids in batch.input_ids[0].split(batch.lengths)
+        ]
     wanted = torch.cat(alone).float()
     windows: set[int | None] = set()
 
@@ -67,7 +71,9 @@ def _compare(inner: Any) -> str | None:
     AttentionInterface.register(_PROBE, watched)
     AttentionMaskInterface.register(_PROBE, sdpa_mask)
     with packed_attention(inner, _PROBE):
-        found = head_of(inner).logits(supervised(inner, batch).hidden)
+        hidden, leak = _packed(inner, batch)
+    with torch.no_grad():
+        found = head_of(inner).logits(hidden)
     if not windows:
         return "its attention takes no function from outside"
     if _limited(inner.config.get_text_config()) and windows == {None}:
@@ -75,7 +81,34 @@ def _compare(inner: Any) -> str | None:
     difference = float((found - wanted).abs().max() / wanted.abs().max())
     if not difference <= _TOLERANCE[inner.dtype]:  # NaN too
         return f"a packed row gives other logits (relative difference {difference:.1g})"
+    if leak:
+        return "what it computes over positions, such as a convolution, mixes a row's sequences"
     return None
+
+
+@torch.enable_grad()
+def _packed(inner: Any, batch: PackedBatch) -> tuple[torch.Tensor, bool]:
+    """Return the hidden states of a packed row, and whether one depends on another sequence."""
+    given: list[torch.Tensor] = []
+
+    def keep(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        given.append(output.detach().requires_grad_())
+        return given[-1]
+
+    handle = inner.get_input_embeddings().register_forward_hook(keep)
+    try:
+        hidden = supervised(inner, batch).hidden
+    finally:
+        handle.remove()
+    # A plain sum would not do: that of a layer norm's outputs is the same whatever goes in.
+    weights = torch.linspace(1.0, 2.0, hidden.shape[1], device=hidden.device)
+    leak = False
+    for begin, end in pairwise(batch.boundaries):
+        total = (hidden[begin:end].float() * weights).sum()
+        (gradient,) = torch.autograd.grad(total, given[0], retain_graph=True)
+        gradient[:, begin:end] = 0
+        leak |= bool(gradient.any())
+    return hidden.detach(), leak
 
 
 def _example(config: Any) -> PackedBatch:

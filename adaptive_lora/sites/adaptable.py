@@ -75,10 +75,8 @@ def _refused_by_peft(model: Any, names: Sequence[str]) -> dict[str, str]:
     """Return what PEFT's own two rules for architectures say, before it attaches anything."""
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
-    from peft.utils.transformers_weight_conversion import (
-        convert_peft_config_for_transformers,
-        get_model_conversion_mapping,
-    )
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    from transformers.conversion_mapping import get_model_conversion_mapping
 
     config = LoraConfig(target_modules=list(names))
     convert_peft_config_for_transformers(config, model, get_model_conversion_mapping(model))
