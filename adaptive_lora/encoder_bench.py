@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from adaptive_lora.adapter_serving import saved_quantisation
 from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.data import Batch, load_examples, split_examples
@@ -63,6 +64,11 @@ class EncoderBench:
         self.runtime = start_runtime(config.train.precision)
         _, _, self.folder = locate(config.model)
         self._trust = config.model.trust_remote_code
+        if (saved := saved_quantisation(self.folder)) is not None:
+            raise ModelError(
+                f"{self.folder} is saved in {saved.name}: required weights as trained to profile "
+                "a model without a task; give the model that it was made from."
+            )
         require_weights(self.folder, trust_remote_code=self._trust)
         self.model, missing = self._load()
         self.model.to(self.runtime.device)  # type: ignore[arg-type]

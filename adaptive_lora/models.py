@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora import adapter_serving
+from adaptive_lora.adapter_serving import SavedQuantisation
 from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads, read_header, require_gguf
 from adaptive_lora.adapter_serving.vetting import UnsafeFiles, require_base
 from adaptive_lora.config import ModelConfig
-from adaptive_lora.config.base_file import base_file, dequantised_base
+from adaptive_lora.config.base_file import base_file, require_kinds
 from adaptive_lora.errors import ConfigError, ModelError, brief
 from adaptive_lora.heads import count_head, find_head, require_all_read, require_complete
 
@@ -48,7 +49,8 @@ class BaseReference:
     trust_remote_code: bool = False
     """Whether the base's own Python code was run, as the user said."""
     stored_as: str | None = None
-    """Types of the tensors of a GGUF file, which were dequantised; None for other bases."""
+    """How weights were saved that are dequantised: types of a GGUF file's tensors, or the format
+    of a folder; None where they are taken as they are saved."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; `stored_as` only where there is one."""
@@ -167,14 +169,17 @@ def load_base(
 
     Raises:
         ModelError: no weights, no tokenizer, or files that transformers cannot read.
-        ConfigError: quantised, and bitsandbytes is missing.
+        ConfigError: quantised, and bitsandbytes is missing; or quantised otherwise when saved.
     """
     from transformers import AutoModelForCausalLM
 
     source, name, folder = locate(config)
     trust, file = config.trust_remote_code, folder if folder.is_file() else None
-    if file is not None and quantisation is not None:
-        raise ConfigError(dequantised_base(str(quantisation["scheme"]), file))
+    saved = require_kinds(folder, ["full" if quantisation is None else quantisation["scheme"]])
+    if saved is not None and quantisation is not None:
+        quantisation = {**quantisation, "double": saved.double}
+    if saved is not None and saved.name.startswith("bitsandbytes"):
+        require_quantiser(f"{folder} is saved in {saved.name}, which")
     require_weights(folder, trust_remote_code=trust)
     kind = auto_class(read_settings(folder, trust_remote_code=trust))
     if task["name"] == "causal" and kind is not AutoModelForCausalLM:
@@ -199,7 +204,7 @@ def load_base(
         revision=_hub_commit(folder) if source == "hub" else None,
         content_hash=content_hash,
         trust_remote_code=trust,
-        stored_as=None if file is None else read_header(file).stored_as,
+        stored_as=_stored_as(file, saved),
     )
     return BaseModel(
         model=model,
@@ -237,12 +242,20 @@ def _max_positions(settings: PretrainedConfig) -> int | None:
     return int(stated) - int(text.pad_token_id) - 1
 
 
-def require_quantiser() -> None:
-    """Raise ConfigError where a base cannot be loaded in 4 bit."""
+def _stored_as(file: Path | None, saved: SavedQuantisation | None) -> str | None:
+    """Return how weights were saved that are dequantised."""
+    if file is not None:
+        return read_header(file).stored_as
+    return saved.name if saved is not None and saved.use == "dequantised" else None
+
+
+def require_quantiser(what: str = "base=nf4") -> None:
+    """Raise ConfigError where what needs bitsandbytes cannot be loaded."""
     if importlib.util.find_spec("bitsandbytes") is None:
+        otherwise = "leave base out" if what == "base=nf4" else "give another base"
         raise ConfigError(
-            "base=nf4 needs bitsandbytes, which is not installed: pip install "
-            "'adaptive-lora[qlora]', or leave base out."
+            f"{what} needs bitsandbytes, which is not installed: pip install "
+            f"'adaptive-lora[qlora]', or {otherwise}."
         )
 
 
@@ -343,17 +356,21 @@ def auto_class(settings: PretrainedConfig) -> Any:
     return getattr(transformers, first if first == "AutoModelForCausalLM" else named)
 
 
-def skeleton(config: ModelConfig, task: str = "auto") -> PreTrainedModel:
+def skeleton(config: ModelConfig, task: str = "auto", kinds: Sequence[str] = ()) -> PreTrainedModel:
     """Return the architecture without weights (meta device), for plans and counts.
 
     Args:
         config: the base.
         task: for which it is built; auto: as its checkpoint was saved.
+        kinds: `base` of the methods that are planned on it.
 
     Raises:
         ModelError: the folder or configuration cannot be used.
+        ConfigError: a method's `base` does not fit how the weights are saved.
     """
     _, _, folder = locate(config, weights=False)
+    if kinds:
+        require_kinds(folder, kinds)
     trust = config.trust_remote_code
     settings = read_settings(folder, trust_remote_code=trust)
     kind = auto_class(settings) if task == "auto" else adapter_serving.class_of(task)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from adaptive_lora.adapter_serving import quantisation_in
 from adaptive_lora.allocation import (
     FamilyPlan,
     MethodSpec,
@@ -98,8 +99,19 @@ class PlanReport:
             else None
         )
         general = site_notes(self.base, self.architecture.survey)
-        notes = [note for note in (*self.plan.notes, later, *general) if note]
+        notes = [note for note in (*self.plan.notes, later, self._saved_note, *general) if note]
         return " ".join(notes) or None
+
+    @property
+    def _saved_note(self) -> str | None:
+        """What is made of weights that are quantised where they are saved; or None."""
+        saved = quantisation_in(self.base.config.to_dict())
+        if saved is None or saved.use != "dequantised":
+            return None
+        return (
+            f"The base is saved in {saved.name}; training takes the weights that this stands for, "
+            "dequantised."
+        )
 
     @property
     def reduction_vs_full(self) -> float:
@@ -146,7 +158,8 @@ def plan_method(
     Raises:
         AdaptiveLoraError: the model or the allocation cannot be used.
     """
-    base, task = skeleton(config.model, config.data.task), config.data.task
+    task = config.data.task
+    base = skeleton(config.model, task, [spec.base])
     architecture = read_architecture(base)
     metric = spec.allocator.metric
     if profile is not None and metric not in (None, profile.metric):

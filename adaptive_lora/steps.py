@@ -13,11 +13,13 @@ import click
 from rich.console import Console
 
 from adaptive_lora import adapter_serving
+from adaptive_lora.adapter_serving import saved_quantisation
 from adaptive_lora.adapters.export import export_merged, export_uniform
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.encoder_bench import bench_for
 from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, brief, unknown_name
 from adaptive_lora.importance import PROFILERS, ImportanceProfile
+from adaptive_lora.models import locate
 from adaptive_lora.progress import say_place
 from adaptive_lora.redaction import shown
 from adaptive_lora.report.profile_figure import profile_figure, spectrum_figure
@@ -41,7 +43,7 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
     if metric not in PROFILERS:
         raise ConfigError(unknown_name("metric", metric, PROFILERS))
     seed = config.seeds[0]
-    bench = bench_for(config, metric)
+    bench = bench_for(_as_saved(config), metric)
     if isinstance(bench, Workbench):
         say_data(bench, Console(stderr=True) if as_json else console)
     store = connect(config.tracking)
@@ -70,6 +72,15 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
     else:
         say_place(store, console)
         _print_profile(profile, share, path, console)
+
+
+def _as_saved(config: StudyConfig) -> StudyConfig:
+    """Return a study without methods of its own over its base as that is saved: in 4 bit or not."""
+    _, _, folder = locate(config.model)
+    saved = saved_quantisation(folder)
+    if saved is None or saved.use != "nf4":
+        return config
+    return study_from({**config.flat(), "methods": "uniform:rank=1,base=nf4", "baseline": None})
 
 
 def _print_profile(profile: ImportanceProfile, share: float, path: Path, console: Console) -> None:
@@ -158,7 +169,7 @@ def run_evaluate(
     changes["trust_remote_code"] = bool(base.get("trust_remote_code"))  # or it had not loaded
     if config.train.precision == "auto":  # as it was trained, so that its scores come back
         changes["precision"] = _PRECISION_OF[record["dtype"]]
-    bench = Workbench(study_from({**config.flat(), **changes}))
+    bench = Workbench(_as_saved(study_from({**config.flat(), **changes})))
     say_data(bench, Console(stderr=True) if as_json else console)
     model.to(bench.runtime.device)
     test = bench.score(model, bench.parts(fold).test)

@@ -21,7 +21,13 @@ from .base import (
     content_hashes,
 )
 from .prompts import LISTS
-from .quantised import NF4, packed_maps
+from .quantised import (
+    NF4,
+    SavedQuantisation,
+    packed_maps,
+    quantisation_in,
+    saved_quantisation,
+)
 from .task_models import (
     AUTO_CLASSES,
     CAUSAL,
@@ -47,6 +53,7 @@ __all__ = [
     "RECORD",
     "TRUST_VARIABLE",
     "BaseMismatch",
+    "SavedQuantisation",
     "UnsafeFiles",
     "answer",
     "base_folder",
@@ -61,7 +68,9 @@ __all__ = [
     "open_image",
     "open_processor",
     "packed_maps",
+    "quantisation_in",
     "render",
+    "saved_quantisation",
     "virtual_tokens",
     "without_weights",
 ]

@@ -9,7 +9,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .gguf_file import as_transformers_reads
-from .quantised import quantised_settings, settle
+from .quantised import (
+    dequantised,
+    quantised_settings,
+    saved_quantisation,
+    saved_settings,
+    settle,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -88,23 +94,16 @@ def load_with_gaps(
 
     A classifier on a base that was trained for something else starts without weights.
     """
-    from transformers import AutoConfig, GgufConfig
+    from transformers import GgufConfig
 
     kind = class_of(task["name"])
-    options: dict[str, Any] = {}
-    if "labels" in task:
-        options = {
-            "num_labels": len(task["labels"]),
-            "id2label": dict(enumerate(task["labels"])),
-            "label2id": {label: index for index, label in enumerate(task["labels"])},
-            "ignore_mismatched_sizes": True,
-        }
-    if task["name"] == "regression":
-        options = {"num_labels": 1, "ignore_mismatched_sizes": True}
-    if quantisation is not None:
-        settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        bones = without_weights(kind, settings, trust_remote_code=trust_remote_code)
-        options["quantization_config"] = quantised_settings(quantisation, dtype, bones)
+    options = _head_options(task)
+    if folder.is_file() or (quantisation is None and saved_quantisation(folder) is None):
+        bones = None
+    else:
+        options, bones = _quantised_options(
+            folder, dtype, task, quantisation, trust_remote_code=trust_remote_code
+        )
     if folder.is_file():  # full weights, also where a kernel could compute with the packed ones
         options["quantization_config"] = GgufConfig(dequantize=True)
     with _quiet(), as_transformers_reads(folder) as (where, further):
@@ -120,11 +119,67 @@ def load_with_gaps(
     if folder.is_file():
         model.name_or_path = str(folder)
     settle(model)
+    if bones is not None and quantisation is None:
+        model = dequantised(model, bones, dtype)
     if task.get("pad_token_id") is not None and model.config.pad_token_id is None:
         model.config.pad_token_id = task["pad_token_id"]  # decoders classify at the last token
     model.requires_grad_(False)
     gaps = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     return model.eval(), tuple(sorted(gaps))
+
+
+def _head_options(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a task's head asks of transformers."""
+    if "labels" in task:
+        return {
+            "num_labels": len(task["labels"]),
+            "id2label": dict(enumerate(task["labels"])),
+            "label2id": {label: index for index, label in enumerate(task["labels"])},
+            "ignore_mismatched_sizes": True,
+        }
+    if task["name"] == "regression":
+        return {"num_labels": 1, "ignore_mismatched_sizes": True}
+    return {}
+
+
+def _quantised_options(
+    folder: Path,
+    dtype: torch.dtype,
+    task: Mapping[str, Any],
+    quantisation: Mapping[str, Any] | None,
+    *,
+    trust_remote_code: bool,
+) -> tuple[dict[str, Any], Any]:
+    """Return how a base is loaded that is quantised, now or when it was saved, and its bones.
+
+    Returns:
+        Options of `from_pretrained`, and the architecture without weights.
+
+    Raises:
+        ValueError: it was saved in a format that is not taken, or is to be quantised once more.
+    """
+    from transformers import AutoConfig, FineGrainedFP8Config
+
+    saved, head = saved_quantisation(folder), _head_options(task)
+    if saved is not None and (saved.use == "" or (saved.use != "nf4" and quantisation is not None)):
+        again = "" if quantisation is None else f" as {quantisation['scheme']}"
+        raise ValueError(f"the weights are saved in {saved.name}, which is not taken{again}")
+    whole = {} if saved is None else {n: v for n, v in head.items() if "label" in n}
+    settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **whole)
+    bones = without_weights(class_of(task["name"]), settings, trust_remote_code=trust_remote_code)
+    if saved is None:
+        assert quantisation is not None
+        return {
+            **head,
+            "quantization_config": quantised_settings(quantisation, dtype, bones),
+        }, bones
+    options = {name: value for name, value in head.items() if name not in whole}
+    if saved.name == "FP8":
+        return {**options, "config": settings,
+                "quantization_config": FineGrainedFP8Config(dequantize=True)}, bones  # fmt: skip
+    if saved.use == "nf4":
+        settings = saved_settings(settings, dtype, bones)
+    return {**options, "config": settings}, bones
 
 
 def without_weights(kind: Any, settings: Any, *, trust_remote_code: bool) -> Any:
@@ -164,19 +219,11 @@ def load_dequantised(
 
     Its modules are the architecture's own, so that it can be saved as a plain folder.
     """
-    import torch
-    from peft.utils.integrations import dequantize_module_weight
-
     quantised = load_model(folder, dtype, task, quantisation, trust_remote_code=trust_remote_code)
-    model = load_model(folder, dtype, task, trust_remote_code=trust_remote_code)
-    model = model.to(quantised.device)
-    for name, module in quantised.named_modules():
-        if hasattr(getattr(module, "weight", None), "quant_state"):
-            target = model.get_submodule(name)
-            weight = dequantize_module_weight(module)
-            with torch.no_grad():  # GPT-2's Conv1D keeps weights as (in, out)
-                target.weight.copy_(weight if hasattr(target, "out_features") else weight.T)
-    return model
+    bones = without_weights(
+        class_of(task["name"]), quantised.config, trust_remote_code=trust_remote_code
+    )
+    return dequantised(quantised, bones, dtype)
 
 
 def open_processor(

@@ -83,10 +83,14 @@ def _header(origin: Mapping[str, Any], library: str) -> str:
 
 
 def _provenance(origin: Mapping[str, Any]) -> str:
-    base, quantised = origin["base"], "quantisation" in origin
-    packed = ", its linear maps in 4 bit (NF4, double quantisation)" if quantised else ""
+    base, packed = origin["base"], ""
+    if "quantisation" in origin:
+        double = ", double quantisation" if origin["quantisation"]["double"] else ""
+        packed = f", its linear maps in 4 bit (NF4{double})"
     if base["source"] == "gguf":
         packed = f": dequantised from this GGUF file, whose tensors are {base['stored_as']}"
+    elif base.get("stored_as"):
+        packed = f": dequantised from {base['stored_as']}"
     revision = f", revision `{base['revision']}`" if base["revision"] else ""
     return (
         f"- base: `{base['name']}` ({base['source']}{revision}), content hash "

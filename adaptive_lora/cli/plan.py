@@ -21,7 +21,7 @@ from adaptive_lora.cli.options import (
     study_options,
 )
 from adaptive_lora.config import EARLIER_NAMES, study_from
-from adaptive_lora.config.base_file import base_file, dequantised_base
+from adaptive_lora.config.base_file import base_file, check_base
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.textfiles import Unreadable, read_text
 
@@ -66,9 +66,7 @@ def plan(
             options[several] = re.sub("[,+]", " ", options[several])
     given = settings_given({key: value for key, value in options.items() if key not in own})
     spec = MethodSpec.build(name, {**written, **given})
-    file = base_file(config.model)
-    if file is not None and spec.base != "full":
-        raise ConfigError(dequantised_base(spec.base, file))
+    check_base(config.model, [spec.base])
     from adaptive_lora.planning import peft_config, plan_method, print_plan
 
     report = plan_method(

@@ -1,18 +1,71 @@
-"""A base that is one GGUF file: found and checked before torch is loaded."""
+"""A base's files, looked at before torch is loaded: a GGUF file, or weights saved in few bits."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from adaptive_lora.adapter_serving.gguf_file import gguf_in, require_gguf
+from adaptive_lora.adapter_serving.quantised import SavedQuantisation, saved_quantisation
 from adaptive_lora.adapter_serving.vetting import UnsafeFiles
 from adaptive_lora.config.sections import ModelConfig
 from adaptive_lora.errors import ConfigError, ModelError
 
 
-def dequantised_base(base: str, file: Path) -> str:
-    """Return why a GGUF base is not quantised again."""
-    return f"base={base} does not apply to {file}, whose weights are dequantised; leave base out."
+def check_base(config: ModelConfig, kinds: Iterable[str]) -> None:
+    """Check what can be told of a base on this machine without loading it.
+
+    Args:
+        config: the base.
+        kinds: `base` of all methods.
+
+    Raises:
+        ModelError: a GGUF file is missing or cannot be read, or weights are in a format not taken.
+        ConfigError: a method's `base` does not fit how the weights are saved.
+    """
+    place = base_file(config)
+    if place is None and config.model != "embedded" and Path(config.model).is_dir():
+        place = Path(config.model)
+    if place is not None:
+        require_kinds(place, kinds)
+
+
+def require_kinds(place: Path, kinds: Iterable[str]) -> SavedQuantisation | None:
+    """Return how weights are quantised where they are saved; check that methods fit that.
+
+    Args:
+        place: model folder or GGUF file.
+        kinds: `base` of the methods that are to be trained on it.
+
+    Raises:
+        ModelError: weights are in a format over which no adapter is trained here.
+        ConfigError: a method's `base` does not fit how the weights are saved.
+    """
+    if place.is_file():
+        saved = SavedQuantisation("GGUF", "dequantised")
+    elif (found := saved_quantisation(place)) is not None:
+        saved = found
+    else:
+        return None
+    if not saved.use:
+        raise ModelError(
+            f"{place} is saved in {saved.name}: required weights as trained, in bitsandbytes' 4 or "
+            "8 bit, in FP8 or a GGUF file, because over others adapters are neither trained nor "
+            "merged here. Give the model that it was made from, with base=nf4 in the method where "
+            "memory is short (uniform:rank=8,base=nf4)."
+        )
+    for kind in kinds:
+        if saved.use == "nf4" and kind != "nf4":
+            raise ConfigError(
+                f"{place} is saved in {saved.name}: required base=nf4 in every method (such as "
+                f"uniform:rank=8,base=nf4), or the model that it was made from; got base={kind}."
+            )
+        if saved.use == "dequantised" and kind != "full":
+            raise ConfigError(
+                f"base={kind} does not apply to {place}, whose weights are saved in {saved.name} "
+                "and dequantised; leave base out."
+            )
+    return saved
 
 
 def base_file(config: ModelConfig) -> Path | None:

@@ -53,9 +53,15 @@ def requirements_of(folder: Path) -> tuple[str, ...]:
     record = read_json(folder / RECORD)
     return (
         *_REQUIREMENTS,
-        *(["bitsandbytes"] if "quantisation" in record else []),
+        *(["bitsandbytes"] if _needs_bitsandbytes(record) else []),
         *(["gguf"] if record.get("base", {}).get("source") == "gguf" else []),
     )
+
+
+def _needs_bitsandbytes(record: Mapping[str, Any]) -> bool:
+    """Return whether a base is loaded in few bits, to stay so or to be dequantised."""
+    stored = str(record.get("base", {}).get("stored_as") or "")
+    return "quantisation" in record or stored.startswith("bitsandbytes")
 
 
 def _pinned(name: str) -> str:
