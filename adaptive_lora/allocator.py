@@ -32,6 +32,12 @@ def give_freed_memory_back() -> bool:
     return _told((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 2**20), (_TRIM_THRESHOLD, 2**20))
 
 
+def release_freed_memory() -> None:
+    """Give back once what has been freed, whatever is kept from here on; glibc alone does so."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _told(*values: tuple[int, int]) -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -25,6 +25,7 @@ from adaptive_lora.importance import (
     profile_importance,
 )
 from adaptive_lora.importance.capture import frozen
+from adaptive_lora.library_errors import model_errors
 from adaptive_lora.losses import Loss
 from adaptive_lora.memory import MemoryChoice, choose, describe, load_of
 from adaptive_lora.models import gradient_checkpointing
@@ -95,7 +96,10 @@ class Bench(ABC):
         key = (metric, seed, fold)
         if key not in self._profiles:
             task = self.profile_task(seed=seed, fold=fold)
-            self._profiles[key] = profile_importance(task, metric=metric, seed=seed)
+            with model_errors(
+                f"{metric} cannot be measured on {self.architecture.kind}", self.base.model
+            ):
+                self._profiles[key] = profile_importance(task, metric=metric, seed=seed)
         return self._profiles[key]
 
     def profile_task(self, *, seed: int, fold: int) -> ProfileTask:
@@ -203,7 +207,11 @@ class Bench(ABC):
             return frozenset()
         batch = self.task.collate(self.parts(0).train[:2]).to(self.runtime.device)
         model = self.base.model
-        with self.runtime.accelerator.autocast():
+        kind = self.architecture.kind
+        with (
+            model_errors(f"{kind} does not run on this data", model),
+            self.runtime.accelerator.autocast(),
+        ):
             found = unreached_maps(model, untried, lambda: self.task.loss(model, batch))
         return frozenset(found)
 

@@ -20,6 +20,7 @@ from adaptive_lora.data.batches import IGNORED
 from adaptive_lora.errors import ModelError
 from adaptive_lora.importance import PROFILERS, ImportanceProfile, ProfileTask, profile_importance
 from adaptive_lora.importance.weights import WeightProfiler
+from adaptive_lora.library_errors import model_errors
 from adaptive_lora.losses import masked_loss, no_loss
 from adaptive_lora.models import auto_class, locate, read_settings, require_weights
 from adaptive_lora.runtime import start_runtime
@@ -91,7 +92,10 @@ class EncoderBench:
             runtime=self.runtime,
             loss=no_loss if metric in _FORWARD else masked_loss,
         )
-        return profile_importance(task, metric=metric, seed=seed)
+        with model_errors(
+            f"{metric} cannot be measured on {type(self.model).__name__}", self.model
+        ):
+            return profile_importance(task, metric=metric, seed=seed)
 
     def _load(self) -> tuple[PreTrainedModel, set[str]]:
         """Return the model and the names of the weights that its checkpoint lacks."""

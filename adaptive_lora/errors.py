@@ -11,7 +11,8 @@
     │   └── ClaimLost            another process took over; caught where trials are run
     └── TrialFailed              a trial that the stability guard ended; the study goes on
 
-Anything else that escapes is a bug of this package and keeps its traceback.
+Anything else that escapes is a bug of this package and keeps its traceback; what transformers, PEFT
+and torch raise over a model becomes a ModelError (`library_errors`).
 """
 
 from __future__ import annotations

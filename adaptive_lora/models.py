@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora import adapter_serving
-from adaptive_lora.adapter_serving import SavedQuantisation
 from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads, read_header, require_gguf
 from adaptive_lora.adapter_serving.vetting import UnsafeFiles, require_base
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.config.base_file import base_file, require_kinds
 from adaptive_lora.errors import ConfigError, ModelError, brief
 from adaptive_lora.heads import count_head, find_head, require_all_read, require_complete
+from adaptive_lora.library_errors import is_bug
 
 if TYPE_CHECKING:
     import torch
@@ -193,18 +193,23 @@ def load_base(
         )
         tokenizer = adapter_serving.open_processor(folder, task, trust_remote_code=trust)
     except Exception as error:  # whatever a damaged file makes transformers raise
+        if is_bug(error):
+            raise
         raise ModelError(f"{folder} cannot be loaded: {brief(error)}") from error
     if task["name"] == "causal" and tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
     head = _head_of(model, task, gaps, file)
     content_hash, *earlier = adapter_serving.content_hashes(folder, code=trust)
+    stored_as = saved.name if saved is not None and saved.use == "dequantised" else None
+    if file is not None:
+        stored_as = read_header(file).stored_as
     reference = BaseReference(
         source=source,
         name=name,
         revision=_hub_commit(folder) if source == "hub" else None,
         content_hash=content_hash,
         trust_remote_code=trust,
-        stored_as=_stored_as(file, saved),
+        stored_as=stored_as,
     )
     return BaseModel(
         model=model,
@@ -240,13 +245,6 @@ def _max_positions(settings: PretrainedConfig) -> int | None:
     if stated is None or text.model_type not in _OFFSET_POSITIONS:
         return stated
     return int(stated) - int(text.pad_token_id) - 1
-
-
-def _stored_as(file: Path | None, saved: SavedQuantisation | None) -> str | None:
-    """Return how weights were saved that are dequantised."""
-    if file is not None:
-        return read_header(file).stored_as
-    return saved.name if saved is not None and saved.use == "dequantised" else None
 
 
 def require_quantiser(what: str = "base=nf4") -> None:
@@ -294,6 +292,8 @@ def read_settings(folder: Path, *, trust_remote_code: bool = False) -> Pretraine
         else:
             settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers checks little: whatever a wrong value causes
+        if is_bug(error):
+            raise
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"{folder} runs only with Python code of its own, which is not run unless you say "
@@ -379,6 +379,8 @@ def skeleton(config: ModelConfig, task: str = "auto", kinds: Sequence[str] = ())
             kind, settings, trust_remote_code=trust
         )
     except Exception as error:  # transformers checks little: whatever a wrong value causes
+        if is_bug(error):
+            raise
         raise ModelError(f"{_settings_of(folder)} cannot be used: {brief(error)}") from error
     return model
 

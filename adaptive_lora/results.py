@@ -40,8 +40,9 @@ class TrainResult:
     seconds: float
     """Wall time of the training steps alone, without validation; of steps that several trials took
     together, the share that the trial's tokens have."""
-    peak_memory_bytes: int
-    """Device memory on a GPU; resident memory of the process on a CPU."""
+    peak_memory_bytes: int | None
+    """Device memory on a GPU; on a CPU the model and what training added to the process's memory,
+    or None where the system does not tell."""
     micro_batch: int
     """Most examples per forward pass; below the batch size where memory was short."""
     trials_together: int

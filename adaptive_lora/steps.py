@@ -19,6 +19,7 @@ from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.encoder_bench import bench_for
 from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, brief, unknown_name
 from adaptive_lora.importance import PROFILERS, ImportanceProfile
+from adaptive_lora.library_errors import is_bug, model_errors
 from adaptive_lora.models import locate
 from adaptive_lora.progress import say_place
 from adaptive_lora.redaction import shown
@@ -161,6 +162,8 @@ def run_evaluate(
             folder, trust_remote_code=config.model.trust_remote_code
         )
     except Exception as error:  # PEFT, transformers and safetensors raise their own types
+        if is_bug(error):
+            raise
         raise AdapterError(f"adapter {adapter} cannot be loaded: {brief(error)}") from error
     base = record["base"]
     where = os.environ.get(adapter_serving.BASE_VARIABLE) or base["name"]
@@ -172,7 +175,8 @@ def run_evaluate(
     bench = Workbench(_as_saved(study_from({**config.flat(), **changes})))
     say_data(bench, Console(stderr=True) if as_json else console)
     model.to(bench.runtime.device)
-    test = bench.score(model, bench.parts(fold).test)
+    with model_errors(f"adapter {adapter} does not run on this data", model):
+        test = bench.score(model, bench.parts(fold).test)
     scores = {
         **{f"test/{name}": value for name, value in bench.task.metrics(test).items()},
         "test/examples": float(len(test.example_ids)),

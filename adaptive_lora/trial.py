@@ -17,6 +17,7 @@ from adaptive_lora.allocation import Plan, RankPlan
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.importance import ImportanceProfile
+from adaptive_lora.library_errors import model_errors
 from adaptive_lora.recipes import RECIPES, Job, RankEvent, Trained
 from adaptive_lora.results import EvalResult, TrainResult
 from adaptive_lora.training import Runner, StepEvent, TrialCheckpoints
@@ -72,18 +73,20 @@ def run_trial(
     Raises:
         TrialFailed: training was not stable.
         AdapterError: the model as built differs from the plan, or a site did not learn.
+        ModelError: a library raised while the trial was attached, trained or scored.
     """
     started = time.perf_counter()
     bench = bench.on_base(trial.method.base)
     metric = trial.method.allocator.metric
     job = Job(bench, trial, on_step, checkpoints, runner)
     try:
-        trained = RECIPES[trial.method.recipe](job)
-        _require_finite("validation", trained.result.validation_loss)
-        audit_as_built(trained.model, trained.plan, job.head)
-        test = bench.score(trained.model, bench.parts(trial.fold).test)
-        _require_finite("test", test.loss)
-        _save(bench, trial, trained, folder)
+        with model_errors(f"{trial.label} on {bench.architecture.kind} failed", bench.base.model):
+            trained = RECIPES[trial.method.recipe](job)
+            _require_finite("validation", trained.result.validation_loss)
+            audit_as_built(trained.model, trained.plan, job.head)
+            test = bench.score(trained.model, bench.parts(trial.fold).test)
+            _require_finite("test", test.loss)
+            _save(bench, trial, trained, folder)
     finally:
         job.release()
     before = 0.0 if checkpoints is None else checkpoints.seconds_before
@@ -157,7 +160,6 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
         "efficiency_ratio": gained / (plan.trainable_parameters / 1e6),
         "train/supervised_tokens": float(train.supervised_tokens),
         "tokens_per_second": train.tokens / train.seconds,
-        "peak_memory_bytes": float(train.peak_memory_bytes),
         "train_seconds": train.seconds,
         "wall_seconds": outcome.seconds,
         "search_seconds": outcome.search_seconds,
@@ -168,6 +170,8 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
         "stopped_early": float(train.stopped_early),
         **outcome.extra,
     }
+    if train.peak_memory_bytes is not None:
+        metrics["peak_memory_bytes"] = float(train.peak_memory_bytes)
     if plan.base != "full":
         metrics["base/quantised_loss"] = bench.on_base(plan.base).frozen(fold).loss
     if outcome.profile is not None:

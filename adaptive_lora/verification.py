@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from adaptive_lora.adapter_serving import load_adapter
 from adaptive_lora.errors import AdapterError
+from adaptive_lora.library_errors import is_bug
 from adaptive_lora.results import TrialRecord
 from adaptive_lora.tracking.registry import adapter_folder, require_own_code
 from adaptive_lora.trial import PROBE, probe_logits
@@ -50,6 +51,8 @@ def prove(bench: Workbench, record: TrialRecord, model_uri: str) -> Proof:
         model, _, _ = load_adapter(folder, trust_remote_code=trust)
         trained = load_file(folder / PROBE)["logits"]
     except Exception as error:  # PEFT, transformers and safetensors raise their own types
+        if is_bug(error):
+            raise
         raise AdapterError(
             f"the adapter of run {record.run_id} cannot be loaded back ({error}). It was not "
             "registered."

@@ -19,6 +19,7 @@ from adaptive_lora.config import StudyConfig, TrialSpec, digest
 from adaptive_lora.config.renamed import earlier_settings
 from adaptive_lora.data.summary import DataSummary
 from adaptive_lora.errors import DataError
+from adaptive_lora.library_errors import model_errors
 from adaptive_lora.models import BaseModel, load_base, require_quantiser
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import Runtime, start_runtime
@@ -173,7 +174,10 @@ class Workbench(Bench):
         if fold not in self._frozen:
             self.on_base(self.base_kind)
             self.start_head(0)
-            self._frozen[fold] = self.score(self.base.model, self.parts(fold).test)
+            with model_errors(
+                f"{self.architecture.kind} does not run on this data", self.base.model
+            ):
+                self._frozen[fold] = self.score(self.base.model, self.parts(fold).test)
         return self._frozen[fold]
 
     def test_texts(self) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,39 @@ def test_under_a_limit_freed_memory_is_given_back() -> None:
     )
     assert kept > 150_000_000
     assert back < 50_000_000
+
+
+PEAK = """
+import torch
+from adaptive_lora.allocator import keep_freed_memory
+from adaptive_lora.training.memory import PeakMemory
+keep_freed_memory()
+for _ in range(2):  # what earlier trainings took, and left with the process
+    torch.ones(100_000_000)
+model, cpu = torch.nn.Linear(1000, 5000), torch.device("cpu")
+for size in (20_000_000, 5_000_000):
+    peak = PeakMemory(cpu, model)
+    held = torch.ones(size)
+    del held
+    print(peak.bytes)
+"""
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="only Linux counts a peak anew")
+def test_a_trainings_peak_is_its_own() -> None:
+    """Of 400 MB that an earlier one left, and of the interpreter, nothing is counted."""
+    large, small = map(int, subprocess.check_output([sys.executable, "-c", PEAK]).split())
+    model = 4 * 1001 * 5000
+    assert large == pytest.approx(model + 80_000_000, abs=8_000_000)
+    assert small == pytest.approx(model + 20_000_000, abs=8_000_000)
+
+
+def test_where_no_peak_is_told_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch
+
+    from adaptive_lora.training import memory
+
+    monkeypatch.setattr(memory, "_PROCESS", tmp_path)
+    assert memory.PeakMemory(torch.device("cpu"), torch.nn.Linear(2, 2)).bytes is None

@@ -104,6 +104,12 @@ def test_the_rank_is_rounded_up_to_what_servers_take(
     record = json.loads((tmp_path / "adapter" / "adaptive_lora.json").read_text())
     assert record["base"]["content_hash"][:12] in card
     load_adapter(tmp_path / "out")  # it is served like any other adapter
+    own = (tmp_path / "adapter" / "README.md").read_text()
+    provenance = [line for line in card.splitlines() if line.startswith(("- base:", "- method:"))]
+    assert len(provenance) == 2
+    assert set(provenance) <= set(own.splitlines())
+    assert f"A server must allow rank {largest}**" in own
+    assert "More Information Needed" not in own
 
 
 def test_a_rank_that_no_server_takes(base_folder: Path, tmp_path: Path) -> None:

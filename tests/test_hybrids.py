@@ -19,9 +19,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.adapter_serving import load_adapter
+from adaptive_lora.adapters.export import export_merged
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.config import ModelConfig
-from adaptive_lora.errors import ModelError
+from adaptive_lora.errors import AdapterError, ModelError
 from adaptive_lora.models import auto_class, skeleton
 from adaptive_lora.sites import survey_sites
 from adaptive_lora.sites.adaptable import PASSED_BY, UNREACHED
@@ -109,6 +110,18 @@ def test_plan_emitted_configuration_and_training_agree(
     model, _, _ = load_adapter(tmp_path / "adapter")
     probe = load_file(tmp_path / "adapter" / PROBE)["logits"]
     torch.testing.assert_close(probe_logits(bench, model, 0), probe, rtol=1e-5, atol=1e-5)
+
+    if name == "zamba2":  # its blocks share weights, and have adapters of their own
+        with pytest.raises(AdapterError, match="share one weight"):
+            export_merged(tmp_path / "adapter", tmp_path / "merged")
+        return
+    export_merged(tmp_path / "adapter", tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            merged.eval()(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", HYBRIDS)

@@ -24,6 +24,7 @@ ROOMS = (
     "threads",
     "redaction",
     "errors",
+    "library_errors",
     "textfiles",
     "options",
     "plugins",

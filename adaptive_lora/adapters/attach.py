@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from adaptive_lora.adapters.dropout import SiteDropout
 from adaptive_lora.adapters.head import untrained_heads
 from adaptive_lora.allocation import Scaling
+from adaptive_lora.library_errors import model_errors
 from adaptive_lora.seeding import rng_for
 
 if TYPE_CHECKING:
@@ -47,11 +48,15 @@ def attach(
         seed: of A and of the dropout masks.
         dropout: probability of dropping an input of A.
         head: modules that are trained beside the adapters.
+
+    Raises:
+        ModelError: PEFT refuses; names the site.
     """
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        adapted = get_peft_model(model, lora_config(model, plan, dropout, head))
+        with model_errors(f"{plan.method} cannot be attached to {type(model).__name__}", model):
+            adapted = get_peft_model(model, lora_config(model, plan, dropout, head))
     layers = lora_layers(adapted)
     for entry in plan.entries:
         layer = layers[entry.site.name]

@@ -29,8 +29,10 @@ from adaptive_lora.adapter_serving.vetting import (
     read_record,
     require_adapter,
 )
+from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.adapters.model_card import merged_card, uniform_card
 from adaptive_lora.errors import AdapterError, ConfigError, brief
+from adaptive_lora.library_errors import is_bug, model_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,14 +104,38 @@ def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False
         model, tokenizer, _ = adapter_serving.load_adapter(
             source, dequantise=True, trust_remote_code=trust_remote_code
         )
+        _refuse_tied(model)
         dora = _is_dora(model)
         merged = model.merge_and_unload(safe_merge=True)
+    except AdapterError:
+        raise
     except Exception as error:  # PEFT, transformers and safetensors raise their own types
+        if is_bug(error):
+            raise
         raise AdapterError(f"adapter {source} cannot be merged: {brief(error)}") from error
     with _new_folder(target) as folder:
-        merged.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with model_errors(f"the merged model of {source} cannot be saved", merged):
+            merged.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(merged_card(_origin(source), dora=dora), encoding="utf-8")
+
+
+def _refuse_tied(model: Any) -> None:
+    """Refuse to merge where one weight serves at several sites, each with an adapter of its own.
+
+    Raises:
+        AdapterError: names two of them (Zamba2's shared blocks).
+    """
+    if not hasattr(model, "peft_config"):
+        return
+    first: dict[int, str] = {}
+    for name, layer in lora_layers(model).items():
+        other = first.setdefault(id(layer.get_base_layer().weight), name)
+        if other != name:
+            raise AdapterError(
+                f"{other} and {name} share one weight and have an adapter each, which a merged "
+                "model cannot hold; serve the adapter as it is, or export it with --uniform."
+            )
 
 
 def _is_dora(model: Any) -> bool:

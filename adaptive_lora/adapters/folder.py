@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.adapter_serving import CAUSAL, RECORD
 from adaptive_lora.adapter_serving.own_family import AdaptedModel
+from adaptive_lora.adapters.model_card import trained_card
 from adaptive_lora.adapters.own_family import save_own_family
 from adaptive_lora.allocation import FamilyPlan, Plan
 
@@ -61,3 +62,11 @@ def save_adapter(
     }
     (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     (folder / "rank_plan.json").write_text(plan.to_json(), encoding="utf-8")
+    origin = {**record, "method": plan.method}
+    ranks: tuple[int, ...] = ()
+    if isinstance(plan, FamilyPlan):
+        origin["family"] = plan.family
+    else:
+        ranks = tuple(plan.rank_pattern().values())
+    card = trained_card(origin, ranks=ranks)
+    (folder / "README.md").write_text(card, encoding="utf-8")  # PEFT's own is a blank form

@@ -1,4 +1,4 @@
-"""The model cards of exported adapters: where they come from and what a server must allow."""
+"""The model cards of adapters, as trained and exported: their origin, what a server must allow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,37 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.adapter_serving import AUTO_CLASSES, CAUSAL
+
+
+def trained_card(origin: Mapping[str, Any], *, ranks: Sequence[int]) -> str:
+    """Return the README of an adapter as it was trained.
+
+    Args:
+        origin: record of the adapter, with `base`, `method` and, where it is not LoRA, `family`.
+        ranks: of each site; empty for a family that gives none.
+    """
+    if not ranks:
+        return f"""{_header(origin, "peft")}
+# Adapter of the family {origin["family"]}
+
+{_provenance(origin)}
+
+{_four_bits(origin)}{_dequantised(origin)}`adaptive-lora export --merged` writes a plain model of
+families that the base's weights can take up.
+"""
+    return f"""{_header(origin, "peft")}
+# LoRA adapter
+
+{_provenance(origin)}
+- ranks: {min(ranks)} to {max(ranks)} at {len(ranks)} sites, each with the alpha of
+  `adapter_config.json`; `rank_plan.json` lists them
+
+**A server must allow rank {max(ranks)}** and heed PEFT's `rank_pattern` and `alpha_pattern`. For
+one that does not, `adaptive-lora export` writes one rank with scale 1 (`--uniform`) or a plain
+model (`--merged`).
+
+{_four_bits(origin)}{_dequantised(origin)}With PEFT: `PeftModel.from_pretrained(base, FOLDER)`.
+"""
 
 
 def uniform_card(origin: Mapping[str, Any], *, ranks: Sequence[int], rank: int) -> str:

@@ -24,6 +24,7 @@ from adaptive_lora.adapters.attach import ADAPTER, detach, module_targets, peft_
 from adaptive_lora.adapters.audit_family import trained_tensors
 from adaptive_lora.adapters.head import in_head
 from adaptive_lora.allocation import FamilyPlan
+from adaptive_lora.library_errors import model_errors
 from adaptive_lora.seeding import rng_for
 
 _PREFIX_SPREAD = 0.02
@@ -47,7 +48,8 @@ def attach_peft_family(
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        adapted: PeftModel = get_peft_model(model, config)
+        with model_errors(f"{plan.method} cannot be attached to {type(model).__name__}", model):
+            adapted: PeftModel = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in trained_tensors(adapted).items():
             if not in_head(name, head):

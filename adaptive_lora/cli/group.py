@@ -6,6 +6,7 @@ import errno
 import re
 import sys
 import traceback
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +15,11 @@ import click
 from adaptive_lora import __version__
 from adaptive_lora.errors import AdaptiveLoraError
 from adaptive_lora.interruption import Interrupted
+from adaptive_lora.library_errors import write_traceback
 from adaptive_lora.redaction import hide_credentials, printable
+
+_OUTPUT = "adaptive-lora-out"
+"""Folder of commands that have no option for one; the group's `obj` has that of the others."""
 
 
 class _Group(click.Group):
@@ -27,6 +32,10 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except AdaptiveLoraError as error:
             _say(str(error))
+            log = write_traceback(error, Path(ctx.obj or _OUTPUT) / "errors")
+            if log is not None:
+                where = printable(hide_credentials(str(log)))
+                click.echo(f"The library's traceback is in {where}", err=True)
             sys.exit(error.exit_code)
         except OSError as error:  # wherever a name given as a path is first looked for
             if error.errno != errno.ENAMETOOLONG:

@@ -92,9 +92,9 @@ def settings_given(options: Mapping[str, Any]) -> dict[str, object]:
 def read_study(file: Path | None, options: Mapping[str, Any]) -> StudyConfig:
     """Return the study of a file, or of the defaults, with the options that were given over it."""
     given = settings_given(options)
-    if file is not None:
-        return load_study(file, given)
-    return study_from(given)
+    config = study_from(given) if file is None else load_study(file, given)
+    click.get_current_context().find_root().obj = config.tracking.output
+    return config
 
 
 def make_console() -> Console:

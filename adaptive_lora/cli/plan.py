@@ -21,7 +21,7 @@ from adaptive_lora.cli.options import (
     study_options,
 )
 from adaptive_lora.config import EARLIER_NAMES, study_from
-from adaptive_lora.config.base_file import base_file, check_base
+from adaptive_lora.config.base_file import check_base
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.textfiles import Unreadable, read_text
 

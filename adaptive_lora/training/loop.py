@@ -189,7 +189,7 @@ class Course:
         scaled = runtime.accelerator.scaler is not None
         self.guard = StabilityGuard(config.max_skipped_steps, gradient_scaler=scaled)
         self.early = EarlyStop(config.patience)
-        self.memory = PeakMemory(runtime.device)
+        self.memory = PeakMemory(runtime.device, model)
         self.losses: list[float] = []
         self.validation: list[tuple[int, float]] = []
         self.tokens = self.supervised = self.forward_passes = 0
@@ -283,7 +283,6 @@ class Course:
         norm = float(
             accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
         )
-        self.memory.sample()
         allowed = self.guard.allows(step, loss, norm)
         if not (allowed or self.guard.gradient_scaler):
             self.optimizer.zero_grad()  # the step below then changes nothing
