@@ -107,8 +107,9 @@ def make_earlier(file: Path, steps_before: int, *, used: bool) -> None:
         if used:
             row = "(experiment_id, name, artifact_location, lifecycle_stage)"
             database.execute(f"INSERT INTO experiments {row} VALUES (1, 'mine', 'there', 'active')")
-            row = "(run_uuid, name, user_id, status, experiment_id, artifact_uri, lifecycle_stage)"
-            values = "('r', 'run', 'me', 'FINISHED', 1, 'there', 'active')"
+            row = "(run_uuid, name, user_id, status, experiment_id, artifact_uri, lifecycle_stage,"
+            row += " start_time, end_time)"
+            values = "('r', 'run', 'me', 'FINISHED', 1, 'there', 'active', 1, 2)"
             database.execute(f"INSERT INTO runs {row} VALUES {values}")
 
 

@@ -17,6 +17,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
@@ -214,7 +215,8 @@ def runs_of_key(client: MlflowClient, experiment_id: str, key: str) -> Sequence[
 
 def _address(folder: Path, draft: Path, facts: Mapping[str, str]) -> None:
     """Write into a model's folder which logged model of which run it is, whole or not at all."""
-    description = Model.load(str(folder / _MLMODEL))
+    text = (folder / _MLMODEL).read_text(encoding="utf-8")
+    description = Model.from_dict(yaml.safe_load(text))  # `load` decodes %20 in a path
     description.run_id = facts["run_id"]
     description.model_id = description.model_uuid = facts["model_id"]
     description.artifact_path = facts["model_uri"]
