@@ -69,7 +69,8 @@ def write_traceback(error: BaseException, folder: Path) -> Path | None:
 
     Args:
         error: as shown to the user; what caused it is looked at.
-        folder: for the file; one for temporary files is taken where it cannot be written.
+        folder: for the file, in the output folder; where there is no such folder yet, or it cannot
+            be written, the one for temporary files is taken.
     """
     cause = error.__cause__
     if cause is None or not of_a_library(cause):
@@ -78,7 +79,7 @@ def write_traceback(error: BaseException, folder: Path) -> Path | None:
     name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     for place in (folder, Path(tempfile.gettempdir())):
         try:
-            place.mkdir(parents=True, exist_ok=True)
+            place.mkdir(exist_ok=True)
             (place / name).write_text(text, encoding="utf-8")
         except OSError:
             continue

@@ -133,16 +133,11 @@ def run_single(
         ConfigError: the configuration has several trials.
         TrialFailed: training was not stable.
     """
-    trials = list(config.trials())
-    if len(trials) != 1:
-        raise ConfigError(
-            f"train runs one trial; {len(trials)} were given (methods x seeds x folds x lr). Name "
-            "one method, seed and learning rate, or use `study`."
-        )
+    trial = config.only_trial()
     bench = Workbench(config)
     say_data(bench, console)
     with interruptible():
-        return _run_single(bench, trials[0], console)
+        return _run_single(bench, trial, console)
 
 
 def _run_single(

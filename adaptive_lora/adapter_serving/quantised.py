@@ -45,7 +45,7 @@ def saved_quantisation(folder: Path) -> SavedQuantisation | None:
     """
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return quantisation_in(settings) if isinstance(settings, dict) else None
 

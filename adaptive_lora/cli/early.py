@@ -54,5 +54,5 @@ def _is_decoder(model: str) -> bool:
     try:
         found = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
         return all(name.endswith(_DECODERS) for name in found["architectures"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return False

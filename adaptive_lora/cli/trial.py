@@ -28,6 +28,7 @@ from adaptive_lora.errors import ConfigError
 def train(file: Path | None, method: str, seed: str, adapter: Path | None, **options: Any) -> None:
     """Train one trial: one method, seed and learning rate, as part of its study."""
     config = read_study(file, {**options, "methods": method, "seeds": seed})
+    config.only_trial()
     check_base(config.model, [spec.base for spec in config.specs])
     require_inputs(config)
     from adaptive_lora.steps import run_train

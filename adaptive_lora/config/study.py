@@ -20,6 +20,7 @@ from adaptive_lora.config.sections import (
     TrackingConfig,
     TrainConfig,
 )
+from adaptive_lora.errors import ConfigError
 from adaptive_lora.options import Limits, option, type_hints
 
 SIGNATURE_VERSION = 3
@@ -124,6 +125,20 @@ class StudyConfig:
                 for spec in self.specs:
                     for lr in self.lr:
                         yield TrialSpec(study=self, method=spec, seed=seed, fold=fold, lr=lr)
+
+    def only_trial(self) -> TrialSpec:
+        """Return the trial of a configuration that has one.
+
+        Raises:
+            ConfigError: it has several.
+        """
+        first, *others = self.trials()
+        if others:
+            raise ConfigError(
+                f"train runs one trial; {1 + len(others)} were given (methods x seeds x folds x "
+                "lr). Name one method, seed and learning rate, or use `study`."
+            )
+        return first
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that all trials share and that make them comparable."""

@@ -45,24 +45,30 @@ class Table:
         return f"{self.name} {self.places[index]}"
 
 
-_ahead: dict[tuple[str | None, ...], Table] = {}
-"""Tables that were read before anything heavy was loaded, until they are asked for."""
+_ahead: dict[tuple[str | int, ...], Table] = {}
+"""Tables of files that were read before anything heavy was loaded, until they are asked for."""
 
 
 def read_ahead(config: DataConfig) -> Table:
-    """Read the rows of a data configuration now; the next `read_table` of it returns them.
+    """Read the rows of a data configuration now; of a file, the next `read_table` returns them.
 
     Raises:
         DataError: as `read_table`.
     """
+    version = _version(config)
     table = read_table(config)
-    _ahead[_source(config)] = table
+    if version is not None:
+        _ahead[version] = table
     return table
 
 
-def _source(config: DataConfig) -> tuple[str | None, ...]:
-    """Return the settings that decide which rows are read."""
-    return config.data, config.data_subset, config.data_split, config.data_revision
+def _version(config: DataConfig) -> tuple[str | int, ...] | None:
+    """Return which file is read, as it is now, and how; None where the data are no file."""
+    path = Path(config.data).expanduser()
+    if not _is_file(path):
+        return None
+    state = path.stat()
+    return str(path.resolve()), state.st_mtime_ns, state.st_size, config.on_bad_row
 
 
 def read_table(config: DataConfig) -> Table:
@@ -71,8 +77,9 @@ def read_table(config: DataConfig) -> Table:
     Raises:
         DataError: unreadable file (with lines), not found, no rows.
     """
-    if (ready := _ahead.pop(_source(config), None)) is not None:
-        return ready
+    version = _version(config)
+    if version in _ahead:
+        return _ahead.pop(version)
     if config.data == "embedded":
         raise DataError(
             "the embedded data are prompts and responses; this task needs data of its own: give "

@@ -16,7 +16,7 @@ from adaptive_lora.seeding import rng_for
 T = TypeVar("T")
 MOST_NAMED = 20
 """Most bad rows that one message names."""
-_LONGEST = 110
+_LONGEST = 200
 """Most characters of one bad row's problem where several are named."""
 
 

@@ -63,7 +63,7 @@ _FILES: dict[str, tuple[str | bytes, str]] = {
     "a model name of dots": ("registered_model: '..'", "registered_model must be"),
     "an experiment with a path": ("experiment: ../../x", "experiment must be"),
     "an experiment with an escape": ('experiment: "a\\x1b[2Jb"', "experiment must be"),
-    "an empty experiment": ("experiment: ''", "experiment must be"),
+    "an experiment that climbs": ("experiment: 'a/../b'", "experiment must be"),
     "a Python object": ('data: !!python/object/apply:os.system ["touch canary"]', "is not YAML"),
     "a Python name": ("data: !!python/name:os.system", "is not YAML"),
     "a Python module": ("data: !!python/module:os", "is not YAML"),
