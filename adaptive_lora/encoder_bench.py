@@ -7,6 +7,7 @@ that, no other is invented.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from adaptive_lora.adapter_serving import saved_quantisation
 from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads
 from adaptive_lora.config import StudyConfig
-from adaptive_lora.data import Batch, load_examples, split_examples
+from adaptive_lora.data import Batch, ExampleSet, load_examples, split_examples
 from adaptive_lora.data.batches import IGNORED
+from adaptive_lora.data.summary import reading_lines
 from adaptive_lora.errors import ModelError
 from adaptive_lora.importance import PROFILERS, ImportanceProfile, ProfileTask, profile_importance
 from adaptive_lora.importance.weights import WeightProfiler
@@ -27,6 +29,7 @@ from adaptive_lora.runtime import start_runtime
 from adaptive_lora.seeding import rng_for
 from adaptive_lora.sites import survey_sites, warn_of_sites
 from adaptive_lora.tasks.catalogue import found_task
+from adaptive_lora.tasks.truncation import encode_cut
 from adaptive_lora.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -153,10 +156,18 @@ class EncoderBench:
             raise ModelError(f"the tokenizer in {self.folder} lacks a mask or a pad token.")
         return tokenizer
 
+    @cached_property
+    def _data(self) -> ExampleSet:
+        return load_examples(self.config.data)
+
+    def data_lines(self) -> list[str]:
+        """Return how the data were read, for people; nothing for metrics that need none."""
+        return [] if self.metric in _DATA_FREE else reading_lines(self._data.readings)
+
     def _calibration(self, seed: int, fold: int) -> list[Batch]:
         """Return batches of prompt and response as one text, drawn from the training part."""
         data, settings = self.config.data, self.config.profile
-        examples = split_examples(load_examples(data).examples, data, fold).train
+        examples = split_examples(self._data.examples, data, fold).train
         order = rng_for(seed, "calibration", fold).permutation(len(examples))
         size = settings.profile_batch_size
         order = order[: settings.profile_batches * size]
@@ -165,10 +176,17 @@ class EncoderBench:
             self._tokenizer.model_max_length,
             getattr(self.model.config, "max_position_embeddings", None) or data.max_tokens,
         )
-        encoded = self._tokenizer(
+        encoded, lost = encode_cut(
+            self._tokenizer,
             [f"{examples[index].prompt} {examples[index].response}" for index in order],
-            truncation=True, max_length=longest, return_special_tokens_mask=True,
-        )  # fmt: skip
+            longest,
+            return_special_tokens_mask=True,
+        )
+        if any(lost):
+            logging.getLogger(__name__).warning(
+                "%d of %d calibration texts are cut at %d tokens: %d tokens are lost",
+                sum(count > 0 for count in lost), len(lost), longest, sum(lost),
+            )  # fmt: skip
         rows = list(zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True))
         return [
             self._batch(rows[start : start + size], seed, start)

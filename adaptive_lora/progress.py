@@ -125,3 +125,9 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def say_lines(console: Console, lines: Iterable[str]) -> None:
+    """Print lines that may quote what files hold."""
+    for line in lines:
+        console.print(shown(line), highlight=False, soft_wrap=True)

@@ -21,10 +21,10 @@ from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, brief
 from adaptive_lora.importance import PROFILERS, ImportanceProfile
 from adaptive_lora.library_errors import is_bug, model_errors
 from adaptive_lora.models import locate
-from adaptive_lora.progress import say_place
+from adaptive_lora.progress import say_lines, say_place
 from adaptive_lora.redaction import shown
 from adaptive_lora.report.profile_figure import profile_figure, spectrum_figure
-from adaptive_lora.study import run_single, say_data
+from adaptive_lora.study import run_single
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.runs import single_run
@@ -45,8 +45,7 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
         raise ConfigError(unknown_name("metric", metric, PROFILERS))
     seed = config.seeds[0]
     bench = bench_for(_as_saved(config), metric)
-    if isinstance(bench, Workbench):
-        say_data(bench, Console(stderr=True) if as_json else console)
+    say_lines(Console(stderr=True) if as_json else console, bench.data_lines())
     store = connect(config.tracking)
     profile = bench.profile(metric, seed=seed, fold=0)
     share = _share_of_training(bench, profile)
@@ -173,7 +172,7 @@ def run_evaluate(
     if config.train.precision == "auto":  # as it was trained, so that its scores come back
         changes["precision"] = _PRECISION_OF[record["dtype"]]
     bench = Workbench(_as_saved(study_from({**config.flat(), **changes})))
-    say_data(bench, Console(stderr=True) if as_json else console)
+    say_lines(Console(stderr=True) if as_json else console, bench.data_lines())
     model.to(bench.runtime.device)
     with model_errors(f"adapter {adapter} does not run on this data", model):
         test = bench.score(model, bench.parts(fold).test)

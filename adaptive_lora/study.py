@@ -38,7 +38,7 @@ from adaptive_lora.errors import (
 )
 from adaptive_lora.interruption import interruptible
 from adaptive_lora.judgement import Judgement, judge
-from adaptive_lora.progress import StudyProgress, say_place
+from adaptive_lora.progress import StudyProgress, say_lines, say_place
 from adaptive_lora.provenance import provenance
 from adaptive_lora.race import require_rungs, run_race
 from adaptive_lora.redaction import shown
@@ -72,7 +72,7 @@ def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
         AdaptiveLoraError: the study cannot start; nothing was written then.
     """
     bench = Workbench(config)
-    say_data(bench, console)
+    say_lines(console, bench.data_lines())
     if config.race:
         require_rungs(bench)
     with interruptible():
@@ -135,7 +135,7 @@ def run_single(
     """
     trial = config.only_trial()
     bench = Workbench(config)
-    say_data(bench, console)
+    say_lines(console, bench.data_lines())
     with interruptible():
         return _run_single(bench, trial, console)
 
@@ -162,12 +162,6 @@ def _run_single(
     finally:
         study.end(status)
     return trial, outcome, study, signature
-
-
-def say_data(bench: Workbench, console: Console) -> None:
-    """Print the block that a run begins with: what is read, left out, cut and learned."""
-    for line in bench.data_lines():
-        console.print(shown(line), highlight=False, soft_wrap=True)
 
 
 def open_study(bench: Workbench, store: Store, *, single: bool = False) -> StudyRun:

@@ -301,12 +301,13 @@ def require_written(example: Example, tokenizer: PreTrainedTokenizerBase) -> Non
 
     whole = _rendered(example, tokenizer, example.messages, prompt=False)
     missing = []
-    if example.tools and shown(messages, None) == whole:
-        missing.append("tools")
+    if example.tools:
+        with suppress(Exception):  # a template that refuses a text without it reads it
+            missing += ["tools"] if shown(messages, None) == whole else []
     for key in _WRITTEN:
         if any(message.get(key) for message in messages):
             bare = [{k: v for k, v in message.items() if k != key} for message in messages]
-            with suppress(Exception):  # a template that refuses it without reads it
+            with suppress(Exception):
                 missing += [key] if shown(bare, example.tool_list) == whole else []
     if missing:
         raise BadRow(

@@ -64,7 +64,7 @@ class DataSummary:
 
     def lines(self) -> list[str]:
         """Return the block: a name and what there is to say of it, one a line."""
-        said = [line for index, one in enumerate(self.readings) for line in _read(one, index)]
+        said = reading_lines(self.readings)
         said.append(f"task      {self.task}; template: {self.template}")
         sizes = ", ".join(
             f"{name} {part.examples:,} examples ({part.supervised_tokens:,} supervised)"
@@ -129,6 +129,11 @@ def shortened(text: str) -> str:
     if len(text) <= _MOST_CHARACTERS:
         return text
     return f"{text[:half]} ... {len(text) - 2 * half:,} characters ... {text[-half:]}"
+
+
+def reading_lines(readings: Sequence[Reading]) -> list[str]:
+    """Return what there is to say of how sources were read, the test part's own last."""
+    return [line for index, one in enumerate(readings) for line in _read(one, index)]
 
 
 def _read(reading: Reading, index: int) -> Sequence[str]:
