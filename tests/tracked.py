@@ -54,7 +54,9 @@ def store_in(folder: Path) -> str:
 
 
 def runs_in(folder: Path) -> list[Run]:
-    """Return all runs of the store in a folder."""
+    """Return all runs of the store in a folder; none before it is there: MLflow would make it."""
+    if not (folder / "mlflow.db").exists():
+        return []
     client = MlflowClient(store_in(folder))
     return client.search_runs([item.experiment_id for item in client.search_experiments()])
 
