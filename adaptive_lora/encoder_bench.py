@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.adapter_serving import saved_quantisation
 from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads
+from adaptive_lora.adapter_serving.tokens import known_ids, position_limit, unknown_ids
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.data import Batch, ExampleSet, load_examples, split_examples
 from adaptive_lora.data.batches import IGNORED
@@ -24,7 +25,8 @@ from adaptive_lora.importance import PROFILERS, ImportanceProfile, ProfileTask, 
 from adaptive_lora.importance.weights import WeightProfiler
 from adaptive_lora.library_errors import model_errors
 from adaptive_lora.losses import masked_loss, no_loss
-from adaptive_lora.models import auto_class, locate, read_settings, require_weights
+from adaptive_lora.model_classes import auto_class
+from adaptive_lora.models import locate, read_settings, require_weights
 from adaptive_lora.runtime import start_runtime
 from adaptive_lora.seeding import rng_for
 from adaptive_lora.sites import survey_sites, warn_of_sites
@@ -174,7 +176,7 @@ class EncoderBench:
         longest = min(
             data.max_tokens,
             self._tokenizer.model_max_length,
-            getattr(self.model.config, "max_position_embeddings", None) or data.max_tokens,
+            position_limit(self.model.config) or data.max_tokens,
         )
         encoded, lost = encode_cut(
             self._tokenizer,
@@ -187,6 +189,9 @@ class EncoderBench:
                 "%d of %d calibration texts are cut at %d tokens: %d tokens are lost",
                 sum(count > 0 for count in lost), len(lost), longest, sum(lost),
             )  # fmt: skip
+        problem = unknown_ids(self._tokenizer, encoded["input_ids"], known_ids(self.model))
+        if problem is not None:
+            raise ModelError(f"{self.folder} cannot be profiled: {problem}.")
         rows = list(zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True))
         return [
             self._batch(rows[start : start + size], seed, start)

@@ -14,6 +14,12 @@ import torch
 from torch import nn
 
 from adaptive_lora.adapter_serving.gguf_file import read_header
+from adaptive_lora.adapter_serving.tokens import (
+    known_ids,
+    padding_id,
+    set_for_decoder,
+    set_padding,
+)
 from adaptive_lora.errors import ModelError
 from adaptive_lora.seeding import rng_for
 
@@ -41,6 +47,23 @@ def find_head(model: Any, gaps: Sequence[str]) -> tuple[str, ...]:
         if not _within(name, tops) and any(part in name for part in _OUTSIDE_BLOCKS)
     }
     return (*sorted(poolers), *tops)
+
+
+def pad_for_classes(model: Any, tokenizer: Any, folder: Path) -> int:
+    """Return the id of padding for a decoder that classifies, set in model and tokenizer.
+
+    Raises:
+        ModelError: the tokenizer has no token for it that the base has a row for.
+    """
+    pad = padding_id(tokenizer, known_ids(model))
+    if pad is None:
+        raise ModelError(
+            f"the tokenizer in {folder} has neither a pad nor an end-of-text token that the base "
+            "has a row for; a decoder classifies at the last token that is no padding."
+        )
+    set_padding(model, pad)
+    set_for_decoder(tokenizer, pad)
+    return pad
 
 
 def require_complete(gaps: Sequence[str], head: Sequence[str]) -> None:

@@ -15,12 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from adaptive_lora import adapter_serving
 from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads, read_header, require_gguf
+from adaptive_lora.adapter_serving.tokens import position_limit
 from adaptive_lora.adapter_serving.vetting import UnsafeFiles, require_base
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.config.base_file import base_file, require_kinds
 from adaptive_lora.errors import ConfigError, ModelError, brief
-from adaptive_lora.heads import count_head, find_head, require_all_read, require_complete
+from adaptive_lora.heads import (
+    count_head,
+    find_head,
+    pad_for_classes,
+    require_all_read,
+    require_complete,
+)
 from adaptive_lora.library_errors import is_bug
+from adaptive_lora.model_classes import auto_class, require_class
 
 if TYPE_CHECKING:
     import torch
@@ -28,10 +36,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-WITH_HEAD = frozenset({"classification", "regression", "image_classification"})
+OF_TEXTS = frozenset({"classification", "regression"})
+"""Tasks that train a head over texts beside adapters."""
+WITH_HEAD = OF_TEXTS | {"image_classification"}
 """Tasks that train a head beside adapters."""
-_OFFSET_POSITIONS = frozenset({"camembert", "roberta", "xlm-roberta"})
-"""Types of models whose positions begin after that of padding."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,12 +189,9 @@ def load_base(
     if saved is not None and saved.name.startswith("bitsandbytes"):
         require_quantiser(f"{folder} is saved in {saved.name}, which")
     require_weights(folder, trust_remote_code=trust)
-    kind = auto_class(read_settings(folder, trust_remote_code=trust))
-    if task["name"] == "causal" and kind is not AutoModelForCausalLM:
-        raise ModelError(
-            f"{folder} is no causal language model (it is one for {kind.__name__}): required for "
-            "training; `plan` works for any model, `profile` for encoders."
-        )
+    settings = read_settings(folder, trust_remote_code=trust)
+    kind = auto_class(settings)
+    require_class(settings, kind, task["name"], folder)
     try:
         model, gaps = adapter_serving.load_with_gaps(
             folder, dtype, task, quantisation, trust_remote_code=trust
@@ -198,6 +203,8 @@ def load_base(
         raise ModelError(f"{folder} cannot be loaded: {brief(error)}") from error
     if task["name"] == "causal" and tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
+    if task["name"] in OF_TEXTS and kind is AutoModelForCausalLM:
+        task = {**task, "pad_token_id": pad_for_classes(model, tokenizer, folder)}
     head = _head_of(model, task, gaps, file)
     content_hash, *earlier = adapter_serving.content_hashes(folder, code=trust)
     stored_as = saved.name if saved is not None and saved.use == "dequantised" else None
@@ -220,7 +227,7 @@ def load_base(
         gaps=gaps if head else (),
         quantisation=quantisation,
         earlier_hashes=tuple(earlier),
-        max_positions=_max_positions(model.config),
+        max_positions=position_limit(model.config),
     )
 
 
@@ -236,15 +243,6 @@ def _head_of(
     for part in head:
         model.get_submodule(part).float()
     return head
-
-
-def _max_positions(settings: PretrainedConfig) -> int | None:
-    """Return the longest text that a model takes; None where it states none."""
-    text = settings.get_text_config()
-    stated = getattr(text, "max_position_embeddings", None)
-    if stated is None or text.model_type not in _OFFSET_POSITIONS:
-        return stated
-    return int(stated) - int(text.pad_token_id) - 1
 
 
 def require_quantiser(what: str = "base=nf4") -> None:
@@ -321,39 +319,6 @@ def _gguf_settings(file: Path, changed: int) -> PretrainedConfig:
 def _hub_commit(folder: Path) -> str | None:
     """Return the commit of a hub snapshot: the cache names its folders so."""
     return folder.name if folder.parent.name == "snapshots" else None
-
-
-_WITHOUT_A_NAME = (
-    "AutoModelForImageTextToText", "AutoModelForSpeechSeq2Seq", "AutoModelForSeq2SeqLM",
-    "AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel",
-)  # fmt: skip
-"""Where config.json names no architecture: the first class that takes it. Encoders come before
-causal models, because transformers can turn BERT into a (never trained) causal one."""
-_BY_NAME = (
-    *_WITHOUT_A_NAME, "AutoModelForPreTraining", "AutoModelForSequenceClassification",
-    "AutoModelForTokenClassification", "AutoModelForQuestionAnswering",
-    "AutoModelForImageClassification", "AutoModelForAudioClassification",
-    "AutoModelForZeroShotImageClassification",
-)  # fmt: skip
-
-
-def auto_class(settings: PretrainedConfig) -> Any:
-    """Return the Auto class of a configuration: what its checkpoint was saved from.
-
-    A decoder is always the causal model that this package trains, whatever head it was saved with.
-    """
-    import transformers
-
-    takes = {
-        name: getattr(auto._model_mapping[type(settings)], "__name__", "")  # may be a tuple
-        for name in _BY_NAME
-        if type(settings) in (auto := getattr(transformers, name))._model_mapping
-    }
-    own = getattr(settings, "auto_map", None) or {}  # the model's own code, where that is run
-    first = next((name for name in _WITHOUT_A_NAME if name in takes or name in own), "AutoModel")
-    saved = (settings.architectures or [""])[0]
-    named = next((name for name, kind in takes.items() if kind == saved), first)
-    return getattr(transformers, first if first == "AutoModelForCausalLM" else named)
 
 
 def skeleton(config: ModelConfig, task: str = "auto", kinds: Sequence[str] = ()) -> PreTrainedModel:

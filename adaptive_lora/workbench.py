@@ -53,6 +53,7 @@ class Workbench(Bench):
         alone = wanted == {"nf4"}  # the weights as saved may be too large for the device
         base = _load(config, runtime, record, NF4 if alone else None)
         super().__init__(kind(config, runtime, base))
+        self.task.require_usable()
         self._other: OtherBase | None = None
         with _without_collector():
             prepared = prepare_set(self.task, self.data)

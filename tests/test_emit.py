@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from adaptive_lora.adapters.attach import lora_config
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.cli import main
-from adaptive_lora.models import auto_class
+from adaptive_lora.model_classes import auto_class
 from adaptive_lora.sites import find_sites
 
 Built = dict[str, tuple[int, float, float]]

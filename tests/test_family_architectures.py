@@ -15,7 +15,7 @@ from adaptive_lora.adapters.own_family import attach_own_family
 from adaptive_lora.adapters.peft_family import attach_peft_family, detach_peft_family
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, make_plan
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.models import auto_class
+from adaptive_lora.model_classes import auto_class
 from adaptive_lora.sites import read_architecture
 
 CAUSAL = ("gpt2", "pythia", "opt", "bloom", "llama", "mistral", "qwen2", "qwen3", "gemma",

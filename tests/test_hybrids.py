@@ -23,7 +23,8 @@ from adaptive_lora.adapters.export import export_merged
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import AdapterError, ModelError
-from adaptive_lora.models import auto_class, skeleton
+from adaptive_lora.model_classes import auto_class
+from adaptive_lora.models import skeleton
 from adaptive_lora.sites import survey_sites
 from adaptive_lora.sites.adaptable import PASSED_BY, UNREACHED
 from adaptive_lora.trial import PROBE, probe_logits, run_trial

@@ -5,21 +5,30 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
+from conftest import save_byte_tokenizer
 from peft import PeftModel
 from scipy.stats import pearsonr, spearmanr
-from task_bases import ENCODERS, labelled_rows, run_and_prove, save_base, write_rows
-from transformers import AutoModelForSequenceClassification
+from task_bases import ENCODERS, SIZE, labelled_rows, run_and_prove, save_base, write_rows
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
+from adaptive_lora.adapters.export import export_merged
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.data.labelled import load_labelled
-from adaptive_lora.errors import ConfigError, DataError
+from adaptive_lora.errors import ConfigError, DataError, ModelError
 from adaptive_lora.recipes import RECIPES, Job
 from adaptive_lora.tasks.catalogue import task_named
 from adaptive_lora.tasks.class_scores import class_scores
@@ -257,3 +266,121 @@ def test_a_real_encoder_learns_sentiment(shared_data: Path, own_store: str, tmp_
     assert len(record.test.example_ids) == 200
     assert record.metrics["test/accuracy"] > 0.65  # half of it is chance
     assert record.metrics["test/matthews"] > 0.3
+
+
+# --- decoders
+
+
+DECODERS = {
+    "llama": ("LlamaConfig", {**SIZE, "num_key_value_heads": 1}),
+    "qwen2": ("Qwen2Config", {**SIZE, "num_key_value_heads": 1}),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 200}),
+}
+PADS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
+    "the tokenizer's": ({"pad_token": "<|pad|>"}, {}, 257),
+    "none": ({}, {}, 256),
+    "another in config.json": ({"pad_token": "<|pad|>"}, {"pad_token_id": 7}, 257),
+    "one without a row": ({"pad_token": "<|further|>"}, {}, 256),
+    "on the left": ({"pad_token": "<|pad|>", "padding_side": "left"}, {}, 257),
+}
+"""What is said of padding -> names for the tokenizer, settings of the base, id that is used."""
+
+
+def save_decoder(folder: Path, kind: str, pad: str) -> Path:
+    """Write a decoder whose tokenizer and configuration say so of padding."""
+    name, settings = DECODERS[kind]
+    names, stated, _ = PADS[pad]
+    config = {"vocab_size": 258, "bos_token_id": None, "eos_token_id": 256, **settings, **stated}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(getattr(transformers, name)(**config)).save_pretrained(
+            folder
+        )
+    save_byte_tokenizer(folder)
+    made = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|endoftext|>", **names
+    )
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("pad", PADS)
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoder_classifies_alone_as_in_a_batch(tmp_path: Path, kind: str, pad: str) -> None:
+    base = save_decoder(tmp_path / "base", kind, pad)
+    bench = Workbench(study(base, tmp_path, task="classification"))
+    bench.start_head(0)
+    model, examples = bench.base.model, bench.parts(0).train
+    assert model.config.pad_token_id == PADS[pad][2] == bench.task.served["pad_token_id"]
+    assert len({example.length for example in examples}) > 1
+    together = bench.losses(model, examples).nll_E
+    alone = np.array([bench.losses(model, [example]).nll_E[0] for example in examples])
+    assert together == pytest.approx(alone, rel=1e-5)
+    with torch.no_grad():  # and as transformers computes it, without padding
+        ids = torch.tensor([examples[0].inputs["input_ids"]])
+        logits = model(input_ids=ids).logits
+        wanted = torch.nn.functional.cross_entropy(
+            logits, torch.tensor([examples[0].target]).long()
+        )
+    assert together[0] == pytest.approx(float(wanted), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "pad", "methods"),
+    [
+        ("llama", "classification", "the tokenizer's", "uniform:rank=2 waterfill:rank=1"),
+        ("gpt2", "regression", "none", "uniform:rank=2 bitfit"),
+        ("qwen2", "regression", "on the left", "uniform:rank=2 empirical:rank=1"),
+    ],
+)
+def test_a_decoder_with_a_head_is_trained_saved_and_served(
+    own_store: str, tmp_path: Path, kind: str, task: str, pad: str, methods: str
+) -> None:
+    base = save_decoder(tmp_path / "base", kind, pad)
+    config = study(
+        base, tmp_path, task=task, tracking_uri=own_store, methods=methods,
+        response_column="label" if task == "classification" else "score",
+    )  # fmt: skip
+    proven = run_and_prove(config)
+    assert len(proven.records) == 2
+    served = mlflow.pyfunc.load_model(proven.champion)
+    texts = [{"text": "red old 7"}, {"text": "a much longer text about something blue"}]
+    together = served.predict(texts)
+    alone = [served.predict([text])[0] for text in texts]
+    if task == "regression":
+        assert list(together) == pytest.approx(alone, rel=1e-5)
+    else:
+        assert list(together) == alone
+    merged = tmp_path / "merged"
+    export_merged(adapter_folder(proven.champion), merged)
+    stock = AutoModelForSequenceClassification.from_pretrained(merged)
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    inputs = tokenizer([each["text"] for each in texts], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = stock(**inputs).logits
+    if task == "regression":
+        assert logits[:, 0].tolist() == pytest.approx(list(together), rel=1e-4)
+    else:
+        assert [stock.config.id2label[int(i)] for i in logits.argmax(1)] == list(together)
+
+
+@pytest.mark.parametrize(
+    ("config", "head", "settings", "message"),
+    [
+        ("MambaConfig", "MambaForCausalLM",
+         {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+         "type 'mamba', for which transformers has no AutoModelForSequenceClassification"),
+        ("CohereConfig", "CohereForCausalLM", {**SIZE, "num_key_value_heads": 2},
+         "type 'cohere', for which transformers has no AutoModelForSequenceClassification"),
+        ("XLNetConfig", "XLNetLMHeadModel",
+         {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64},
+         "cannot be used for classification: a text has other outputs alone"),
+    ],
+)  # fmt: skip
+def test_bases_that_cannot_classify_are_refused_by_name(
+    tmp_path: Path, config: str, head: str, settings: dict[str, Any], message: str
+) -> None:
+    ends = {"vocab_size": 258, "bos_token_id": None, "eos_token_id": 256, "pad_token_id": 257}
+    base = save_base(tmp_path / "base", config, {**settings, **ends}, head)
+    with pytest.raises(ModelError, match=message):
+        Workbench(study(base, tmp_path, task="classification"))

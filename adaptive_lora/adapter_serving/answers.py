@@ -13,6 +13,7 @@ from typing import Any
 from .pictures import answer_questions
 from .prompts import LISTS, asked_ids, prompt_of
 from .text import free_positions, generate, generate_targets
+from .tokens import known_ids, unknown_ids
 
 Loaded = tuple[Any, Any, Mapping[str, Any]]
 """Adapted model, processor, record."""
@@ -55,7 +56,14 @@ def _continue(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
                 f"row {index}: its prompt takes {len(ids)} tokens; the model has positions for "
                 f"{most}, the answer included"
             )
+    _require_known(model, tokenizer, asked)
     return generate(model, tokenizer, asked, max_new_tokens=max_new_tokens)
+
+
+def _require_known(model: Any, tokenizer: Any, ids: Iterable[Sequence[int]]) -> None:
+    problem = unknown_ids(tokenizer, ids, known_ids(model))
+    if problem is not None:
+        raise ValueError(f"a text cannot be run: {problem}")
 
 
 def _outputs(loaded: Loaded, rows: Rows) -> list[list[float]]:
@@ -74,7 +82,9 @@ def _outputs(loaded: Loaded, rows: Rows) -> list[list[float]]:
             max_length=record["task"]["max_tokens"],
             padding=True,
             return_tensors="pt",
-        ).to(model.device)
+        )
+        _require_known(model, tokenizer, inputs["input_ids"].tolist())
+        inputs = inputs.to(model.device)
         with torch.no_grad():
             found += model(**inputs).logits.float().tolist()
     return found
@@ -96,6 +106,7 @@ def _write(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
         tokenizer(text, truncation=True, max_length=most)["input_ids"]
         for text in (prompt_of(record, row, f"row {i}") for i, row in enumerate(rows))
     ]
+    _require_known(model, tokenizer, inputs)
     return generate_targets(model, tokenizer, inputs, max_new_tokens=max_new_tokens)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .greedy import end_tokens, greedy
+from .tokens import encode
 
 Asked = tuple[str, Any]
 """A question and its picture."""
@@ -14,18 +15,37 @@ Asked = tuple[str, Any]
 def inputs_of(processor: Any, asked: Asked) -> dict[str, Any]:
     """Return the model's inputs for one question, with a place for each part of the picture.
 
-    By the processor's own chat template where it has one.
+    What the tokenizer puts after every text is left out: the answer follows.
     """
     question, image = asked
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        prompt = processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-    else:
-        prompt = f"{processor.image_token}\n{question}\n"
+    prompt = prompt_of(processor, question)
     found = processor(text=[prompt], images=[image], return_tensors="pt")
-    return {name: tensor for name, tensor in found.items() if hasattr(tensor, "shape")}
+    (encoded,) = encode(processor.tokenizer, [prompt])
+    length = found["input_ids"].shape[1]
+    kept = length - len(encoded.ids) + encoded.stop
+    return {
+        name: tensor[:, :kept] if tuple(tensor.shape) == (1, length) else tensor
+        for name, tensor in found.items()
+        if hasattr(tensor, "shape")
+    }
+
+
+def prompt_of(processor: Any, question: str) -> str:
+    """Return what stands before an answer, by the processor's chat template where it has one."""
+    if not getattr(processor, "chat_template", None):
+        return f"{processor.image_token}\n{question}\n"
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    prompt: str = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    return prompt
+
+
+def answer_ids(processor: Any, question: str, answer: str) -> list[int]:
+    """Return an answer's token ids as they follow on its question."""
+    prompt = prompt_of(processor, question)
+    (encoded,) = encode(processor.tokenizer, [prompt + answer])
+    return encoded.ids[encoded.first_token(len(prompt)) : encoded.stop]
 
 
 def split_inputs(

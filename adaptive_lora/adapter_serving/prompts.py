@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .text import render
+from .tokens import prompt_ids
 
 LISTS = ("messages", "tools")
 """Columns that hold lists; others hold text."""
@@ -45,8 +46,7 @@ def asked_ids(tokenizer: Any, record: Mapping[str, Any], row: Row, where: str) -
     text, by_chat = prompt_of(record, row, where), "chat" in record["template"]
     if way == "instruction" and by_chat:
         return _chat_ids(tokenizer, [{"role": "user", "content": text}], None, where)
-    ids: list[int] = tokenizer(text, add_special_tokens=not by_chat)["input_ids"]
-    return ids
+    return prompt_ids(tokenizer, [text], special_tokens=not by_chat)[0]
 
 
 def _asking(row: Row, ways: Sequence[str], where: str) -> str:
@@ -124,5 +124,4 @@ def _chat_ids(
         raise ValueError(
             f"{where}: the base's chat template does not write 'tools'; leave them out"
         )
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return prompt_ids(tokenizer, [text], special_tokens=False)[0]

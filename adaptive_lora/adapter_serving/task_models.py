@@ -16,6 +16,7 @@ from .quantised import (
     saved_settings,
     settle,
 )
+from .tokens import set_for_decoder, set_padding
 
 if TYPE_CHECKING:
     import torch
@@ -121,8 +122,8 @@ def load_with_gaps(
     settle(model)
     if bones is not None and quantisation is None:
         model = dequantised(model, bones, dtype)
-    if task.get("pad_token_id") is not None and model.config.pad_token_id is None:
-        model.config.pad_token_id = task["pad_token_id"]  # decoders classify at the last token
+    if task.get("pad_token_id") is not None:
+        set_padding(model, task["pad_token_id"])
     model.requires_grad_(False)
     gaps = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     return model.eval(), tuple(sorted(gaps))
@@ -234,4 +235,7 @@ def open_processor(
 
     kind = getattr(transformers, PROCESSORS.get(task["name"], "AutoTokenizer"))
     with _quiet(), as_transformers_reads(folder) as (where, further):
-        return kind.from_pretrained(where, trust_remote_code=trust_remote_code, **further)
+        processor = kind.from_pretrained(where, trust_remote_code=trust_remote_code, **further)
+    if task.get("pad_token_id") is not None:
+        set_for_decoder(processor, task["pad_token_id"])
+    return processor

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .greedy import end_tokens, greedy
+from .tokens import position_limit
 
 if TYPE_CHECKING:
     import torch
@@ -67,10 +68,8 @@ def generate(
 
 def free_positions(model: Any) -> int:
     """Return the most tokens of prompt and answer together; no limit where a model states none."""
-    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if stated is None or int(stated) < 1:
-        return 2**31
-    return int(stated) - virtual_tokens(model)
+    limit = position_limit(model.config)
+    return 2**31 if limit is None else limit - virtual_tokens(model)
 
 
 def virtual_tokens(model: Any) -> int:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.data.examples import Example, content_id
@@ -241,20 +242,58 @@ def turns(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tupl
     """
     require_written(example, tokenizer)
     done = ""
-    for index, (role, _) in enumerate(example.messages):
+    for index, (role, content) in enumerate(example.messages):
         if role != ASSISTANT or index in example.unlearned:
             continue
         before = _rendered(example, tokenizer, example.messages[:index], prompt=True)
         after = _rendered(example, tokenizer, example.messages[: index + 1], prompt=False)
-        if not (before.startswith(done) and after.startswith(before) and after != before):
-            raise DataError(
-                f"{example.where}: the tokenizer's chat template does not continue what it wrote "
-                f"for the messages before message {index}, so that its answer has no boundary; "
-                "required a template that leaves earlier turns as they are."
+        if not before.startswith(done) or not after.startswith(before) or after == before:
+            raise BadRow(
+                example.where,
+                f"message {index}: {_no_boundary(done, before, after)}",
+                reason="the chat template gives an answer no boundary",
+            )
+        if _without_blanks(content) not in _without_blanks(after[len(before) :]):
+            raise BadRow(
+                example.where,
+                f"message {index}: the tokenizer's chat template does not write the answer as it "
+                f"is given: {content!r:.80} becomes {after[len(before) :]!r:.80}. Templates of "
+                "reasoning models leave the reasoning out; required one that writes answers "
+                "whole, or answers as it writes them",
+                reason="the chat template does not write an answer as it is given",
             )
         yield before[len(done) :], False
         yield after[len(before) :], True
         done = after
+
+
+def _no_boundary(done: str, before: str, after: str) -> str:
+    """Return why an answer does not begin where the prompt for it ends, and what to do.
+
+    Args:
+        done: the messages up to the answer before, as they were rendered.
+        before: the messages before the answer, with the prompt for it.
+        after: the same messages with the answer.
+    """
+    asked = before[len(commonprefix([before, after])) :]  # noqa: RUF071 - characters are meant
+    answered = after[len(before) - len(asked) :]
+    if before.startswith(done) and 0 < len(asked) < len(before) - len(done):
+        return (
+            f"the tokenizer's chat template ends the prompt for an answer in {asked!r:.80}, but "
+            f"writes the answer as {answered!r:.80}, without that: a model would be asked in "
+            "another way than it learned. Required a template (chat_template.jinja, or in tokenizer_config.json) "
+            "whose prompt ends where its answers begin: take that text out of the prompt, for "
+            "training and serving, or have the template write it before every answer"
+        )
+    return (
+        "the tokenizer's chat template does not continue what it wrote for the messages before, so "
+        "that the answer has no boundary: it writes earlier turns anew, or nothing for the answer. "
+        "Required a template that leaves earlier turns as they are, or conversations of one answer"
+    )
+
+
+def _without_blanks(text: str) -> str:
+    return "".join(text.split())
 
 
 def _rendered(

@@ -32,7 +32,7 @@ FOLDER = "tokens"
 """Inside it."""
 MOST_BYTES = 2 * 2**30
 """Of all files together; beyond it those go that were not used for the longest time."""
-FORMAT = 3
+FORMAT = 4
 """To be raised with every change of what tasks make of the same examples."""
 _ABANDONED = 24 * 3600.0
 """Age in seconds from which an unfinished file is one of a process that died."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Self
 
+from adaptive_lora.adapter_serving.tokens import EncodedText, encode, prompt_ids
 from adaptive_lora.data.conversations import turns
 from adaptive_lora.data.examples import Example
 from adaptive_lora.data.rows import BadRow
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 NO_ROOM = "prompts leave no room for a response within max_tokens"
 """Reason for which rows are left out."""
+_COMPARED = 64
+"""Examples whose prompts are also encoded alone, as they are served."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +76,7 @@ def tokenize(
     max_tokens: int,
     loss_on: str,
 ) -> tuple[TokenizedExample, ...]:
-    """Tokenise prompts and responses apart, so that the boundary is the one of generation.
+    """Tokenise prompts with their responses as the tokenizer does the whole text.
 
     Responses are cut at `max_tokens`; what was cut has no end-of-text token. Of conversations the
     assistant's turns are learned, as the tokenizer's chat template writes them.
@@ -80,27 +85,60 @@ def tokenize(
         DataError: a prompt leaves no room for its response; names the example.
     """
     items = tuple(examples)
-    if any(item.messages for item in items):
-        return tuple(_conversation(item, tokenizer, max_tokens, loss_on) for item in items)
-    prompts = tokenizer([item.prompt for item in items])["input_ids"]
-    responses = tokenizer([item.response for item in items], add_special_tokens=False)["input_ids"]
-    eos = int(tokenizer.eos_token_id)
-    return tuple(
-        _example(item, [*prompt], [*response, eos], max_tokens, loss_on)
-        for item, prompt, response in zip(items, prompts, responses, strict=True)
-    )
+    talks = any(item.messages for item in items)
+    pieces = [
+        tuple(turns(item, tokenizer)) if talks else ((item.prompt, False), (item.response, True))
+        for item in items
+    ]
+    texts = ["".join(text for text, _ in each) for each in pieces]
+    make, made, others = _conversation if talks else _example, [], 0
+    encoded = encode(tokenizer, texts, special_tokens=not talks)
+    for item, each, parts in zip(items, encoded, pieces, strict=True):
+        spans = _answers(each, parts)
+        made.append(make(item, each, spans, max_tokens, loss_on))
+        if len(made) <= _COMPARED:
+            others += _asked_otherwise(each, parts, spans[-1][0], special_tokens=not talks)
+    if others:
+        _log.warning(
+            "%d of the first %d examples: the tokenizer joins the end of the prompt with the "
+            "answer, so that a prompt that is served alone has other tokens than in training; let "
+            "the template end without white space.",
+            others,
+            min(len(made), _COMPARED),
+        )
+    return tuple(made)
+
+
+def _answers(encoded: EncodedText, parts: Sequence[tuple[str, bool]]) -> list[tuple[int, int]]:
+    """Return the tokens (from, to) of each part that is an answer."""
+    places = accumulate((len(text) for text, _ in parts), initial=0)
+    return [
+        (encoded.first_token(start), encoded.end_token(end))
+        for (start, end), (_, answers) in zip(pairwise(places), parts, strict=True)
+        if answers
+    ]
+
+
+def _asked_otherwise(
+    encoded: EncodedText, parts: Sequence[tuple[str, bool]], first: int, *, special_tokens: bool
+) -> bool:
+    """Return whether the prompt of the last answer has other tokens alone than in the whole."""
+    last = max(index for index, (_, answers) in enumerate(parts) if answers)
+    prompt = "".join(text for text, _ in parts[:last])
+    if not prompt:
+        return False
+    (alone,) = prompt_ids(encoded.tokenizer, [prompt], special_tokens=special_tokens)
+    return alone != encoded.ids[:first]
 
 
 def _conversation(
-    item: Example, tokenizer: PreTrainedTokenizerBase, max_tokens: int, loss_on: str
+    item: Example,
+    encoded: EncodedText,
+    spans: Sequence[tuple[int, int]],
+    max_tokens: int,
+    loss_on: str,
 ) -> TokenizedExample:
-    ids: list[int] = []
-    spans: list[tuple[int, int]] = []
-    for text, answers in turns(item, tokenizer):
-        start = len(ids)
-        ids += tokenizer(text, add_special_tokens=False)["input_ids"]
-        spans += [(start, len(ids))] if answers else []
-    prompt_length, ids = spans[-1][0], ids[:max_tokens]
+    ids = encoded.ids[:max_tokens]
     learned = [(start, min(end, len(ids))) for start, end in spans if start < len(ids)]
     gaps = tuple((one[1], other[0]) for one, other in pairwise(learned))
     first = learned[0][0] if learned else len(ids)
@@ -117,7 +155,7 @@ def _conversation(
         id=item.id,
         input_ids=tuple(ids[: learned[-1][1]]),
         first_label=max(1, first),
-        prompt_length=min(prompt_length, learned[-1][1]),
+        prompt_length=min(spans[-1][0], learned[-1][1]),
         response=item.response,
         gaps=gaps,
         cut=spans[-1][1] - learned[-1][1],
@@ -125,14 +163,19 @@ def _conversation(
 
 
 def _example(
-    item: Example, prompt: list[int], response: list[int], max_tokens: int, loss_on: str
+    item: Example,
+    encoded: EncodedText,
+    spans: Sequence[tuple[int, int]],
+    max_tokens: int,
+    loss_on: str,
 ) -> TokenizedExample:
-    ids = (prompt + response)[:max_tokens]
-    first_label = max(1, len(prompt)) if loss_on == "response" else 1
-    if len(ids) <= first_label or len(prompt) >= max_tokens:
+    prompt, whole = spans[0][0], _ended(encoded)
+    ids = whole[:max_tokens]
+    first_label = max(1, prompt) if loss_on == "response" else 1
+    if len(ids) <= first_label or prompt >= max_tokens:
         raise BadRow(
             item.where,
-            f"no supervised token, because its prompt takes {len(prompt)} of max_tokens="
+            f"no supervised token, because its prompt takes {prompt} of max_tokens="
             f"{max_tokens}; raise max_tokens or shorten the prompt",
             reason=NO_ROOM,
         )
@@ -140,7 +183,16 @@ def _example(
         id=item.id,
         input_ids=tuple(ids),
         first_label=first_label,
-        prompt_length=len(prompt),
+        prompt_length=prompt,
         response=item.response,
-        cut=len(prompt) + len(response) - len(ids),
+        cut=len(whole) - len(ids),
     )
+
+
+def _ended(encoded: EncodedText) -> list[int]:
+    """Return a text's ids with one token for its end, where the tokenizer adds none itself."""
+    end = int(encoded.tokenizer.eos_token_id)
+    added = encoded.ids[encoded.stop :]
+    if end in added:
+        return encoded.ids[: encoded.stop + added.index(end) + 1]
+    return encoded.ids if encoded.ids[-1] == end else [*encoded.ids, end]

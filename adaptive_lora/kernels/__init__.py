@@ -2,7 +2,12 @@
 
 from adaptive_lora.kernels.attention import attends_packed, packed_attention
 from adaptive_lora.kernels.causal import PackedScores, packed_nll, packed_scores, supervised
-from adaptive_lora.kernels.check import has_prompt, packing_problem
+from adaptive_lora.kernels.check import (
+    causality_problem,
+    has_prompt,
+    packing_problem,
+    padding_problem,
+)
 from adaptive_lora.kernels.cross_entropy import Head, token_nll
 from adaptive_lora.kernels.lora import fast_layers
 
@@ -10,12 +15,14 @@ __all__ = [
     "Head",
     "PackedScores",
     "attends_packed",
+    "causality_problem",
     "fast_layers",
     "has_prompt",
     "packed_attention",
     "packed_nll",
     "packed_scores",
     "packing_problem",
+    "padding_problem",
     "supervised",
     "token_nll",
 ]

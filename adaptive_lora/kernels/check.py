@@ -1,4 +1,4 @@
-"""Whether a model can run on packed rows: asked of the model itself, by a small example."""
+"""What a model does with rows and padding: asked of the model itself, by small examples."""
 
 from __future__ import annotations
 
@@ -49,6 +49,56 @@ def packing_problem(model: Any) -> str | None:
         inner.train(was_training)
 
 
+@torch.no_grad()
+def causality_problem(model: Any) -> str | None:
+    """Return how the logits of a model depend on what comes after, or None where they do not.
+
+    A row runs twice, with two ends; the logits before must be the same. Models of this class that
+    read both ways (XLNet) would learn to copy the next token.
+    """
+    ids = _example(model.config.get_text_config()).input_ids
+    ids = ids.to(model.get_input_embeddings().weight.device)
+    kept = _LENGTHS[0]
+    other = ids.clone()
+    other[:, kept:] = ids[0, 0]
+    first, second = (model(input_ids=row).logits[0, :kept].float() for row in (ids, other))
+    # Equal shapes: nothing but rounding in other groups of a mixture of experts may differ.
+    within = _TOLERANCE[model.dtype] / (100 if model.dtype.itemsize > 2 else 5)
+    return _differing("tokens at the end change the logits before them", first, second, within)
+
+
+@torch.no_grad()
+def padding_problem(model: Any) -> str | None:
+    """Return how the outputs of a classifier depend on padding, or None where they do not.
+
+    A short text runs alone and beside a longer one, padded on the right.
+    """
+    text = model.config.get_text_config()
+    short, _, longer = _example(text).input_ids[0].split(_LENGTHS)
+    ids = torch.full((2, len(longer)), int(text.pad_token_id))
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate((short, longer)):
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = 1
+    device = model.get_input_embeddings().weight.device
+    ids, mask = ids.to(device), mask.to(device)
+    alone = model(input_ids=ids[:1, : len(short)], attention_mask=mask[:1, : len(short)])
+    beside = model(input_ids=ids, attention_mask=mask)
+    return _differing(
+        "a text has other outputs alone than beside a longer one",
+        alone.logits[0].float(),
+        beside.logits[0].float(),
+        _TOLERANCE[model.dtype],
+    )
+
+
+def _differing(what: str, first: torch.Tensor, second: torch.Tensor, within: float) -> str | None:
+    difference = float((first - second).abs().max() / second.abs().max())
+    if difference <= within:  # not of NaN
+        return None
+    return f"{what} (relative difference {difference:.1g})"
+
+
 def has_prompt(model: Any) -> bool:
     """Return whether virtual tokens or a prefix stand before each sequence."""
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
@@ -78,12 +128,12 @@ def _compare(inner: Any) -> str | None:
         return "its attention takes no function from outside"
     if _limited(inner.config.get_text_config()) and windows == {None}:
         return "its attention window does not reach a function from outside"
-    difference = float((found - wanted).abs().max() / wanted.abs().max())
-    if not difference <= _TOLERANCE[inner.dtype]:  # NaN too
-        return f"a packed row gives other logits (relative difference {difference:.1g})"
-    if leak:
+    difference = _differing(
+        "a packed row gives other logits", found, wanted, _TOLERANCE[inner.dtype]
+    )
+    if difference is None and leak:
         return "what it computes over positions, such as a convolution, mixes a row's sequences"
-    return None
+    return difference
 
 
 @torch.enable_grad()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from adaptive_lora.adapter_serving.tokens import position_limit
 from adaptive_lora.sites.find import SiteSurvey, survey_sites
 from adaptive_lora.sites.site import AdapterSite
 
@@ -131,5 +132,5 @@ def _decoder(model: Any) -> Decoder | None:
         layers=int(config.num_hidden_layers),
         kv_heads=int(kv_heads),
         head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
-        max_positions=getattr(config, "max_position_embeddings", None),
+        max_positions=position_limit(config),
     )

@@ -11,7 +11,8 @@ from adaptive_lora.data.reading import Table, read_table
 from adaptive_lora.data.rows import scalar_text
 from adaptive_lora.data.sources import LABELS
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.models import auto_class, locate, read_settings
+from adaptive_lora.model_classes import auto_class
+from adaptive_lora.models import locate, read_settings
 from adaptive_lora.tasks.causal import CausalTask
 from adaptive_lora.tasks.classification import ClassificationTask
 from adaptive_lora.tasks.image_classification import ImageClassificationTask

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from adaptive_lora.adapter_serving.tokens import known_ids, padding_id
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data import (
     Batch,
@@ -24,7 +25,7 @@ from adaptive_lora.data import (
     tokenize,
     unpadded,
 )
-from adaptive_lora.errors import ConfigError
+from adaptive_lora.errors import ConfigError, ModelError
 from adaptive_lora.evaluation import (
     ExampleScores,
     continuations,
@@ -33,6 +34,7 @@ from adaptive_lora.evaluation import (
 )
 from adaptive_lora.kernels import (
     attends_packed,
+    causality_problem,
     has_prompt,
     packed_attention,
     packed_nll,
@@ -56,12 +58,20 @@ class CausalTask(Task):
     def read(cls, config: DataConfig) -> ExampleSet:
         return load_examples(config)
 
-    @property
+    @cached_property
     def pad_id(self) -> int:
         """Token id for padding; masked everywhere, so end-of-text serves where there is none."""
-        tokenizer = self.base.tokenizer
-        pad = tokenizer.pad_token_id
-        return int(tokenizer.eos_token_id if pad is None else pad)
+        pad = padding_id(self.tokenizer, known_ids(self.base.model))
+        return 0 if pad is None else pad
+
+    def require_usable(self) -> None:
+        with self.runtime.accelerator.autocast():
+            problem = causality_problem(self.base.model)
+        if problem is not None:
+            raise ModelError(
+                f"base {self.base.reference.name} ({type(self.base.model).__name__}) is no causal "
+                f"language model: {problem}; required one whose tokens see only what stands before."
+            )
 
     @property
     def longest(self) -> int:

@@ -14,7 +14,9 @@ from torch.nn import functional
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data import Batch, Example, ExampleSet
 from adaptive_lora.data.labelled import load_labelled
+from adaptive_lora.errors import ModelError
 from adaptive_lora.evaluation import ExampleScores, Prepared
+from adaptive_lora.kernels import padding_problem
 from adaptive_lora.results import PREDICTION, EvalResult
 from adaptive_lora.tasks.class_scores import class_scores
 from adaptive_lora.tasks.padding import padded
@@ -59,6 +61,20 @@ class TextTask(Task):
     """What classification and regression share: inputs and outputs."""
 
     tokenised = LabelledText
+
+    def require_usable(self) -> None:
+        name, tokenizer = self.base.reference.name, self.base.tokenizer
+        if tokenizer.pad_token_id is None:
+            raise ModelError(f"the tokenizer of base {name} has no pad token; one is required.")
+        if "pad_token_id" not in self.base.task:
+            return
+        with self.runtime.accelerator.autocast():
+            problem = padding_problem(self.base.model)
+        if problem is not None:
+            raise ModelError(
+                f"base {name} ({type(self.base.model).__name__}) cannot be used for {self.name}: "
+                f"{problem}; required one whose outputs padding on the right does not change."
+            )
 
     def prepare(self, examples: Sequence[Example]) -> tuple[LabelledText, ...]:
         """Return examples tokenised; texts are cut at the longest that the model takes."""

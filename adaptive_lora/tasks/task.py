@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from transformers import ProcessorMixin
 
+from adaptive_lora.adapter_serving.tokens import known_ids, unknown_ids
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet, Tokenised, cached_tokens
 from adaptive_lora.data.rows import BadRow
 from adaptive_lora.data.token_cache import asks_for_the_time, tokenizer_digest
+from adaptive_lora.errors import DataError
 from adaptive_lora.evaluation import ExampleScores, Prepared, evaluate
 from adaptive_lora.kernels import fast_layers
 from adaptive_lora.losses import LossByExample
@@ -55,7 +58,7 @@ class Task(ABC):
             self.base.max_positions,
             getattr(self.base.tokenizer, "model_max_length", None),
         )
-        return min(limit for limit in limits if limit is not None)
+        return min(limit for limit in limits if limit is not None and limit > 0)
 
     @classmethod
     @abstractmethod
@@ -76,6 +79,13 @@ class Task(ABC):
         """Return what loading and serving the base need to know of the task, JSON-ready."""
         return {"name": cls.name}
 
+    def require_usable(self) -> None:  # noqa: B027 - most tasks take any base that loads
+        """Check that the base, on its device, computes what the task takes it to.
+
+        Raises:
+            ModelError: it does not; says what it does.
+        """
+
     @abstractmethod
     def prepare(self, examples: Sequence[Example]) -> tuple[Any, ...]:
         """Return examples as `collate` takes them; each is a `Prepared`.
@@ -90,6 +100,22 @@ class Task(ABC):
         Raises:
             BadRow: an example cannot be used.
         """
+        made = self._prepared_once(examples)
+        problem = unknown_ids(
+            self.tokenizer,
+            (ids for each in made for ids in _token_ids(each)),
+            known_ids(self.base.model),
+        )
+        if problem is not None:
+            raise DataError(
+                f"the data's texts do not fit base {self.base.reference.name}: {problem}. Give a "
+                "base that has them (model.resize_token_embeddings(len(tokenizer)), trained and "
+                "saved with its tokenizer: adapters leave embeddings alone), or take these tokens "
+                "out of the texts or the tokenizer."
+            )
+        return made
+
+    def _prepared_once(self, examples: Sequence[Example]) -> tuple[Any, ...]:
         kind, trusted = self.tokenised, self.base.reference.trust_remote_code
         # What a base's own Python does to texts, or the time in a template, cannot be told from its
         # tokenizer's rules.
@@ -123,12 +149,17 @@ class Task(ABC):
 
     def decoded(self, ids: Sequence[int]) -> str:
         """Return token ids as text, special tokens too."""
-        tokenizer = getattr(self.base.tokenizer, "tokenizer", self.base.tokenizer)
-        return str(tokenizer.decode(list(ids)))
+        return str(self.tokenizer.decode(list(ids)))
 
     @abstractmethod
     def illustrated(self, item: Any, example: Example) -> str:
         """Return a prepared example as text, with what is learned of it marked."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """What makes token ids of texts, inside a processor or alone."""
+        made: Any = self.base.tokenizer
+        return made.tokenizer if isinstance(made, ProcessorMixin) else made
 
     @abstractmethod
     def collate(self, examples: Sequence[Any]) -> Batch:
@@ -192,3 +223,10 @@ class Task(ABC):
             **({} if result.exact_match is None else {"exact_match": result.exact_match}),
             **result.others,
         }
+
+
+def _token_ids(example: Any) -> tuple[Sequence[int], ...]:
+    """Return the token ids that a prepared example has the model run."""
+    inputs = getattr(example, "inputs", {})
+    ids = getattr(example, "input_ids", inputs.get("input_ids", ()))
+    return ids, getattr(example, "target_ids", ())

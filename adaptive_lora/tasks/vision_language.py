@@ -12,11 +12,13 @@ from torch import nn
 
 from adaptive_lora.adapter_serving import open_image
 from adaptive_lora.adapter_serving.pictures import (
+    answer_ids,
     answer_questions,
     inputs_of,
     joined_pictures,
     split_inputs,
 )
+from adaptive_lora.adapter_serving.tokens import known_ids, padding_id
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data import Batch, Example, ExampleSet
 from adaptive_lora.data.batches import IGNORED
@@ -88,7 +90,7 @@ class VisionLanguageTask(Task):
             raise BadRow(example.where, str(error), reason=reason) from error
         asked = len(tokens["input_ids"])
         end = processor.tokenizer.eos_token_id
-        ids = processor.tokenizer(example.response, add_special_tokens=False)["input_ids"]
+        ids = answer_ids(processor, question, example.response)
         whole = with_end(ids, end, len(ids) + 1)
         answer = whole[: max(0, self.longest - asked)]
         if not answer:
@@ -135,9 +137,7 @@ class VisionLanguageTask(Task):
         )
 
     def _pad(self) -> dict[str, int]:
-        tokenizer = self.base.tokenizer.tokenizer
-        pad = tokenizer.pad_token_id
-        return {"input_ids": int(tokenizer.eos_token_id if pad is None else pad)}
+        return {"input_ids": padding_id(self.tokenizer, known_ids(self.base.model)) or 0}
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         return token_losses(_logits(model, batch), batch.labels[:, 1:]).sum()
