@@ -282,8 +282,8 @@ def _no_boundary(done: str, before: str, after: str) -> str:
             f"the tokenizer's chat template ends the prompt for an answer in {asked!r:.80}, but "
             f"writes the answer as {answered!r:.80}, without that: a model would be asked in "
             "another way than it learned. Required a template (chat_template.jinja, or in "
-            "tokenizer_config.json) whose prompt ends where its answers begin: take that text out of the prompt, for "
-            "training and serving, or have the template write it before every answer"
+            "tokenizer_config.json) whose prompt ends where its answers begin: take that text out "
+            "of the prompt, for training and serving, or have the template write it before every answer"
         )
     return (
         "the tokenizer's chat template does not continue what it wrote for the messages before, so "
