@@ -283,7 +283,8 @@ def _no_boundary(done: str, before: str, after: str) -> str:
             f"writes the answer as {answered!r:.80}, without that: a model would be asked in "
             "another way than it learned. Required a template (chat_template.jinja, or in "
             "tokenizer_config.json) whose prompt ends where its answers begin: take that text out "
-            "of the prompt, for training and serving, or have the template write it before every answer"
+            "of the prompt, for training and serving, or have the template write it before every "
+            "answer"
         )
     return (
         "the tokenizer's chat template does not continue what it wrote for the messages before, so "
