@@ -46,7 +46,7 @@ def logged(result: Result) -> str:
 
 
 def one_line(result: Result) -> str:
-    assert result.exit_code == 2, result.output
+    assert result.exit_code == 2, "".join(traceback.format_exception(result.exception))
     assert "Traceback" not in result.output
     lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert len(lines) == 1
