@@ -41,6 +41,7 @@ from adaptive_lora.kernels import (
     packed_scores,
     packing_problem,
 )
+from adaptive_lora.library_errors import model_errors
 from adaptive_lora.losses import causal_loss, token_scores
 from adaptive_lora.results import EvalResult
 from adaptive_lora.tasks.task import Task, marked
@@ -65,11 +66,15 @@ class CausalTask(Task):
         return 0 if pad is None else pad
 
     def require_usable(self) -> None:
-        with self.runtime.accelerator.autocast():
-            problem = causality_problem(self.base.model)
+        model = self.base.model
+        with (
+            model_errors(f"base {self.base.reference.name} does not run", model),
+            self.runtime.accelerator.autocast(),
+        ):
+            problem = causality_problem(model)
         if problem is not None:
             raise ModelError(
-                f"base {self.base.reference.name} ({type(self.base.model).__name__}) is no causal "
+                f"base {self.base.reference.name} ({type(model).__name__}) is no causal "
                 f"language model: {problem}; required one whose tokens see only what stands before."
             )
 
