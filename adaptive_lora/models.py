@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora import adapter_serving
+from adaptive_lora.adapter_serving import SavedQuantisation
 from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads, read_header, require_gguf
 from adaptive_lora.adapter_serving.tokens import position_limit
 from adaptive_lora.adapter_serving.vetting import UnsafeFiles, require_base
@@ -183,15 +184,11 @@ def load_base(
 
     source, name, folder = locate(config)
     trust, file = config.trust_remote_code, folder if folder.is_file() else None
-    saved = require_kinds(folder, ["full" if quantisation is None else quantisation["scheme"]])
-    if saved is not None and quantisation is not None:
-        quantisation = {**quantisation, "double": saved.double}
-    if saved is not None and saved.name.startswith("bitsandbytes"):
-        require_quantiser(f"{folder} is saved in {saved.name}, which")
+    saved = _saved(folder, quantisation)
+    quantisation = quantisation and {**quantisation, **({"double": saved.double} if saved else {})}
     require_weights(folder, trust_remote_code=trust)
     settings = read_settings(folder, trust_remote_code=trust)
-    kind = auto_class(settings)
-    require_class(settings, kind, task["name"], folder)
+    require_class(settings, kind := auto_class(settings), task["name"], folder)
     try:
         model, gaps = adapter_serving.load_with_gaps(
             folder, dtype, task, quantisation, trust_remote_code=trust
@@ -207,16 +204,13 @@ def load_base(
         task = {**task, "pad_token_id": pad_for_classes(model, tokenizer, folder)}
     head = _head_of(model, task, gaps, file)
     content_hash, *earlier = adapter_serving.content_hashes(folder, code=trust)
-    stored_as = saved.name if saved is not None and saved.use == "dequantised" else None
-    if file is not None:
-        stored_as = read_header(file).stored_as
     reference = BaseReference(
         source=source,
         name=name,
         revision=_hub_commit(folder) if source == "hub" else None,
         content_hash=content_hash,
         trust_remote_code=trust,
-        stored_as=stored_as,
+        stored_as=None if saved is None or saved.use == "nf4" else saved.name,
     )
     return BaseModel(
         model=model,
@@ -229,6 +223,16 @@ def load_base(
         earlier_hashes=tuple(earlier),
         max_positions=position_limit(model.config),
     )
+
+
+def _saved(folder: Path, quantisation: Mapping[str, Any] | None) -> SavedQuantisation | None:
+    """Return how weights are quantised where they are saved, if that fits how they are loaded."""
+    saved = require_kinds(folder, ["full" if quantisation is None else quantisation["scheme"]])
+    if saved is not None and saved.name.startswith("bitsandbytes"):
+        require_quantiser(f"{folder} is saved in {saved.name}, which")
+    if folder.is_file():
+        return SavedQuantisation(read_header(folder).stored_as, "dequantised")
+    return saved
 
 
 def _head_of(
