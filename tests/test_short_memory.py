@@ -12,7 +12,7 @@ import torch
 from tracked import trials_in
 
 from adaptive_lora.config import StudyConfig
-from adaptive_lora.errors import TrialFailed
+from adaptive_lora.errors import ModelError, TrialFailed
 from adaptive_lora.study import run_single
 from adaptive_lora.training.short_memory import is_out_of_memory
 from adaptive_lora.trial import TrialOutcome, run_trial
@@ -98,5 +98,6 @@ def test_one_example_that_does_not_fit_fails_the_trial_and_is_recorded(
 def test_other_errors_are_no_shortage(make_bench: Bench, tmp_path: Path) -> None:
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     bench = make_bench(methods="uniform:rank=2")
-    with room_for(bench.base.model, 0, ZeroDivisionError()), pytest.raises(ZeroDivisionError):
+    matched = pytest.raises(ModelError, match="failed: ZeroDivisionError at transformer.h.1")
+    with room_for(bench.base.model, 0, ZeroDivisionError()), matched:
         run(bench, tmp_path / "broken")
