@@ -117,7 +117,12 @@ def test_transfer_fills_the_table(
     ],
 )
 def test_bad_input(words: list[str], message: str, tmp_path: Path) -> None:
+    files = [tmp_path / word for word in words if word.endswith(".json")]
+    for path in files if message != "does not exist" else ():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(rows(4)), encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
     result = CliRunner().invoke(main, ["transfer", *words])
     assert result.exit_code == 2
     assert message in result.output
-    assert not list(tmp_path.iterdir())
+    assert sorted(tmp_path.rglob("*")) == before
