@@ -263,8 +263,8 @@ def test_templates_of_reasoning_models_are_refused_by_their_cause() -> None:
     tokenizer = byte_level(template=REASONING)
     with pytest.raises(
         DataError,
-        match=r"row 0, message 1: .* ends the prompt for an answer in '<think>\\n', but writes the "
-        r"answer as 'yes<|im_end|>\\n'.*take that text out of the prompt",
+        match=r"ends the prompt for an answer in '<think>\\n', but writes an answer as "
+        r"'yes<\|im_end\|>\\n' \(row 0, message 1\).*take that text out of the prompt",
     ):
         talk(tokenizer, [("user", "a"), ("assistant", "yes")])
     tokenizer.chat_template = REASONING.replace("<think>\n{% endif", "{% endif")

@@ -248,11 +248,7 @@ def turns(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tupl
         before = _rendered(example, tokenizer, example.messages[:index], prompt=True)
         after = _rendered(example, tokenizer, example.messages[: index + 1], prompt=False)
         if not before.startswith(done) or not after.startswith(before) or after == before:
-            raise BadRow(
-                example.where,
-                f"message {index}: {_no_boundary(done, before, after)}",
-                reason="the chat template gives an answer no boundary",
-            )
+            raise _no_boundary(example.where, f"message {index}", done, before, after)
         if _without_blanks(content) not in _without_blanks(after[len(before) :]):
             raise BadRow(
                 example.where,
@@ -267,29 +263,38 @@ def turns(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tupl
         done = after
 
 
-def _no_boundary(done: str, before: str, after: str) -> str:
+def _no_boundary(where: str, message: str, done: str, before: str, after: str) -> DataError:
     """Return why an answer does not begin where the prompt for it ends, and what to do.
 
     Args:
+        where: place of the row.
+        message: which of its messages is the answer.
         done: the messages up to the answer before, as they were rendered.
         before: the messages before the answer, with the prompt for it.
         after: the same messages with the answer.
+
+    Returns:
+        An error of the row; of the whole data set where the template's prompt for an answer, which
+        is the same for every row, is what answers do not begin with.
     """
     asked = before[len(commonprefix([before, after])) :]  # noqa: RUF071 - characters are meant
     answered = after[len(before) - len(asked) :]
     if before.startswith(done) and 0 < len(asked) < len(before) - len(done):
-        return (
+        return DataError(
             f"the tokenizer's chat template ends the prompt for an answer in {asked!r:.80}, but "
-            f"writes the answer as {answered!r:.80}, without that: a model would be asked in "
-            "another way than it learned. Required a template (chat_template.jinja, or in "
-            "tokenizer_config.json) whose prompt ends where its answers begin: take that text out "
-            "of the prompt, for training and serving, or have the template write it before every "
-            "answer"
+            f"writes an answer as {answered!r:.80} ({where}, {message}), without that: a model "
+            "would be asked in another way than it learned. Required a template "
+            "(chat_template.jinja, or in tokenizer_config.json) whose prompt ends where its "
+            "answers begin: take that text out of the prompt, for training and serving, or have "
+            "the template write it before every answer."
         )
-    return (
-        "the tokenizer's chat template does not continue what it wrote for the messages before, so "
-        "that the answer has no boundary: it writes earlier turns anew, or nothing for the answer. "
-        "Required a template that leaves earlier turns as they are, or conversations of one answer"
+    return BadRow(
+        where,
+        f"{message}: the tokenizer's chat template does not continue what it wrote for the "
+        "messages before, so that the answer has no boundary: it writes earlier turns anew, or "
+        "nothing for the answer. Required a template that leaves earlier turns as they are, or "
+        "conversations of one answer",
+        reason="the chat template gives an answer no boundary",
     )
 
 
