@@ -25,9 +25,9 @@ from adaptive_lora.importance import (
     profile_importance,
 )
 from adaptive_lora.importance.capture import frozen
-from adaptive_lora.library_errors import model_errors
 from adaptive_lora.losses import Loss
 from adaptive_lora.memory import MemoryChoice, choose, describe, load_of
+from adaptive_lora.model_errors import model_errors
 from adaptive_lora.models import gradient_checkpointing
 from adaptive_lora.results import EvalResult
 from adaptive_lora.seeding import rng_for, torch_stream

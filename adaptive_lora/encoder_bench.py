@@ -23,9 +23,9 @@ from adaptive_lora.data.summary import reading_lines
 from adaptive_lora.errors import ModelError
 from adaptive_lora.importance import PROFILERS, ImportanceProfile, ProfileTask, profile_importance
 from adaptive_lora.importance.weights import WeightProfiler
-from adaptive_lora.library_errors import model_errors
 from adaptive_lora.losses import masked_loss, no_loss
 from adaptive_lora.model_classes import auto_class
+from adaptive_lora.model_errors import model_errors
 from adaptive_lora.models import locate, read_settings, require_weights
 from adaptive_lora.runtime import start_runtime
 from adaptive_lora.seeding import rng_for

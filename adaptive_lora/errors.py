@@ -12,7 +12,7 @@
     └── TrialFailed              a trial that the stability guard ended; the study goes on
 
 Anything else that escapes is a bug of this package and keeps its traceback; what transformers, PEFT
-and torch raise over a model becomes a ModelError (`library_errors`).
+and torch raise over a model becomes a ModelError (`model_errors`).
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from adaptive_lora.heads import (
     require_all_read,
     require_complete,
 )
-from adaptive_lora.library_errors import is_bug
 from adaptive_lora.model_classes import auto_class, require_class
+from adaptive_lora.model_errors import is_bug
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.encoder_bench import bench_for
 from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, brief, unknown_name
 from adaptive_lora.importance import PROFILERS, ImportanceProfile
-from adaptive_lora.library_errors import is_bug, model_errors
+from adaptive_lora.model_errors import is_bug, model_errors
 from adaptive_lora.models import locate
 from adaptive_lora.progress import say_lines, say_place
 from adaptive_lora.redaction import shown

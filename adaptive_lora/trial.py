@@ -17,7 +17,7 @@ from adaptive_lora.allocation import Plan, RankPlan
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.importance import ImportanceProfile
-from adaptive_lora.library_errors import model_errors
+from adaptive_lora.model_errors import model_errors
 from adaptive_lora.recipes import RECIPES, Job, RankEvent, Trained
 from adaptive_lora.results import EvalResult, TrainResult
 from adaptive_lora.training import Runner, StepEvent, TrialCheckpoints

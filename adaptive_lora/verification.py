@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from adaptive_lora.adapter_serving import load_adapter
 from adaptive_lora.errors import AdapterError
-from adaptive_lora.library_errors import is_bug
+from adaptive_lora.model_errors import is_bug
 from adaptive_lora.results import TrialRecord
 from adaptive_lora.tracking.registry import adapter_folder, require_own_code
 from adaptive_lora.trial import PROBE, probe_logits

@@ -19,12 +19,12 @@ from adaptive_lora.config import StudyConfig, TrialSpec, digest
 from adaptive_lora.config.renamed import earlier_settings
 from adaptive_lora.data.summary import DataSummary
 from adaptive_lora.errors import DataError
-from adaptive_lora.library_errors import model_errors
+from adaptive_lora.model_errors import model_errors
 from adaptive_lora.models import BaseModel, load_base, require_quantiser
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runtime import Runtime, start_runtime
 from adaptive_lora.tasks import task_named
-from adaptive_lora.tasks.prepared import PreparedParts, prepare_set
+from adaptive_lora.tasks.prepared import PARTS, PreparedParts, prepare_set
 
 _TEXT_LIMIT, _TEXTS_LIMIT = 2_000, 5_000_000
 """Characters kept of one example's text, and of all together."""
@@ -263,13 +263,12 @@ class BorrowedBench(Bench):
     def parts(self, fold: int) -> PreparedParts:
         """Return the tasks' parts, each task with the same number of examples, in turn."""
         if fold not in self._parts:
-            names = ("train", "validation", "test")
             parts = [folds[fold] for folds in self._folds]
             taken = {
                 name: tuple(
                     chain.from_iterable(zip(*(getattr(p, name) for p in parts), strict=False))
                 )
-                for name in names
+                for name in PARTS
             }
             self._parts[fold] = PreparedParts(**taken)
         return self._parts[fold]

@@ -24,7 +24,7 @@ ROOMS = (
     "threads",
     "redaction",
     "errors",
-    "library_errors",
+    "model_errors",
     "textfiles",
     "options",
     "plugins",

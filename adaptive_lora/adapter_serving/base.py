@@ -106,13 +106,7 @@ def _answer_tokens(folder: Path) -> bytes | None:
         if settings.get("decoder_start_token_id") is None:
             start = _tokens(stated.get("decoder_start_token_id"))
             found["decoder_start_token_id"] = sorted(start)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return path.read_bytes()  # transformers will say what is wrong
     return json.dumps(found).encode() if any(found.values()) else None
 

@@ -1,4 +1,4 @@
-"""What a row asks of a model that writes, as a prompt."""
+"""Prompts of served rows, as text and as token ids."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def load_with_gaps(
         bones = None
     else:
         options, bones = _quantised_options(
-            folder, dtype, task, quantisation, trust_remote_code=trust_remote_code
+            folder, dtype, kind, options, quantisation, trust_remote_code=trust_remote_code
         )
     if folder.is_file():  # full weights, also where a kernel could compute with the packed ones
         options["quantization_config"] = GgufConfig(dequantize=True)
@@ -146,12 +146,21 @@ def _head_options(task: Mapping[str, Any]) -> dict[str, Any]:
 def _quantised_options(
     folder: Path,
     dtype: torch.dtype,
-    task: Mapping[str, Any],
+    kind: Any,
+    head: Mapping[str, Any],
     quantisation: Mapping[str, Any] | None,
     *,
     trust_remote_code: bool,
 ) -> tuple[dict[str, Any], Any]:
     """Return how a base is loaded that is quantised, now or when it was saved, and its bones.
+
+    Args:
+        folder: of the base.
+        dtype: of its weights.
+        kind: class of transformers that loads it.
+        head: `_head_options` of the task.
+        quantisation: record of a quantisation to load it in.
+        trust_remote_code: whether its own code is run.
 
     Returns:
         Options of `from_pretrained`, and the architecture without weights.
@@ -161,13 +170,13 @@ def _quantised_options(
     """
     from transformers import AutoConfig, FineGrainedFP8Config
 
-    saved, head = saved_quantisation(folder), _head_options(task)
+    saved = saved_quantisation(folder)
     if saved is not None and (saved.use == "" or (saved.use != "nf4" and quantisation is not None)):
         again = "" if quantisation is None else f" as {quantisation['scheme']}"
         raise ValueError(f"the weights are saved in {saved.name}, which is not taken{again}")
     whole = {} if saved is None else {n: v for n, v in head.items() if "label" in n}
     settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **whole)
-    bones = without_weights(class_of(task["name"]), settings, trust_remote_code=trust_remote_code)
+    bones = without_weights(kind, settings, trust_remote_code=trust_remote_code)
     if saved is None:
         assert quantisation is not None
         return {

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from adaptive_lora.adapters.dropout import SiteDropout
 from adaptive_lora.adapters.head import untrained_heads
 from adaptive_lora.allocation import Scaling
-from adaptive_lora.library_errors import model_errors
+from adaptive_lora.model_errors import model_errors
 from adaptive_lora.seeding import rng_for
 
 if TYPE_CHECKING:

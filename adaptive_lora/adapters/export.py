@@ -32,7 +32,7 @@ from adaptive_lora.adapter_serving.vetting import (
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.adapters.model_card import merged_card, uniform_card
 from adaptive_lora.errors import AdapterError, ConfigError, brief
-from adaptive_lora.library_errors import is_bug, model_errors
+from adaptive_lora.model_errors import is_bug, model_errors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,7 +24,7 @@ from adaptive_lora.adapters.attach import ADAPTER, detach, module_targets, peft_
 from adaptive_lora.adapters.audit_family import trained_tensors
 from adaptive_lora.adapters.head import in_head
 from adaptive_lora.allocation import FamilyPlan
-from adaptive_lora.library_errors import model_errors
+from adaptive_lora.model_errors import model_errors
 from adaptive_lora.seeding import rng_for
 
 _PREFIX_SPREAD = 0.02

@@ -1,4 +1,4 @@
-"""What is wrong with files and addresses, told before torch, transformers or mlflow are loaded."""
+"""Checks of files and addresses that come before torch, transformers or mlflow are loaded."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ import json
 from pathlib import Path
 
 from adaptive_lora.config import DataConfig, StudyConfig
-from adaptive_lora.config.base_file import base_file
+from adaptive_lora.config.base_file import base_file, check_base
 from adaptive_lora.config.store_place import require_reachable
 
 _DECODERS = ("ForCausalLM", "LMHeadModel")
 """How classes of models end that continue a prompt."""
 
 
-def require_inputs(config: StudyConfig) -> None:
+def require_inputs(config: StudyConfig, *, trained: bool = True) -> None:
     """Find a base file, data file, column or tracking store that cannot be used.
+
+    Args:
+        config: of the study.
+        trained: whether its methods are, so that they must fit how the base is saved.
 
     Raises:
         AdaptiveLoraError: the first of these that is wrong.
     """
-    file = base_file(config.model)
+    kinds = [spec.base for spec in config.specs]
+    file = check_base(config.model, kinds) if trained else base_file(config.model)
     require_data(config, config.data, is_gguf=file is not None)
     own = {config.data.data, "own", "embedded"}
     for task in {task for spec in config.specs for task in spec.profiled_on} - own:

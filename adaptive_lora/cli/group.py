@@ -13,13 +13,11 @@ from typing import Any
 import click
 
 from adaptive_lora import __version__
+from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import AdaptiveLoraError
 from adaptive_lora.interruption import Interrupted
-from adaptive_lora.library_errors import write_traceback
+from adaptive_lora.model_errors import write_traceback
 from adaptive_lora.redaction import hide_credentials, printable
-
-_OUTPUT = "adaptive-lora-out"
-"""Folder of commands that have no option for one; the group's `obj` has that of the others."""
 
 
 class _Group(click.Group):
@@ -32,7 +30,8 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except AdaptiveLoraError as error:
             _say(str(error))
-            log = write_traceback(error, Path(ctx.obj or _OUTPUT) / "errors")
+            output = ctx.obj or TrackingConfig().output  # commands without it leave `obj` empty
+            log = write_traceback(error, Path(output) / "errors")
             if log is not None:
                 where = printable(hide_credentials(str(log)))
                 click.echo(f"The library's traceback is in {where}", err=True)

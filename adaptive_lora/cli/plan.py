@@ -111,7 +111,7 @@ def _read_profile(path: Path | None) -> Any:
 def profile(file: Path | None, metric: str, as_json: bool, **options: Any) -> None:
     """Measure the importance of every site on training examples; feed it to `plan --profile`."""
     config = read_study(file, options)
-    require_inputs(config)
+    require_inputs(config, trained=False)
     from adaptive_lora.steps import run_profile
 
     run_profile(config, metric, make_console(), as_json=as_json)

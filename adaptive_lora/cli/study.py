@@ -18,7 +18,6 @@ from adaptive_lora.cli.options import (
     study_options,
 )
 from adaptive_lora.config import study_from
-from adaptive_lora.config.base_file import check_base
 from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.redaction import shown
 
@@ -35,7 +34,6 @@ def study(file: Path | None, **options: Any) -> None:
     Run the same command again to finish what an interruption left.
     """
     config = read_study(file, options)
-    check_base(config.model, [spec.base for spec in config.specs])
     require_inputs(config)
     from adaptive_lora.study import run_study
 

@@ -10,7 +10,6 @@ import click
 from adaptive_lora.cli.early import require_data, require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import make_console, read_study, study_file, study_options
-from adaptive_lora.config.base_file import check_base
 from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.errors import ConfigError
 
@@ -29,7 +28,6 @@ def train(file: Path | None, method: str, seed: str, adapter: Path | None, **opt
     """Train one trial: one method, seed and learning rate, as part of its study."""
     config = read_study(file, {**options, "methods": method, "seeds": seed})
     config.only_trial()
-    check_base(config.model, [spec.base for spec in config.specs])
     require_inputs(config)
     from adaptive_lora.steps import run_train
 

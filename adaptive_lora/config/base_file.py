@@ -12,22 +12,26 @@ from adaptive_lora.config.sections import ModelConfig
 from adaptive_lora.errors import ConfigError, ModelError
 
 
-def check_base(config: ModelConfig, kinds: Iterable[str]) -> None:
+def check_base(config: ModelConfig, kinds: Iterable[str]) -> Path | None:
     """Check what can be told of a base on this machine without loading it.
 
     Args:
         config: the base.
         kinds: `base` of all methods.
 
+    Returns:
+        Its GGUF file, as `base_file`.
+
     Raises:
         ModelError: a GGUF file is missing or cannot be read, or weights are in a format not taken.
         ConfigError: a method's `base` does not fit how the weights are saved.
     """
-    place = base_file(config)
+    file = place = base_file(config)
     if place is None and config.model != "embedded" and Path(config.model).is_dir():
         place = Path(config.model)
     if place is not None:
         require_kinds(place, kinds)
+    return file
 
 
 def require_kinds(place: Path, kinds: Iterable[str]) -> SavedQuantisation | None:

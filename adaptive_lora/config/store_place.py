@@ -23,7 +23,7 @@ DEFAULT_EXPERIMENT = "adaptive-lora"
 _SQLITE = re.compile(r"sqlite(?:\+pysqlite)?:///(?!file:)(?=.)")
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _SCHEMES = {"", "file", "http", "https", "sqlite", "databricks", "databricks-uc", "uc", *_PORTS}
-"""What MLflow itself takes; other packages may add some."""
+"""URI schemes that MLflow itself takes; other packages may add some."""
 _RETRY_SECONDS = 0.6
 """Time in which a server that refuses connections is tried again; it may just be starting."""
 _SILENCE_SECONDS = 8.0
@@ -211,13 +211,20 @@ def require_database(uri: str, file: Path, *, must_exist: bool = False) -> None:
     if not file.is_file():
         return
     try:
-        # Not mode=ro: what a process left half written when it died must be rolled back first.
-        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True)) as database:
+        with closing(open_database(file)) as database:
             database.execute("PRAGMA schema_version")
     except sqlite3.Error as error:
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return  # others are writing: it is one
         raise unusable(uri, f"{file} is no SQLite database ({error})") from error
+
+
+def open_database(file: Path) -> sqlite3.Connection:
+    """Open the file of a SQLite store that exists.
+
+    Not read-only: what a process left half written when it died must be rolled back first.
+    """
+    return sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True)
 
 
 def _require_answer(uri: str, address: str) -> None:

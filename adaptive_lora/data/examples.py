@@ -55,7 +55,7 @@ class Example:
 
     @property
     def chat_text(self) -> str:
-        """What a conversation has beside roles and contents, as one text; empty without."""
+        """Text of a conversation's keys beside roles and contents; empty without any."""
         more = (self.full_messages, self.unlearned, self.tools)
         return json.dumps(more) if any(more) else ""
 

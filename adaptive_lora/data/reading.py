@@ -58,7 +58,7 @@ def read_ahead(config: DataConfig) -> Table:
     version = _version(config)
     table = read_table(config)
     if version is not None:
-        _ahead[version] = table
+        _ahead[version] = table  # again, where it was read ahead before
     return table
 
 

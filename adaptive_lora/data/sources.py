@@ -57,7 +57,7 @@ class Reader:
     options: tuple[str, ...] = ()
     """Options of columns and template that it follows."""
     notes: Callable[[], list[str]] = list
-    """What it found on its way."""
+    """Sentences for people on what reading the rows found."""
 
 
 def load_examples(config: DataConfig, *, known: Columns = ()) -> ExampleSet:

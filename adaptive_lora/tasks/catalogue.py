@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from adaptive_lora.config import StudyConfig
-from adaptive_lora.data.reading import Table, read_table
+from adaptive_lora.data.reading import Table, read_ahead
 from adaptive_lora.data.rows import scalar_text
 from adaptive_lora.data.sources import LABELS
 from adaptive_lora.errors import ConfigError
@@ -84,7 +84,7 @@ def found_task(config: StudyConfig) -> str | None:
 
 def _of_labels(config: StudyConfig) -> str | None:
     """Tell classes from numbers; None where a column could be either, or is neither."""
-    table = read_table(config.data)
+    table = read_ahead(config.data)  # the task reads it next
     column = config.data.response_column or next(
         (name for name in LABELS if name in table.columns), None
     )

@@ -41,8 +41,8 @@ from adaptive_lora.kernels import (
     packed_scores,
     packing_problem,
 )
-from adaptive_lora.library_errors import model_errors
 from adaptive_lora.losses import causal_loss, token_scores
+from adaptive_lora.model_errors import model_errors
 from adaptive_lora.results import EvalResult
 from adaptive_lora.tasks.task import Task, marked
 from adaptive_lora.tasks.text_scores import text_scores

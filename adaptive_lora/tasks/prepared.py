@@ -72,9 +72,7 @@ def prepare_set(task: Task, data: ExampleSet) -> PreparedSet:
         data = data.without({key: row.reason for key, row in bad.items()})
     ready = dict(zip(map(id, chosen), made, strict=True))
     prepared = [
-        PreparedParts(
-            **{name: tuple(ready[id(e)] for e in getattr(parts, name)) for name in _NAMES}
-        )
+        PreparedParts(**{name: tuple(ready[id(e)] for e in getattr(parts, name)) for name in PARTS})
         for parts in folds
     ]
     _log_left_out(data)
@@ -82,7 +80,8 @@ def prepare_set(task: Task, data: ExampleSet) -> PreparedSet:
     return PreparedSet(data=data, folds=prepared, summary=summary)
 
 
-_NAMES = ("train", "validation", "test")
+PARTS = ("train", "validation", "test")
+"""Names of the parts of a fold."""
 
 
 def _listed(parts: Parts) -> tuple[Sequence[Example], ...]:
@@ -110,7 +109,7 @@ def _summary(task: Task, data: ExampleSet, parts: Parts, ready: Mapping[int, Any
                 examples=len(part),
                 supervised_tokens=sum(ready[id(e)].supervised_tokens for e in part),
             )
-            for name, part in zip(_NAMES, _listed(parts), strict=True)
+            for name, part in zip(PARTS, _listed(parts), strict=True)
         },
         folds=task.config.data.folds,
         tested_prompts=len(data.examples) + len(data.test or ()) - len(made),

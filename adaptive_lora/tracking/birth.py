@@ -27,7 +27,7 @@ from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH as ARTIFA
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import SQLAlchemyError
 
-from adaptive_lora.config.store_place import sqlite_file, sqlite_uri, unusable
+from adaptive_lora.config.store_place import open_database, sqlite_file, sqlite_uri, unusable
 from adaptive_lora.errors import TrackingError, brief
 from adaptive_lora.redaction import hide_credentials
 
@@ -116,7 +116,7 @@ def state_of(uri: str) -> State:
     if not file.is_file() or not file.stat().st_size:
         return State.ABSENT
     try:
-        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True)) as database:
+        with closing(open_database(file)) as database:
             return _state(database, uri)
     except sqlite3.Error as error:
         raise unusable(uri, f"its tables cannot be read ({error})") from error

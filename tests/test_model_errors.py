@@ -18,7 +18,7 @@ from transformers.models.gpt2 import modeling_gpt2
 
 from adaptive_lora.cli import main
 from adaptive_lora.errors import ModelError
-from adaptive_lora.library_errors import is_bug, model_errors, of_a_library
+from adaptive_lora.model_errors import is_bug, model_errors, of_a_library
 from adaptive_lora.training.loop import Course
 
 Train = Callable[..., Result]
