@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from conftest import save_byte_tokenizer
 from peft import PeftModel
 from task_bases import SEEING, WORDS, save_base, save_pictures, save_seeing_base, write_rows
@@ -30,6 +31,7 @@ from transformers import (
 
 from adaptive_lora.adapter_serving import answer, class_of, load_adapter, open_image
 from adaptive_lora.adapter_serving.greedy import end_tokens, turn_end
+from adaptive_lora.adapter_serving.padded import pads_left
 from adaptive_lora.adapter_serving.pictures import inputs_of
 from adaptive_lora.adapter_serving.text import generate
 from adaptive_lora.config import study_from
@@ -360,3 +362,41 @@ def test_a_long_prompt_takes_no_room_from_others_of_its_batch(tmp_path: Path) ->
     short, long = [33], [40] * 61  # of 64 positions
     texts = generate(model, tokenizer, [long, short, [*long, 40, 40]], max_new_tokens=MOST)
     assert list(map(len, texts)) == [3, MOST, 1]
+
+
+UNPADDED = {
+    "rwkv": ("RwkvConfig", {"attention_hidden_size": 32}),
+    "recurrent_gemma": (
+        "RecurrentGemmaConfig",
+        {"num_hidden_layers": 3, "num_attention_heads": 4, "lru_width": 32,
+         "attention_window_size": 16, "head_dim": 8},
+    ),
+    "bart": ("BartConfig", {"d_model": 32, "decoder_layers": 2, "is_decoder": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*UNPADDED, "llama"])
+def test_padding_changes_no_answer(kind: str, llama_folder: Path, tmp_path: Path) -> None:
+    """A recurrence reads padding, and learned positions count it: such bases are not padded."""
+    save_byte_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    torch.manual_seed(0)
+    if kind == "llama":
+        model = AutoModelForCausalLM.from_pretrained(llama_folder)
+    else:
+        name, settings = UNPADDED[kind]
+        sizes = {
+            "vocab_size": 258, "hidden_size": 32, "num_hidden_layers": 2,
+            "intermediate_size": 64, "bos_token_id": None, "eos_token_id": 256, "pad_token_id": 257,
+        }  # fmt: skip
+        config = getattr(transformers, name)(**{**sizes, **settings})
+        model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.25)
+    prompts = [tokenizer(text)["input_ids"] for text in ("ab", "warm cold old", "xyz", "qr")]
+    alone = [generate(model, tokenizer, [prompt], max_new_tokens=6)[0] for prompt in prompts]
+    assert len({*alone}) > 1
+    assert generate(model, tokenizer, prompts, max_new_tokens=6) == alone
+    assert pads_left(model) == (kind == "llama")

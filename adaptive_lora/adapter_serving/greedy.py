@@ -53,7 +53,7 @@ def greedy(
         pad_token_id=pad,
         decoder_start_token_id=decoder_start(model),
     )
-    with torch.no_grad(), _without_own_settings(model), warnings.catch_warnings():
+    with torch.no_grad(), without_own_settings(model), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Position ids are not supported")
         output = model.generate(**inputs, generation_config=plain)
     texts = []
@@ -64,7 +64,7 @@ def greedy(
 
 
 @contextmanager
-def _without_own_settings(model: Any) -> Iterator[None]:
+def without_own_settings(model: Any) -> Iterator[None]:
     """Leave a checkpoint's own way to generate out inside the block.
 
     An explicit configuration is not enough: `generate` fills what it leaves out from the model's.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .greedy import end_tokens, greedy
+from .padded import pads_left
 from .tokens import encode
 
 Asked = tuple[str, Any]
@@ -104,6 +105,8 @@ def answer_questions(
     pad, ends = int(tokenizer.eos_token_id), end_tokens(model, processor)
     texts = [""] * len(split)
     model.eval()
+    if len(split) > 1 and not pads_left(model):
+        batch_size = 1
     for start in range(0, len(order), batch_size):
         chosen = [split[index] for index in order[start : start + batch_size]]
         width = max(len(tokens["input_ids"]) for tokens, _ in chosen)

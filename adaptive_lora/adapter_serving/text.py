@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .greedy import end_tokens, greedy
+from .padded import pads_left
 from .tokens import position_limit
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def generate(
     # PEFT ignores positions beside virtual tokens, so that no row may be padded. Near the limit,
     # padding would take positions from the answer.
     together = 0 if virtual_tokens(model) > 0 else limit - max_new_tokens
+    if len(prompts) > 1 and together > 0 and not pads_left(model):
+        batch_size = 1
     texts = [""] * len(prompts)
     for chosen in _batches(order, prompts, batch_size, together):
         ids, mask = _left_padded([prompts[index] for index in chosen], pad, model.device)
