@@ -80,7 +80,10 @@ class TrialFailed(AdaptiveLoraError, RuntimeError):
 
 def brief(error: BaseException) -> str:
     """Return what another library says, on one line and no longer than people read."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    if isinstance(error, LookupError):  # says what was looked for, and nothing else
+        text = f"{kind}: {text}"
+    text = text or kind
     return text if len(text) <= _BRIEF else f"{text[:_BRIEF]} ..."
 
 

@@ -6,6 +6,7 @@ adapter, and is counted apart from it: methods compare by their adapters.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from adaptive_lora.adapter_serving import Differences
 from adaptive_lora.adapter_serving.gguf_file import read_header
 from adaptive_lora.adapter_serving.tokens import (
     known_ids,
@@ -66,21 +68,64 @@ def pad_for_classes(model: Any, tokenizer: Any, folder: Path) -> int:
     return pad
 
 
-def require_complete(gaps: Sequence[str], head: Sequence[str]) -> None:
+def require_complete(found: Differences, head: Sequence[str]) -> None:
     """Check that a checkpoint lacks nothing but weights of the head.
 
     Raises:
-        ModelError: it lacks others; they would be random.
+        ModelError: it lacks others, or has them in other sizes; they would be random.
     """
-    lost = [name for name in gaps if not _within(name, head)]
+    lost = [name for name in found.missing if not _within(name, head)]
+    besides = f" but those of {', '.join(head)}" if head else ""
     if lost:
         raise ModelError(
-            f"the checkpoint lacks {len(lost)} weights of the base itself, such as {lost[0]}; "
-            f"required all{' but those of ' + ', '.join(head) if head else ''}."
+            f"the checkpoint lacks {len(lost)} weights of the base itself, such as {lost[0]}: they "
+            f"would be random; required all that config.json calls for{besides}."
+        )
+    for name, (given, wanted) in found.sizes.items():
+        if not _within(name, head):
+            raise ModelError(
+                f"the checkpoint has {name} as {_shape(given)}, config.json calls for "
+                f"{_shape(wanted)}; required weights and config.json of one model."
+            )
+
+
+def require_read(model: Any, found: Differences, head: Sequence[str]) -> None:
+    """Check that the model has a place for what its checkpoint holds, and log what it leaves out.
+
+    A bias or a scale of a layer that the model has is part of what that layer computes. Whole
+    layers may be left out on purpose, as heads of other tasks are.
+
+    Raises:
+        ModelError: layers would compute something else without weights that are left out.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if not any(True for _ in module.children()) and any(True for _ in module.parameters())
+    }
+    parts = [name for name in found.unread if name.rpartition(".")[0] in layers]
+    if parts:
+        raise ModelError(
+            f"the checkpoint holds {len(parts)} weights of layers that config.json calls for "
+            f"without them{_such_as(parts)}: the model would compute something else. Required "
+            "weights and config.json of one model; those of a quantised one name its format."
+        )
+    prefix = f"{model.base_model_prefix}."
+    others = [name for name in found.unread if not head or name.startswith(prefix)]
+    if others:
+        logging.getLogger(__name__).warning(
+            "%d weights of the checkpoint have no place in %s and are not used%s.",
+            len(others),
+            type(model).__name__,
+            _such_as(others),
         )
 
 
-def require_all_read(model: Any, file: Path, gaps: Sequence[str], head: Sequence[str]) -> None:
+def _shape(sides: Sequence[int]) -> str:
+    return " x ".join(map(str, sides)) or "one number"
+
+
+def require_all_read(model: Any, file: Path, head: Sequence[str]) -> None:
     """Check that a GGUF file and the model made of it hold the same weights.
 
     transformers leaves out tensors that it has no place for, without a word: the factors by which
@@ -89,7 +134,6 @@ def require_all_read(model: Any, file: Path, gaps: Sequence[str], head: Sequence
     Raises:
         ModelError: one holds weights that the other does not.
     """
-    require_complete(gaps, head)
     header = read_header(file)
     sizes = {name: elements for name, elements, *_ in header.tensors}
     if model.config.get_text_config().tie_word_embeddings:
@@ -100,13 +144,13 @@ def require_all_read(model: Any, file: Path, gaps: Sequence[str], head: Sequence
         others = [name for name in sizes if not name.startswith(("blk.", "output", "token_embd"))]
         raise ModelError(
             f"{file} holds {sum(sizes.values()):,} weights, of which transformers takes {taken:,}: "
-            f"the model would compute something else{_such_as(others)}. Give the model's own "
-            "folder with config.json and *.safetensors."
+            f"the model would compute something else{_such_as(others, 'perhaps without')}. Give the "
+            "model's own folder with config.json and *.safetensors."
         )
 
 
-def _such_as(names: Sequence[str]) -> str:
-    return f" (perhaps without {', '.join(names[:3])})" if names else ""
+def _such_as(names: Sequence[str], how: str = "such as") -> str:
+    return f" ({how} {', '.join(names[:3])})" if names else ""
 
 
 def _within(name: str, modules: Sequence[str]) -> bool:

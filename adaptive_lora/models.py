@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora import adapter_serving
-from adaptive_lora.adapter_serving import SavedQuantisation
+from adaptive_lora.adapter_serving import Differences, SavedQuantisation
 from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads, read_header, require_gguf
 from adaptive_lora.adapter_serving.tokens import position_limit
-from adaptive_lora.adapter_serving.vetting import UnsafeFiles, require_base
+from adaptive_lora.adapter_serving.vetting import CONFIG, UnsafeFiles, require_base
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.config.base_file import base_file, require_kinds
 from adaptive_lora.errors import ConfigError, ModelError, brief
@@ -27,6 +27,7 @@ from adaptive_lora.heads import (
     pad_for_classes,
     require_all_read,
     require_complete,
+    require_read,
 )
 from adaptive_lora.model_classes import auto_class, require_class
 from adaptive_lora.model_errors import is_bug
@@ -151,7 +152,8 @@ def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path
             "config.json, tokenizer and weights, or 'embedded'."
         ) from error
     if not folder.is_file() and not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is no model folder: required config.json; found none.")
+        other = " It is an adapter; give its base." if (folder / CONFIG).is_file() else ""
+        raise ModelError(f"{folder} is no model folder: required config.json; found none.{other}")
     return source, name, folder
 
 
@@ -190,7 +192,7 @@ def load_base(
     settings = read_settings(folder, trust_remote_code=trust)
     require_class(settings, kind := auto_class(settings), task["name"], folder)
     try:
-        model, gaps = adapter_serving.load_with_gaps(
+        model, differences = adapter_serving.load_and_compare(
             folder, dtype, task, quantisation, trust_remote_code=trust
         )
         tokenizer = adapter_serving.open_processor(folder, task, trust_remote_code=trust)
@@ -202,7 +204,7 @@ def load_base(
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
     if task["name"] in OF_TEXTS and kind is AutoModelForCausalLM:
         task = {**task, "pad_token_id": pad_for_classes(model, tokenizer, folder)}
-    head = _head_of(model, task, gaps, file)
+    head = _head_of(model, task, differences, file)
     content_hash, *earlier = adapter_serving.content_hashes(folder, code=trust)
     reference = BaseReference(
         source=source,
@@ -218,7 +220,7 @@ def load_base(
         reference=reference,
         task={**task, "head": list(head)} if head else dict(task),
         head=head,
-        gaps=gaps if head else (),
+        gaps=differences.gaps if head else (),
         quantisation=quantisation,
         earlier_hashes=tuple(earlier),
         max_positions=position_limit(model.config),
@@ -236,14 +238,15 @@ def _saved(folder: Path, quantisation: Mapping[str, Any] | None) -> SavedQuantis
 
 
 def _head_of(
-    model: PreTrainedModel, task: Mapping[str, Any], gaps: tuple[str, ...], file: Path | None
+    model: PreTrainedModel, task: Mapping[str, Any], found: Differences, file: Path | None
 ) -> tuple[str, ...]:
     """Return the modules of a task's head, in float32; check that nothing else lacks weights."""
-    head = find_head(model, gaps) if task["name"] in WITH_HEAD else ()
-    if file is not None:
-        require_all_read(model, file, gaps, head)
-    elif task["name"] != "causal":
-        require_complete(gaps, head)
+    head = find_head(model, found.gaps) if task["name"] in WITH_HEAD else ()
+    require_complete(found, head)
+    if file is None:
+        require_read(model, found, head)
+    else:
+        require_all_read(model, file, head)
     for part in head:
         model.get_submodule(part).float()
     return head

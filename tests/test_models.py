@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from adaptive_lora.adapter_serving import content_hash
@@ -123,6 +128,70 @@ def test_folder_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"config\.json cannot be used"):
         skeleton(ModelConfig(model=str(tmp_path)))
+
+
+Weights = dict[str, torch.Tensor]
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def rewritten(base: Path, folder: Path, change: Callable[[Weights], Any], **config: Any) -> Path:
+    """Return a copy of a base with other weights and settings."""
+    shutil.copytree(base, folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, **config}))
+    return folder
+
+
+NOT_OF_ONE_MODEL: dict[str, tuple[Callable[[Weights], Any], dict[str, Any], str]] = {
+    "a layer more": (lambda w: None, {"num_hidden_layers": 3}, "lacks 9 weights of the base"),
+    "one weight less": (lambda w: w.pop(UP), {}, f"lacks 1 weights .* {UP}"),
+    "no head": (lambda w: w.pop("lm_head.weight"), {}, "lacks 1 weights .* lm_head.weight"),
+    "other sizes": (lambda w: None, {"intermediate_size": 48}, "as 64 x 32, .* for 48 x 32"),
+    "biases": (
+        lambda w: w.update({UP.replace("weight", "bias"): torch.ones(64)}), {},
+        "holds 1 weights of layers .* without them .*bias.*: the model would compute something els",
+    ),
+    "scales": (
+        lambda w: w.update({f"{UP}_scale": torch.ones(1)}), {}, "those of a quantised one name",
+    ),
+    "whole numbers": (
+        lambda w: w.update({UP: (w[UP] * 100).to(torch.int8)}), {}, f"{UP} in whole numbers .I8",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_OF_ONE_MODEL)
+def test_weights_and_settings_are_of_one_model(
+    name: str, llama_folder: Path, tmp_path: Path
+) -> None:
+    """Otherwise transformers would fill up with random weights, or leave some out, and only log it."""
+    change, config, said = NOT_OF_ONE_MODEL[name]
+    folder = rewritten(llama_folder, tmp_path / "base", change, **config)
+    with pytest.raises(ModelError, match=said):
+        load_base(ModelConfig(model=str(folder)), torch.float32)
+
+
+def test_layers_that_are_left_out_are_said(
+    llama_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a cut model leaves them out, or one without the layers that predict further tokens."""
+    folder = rewritten(llama_folder, tmp_path / "base", lambda w: None, num_hidden_layers=1)
+    with caplog.at_level(logging.WARNING):
+        load_base(ModelConfig(model=str(folder)), torch.float32)
+    assert "9 weights of the checkpoint have no place in LlamaForCausalLM" in caplog.text
+
+
+def test_files_that_are_not_weights(llama_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llama_folder, tmp_path / "base")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n")
+    with pytest.raises(ModelError, match="pointer of Git LFS"):
+        load_base(ModelConfig(model=str(folder)), torch.float32)
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(ModelError, match="It is an adapter; give its base"):
+        locate(ModelConfig(model=str(folder)))
 
 
 def test_precision_on_a_cpu() -> None:

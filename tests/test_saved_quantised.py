@@ -206,6 +206,20 @@ def test_formats_are_told_from_the_configuration(
             load_base(ModelConfig(model=str(tmp_path)), torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("quantize_config.json", "GPTQ"), ("quant_config.json", "AWQ"),
+     ("hf_quant_config.json", "ModelOpt"), ("config.json", "MLX")],
+)  # fmt: skip
+def test_formats_that_keep_their_settings_elsewhere(file: str, name: str, tmp_path: Path) -> None:
+    LLAMA.save_pretrained(tmp_path)
+    written = tmp_path / file
+    settings = json.loads(written.read_text()) if written.exists() else {}
+    written.write_text(json.dumps({**settings, "quantization": {"bits": 4, "group_size": 64}}))
+    refused = invoke("plan", "--model", tmp_path, "--method", "uniform:rank=2", rc=2)
+    assert f"is saved in {name}: required weights as trained" in refused.output
+
+
 def test_profile_and_evaluate_take_a_base_in_4_bit(
     options: dict[str, object], tmp_path: Path
 ) -> None:

@@ -58,8 +58,8 @@ def _logits(model: Any, padding: int, pad: int) -> Any:
     ids = torch.tensor([[pad % known] * padding + [at % known for at in range(1, _SHORT + 1)]])
     mask = torch.tensor([[0] * padding + [1] * _SHORT])
     plain = GenerationConfig(
-        do_sample=False, num_beams=1, max_new_tokens=2, pad_token_id=0, return_dict_in_generate=True,
-        output_logits=True,
+        do_sample=False, num_beams=1, max_new_tokens=2, pad_token_id=0, output_logits=True,
+        return_dict_in_generate=True,
     )  # fmt: skip
     with torch.no_grad(), without_own_settings(model):
         found = model.generate(

@@ -38,21 +38,36 @@ class SavedQuantisation:
     """Whether the scales of NF4 are quantised once more."""
 
 
-def saved_quantisation(folder: Path) -> SavedQuantisation | None:
-    """Return how the weights in a model folder are quantised, by its config.json alone.
+_OTHER_FILES: Mapping[str, str] = MappingProxyType(
+    {
+        "quantize_config.json": "GPTQ",
+        "quant_config.json": "AWQ",
+        "hf_quant_config.json": "ModelOpt",
+    }
+)
+"""File beside config.json in which a format keeps its settings -> name of the format."""
 
-    None also where that cannot be read, which is for others to say.
+
+def saved_quantisation(folder: Path) -> SavedQuantisation | None:
+    """Return how the weights in a model folder are quantised, by its settings alone.
+
+    None also where config.json cannot be read, which is for others to say.
     """
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return quantisation_in(settings) if isinstance(settings, dict) else None
+    found = quantisation_in(settings) if isinstance(settings, dict) else None
+    others = (name for file, name in _OTHER_FILES.items() if (folder / file).is_file())
+    other = next(others, None)
+    return found if found is not None or other is None else SavedQuantisation(other, "")
 
 
 def quantisation_in(settings: Mapping[str, Any]) -> SavedQuantisation | None:
     """Return how weights are quantised by a configuration's values, inner ones included."""
     found = settings.get("quantization_config", settings.get("compression_config"))
+    if "bits" in (settings.get("quantization") or ()):
+        return SavedQuantisation("MLX", "")
     if not isinstance(found, dict):
         inner = (quantisation_in(value) for value in settings.values() if isinstance(value, dict))
         return next(filter(None, inner), None)

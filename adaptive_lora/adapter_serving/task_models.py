@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,23 @@ CAUSAL: Mapping[str, Any] = MappingProxyType({"name": "causal"})
 """The task of adapters that record none."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Names of weights by which a checkpoint and the model made of it differ."""
+
+    missing: tuple[str, ...]
+    """Those of the model that the checkpoint lacks; they have values of chance."""
+    sizes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    """Name -> shape in the checkpoint and in the model; they have values of chance too."""
+    unread: tuple[str, ...]
+    """Those of the checkpoint for which the model has no place."""
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """All weights of the model that have no values of the checkpoint."""
+        return tuple(sorted({*self.missing, *self.sizes}))
+
+
 def class_of(task: str) -> Any:
     """Return the class that loads the models of a task."""
     import transformers
@@ -75,7 +93,7 @@ def load_model(
     Raises:
         ImportError: quantised, and bitsandbytes is missing.
     """
-    model, _ = load_with_gaps(
+    model, _ = load_and_compare(
         folder, dtype, task, quantisation, trust_remote_code=trust_remote_code
     )
     for name in task.get("head", ()):
@@ -83,15 +101,15 @@ def load_model(
     return model
 
 
-def load_with_gaps(
+def load_and_compare(
     folder: Path,
     dtype: torch.dtype,
     task: Mapping[str, Any],
     quantisation: Mapping[str, Any] | None = None,
     *,
     trust_remote_code: bool = False,
-) -> tuple[Any, tuple[str, ...]]:
-    """Return the model and the weights that its checkpoint lacks, or has in other sizes.
+) -> tuple[Any, Differences]:
+    """Return the model, and how its weights differ from those of its checkpoint.
 
     A classifier on a base that was trained for something else starts without weights.
     """
@@ -114,6 +132,7 @@ def load_with_gaps(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `Differences` has them
             **options,
             **further,
         )
@@ -125,8 +144,11 @@ def load_with_gaps(
     if task.get("pad_token_id") is not None:
         set_padding(model, task["pad_token_id"])
     model.requires_grad_(False)
-    gaps = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
-    return model.eval(), tuple(sorted(gaps))
+    return model.eval(), Differences(
+        missing=tuple(sorted(found["missing_keys"])),
+        sizes={name: (tuple(a), tuple(b)) for name, a, b in found["mismatched_keys"]},
+        unread=tuple(sorted(found["unexpected_keys"])),
+    )
 
 
 def _head_options(task: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,10 +158,9 @@ def _head_options(task: Mapping[str, Any]) -> dict[str, Any]:
             "num_labels": len(task["labels"]),
             "id2label": dict(enumerate(task["labels"])),
             "label2id": {label: index for index, label in enumerate(task["labels"])},
-            "ignore_mismatched_sizes": True,
         }
     if task["name"] == "regression":
-        return {"num_labels": 1, "ignore_mismatched_sizes": True}
+        return {"num_labels": 1}
     return {}
 
 

@@ -13,12 +13,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .quantised import saved_quantisation
+
 RECORD = "adaptive_lora.json"
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FAMILY = "family.json"
 _DTYPES = ("float32", "bfloat16", "float16")
 _SOURCES = ("embedded", "folder", "hub", "gguf")
+_POINTER = b"version https://git-lfs"
 _LONGEST = 16 * 2**20
 """Bytes of a JSON file; real ones are a hundred times smaller."""
 _REACHES_OUT = (
@@ -65,7 +68,7 @@ def require_base(folder: Path, *, weights: bool, trust_remote_code: bool) -> Non
         trust_remote_code: whether the user said that its Python files may run.
 
     Raises:
-        UnsafeFiles: pickled weights, or code that the user did not ask to run.
+        UnsafeFiles: weights that are pickled, damaged or quantised; code that nobody asked to run.
     """
     if (folder / CONFIG).exists():
         raise UnsafeFiles(
@@ -75,6 +78,8 @@ def require_base(folder: Path, *, weights: bool, trust_remote_code: bool) -> Non
     pickles = any(folder.glob("pytorch_model*.bin"))
     if weights and pickles and not any(folder.glob("*.safetensors")):
         raise UnsafeFiles(pickled(str(folder)))
+    if weights:
+        _require_numbers(folder)
     settings = read_json(folder / "config.json")
     tokenizer = folder / "tokenizer_config.json"
     code = [settings, read_json(tokenizer) if tokenizer.is_file() else {}]
@@ -91,6 +96,27 @@ def require_base(folder: Path, *, weights: bool, trust_remote_code: bool) -> Non
             f"{folder}/config.json asks for compiled code from the hub ({kernels[0]}); take that "
             "out, or say --trust-remote-code true."
         )
+
+
+def _require_numbers(folder: Path) -> None:
+    """Check that weights are whole files of numbers that stand for themselves.
+
+    transformers turns whatever a file holds into floating point, integers without their scales too.
+    """
+    quantised = saved_quantisation(folder) is not None
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            if opened.read(len(_POINTER)) == _POINTER:
+                raise UnsafeFiles(
+                    f"{file} is a pointer of Git LFS, not the file itself; fetch it with `git lfs "
+                    "pull`."
+                )
+        for name, kind in _types(file).items():
+            if not quantised and name.endswith(".weight") and kind.startswith(("I", "U")):
+                raise UnsafeFiles(
+                    f"{file} holds {name} in whole numbers ({kind}), and config.json does not say "
+                    "how it was quantised; give the model that it was made from."
+                )
 
 
 def pickled(name: str) -> str:
@@ -200,14 +226,23 @@ def shapes(folder: Path, weights: str = WEIGHTS) -> dict[str, tuple[int, ...]]:
     Raises:
         UnsafeFiles: not a whole safetensors file.
     """
+    return {name: tuple(found.get_shape()) for name, found in _slices(folder / weights).items()}
+
+
+def _types(file: Path) -> dict[str, str]:
+    """Return name -> type of a safetensors file's tensors, from the header alone."""
+    return {name: str(found.get_dtype()) for name, found in _slices(file).items()}
+
+
+def _slices(file: Path) -> dict[str, Any]:
+    """Return name -> what safetensors says of a tensor without reading it."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(folder / weights, "np") as file:
-            names = file.keys()
-            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        with safe_open(file, "np") as opened:
+            return {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
-        raise UnsafeFiles(f"{folder / weights} is damaged: {_first_line(error)}") from error
+        raise UnsafeFiles(f"{file} is damaged: {_first_line(error)}") from error
 
 
 def require_loaded(model: Any, folder: Path) -> None:
