@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adaptive_lora.adapter_serving import Differences
+from adaptive_lora.adapter_serving import Differences, saved_labels
 from adaptive_lora.adapter_serving.gguf_file import read_header
 from adaptive_lora.adapter_serving.tokens import (
     known_ids,
@@ -121,6 +121,23 @@ def require_read(model: Any, found: Differences, head: Sequence[str]) -> None:
         )
 
 
+def warn_of_classes(folder: Path, labels: Sequence[str]) -> None:
+    """Log where the head of a checkpoint is of other classes than those that are trained.
+
+    Args:
+        folder: of the base, whose head is taken over.
+        labels: the task's classes, in order.
+    """
+    saved = saved_labels(folder)
+    if labels and sorted(saved or ()) != sorted(labels):
+        logging.getLogger(__name__).warning(
+            "Training starts from the head of the checkpoint, whose classes (%s) are taken for %s, "
+            "in this order.",
+            ", ".join(saved or ["without names"]),
+            ", ".join(labels),
+        )
+
+
 def _shape(sides: Sequence[int]) -> str:
     return " x ".join(map(str, sides)) or "one number"
 
@@ -144,8 +161,8 @@ def require_all_read(model: Any, file: Path, head: Sequence[str]) -> None:
         others = [name for name in sizes if not name.startswith(("blk.", "output", "token_embd"))]
         raise ModelError(
             f"{file} holds {sum(sizes.values()):,} weights, of which transformers takes {taken:,}: "
-            f"the model would compute something else{_such_as(others, 'perhaps without')}. Give the "
-            "model's own folder with config.json and *.safetensors."
+            f"the model would compute something else{_such_as(others, 'perhaps without')}. Give "
+            "the model's own folder with config.json and *.safetensors."
         )
 
 

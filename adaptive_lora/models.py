@@ -28,6 +28,7 @@ from adaptive_lora.heads import (
     require_all_read,
     require_complete,
     require_read,
+    warn_of_classes,
 )
 from adaptive_lora.model_classes import auto_class, require_class
 from adaptive_lora.model_errors import is_bug
@@ -205,6 +206,8 @@ def load_base(
     if task["name"] in OF_TEXTS and kind is AutoModelForCausalLM:
         task = {**task, "pad_token_id": pad_for_classes(model, tokenizer, folder)}
     head = _head_of(model, task, differences, file)
+    if head and not differences.gaps:
+        warn_of_classes(folder, task.get("labels", ()))
     content_hash, *earlier = adapter_serving.content_hashes(folder, code=trust)
     reference = BaseReference(
         source=source,

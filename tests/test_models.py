@@ -167,7 +167,7 @@ NOT_OF_ONE_MODEL: dict[str, tuple[Callable[[Weights], Any], dict[str, Any], str]
 def test_weights_and_settings_are_of_one_model(
     name: str, llama_folder: Path, tmp_path: Path
 ) -> None:
-    """Otherwise transformers would fill up with random weights, or leave some out, and only log it."""
+    """Otherwise transformers fills up with random weights, or leaves some out, and only logs it."""
     change, config, said = NOT_OF_ONE_MODEL[name]
     folder = rewritten(llama_folder, tmp_path / "base", change, **config)
     with pytest.raises(ModelError, match=said):

@@ -364,6 +364,46 @@ def test_a_decoder_with_a_head_is_trained_saved_and_served(
         assert [stock.config.id2label[int(i)] for i in logits.argmax(1)] == list(together)
 
 
+def with_trained_head(folder: Path, labels: list[str], **settings: Any) -> Any:
+    """Give a decoder a head of its own, and return its weights."""
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, id2label=dict(enumerate(labels)), num_labels=len(labels), **settings
+    )
+    model.save_pretrained(folder)
+    return model.score.weight
+
+
+def test_a_head_of_the_same_classes_keeps_what_it_knows_of_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = save_decoder(tmp_path / "base", "llama", "none")
+    weight = with_trained_head(base, ["size", "other", "colour"])
+    bench = Workbench(study(base, tmp_path, task="classification"))
+    assert bench.data.labels == ("colour", "other", "size")
+    assert bench.base.gaps == ()
+    head = bench.base.model.score.weight
+    torch.testing.assert_close(head, weight[[2, 1, 0]], rtol=0, atol=0)
+    assert bench.base.model.config.label2id == {"colour": 0, "other": 1, "size": 2}
+    assert "starts from the head" not in caplog.text
+
+    weight = with_trained_head(base, ["LABEL_0", "LABEL_1", "LABEL_2"])
+    bench = Workbench(study(base, tmp_path, task="classification"))
+    torch.testing.assert_close(bench.base.model.score.weight, weight, rtol=0, atol=0)
+    assert "whose classes (LABEL_0, LABEL_1, LABEL_2) are taken for colour, other" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_the_kind_of_problem_of_a_checkpoint_is_not_that_of_the_task(
+    kind: str, tmp_path: Path
+) -> None:
+    base = save_decoder(tmp_path / "base", "llama", "none")
+    with_trained_head(base, ["a", "b", "c"], problem_type="multi_label_classification")
+    column = "label" if kind == "classification" else "score"
+    bench = Workbench(study(base, tmp_path, task=kind, response_column=column))
+    wanted = "single_label_classification" if kind == "classification" else "regression"
+    assert bench.base.model.config.problem_type == wanted  # export writes it
+
+
 @pytest.mark.parametrize(
     ("config", "head", "settings", "message"),
     [

@@ -36,6 +36,7 @@ from .task_models import (
     load_and_compare,
     load_model,
     open_processor,
+    saved_labels,
     without_weights,
 )
 from .text import generate, generate_targets, render, virtual_tokens
@@ -72,6 +73,7 @@ __all__ = [
     "packed_maps",
     "quantisation_in",
     "render",
+    "saved_labels",
     "saved_quantisation",
     "virtual_tokens",
     "without_weights",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,8 @@ def load_and_compare(
         model = dequantised(model, bones, dtype)
     if task.get("pad_token_id") is not None:
         set_padding(model, task["pad_token_id"])
+    if "labels" in task:
+        _sort_classes(model, folder, task["labels"])
     model.requires_grad_(False)
     return model.eval(), Differences(
         missing=tuple(sorted(found["missing_keys"])),
@@ -158,10 +161,39 @@ def _head_options(task: Mapping[str, Any]) -> dict[str, Any]:
             "num_labels": len(task["labels"]),
             "id2label": dict(enumerate(task["labels"])),
             "label2id": {label: index for index, label in enumerate(task["labels"])},
+            "problem_type": "single_label_classification",
         }
     if task["name"] == "regression":
-        return {"num_labels": 1}
+        return {"num_labels": 1, "problem_type": "regression"}
     return {}
+
+
+def saved_labels(folder: Path) -> list[str] | None:
+    """Return the classes of the head in a model folder, in its order; None where it names none."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        named = {int(index): str(label) for index, label in settings["id2label"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return [named[index] for index in sorted(named)]
+
+
+def _sort_classes(model: Any, folder: Path, labels: Sequence[str]) -> None:
+    """Put the outputs of a checkpoint's own head into the order of the task's classes."""
+    import torch
+
+    saved = saved_labels(folder)
+    if saved is None or saved == list(labels) or sorted(saved) != sorted(labels):
+        return
+    order = [saved.index(label) for label in labels]
+    *_, last = (module for module in model.modules() if hasattr(module, "out_features"))
+    if last.out_features != len(labels):
+        raise ValueError(
+            f"the last layer has {last.out_features} outputs for {len(labels)} classes"
+        )
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.copy_(parameter[order].clone())
 
 
 def _quantised_options(
@@ -195,7 +227,7 @@ def _quantised_options(
     if saved is not None and (saved.use == "" or (saved.use != "nf4" and quantisation is not None)):
         again = "" if quantisation is None else f" as {quantisation['scheme']}"
         raise ValueError(f"the weights are saved in {saved.name}, which is not taken{again}")
-    whole = {} if saved is None else {n: v for n, v in head.items() if "label" in n}
+    whole = {} if saved is None else head
     settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **whole)
     bones = without_weights(kind, settings, trust_remote_code=trust_remote_code)
     if saved is None:
@@ -204,13 +236,12 @@ def _quantised_options(
             **head,
             "quantization_config": quantised_settings(quantisation, dtype, bones),
         }, bones
-    options = {name: value for name, value in head.items() if name not in whole}
     if saved.name == "FP8":
-        return {**options, "config": settings,
-                "quantization_config": FineGrainedFP8Config(dequantize=True)}, bones  # fmt: skip
+        dequantising = FineGrainedFP8Config(dequantize=True)
+        return {"config": settings, "quantization_config": dequantising}, bones
     if saved.use == "nf4":
         settings = saved_settings(settings, dtype, bones)
-    return {**options, "config": settings}, bones
+    return {"config": settings}, bones
 
 
 def without_weights(kind: Any, settings: Any, *, trust_remote_code: bool) -> Any:
