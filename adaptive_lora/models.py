@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from adaptive_lora import adapter_serving
 from adaptive_lora.adapter_serving import Differences, SavedQuantisation
 from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads, read_header, require_gguf
 from adaptive_lora.adapter_serving.tokens import position_limit
-from adaptive_lora.adapter_serving.vetting import CONFIG, UnsafeFiles, require_base
+from adaptive_lora.adapter_serving.vetting import CONFIG, UnsafeFiles, named_code, require_base
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.config.base_file import base_file, require_kinds
 from adaptive_lora.errors import ConfigError, ModelError, brief
@@ -200,11 +201,20 @@ def load_base(
     except Exception as error:  # whatever a damaged file makes transformers raise
         if is_bug(error):
             raise
+        _require_no_code(folder, error)
         raise ModelError(f"{folder} cannot be loaded: {brief(error)}") from error
-    if task["name"] == "causal" and tokenizer.eos_token_id is None:
+    words = getattr(tokenizer, "tokenizer", tokenizer)
+    if task["name"] in ("causal", "vision_language") and words.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
     if task["name"] in OF_TEXTS and kind is AutoModelForCausalLM:
         task = {**task, "pad_token_id": pad_for_classes(model, tokenizer, folder)}
+    if file is None and not trust and (code := named_code(folder)):
+        logging.getLogger(__name__).warning(
+            "%s names Python code of its own (%s), which is not run: classes of transformers take "
+            "its place. To run it, read it and give --trust-remote-code true.",
+            folder,
+            code[0],
+        )
     head = _head_of(model, task, differences, file)
     if head and not differences.gaps:
         warn_of_classes(folder, task.get("labels", ()))
@@ -302,13 +312,18 @@ def read_settings(folder: Path, *, trust_remote_code: bool = False) -> Pretraine
     except Exception as error:  # transformers checks little: whatever a wrong value causes
         if is_bug(error):
             raise
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{folder} runs only with Python code of its own, which is not run unless you say "
-                "so: read it, then give --trust-remote-code true."
-            ) from error
+        _require_no_code(folder, error)
         raise ModelError(f"{_settings_of(folder)} cannot be used: {brief(error)}") from error
     return settings
+
+
+def _require_no_code(folder: Path, error: Exception) -> None:
+    """Raise ModelError where transformers asked whether a base's own code may run."""
+    if "trust_remote_code" in str(error):
+        raise ModelError(
+            f"{folder} runs only with Python code of its own, which is not run unless you say so: "
+            "read it, then give --trust-remote-code true."
+        ) from error
 
 
 def _settings_of(folder: Path) -> Path:

@@ -85,6 +85,19 @@ def test_code_of_a_base_runs_only_where_the_user_says_so(
     assert content_hash(own_code) != content_hash(own_code, code=True)
 
 
+def test_a_tokenizer_of_ones_own_is_asked_for_or_said_not_to_run(
+    base_folder: Path, llama_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}
+    for base in (base_folder, llama_folder):
+        folder = shutil.copytree(base, tmp_path / base.name)
+        edit(folder / "tokenizer_config.json", auto_map=names, tokenizer_class="OwnTokenizer")
+    with pytest.raises(ModelError, match="give --trust-remote-code true"):
+        load_base(ModelConfig(model=str(tmp_path / llama_folder.name)), torch.float32)
+    load_base(ModelConfig(model=str(tmp_path / base_folder.name)), torch.float32)
+    assert "names Python code of its own (tokenization_own.OwnTokenizer)" in caplog.text
+
+
 def test_an_adapter_of_a_base_with_code_says_so(
     own_code: Path, in_store: Callable[..., StudyConfig], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pytest
 import torch
 from task_bases import SIZE, WORDS, run_and_prove, save_base, write_rows
 
+from adaptive_lora.adapter_serving import answer, load_adapter
 from adaptive_lora.config import StudyConfig, study_from
+from adaptive_lora.errors import ModelError
 from adaptive_lora.tasks.tokens import exact, rouge
+from adaptive_lora.trial import run_trial
 from adaptive_lora.workbench import Workbench
 
 T5 = {
@@ -103,6 +107,33 @@ def test_generation_does_not_depend_on_the_batch(t5: Path, tmp_path: Path) -> No
     assert together.further_E["rouge_l"].tolist() == single.further_E["rouge_l"].tolist()
 
 
+BART = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 258,
+    "max_position_embeddings": 24, "decoder_start_token_id": 256, "bos_token_id": None,
+    "eos_token_id": 256, "pad_token_id": 257,
+}  # fmt: skip
+
+
+def test_a_tokenizer_without_padding_and_a_decoder_of_few_positions(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "bart", "BartConfig", BART, "BartForConditionalGeneration")
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    bench = Workbench(study(base, tmp_path))
+    assert bench.base.tokenizer.pad_token_id is None
+    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    assert outcome.test.exact_match_E is not None
+    loaded = load_adapter(tmp_path / "adapter")
+    inputs = [{"prompt": text} for text in ("red old 7", "blue")]
+    texts = answer(loaded, inputs, 99)
+    assert texts == [answer(loaded, [row], 99)[0] for row in inputs]
+    del settings["eos_token"]
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="neither a pad nor an end-of-text token"):
+        Workbench(bench.config)
+
+
 def test_rouge_by_hand() -> None:
     class Wanted:
         response = "the cat sat on the mat"
@@ -110,4 +141,4 @@ def test_rouge_by_hand() -> None:
     scores = rouge(["the cat on a mat"], [Wanted])
     assert scores["rouge1"][0] == pytest.approx(2 * (4 / 5 * 4 / 6) / (4 / 5 + 4 / 6))
     assert scores["rouge2"][0] == pytest.approx(2 * (1 / 4 * 1 / 5) / (1 / 4 + 1 / 5))
-    assert exact([" the cat sat on the mat"], [Wanted]).tolist() == [1.0]
+    assert exact([" the cat sat on the mat"], [Wanted], None, [()]).tolist() == [1.0]

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers_made import byte_level, word_piece
 from torch.nn import functional
 
 from adaptive_lora.adapters import attach, detach
 from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.config import TrialSpec
+from adaptive_lora.data import TokenizedExample
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.evaluation import continuations, wants_generation
 from adaptive_lora.losses import token_scores
@@ -229,7 +231,26 @@ def test_greedy_exact_match(make_bench: Bench) -> None:
     assert not wants_generation(test, bench.config.evaluation)
     model, tokenizer = bench.base.model, bench.base.tokenizer  # it never swaps words
     texts = continuations(model, tokenizer, test, runtime=bench.runtime, batch_size=3)
-    assert exact(texts, test).tolist() == [0.0] * len(test)
+    answers = [example.input_ids[example.prompt_length :] for example in test]
+    assert exact(texts, test, tokenizer, answers).tolist() == [0.0] * len(test)
+
+
+def test_an_answer_that_its_tokenizer_writes_otherwise_can_be_right() -> None:
+    """Without case, without line breaks, without its special tokens."""
+    lower, marked, plain = word_piece(), byte_level("<think>"), byte_level()
+    for tokenizer, response, text, right in (
+        (lower, "The River", "the river", True),
+        (lower, "The River", "the garden", False),
+        (marked, "<think>yes", "yes", True),
+        (plain, "The River", "the river", False),
+    ):
+        ids = tokenizer(response)["input_ids"]
+        whole = TokenizedExample(
+            id="", input_ids=ids, first_label=1, prompt_length=0, response=response
+        )
+        assert exact([text], [whole], tokenizer, [ids]).tolist() == [right]
+        part = dataclasses.replace(whole, cut=1)
+        assert exact([text], [part], tokenizer, [ids]).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("stop", [1, 5])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .greedy import end_tokens, greedy
 from .padded import pads_left
-from .tokens import position_limit
+from .tokens import known_ids, padding_id, position_limit
 
 if TYPE_CHECKING:
     import torch
@@ -130,13 +130,17 @@ def generate_targets(
         model: with or without adapter.
         tokenizer: of the same model.
         inputs: token ids that the encoder reads, per text.
-        max_new_tokens: most tokens generated per text.
+        max_new_tokens: most tokens generated per text; fewer where the model has no positions for
+            them.
         batch_size: inputs per call of the model.
     """
     import torch
 
     order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]))
-    pad, ends = int(tokenizer.pad_token_id), end_tokens(model, tokenizer)
+    pad, ends = padding_id(tokenizer, known_ids(model)), end_tokens(model, tokenizer)
+    assert pad is not None
+    limit = position_limit(model.config)
+    room = max_new_tokens if limit is None else min(max_new_tokens, limit)
     texts = [""] * len(inputs)
     model.eval()
     for start in range(0, len(order), batch_size):
@@ -151,7 +155,7 @@ def generate_targets(
             model,
             tokenizer,
             {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)},
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=room,
             ends=ends,
             pad=pad,
             skip=1,

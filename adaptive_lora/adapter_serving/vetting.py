@@ -81,10 +81,7 @@ def require_base(folder: Path, *, weights: bool, trust_remote_code: bool) -> Non
     if weights:
         _require_numbers(folder)
     settings = read_json(folder / "config.json")
-    tokenizer = folder / "tokenizer_config.json"
-    code = [settings, read_json(tokenizer) if tokenizer.is_file() else {}]
-    named = [str(name) for values in code for name in _leaves(values.get("auto_map"))]
-    foreign = sorted(name for name in named if "--" in name)
+    foreign = sorted(name for name in named_code(folder) if "--" in name)
     if trust_remote_code and foreign:
         raise UnsafeFiles(
             f"{folder} takes its code from elsewhere ({foreign[0]}), where it can change without "
@@ -96,6 +93,13 @@ def require_base(folder: Path, *, weights: bool, trust_remote_code: bool) -> Non
             f"{folder}/config.json asks for compiled code from the hub ({kernels[0]}); take that "
             "out, or say --trust-remote-code true."
         )
+
+
+def named_code(folder: Path) -> list[str]:
+    """Return which Python classes of its own a base names, for model and tokenizer."""
+    tokenizer = folder / "tokenizer_config.json"
+    files = (folder / "config.json", *([tokenizer] if tokenizer.is_file() else []))
+    return [str(name) for file in files for name in _leaves(read_json(file).get("auto_map"))]
 
 
 def _require_numbers(folder: Path) -> None:

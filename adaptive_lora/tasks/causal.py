@@ -171,7 +171,12 @@ class CausalTask(Task):
         short = has_short_answers(examples, self.config.evaluation)
         return dataclasses.replace(
             result,
-            exact_match_E=exact(texts, examples),
+            exact_match_E=exact(
+                texts,
+                examples,
+                self.tokenizer,
+                (each.input_ids[each.prompt_length :] for each in examples),
+            ),
             further_E={**result.further_E, **({} if short else text_scores(texts, examples))},
         )
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from adaptive_lora.adapter_serving import generate_targets
 from adaptive_lora.adapter_serving.greedy import decoder_start
+from adaptive_lora.adapter_serving.tokens import known_ids, padding_id
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet, load_examples
 from adaptive_lora.data.batches import IGNORED
@@ -87,10 +88,12 @@ class Seq2SeqTask(Task):
     tokenised = InputAndTarget
 
     def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
-        """Take a base that says how its decoder begins; raises ModelError where it does not."""
+        """Take a base that says how its decoder begins; and can be padded, or raises ModelError."""
         super().__init__(config, runtime, base)
         self.start = _start(base)
         """Token id that the decoder begins with."""
+        self.pad = _pad(base)
+        """Token id for padding; masked everywhere, so end-of-text serves where there is none."""
 
     @classmethod
     def read(cls, config: DataConfig) -> ExampleSet:
@@ -125,7 +128,7 @@ class Seq2SeqTask(Task):
 
     def collate(self, examples: Sequence[InputAndTarget]) -> Batch:
         """Return inputs and targets padded; the decoder sees the target moved by one."""
-        pad = int(self.base.tokenizer.pad_token_id)
+        pad = self.pad
         targets = [example.target_ids for example in examples]
         lengths = [len(example.input_ids) for example in examples]
         return Batch(
@@ -164,7 +167,11 @@ class Seq2SeqTask(Task):
                 batch_size=self.config.evaluation.eval_batch_size,
             )
         return dataclasses.replace(
-            result, exact_match_E=exact(texts, examples), further_E=rouge(texts, examples)
+            result,
+            exact_match_E=exact(
+                texts, examples, self.tokenizer, (each.target_ids for each in examples)
+            ),
+            further_E=rouge(texts, examples),
         )
 
     def metrics(self, result: EvalResult) -> Mapping[str, float]:
@@ -175,6 +182,16 @@ def _logits(model: Any, batch: Batch) -> torch.Tensor:
     """Return (B, T, V) logits of the target's tokens."""
     logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits
     return logits
+
+
+def _pad(base: BaseModel) -> int:
+    found = padding_id(base.tokenizer, known_ids(base.model))
+    if found is None:
+        raise ModelError(
+            f"the tokenizer of base {base.reference.name} has neither a pad nor an end-of-text "
+            "token that the base has a row for; one is required."
+        )
+    return found
 
 
 def _start(base: BaseModel) -> int:

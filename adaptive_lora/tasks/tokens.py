@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -49,12 +49,33 @@ def with_end(ids: Sequence[int], end: int | None, most: int) -> tuple[int, ...]:
     return tuple(whole[:most])
 
 
-def exact(texts: Sequence[str], examples: Sequence[Any]) -> FloatArray:
-    """Return 1 where a text is the response, white space at the ends apart, else 0."""
+def exact(
+    texts: Sequence[str], examples: Sequence[Any], tokenizer: Any, answers: Iterable[Sequence[int]]
+) -> FloatArray:
+    """Return 1 where a text is the response, white space at the ends apart, else 0.
+
+    The response also counts as its tokenizer writes it: one without case or line breaks, or tokens
+    that are left out of texts, can be learned and written in no other way.
+
+    Args:
+        texts: written by the model.
+        examples: with `response`, and `cut` where not all of it was learned.
+        tokenizer: with which texts were decoded.
+        answers: token ids of each response.
+    """
     import numpy as np
 
-    pairs = zip(texts, examples, strict=True)
-    return np.array([float(text.strip() == each.response.strip()) for text, each in pairs])
+    def written(example: Any, ids: Sequence[int]) -> str | None:
+        if example.cut:
+            return None
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    return np.array(
+        [
+            float(text.strip() == each.response.strip() or text.strip() == written(each, ids))
+            for text, each, ids in zip(texts, examples, answers, strict=True)
+        ]
+    )
 
 
 def rouge(texts: Sequence[str], examples: Sequence[Any]) -> dict[str, FloatArray]:

@@ -166,7 +166,9 @@ class VisionLanguageTask(Task):
                 max_new_tokens=max(example.supervised_tokens for example in examples),
                 batch_size=self.config.evaluation.eval_batch_size,
             )
-        return dataclasses.replace(result, exact_match_E=exact(texts, examples))
+        answers = (each.inputs["input_ids"][each.first_label :] for each in examples)
+        found = exact(texts, examples, self.tokenizer, answers)
+        return dataclasses.replace(result, exact_match_E=found)
 
     def metrics(self, result: EvalResult) -> Mapping[str, float]:
         return {**super().metrics(result), **token_metrics(result)}
