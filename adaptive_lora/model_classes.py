@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora import adapter_serving
+from adaptive_lora.adapter_serving.vetting import named_code
 from adaptive_lora.errors import ModelError
 
 if TYPE_CHECKING:
@@ -64,4 +66,16 @@ def require_class(settings: PretrainedConfig, kind: Any, task: str, folder: Path
         raise ModelError(
             f"{folder} is a base of the type '{settings.model_type}', for which transformers has "
             f"no {known.__name__}: required for --task {task}; take another base or another task."
+        )
+
+
+def warn_of_code(folder: Path, *, trusted: bool) -> None:
+    """Log where a base names code of its own that is not trusted, and transformers does without."""
+    code = [] if trusted or folder.is_file() else named_code(folder)
+    if code:
+        logging.getLogger(__name__).warning(
+            "%s names Python code of its own (%s), which is not run: classes of transformers take "
+            "its place. To run it, read it and give --trust-remote-code true.",
+            folder,
+            code[0],
         )

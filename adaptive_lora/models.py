@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from adaptive_lora import adapter_serving
 from adaptive_lora.adapter_serving import Differences, SavedQuantisation
 from adaptive_lora.adapter_serving.gguf_file import as_transformers_reads, read_header, require_gguf
 from adaptive_lora.adapter_serving.tokens import position_limit
-from adaptive_lora.adapter_serving.vetting import CONFIG, UnsafeFiles, named_code, require_base
+from adaptive_lora.adapter_serving.vetting import CONFIG, UnsafeFiles, require_base
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.config.base_file import base_file, require_kinds
 from adaptive_lora.errors import ConfigError, ModelError, brief
@@ -31,7 +30,7 @@ from adaptive_lora.heads import (
     require_read,
     warn_of_classes,
 )
-from adaptive_lora.model_classes import auto_class, require_class
+from adaptive_lora.model_classes import auto_class, require_class, warn_of_code
 from adaptive_lora.model_errors import is_bug
 
 if TYPE_CHECKING:
@@ -184,10 +183,8 @@ def load_base(
         ModelError: no weights, no tokenizer, or files that transformers cannot read.
         ConfigError: quantised, and bitsandbytes is missing; or quantised otherwise when saved.
     """
-    from transformers import AutoModelForCausalLM
-
     source, name, folder = locate(config)
-    trust, file = config.trust_remote_code, folder if folder.is_file() else None
+    trust = config.trust_remote_code
     saved = _saved(folder, quantisation)
     quantisation = quantisation and {**quantisation, **({"double": saved.double} if saved else {})}
     require_weights(folder, trust_remote_code=trust)
@@ -203,21 +200,11 @@ def load_base(
             raise
         _require_no_code(folder, error)
         raise ModelError(f"{folder} cannot be loaded: {brief(error)}") from error
-    words = getattr(tokenizer, "tokenizer", tokenizer)
-    if task["name"] in ("causal", "vision_language") and words.eos_token_id is None:
-        raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
-    if task["name"] in OF_TEXTS and kind is AutoModelForCausalLM:
+    _require_end(tokenizer, task["name"], folder)
+    if task["name"] in OF_TEXTS and kind is adapter_serving.class_of("causal"):
         task = {**task, "pad_token_id": pad_for_classes(model, tokenizer, folder)}
-    if file is None and not trust and (code := named_code(folder)):
-        logging.getLogger(__name__).warning(
-            "%s names Python code of its own (%s), which is not run: classes of transformers take "
-            "its place. To run it, read it and give --trust-remote-code true.",
-            folder,
-            code[0],
-        )
-    head = _head_of(model, task, differences, file)
-    if head and not differences.gaps:
-        warn_of_classes(folder, task.get("labels", ()))
+    head = _head_of(model, task, differences, folder)
+    warn_of_code(folder, trusted=trust)
     content_hash, *earlier = adapter_serving.content_hashes(folder, code=trust)
     reference = BaseReference(
         source=source,
@@ -250,16 +237,25 @@ def _saved(folder: Path, quantisation: Mapping[str, Any] | None) -> SavedQuantis
     return saved
 
 
+def _require_end(processor: Any, task: str, folder: Path) -> None:
+    """Raise ModelError where answers of a task could not end."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if task in ("causal", "vision_language") and tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
+
+
 def _head_of(
-    model: PreTrainedModel, task: Mapping[str, Any], found: Differences, file: Path | None
+    model: PreTrainedModel, task: Mapping[str, Any], found: Differences, folder: Path
 ) -> tuple[str, ...]:
     """Return the modules of a task's head, in float32; check that nothing else lacks weights."""
     head = find_head(model, found.gaps) if task["name"] in WITH_HEAD else ()
     require_complete(found, head)
-    if file is None:
-        require_read(model, found, head)
+    if folder.is_file():
+        require_all_read(model, folder, head)
     else:
-        require_all_read(model, file, head)
+        require_read(model, found, head)
+    if head and not found.gaps:
+        warn_of_classes(folder, task.get("labels", ()))
     for part in head:
         model.get_submodule(part).float()
     return head

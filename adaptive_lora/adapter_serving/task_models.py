@@ -149,7 +149,7 @@ def load_and_compare(
     model.requires_grad_(False)
     return model.eval(), Differences(
         missing=tuple(sorted(found["missing_keys"])),
-        sizes={name: (tuple(a), tuple(b)) for name, a, b in found["mismatched_keys"]},
+        sizes={name: (tuple(a), tuple(b)) for name, a, b in sorted(found["mismatched_keys"])},
         unread=tuple(sorted(found["unexpected_keys"])),
     )
 
