@@ -97,6 +97,38 @@ def test_rows_that_are_not_drawn_are_not_judged(tmp_path: Path) -> None:
     assert (left.readings[0].rows, left.readings[0].drawn) == (60, 10)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.tsv", "rows.json"])
+def test_lines_that_are_not_drawn_are_not_judged(tmp_path: Path, name: str) -> None:
+    def lines(bad: int | None) -> str:
+        table = [(f"q{n}", f"a{n}") for n in range(30)]
+        mark = {".csv": ",", ".tsv": "\t"}.get(path.suffix)
+        if mark:
+            texts = [mark.join(row) for row in table]
+            head, joint, tail = f"question{mark}answer\n", "\n", "\n"
+        else:
+            texts = [json.dumps({"question": q, "answer": a}) for q, a in table]
+            head, joint, tail = ("[", ",\n", "]") if path.suffix == ".json" else ("", "\n", "\n")
+        if bad is not None:
+            texts[bad] = "7"
+        return head + joint.join(texts) + tail
+
+    path = tmp_path / name
+    settings = config(str(path), max_examples=8)
+    path.write_text(lines(None), encoding="utf-8")
+    clean = load_examples(settings)
+    chosen = set(drawn(30, settings))
+    path.write_text(lines(min(set(range(30)) - chosen)), encoding="utf-8")
+    found = load_examples(settings)
+    assert found.digest == clean.digest
+    assert (found.readings[0].rows, found.readings[0].drawn) == (30, 8)
+    path.write_text(lines(min(chosen)), encoding="utf-8")
+    with pytest.raises(DataError, match=re.escape(f"{name} ")):
+        load_examples(settings)
+    left = load_examples(dataclasses.replace(settings, on_bad_row="skip"))
+    assert len(left.examples) == 7
+    assert [e.id for e in left.examples] == [e.id for e in clean.examples][1:]
+
+
 def test_prompts_that_the_test_part_has_are_not_judged(tmp_path: Path, make_bench: Make) -> None:
     long = {"instruction": "x" * 200}
     tested = save(tmp_path, rows(8), "test.jsonl")
@@ -185,6 +217,9 @@ def test_nothing_left_is_an_error(tmp_path: Path, make_bench: Make) -> None:
     data = save(tmp_path, with_bad(5, {n: {"output": ""} for n in range(5)}))
     with pytest.raises(DataError, match=f"every row is left out: {EMPTY}"):
         load_examples(config(data, on_bad_row="skip"))
+    (tmp_path / "no.jsonl").write_text("a\nb\n", encoding="utf-8")
+    with pytest.raises(DataError, match="every row is left out: not JSON"):
+        load_examples(config(str(tmp_path / "no.jsonl"), on_bad_row="skip"))
     data = save(tmp_path, with_bad(9, {n: {"instruction": "x" * 200} for n in range(9)}))
     with pytest.raises(DataError, match="every row is left out: prompts leave no room"):
         make_bench(data=data, on_bad_row="skip")
@@ -201,6 +236,9 @@ def test_labels_and_pictures_that_cannot_be_used(tmp_path: Path) -> None:
     assert re.findall(r"line (\d+)", str(caught.value)) == ["4", "5", "6"]
     found = load_labelled(dataclasses.replace(data, on_bad_row="skip"), numbers=False)
     assert (found.labels, len(found.examples)) == (("a", "b"), 7)
+    weighted = [{**row, "weight": 0 if n == 2 else 1.0} for n, row in enumerate(table[:3])]
+    with pytest.raises(DataError, match="line 3: column 'weight' changes what is learned"):
+        load_labelled(config(save(tmp_path, weighted)), numbers=False)
     numbers = [{"text": "a", "score": value} for value in (1, "x", None, True, 2.5)]
     data = config(save(tmp_path, numbers), on_bad_row="skip")
     assert [e.target for e in load_labelled(data, numbers=True).examples] == [1.0, 1.0, 2.5]

@@ -159,6 +159,7 @@ def test_a_trial_keeps_its_cuts(options: dict[str, object], tmp_path: Path) -> N
     [
         ("system", "Be brief."), ("history", [["a", "b"]]), ("tools", [{"name": "x"}]),
         ("weight", 0), ("weight", 0.5), ("train", False), ("images", ["a.png"]),
+        ("weight", "2"), ("train", "no"), ("sample_weight", 0.1), ("system_message", "Be brief."),
         ("chat_template_kwargs", {"enable_thinking": False}), ("system_prompt", "Be brief."),
     ],
 )  # fmt: skip
@@ -177,7 +178,8 @@ def test_columns_that_change_what_is_learned_are_refused(
 
 
 def test_values_that_say_what_holds_anyway_are_taken(tmp_path: Path) -> None:
-    table = [{**row, "weight": 1, "train": True, "system": "", "history": []} for row in rows(5)]
+    same = {"weight": "1.0", "train": "True", "loss_scale": 1, "system": "", "history": []}
+    table = [{**row, **same} for row in rows(5)]
     assert len(load_examples(DataConfig(data=save(tmp_path, table))).examples) == 5
 
 
@@ -190,3 +192,7 @@ def test_a_labelled_table_asks_for_the_task(tmp_path: Path) -> None:
         load_examples(DataConfig(data=data))
     found = load_examples(DataConfig(data=data, task="causal"))
     assert found.readings[0].unused == ("label",)
+    for columns in (("text", "Label"), ("sentence", "label"), ("sentence1", "score")):
+        table = [dict(zip(columns, (f"film {n}", "ab"[n % 2]), strict=True)) for n in range(5)]
+        with pytest.raises(ConfigError, match=f"labels '{columns[1]}', which fit several"):
+            load_examples(DataConfig(data=save(tmp_path, table)))

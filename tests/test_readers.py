@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import errno
 import json
 import math
 from decimal import Decimal
@@ -52,6 +53,24 @@ NUMBERS = (
     "12345678901234567890123", "0.1000000000000000055511151231257827", "true", "false",
 )  # fmt: skip
 TEXTS = ("2021-05-01", "007", "1.50", "NA", "null", "2021-05-01T10:00:00", "1_000", "True", "0x1f")
+
+
+@pytest.mark.parametrize("on_bad_row", ["refuse", "skip"])
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.jsonl", '[\n{"question": "a", "answer": 1},\n{"question": "b", "answer": 2}\n]',
+         "is one list over several lines"),
+        ("a.json", '{"version": 1, "data": [\n{"question": "a", "answer": 1},\n'
+         '{"question": "b", "answer": 2}\n]}', "keys: version, data"),
+    ],
+)  # fmt: skip
+def test_one_value_over_lines_is_no_file_of_rows(
+    tmp_path: Path, name: str, text: str, says: str, on_bad_row: str
+) -> None:
+    """Its last row stands on a line of its own, and would be all that is learned."""
+    with pytest.raises(DataError, match=says):
+        answers(written(tmp_path, name, text), on_bad_row=on_bad_row)
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "set/train.jsonl", "set/train.json"])
@@ -159,7 +178,30 @@ def test_quotes_are_text_in_tsv(tmp_path: Path) -> None:
     assert len(answers(path)) == 40
     assert table_of(path).rows[7]["question"] == '"what a start?'
     assert table_of(path).rows[19] == {"question": '"in quotes"', "answer": 'answer "19"'}
-    assert table_of(path).notes == ("1 rows have fields in quotes, which are text in TSV",)
+    assert table_of(path).notes == (
+        "1 rows have fields in quotes, which are text in TSV",
+        "1 rows have fields that begin with a quote and do not end with one; they are text in "
+        "TSV, and each line is a row",
+    )
+
+
+@pytest.mark.parametrize("on_bad_row", ["refuse", "skip"])
+def test_a_first_field_over_two_lines_is_refused(tmp_path: Path, on_bad_row: str) -> None:
+    path = written(tmp_path, "rows.tsv", 'question\tanswer\n"a\nb"\tc\nd\te\n')
+    with pytest.raises(DataError, match="line 2: a field seems to span lines"):
+        table_of(path, on_bad_row=on_bad_row)
+
+
+def test_a_carriage_return_alone_ends_no_line_beside_line_feeds(tmp_path: Path) -> None:
+    path = written(tmp_path, "rows.csv", "text\na\rb\nc\n")
+    with pytest.raises(DataError, match="line 2: a carriage return outside quotes"):
+        table_of(path, on_bad_row="skip")
+    path = written(tmp_path, "rows.csv", 'text\n"a\rb"\nc\n"x\n')
+    with pytest.raises(DataError, match="line 4: unexpected end of data"):
+        table_of(path)
+    for name in ("rows.csv", "rows.tsv"):
+        path = written(tmp_path, name, "text\ra\rb\r")
+        assert [row["text"] for row in table_of(path).rows] == ["a", "b"]
 
 
 def test_csv_has_long_fields_and_lines_in_quotes(tmp_path: Path) -> None:
@@ -256,8 +298,13 @@ def test_several_files_of_a_split_keep_their_places(tmp_path: Path) -> None:
         answers(str(tmp_path / "set"))
 
 
-def test_types_that_a_card_declares_are_taken(tmp_path: Path) -> None:
-    written(tmp_path, "set/train.csv", "text,label\na,0\nb,1\n")
+@pytest.mark.parametrize(("name", "rows"), [
+    ("train.csv", "text,label\na,0\nb,1\n007,good\n"),
+    ("train.jsonl", '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n'
+                    '{"text": "007", "label": "good"}\n'),
+])  # fmt: skip
+def test_classes_that_a_card_declares_are_taken(tmp_path: Path, name: str, rows: str) -> None:
+    written(tmp_path, f"set/{name}", rows)
     card = (
         "---\ndataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: label\n"
         "    dtype:\n      class_label:\n        names:\n          '0': bad\n          '1': good\n"
@@ -266,6 +313,75 @@ def test_types_that_a_card_declares_are_taken(tmp_path: Path) -> None:
     written(tmp_path, "set/README.md", card)
     found = load_labelled(DataConfig(data=str(tmp_path / "set")), numbers=False)
     assert found.labels == ("bad", "good")
+    assert [e.response for e in found.examples] == ["bad", "good", "good"]
+    assert found.examples[2].prompt == "007"
+
+
+def test_classes_that_are_named_by_numbers_are_found_by_index_or_name(tmp_path: Path) -> None:
+    names = datasets.ClassLabel(names=["1", "0"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    path = str(tmp_path / "rows.parquet")
+    rows = {"text": ["a", "b"], "label": [0, 1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    found = load_labelled(DataConfig(data=path), numbers=False)
+    assert [e.response for e in found.examples] == ["1", "0"]
+
+
+def test_other_types_of_a_card_change_no_value(tmp_path: Path) -> None:
+    rows = '{"question": "a", "answer": 1.50}\n{"question": "b", "answer": 9223372036854775808}\n'
+    written(tmp_path, "set/train.jsonl", rows)
+    written(tmp_path, "set/README.md", "---\ndataset_info:\n  features:\n  - name: question\n"
+            "    dtype: string\n  - name: answer\n    dtype: string\n---\n")  # fmt: skip
+    assert answers(str(tmp_path / "set")) == ["1.50", "9223372036854775808"]
+
+
+def test_files_of_a_folder_that_are_not_read_are_named(tmp_path: Path) -> None:
+    rows = '{"question": "a", "answer": 1}\n'
+    for name in ("train.jsonl", "test.jsonl", "README.md", ".hidden"):
+        written(tmp_path, f"set/{name}", "" if name == ".hidden" else rows)
+    folder = str(tmp_path / "set")
+    assert table_of(folder).notes == ()
+    written(tmp_path, "set/more.csv", "question,answer\nb,2\n")
+    assert table_of(folder).notes == ("1 files of the folder are not read: more.csv",)
+
+
+# --- names of files
+
+
+@pytest.mark.parametrize(
+    "name", ["a[0-9]", "a*", "a?", "x::y", "100%20", "a b", "é'\"#", "~", "a\nb"]
+)
+def test_a_file_of_any_name_is_read_and_no_other(tmp_path: Path, name: str) -> None:
+    def parquet(path: Path, answer: str) -> str:
+        pyarrow.parquet.write_table(pyarrow.table({"question": ["q"], "answer": [answer]}), path)
+        return str(path)
+
+    parquet(tmp_path / "a1.parquet", "another")
+    assert answers(parquet(tmp_path / f"{name}.parquet", "own")) == ["own"]
+    assert answers(written(tmp_path, f"{name}.csv", "question,answer\nq,own\n")) == ["own"]
+
+
+@pytest.mark.parametrize("name", ["a[0-9]", "a*", "x::y", "a\nb"])
+def test_a_folder_whose_name_is_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+    for folder in (name, "a1"):
+        written(tmp_path, f"{folder}/train.csv", "question,answer\nq,a\n")
+    with pytest.raises(DataError, match="rename it"):
+        answers(str(tmp_path / name))
+
+
+def test_a_folder_may_end_as_a_file_does(tmp_path: Path) -> None:
+    written(tmp_path, "set.csv/train.csv", "question,answer\nq,a\n")
+    assert answers(str(tmp_path / "set.csv")) == ["a"]
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    path = written(tmp_path, "rows.csv", "question,answer\nq,a\n")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DataError, match=r"rows\.csv cannot be read: Permission denied"):
+        answers(path)
 
 
 def test_a_card_that_changes_how_files_are_read_is_refused(tmp_path: Path) -> None:
@@ -323,6 +439,16 @@ def test_numbers_to_predict(tmp_path: Path) -> None:
     found = load_labelled(DataConfig(data=path), numbers=True)
     assert [e.target for e in found.examples] == [1.0, 2.5, 3.0]
     assert all(type(e.target) is float and math.isfinite(e.target) for e in found.examples)
+    for value in ("1_000", "\u0663", "0x10", "1,5", "nan"):  # of which Python's float takes two
+        path = written(tmp_path, "rows.jsonl", json.dumps({"text": "a", "score": value}))
+        with pytest.raises(DataError, match="'score' must be a number"):
+            load_labelled(DataConfig(data=path), numbers=True)
     path = written(tmp_path, "rows.jsonl", '{"text": "a", "score": 1' + "0" * 400 + "}")
     with pytest.raises(DataError, match="'score' must be a number"):
         load_labelled(DataConfig(data=path), numbers=True)
+
+
+def test_lists_of_labels_are_refused_as_such(tmp_path: Path) -> None:
+    path = written(tmp_path, "rows.jsonl", '{"text": "a", "label": ["x", "y"]}\n')
+    with pytest.raises(DataError, match="values of the type list; required one class a row"):
+        load_labelled(DataConfig(data=path), numbers=False)

@@ -1,13 +1,15 @@
 """Parquet files, hub sets and local folders laid out like one, by `datasets`.
 
-It finds and downloads their files and reads typed ones. JSON and CSV files among them, which have
-no types, are read as local ones are: value by value.
+It finds and downloads their files and reads typed ones. JSON and CSV files among them are read as
+local ones are, value by value, whatever types a card declares: its class names alone are used.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ Classes = Mapping[str, tuple[str, ...]]
 """Column of class indices -> names of the classes."""
 _LISTED = ("metadata.csv", "metadata.jsonl")
 """Names of the table of a folder of images."""
+_MOST_FILES = 5
+"""Most files that a sentence names."""
 
 
 def read_parquet(path: Path) -> tuple[FileRows, Classes]:
@@ -33,18 +37,18 @@ def read_parquet(path: Path) -> tuple[FileRows, Classes]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        with ParquetFile(path) as file:
-            count = file.metadata.num_rows
-    except (ArrowException, OSError) as error:
-        raise DataError(f"data file {path}: cannot be read as parquet: {error}") from error
-    if not count:
+        with ParquetFile(path) as file:  # by `datasets`, signs in a file's name would be patterns
+            names = Counter(file.schema_arrow.names)
+            repeated = next((name for name, count in names.items() if count > 1), None)
+            table = None if repeated is not None else file.read()
+        found = None if table is None else datasets.Dataset(datasets.table.InMemoryTable(table))
+    except (ArrowException, OSError, ValueError) as error:
+        raise DataError(f"data file {path}: cannot be read as parquet: {brief(error)}") from error
+    if found is None:
+        raise DataError(f"data file {path}: column '{repeated:.80}' stands twice.")
+    if not len(found):
         raise DataError(f"data file {path}: holds no examples; required at least a few.")
-    datasets.disable_progress_bars()
-    try:
-        return _typed(datasets.load_dataset("parquet", data_files=str(path), split="train"))
-    except Exception as error:  # datasets wraps every reader's own error type
-        cause = error.__cause__ or error
-        raise DataError(f"data file {path} cannot be read as parquet: {brief(cause)}") from error
+    return _typed(found)
 
 
 def read_hub(config: DataConfig) -> tuple[FileRows, Classes]:
@@ -56,14 +60,16 @@ def read_hub(config: DataConfig) -> tuple[FileRows, Classes]:
     import datasets
 
     datasets.disable_progress_bars()
+    path = Path(config.data).expanduser()
+    folder = path if path.is_dir() else None
+    if folder is not None:
+        _require_plain_name(folder)
     try:
-        name = str(Path(config.data).expanduser()) if Path(config.data).is_dir() else config.data
+        name = str(folder or config.data)
         builder = datasets.load_dataset_builder(
             name, config.data_subset, revision=config.data_revision
         )
-        if (untyped := _untyped(builder, config)) is not None:
-            return untyped, {}
-        return _typed(
+        found = _untyped(builder, config) or _typed(
             datasets.load_dataset(
                 name, config.data_subset, split=config.data_split, revision=config.data_revision
             )
@@ -71,33 +77,75 @@ def read_hub(config: DataConfig) -> tuple[FileRows, Classes]:
     except DataError:
         raise
     except Exception as error:  # datasets and the hub raise a dozen unrelated types
+        what = "cannot be read" if folder else "is neither a local file nor reachable on the hub"
         raise DataError(
-            f"data '{config.data:.200}' is neither a local file nor reachable on the hub "
-            f"({type(error).__name__}: {brief(error)}); give a file "
-            "(.json, .jsonl, .csv, .tsv, .parquet), a hub data set id, or 'embedded'."
+            f"data '{config.data:.200}' {what} ({type(error).__name__}: {brief(error)}); give a "
+            "file (.json, .jsonl, .csv, .tsv, .parquet), a hub data set id or a folder laid out "
+            "like one, or 'embedded'."
         ) from error
+    if folder is not None:
+        found[0].notes.extend(_unread_files(builder, folder))
+    return found
 
 
-def _untyped(builder: Any, config: DataConfig) -> FileRows | None:
-    """Return the rows of a set of JSON or CSV files; None where its files or card have types."""
+def _require_plain_name(folder: Path) -> None:
+    """Refuse a folder whose name `datasets` takes as a pattern: it would read other folders."""
+    name = str(folder.resolve())
+    if re.search(r"[*?\[]|::", name) or not name.isprintable():
+        raise DataError(
+            f"data folder {name}: its name holds *, ?, [, :: or a control character, which stand "
+            "for other names where folders are read; rename it, or give its file."
+        )
+
+
+def _unread_files(builder: Any, folder: Path) -> list[str]:
+    """Return a sentence on files of a folder that belong to no split, which other ones hide."""
+    splits = (builder.config.data_files or {}).values()
+    read = {Path(str(file)).resolve() for files in splits for file in files}
+    others = sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.resolve() not in read and not _is_about(path, folder)
+    )
+    listed = ", ".join(others[:_MOST_FILES]) + (" ..." if len(others) > _MOST_FILES else "")
+    return [f"{len(others):,} files of the folder are not read: {listed}"] if others else []
+
+
+def _is_about(path: Path, folder: Path) -> bool:
+    """Return whether a file is about a data set, or hidden."""
+    hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    return hidden or path.stem.upper() in ("README", "LICENSE", "DATASET_INFOS")
+
+
+def _untyped(builder: Any, config: DataConfig) -> tuple[FileRows, Classes] | None:
+    """Return the rows of a set of JSON or CSV files as they are written, and class names.
+
+    None where its files have types of their own, or its card says that they hold pictures.
+    """
+    from datasets import ClassLabel
+    from datasets.features.features import require_decoding
     from datasets.packaged_modules.csv.csv import CsvConfig
     from datasets.packaged_modules.folder_based_builder.folder_based_builder import (
         FolderBasedBuilderConfig,
     )
     from datasets.packaged_modules.json.json import JsonConfig
 
-    form = builder.config
-    if builder.info.features is not None or not form.data_files:
+    form, features = builder.config, builder.info.features or {}
+    if not form.data_files or any(map(require_decoding, features.values())):
         return None
+    classes = {name: tuple(f.names) for name, f in features.items() if isinstance(f, ClassLabel)}
     if isinstance(form, JsonConfig):
         _require_usual(form, JsonConfig(), config.data)
-        return _split(builder, config.data_split, lambda path: read_json(path, lines=False))
-    if isinstance(form, CsvConfig):
+        read: Any = functools.partial(read_json, lines=False)
+    elif isinstance(form, CsvConfig):
         _require_usual(form, CsvConfig(sep="\t" if form.sep == "\t" else ","), config.data)
-        return _split(builder, config.data_split, read_tsv if form.sep == "\t" else read_csv)
-    if isinstance(form, FolderBasedBuilderConfig) and Path(config.data).is_dir():
-        return _listed_images(form.data_files, config.data_split)
-    return None
+        read = read_tsv if form.sep == "\t" else read_csv
+    elif isinstance(form, FolderBasedBuilderConfig) and Path(config.data).expanduser().is_dir():
+        listed = _listed_images(form.data_files, config.data_split)
+        return None if listed is None else (listed, classes)
+    else:
+        return None
+    return _split(builder, config.data_split, read), classes
 
 
 def _require_usual(form: Any, usual: Any, data: str) -> None:
@@ -137,7 +185,6 @@ def _split(builder: Any, spec: str, read: Any) -> FileRows:
         rows, span = found[part.splitname], slice(part.from_, part.to)
         whole.rows.extend(rows.rows[span])
         whole.places.extend(rows.places[span])
-        whole.bad.extend(rows.bad)
         whole.notes.extend(rows.notes)
     return whole
 
@@ -149,7 +196,6 @@ def _joined(parts: Sequence[tuple[str, FileRows]]) -> FileRows:
     for name, part in parts:
         whole.rows.extend(part.rows)
         whole.places.extend(f"{name} {place}" for place in part.places)
-        whole.bad.extend((f"{name} {place}", problem) for place, problem in part.bad)
         whole.notes.extend(f"{name}: {note}" for note in part.notes)
     return whole
 

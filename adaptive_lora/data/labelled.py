@@ -9,7 +9,7 @@ from typing import Any
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data.examples import Example, ExampleSet, content_id
 from adaptive_lora.data.reading import Table, read_table, separate_test
-from adaptive_lora.data.rows import BadRow, required_text, scalar_text
+from adaptive_lora.data.rows import BadRow, not_numeral, refuse_weights, required_text, scalar_text
 from adaptive_lora.data.sources import LABELS, Reader, example_set
 from adaptive_lora.errors import DataError, unknown_name
 
@@ -112,6 +112,12 @@ def class_names(table: Table, column: str) -> tuple[str, ...]:
         values = [row.get(column) for row in table.rows]
         whole = all(type(value) is int for value in values if value is not None)
         texts = {text for value in values if (text := scalar_text(value))}
+        odd = next((type(v).__name__ for v in values if v and scalar_text(v) is None), None)
+        if odd is not None and not texts:
+            raise DataError(
+                f"{table.name}: column '{column}' holds values of the type {odd}; required one "
+                "class a row, as text or number."
+            )
         names = tuple(sorted(texts, key=int) if whole else sorted(texts))
     if len(names) < 2:
         raise DataError(
@@ -127,10 +133,10 @@ def class_of(table: Table, index: int, column: str, classes: Sequence[str]) -> i
         BadRow: there is none, or one that the training data does not have.
     """
     value = table.rows[index].get(column)
-    names = table.classes.get(column)
-    if names is not None and isinstance(value, int) and 0 <= value < len(names):
-        value = names[value]
     text = scalar_text(value)
+    names = table.classes.get(column, ())
+    if type(value) is int or text not in names:  # an index; in CSV as text, after the names
+        text = dict(zip(map(str, range(len(names))), names, strict=True)).get(str(text), text)
     if text not in classes:
         raise BadRow(
             table.where(index),
@@ -141,9 +147,10 @@ def class_of(table: Table, index: int, column: str, classes: Sequence[str]) -> i
 
 
 def _number(row: Mapping[str, Any], column: str, where: str) -> float:
+    value = row.get(column)
     try:
-        number = float(row[column])
-    except (KeyError, TypeError, ValueError, OverflowError):
+        number = math.nan if not_numeral(value) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise BadRow(
@@ -163,6 +170,7 @@ def _reader(
 
     def example(index: int) -> Example:
         row, where = table.rows[index], table.where(index)
+        refuse_weights(row, (*texts, label), where)
         first, *rest = (required_text(row, column, where) for column in texts)
         if classes:
             target = float(class_of(table, index, label, classes))

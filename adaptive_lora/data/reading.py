@@ -11,8 +11,8 @@ from typing import Any
 
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data.hub_sets import Classes, read_hub, read_parquet
-from adaptive_lora.data.row_files import FileRows, read_csv, read_json, read_tsv
-from adaptive_lora.data.rows import BadRow, LeftOut, left_out
+from adaptive_lora.data.row_files import FileRows, NoRow, read_csv, read_json, read_tsv
+from adaptive_lora.data.rows import BadRow, LeftOut, drawn, left_out
 from adaptive_lora.errors import DataError
 
 _FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -23,7 +23,9 @@ class Table:
     """Rows with what is known of them."""
 
     rows: Sequence[Mapping[str, Any]]
-    """Column -> value; pictures as {bytes, path}, not decoded."""
+    """Column -> value; pictures as {bytes, path}, not decoded; empty for lines that are no row."""
+    chosen: Sequence[int]
+    """Indices of the rows that are used, in order: those drawn without `left_out`."""
     name: str
     """File name or hub id."""
     places: Sequence[str] = ()
@@ -32,7 +34,7 @@ class Table:
     home: Path = Path()
     """The folder that names of files in its rows are relative to."""
     left_out: tuple[LeftOut, ...] = ()
-    """Lines that are no row, where the user chose to leave such out."""
+    """Lines among those drawn that are no row, where the user chose to leave such out."""
     notes: tuple[str, ...] = ()
 
     @cached_property
@@ -45,7 +47,7 @@ class Table:
         return f"{self.name} {self.places[index]}"
 
 
-_ahead: dict[tuple[str | int, ...], Table] = {}
+_ahead: dict[tuple[str | int | None, ...], Table] = {}
 """Tables of files that were read before anything heavy was loaded, until they are asked for."""
 
 
@@ -62,13 +64,14 @@ def read_ahead(config: DataConfig) -> Table:
     return table
 
 
-def _version(config: DataConfig) -> tuple[str | int, ...] | None:
+def _version(config: DataConfig) -> tuple[str | int | None, ...] | None:
     """Return which file is read, as it is now, and how; None where the data are no file."""
     path = Path(config.data).expanduser()
     if not _is_file(path):
         return None
     state = path.stat()
-    return str(path.resolve()), state.st_mtime_ns, state.st_size, config.on_bad_row
+    file = (str(path.resolve()), state.st_mtime_ns, state.st_size)
+    return *file, config.on_bad_row, config.max_examples, config.split_seed
 
 
 def read_table(config: DataConfig) -> Table:
@@ -86,17 +89,22 @@ def read_table(config: DataConfig) -> Table:
             "--data."
         )
     path = Path(config.data).expanduser()
-    if path.suffix.lower() in _FORMATS or _is_file(path):
+    if (path.suffix.lower() in _FORMATS or _is_file(path)) and not _is_folder(path):
         (found, classes), name, home = _read_file(path), path.name, path.parent
     else:
         (found, classes), name, home = read_hub(config), config.data, path
-    bad = [BadRow(f"{name} {place}", problem) for place, problem in found.bad]
-    lost = left_out(bad, config, name)
     if not found.rows:
         raise DataError(f"{name} has no examples; required at least a few.")
+    taken = drawn(len(found.rows), config)
+    bad = {i: row.problem for i in taken if isinstance(row := found.rows[i], NoRow)}
+    refused = [BadRow(f"{name} {found.places[i]}", problem) for i, problem in bad.items()]
+    lost = left_out(refused, config, name)
+    chosen = [index for index in taken if index not in bad]
+    if not chosen:
+        raise DataError(f"{name}: every row is left out: {lost[0].reason}")
     return Table(
-        rows=found.rows, name=name, places=found.places, classes=classes, home=home, left_out=lost,
-        notes=tuple(found.notes),
+        rows=found.rows, chosen=chosen, name=name, places=found.places, classes=classes, home=home,
+        left_out=lost, notes=tuple(found.notes),
     )  # fmt: skip
 
 
@@ -104,6 +112,13 @@ def _is_file(path: Path) -> bool:
     try:
         return path.exists() and not path.is_dir()
     except (OSError, ValueError):  # no name that a file can have
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
         return False
 
 

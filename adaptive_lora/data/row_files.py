@@ -25,15 +25,23 @@ _LONGEST_FIELD = 2**31 - 1
 """Characters of a CSV field; the library's own limit, 131,072, is less than documents have."""
 
 
+class NoRow(dict[str, Any]):
+    """A line or item that is no row of its format: it has no columns, and says why."""
+
+    def __init__(self, problem: str) -> None:
+        """Take what is wrong with it, a clause without a full stop."""
+        super().__init__()
+        self.problem = problem
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileRows:
-    """Rows of one file, and its lines that are none."""
+    """Rows of one file in its order, and among them its lines that are none."""
 
     rows: list[Mapping[str, Any]] = field(default_factory=list)
+    """Column -> value of each row; a `NoRow` for a line that is none."""
     places: list[str] = field(default_factory=list)
     """Place of each row in its file, such as `line 12`."""
-    bad: list[tuple[str, str]] = field(default_factory=list)
-    """(place, problem) of each line or item that is no row."""
     notes: list[str] = field(default_factory=list)
 
     def add(self, row: Mapping[str, Any], place: str) -> None:
@@ -70,7 +78,33 @@ def read_json(path: Path, *, lines: bool) -> FileRows:
     """
     text = _text_of(path)
     listed = not lines and text.lstrip().startswith("[")
-    return _some(_items(text, path) if listed else _lines(text), path)
+    found = _items(text, path) if listed else _lines(text)
+    if not listed and any(isinstance(row, NoRow) for row in found.rows):
+        _require_lines(text, path)
+    return _some(found, path)
+
+
+def _require_lines(text: str, path: Path) -> None:
+    """Refuse one JSON value over several lines, of which a line may look like a row of its own.
+
+    Raises:
+        DataError: says what it is.
+    """
+    if "\n" not in text.strip():
+        return
+    try:
+        value = parse_json(text)
+    except ValueError:
+        return
+    if isinstance(value, list):
+        problem = "is one list over several lines; required one object a line, or the name .json"
+    else:
+        keys = ", ".join(value) if isinstance(value, dict) else ""
+        problem = (
+            f"is one JSON value over several lines (keys: {keys:.200}); required one object a "
+            "line, or a list of objects and nothing around it"
+        )
+    raise DataError(f"data file {path}: {problem}.")
 
 
 def _lines(text: str) -> FileRows:
@@ -80,18 +114,18 @@ def _lines(text: str) -> FileRows:
             blank += 1
             continue
         try:
-            row = _value(line)
+            row = parse_json(line)
         except json.JSONDecodeError as error:
             problem = f"not JSON ({error.msg})"
-            found.bad.append((f"line {number}, column {error.colno}", problem))
+            found.add(NoRow(problem), f"line {number}, column {error.colno}")
         except _NotJson as error:
-            found.bad.append((f"line {number}", str(error)))
+            found.add(NoRow(str(error)), f"line {number}")
         else:
             if row and isinstance(row, dict):
                 found.add(row, f"line {number}")
             else:
                 problem = "required one JSON object with columns a line"
-                found.bad.append((f"line {number}", problem))
+                found.add(NoRow(problem), f"line {number}")
     _note_blank(found, blank - text.endswith("\n"))
     return found
 
@@ -106,7 +140,7 @@ def _items(text: str, path: Path) -> FileRows:
             if value and isinstance(value, dict):
                 found.add(value, place)
             else:
-                found.bad.append((place, "required an object with columns"))
+                found.add(NoRow("required an object with columns"), place)
     except json.JSONDecodeError as error:
         raise DataError(
             f"data file {path}: line {error.lineno}, column {error.colno}: not JSON ({error.msg})."
@@ -144,7 +178,12 @@ class _NotJson(ValueError):
     """Why a text is not JSON, or cannot be used as such, in words for its user."""
 
 
-def _value(text: str) -> Any:
+def parse_json(text: str) -> Any:
+    """Return a JSON value as the rows of a file have it: no key twice, and no NaN.
+
+    Raises:
+        ValueError: it is none.
+    """
     value, end = _decoded(text, _past_blank(text, 0))
     if (end := _past_blank(text, end)) < len(text):
         raise json.JSONDecodeError("Extra data", text, end)
@@ -196,7 +235,7 @@ def _finite(text: str) -> Written:
 def _different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError(f"column '{_repeated(name for name, _ in pairs)}' stands twice in a row")
+        raise ValueError(f"'{_repeated(name for name, _ in pairs):.80}' stands twice in an object")
     return values
 
 
@@ -223,7 +262,7 @@ def read_csv(path: Path) -> FileRows:
     """
     found, blank, first = FileRows(), 0, 1
     usual = csv.field_size_limit(_LONGEST_FIELD)
-    reader = csv.reader(StringIO(_text_of(path), newline=""), strict=True)
+    reader = csv.reader(_ended_lines(_text_of(path)), strict=True)
     try:
         header = _header(next(filter(None, reader), None), path)
         first = reader.line_num + 1
@@ -235,14 +274,23 @@ def read_csv(path: Path) -> FileRows:
     except csv.Error as error:
         last = reader.line_num
         lines = f"line {last}" if last <= first else f"lines {first} to {last}"
+        problem = str(error)
+        if "new-line character" in problem:
+            problem = "a carriage return outside quotes that ends no line"
         raise DataError(
-            f"data file {path}: {lines}: {error}; required RFC 4180: a field that begins with a "
-            'quote ends with one, and a quote inside it is written "".'
+            f"data file {path}: {lines}: {problem}; required RFC 4180: a field that begins with a "
+            'quote ends with one, a quote inside it is written "", and a field with line ends '
+            "stands in quotes."
         ) from error
     finally:
         csv.field_size_limit(usual)
     _note_blank(found, blank)
     return _some(found, path)
+
+
+def _ended_lines(text: str) -> Iterator[str]:
+    """Yield lines with their ends: a carriage return is one in a file that has no line feed."""
+    yield from StringIO(text, newline="\n" if "\n" in text else "\r")
 
 
 def read_tsv(path: Path) -> FileRows:
@@ -252,24 +300,32 @@ def read_tsv(path: Path) -> FileRows:
         DataError: not UTF-8, a header with a name twice or none, a field that seems to span lines,
             or no rows.
     """
-    lines = [line.removesuffix("\r") for line in _text_of(path).split("\n")]
+    text = _text_of(path)
+    lines = [line.removesuffix("\r") for line in text.split("\n" if "\n" in text else "\r")]
     top = next((index for index, line in enumerate(lines) if line), None)
     names = _header(None if top is None else lines[top].split("\t"), path)
-    found, opened, quoted = FileRows(), 0, 0
+    found, opened, quoted, open_ended = FileRows(), 0, 0, 0
     for number, line in enumerate(lines, start=1):
         if not line or number - 1 == top:
             continue
         fields = line.split("\t")
-        if len(fields) != len(names) and opened == number - 1:
+        before, opened = opened, number if _opens(fields[-1]) else 0
+        if len(fields) != len(names) and (opened or before == number - 1):
+            begun = before if before == number - 1 else opened
             raise DataError(
                 f"data file {path}: line {number}: a field seems to span lines (a quote opens in "
-                f"line {opened}), which TSV does not have; required one line a row, or CSV."
+                f"line {begun}), which TSV does not have; required one line a row, or CSV."
             )
         _add(found, names, fields, number)
-        opened = number if fields[-1].startswith('"') and not _closed(fields[-1]) else 0
         quoted += any(map(_closed, fields))
+        open_ended += any(map(_opens, fields))
     if quoted:
         found.notes.append(f"{quoted:,} rows have fields in quotes, which are text in TSV")
+    if open_ended:
+        found.notes.append(
+            f"{open_ended:,} rows have fields that begin with a quote and do not end with one; "
+            "they are text in TSV, and each line is a row"
+        )
     _note_blank(found, sum(not line for line in lines[:-1]))
     return _some(found, path)
 
@@ -279,11 +335,20 @@ def _closed(text: str) -> bool:
     return len(text) > 1 and text[0] == text[-1] == '"'
 
 
+def _opens(text: str) -> bool:
+    """Return whether a text begins with a quote that another program may mean to close later."""
+    return text.startswith('"') and not _closed(text)
+
+
 def _header(names: list[str] | None, path: Path) -> list[str]:
     if not names:  # a byte order mark alone, or a blank line
         raise DataError(f"data file {path}: {_NOTHING}")
-    if not all(name.strip() for name in names):
-        raise DataError(f"data file {path}: line 1: a column has no name.")
+    nameless = [number for number, name in enumerate(names, start=1) if not name.strip()]
+    if nameless:
+        raise DataError(
+            f"data file {path}: line 1: a column has no name (column {nameless[0]} of {len(names)})"
+            "; required a name for each: name it, or leave it out (of pandas: `index=False`)."
+        )
     if len(set(names)) < len(names):
         raise DataError(f"data file {path}: line 1: column '{_repeated(names):.80}' stands twice.")
     return names
@@ -294,7 +359,7 @@ def _add(found: FileRows, header: list[str], fields: list[str], line: int) -> No
         found.add(dict(zip(header, fields, strict=True)), f"line {line}")
     else:
         problem = f"required {len(header)} fields, got {len(fields)}"
-        found.bad.append((f"line {line}", problem))
+        found.add(NoRow(problem), f"line {line}")
 
 
 def _note_blank(found: FileRows, blank: int) -> None:
@@ -303,7 +368,7 @@ def _note_blank(found: FileRows, blank: int) -> None:
 
 
 def _some(found: FileRows, path: Path) -> FileRows:
-    if not found.rows and not found.bad:
+    if not found.rows:
         raise DataError(f"data file {path}: {_NOTHING}")
     return found
 
@@ -311,6 +376,8 @@ def _some(found: FileRows, path: Path) -> FileRows:
 def _text_of(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"data file {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"data file {path}: required UTF-8 text; byte {error.start} is not."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,9 +51,7 @@ class Reading:
     source: str
     """File name, hub id or `embedded`."""
     rows: int
-    """Rows that the source holds, unreadable ones among them."""
-    readable: int
-    """Rows of it without those that are no row of its format, which `max_examples` draws from."""
+    """Rows that the source holds, those that are no row of its format among them."""
     drawn: int
     """Rows that `max_examples` took, before any of them was left out."""
     columns: Mapping[str, str]
@@ -161,13 +160,12 @@ def unused_columns(columns: Iterable[str], used: Mapping[str, str]) -> tuple[str
 
 
 MEANINGFUL = (
-    "system", "system_prompt", "history", "tools", "functions", "documents",
-    "chat_template_kwargs", "images", "image", "videos", "video", "audios", "audio", "weight",
-    "train",
+    "system", "system_prompt", "system_message", "history", "tools", "functions", "documents",
+    "chat_template_kwargs", "images", "image", "videos", "video", "audios", "audio",
 )  # fmt: skip
-"""Columns that other programs read as part of the prompt, or as what is learned of a row."""
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {"weight": (1, "1"), "train": (True, "true", 1, "1")}
-"""Values that say what holds without them."""
+"""Columns that other programs read as part of the prompt."""
+_WEIGHTS = ("weight", "sample_weight", "loss_weight", "loss_scale", "train")
+"""Columns that other programs read as how much is learned of a row."""
 
 
 def refuse_unread(row: Mapping[str, Any], used: Iterable[str], where: str) -> None:
@@ -183,12 +181,40 @@ def refuse_unread(row: Mapping[str, Any], used: Iterable[str], where: str) -> No
     """
     for column in MEANINGFUL:
         value = row.get(column)
-        if column in used or value is None or value in ("", [], {}):
-            continue
-        if value not in _NEUTRAL.get(column, ()):
-            raise BadRow(
-                where,
-                f"column '{column}' changes what is learned and is not read here; give the rows "
-                "as conversations (`messages`), or drop or rename the column",
-                reason=f"column '{column}' is not read here",
-            )
+        if column not in used and value is not None and value not in ("", [], {}):
+            raise _unread(column, where, "say it in conversations (`messages`)")
+    refuse_weights(row, used, where)
+
+
+def refuse_weights(row: Mapping[str, Any], used: Iterable[str], where: str) -> None:
+    """Refuse a row that says that it is learned less, or more, than others; as `refuse_unread`."""
+    for column in _WEIGHTS:
+        value = row.get(column)
+        if column not in used and value is not None and value != "" and not _is_one(value):
+            raise _unread(column, where, "leave out rows that are not to be learned")
+
+
+def _unread(column: str, where: str, way: str) -> BadRow:
+    return BadRow(
+        where,
+        f"column '{column}' changes what is learned and is not read here; {way}, or drop or rename "
+        "the column",
+        reason=f"column '{column}' is not read here",
+    )
+
+
+def _is_one(value: Any) -> bool:
+    """Return whether a weight says what holds without it: 1 or true, as a number or text."""
+    text = str(value).strip().lower()
+    return text == "true" or (not not_numeral(text) and float(text) == 1)
+
+
+_NUMERAL = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
+
+
+def not_numeral(value: Any) -> bool:
+    """Return whether a value is text that does not write a number in decimal digits.
+
+    Python's own `float` also takes `1_000` and the digits of other scripts.
+    """
+    return isinstance(value, str) and _NUMERAL.fullmatch(value) is None

@@ -20,7 +20,6 @@ from adaptive_lora.data.reading import Table, read_table, separate_test
 from adaptive_lora.data.rows import (
     BadRow,
     Reading,
-    drawn,
     left_out,
     refuse_unread,
     required_text,
@@ -89,10 +88,10 @@ def example_set(
     labels: tuple[str, ...] = (),
     test: ExampleSet | None = None,
 ) -> ExampleSet:
-    """Read the rows of a table that are drawn; bad ones are refused or left out.
+    """Read the rows of a table that are chosen; bad ones are refused or left out.
 
     Args:
-        config: says how many are drawn, and what becomes of bad ones.
+        config: says what becomes of bad ones.
         table: where they stand.
         reader: makes an example of each.
         labels: names of the classes, of tasks that have them.
@@ -101,10 +100,9 @@ def example_set(
     Raises:
         DataError: bad rows, up to 20 of them named, or none that is left.
     """
-    indices = drawn(len(table.rows), config)
     examples: list[Example] = []
     bad: list[BadRow] = []
-    for index in indices:
+    for index in table.chosen:
         try:
             examples.append(reader.example(index))
         except BadRow as row:
@@ -114,9 +112,8 @@ def example_set(
         raise DataError(f"{table.name}: every row is left out: {bad[0].reason}")
     reading = Reading(
         source=table.name,
-        rows=len(table.rows) + len(table.left_out),
-        readable=len(table.rows),
-        drawn=len(indices),
+        rows=len(table.rows),
+        drawn=len(table.chosen) + len(table.left_out),
         columns=reader.columns,
         unused=unused_columns(table.columns, reader.columns),
         left_out=(*table.left_out, *lost),
@@ -144,9 +141,9 @@ def _embedded(config: DataConfig) -> Table:
     from adaptive_lora.embedded import task_examples
 
     rows = task_examples(config.max_examples or EMBEDDED_EXAMPLES, config.split_seed)
-    return Table(
-        rows=rows, name="embedded", places=[f"example {index}" for index in range(len(rows))]
-    )
+    indices = range(len(rows))
+    places = [f"example {index}" for index in indices]
+    return Table(rows=rows, chosen=indices, name="embedded", places=places)
 
 
 def reader_of(config: DataConfig, table: Table, known: Columns = ()) -> Reader:
@@ -181,10 +178,11 @@ def reader_of(config: DataConfig, table: Table, known: Columns = ()) -> Reader:
 
 def _require_task(config: DataConfig, table: Table) -> None:
     """Ask for the task where texts with labels could be learned either way."""
-    label = next((name for name in LABELS if name in table.columns), None)
+    named = (name for name in table.columns if name.lower() in LABELS or name in table.classes)
+    label = next(named, None)
     if config.task == "auto" and label is not None:
         raise ConfigError(
-            f"task: {table.name} has texts with the labels '{label}', which fit several tasks; "
+            f"task: {table.name} has texts with the labels '{label:.80}', which fit several tasks; "
             "required --task: classification or regression to predict them, or causal to learn "
             "the texts without them."
         )
@@ -234,6 +232,8 @@ def _columns(config: DataConfig, table: Table, more: Columns) -> tuple[str, str 
     known = next((c for c in listed if {c[0], c[2]} <= have), (None, None, None))
     prompt, response = wanted[0] or known[0], wanted[2] or known[2]
     if missing or prompt is None or response is None:
+        if not any(wanted):
+            _require_task(config, table)
         lacking = f"missing {', '.join(missing)}; " if missing else ""
         raise DataError(
             f"{table.name}: {lacking}required Alpaca columns (instruction, input, output), Dolly "

@@ -138,7 +138,7 @@ def reading_lines(readings: Sequence[Reading]) -> list[str]:
 
 def _read(reading: Reading, index: int) -> Sequence[str]:
     name = "data" if index == 0 else "test data"
-    drawn = f", {reading.drawn:,} drawn by max_examples" if reading.drawn < reading.readable else ""
+    drawn = f", {reading.drawn:,} drawn by max_examples" if reading.drawn < reading.rows else ""
     said = [f"{name:<9} {reading.source}: {reading.rows:,} rows{drawn}"]
     unused = f"; not used: {', '.join(reading.unused)}" if reading.unused else ""
     said.append(f"columns   {_columns(reading)}{unused}")

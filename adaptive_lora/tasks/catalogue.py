@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.data.reading import Table, read_ahead
-from adaptive_lora.data.rows import scalar_text
+from adaptive_lora.data.rows import not_numeral, scalar_text
 from adaptive_lora.data.sources import LABELS
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.model_classes import auto_class
@@ -104,7 +104,4 @@ def _kind_of(table: Table, column: str) -> str | None:
 
 
 def _is_number(text: str | None) -> bool:
-    try:
-        return math.isfinite(float(str(text)))
-    except ValueError:
-        return False
+    return text is not None and not not_numeral(text) and math.isfinite(float(text))

@@ -23,6 +23,16 @@ def _parquet(columns: dict[str, object]) -> bytes:
     return buffer.getvalue()
 
 
+def _twice() -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    names = ["instruction", "output", "output"]
+    pyarrow.parquet.write_table(pyarrow.table([["a"], ["b"], ["c"]], names=names), buffer)
+    return buffer.getvalue()
+
+
 _TEN = [{**_GOOD, "instruction": f"Say {n}"} for n in range(10)]
 _JSON: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "is empty"),
@@ -121,6 +131,7 @@ _PARQUET: dict[str, tuple[str | bytes, str]] = {
     "bytes": (_parquet({"instruction": [b"\xff"], "output": ["b"]}), "must be text, got bytes"),
     "NaN": (_parquet({"instruction": [float("nan")], "output": ["b"]}), "must be text"),
     "other columns": (_parquet({"a": ["b"]}), "found a"),
+    "a column twice": (_twice(), "column 'output' stands twice"),
 }  # fmt: skip
 _TEMPLATES: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "required the texts"),
