@@ -59,7 +59,8 @@ def said(role: str, content: str | None, **more: object) -> Message:
 
 
 @pytest.mark.parametrize(
-    ("key", "no", "yes"), [("weight", 0, 1), ("train", False, True), ("training", False, True)]
+    ("key", "no", "yes"),
+    [("weight", 0, 1), ("train", False, True), ("training", False, True), ("loss", False, True)],
 )
 def test_turns_that_are_not_to_be_learned_are_read(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, key: str, no: object, yes: object
@@ -119,6 +120,46 @@ def test_conversations_without_an_answer_that_is_learned(
 ) -> None:
     with pytest.raises(DataError, match="required an answer that is learned"):
         read(tmp_path, {"messages": messages})
+
+
+@pytest.mark.parametrize("role", ["gpt", "model", "Assistant", "bot"])
+def test_an_answer_under_another_role_is_refused(tmp_path: Path, role: str) -> None:
+    talk = [said("user", "a"), said(role, "b"), said("user", "c"), said("assistant", "d")]
+    with pytest.raises(DataError, match=f"role '{role}' would be read, not learned"):
+        read(tmp_path, {"messages": talk})
+
+
+def test_an_empty_answer_between_others_is_refused(tmp_path: Path) -> None:
+    """It would teach the model to end at once."""
+    talk = [said("user", "a"), said("assistant", " "), said("user", "c"), said("assistant", "d")]
+    with pytest.raises(DataError, match="message 1: an answer of the role 'assistant' is empty"):
+        read(tmp_path, {"messages": talk})
+    talk[1] = said("assistant", "", weight=0)
+    assert read(tmp_path, {"messages": talk}).response == "d"
+
+
+def test_keys_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    talk = [said("user", "a"), said("assistant", "b", weight=1, train=False)]
+    with pytest.raises(DataError, match="weight and train of a message say different things"):
+        read(tmp_path, {"messages": talk})
+    both = [{**said("user", "a"), "from": "human", "value": "z"}, said("assistant", "b")]
+    with pytest.raises(DataError, match=r"required a list of .role, content"):
+        read(tmp_path, {"messages": both})
+
+
+def test_a_nul_sign_in_a_message_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds a NUL sign"):
+        read(tmp_path, {"messages": [said("user", "a\0"), said("assistant", "b")]})
+
+
+def test_what_is_not_used_of_conversations_is_counted(tmp_path: Path) -> None:
+    talk = [said("user", "a"), said("critic", "x"), said("assistant", "b"), said("user", "bye")]
+    data = save(tmp_path, [{"messages": talk}, {"messages": talk[:3]}])
+    (reading,) = load_examples(DataConfig(data=data)).readings
+    assert reading.notes == (
+        "1 messages after the last answer that is learned are not used",
+        "other roles, read as the chat template writes them: critic (2)",
+    )
 
 
 # --- tools and calls
@@ -188,7 +229,16 @@ def test_a_template_that_does_not_write_them(
         tokens_of(example, tokenizer)
 
 
-@pytest.mark.parametrize("key", ["function_call", "train_detail", "loss_mask"])
+def test_tools_as_text_are_json_as_files_are(tmp_path: Path) -> None:
+    talk = [said("user", "a"), said("assistant", "b")]
+    for tools in ('[{"name": "f", "name": "g"}]', '[{"limit": NaN}]'):
+        with pytest.raises(DataError, match="column 'tools' must be a list of objects"):
+            read(tmp_path, {"messages": talk, "tools": tools})
+
+
+@pytest.mark.parametrize(
+    "key", ["function_call", "train_detail", "loss_mask", "loss_scale", "masked", "images"]
+)
 def test_keys_that_are_not_read_are_refused(tmp_path: Path, key: str) -> None:
     messages = [said("user", "a"), said("assistant", "b", **{key: {"a": 1}})]
     with pytest.raises(DataError, match=f"the key '{key}' of a message is not read"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.data.examples import Example, content_id
 from adaptive_lora.data.reading import Table
+from adaptive_lora.data.row_files import parse_json
 from adaptive_lora.data.rows import BadRow, refuse_unread, required_text, text_of
 from adaptive_lora.errors import DataError, brief
 
@@ -32,11 +33,15 @@ _SPEAKERS: Mapping[str, str] = {
     "model": ASSISTANT, "bot": ASSISTANT, "system": "system", "tool": "tool", "observation": "tool",
 }  # fmt: skip
 """ShareGPT's `from` -> role."""
-_LEARNED = ("weight", "train", "training")
+_LEARNED = ("weight", "train", "training", "loss")
 """Keys of a message that say whether it is learned: 0 or 1, or false or true."""
-_REFUSED = ("function_call", "train_detail", "training_detail", "loss_mask")
-"""Keys of a message that change what is learned and are not read."""
-_WRITTEN = ("tool_calls", "reasoning_content", "thinking")
+_REFUSED = (
+    "function_call", "train_detail", "training_detail", "loss_mask", "loss_scale", "loss_weight",
+    "mask", "masked", "image", "images", "video", "videos", "audio", "audios",
+)  # fmt: skip
+"""Keys of a message that change what is asked or learned and are not read."""
+_USUAL_ROLES = frozenset({"system", "developer", "user", ASSISTANT, "tool"})
+_WRITTEN = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 """Keys of a message that the chat template has to write."""
 
 
@@ -48,7 +53,8 @@ class Conversations:
         self._table, self._column = table, column
         self._seen: dict[str, int] = {}
         self._keys: Counter[str] = Counter()
-        self._unlearned = 0
+        self._roles: Counter[str] = Counter()
+        self._unlearned = self._unused = 0
 
     @property
     def columns(self) -> dict[str, str]:
@@ -65,6 +71,13 @@ class Conversations:
                 f"{self._unlearned:,} answers are read, not learned (weight 0, train false, or "
                 "before the first question)"
             )
+        if self._unused:
+            said.append(
+                f"{self._unused:,} messages after the last answer that is learned are not used"
+            )
+        if self._roles:
+            roles = ", ".join(f"{role} ({count:,})" for role, count in sorted(self._roles.items()))
+            said.append(f"other roles, read as the chat template writes them: {roles:.200}")
         return said
 
     def example(self, index: int) -> Example:
@@ -87,10 +100,13 @@ class Conversations:
             read.insert(0, ({"role": "system", "content": system}, None))
         messages, unlearned = _up_to_last_answer(read, where)
         pairs = tuple((str(m["role"]), str(m.get("content") or "")) for m in messages)
+        _require_usable_texts(pairs, where)
         further = Counter(key for m in messages for key in m if key not in ("role", "content"))
         whole = bool(further) or any(not isinstance(m.get("content"), str) for m in messages)
         self._keys.update(further)
         self._unlearned += len(unlearned)
+        self._unused += len(read) - len(messages)
+        self._roles.update(role for role, _ in pairs if role not in _USUAL_ROLES)
         tools = _tools(row.get("tools"), where)
         prompt = "\n".join(f"{role}: {text}" for role, text in pairs[:-1])
         named = prompt + ("" if not tools else f"\n{tools}")
@@ -120,15 +136,22 @@ def _no_conversation(where: str, got: object) -> BadRow:
     )
 
 
+def _require_usable_texts(pairs: Sequence[tuple[str, str]], where: str) -> None:
+    for role, content in pairs:
+        text_of({"content": role + content}, "content", where)
+
+
 def _message(item: Any, where: str) -> tuple[dict[str, Any], bool | None]:
     """Return a message as a chat template takes it, and whether it says that it is learned.
 
     Raises:
         BadRow: it is none, or a key of it is not read.
     """
-    if not isinstance(item, dict):
+    if not isinstance(item, dict) or (
+        {"from", "value"} & set(item) and {"role", "content"} & set(item)
+    ):
         raise _no_conversation(where, item)
-    if "from" in item and "value" in item and not {"role", "content"} & set(item):
+    if "from" in item and "value" in item:
         role = _SPEAKERS.get(str(item["from"]))
         if role is None:
             raise BadRow(
@@ -142,12 +165,21 @@ def _message(item: Any, where: str) -> tuple[dict[str, Any], bool | None]:
     silent = content is None and bool(item.get("tool_calls"))
     if not isinstance(role, str) or not role.strip() or not (isinstance(content, str) or silent):
         raise _no_conversation(where, item)
+    if role != ASSISTANT and _SPEAKERS.get(role.strip().lower()) == ASSISTANT:
+        raise BadRow(
+            where,
+            f"the role '{role:.40}' would be read, not learned; required '{ASSISTANT}' for answers",
+            reason="an answer whose role is not 'assistant'",
+        )
     for key in _REFUSED:
         if item.get(key) not in (None, "", [], {}):
             raise BadRow(where, f"the key '{key}' of a message is not read; drop it")
-    learned = [_learned(item[key], key, role, where) for key in _LEARNED if key in item]
+    said = {key: _learned(item[key], key, role, where) for key in _LEARNED if key in item}
+    learned = {each for each in said.values() if each is not None}
+    if len(learned) > 1:
+        raise BadRow(where, f"{' and '.join(said)} of a message say different things; required one")
     given = {key: value for key, value in item.items() if key not in (*_LEARNED, *_REFUSED)}
-    return given, next((each for each in learned if each is not None), None)
+    return given, next(iter(learned), None)
 
 
 def _learned(value: Any, key: str, role: str, where: str) -> bool | None:
@@ -187,19 +219,19 @@ def _up_to_last_answer(
         raise BadRow(where, "required an answer that is learned: all have weight 0 or train false, "
                      "or nothing stands before them")  # fmt: skip
     last = learned[-1]
-    message = read[last][0]
-    if not str(message.get("content") or "").strip() and not message.get("tool_calls"):
-        raise BadRow(where, f"the last answer of the role '{ASSISTANT}' is empty")
+    for index in learned:
+        message = read[index][0]
+        if not str(message.get("content") or "").strip() and not message.get("tool_calls"):
+            raise BadRow(where, f"message {index}: an answer of the role '{ASSISTANT}' is empty",
+                         reason=f"an answer of the role '{ASSISTANT}' is empty")  # fmt: skip
     return [m for m, _ in read[: last + 1]], tuple(i for i in unlearned if i < last)
 
 
 def _tools(value: Any, where: str) -> str:
     """Return a row's tools as JSON text: a list of objects, or that as JSON text."""
     if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError:
-            value = None if value.strip() == "null" else value
+        with suppress(ValueError):
+            value = parse_json(value)
     if value in (None, "", []) or (isinstance(value, str) and not value.strip()):
         return ""
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
