@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import struct
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image, ImageOps
 from task_bases import SEEING, run_and_prove, save_pictures, save_seeing_base
 
+from adaptive_lora.adapter_serving import open_image
 from adaptive_lora.config import DataConfig, StudyConfig, study_from
 from adaptive_lora.data import split_set
 from adaptive_lora.data.pictures import load_captions, load_classes
@@ -179,3 +186,80 @@ def test_files_are_named_relative_to_the_table_that_names_them(
     )
     assert found.test is not None
     assert [e.image for e in found.test] == [(home / r["image"]).read_bytes() for r in rows[20:]]
+
+
+# --- what a picture's file may hold
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def gigantic() -> bytes:
+    """Return a PNG of 60,000 by 60,000 pixels in a few bytes."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        check = zlib.crc32(kind + body)
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_a_picture_is_turned_as_its_camera_noted() -> None:
+    picture = Image.linear_gradient("L").resize((16, 8)).convert("RGB")
+    noted = Image.Exif()
+    noted[0x0112] = 6
+    file = saved(picture, "JPEG", exif=noted)
+    assert open_image(file).size == (8, 16)
+    wanted = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
+    assert open_image(file).tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        saved(Image.fromarray(numpy.full((4, 4), 30_000, "uint16"))),
+        saved(Image.fromarray(numpy.full((4, 4), 70_000, "int32")), "TIFF"),
+        saved(Image.fromarray(numpy.full((4, 4), 0.5, "float32")), "TIFF"),
+        saved(Image.effect_noise((64, 64), 50))[:900],
+        gigantic(), b"", b"<svg/>",
+    ],
+    ids=["16 bits", "32 bits", "floats", "truncated", "gigantic", "empty", "svg"],
+)  # fmt: skip
+def test_pictures_that_would_be_changed_or_cannot_be_read(content: bytes, tmp_path: Path) -> None:
+    """Of more than 8 bits a channel, all above 255 would become white."""
+    (tmp_path / "bad.png").write_bytes(content)
+    for n, colour in enumerate(COLOURS):
+        (tmp_path / f"{n}.png").write_bytes(saved(Image.new("RGB", (4, 4), colour)))
+    table = [{"image": f"{n}.png", "label": colour} for n, colour in enumerate(COLOURS)]
+    table += [{"image": "bad.png", "label": "red"}]
+    (tmp_path / "rows.json").write_text(json.dumps(table), encoding="utf-8")
+    with pytest.raises(DataError, match=r"item 3 .*column 'image' must be an image: "):
+        load_classes(config_of(tmp_path / "rows.json"))
+    left = load_classes(config_of(tmp_path / "rows.json", on_bad_row="skip"))
+    assert len(left.examples) == 3
+
+
+def test_what_is_not_used_of_pictures_is_counted(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in COLOURS]
+    palette = frames[1].convert("P")
+    files = {
+        "a.gif": saved(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "b.png": saved(palette, transparency=bytes(range(200))),
+        "c.png": saved(frames[2]),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    table = [{"image": name, "label": name} for name in files]
+    (tmp_path / "rows.json").write_text(json.dumps(table), encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (reading,) = load_classes(config_of(tmp_path / "rows.json")).readings
+    assert reading.notes == (
+        "1 images have several frames or pages: the first is used",
+        "1 images have transparent pixels: their colours are used",
+    )

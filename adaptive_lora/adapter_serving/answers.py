@@ -163,17 +163,30 @@ def _required(row: Mapping[str, Any], column: str) -> str:
 def open_image(value: str | bytes) -> Any:
     """Return a picture as RGB from the bytes of its file, their base64 text, or a path.
 
+    It is turned as its camera noted; of several frames or pages the first is taken, and of
+    transparent pixels their colour.
+
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is none of these, or has more than 8 bits a channel, which would be cut off.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(value, str):
         is_path = len(value) < 4096 and Path(value).is_file()
         value = Path(value).read_bytes() if is_path else base64.b64decode(value)
     try:
-        return Image.open(BytesIO(value)).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+        image: Any = Image.open(BytesIO(value))
+        if image.mode[0] in "IF":
+            raise ValueError(
+                f"it has more than 8 bits a channel (mode {image.mode}); required 8: scale it"
+            )
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "P":  # its transparency may be a list, of which a warning is given
+            image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+        return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError("not an image of a format that can be read") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"not an image that can be read: {error}") from error
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from adaptive_lora.config import DataConfig
 from adaptive_lora.data.examples import Example, ExampleSet, content_id
 from adaptive_lora.data.labelled import class_names, class_of, pick
 from adaptive_lora.data.reading import Table, read_table, separate_test
-from adaptive_lora.data.rows import BadRow, refuse_unread, required_text
+from adaptive_lora.data.rows import BadRow, refuse_unread, refuse_weights, required_text
 from adaptive_lora.data.sources import LABELS, Reader, example_set
 
 _IMAGES = ("image", "img", "picture", "pixel_values", "file_name", "image_path", "path")
@@ -111,11 +113,14 @@ def _reader(
     """
     column = pick(table, config.image_column, _IMAGES, "image_column", "the image")
     seen: dict[str, int] = {}
+    remarks: Counter[str] = Counter()
 
     def example(index: int) -> Example:
         where = table.where(index)
+        refuse_weights(table.rows[index], columns, where)
         question, response, target = said(index)
         image = _bytes(table.rows[index], column, where, table.home)
+        remarks.update(_remarks(image))
         name = f"image {hashlib.sha256(image).hexdigest()[:16]}"
         shown = name if question is None else f"{name}: {question} "
         return Example(
@@ -130,7 +135,23 @@ def _reader(
         )
 
     used = {column: "image", **columns}
-    return Reader(example=example, columns=used, options=("image_column", *options))
+    return Reader(
+        example=example,
+        columns=used,
+        options=("image_column", *options),
+        notes=lambda: [f"{count:,} images {remark}" for remark, count in sorted(remarks.items())],
+    )
+
+
+def _remarks(content: bytes) -> Iterator[str]:
+    """Yield what is not used of a picture that can be read."""
+    from PIL import Image
+
+    with Image.open(BytesIO(content)) as image:
+        if getattr(image, "n_frames", 1) > 1:
+            yield "have several frames or pages: the first is used"
+        if image.has_transparency_data:
+            yield "have transparent pixels: their colours are used"
 
 
 def _bytes(row: Mapping[str, Any], column: str, where: str, home: Path) -> bytes:
@@ -138,12 +159,13 @@ def _bytes(row: Mapping[str, Any], column: str, where: str, home: Path) -> bytes
     value = row.get(column)
     content = value.get("bytes") if isinstance(value, dict) else value
     try:
-        if isinstance(value, dict) and content is None:
+        if isinstance(value, dict) and content is None and value.get("path") is not None:
             content = (home / value["path"]).read_bytes()
         elif isinstance(value, str):
             content = (home / value).read_bytes()
         if not isinstance(content, bytes):
-            raise ValueError(f"got {type(value).__name__}")
+            got = "nothing" if value is None or content is None else type(value).__name__
+            raise ValueError(f"got {got}")
         open_image(content)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise BadRow(
