@@ -71,9 +71,7 @@ def type_hints(owner: type) -> Mapping[str, Any]:
 
 
 def parse_value(annotation: Any, value: object) -> Any:
-    """Convert text or a YAML value to an option's type.
-
-    YAML reads `1e-4` as text and `8` as int where a float is meant; both are accepted.
+    """Convert text or a value to an option's type.
 
     Raises:
         ValueError: says what was expected.
@@ -97,15 +95,16 @@ def parse_value(annotation: Any, value: object) -> Any:
     return annotation(value)
 
 
-_SPELT = {True: ("on", "yes", "true"), False: ("off", "no", "false")}
-"""Words that YAML reads as true and false."""
+_SPELT = (("on", "yes", "true"), ("off", "no", "false"))
+"""Words for true and for false."""
 
 
 def as_choice(value: object, limits: Limits) -> object:
-    """Return YAML's true or false as the choice that is spelt so, such as `generate: off`."""
-    if not isinstance(value, bool):
+    """Return a word for true or false as the choice that means it: `generate: No` is `off`."""
+    if value in limits.choices or not isinstance(value, str | bool):
         return value
-    return next((word for word in _SPELT[value] if word in limits.choices), value)
+    words = next((words for words in _SPELT if str(value).lower() in words), ())
+    return next((word for word in words if word in limits.choices), value)
 
 
 def _split(text: str, *, commas: bool) -> list[str]:

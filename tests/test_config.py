@@ -144,7 +144,17 @@ def test_any_text_is_taken_or_refused_clearly(values: dict[str, object]) -> None
 
 @pytest.mark.parametrize(
     ("word", "value"),
-    [("on", "on"), ("yes", "on"), ("off", "off"), ("no", "off"), ("auto", "auto")],
+    [
+        ("on", "on"),
+        ("yes", "on"),
+        ("off", "off"),
+        ("no", "off"),
+        ("auto", "auto"),
+        ("On", "on"),
+        ("TRUE", "on"),
+        ("False", "off"),
+        ("'no'", "off"),
+    ],
 )
 def test_choices_that_yaml_reads_as_true_or_false(tmp_path: Path, word: str, value: str) -> None:
     path = tmp_path / "study.yaml"
@@ -153,5 +163,25 @@ def test_choices_that_yaml_reads_as_true_or_false(tmp_path: Path, word: str, val
     assert study.evaluation.generate == value
     assert study.race is False
     path.write_text("loss_on: on\n", encoding="utf-8")  # no choice is spelt so
-    with pytest.raises(ConfigError, match=r"line 1: loss_on: expected text, got True"):
+    with pytest.raises(ConfigError, match=r"line 1: loss_on must be one of .*; got 'on'"):
+        load_study(path, {})
+
+
+def test_values_of_a_study_file_are_as_they_are_written(tmp_path: Path) -> None:
+    """YAML's own types would make 7, 1.1, 42798, 64 and True of these."""
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "study: 007\nexperiment: 1.10\ndata_revision: 0123456\nmax_tokens: 0100\n"
+        "prompt_column: on\nresponse_column: 2021-05-01\nlr: [1e-3, 2.50e-3]\nseeds: [0, 1]\n"
+        "max_examples: null\ntest_data: ~\n",
+        encoding="utf-8",
+    )
+    study = load_study(path, {})
+    assert (study.study, study.tracking.experiment) == ("007", "1.10")
+    assert (study.data.data_revision, study.data.max_tokens) == ("0123456", 100)
+    assert (study.data.prompt_column, study.data.response_column) == ("on", "2021-05-01")
+    assert (study.lr, study.seeds, study.data.max_examples) == ((1e-3, 2.5e-3), (0, 1), None)
+    assert study.data.test_data is None
+    path.write_text("seeds: 1:30\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="expected a whole number, got '1:30'"):
         load_study(path, {})
