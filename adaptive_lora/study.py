@@ -282,7 +282,10 @@ def _why_other_tokens(bench: Workbench) -> str:
     """Return what makes other tokens of the same data on the same base, for a message."""
     if asks_for_the_time(bench.base.tokenizer):
         return ", because the base's chat template writes the date or time,"
-    return ", by another version of transformers or of adaptive-lora,"
+    versions = "by another version of transformers or of adaptive-lora"
+    if bench.data.test is not None:
+        return f", {versions}, or because examples moved between data and test data,"
+    return f", {versions},"
 
 
 def _refuse_earlier(bench: Workbench, store: Store) -> None:

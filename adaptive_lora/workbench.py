@@ -182,13 +182,13 @@ class Workbench(Bench):
         return self._frozen[fold]
 
     def test_texts(self) -> dict[str, str]:
-        """Return id -> prompt and response of the test examples, for readers without the data."""
+        """Return id -> texts of the test examples, for readers without the data."""
         tested = {item.id for f in range(self.config.data.folds) for item in self.parts(f).test}
         texts: dict[str, str] = {}
         room = _TEXTS_LIMIT
         for example in (*self.data.examples, *(self.data.test or ())):
             if example.id in tested and room > 0:
-                texts[example.id] = f"{example.prompt}{example.response}"[:_TEXT_LIMIT]
+                texts[example.id] = example.shown[:_TEXT_LIMIT]
                 room -= len(texts[example.id])
         return texts
 

@@ -102,6 +102,12 @@ def test_the_example_marks_what_is_learned(task: str, tmp_path: Path) -> None:
     assert opened
     assert first.response in learned
     assert learned.endswith("]]")
+    texts = bench.test_texts()
+    tested = [e for e in bench.data.examples if e.id in texts]
+    assert len(tested) == len(bench.parts(0).test)
+    for e in tested:
+        said = (e.prompt, e.second, e.question, e.response)
+        assert all(text in texts[e.id] for text in said if text)
 
 
 def test_long_examples_are_shortened() -> None:

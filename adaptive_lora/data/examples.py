@@ -49,6 +49,16 @@ class Example:
         return [{"role": role, "content": text} for role, text in self.messages[:count]]
 
     @property
+    def shown(self) -> str:
+        """All texts of the example for people: a rendered prompt goes on into its response."""
+        others = (self.second, self.question, self.target, self.image, self.messages or None)
+        if all(other is None for other in others):
+            return f"{self.prompt}{self.response}"
+        answer = f"{self.messages[-1][0]}: {self.response}" if self.messages else self.response
+        texts = (self.prompt, self.second, self.question, answer)
+        return "\n".join(text for text in texts if text)
+
+    @property
     def tool_list(self) -> list[Any] | None:
         """Tools as a chat template takes them."""
         return json.loads(self.tools) if self.tools else None
