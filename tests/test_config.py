@@ -167,6 +167,17 @@ def test_choices_that_yaml_reads_as_true_or_false(tmp_path: Path, word: str, val
         load_study(path, {})
 
 
+def test_a_home_folder_is_found_without_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    places = {name: f"~/{name}" for name in ("model", "data", "test_data", "template", "output")}
+    study = study_from(places)
+    found = {**vars(study.model), **vars(study.data), **vars(study.tracking)}
+    assert {name: found[name] for name in places} == {
+        name: f"/home/somebody/{name}" for name in places
+    }
+    assert study_from({"study": "a", "data": "a~b"}).data.data == "a~b"
+
+
 def test_values_of_a_study_file_are_as_they_are_written(tmp_path: Path) -> None:
     """YAML's own types would make 7, 1.1, 42798, 64 and True of these."""
     path = tmp_path / "study.yaml"

@@ -17,7 +17,7 @@ from tracked import Finished, runs_in, trials_in, words_of
 from adaptive_lora.cli import main
 from adaptive_lora.config import DataConfig, study_from
 from adaptive_lora.data import load_examples
-from adaptive_lora.data.summary import shortened
+from adaptive_lora.data.summary import reading_lines, shortened
 from adaptive_lora.errors import ConfigError, DataError
 from adaptive_lora.workbench import Workbench
 
@@ -115,6 +115,13 @@ def test_long_examples_are_shortened() -> None:
     text = shortened("a" * 5000 + "b" * 5000)
     assert len(text) < 1600
     assert "8,500 characters" in text
+
+
+def test_of_many_columns_the_first_are_named(tmp_path: Path) -> None:
+    more = {f"c{n}": "x" for n in range(300)}
+    data = save(tmp_path, [{**row, **more} for row in rows(5)])
+    (_, columns) = reading_lines(load_examples(DataConfig(data=data)).readings)
+    assert columns.endswith("c28, c29 and 270 more")
 
 
 # --- kept with study and trial

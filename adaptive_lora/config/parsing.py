@@ -15,6 +15,9 @@ from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import as_choice, out_of_limits, parse_value
 from adaptive_lora.textfiles import Unreadable, parse_yaml, read_text
 
+_PLACES = ("model", "data", "test_data", "template", "output")
+"""Settings that may be a path; a shell makes a home folder of `~` only where it sees one."""
+
 
 def study_from(
     values: Mapping[str, object],
@@ -51,6 +54,8 @@ def study_from(
         if problem:
             problems.append(place + problem)
             continue
+        if name in _PLACES and isinstance(parsed, str) and parsed.startswith("~"):
+            parsed = str(Path(parsed).expanduser())
         sections.setdefault(section, {})[name] = parsed
     base = base or StudyConfig()
     top = sections.pop(None, {})

@@ -10,6 +10,8 @@ from adaptive_lora.data.rows import Reading
 
 _MOST_ROWS = 1000
 """Most left-out rows that a record names."""
+_MOST_NAMES = 30
+"""Most columns that the block names; the record has all."""
 _MOST_CHARACTERS = 1500
 """Most characters of the example; of a longer one beginning and end are shown."""
 
@@ -140,7 +142,7 @@ def _read(reading: Reading, index: int) -> Sequence[str]:
     name = "data" if index == 0 else "test data"
     drawn = f", {reading.drawn:,} drawn by max_examples" if reading.drawn < reading.rows else ""
     said = [f"{name:<9} {reading.source}: {reading.rows:,} rows{drawn}"]
-    unused = f"; not used: {', '.join(reading.unused)}" if reading.unused else ""
+    unused = f"; not used: {_listed(reading.unused)}" if reading.unused else ""
     said.append(f"columns   {_columns(reading)}{unused}")
     first: dict[str, str] = {}
     for row in reading.left_out:
@@ -149,6 +151,12 @@ def _read(reading: Reading, index: int) -> Sequence[str]:
         rows = f"{count:,} row{'s' if count > 1 else ''}"
         said.append(f"left out  {rows}: {reason} (first: {first[reason]})")
     return [*said, *(f"          {note}" for note in reading.notes)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names of columns; of many, the first."""
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(f"{name:.80}" for name in names[:_MOST_NAMES]) + more
 
 
 def _columns(reading: Reading) -> str:

@@ -22,7 +22,7 @@ def load_template(name: str) -> Mapping[str, str]:
     Raises:
         DataError: no such template, or a file without the two texts.
     """
-    if name.endswith((".yaml", ".yml")):
+    if name.lower().endswith((".yaml", ".yml")):
         return _read_file(Path(name))
     built_in = yaml.safe_load((files(__package__) / "templates.yaml").read_text(encoding="utf-8"))
     if name not in built_in:
