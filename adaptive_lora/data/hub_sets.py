@@ -61,7 +61,7 @@ def read_hub(config: DataConfig) -> tuple[FileRows, Classes]:
 
     datasets.disable_progress_bars()
     path = Path(config.data).expanduser()
-    folder = path if path.is_dir() else None
+    folder = path if is_folder(path) else None
     if folder is not None:
         _require_plain_name(folder)
     try:
@@ -86,6 +86,14 @@ def read_hub(config: DataConfig) -> tuple[FileRows, Classes]:
     if folder is not None:
         found[0].notes.extend(_unread_files(builder, folder))
     return found
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether there is a folder at a path, which may be no name that one can have."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _require_plain_name(folder: Path) -> None:
@@ -140,7 +148,7 @@ def _untyped(builder: Any, config: DataConfig) -> tuple[FileRows, Classes] | Non
     elif isinstance(form, CsvConfig):
         _require_usual(form, CsvConfig(sep="\t" if form.sep == "\t" else ","), config.data)
         read = read_tsv if form.sep == "\t" else read_csv
-    elif isinstance(form, FolderBasedBuilderConfig) and Path(config.data).expanduser().is_dir():
+    elif isinstance(form, FolderBasedBuilderConfig) and is_folder(Path(config.data).expanduser()):
         listed = _listed_images(form.data_files, config.data_split)
         return None if listed is None else (listed, classes)
     else:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.config import DataConfig
-from adaptive_lora.data.hub_sets import Classes, read_hub, read_parquet
+from adaptive_lora.data.hub_sets import Classes, is_folder, read_hub, read_parquet
 from adaptive_lora.data.row_files import FileRows, NoRow, read_csv, read_json, read_tsv
 from adaptive_lora.data.rows import BadRow, LeftOut, drawn, left_out
 from adaptive_lora.errors import DataError
@@ -89,7 +89,7 @@ def read_table(config: DataConfig) -> Table:
             "--data."
         )
     path = Path(config.data).expanduser()
-    if (path.suffix.lower() in _FORMATS or _is_file(path)) and not _is_folder(path):
+    if (path.suffix.lower() in _FORMATS or _is_file(path)) and not is_folder(path):
         (found, classes), name, home = _read_file(path), path.name, path.parent
     else:
         (found, classes), name, home = read_hub(config), config.data, path
@@ -112,13 +112,6 @@ def _is_file(path: Path) -> bool:
     try:
         return path.exists() and not path.is_dir()
     except (OSError, ValueError):  # no name that a file can have
-        return False
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
         return False
 
 
