@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from mlflow.pyfunc import scoring_server
 from task_bases import write_rows
 from test_generation import CHATML, trained
 from transformers import AutoTokenizer
 
+from adaptive_lora.adapter_serving import answer
 from adaptive_lora.adapter_serving.prompts import asked_ids
 from adaptive_lora.tracking.served_folder import save_served
 
@@ -103,6 +106,8 @@ def test_a_server_answers_conversations_too(served: Any) -> None:
             r"row 0: its prompt takes 2\d\d tokens; .*for 12",
         ),
         ({"prompt": ""}, "required one of the columns"),
+        ({"instruction": ["a", "b"]}, "row 0: column 'instruction' must be text, got"),
+        ({"instruction": "a", "input": ["b"]}, "row 0: column 'input' must be text, got"),
     ],
 )
 def test_a_row_that_cannot_be_asked_is_an_error(
@@ -130,3 +135,14 @@ def test_tools_that_a_template_does_not_write_are_an_error(served: Any) -> None:
         tokenizer.chat_template = template
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
         served.predict([{"prompt": "a"}], params={"max_new_tokens": 0})
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ([{"text": "a", "second": "b"}, {"text": "a"}], "'second' in all rows, or in none"),
+    ([{"text": ["a", "b"]}], "column 'text' must be text, got list"),
+])  # fmt: skip
+def test_pairs_and_single_texts_are_not_mixed(rows: list[dict[str, Any]], message: str) -> None:
+    record = {"task": {"name": "classification", "max_tokens": 8}, "dtype": "float32"}
+    model = SimpleNamespace(device=torch.device("cpu"))
+    with pytest.raises(ValueError, match=message):
+        answer((model, None, record), rows, 1)

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .pictures import answer_questions
-from .prompts import LISTS, asked_ids, prompt_of
+from .prompts import LISTS, asked_ids, prompt_of, text_in
 from .text import free_positions, generate, generate_targets
 from .tokens import known_ids, unknown_ids
 
@@ -72,9 +72,11 @@ def _outputs(loaded: Loaded, rows: Rows) -> list[list[float]]:
 
     model, tokenizer, record = loaded
     found: list[list[float]] = []
+    if 0 < sum(bool(row.get("second")) for row in rows) < len(rows):
+        raise ValueError("required a column 'second' in all rows, or in none")
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH]
-        second = [str(row["second"]) for row in part if row.get("second")]
+        second = [_required(row, "second") for row in part if row.get("second")]
         inputs = tokenizer(
             [_required(row, "text") for row in part],
             second or None,
@@ -157,7 +159,7 @@ def _largest(scores: Sequence[float]) -> int:
 def _required(row: Mapping[str, Any], column: str) -> str:
     if not row.get(column):
         raise ValueError(f"required a column '{column}', got {sorted(row)}")
-    return str(row[column])
+    return text_in(row, column, "a row")
 
 
 def open_image(value: str | bytes) -> Any:

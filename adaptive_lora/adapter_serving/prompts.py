@@ -24,8 +24,25 @@ def prompt_of(record: Mapping[str, Any], row: Row, where: str) -> str:
         ValueError: the row has neither, or both.
     """
     if _asking(row, ("prompt", "instruction"), where) == "prompt":
-        return str(row["prompt"])
-    return render(record["template"], str(row["instruction"]), str(row.get("input") or ""))
+        return text_in(row, "prompt", where)
+    asked, shown = text_in(row, "instruction", where), text_in(row, "input", where)
+    return render(record["template"], asked, shown)
+
+
+def text_in(row: Row, column: str, where: str) -> str:
+    """Return the text of a row, nothing where there is none.
+
+    Raises:
+        ValueError: it is a list or the like, of which Python's own form would be asked.
+    """
+    value = row.get(column)
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        kind = type(value).__name__
+        raise ValueError(
+            f"{where}: column '{column}' must be text, got {kind}; give a list of rows, one for "
+            "each text"
+        )
+    return "" if value is None else str(value)
 
 
 def asked_ids(tokenizer: Any, record: Mapping[str, Any], row: Row, where: str) -> list[int]:
