@@ -60,7 +60,7 @@ def parse_yaml(text: str) -> tuple[Any, dict[str, int]]:
     try:
         _require_plain(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.load(text, Loader=_TextLoader)
+        values = _TextLoader(text).get_single_data()
     except yaml.YAMLError as error:
         raise Unreadable(f"it is not YAML: {error}") from error
     except ValueError as error:  # a number or date that Python cannot hold

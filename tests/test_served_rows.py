@@ -142,7 +142,7 @@ def test_tools_that_a_template_does_not_write_are_an_error(served: Any) -> None:
     ([{"text": ["a", "b"]}], "column 'text' must be text, got list"),
 ])  # fmt: skip
 def test_pairs_and_single_texts_are_not_mixed(rows: list[dict[str, Any]], message: str) -> None:
-    record = {"task": {"name": "classification", "max_tokens": 8}, "dtype": "float32"}
+    record = {"task": {"name": "regression", "max_tokens": 8}, "dtype": "float32"}
     model = SimpleNamespace(device=torch.device("cpu"))
     with pytest.raises(ValueError, match=message):
         answer((model, None, record), rows, 1)
