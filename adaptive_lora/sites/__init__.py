@@ -5,17 +5,17 @@ from adaptive_lora.sites.architecture import (
     Architecture,
     Decoder,
     Shape,
-    read_architecture,
+    SiteSurvey,
     size,
 )
 from adaptive_lora.sites.choice import SiteChoice, layers_problem, select_sites
 from adaptive_lora.sites.find import (
-    SiteSurvey,
     find_sites,
     site_notes,
     survey_sites,
     warn_of_sites,
 )
+from adaptive_lora.sites.read import read_architecture
 from adaptive_lora.sites.roles import TESTED_TYPES, role_of
 from adaptive_lora.sites.site import (
     ATTENTION_ROLES,

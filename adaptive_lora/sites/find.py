@@ -11,12 +11,12 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from adaptive_lora.errors import ModelError
 from adaptive_lora.sites.adaptable import reasons_against
+from adaptive_lora.sites.architecture import SiteSurvey
 from adaptive_lora.sites.roles import TESTED_TYPES, role_of
 from adaptive_lora.sites.site import AdapterSite, Role
 
@@ -26,18 +26,6 @@ if TYPE_CHECKING:
 _NO_BLOCKS = re.compile(r"head|classif|pool|merger|projector|connector|router|embed")
 """Lists of such names hold alternatives or outputs, not blocks that follow each other."""
 _EXPERT_NAME = re.compile(r"(^|\.)experts?(_\d+)?(\.|$)")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SiteSurvey:
-    """The linear maps in the blocks of a model: which take adapters, and which do not."""
-
-    sites: tuple[AdapterSite, ...]
-    """Maps that take adapters, in module order."""
-    left_out: Mapping[str, str]
-    """Full module name of a map that takes none -> the reason."""
-    untried: frozenset[str]
-    """Names of sites of which it is not known, without weights, whether they reach the output."""
 
 
 def find_sites(model: nn.Module) -> tuple[AdapterSite, ...]:
