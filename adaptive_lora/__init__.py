@@ -2,7 +2,7 @@
 
 import logging
 
-from adaptive_lora.threads import bound_spinning
+from adaptive_lora.models.threads import bound_spinning
 
 __version__ = "0.2.0"
 

@@ -54,13 +54,7 @@ def option(
         identity: whether a change makes it another experiment (enters trial signatures).
         switch: whether the command line takes its name alone for true.
     """
-    metadata = {
-        "help": help,
-        "unit": unit,
-        "limits": limits or Limits(),
-        "identity": identity,
-        "switch": switch,
-    }
+    metadata = {"help": help, "unit": unit, "limits": limits or Limits(), "identity": identity, "switch": switch}
     return dataclasses.field(default=default, metadata=metadata)
 
 

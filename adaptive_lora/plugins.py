@@ -38,12 +38,7 @@ def package_of(entry: EntryPoint) -> str:
 class PluginTable(Mapping[str, T], Generic[T]):
     """A table of this package's own entries and those that other packages add to a group."""
 
-    def __init__(
-        self,
-        own: Mapping[str, T],
-        group: str,
-        read: Callable[[EntryPoint], T],
-    ) -> None:
+    def __init__(self, own: Mapping[str, T], group: str, read: Callable[[EntryPoint], T]) -> None:
         """Make a table; nothing is looked up yet.
 
         Args:

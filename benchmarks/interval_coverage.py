@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from adaptive_lora import stats
+from adaptive_lora.analysis import stats
 
 SEEDS = range(2, 13)
 EXAMPLES = 100
@@ -98,9 +98,7 @@ def over_seeds_and_examples(studies: int) -> None:
                     + rng.normal(0, 0.5, (seeds, EXAMPLES))
                 )
                 low, high = ends(
-                    stats.two_way_interval(
-                        diff_SE, np.ones_like(diff_SE), crossed=True, draws=TWO_WAY_DRAWS
-                    )
+                    stats.two_way_interval(diff_SE, np.ones_like(diff_SE), crossed=True, draws=TWO_WAY_DRAWS)
                 )
                 hits += low <= 0 <= high
             cells.append(f"{100 * hits / studies:.1f} %")

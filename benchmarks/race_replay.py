@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adaptive_lora.analysis.stats import RACE_RULE, RaceRule, nearest_passes, standing
 from adaptive_lora.config import TrackingConfig
-from adaptive_lora.race import loss_at
-from adaptive_lora.stats import RACE_RULE, RaceRule, nearest_passes, standing
+from adaptive_lora.study.race import loss_at
 from adaptive_lora.tracking import Store, StudyRun, connect
 from adaptive_lora.tracking.trials import identity_of, is_raced
 
@@ -90,9 +90,7 @@ def _grid(
     return Grid(label=label, rungs=tuple(rungs), shares=shares, final=final)
 
 
-def replay(
-    grid: Grid, seeds: Sequence[int], rates: Sequence[float], rule: RaceRule
-) -> tuple[float, float]:
+def replay(grid: Grid, seeds: Sequence[int], rates: Sequence[float], rule: RaceRule) -> tuple[float, float]:
     """Return the rate that a race chooses, and its share of the full grid's steps."""
     racing = rule.racing(tuple(seeds))
     left = tuple(rates)
@@ -114,13 +112,10 @@ def choice(grid: Grid, seeds: Sequence[int], rates: Sequence[float]) -> float:
     return min(rates, key=lambda lr: standing(losses, lr))
 
 
-def cases(
-    grid: Grid, seeds: int, rates: int, most: int
-) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+def cases(grid: Grid, seeds: int, rates: int, most: int) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
     """Return (seeds, rates) of all smaller grids of a size, or so many random ones of more."""
     every = itertools.product(
-        itertools.combinations(grid.seeds, seeds),
-        itertools.combinations(sorted(grid.final), rates),
+        itertools.combinations(grid.seeds, seeds), itertools.combinations(sorted(grid.final), rates)
     )
     listed = list(every)
     return listed if len(listed) <= most else random.Random(0).sample(listed, most)
@@ -130,17 +125,13 @@ def rules() -> Iterator[RaceRule]:
     """Yield the rules to try, the one of `--race` first."""
     yield RACE_RULE
     shares = ((0.5, 0.5), (0.5, 1.0), (0.67, 0.67), (1.0, 1.0))
-    for seeds, kept, level in itertools.product(
-        (None, 2, 3, 4, 5), shares, (0.0, 0.001, 0.01, 0.05)
-    ):
+    for seeds, kept, level in itertools.product((None, 2, 3, 4, 5), shares, (0.0, 0.001, 0.01, 0.05)):
         rule = RaceRule(seeds=seeds, kept=kept, level=level)
         if rule != RACE_RULE:
             yield rule
 
 
-def row(
-    grids: Sequence[Grid], rule: RaceRule, seeds: int, rates: int, most: int
-) -> tuple[float, float, float]:
+def row(grids: Sequence[Grid], rule: RaceRule, seeds: int, rates: int, most: int) -> tuple[float, float, float]:
     """Return same, loss and steps of a rule over methods and smaller grids."""
     same, loss, steps = [], [], []
     for grid in grids:
@@ -182,10 +173,7 @@ def main() -> None:
             for group in (*one, grids):
                 same, loss, steps = row(group, rule, size, few, arguments.cases)
                 name = group[0].label if len(group) == 1 else "all"
-                print(
-                    f"{size:>5} {few:>5}  {name:<25} {same:>6.1%} {loss:>7.4f} {steps:>7.1%}  "
-                    f"{rule.text}"
-                )
+                print(f"{size:>5} {few:>5}  {name:<25} {same:>6.1%} {loss:>7.4f} {steps:>7.1%}  {rule.text}")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-POLICIES = {
-    "alpha / r": "",
-    "alpha / sqrt(r)": ",scaling=rslora,alpha=8",
-    "constant factor": ",scaling=constant",
-}
+POLICIES = {"alpha / r": "", "alpha / sqrt(r)": ",scaling=rslora,alpha=8", "constant factor": ",scaling=constant"}
 """Shown name -> method options; factor 2 at rank 16 under each."""
 
 Losses = Mapping[tuple[str, int], Mapping[float, float]]
@@ -33,8 +29,8 @@ def measured(arguments: argparse.Namespace) -> Losses:
 
     from adaptive_lora.allocation import MethodSpec
     from adaptive_lora.config import study_from
-    from adaptive_lora.dossier import Selection, read_dossier
-    from adaptive_lora.study import run_study
+    from adaptive_lora.study.comparison_input import Selection, read_dossier
+    from adaptive_lora.study.run import run_study
 
     methods = {
         f"uniform:rank={rank}{options}": (policy, rank)
@@ -76,10 +72,7 @@ def measured(arguments: argparse.Namespace) -> Losses:
 
 def table(losses: Losses, rates: Sequence[float]) -> str:
     """Return the losses as Markdown, each row's best in bold; a missing cell failed for a seed."""
-    lines = [
-        "| policy, rank | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
-        "|---|" + "---|" * len(rates),
-    ]
+    lines = ["| policy, rank | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---|" + "---|" * len(rates)]
     for (policy, rank), row in losses.items():
         best = min(row.values())
         cells = [
@@ -125,9 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of store and figure")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8, 32])
-    parser.add_argument(
-        "--rates", type=float, nargs="+", default=[1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2]
-    )
+    parser.add_argument("--rates", type=float, nargs="+", default=[1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=1)

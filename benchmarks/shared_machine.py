@@ -9,7 +9,7 @@ then every setting beside `--busy` programs that do nothing but count. What is p
 of the rounds, as multiples of the library's own setting alone.
 
 Then two trainings run side by side, once with `--threads` threads each and once with a share of
-them each, as `adaptive_lora.threads` gives it; the time is that of the slower one.
+them each, as `adaptive_lora.models.threads` gives it; the time is that of the slower one.
 
 The machine has to be quiet otherwise. About two minutes a round on two quiet cores; the library's
 own setting beside busy programs is the slowest.
@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from adaptive_lora import threads
+from adaptive_lora.models import threads
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = "library's own"

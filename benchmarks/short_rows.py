@@ -18,9 +18,7 @@ def main() -> None:
     """Write the rows and say how many."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="JSON list of objects, or one object a line")
-    parser.add_argument(
-        "--characters", type=int, default=340, help="most of a row's texts together"
-    )
+    parser.add_argument("--characters", type=int, default=340, help="most of a row's texts together")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     text = arguments.source.read_text(encoding="utf-8")
@@ -29,8 +27,7 @@ def main() -> None:
     short = [
         row
         for row in rows
-        if sum(len(value) for value in row.values() if isinstance(value, str))
-        <= arguments.characters
+        if sum(len(value) for value in row.values() if isinstance(value, str)) <= arguments.characters
     ]
     arguments.output.write_text(json.dumps(short, ensure_ascii=False, indent=1), encoding="utf-8")
     print(f"{len(short):,} of {len(rows):,} rows -> {arguments.output}")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import stats as distributions
 
-from adaptive_lora import stats
+from adaptive_lora.analysis import stats
 
 SEEDS = (6, 8, 10)
 METHODS = 5
@@ -49,10 +49,7 @@ def false_positives(studies: int) -> Iterator[Row]:
             wrong = 0
             for _ in range(studies):
                 diff_SM = normal(rng, (seeds, METHODS)) - normal(rng, (seeds, 1))
-                if name == "holm":
-                    p_M = stats.holm(stats.sign_flip_ps(diff_SM))
-                else:
-                    p_M = stats.step_down_max_t(diff_SM)
+                p_M = stats.holm(stats.sign_flip_ps(diff_SM)) if name == "holm" else stats.step_down_max_t(diff_SM)
                 wrong += bool((p_M <= 0.05).any())
             label = f"{name}, {METHODS} methods, {seeds} seeds: any false positive"
             yield label, wrong / studies, 0.05, studies
@@ -87,17 +84,9 @@ def power(studies: int) -> Iterator[Row]:
     """Yield the power that the recommended seeds give by sign flips with their correction."""
     for size in (0.7, 1.0, 1.5):
         for comparisons, correction in ((1, "holm"), (METHODS, "holm"), (METHODS, "max_t")):
-            seeds, _ = stats.checked_seeds(
-                size, 1.0, comparisons=comparisons, correction=correction, studies=2_000
-            )
+            seeds, _ = stats.checked_seeds(size, 1.0, comparisons=comparisons, correction=correction, studies=2_000)
             found = stats.simulated_power(
-                size,
-                1.0,
-                seeds,
-                comparisons=comparisons,
-                correction=correction,
-                studies=studies,
-                seed=8,
+                size, 1.0, seeds, comparisons=comparisons, correction=correction, studies=studies, seed=8
             )
             label = f"{correction}, d_z {size:g}, {comparisons} compared: power at {seeds} seeds"
             yield label, found, 0.8, studies

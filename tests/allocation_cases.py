@@ -6,7 +6,7 @@ import random
 from itertools import product
 
 from adaptive_lora.allocation import Evidence
-from adaptive_lora.sites import AdapterSite, Role
+from adaptive_lora.allocation.site import AdapterSite, Role
 
 GPT2_BLOCK = (
     ("attn.c_attn", Role.QKV, 1, 3),
@@ -43,10 +43,7 @@ def evidence(sites: tuple[AdapterSite, ...], seed: int = 0, noise: float = 0.1) 
         return {
             name: tuple(
                 sorted(
-                    (
-                        level[name] * i ** -decay[name] * draw.lognormvariate(0, noise)
-                        for i in range(1, 49)
-                    ),
+                    (level[name] * i ** -decay[name] * draw.lognormvariate(0, noise) for i in range(1, 49)),
                     reverse=True,
                 )
             )
@@ -54,8 +51,5 @@ def evidence(sites: tuple[AdapterSite, ...], seed: int = 0, noise: float = 0.1) 
         }
 
     return Evidence(
-        metric="whitened_gradient",
-        scores=level,
-        spectra=measured(),
-        replicates=tuple(measured() for _ in range(4)),
+        metric="whitened_gradient", scores=level, spectra=measured(), replicates=tuple(measured() for _ in range(4))
     )

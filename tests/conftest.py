@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from tracked import Finished, quiet, store_in
 
 from adaptive_lora.config import StudyConfig, study_from
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.study.context import Workbench
 
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # nothing here needs it
 settings.register_profile("suite", deadline=None)  # no test may fail because a machine is busy
@@ -24,20 +24,7 @@ settings.load_profile("suite")
 torch.set_num_threads(1)  # models this small only make threads wait for each other
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-WORDS = [
-    "red",
-    "blue",
-    "green",
-    "small",
-    "large",
-    "fast",
-    "slow",
-    "old",
-    "new",
-    "warm",
-    "cold",
-    "bright",
-]
+WORDS = ["red", "blue", "green", "small", "large", "fast", "slow", "old", "new", "warm", "cold", "bright"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,9 +34,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Each test works in its own folder, with no tracking server from outside."""
     monkeypatch.chdir(tmp_path)
     for name in (
@@ -121,9 +106,9 @@ def save_byte_tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|pad|>"
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|pad|>").save_pretrained(
+        folder
+    )
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
@@ -132,13 +117,7 @@ def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     made = []
     for number in range(count):
         first, second = draw.sample(WORDS, 2)
-        made.append(
-            {
-                "instruction": f"Swap {number}",
-                "input": f"{first} {second}",
-                "output": f"{second} {first}",
-            }
-        )
+        made.append({"instruction": f"Swap {number}", "input": f"{first} {second}", "output": f"{second} {first}"})
     return made
 
 
@@ -234,20 +213,13 @@ def finished(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
 
 
 @pytest.fixture
-def in_store(
-    empty_store: Path, make_study: Callable[..., StudyConfig], tmp_path: Path
-) -> Callable[..., StudyConfig]:
+def in_store(empty_store: Path, make_study: Callable[..., StudyConfig], tmp_path: Path) -> Callable[..., StudyConfig]:
     """Return a function that makes a small study tracked in a store of this test's own.
 
     MLflow keeps one connection a URI, so only one relative URI can be used in a process.
     """
     shutil.copy(empty_store, tmp_path / "mlflow.db")
-    own = {
-        "tracking_uri": store_in(tmp_path),
-        "max_steps": 2,
-        "methods": "uniform:rank=2",
-        "seeds": "0",
-    }
+    own = {"tracking_uri": store_in(tmp_path), "max_steps": 2, "methods": "uniform:rank=2", "seeds": "0"}
 
     def make(**changes: object) -> StudyConfig:
         return make_study(**{**own, **changes})

@@ -60,10 +60,7 @@ REFUSED: Mapping[tuple[str, str], str] = {
 
 def table(tasks: tuple[str, ...]) -> str:
     """Return the table of what is supported as Markdown."""
-    lines = [
-        f"| method | {' | '.join(task.replace('_', ' ') for task in tasks)} |",
-        f"|---|{'---|' * len(tasks)}",
-    ]
+    lines = [f"| method | {' | '.join(task.replace('_', ' ') for task in tasks)} |", f"|---|{'---|' * len(tasks)}"]
     for method in METHODS:
         cells = ["–" if (method, task) in REFUSED else "✓" for task in tasks]
         lines.append(f"| {method} | {' | '.join(cells)} |")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from adaptive_lora.importance import ImportanceProfile, profile_importance
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods.importance import ImportanceProfile, profile_importance
+from adaptive_lora.study.context import Workbench
 
 SITE = "transformer.h.1.mlp.c_fc"
 """A Conv1D site of the test base."""

@@ -33,8 +33,6 @@ def unpack_store(version: str, folder: Path) -> str:
     with sqlite3.connect(folder / "mlflow.db") as database:
         for table, columns in _PLACES.items():
             for column in columns:
-                database.execute(
-                    f"UPDATE {table} SET {column} = replace({column}, '/STORE', ?)", (str(folder),)
-                )
+                database.execute(f"UPDATE {table} SET {column} = replace({column}, '/STORE', ?)", (str(folder),))
     database.close()
     return f"sqlite:///{folder}/mlflow.db"

@@ -79,9 +79,7 @@ def scores(loss: float, seed: int, examples: int = 40, fold: int = 0) -> EvalRes
     """Return scores whose token-weighted loss is `loss` exactly, on examples shared by seeds."""
     shared = np.random.default_rng([fold, 1])
     tokens_E = shared.integers(4, 30, examples)
-    noise_E = shared.normal(0, 0.3, examples) + np.random.default_rng([seed, fold]).normal(
-        0, 0.1, examples
-    )
+    noise_E = shared.normal(0, 0.3, examples) + np.random.default_rng([seed, fold]).normal(0, 0.1, examples)
     noise_E -= (noise_E * tokens_E).sum() / tokens_E.sum()
     nll_E = tokens_E * (loss + noise_E)
     correct_E = np.round(tokens_E * math.exp(-loss)).astype(np.int64)

@@ -17,11 +17,11 @@ from tracked import quiet
 
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.results import TrialRecord
-from adaptive_lora.steps import run_evaluate
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.steps import run_evaluate
+from adaptive_lora.study.verify import prove
 from adaptive_lora.tracking import StudyRun, read_trials
 from adaptive_lora.tracking.registry import MODEL_TAG
-from adaptive_lora.verification import prove
-from adaptive_lora.workbench import Workbench
 
 SIZE = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,

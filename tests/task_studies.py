@@ -7,16 +7,7 @@ import random
 from pathlib import Path
 
 from conftest import rows
-from task_bases import (
-    ENCODERS,
-    SEEING,
-    WORDS,
-    labelled_rows,
-    save_base,
-    save_pictures,
-    save_seeing_base,
-    write_rows,
-)
+from task_bases import ENCODERS, SEEING, WORDS, labelled_rows, save_base, save_pictures, save_seeing_base, write_rows
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
 """bitsandbytes decodes rightly from a width of 64 on a CPU."""
@@ -69,8 +60,7 @@ def _base(task: str, folder: Path) -> Path:
     name = {"image_classification": "vit", "image_text": "clip", "vision_language": "llava"}[task]
     kind, settings, head = SEEING[name]
     wide = {
-        key: {**value, **WIDE} if key in ("text_config", "vision_config") else value
-        for key, value in settings.items()
+        key: {**value, **WIDE} if key in ("text_config", "vision_config") else value for key, value in settings.items()
     }
     return save_seeing_base(folder, kind, wide if name != "vit" else {**wide, **WIDE}, head)
 

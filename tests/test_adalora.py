@@ -14,8 +14,13 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from adaptive_lora.adapters import attach, audit_as_built
-from adaptive_lora.adapters.adalora import (
+from adaptive_lora.allocation import MethodSpec, allocate
+from adaptive_lora.allocation.dynamic import AdaLora, Phases
+from adaptive_lora.allocation.revised import equal_rank, revised
+from adaptive_lora.allocation.site import AdapterSite, Role
+from adaptive_lora.errors import AdapterError, AllocationError
+from adaptive_lora.methods import attach, audit_as_built
+from adaptive_lora.methods.adalora import (
     adalora_layers,
     attach_adalora,
     audit_adalora,
@@ -23,17 +28,12 @@ from adaptive_lora.adapters.adalora import (
     scale_of,
     training_parameters,
 )
-from adaptive_lora.adapters.attach import ADAPTER, lora_layers
-from adaptive_lora.adapters.factors import write_factors
-from adaptive_lora.allocation import MethodSpec, allocate
-from adaptive_lora.allocation.dynamic import AdaLora, Phases
-from adaptive_lora.allocation.revised import equal_rank, revised
-from adaptive_lora.errors import AdapterError, AllocationError
-from adaptive_lora.recipes.adalora import AdaLoraRegime
-from adaptive_lora.sites import AdapterSite, Role
+from adaptive_lora.methods.attach import ADAPTER, lora_layers
+from adaptive_lora.methods.factors import write_factors
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.recipes.adalora import AdaLoraRegime
+from adaptive_lora.study.trial import run_trial, trial_metrics
 from adaptive_lora.training import TrainInputs, train
-from adaptive_lora.trial import run_trial, trial_metrics
-from adaptive_lora.workbench import Workbench
 
 Bench = Callable[..., Workbench]
 IDS = torch.arange(24).reshape(2, 12)
@@ -58,9 +58,7 @@ def adalora_on(bench: Workbench, start_rank: int = 4) -> tuple[PeftModel, AdaLor
     plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
     start = equal_rank(plan, start_rank)
     phases = AdaLora(warmup_share=0.2, final_share=0.3).phases(bench.config.train.max_steps or 0)
-    adapted = attach_adalora(
-        bench.base.model, start, AdaLora(), phases, seed=0, dropout=bench.config.train.dropout
-    )
+    adapted = attach_adalora(bench.base.model, start, AdaLora(), phases, seed=0, dropout=bench.config.train.dropout)
     assert plan.budget is not None
     return adapted, AdaLoraRegime(adapted, start, phases, plan.budget)
 
@@ -81,9 +79,7 @@ def course(bench: Workbench, adapted: PeftModel, regime: AdaLoraRegime, **more: 
 @pytest.fixture
 def adalora_bench(make_bench: Bench) -> Workbench:
     """Ten steps of AdaLoRA with dropout of both kinds."""
-    return make_bench(
-        methods="adalora:rank=2", max_steps=10, epochs=9, dropout=0.1, validations=2, seeds="0"
-    )
+    return make_bench(methods="adalora:rank=2", max_steps=10, epochs=9, dropout=0.1, validations=2, seeds="0")
 
 
 def test_start_is_the_bases_function_from_the_seeds_own_streams(adalora_bench: Workbench) -> None:
@@ -93,10 +89,7 @@ def test_start_is_the_bases_function_from_the_seeds_own_streams(adalora_bench: W
     small = {name: layer.lora_A[ADAPTER][:3] for name, layer in adalora_layers(adapted).items()}
     adapted.unload()
     again, _ = adalora_on(adalora_bench, start_rank=3)
-    assert all(
-        torch.equal(layer.lora_A[ADAPTER], small[name])
-        for name, layer in adalora_layers(again).items()
-    )
+    assert all(torch.equal(layer.lora_A[ADAPTER], small[name]) for name, layer in adalora_layers(again).items())
 
 
 def test_trial_ends_as_plain_lora_within_the_budget(
@@ -148,9 +141,7 @@ def test_fold_gives_the_same_logits_with_sites_of_rank_0(make_bench: Bench, poli
     assert not torch.allclose(logits, bench.base.model(IDS).logits, atol=1e-3)
 
 
-def test_penalty_is_pefts_and_stays_out_of_the_losses(
-    adalora_bench: Workbench, tmp_path: Path
-) -> None:
+def test_penalty_is_pefts_and_stays_out_of_the_losses(adalora_bench: Workbench, tmp_path: Path) -> None:
     adapted, regime = adalora_on(adalora_bench)
     adapted.eval()
     with_penalty = adapted(input_ids=IDS, labels=IDS).loss
@@ -190,9 +181,7 @@ def test_what_was_built_is_audited(make_bench: Bench, precision: str) -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7, 9])
-def test_interrupted_and_resumed_is_the_uninterrupted_run(
-    adalora_bench: Workbench, stop: int
-) -> None:
+def test_interrupted_and_resumed_is_the_uninterrupted_run(adalora_bench: Workbench, stop: int) -> None:
     """Before the first cut, between cuts, at the last cut and after it."""
     bench = adalora_bench
     kept: dict[str, Any] = {}

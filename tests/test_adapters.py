@@ -12,13 +12,13 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from adaptive_lora.adapters import attach, audit_as_built, audit_moved, detach
-from adaptive_lora.adapters.attach import ADAPTER, initial_a, lora_layers
-from adaptive_lora.adapters.dropout import SiteDropout, set_dropout_step
 from adaptive_lora.allocation import MethodSpec, Scaling
 from adaptive_lora.errors import AdapterError
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods import attach, audit_as_built, audit_moved, detach
+from adaptive_lora.methods.attach import ADAPTER, initial_a, lora_layers
+from adaptive_lora.methods.dropout import SiteDropout, set_dropout_step
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import run_trial
 
 Bench = Callable[..., Workbench]
 IDS = torch.arange(24).reshape(2, 12)
@@ -52,11 +52,7 @@ def test_every_method_is_built_as_planned(make_bench: Bench, method: str) -> Non
 
 @pytest.mark.parametrize(
     ("policy", "scale_of"),
-    [
-        ("constant", lambda rank: 32 / 16),
-        ("rslora", lambda rank: 32 / rank**0.5),
-        ("standard", lambda rank: 32 / rank),
-    ],
+    [("constant", lambda rank: 32 / 16), ("rslora", lambda rank: 32 / rank**0.5), ("standard", lambda rank: 32 / rank)],
 )
 def test_scale_policies_are_built(
     make_bench: Bench, tmp_path: Path, policy: str, scale_of: Callable[[int], float]
@@ -129,9 +125,7 @@ def test_dropout_masks_depend_on_seed_site_and_step_alone() -> None:
 
     assert torch.equal(mask(), mask())
     assert not any(torch.equal(mask(), m) for m in (mask(step=1), mask(seed=2), mask(site="b")))
-    assert float(torch.stack([mask(step=s) for s in range(200)]).mean()) == pytest.approx(
-        1, abs=0.02
-    )
+    assert float(torch.stack([mask(step=s) for s in range(200)]).mean()) == pytest.approx(1, abs=0.02)
     assert torch.equal(SiteDropout(0.3, seed=1, site="a").eval()(ones), ones)
 
 

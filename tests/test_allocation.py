@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from adaptive_lora.allocation import METHODS, Evidence, MethodSpec, RankPlan, allocate, uniform_cost
 from adaptive_lora.allocation.budget import fit_to_budget
 from adaptive_lora.allocation.reading import is_family
+from adaptive_lora.allocation.site import Role
 from adaptive_lora.errors import AllocationError, ConfigError, ModelError
-from adaptive_lora.sites import Role
 
 PER_LAYER_RANK = 16 * 1024  # in + out of the four maps: (4 + 2 + 5 + 5) x 1024
 
@@ -46,18 +46,11 @@ def test_published_counts() -> None:
         method: allocate(MethodSpec.parse(method), DIALOGPT_MEDIUM).trainable_parameters
         for method in ("linear_decay", "attention_heavy", "three_band")
     }
-    assert counts == {
-        "linear_decay": 3_751_936,
-        "attention_heavy": 4_325_376,
-        "three_band": 5_980_160,
-    }
+    assert counts == {"linear_decay": 3_751_936, "attention_heavy": 4_325_376, "three_band": 5_980_160}
 
 
 def test_linear_decay_up_mirrors_down() -> None:
-    down, up = (
-        allocate(MethodSpec.parse(f"linear_decay:direction={way}"), DIALOGPT_MEDIUM)
-        for way in ("down", "up")
-    )
+    down, up = (allocate(MethodSpec.parse(f"linear_decay:direction={way}"), DIALOGPT_MEDIUM) for way in ("down", "up"))
     assert [e.rank for e in down.entries[::4]] == [e.rank for e in up.entries[::4]][::-1]
 
 
@@ -106,10 +99,7 @@ def test_proportional_tempers_the_scores(p: str) -> None:
     spectra = {name: tuple(score * value for value in decay) for name, score in scores.items()}
     known = Evidence(metric="whitened_gradient", scores=scores, spectra=spectra)
     text = "proportional:rank=64,metric=whitened_gradient,target_names=c_attn,p="
-    given, fitted = (
-        allocate(MethodSpec.parse(text + value), DIALOGPT_MEDIUM, evidence=known)
-        for value in (p, "none")
-    )
+    given, fitted = (allocate(MethodSpec.parse(text + value), DIALOGPT_MEDIUM, evidence=known) for value in (p, "none"))
     low, high = (given.entries[index].rank for index in (0, 1))
     ratio = 16 ** (1 / float(p))
     assert abs(high - ratio * low) <= ratio + 1
@@ -128,9 +118,7 @@ def test_a_decay_that_cannot_be_fitted_is_an_error() -> None:
 def test_equal_scores_per_parameter_give_uniform() -> None:
     scores = {site.name: 0.3 * site.parameters_per_rank for site in DIALOGPT_MEDIUM}
     plan = allocate(
-        MethodSpec.parse("empirical:rank=8"),
-        DIALOGPT_MEDIUM,
-        evidence=Evidence(metric="test", scores=scores),
+        MethodSpec.parse("empirical:rank=8"), DIALOGPT_MEDIUM, evidence=Evidence(metric="test", scores=scores)
     )
     assert {entry.rank for entry in plan.entries} == {8}
 
@@ -139,16 +127,10 @@ def test_equal_scores_per_parameter_give_uniform() -> None:
 def test_degenerate_profile_is_an_error(bad: float) -> None:
     scores = dict.fromkeys(SCORES, bad)
     with pytest.raises(AllocationError, match="degenerate"):
-        allocate(
-            MethodSpec.parse("empirical"),
-            DIALOGPT_MEDIUM,
-            evidence=Evidence(metric="test", scores=scores),
-        )
+        allocate(MethodSpec.parse("empirical"), DIALOGPT_MEDIUM, evidence=Evidence(metric="test", scores=scores))
 
 
-site_lists = st.lists(
-    st.tuples(st.floats(0.01, 100), st.integers(1, 50), st.integers(1, 20)), min_size=1, max_size=8
-)
+site_lists = st.lists(st.tuples(st.floats(0.01, 100), st.integers(1, 50), st.integers(1, 20)), min_size=1, max_size=8)
 
 
 @given(site_lists, st.floats(0, 1))
@@ -172,9 +154,7 @@ def test_budget_is_filled_in_order(sites: list[tuple[float, int, int]], share: f
 def test_budget_does_not_depend_on_the_order_of_sites(order: Sequence[int]) -> None:
     weights, costs, upper = [5.0, 3.0, 2.5, 1.2, 0.7], [4, 4, 6, 2, 4], [9, 9, 9, 9, 9]
     straight = fit_to_budget(weights, costs, [1] * 5, upper, 90)
-    shuffled = fit_to_budget(
-        [weights[i] for i in order], [costs[i] for i in order], [1] * 5, upper, 90
-    )
+    shuffled = fit_to_budget([weights[i] for i in order], [costs[i] for i in order], [1] * 5, upper, 90)
     assert shuffled == [straight[i] for i in order]
 
 
@@ -210,11 +190,7 @@ def test_all_problems_of_a_method_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("uniform:rank=1025", "smaller side"),
-        ("linear_decay:rank=2,low_rank=4", "low_rank <= rank"),
-    ],
+    ("text", "message"), [("uniform:rank=1025", "smaller side"), ("linear_decay:rank=2,low_rank=4", "low_rank <= rank")]
 )
 def test_ranks_that_cannot_be(text: str, message: str) -> None:
     with pytest.raises(AllocationError, match=message):
@@ -250,7 +226,7 @@ def test_plan_round_trip_and_damage() -> None:
 
 def test_allocation_needs_no_torch() -> None:
     code = (
-        "import sys, adaptive_lora.allocation, adaptive_lora.stats, adaptive_lora.config;"
+        "import sys, adaptive_lora.allocation, adaptive_lora.analysis.stats, adaptive_lora.config;"
         "assert not {'torch', 'mlflow', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

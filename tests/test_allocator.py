@@ -27,14 +27,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_pages_are_not_fetched_again() -> None:
     faults = {
-        how: int(subprocess.check_output([sys.executable, "-c", FAULTS, how], text=True))
-        for how in ("usual", "kept")
+        how: int(subprocess.check_output([sys.executable, "-c", FAULTS, how], text=True)) for how in ("usual", "kept")
     }
     assert faults["kept"] < faults["usual"] / 10
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from adaptive_lora.allocator import keep_freed_memory
+    from adaptive_lora.models.malloc import keep_freed_memory
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not keep_freed_memory()
@@ -58,8 +57,7 @@ print(psutil.Process().memory_info().rss - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_under_a_limit_freed_memory_is_given_back() -> None:
     kept, back = (
-        int(subprocess.check_output([sys.executable, "-c", HELD, how], text=True))
-        for how in ("kept", "back")
+        int(subprocess.check_output([sys.executable, "-c", HELD, how], text=True)) for how in ("kept", "back")
     )
     assert kept > 150_000_000
     assert back < 50_000_000
@@ -90,12 +88,10 @@ def test_a_trainings_peak_is_its_own() -> None:
     assert small == pytest.approx(model + 20_000_000, abs=8_000_000)
 
 
-def test_where_no_peak_is_told_there_is_none(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_where_no_peak_is_told_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torch
 
-    from adaptive_lora.training import memory
+    from adaptive_lora.training.memory import peak as memory
 
     monkeypatch.setattr(memory, "_PROCESS", tmp_path)
     assert memory.PeakMemory(torch.device("cpu"), torch.nn.Linear(2, 2)).bytes is None

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from adaptive_lora.allocation import METHODS, Evidence, MethodSpec, RankPlan, allocate, uniform_cost
 from adaptive_lora.allocation.reading import LIMITS, decides_in_training
+from adaptive_lora.allocation.site import ATTENTION_ROLES, FEED_FORWARD_ROLES, AdapterSite, Role
 from adaptive_lora.errors import AllocationError, ConfigError
-from adaptive_lora.sites import ATTENTION_ROLES, FEED_FORWARD_ROLES, AdapterSite, Role
 
 PLANNED = sorted(name for name, kind in METHODS.items() if not decides_in_training(kind))
 every_method = pytest.mark.parametrize("name", PLANNED)
@@ -46,13 +46,7 @@ limits = st.fixed_dictionaries(
 def made(rows: list[tuple[int, Role, int, int]]) -> tuple[AdapterSite, ...]:
     """Return sites of these layers, roles and widths."""
     return tuple(
-        AdapterSite(
-            name=f"h.{layer}.{role}{number}",
-            layer=layer,
-            role=role,
-            in_features=inner,
-            out_features=outer,
-        )
+        AdapterSite(name=f"h.{layer}.{role}{number}", layer=layer, role=role, in_features=inner, out_features=outer)
         for number, (layer, role, inner, outer) in enumerate(rows)
     )
 
@@ -60,9 +54,7 @@ def made(rows: list[tuple[int, Role, int, int]]) -> tuple[AdapterSite, ...]:
 site_lists = site_rows.map(made)
 
 
-def plan_of(
-    name: str, sites: Sequence[AdapterSite], options: dict[str, Any], evidence: Evidence
-) -> RankPlan:
+def plan_of(name: str, sites: Sequence[AdapterSite], options: dict[str, Any], evidence: Evidence) -> RankPlan:
     """Allocate with a method and options."""
     return allocate(MethodSpec.build(name, options), sites, evidence=evidence, seed=3)
 
@@ -104,9 +96,7 @@ def test_a_budget_is_spent_within_the_limits(
 @every_method
 @settings(max_examples=30)
 @given(sites=site_lists, options=limits)
-def test_limits_hold_without_a_budget(
-    name: str, sites: tuple[AdapterSite, ...], options: dict[str, Any]
-) -> None:
+def test_limits_hold_without_a_budget(name: str, sites: tuple[AdapterSite, ...], options: dict[str, Any]) -> None:
     if "rank" in METHODS[name].__dataclass_fields__ or name in ("random", "inverse", "lr_only"):
         options = {**options, "rank": 8}  # within every limit that is drawn
     plan = plan_of(name, sites, options, evidence(sites))
@@ -151,9 +141,7 @@ def test_equal_evidence_gives_uniform(name: str) -> None:
     """Equal per parameter, because parameters are the budget."""
     scores = {site.name: 0.3 * site.parameters_per_rank for site in DIALOGPT_MEDIUM}
     spectra = {key: tuple(value / i for i in range(1, 40)) for key, value in scores.items()}
-    measured = Evidence(
-        metric="whitened_gradient", scores=scores, spectra=spectra, replicates=(spectra,) * 3
-    )
+    measured = Evidence(metric="whitened_gradient", scores=scores, spectra=spectra, replicates=(spectra,) * 3)
     options: dict[str, Any] = {"rank": 8}
     if name in ("linear_decay", "attention_heavy", "three_band", "family_uniform"):
         pytest.skip("looks at no evidence")
@@ -170,13 +158,7 @@ def test_equal_evidence_gives_uniform(name: str) -> None:
 @every_method
 def test_options_round_trip(name: str) -> None:
     spec = MethodSpec.build(
-        name,
-        {
-            "budget": "uniform-8",
-            "multiple": 8,
-            "max_rank": "64",
-            "target_names": ["c_fc", "c_proj"],
-        },
+        name, {"budget": "uniform-8", "multiple": 8, "max_rank": "64", "target_names": ["c_fc", "c_proj"]}
     )
     values = spec.to_dict()
     again = MethodSpec.build(values.pop("name"), values)
@@ -212,9 +194,7 @@ def test_rank_zero_leaves_sites_out() -> None:
         dataclasses.replace(measured, scores=strong),
     )
     assert plan.left_out
-    assert {entry.site.name for entry in plan.entries} | set(plan.left_out) == {
-        site.name for site in sites
-    }
+    assert {entry.site.name for entry in plan.entries} | set(plan.left_out) == {site.name for site in sites}
     assert all(entry.rank > 0 for entry in plan.entries)
     assert RankPlan.from_dict(plan.to_dict()) == plan
 

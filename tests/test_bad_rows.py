@@ -16,11 +16,11 @@ from task_studies import study_of
 
 from adaptive_lora.config import DataConfig, study_from
 from adaptive_lora.data import load_examples
+from adaptive_lora.data.images import load_classes
 from adaptive_lora.data.labelled import load_labelled
-from adaptive_lora.data.pictures import load_classes
 from adaptive_lora.data.rows import drawn
 from adaptive_lora.errors import DataError
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.study.context import Workbench
 
 Row = dict[str, Any]
 Make = Callable[..., Workbench]
@@ -172,9 +172,7 @@ def test_rows_left_out_are_part_of_the_identity(tmp_path: Path, make_bench: Make
     assert plain.study_id == skipping.study_id
     assert plain.signature(trial) == skipping.signature(same)
     assert plain.lineage == skipping.lineage
-    lossy = make_bench(
-        data=save(tmp_path, [*rows(40), {"instruction": "a", "output": ""}]), on_bad_row="skip"
-    )
+    lossy = make_bench(data=save(tmp_path, [*rows(40), {"instruction": "a", "output": ""}]), on_bad_row="skip")
     assert lossy.data.digest == plain.data.digest
     assert lossy.study_id != plain.study_id
     assert lossy.signature(same) != plain.signature(trial)
@@ -205,9 +203,7 @@ def test_lines_that_are_no_row_can_be_left_out(tmp_path: Path) -> None:
         ("a.tsv", 'question\tanswer\na\t"1\n2"\nc\t3\n'),
     ],
 )
-def test_files_whose_rows_cannot_be_told_apart_are_always_refused(
-    tmp_path: Path, name: str, text: str
-) -> None:
+def test_files_whose_rows_cannot_be_told_apart_are_always_refused(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match="line"):
         load_examples(config(str(tmp_path / name), on_bad_row="skip"))

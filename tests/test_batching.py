@@ -12,10 +12,10 @@ from conftest import Options, save_byte_tokenizer
 from transformers import BloomConfig, BloomForCausalLM, GPT2LMHeadModel
 
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.kernels import attends_packed
-from adaptive_lora.recipes import RECIPES, Job
+from adaptive_lora.models.kernels import attends_packed
 from adaptive_lora.results import EvalResult, TrainResult
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.recipes import RECIPES, Job
 
 MakeBench = Callable[..., Workbench]
 
@@ -23,9 +23,7 @@ MakeBench = Callable[..., Workbench]
 @pytest.fixture
 def still_base(base_folder: Path, tmp_path: Path) -> Path:
     """The small GPT-2 without its own dropout, whose masks depend on a batch's form."""
-    model = GPT2LMHeadModel.from_pretrained(
-        base_folder, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
-    )
+    model = GPT2LMHeadModel.from_pretrained(base_folder, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     model.save_pretrained(tmp_path / "still")
     save_byte_tokenizer(tmp_path / "still")
     return tmp_path / "still"
@@ -45,9 +43,7 @@ def trained(bench: Workbench) -> tuple[TrainResult, EvalResult]:
     ["uniform:rank=2", "adalora:rank=2", "grow_prune:rank=2", "full", "prompt_tuning"],
     ids=lambda method: method.partition(":")[0],
 )
-def test_losses_are_those_of_padded_batches(
-    make_bench: MakeBench, still_base: Path, method: str
-) -> None:
+def test_losses_are_those_of_padded_batches(make_bench: MakeBench, still_base: Path, method: str) -> None:
     curves = {}
     for batching in ("auto", "padded"):
         bench = make_bench(
@@ -85,9 +81,7 @@ def test_a_base_that_cannot_pack_is_padded_and_said_so(
         make_bench(model=str(bloom), methods="uniform:rank=2", seeds="0", batching="packed")
 
 
-def test_scores_do_not_depend_on_how_examples_are_grouped(
-    make_bench: MakeBench, options: Options
-) -> None:
+def test_scores_do_not_depend_on_how_examples_are_grouped(make_bench: MakeBench, options: Options) -> None:
     found = []
     for size in (1, 2, 64):
         bench = make_bench(eval_batch_size=size)

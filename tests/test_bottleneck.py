@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from adaptive_lora.adapter_serving.own_family import AdaptedModel
-from adaptive_lora.adapters.own_family import attach_own_family
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, make_plan
+from adaptive_lora.allocation.architecture import Architecture
+from adaptive_lora.allocation.site import Role
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.sites import Architecture, Role, read_architecture
+from adaptive_lora.methods.custom_tuner import attach_own_family
+from adaptive_lora.models.sites import read_architecture
+from adaptive_lora.serving.custom_tuner import AdaptedModel
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9]])
 ERF = np.vectorize(math.erf)
@@ -74,9 +76,7 @@ def test_it_computes_the_published_formula(model: Any, nonlinearity: str) -> Non
         module = model.get_submodule(name)
         own = {key: value.double().numpy() for key, value in module.state_dict().items()}
         h = inputs.numpy() @ own["weight"] + own["bias"]  # Conv1D keeps weights as (in, out)
-        inner = FORMULAS[nonlinearity](
-            h @ own["bottleneck.down.weight"].T + own["bottleneck.down.bias"]
-        )
+        inner = FORMULAS[nonlinearity](h @ own["bottleneck.down.weight"].T + own["bottleneck.down.bias"])
         expected = h + inner @ own["bottleneck.up.weight"].T + own["bottleneck.up.bias"]
         np.testing.assert_allclose(output.numpy(), expected, rtol=1e-4, atol=1e-5)
 
@@ -87,14 +87,10 @@ def test_it_stands_inside_the_skip_connection(model: Any) -> None:
         before = model.transformer(IDS, output_hidden_states=True)
         place = "transformer.h.1.mlp.c_proj"
         outputs: list[torch.Tensor] = []
-        handle = model.get_submodule(place).register_forward_hook(
-            lambda module, args, output: outputs.append(output)
-        )
+        handle = model.get_submodule(place).register_forward_hook(lambda module, args, output: outputs.append(output))
         blocks: list[torch.Tensor] = []
         model.transformer.h[1].register_forward_hook(
-            lambda module, args, output: blocks.append(
-                output[0] if isinstance(output, tuple) else output
-            )
+            lambda module, args, output: blocks.append(output[0] if isinstance(output, tuple) else output)
         )
         model.transformer(IDS)
         handle.remove()

@@ -59,8 +59,7 @@ def said(role: str, content: str | None, **more: object) -> Message:
 
 
 @pytest.mark.parametrize(
-    ("key", "no", "yes"),
-    [("weight", 0, 1), ("train", False, True), ("training", False, True), ("loss", False, True)],
+    ("key", "no", "yes"), [("weight", 0, 1), ("train", False, True), ("training", False, True), ("loss", False, True)]
 )
 def test_turns_that_are_not_to_be_learned_are_read(
     tmp_path: Path, tokenizer: PreTrainedTokenizerBase, key: str, no: object, yes: object
@@ -93,9 +92,7 @@ def test_only_the_assistant_is_learned(tmp_path: Path) -> None:
 
 
 def test_a_greeting_is_read(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    tokenizer.chat_template = (
-        "{% if not messages %}{{ raise_exception('empty conversation') }}{% endif %}" + TEMPLATE
-    )
+    tokenizer.chat_template = "{% if not messages %}{{ raise_exception('empty conversation') }}{% endif %}" + TEMPLATE
     talk = [said("assistant", "Welcome!"), said("user", "a"), said("assistant", "b")]
     for before in ([], [said("system", "s")]):
         example = read(tmp_path, {"messages": [*before, *talk]})
@@ -115,9 +112,7 @@ def test_a_greeting_is_read(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) 
         [said("user", "a"), said("assistant", "b", weight=0)],
     ],
 )
-def test_conversations_without_an_answer_that_is_learned(
-    tmp_path: Path, messages: list[Message]
-) -> None:
+def test_conversations_without_an_answer_that_is_learned(tmp_path: Path, messages: list[Message]) -> None:
     with pytest.raises(DataError, match="required an answer that is learned"):
         read(tmp_path, {"messages": messages})
 
@@ -166,9 +161,7 @@ def test_what_is_not_used_of_conversations_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
-def test_tools_go_to_the_template(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, tools: object
-) -> None:
+def test_tools_go_to_the_template(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, tools: object) -> None:
     messages = [said("user", "a"), said("assistant", "b")]
     example = read(tmp_path, {"messages": messages, "tools": tools})
     shown = tokenizer.decode(tokens_of(example, tokenizer).input_ids)
@@ -200,9 +193,7 @@ def test_calls_are_learned(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -
     last = read(tmp_path, {"messages": messages[:2]})
     assert learned(last, tokenizer) == f"<call>weather{END}"
     reading = load_examples(DataConfig(data=save(tmp_path, [{"messages": messages}]))).readings[0]
-    assert reading.notes == (
-        "further keys of messages, given to the chat template: tool_call_id (1), tool_calls (1)",
-    )
+    assert reading.notes == ("further keys of messages, given to the chat template: tool_call_id (1), tool_calls (1)",)
 
 
 @pytest.mark.parametrize(
@@ -210,10 +201,7 @@ def test_calls_are_learned(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -
     [
         ({"messages": [said("user", "a"), said("assistant", "b")], "tools": TOOLS}, "tools"),
         ({"messages": [said("user", "a"), said("assistant", "b", tool_calls=CALL)]}, "tool_calls"),
-        (
-            {"messages": [said("user", "a"), said("assistant", "b", reasoning_content="hm")]},
-            "reasoning_content",
-        ),
+        ({"messages": [said("user", "a"), said("assistant", "b", reasoning_content="hm")]}, "reasoning_content"),
     ],
 )
 def test_a_template_that_does_not_write_them(
@@ -236,9 +224,7 @@ def test_tools_as_text_are_json_as_files_are(tmp_path: Path) -> None:
             read(tmp_path, {"messages": talk, "tools": tools})
 
 
-@pytest.mark.parametrize(
-    "key", ["function_call", "train_detail", "loss_mask", "loss_scale", "masked", "images"]
-)
+@pytest.mark.parametrize("key", ["function_call", "train_detail", "loss_mask", "loss_scale", "masked", "images"])
 def test_keys_that_are_not_read_are_refused(tmp_path: Path, key: str) -> None:
     messages = [said("user", "a"), said("assistant", "b", **{key: {"a": 1}})]
     with pytest.raises(DataError, match=f"the key '{key}' of a message is not read"):
@@ -264,9 +250,7 @@ def test_sharegpt(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, column: st
         read(tmp_path, {column: [{"from": "function_call", "value": "{}"}, *talk]})
 
 
-def test_a_system_column_is_the_first_message(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_a_system_column_is_the_first_message(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
     example = read(tmp_path, {"conversations": talk, "system": "Be brief."})
     assert example.messages[0] == ("system", "Be brief.")
@@ -302,23 +286,14 @@ TURNS = st.lists(st.tuples(ROLES, WORDS, st.sampled_from([None, 0, 1])), min_siz
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(TURNS, st.booleans())
 def test_the_supervised_text_is_the_answers_that_were_given(
-    tmp_path: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    turns: list[tuple[str, str, int | None]],
-    sharegpt: bool,
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str, int | None]], sharegpt: bool
 ) -> None:
     names = ("from", "value") if sharegpt else ("role", "content")
     messages = [
-        {
-            names[0]: role,
-            names[1]: text,
-            **({"weight": weight} if weight is not None and role == "assistant" else {}),
-        }
+        {names[0]: role, names[1]: text, **({"weight": weight} if weight is not None and role == "assistant" else {})}
         for role, text, weight in turns
     ]
-    opening = next(
-        (i for i, (role, _, _) in enumerate(turns) if role not in ("assistant", "system")), 99
-    )
+    opening = next((i for i, (role, _, _) in enumerate(turns) if role not in ("assistant", "system")), 99)
     answers = [i for i, (role, _, _) in enumerate(turns) if role == "assistant"]
     wanted = [i for i in answers if turns[i][2] != 0 and i > opening]
     if not wanted and answers and answers[-1] > 0 and turns[answers[-1]][2] != 0:

@@ -16,15 +16,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_lora.interruption import Interrupted, interruptible
+from adaptive_lora.signals import Interrupted, interruptible
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import TrialOutcome, run_trial
 from adaptive_lora.training import Frequency, StepEvent, TrialCheckpoints
-from adaptive_lora.training.checkpoint_files import (
-    DamagedCheckpoint,
-    read_checkpoint,
-    write_checkpoint,
-)
-from adaptive_lora.trial import TrialOutcome, run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.training.checkpoint_files import DamagedCheckpoint, read_checkpoint, write_checkpoint
 
 Bench = Callable[..., Workbench]
 EVERY_STEP = Frequency(minutes=1e9, steps=1)
@@ -85,9 +81,7 @@ def numbers(outcome: TrialOutcome) -> dict[str, Any]:
         ("p_tuning:tokens=2,encoder_width=3", 11),
     ],
 )
-def test_a_stopped_trial_goes_on_bit_for_bit(
-    make_bench: Bench, tmp_path: Path, method: str, forward: int
-) -> None:
+def test_a_stopped_trial_goes_on_bit_for_bit(make_bench: Bench, tmp_path: Path, method: str, forward: int) -> None:
     """Also where the signal comes in the middle of a step, and in a second training."""
     bench = make_bench(methods=method, **SETTINGS)
     (trial,) = bench.config.trials()
@@ -95,11 +89,7 @@ def test_a_stopped_trial_goes_on_bit_for_bit(
     expected = numbers(run_trial(bench, trial, tmp_path / "whole", whole_events.append))
     kept = tmp_path / "kept"
     kind = signal.SIGTERM if forward % 2 else signal.SIGINT
-    with (
-        signal_at_forward(bench, forward, kind),
-        interruptible(),
-        pytest.raises(Interrupted) as stopped,
-    ):
+    with signal_at_forward(bench, forward, kind), interruptible(), pytest.raises(Interrupted) as stopped:
         run_trial(bench, trial, tmp_path / "cut", checkpoints=TrialCheckpoints(kept, NEVER))
     assert stopped.value.exit_code == (143 if forward % 2 else 130)
     bench = make_bench(methods=method, **SETTINGS)  # as in another process
@@ -124,9 +114,7 @@ def with_scaler(bench: Workbench) -> torch.amp.GradScaler:
 @pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")  # accelerate overrides it
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # the first overflows
 @pytest.mark.parametrize("forward", [3, 10])
-def test_a_gradient_scaler_goes_on_where_it_was(
-    make_bench: Bench, tmp_path: Path, forward: int
-) -> None:
+def test_a_gradient_scaler_goes_on_where_it_was(make_bench: Bench, tmp_path: Path, forward: int) -> None:
     settings = {**SETTINGS, "max_skipped_steps": 8}
     bench = make_bench(methods="uniform:rank=2", **settings)
     (trial,) = bench.config.trials()
@@ -135,16 +123,10 @@ def test_a_gradient_scaler_goes_on_where_it_was(
     assert 0 < expected["train"].skipped_steps < 8  # it fell, and it rose again
     kept = tmp_path / "kept"
     with_scaler(bench)
-    with (
-        signal_at_forward(bench, forward, signal.SIGTERM),
-        interruptible(),
-        pytest.raises(Interrupted),
-    ):
+    with signal_at_forward(bench, forward, signal.SIGTERM), interruptible(), pytest.raises(Interrupted):
         run_trial(bench, trial, tmp_path / "cut", checkpoints=TrialCheckpoints(kept, NEVER))
     scaler = with_scaler(bench)
-    found = numbers(
-        run_trial(bench, trial, tmp_path / "again", checkpoints=TrialCheckpoints(kept, NEVER))
-    )
+    found = numbers(run_trial(bench, trial, tmp_path / "again", checkpoints=TrialCheckpoints(kept, NEVER)))
     assert scaler.get_scale() == scale != 2.0**20
     assert repr(found.pop("train")) == repr(expected.pop("train"))  # NaN differs from itself
     assert found == expected
@@ -179,9 +161,7 @@ def test_the_last_two_are_kept_and_a_damaged_one_falls_back(
     (kept / "training1-step000000009.partial-1").mkdir()  # a process died while it wrote
     first: list[StepEvent] = []
     with caplog.at_level(logging.WARNING):
-        outcome = run_trial(
-            bench, trial, tmp_path / "b", first.append, TrialCheckpoints(kept, NEVER)
-        )
+        outcome = run_trial(bench, trial, tmp_path / "b", first.append, TrialCheckpoints(kept, NEVER))
     assert "is damaged and left out" in caplog.text
     assert names[1] in caplog.text
     assert numbers(outcome) == expected
@@ -197,9 +177,7 @@ def test_checkpoints_of_other_ranks_are_left_out(
     kept = tmp_path / "kept"
     run_trial(bench, two, tmp_path / "two", checkpoints=TrialCheckpoints(kept, NEVER))
     with caplog.at_level(logging.WARNING):
-        outcome = run_trial(
-            bench, three, tmp_path / "three", checkpoints=TrialCheckpoints(kept, NEVER)
-        )
+        outcome = run_trial(bench, three, tmp_path / "three", checkpoints=TrialCheckpoints(kept, NEVER))
     assert "is of other ranks" in caplog.text
     assert numbers(outcome) == expected
 
@@ -216,9 +194,7 @@ plain = st.recursive(
 
 
 @given(values=st.dictionaries(st.text(), plain, max_size=4))
-def test_plain_values_come_back_as_they_were(
-    tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
-) -> None:
+def test_plain_values_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
     folder = tmp_path_factory.mktemp("checkpoint") / "one"
     write_checkpoint(folder, values)
     assert repr(read_checkpoint(folder)) == repr(values)  # NaN differs from itself

@@ -17,12 +17,12 @@ from tracked import store_in
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import ClaimLost, TrackingError
 from adaptive_lora.tracking import Store, StudyRun, TrialRun, connect
-from adaptive_lora.tracking.claims import CLAIM, Claims, Heartbeat, Patience
 from adaptive_lora.tracking.journal import Journal
+from adaptive_lora.tracking.leases import CLAIM, Claims, Heartbeat, Patience
+from adaptive_lora.tracking.outbox import new_key
 from adaptive_lora.tracking.owner import Owner
 from adaptive_lora.tracking.recorder import new_run
 from adaptive_lora.tracking.runs import KIND, SIGNATURE, STUDY_ID
-from adaptive_lora.tracking.spool import new_key
 from adaptive_lora.tracking.study_run import Standing
 
 ELSEWHERE = "0123456789ab/1/1/abcdef"
@@ -85,7 +85,7 @@ def test_a_dead_process_does_not_block_the_turn(store: Store) -> None:
 def test_silence_is_measured_by_looking(monkeypatch: pytest.MonkeyPatch) -> None:
     """No clock of the owner's counts, and no time in which nobody looked."""
     now = {"time": 1000.0}
-    monkeypatch.setattr("adaptive_lora.tracking.claims.time.monotonic", lambda: now["time"])
+    monkeypatch.setattr("adaptive_lora.tracking.leases.time.monotonic", lambda: now["time"])
     patience = Patience(10.0)
 
     def look(value: str, after: float) -> bool:
@@ -263,9 +263,7 @@ def test_duplicates_of_earlier_versions_leave_the_study(store: Store) -> None:
     runs = []
     for number in range(2):
         run = store.client.create_run(
-            store.experiment_id,
-            tags={**TAGS, STUDY_ID: "s-1", "adaptive_lora.kind": "trial"},
-            start_time=1000 + number,
+            store.experiment_id, tags={**TAGS, STUDY_ID: "s-1", "adaptive_lora.kind": "trial"}, start_time=1000 + number
         )
         runs.append(run.info.run_id)
     taken = study.take("trial", TAGS)

@@ -73,9 +73,7 @@ EXACT = {
 
 
 @pytest.mark.parametrize(("words", "parameters"), EXACT.items())
-def test_plan_of_dialogpt_medium(
-    shared_models: Path, words: tuple[object, ...], parameters: int
-) -> None:
+def test_plan_of_dialogpt_medium(shared_models: Path, words: tuple[object, ...], parameters: int) -> None:
     folder = shared_models / "dialogpt-medium"
     result = invoke("plan", "--model", folder, "--method", *words, "--json")
     plan = json.loads(result.output)
@@ -155,9 +153,7 @@ def test_bad_plans_exit_with_2(base_folder: Path, words: tuple[object, ...], mes
         ({"seeds": "1 1", "lr": "fast", "methods": "unifrom"}, "did you mean"),
     ],
 )
-def test_bad_studies_leave_nothing_behind(
-    options: Options, tmp_path: Path, changes: Options, message: str
-) -> None:
+def test_bad_studies_leave_nothing_behind(options: Options, tmp_path: Path, changes: Options, message: str) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
     result = invoke("study", *flags(options, **changes))
     assert result.exit_code == 2

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from synthetic_study import BASE_LOSS, EFFECTS, FROZEN_LOSS, failed, plan_of, scores, study, trial
 
-from adaptive_lora.comparison import VerdictKind, compare
+from adaptive_lora.analysis.comparison import VerdictKind, compare
 from adaptive_lora.errors import DataError
 from adaptive_lora.results import EvalResult, TrialRecord
 
@@ -32,12 +32,7 @@ def change(records: list[TrialRecord], label: str, **fields: object) -> list[Tri
 
 
 @pytest.mark.parametrize(
-    ("effect", "expected"),
-    [
-        (-0.2, VerdictKind.BETTER),
-        (0.2, VerdictKind.WORSE),
-        (0.0, VerdictKind.EQUIVALENT),
-    ],
+    ("effect", "expected"), [(-0.2, VerdictKind.BETTER), (0.2, VerdictKind.WORSE), (0.0, VerdictKind.EQUIVALENT)]
 )
 def test_known_effects_get_their_verdict(effect: float, expected: VerdictKind) -> None:
     assert kind_of(two_methods(effect), margin=0.05) is expected
@@ -70,9 +65,7 @@ def test_numbers_are_those_of_the_records() -> None:
     assert method.difference.values == pytest.approx(expected)
     assert method.difference.mean == pytest.approx(np.mean(expected))
     assert base.loss.mean == pytest.approx(np.mean([losses["uniform-r8", s] for s in range(8)]))
-    assert base.loss.sd == pytest.approx(
-        np.std([losses["uniform-r8", s] for s in range(8)], ddof=1)
-    )
+    assert base.loss.sd == pytest.approx(np.std([losses["uniform-r8", s] for s in range(8)], ddof=1))
     perplexities = [math.exp(losses["uniform-r8", s]) for s in range(8)]
     assert base.perplexity.mean == pytest.approx(np.mean(perplexities))
     assert comparison.frozen_loss == pytest.approx(FROZEN_LOSS)
@@ -84,10 +77,7 @@ def test_numbers_are_those_of_the_records() -> None:
 def test_test_loss_is_weighted_by_tokens() -> None:
     def lopsided(nll: tuple[float, float]) -> EvalResult:
         return EvalResult(
-            example_ids=("a", "b"),
-            nll_E=np.array(nll),
-            tokens_E=np.array([1, 9]),
-            correct_E=np.array([1, 3]),
+            example_ids=("a", "b"), nll_E=np.array(nll), tokens_E=np.array([1, 9]), correct_E=np.array([1, 3])
         )
 
     records = [trial("uniform-r8", s, 1.0, test=lopsided((5.0, 5.0))) for s in range(3)]
@@ -120,9 +110,7 @@ def test_order_of_records_and_examples_changes_nothing() -> None:
         assert other.verdict.kind is method.verdict.kind
         if method.difference is not None:
             assert other.difference.values == pytest.approx(method.difference.values)
-            assert other.difference.hierarchical.low == pytest.approx(
-                method.difference.hierarchical.low
-            )
+            assert other.difference.hierarchical.low == pytest.approx(method.difference.hierarchical.low)
 
 
 def test_same_seed_same_numbers_other_seed_other_intervals() -> None:
@@ -148,10 +136,7 @@ def test_learning_rate_is_chosen_on_validation_not_on_test() -> None:
 def test_a_rate_cannot_win_by_failing_where_it_is_bad() -> None:
     records = two_methods(0.0, seeds=4)
     records += [trial("linear_decay-r16-4", 0, 0.5, lr=1e-2)]
-    records += [
-        failed("linear_decay-r16-4", s, "loss not finite", lr=1e-2, run_id=f"f{s}")
-        for s in (1, 2, 3)
-    ]
+    records += [failed("linear_decay-r16-4", s, "loss not finite", lr=1e-2, run_id=f"f{s}") for s in (1, 2, 3)]
     method = compare(records, baseline="uniform-r8").methods[1]
     assert method.lr == 3e-4
     assert len(method.failures) == 3
@@ -161,10 +146,7 @@ def test_best_against_best_and_shared_rate_are_both_given() -> None:
     records = []
     for seed in range(6):
         own = 0.001 * seed
-        records += [
-            trial("uniform-r8", seed, 1.0, lr=1e-4),
-            trial("uniform-r8", seed, 1.2, lr=1e-3),
-        ]
+        records += [trial("uniform-r8", seed, 1.0, lr=1e-4), trial("uniform-r8", seed, 1.2, lr=1e-3)]
         records += [trial("m", seed, 1.5 + own, lr=1e-4), trial("m", seed, 0.9 + own, lr=1e-3)]
     method = compare(records, baseline="uniform-r8").methods[1]
     assert (method.difference.lr, method.difference.baseline_lr) == (1e-3, 1e-4)
@@ -293,10 +275,7 @@ def test_different_tokens_of_one_example_are_refused() -> None:
         ([], "got none"),
         (two_methods(0.0, 2), "did you mean 'uniform-r8'"),
         ([failed("uniform-r80", 0, "out of memory")], "out of memory"),
-        (
-            [trial("uniform-r80", 0, 1.0), trial("uniform-r80", 0, 1.0, run_id="again")],
-            "two finished runs",
-        ),
+        ([trial("uniform-r80", 0, 1.0), trial("uniform-r80", 0, 1.0, run_id="again")], "two finished runs"),
     ],
 )
 def test_what_cannot_be_compared_is_an_error(records: list[TrialRecord], message: str) -> None:
@@ -326,10 +305,7 @@ def test_fairness_names_grid_edges_grids_skips_scales_and_precision() -> None:
         site["step_size"] = 2.0 * site["rank"]
     plan["scaling"] = "constant"
     records = change(records, "m", plan=plan, metrics={"skipped_steps": 1.0})
-    records = [
-        dataclasses.replace(r, tags={**r.tags, "precision": "bf16"}) if r.method == "m" else r
-        for r in records
-    ]
+    records = [dataclasses.replace(r, tags={**r.tags, "precision": "bf16"}) if r.method == "m" else r for r in records]
     text = "\n".join(compare(records, baseline="uniform-r8").fairness)
     assert "m: its best learning rate 0.0003 is the highest of the grid" in text
     assert "different learning rates to choose from" in text
@@ -393,10 +369,6 @@ def test_the_headline_names_equivalent_methods_beside_open_and_worse_ones() -> N
     records += [r for r in study({"open": 0.0}, range(8), noise=0.3) if r.method == "open"]
     comparison = compare(records, baseline="uniform-r8", margin=0.02)
     kinds = {m.label: m.verdict.kind for m in comparison.methods[1:]}
-    assert kinds == {
-        "same": VerdictKind.EQUIVALENT,
-        "bad": VerdictKind.WORSE,
-        "open": VerdictKind.INCONCLUSIVE,
-    }
+    assert kinds == {"same": VerdictKind.EQUIVALENT, "bad": VerdictKind.WORSE, "open": VerdictKind.INCONCLUSIVE}
     assert "No difference shown in test loss between open and uniform-r8" in comparison.headline
     assert "Equivalent: same. Worse: bad." in comparison.headline

@@ -15,10 +15,10 @@ from tracked import Finished, quiet, runs_in, store_in
 
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
-from adaptive_lora.dossier import Selection
 from adaptive_lora.errors import ConfigError, DataError, TrackingError
-from adaptive_lora.judgement import Judgement
-from adaptive_lora.study import compare_study
+from adaptive_lora.study.comparison_input import Selection
+from adaptive_lora.study.result import Judgement
+from adaptive_lora.study.run import compare_study
 
 
 def compare_in(folder: Path, selection: Selection, **changes: object) -> Judgement:
@@ -53,9 +53,7 @@ def test_other_data_under_the_same_name_are_not_taken_for_the_same(
     assert "the data at hand differs" in again.no_champion
 
 
-def test_several_studies_and_a_query_give_one_comparison(
-    in_store: Callable[..., StudyConfig], tmp_path: Path
-) -> None:
+def test_several_studies_and_a_query_give_one_comparison(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
     mine, _ = quiet(in_store(study="mine", seeds="0 1"))
     theirs, _ = quiet(in_store(study="theirs", seeds="0 1", methods="uniform:rank=1"))
     ids = (mine.judgement.study_id, theirs.judgement.study_id)
@@ -65,9 +63,7 @@ def test_several_studies_and_a_query_give_one_comparison(
     assert both.comparison.frozen_loss == pytest.approx(mine.judgement.comparison.frozen_loss)
     assert both.champion is not None
     assert all(study_id in both.comparison.facts["study id"] for study_id in ids)
-    (home,) = [
-        run for run in runs_in(tmp_path) if run.data.tags.get("adaptive_lora.kind") == "comparison"
-    ]
+    (home,) = [run for run in runs_in(tmp_path) if run.data.tags.get("adaptive_lora.kind") == "comparison"]
     assert home.data.tags["mlflow.note.content"].startswith("# Comparison")
     assert compare_in(tmp_path, Selection(study_ids=ids)).study_id == both.study_id
     assert len(runs_in(tmp_path)) == 7  # the same comparison again adds no run
@@ -126,9 +122,7 @@ def test_a_query_without_a_recorded_study_needs_a_baseline(
     assert alone.champion is None
 
 
-def test_compare_takes_ids_repeated_or_with_commas(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compare_takes_ids_repeated_or_with_commas(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.folder)
     study_id = finished.outcome.judgement.study_id
     for words in (["--study-id", study_id], ["--study-id", f"{study_id},"]):

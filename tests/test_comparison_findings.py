@@ -11,8 +11,8 @@ import pytest
 from scipy import stats as scipy_stats
 from synthetic_study import EFFECTS, FROZEN_LOSS, scores, study
 
-from adaptive_lora import stats
-from adaptive_lora.comparison import AgreementKind, AuditKind, Comparison, Cost, compare
+from adaptive_lora.analysis import stats
+from adaptive_lora.analysis.comparison import AgreementKind, AuditKind, Comparison, Cost, compare
 from adaptive_lora.results import TrialRecord
 
 FROZEN = scores(FROZEN_LOSS, 0)
@@ -95,9 +95,7 @@ def test_fronts_hold_the_methods_that_nothing_beats() -> None:
     assert cost["uniform-r16"] == 2 * cost["uniform-r8"]
     for point in served.points:
         beaten = any(
-            (o.cost, o.loss) != (point.cost, point.loss)
-            and o.cost <= point.cost
-            and o.loss <= point.loss
+            (o.cost, o.loss) != (point.cost, point.loss) and o.cost <= point.cost and o.loss <= point.loss
             for o in served.points
         )
         assert point.on_front is not beaten
@@ -129,10 +127,7 @@ def test_a_cost_that_was_not_recorded_is_named() -> None:
 def at_budgets(effects: dict[str, float]) -> list[TrialRecord]:
     """Return trials whose parameters are 1,000 per rank."""
     records = study(effects, range(6), noise=0.001)
-    return [
-        dataclasses.replace(r, trainable_parameters=1_000 * int(r.settings["method.rank"]))
-        for r in records
-    ]
+    return [dataclasses.replace(r, trainable_parameters=1_000 * int(r.settings["method.rank"])) for r in records]
 
 
 def test_area_under_the_front_by_hand() -> None:
@@ -156,9 +151,7 @@ def test_area_under_the_front_by_hand() -> None:
 def test_families_of_one_name_are_told_apart_by_their_options() -> None:
     records = at_budgets({"uniform-r8": 0.0, "uniform-r4": 0.2, "a-r8": 0.0, "b-r8": 0.1})
     placed = [
-        dataclasses.replace(
-            r, settings={**r.settings, "method.name": "x", "method.placement": r.method[0]}
-        )
+        dataclasses.replace(r, settings={**r.settings, "method.name": "x", "method.placement": r.method[0]})
         if r.method[0] in "ab"
         else r
         for r in records
@@ -184,9 +177,7 @@ def test_early_rate_is_where_the_curve_crosses_and_not_reached_is_no_number() ->
     assert (late.reached, late.tokens, late.share) == (0, None, None)
     assert "not reached under seed 0" in late.note
     assert (
-        compare(
-            [dataclasses.replace(r, validation_tokens=()) for r in records], baseline="uniform-r8"
-        )
+        compare([dataclasses.replace(r, validation_tokens=()) for r in records], baseline="uniform-r8")
         .method("m-r8")
         .early_rate
         is None
@@ -212,10 +203,7 @@ def test_agreement_between_seeds_is_spearmans_and_uniform_has_no_order() -> None
 
 def test_agreement_across_tasks_and_metrics() -> None:
     effects = {"uniform-r8": 0.0, "empirical-r8-a": 0.0, "empirical-r8-b": 0.0}
-    records = [
-        dataclasses.replace(r, tags={**r.tags, "data": f"task {r.seed % 2}"})
-        for r in study(effects)
-    ]
+    records = [dataclasses.replace(r, tags={**r.tags, "data": f"task {r.seed % 2}"}) for r in study(effects)]
     found = {a.kind: a for a in against_uniform(records).agreements}
     assert found[AgreementKind.TASKS].labels == ("task 0", "task 1")
     assert found[AgreementKind.METRICS].labels == ("a", "b")
@@ -234,9 +222,7 @@ def test_budget_maps_add_up() -> None:
     assert uniform.by_layer == pytest.approx([1 / 6] * 6)
     # Of in + out: 512 + 256 + 640 + 640 = 2,048 at width 128.
     by_role = dict(zip(uniform.roles, uniform.by_role, strict=True))
-    assert by_role == pytest.approx(
-        {"qkv": 512 / 2048, "output": 256 / 2048, "up": 640 / 2048, "down": 640 / 2048}
-    )
+    assert by_role == pytest.approx({"qkv": 512 / 2048, "output": 256 / 2048, "up": 640 / 2048, "down": 640 / 2048})
     falling = comparison.budgets[list(EFFECTS).index("linear_decay-r16-4")]
     assert falling.ranks[0][0] == 16
     assert falling.ranks[-1][0] == 4
@@ -302,8 +288,5 @@ def test_exact_match_has_its_own_intervals_and_correction() -> None:
     assert found.superiority == 1.0
     assert found.interval.low <= found.mean <= found.interval.high
     assert found.hierarchical.low <= found.mean <= found.hierarchical.high
-    silent = [
-        dataclasses.replace(r, test=dataclasses.replace(r.test, exact_match_E=None))
-        for r in records
-    ]
+    silent = [dataclasses.replace(r, test=dataclasses.replace(r.test, exact_match_E=None)) for r in records]
     assert against_uniform(silent).method("m-r8").exact_match_difference is None

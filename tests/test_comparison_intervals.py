@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 from synthetic_study import BASE_LOSS, trial
 
-from adaptive_lora import stats
-from adaptive_lora.comparison import Comparison, VerdictKind, compare
-from adaptive_lora.comparison.wording import interval_text
-from adaptive_lora.report import About, render_markdown, render_terminal, write_report
+from adaptive_lora.analysis import stats
+from adaptive_lora.analysis.comparison import Comparison, VerdictKind, compare
+from adaptive_lora.analysis.comparison.wording import interval_text
+from adaptive_lora.analysis.report import About, render_markdown, render_terminal, write_report
 from adaptive_lora.results import TrialRecord
 
 
@@ -30,9 +30,7 @@ def records_of(values: Sequence[float], parameters: int = 98_304) -> list[TrialR
     return records
 
 
-def compared(
-    values: Sequence[float], margin: float | None = None, parameters: int = 98_304
-) -> Comparison:
+def compared(values: Sequence[float], margin: float | None = None, parameters: int = 98_304) -> Comparison:
     return compare(records_of(values, parameters), baseline="uniform-r8", margin=margin)
 
 
@@ -80,9 +78,7 @@ def test_equivalence_needs_its_interval_within_the_margin() -> None:
     assert tests.equivalent == 1 / 32
     assert tests.interval.high > 0.0101
     assert wide.verdict.kind is VerdictKind.INCONCLUSIVE
-    assert "Sign flips put it within the margin of 0.0101 (p 0.0312), but its 90 %" in (
-        wide.verdict.text
-    )
+    assert "Sign flips put it within the margin of 0.0101 (p 0.0312), but its 90 %" in (wide.verdict.text)
     tight = compared((0.001, -0.001, 0.002, -0.001, 0.001), margin=0.0101).methods[1]
     assert tight.verdict.kind is VerdictKind.EQUIVALENT
     interval = tight.difference.margin_tests.interval

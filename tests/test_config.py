@@ -9,12 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_lora.config import (
-    StudyConfig,
-    load_study,
-    option_fields,
-    study_from,
-)
+from adaptive_lora.config import StudyConfig, load_study, option_fields, study_from
 from adaptive_lora.errors import ConfigError
 
 SURROUNDINGS = {"base": "b", "data": "d", "precision": "fp32"}
@@ -172,9 +167,7 @@ def test_a_home_folder_is_found_without_a_shell(monkeypatch: pytest.MonkeyPatch)
     places = {name: f"~/{name}" for name in ("model", "data", "test_data", "template", "output")}
     study = study_from(places)
     found = {**vars(study.model), **vars(study.data), **vars(study.tracking)}
-    assert {name: found[name] for name in places} == {
-        name: f"/home/somebody/{name}" for name in places
-    }
+    assert {name: found[name] for name in places} == {name: f"/home/somebody/{name}" for name in places}
     assert study_from({"study": "a", "data": "a~b"}).data.data == "a~b"
 
 

@@ -12,10 +12,10 @@ import pytest
 from allocation_cases import DIALOGPT_MEDIUM, evidence
 
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
+from adaptive_lora.allocation.site import ATTENTION_ROLES
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.sites import ATTENTION_ROLES
-from adaptive_lora.trial import run_trial, trial_metrics
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import run_trial, trial_metrics
 
 KNOWN = evidence(DIALOGPT_MEDIUM)
 WRAPPED = ("empirical:rank=8", "waterfill:rank=8", "linear_decay", "proportional:p=1,max_rank=40")
@@ -34,11 +34,7 @@ def of(control: str, wrapped: str) -> str:
 
 @pytest.mark.parametrize("wrapped", WRAPPED)
 def test_random_permutes_within_equal_costs(wrapped: str) -> None:
-    plain, drawn, other = (
-        plan_of(wrapped),
-        plan_of(of("random", wrapped)),
-        plan_of(of("random", wrapped), seed=1),
-    )
+    plain, drawn, other = (plan_of(wrapped), plan_of(of("random", wrapped)), plan_of(of("random", wrapped), seed=1))
     assert drawn.trainable_parameters == plain.trainable_parameters
     assert plain.rank_pattern() != drawn.rank_pattern() != other.rank_pattern()
     assert drawn == plan_of(of("random", wrapped))
@@ -114,21 +110,15 @@ def test_lr_only_is_uniform_with_the_ranks_as_rates(wrapped: str) -> None:
 
 
 def test_lr_only_trains_at_its_rates(make_bench: Callable[..., Workbench], tmp_path: Path) -> None:
-    bench = make_bench(
-        methods="uniform:rank=2 lr_only:of=linear_decay,rank=3,low_rank=1", seeds="0", max_steps=2
-    )
-    uniform, rates = (
-        run_trial(bench, trial, tmp_path / trial.method.name) for trial in bench.config.trials()
-    )
+    bench = make_bench(methods="uniform:rank=2 lr_only:of=linear_decay,rank=3,low_rank=1", seeds="0", max_steps=2)
+    uniform, rates = (run_trial(bench, trial, tmp_path / trial.method.name) for trial in bench.config.trials())
     assert rates.plan.rank_pattern() == uniform.plan.rank_pattern()
     assert {entry.lr_multiplier for entry in rates.plan.entries} == {0.5, 1.0, 1.5}
     assert rates.train.losses[0] == uniform.train.losses[0]
     assert rates.train.losses[1] != uniform.train.losses[1]
 
 
-def test_a_trial_saves_its_certificate(
-    make_bench: Callable[..., Workbench], tmp_path: Path
-) -> None:
+def test_a_trial_saves_its_certificate(make_bench: Callable[..., Workbench], tmp_path: Path) -> None:
     bench = make_bench(methods="waterfill:rank=2,abstain=1000", seeds="0", max_steps=1)
     outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
     saved = RankPlan.from_dict(json.loads((tmp_path / "adapter" / "rank_plan.json").read_text()))

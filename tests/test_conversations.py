@@ -13,15 +13,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from adaptive_lora.adapter_serving import answer, load_adapter
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data import collate, load_examples, tokenize, unpadded
 from adaptive_lora.data.batches import IGNORED
 from adaptive_lora.data.packed import pack
 from adaptive_lora.errors import ConfigError, DataError
-from adaptive_lora.tasks.text_scores import answer_matches, chrf, final_answer, text_scores
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.models.tasks.text_scores import answer_matches, chrf, final_answer, text_scores
+from adaptive_lora.serving import answer, load_adapter
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import run_trial
 
 Bench = Callable[..., Workbench]
 TEMPLATE = (
@@ -64,17 +64,14 @@ def tokenizer(chat_base: Path) -> PreTrainedTokenizerBase:
 def talks(count: int) -> list[dict[str, object]]:
     """Return conversations of two answers each."""
     return [
-        {"messages": [{**each, "content": f"{each['content']} {number}"} for each in TALK]}
-        for number in range(count)
+        {"messages": [{**each, "content": f"{each['content']} {number}"} for each in TALK]} for number in range(count)
     ]
 
 
 # --- conversations
 
 
-def test_the_assistants_turns_are_learned_and_nothing_else(
-    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_the_assistants_turns_are_learned_and_nothing_else(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     data = load_examples(DataConfig(data=write(tmp_path, [{"messages": TALK}])))
     (example,) = tokenize(data.examples, tokenizer, max_tokens=200, loss_on="response")
     shown = tokenizer.apply_chat_template(TALK[:5], tokenize=False)
@@ -122,9 +119,7 @@ def test_templates_that_cannot_be_used(tokenizer: PreTrainedTokenizerBase, tmp_p
     def read() -> None:
         tokenize([example], tokenizer, max_tokens=200, loss_on="response")
 
-    tokenizer.chat_template = (
-        "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    )
+    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(DataError, match="does not continue what it wrote"):
         read()
     tokenizer.chat_template = None
@@ -147,9 +142,7 @@ def test_templates_that_cannot_be_used(tokenizer: PreTrainedTokenizerBase, tmp_p
     assert not Path("ran").exists()
 
 
-def test_a_trial_on_conversations_is_served_by_the_template(
-    make_bench: Bench, chat_base: Path, tmp_path: Path
-) -> None:
+def test_a_trial_on_conversations_is_served_by_the_template(make_bench: Bench, chat_base: Path, tmp_path: Path) -> None:
     bench = make_bench(
         model=str(chat_base), data=write(tmp_path, talks(30)), template="auto", max_tokens=128,
         methods="uniform:rank=2", seeds="0", generate="on", max_steps=4,
@@ -237,9 +230,7 @@ def test_chrf_and_rouge_are_the_libraries() -> None:
     )
 
 
-def test_gsm8k_is_scored_by_its_answers(
-    make_bench: Bench, shared_data: Path, tmp_path: Path
-) -> None:
+def test_gsm8k_is_scored_by_its_answers(make_bench: Bench, shared_data: Path, tmp_path: Path) -> None:
     lines = (shared_data / "gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()
     rows = sorted(map(json.loads, lines), key=lambda row: len(row["question"]))
     path = tmp_path / "gsm8k.jsonl"

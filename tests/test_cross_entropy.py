@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from adaptive_lora.kernels import tiles
-from adaptive_lora.kernels.cross_entropy import Head, token_nll
-from adaptive_lora.kernels.tiles import token_scores
+from adaptive_lora.models.kernels import tiles
+from adaptive_lora.models.kernels.cross_entropy import Head, token_nll
+from adaptive_lora.models.kernels.tiles import token_scores
 
 VOCABULARY, WIDTH, ROWS = 301, 12, 57
 
@@ -56,9 +56,7 @@ HEADS = [
 @pytest.mark.parametrize("settings", HEADS, ids=str)
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("size", [1.0, 40.0], ids=["usual", "large-logits"])
-def test_loss_and_gradient_are_those_of_float64(
-    settings: dict[str, float], bias: bool, size: float
-) -> None:
+def test_loss_and_gradient_are_those_of_float64(settings: dict[str, float], bias: bool, size: float) -> None:
     hidden, targets, weights = data(size)
     head = Head(module=linear(bias=bias), **settings)
     assert head.frozen

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from adaptive_lora.adapter_serving import render
 from adaptive_lora.config import DataConfig, study_from
 from adaptive_lora.data import (
     Example,
@@ -28,6 +27,7 @@ from adaptive_lora.data import (
 )
 from adaptive_lora.data.batches import IGNORED
 from adaptive_lora.errors import DataError
+from adaptive_lora.serving import render
 
 
 def data_config(**values: object) -> DataConfig:
@@ -90,10 +90,7 @@ def test_dolly_columns(tmp_path: Path) -> None:
 def test_named_columns_and_template(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "qa.jsonl", [{"question": "1+1 {input}?", "answer": 2}])  # type: ignore[dict-item]
     config = data_config(
-        data=str(tmp_path / "qa.jsonl"),
-        prompt_column="question",
-        response_column="answer",
-        template="compact",
+        data=str(tmp_path / "qa.jsonl"), prompt_column="question", response_column="answer", template="compact"
     )
     example = load_examples(config).examples[0]
     assert example.prompt == "### Instruction:\n1+1 {input}?\n\n### Response:\n"
@@ -126,9 +123,7 @@ def test_real_gsm8k(shared_data: Path) -> None:
 
 
 def test_real_tab_separated_file(shared_data: Path) -> None:
-    config = data_config(
-        data=str(shared_data / "sst2_dev.tsv"), prompt_column="content", response_column="label"
-    )
+    config = data_config(data=str(shared_data / "sst2_dev.tsv"), prompt_column="content", response_column="label")
     assert len(load_examples(config).examples) == 872
 
 
@@ -138,22 +133,14 @@ def test_real_tab_separated_file(shared_data: Path) -> None:
         ("a.json", '[{"instruction": "a",\n "output": }]', "line 2, column 12: not JSON"),
         ("a.jsonl", '{"instruction": "a", "output": "b"}\n{"instr', "line 2, column"),
         ("a.jsonl", '{"instruction": "a", "output": "b"}\n[1]\n', "line 2: required one JSON"),
-        (
-            "a.json",
-            '[{"instruction": "a", "output": "b"}, 3]',
-            r"item 1 \(line 1\): required an object",
-        ),
+        ("a.json", '[{"instruction": "a", "output": "b"}, 3]', r"item 1 \(line 1\): required an object"),
         ("a.csv", "instruction,output\na,b\na,b,c\n", "line 3: required 2 fields, got 3"),
         ("a.json", "", "is empty"),
         ("a.json", "[]", "no examples|cannot be read"),
         ("a.txt", "hello", "required one of .json"),
         ("a.parquet", "no parquet", "cannot be read as parquet"),
         ("a.jsonl", '{"words": "a"}\n', "required Alpaca columns"),
-        (
-            "a.jsonl",
-            '{"instruction": "a", "output": " "}\n',
-            "a.jsonl line 1: column 'output' is empty",
-        ),
+        ("a.jsonl", '{"instruction": "a", "output": " "}\n', "a.jsonl line 1: column 'output' is empty"),
         ("a.jsonl", '{"instruction": "", "output": "b"}\n', "column 'instruction' is empty"),
         ("a.jsonl", '{"instruction": "a", "output": ["b"]}\n', "must be text, got list"),
     ],
@@ -199,8 +186,7 @@ def test_folder_laid_out_like_a_hub_set(tmp_path: Path) -> None:
 
 def test_subset_is_seeded(data_file: Path) -> None:
     one, same, other = (
-        load_examples(data_config(data=str(data_file), max_examples=9, split_seed=seed)).digest
-        for seed in (0, 0, 1)
+        load_examples(data_config(data=str(data_file), max_examples=9, split_seed=seed)).digest for seed in (0, 0, 1)
     )
     assert one == same != other
 
@@ -213,9 +199,7 @@ def examples_of(prompts: list[str]) -> list[Example]:
     ]
 
 
-@given(
-    st.lists(st.sampled_from("abcdefghijklmnopqrst"), min_size=60, max_size=90), st.integers(0, 9)
-)
+@given(st.lists(st.sampled_from("abcdefghijklmnopqrst"), min_size=60, max_size=90), st.integers(0, 9))
 def test_parts_never_share_a_prompt(prompts: list[str], seed: int) -> None:
     texts = [letter.upper() if index % 2 else f" {letter} " for index, letter in enumerate(prompts)]
     examples = examples_of(texts)
@@ -268,9 +252,7 @@ def test_order_depends_on_seed_alone(base_folder: Path) -> None:
     tokens = tokenize(examples_of(list("abcdefg")), tokenizer, max_tokens=9, loss_on="all")
 
     def first(seed: int, count: int = 8) -> list[list[int]]:
-        stream = training_batches(
-            tokens, batch_size=2, seed=seed, collate=lambda rows: collate(rows, 257)
-        )
+        stream = training_batches(tokens, batch_size=2, seed=seed, collate=lambda rows: collate(rows, 257))
         return [next(stream).input_ids[:, 0].tolist() for _ in range(count)]
 
     assert first(1) == first(1)

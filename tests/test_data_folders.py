@@ -86,9 +86,7 @@ def test_files_of_a_folder_that_are_not_read_are_named(tmp_path: Path) -> None:
 # --- names of files
 
 
-@pytest.mark.parametrize(
-    "name", ["a[0-9]", "a*", "a?", "x::y", "100%20", "a b", "é'\"#", "~", "a\nb"]
-)
+@pytest.mark.parametrize("name", ["a[0-9]", "a*", "a?", "x::y", "100%20", "a b", "é'\"#", "~", "a\nb"])
 def test_a_file_of_any_name_is_read_and_no_other(tmp_path: Path, name: str) -> None:
     def parquet(path: Path, answer: str) -> str:
         pyarrow.parquet.write_table(pyarrow.table({"question": ["q"], "answer": [answer]}), path)

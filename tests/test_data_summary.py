@@ -19,7 +19,7 @@ from adaptive_lora.config import DataConfig, study_from
 from adaptive_lora.data import load_examples
 from adaptive_lora.data.summary import reading_lines, shortened
 from adaptive_lora.errors import ConfigError, DataError
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.study.context import Workbench
 
 Make = Callable[..., Workbench]
 
@@ -155,9 +155,7 @@ def test_a_trial_keeps_its_cuts(options: dict[str, object], tmp_path: Path) -> N
     assert result.exit_code == 0, result.output
     lengths = [len(f"{n} " + "abcd " * n) + 1 for n in range(40)]
     lost = sum(max(0, length - 60) for length in lengths)
-    assert (
-        f"{lost:,} of {sum(lengths):,} tokens ({lost / sum(lengths):.1%}) are lost" in result.output
-    )
+    assert f"{lost:,} of {sum(lengths):,} tokens ({lost / sum(lengths):.1%}) are lost" in result.output
     (trial,) = trials_in(tmp_path)
     assert trial.data.params["data.tokens_cut"] == str(lost)
     assert trial.data.params["data.examples_cut"] == str(sum(n > 60 for n in lengths))
@@ -176,9 +174,7 @@ def test_a_trial_keeps_its_cuts(options: dict[str, object], tmp_path: Path) -> N
         ("chat_template_kwargs", {"enable_thinking": False}), ("system_prompt", "Be brief."),
     ],
 )  # fmt: skip
-def test_columns_that_change_what_is_learned_are_refused(
-    tmp_path: Path, column: str, value: object
-) -> None:
+def test_columns_that_change_what_is_learned_are_refused(tmp_path: Path, column: str, value: object) -> None:
     table: list[dict[str, Any]] = [{**row, column: None} for row in rows(5)]
     found = load_examples(DataConfig(data=save(tmp_path, table)))
     assert found.readings[0].unused == (column,)
@@ -199,9 +195,7 @@ def test_values_that_say_what_holds_anyway_are_taken(tmp_path: Path) -> None:
 def test_a_labelled_table_asks_for_the_task(tmp_path: Path) -> None:
     table = [{"text": f"film {n}", "label": "ab"[n % 2]} for n in range(5)]
     data = save(tmp_path, table)
-    with pytest.raises(
-        ConfigError, match=r"labels 'label', which fit several tasks; required --ta"
-    ):
+    with pytest.raises(ConfigError, match=r"labels 'label', which fit several tasks; required --ta"):
         load_examples(DataConfig(data=data))
     found = load_examples(DataConfig(data=data, task="causal"))
     assert found.readings[0].unused == ("label",)

@@ -14,9 +14,9 @@ from task_bases import save_base
 from test_family_architectures import CAUSAL
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as HEADS
 
-from adaptive_lora.adapter_serving import answer, load_adapter
-from adaptive_lora.trial import PROBE, probe_logits, run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.serving import answer, load_adapter
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 
 BYTES = {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
 METHODS = ("uniform:rank=2", "prefix_tuning:tokens=2")
@@ -36,23 +36,17 @@ def decoder(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_from_plan_to_answer(
-    name: str, make_bench: Callable[..., Workbench], tmp_path: Path
-) -> None:
+def test_from_plan_to_answer(name: str, make_bench: Callable[..., Workbench], tmp_path: Path) -> None:
     train_and_serve(make_bench, name, METHODS, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", CAUSAL)
-def test_from_plan_to_answer_by_other_methods(
-    name: str, make_bench: Callable[..., Workbench], tmp_path: Path
-) -> None:
+def test_from_plan_to_answer_by_other_methods(name: str, make_bench: Callable[..., Workbench], tmp_path: Path) -> None:
     train_and_serve(make_bench, name, MORE, tmp_path)
 
 
-def train_and_serve(
-    make_bench: Callable[..., Workbench], name: str, methods: tuple[str, ...], folder: Path
-) -> None:
+def train_and_serve(make_bench: Callable[..., Workbench], name: str, methods: tuple[str, ...], folder: Path) -> None:
     bench = make_bench(
         model=str(decoder(name, folder / "base")), methods=" ".join(methods), seeds="0",
         max_steps=8, profile_batches=2,

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from servers import PATIENCE, free_port
 
 from adaptive_lora.cli import main
-from adaptive_lora.doctor import machine
+from adaptive_lora.cli.doctor import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 Found = dict[str, dict[str, str]]
@@ -67,9 +67,7 @@ def test_a_machine_that_is_well_gives_0(monkeypatch: pytest.MonkeyPatch) -> None
         (None, "fail", "not installed; pip install 'torch>=2.13'"),
     ],
 )
-def test_another_torch(
-    installed: dict[str, str | None], other: str | None, status: str | None, says: str
-) -> None:
+def test_another_torch(installed: dict[str, str | None], other: str | None, status: str | None, says: str) -> None:
     installed["torch"] = other
     code, found = asked()
     if status is None:
@@ -118,9 +116,7 @@ def test_a_torch_that_cannot_be_imported(content: str, tmp_path: Path) -> None:
         (None, "warn", "not stated"),
     ],
 )
-def test_licences_of_base_and_data(
-    base_folder: Path, tmp_path: Path, card: str | None, status: str, says: str
-) -> None:
+def test_licences_of_base_and_data(base_folder: Path, tmp_path: Path, card: str | None, status: str, says: str) -> None:
     data = tmp_path / "set" / "rows.json"
     data.parent.mkdir()
     data.write_text("[]", encoding="utf-8")

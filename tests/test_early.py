@@ -115,9 +115,7 @@ def test_a_server_without_an_answer_is_none(monkeypatch: pytest.MonkeyPatch) -> 
             require_reachable(TrackingConfig(tracking_uri=uri))
 
 
-def test_rows_that_were_read_early_are_not_read_again(
-    data_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_that_were_read_early_are_not_read_again(data_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = study_from({"data": str(data_file)}).data
     table = reading.read_ahead(config)
     with monkeypatch.context() as patch:

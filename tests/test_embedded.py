@@ -133,10 +133,7 @@ def test_task_examples_need_no_deep_learning_library() -> None:
 
 
 def test_study_rows_are_short(tokenizer: Any) -> None:
-    lengths = [
-        len(tokenizer(render_prompt(row) + row["output"])["input_ids"]) + 1
-        for row in task_examples(900, 1)
-    ]
+    lengths = [len(tokenizer(render_prompt(row) + row["output"])["input_ids"]) + 1 for row in task_examples(900, 1)]
     assert max(lengths) <= 48
     assert sum(lengths) / len(lengths) <= 35
 

@@ -15,11 +15,11 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
-from adaptive_lora.adapters.attach import lora_config
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.cli import main
-from adaptive_lora.model_classes import auto_class
-from adaptive_lora.sites import find_sites
+from adaptive_lora.methods.attach import lora_config
+from adaptive_lora.models.classes import auto_class
+from adaptive_lora.models.sites import find_sites
 
 Built = dict[str, tuple[int, float, float]]
 """Site -> rank, alpha, scale."""
@@ -65,8 +65,7 @@ def test_stock_peft_builds_the_plan(name: str, method: str, tmp_path: Path) -> N
     with torch.device("meta"):
         model = auto_class(settings).from_config(settings)
     assert built_by(model, tmp_path) == {
-        entry.site.name: (entry.rank, entry.alpha, entry.alpha / entry.rank)
-        for entry in plan.entries
+        entry.site.name: (entry.rank, entry.alpha, entry.alpha / entry.rank) for entry in plan.entries
     }
 
 
@@ -86,10 +85,7 @@ def test_scalings_are_emitted(policy: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "note"),
-    [
-        ("adalora:rank=4", "changes ranks in training"),
-        ("lr_only:of=three_band", "learning-rate multipliers"),
-    ],
+    [("adalora:rank=4", "changes ranks in training"), ("lr_only:of=three_band", "learning-rate multipliers")],
 )
 def test_what_a_configuration_does_not_hold_is_said(method: str, note: str, tmp_path: Path) -> None:
     folder = write_configuration("llama", tmp_path)
@@ -128,22 +124,17 @@ class _Towers(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to")
 @pytest.mark.parametrize("towers", [("main",), ("vision",), ("main", "vision")])
-def test_short_names_of_one_tower_do_not_win_in_the_other(
-    towers: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_short_names_of_one_tower_do_not_win_in_the_other(towers: tuple[str, ...], tmp_path: Path) -> None:
     model = _Towers()
     sites = [site for site in find_sites(model) if site.tower in towers]
     assert {site.tower for site in find_sites(model)} == {"main", "vision"}
     planned = allocate(MethodSpec.parse("linear_decay:rank=4,low_rank=1"), sites)
     ranks = iter([1, 4, 2, 3, 5, 1, 2, 6])
     entries = tuple(
-        type(entry)(site=entry.site, rank=(rank := next(ranks)), alpha=3.0 * rank)
-        for entry in planned.entries
+        type(entry)(site=entry.site, rank=(rank := next(ranks)), alpha=3.0 * rank) for entry in planned.entries
     )
     plan = RankPlan(method="made up", entries=entries, budget=None)
     before = model(torch.ones(2, 8))
     lora_config(model, plan, dropout=0.0).save_pretrained(tmp_path)
-    assert built_by(model, tmp_path) == {
-        entry.site.name: (entry.rank, entry.alpha, 3.0) for entry in entries
-    }
+    assert built_by(model, tmp_path) == {entry.site.name: (entry.rank, entry.alpha, 3.0) for entry in entries}
     assert torch.equal(model(torch.ones(2, 8)), before)

@@ -26,14 +26,14 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from adaptive_lora.analysis.report.profile_figure import profile_figure
 from adaptive_lora.cli import main
 from adaptive_lora.config import study_from
 from adaptive_lora.data import Batch
-from adaptive_lora.encoder_bench import MASKED_SHARE, EncoderBench, bench_for
 from adaptive_lora.errors import ModelError
-from adaptive_lora.importance import ProfileTask, profile_importance
-from adaptive_lora.losses import masked_loss
-from adaptive_lora.report.profile_figure import profile_figure
+from adaptive_lora.methods.importance import ProfileTask, profile_importance
+from adaptive_lora.models.losses import masked_loss
+from adaptive_lora.study.encoder_context import MASKED_SHARE, EncoderBench, bench_for
 
 SIZE = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -139,9 +139,7 @@ def test_what_cannot_be_measured_is_said(
     ("model", "metric", "message"),
     [
         (
-            T5ForConditionalGeneration(
-                T5Config(d_model=32, d_ff=64, d_kv=8, num_layers=1, num_heads=4, vocab_size=99)
-            ),
+            T5ForConditionalGeneration(T5Config(d_model=32, d_ff=64, d_kv=8, num_layers=1, num_heads=4, vocab_size=99)),
             "weight_gradient",
             "states no decoder_start_token_id",
         ),
@@ -153,9 +151,7 @@ def test_what_cannot_be_measured_is_said(
     ],
     ids=["t5", "vit"],
 )
-def test_what_a_task_lacks_is_said(
-    saved: Saved, data_file: Path, model: nn.Module, metric: str, message: str
-) -> None:
+def test_what_a_task_lacks_is_said(saved: Saved, data_file: Path, model: nn.Module, metric: str, message: str) -> None:
     words = ("--data", data_file, "--template", "plain", "--precision", "fp32")
     result = invoke("profile", "--model", saved(model), "--metric", metric, *words)
     assert result.exit_code == 2
@@ -166,25 +162,19 @@ def test_what_a_task_lacks_is_said(
 @pytest.mark.parametrize(
     "model",
     [
-        T5ForConditionalGeneration(
-            T5Config(d_model=32, d_ff=64, d_kv=8, num_layers=1, num_heads=4, vocab_size=99)
-        ),
+        T5ForConditionalGeneration(T5Config(d_model=32, d_ff=64, d_kv=8, num_layers=1, num_heads=4, vocab_size=99)),
         ViTForImageClassification(ViTConfig(**SIZE, image_size=32, patch_size=16)),
     ],
     ids=["t5", "vit"],
 )
-def test_weights_alone_are_measured_on_any_model(
-    saved: Saved, data_file: Path, model: nn.Module
-) -> None:
+def test_weights_alone_are_measured_on_any_model(saved: Saved, data_file: Path, model: nn.Module) -> None:
     here = bench(saved(model), data_file, "stable_rank")
     scores = here.profile("stable_rank", seed=0, fold=0).scores
     assert set(scores) == {site.name for site in here.sites}
 
 
 def test_towers_stand_side_by_side_in_the_figure(saved: Saved, data_file: Path) -> None:
-    model = T5ForConditionalGeneration(
-        T5Config(d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, vocab_size=99)
-    )
+    model = T5ForConditionalGeneration(T5Config(d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, vocab_size=99))
     here = bench(saved(model), data_file, "stable_rank")
     scores = here.profile("stable_rank", seed=0, fold=0).scores
     with Image.open(profile_figure(here.sites, scores, "stable_rank", Path())) as two:
@@ -251,11 +241,7 @@ def test_a_real_encoder_with_a_loss_of_ones_own(minilm: Path, data_file: Path) -
         return nn.functional.cross_entropy(head(mean), classes, reduction="sum")
 
     task = ProfileTask(
-        model=here.model,
-        sites=here.sites,
-        batches=here._calibration(0, 0),
-        runtime=here.runtime,
-        loss=loss,
+        model=here.model, sites=here.sites, batches=here._calibration(0, 0), runtime=here.runtime, loss=loss
     )
     profile = profile_importance(task, metric="weight_gradient", seed=0)
     assert len(profile.scores) == 36

@@ -15,19 +15,19 @@ from safetensors.torch import load_file, save_file
 from tracked import Finished
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adaptive_lora.adapter_serving import load_adapter
-from adaptive_lora.adapters import attach, save_adapter
-from adaptive_lora.adapters.attach import lora_layers
-from adaptive_lora.adapters.export import SERVED_RANKS, export_merged, export_uniform
 from adaptive_lora.allocation import METHODS, MethodSpec, allocate
 from adaptive_lora.allocation.reading import is_family
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import AdapterError, ConfigError
-from adaptive_lora.models import load_base
-from adaptive_lora.sites import find_sites
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods import attach, save_adapter
+from adaptive_lora.methods.attach import lora_layers
+from adaptive_lora.methods.export import SERVED_RANKS, export_merged, export_uniform
+from adaptive_lora.models.base import load_base
+from adaptive_lora.models.sites import find_sites
+from adaptive_lora.serving import load_adapter
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import run_trial
 
 IDS = torch.arange(24).reshape(2, 12)
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -43,9 +43,7 @@ def trained(base_folder: Path, folder: Path, method: str, policy: str = "constan
     for layer in lora_layers(adapted).values():
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.3, generator=numbers)
     template = {"with_input": "{prompt} {input}", "without_input": "{prompt}"}
-    save_adapter(
-        adapted, folder, plan=plan, base=base.reference, dtype="float32", template=template
-    )
+    save_adapter(adapted, folder, plan=plan, base=base.reference, dtype="float32", template=template)
     with torch.no_grad():
         return adapted(IDS).logits
 
@@ -182,9 +180,7 @@ RANKED = {getattr(kind(), "recipe", "lora") for kind in METHODS.values() if not 
 def test_what_every_recipe_saves_can_be_exported(
     recipe: str, make_bench: Callable[..., Workbench], base_folder: Path, tmp_path: Path
 ) -> None:
-    method = next(
-        name for name, kind in METHODS.items() if getattr(kind(), "recipe", "lora") == recipe
-    )
+    method = next(name for name, kind in METHODS.items() if getattr(kind(), "recipe", "lora") == recipe)
     bench = make_bench(methods=f"{method}:rank=3", max_steps=20, seeds="0")
     trial = next(bench.config.trials())
     run_trial(bench, trial, tmp_path / "adapter")
@@ -229,9 +225,7 @@ def test_command_line(base_folder: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "new").exists()
 
 
-def test_export_from_the_registry(
-    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_from_the_registry(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.folder)
     name = finished.outcome.judgement.champion.name
     result = export(f"models:/{name}@champion", tmp_path / "out", "--uniform")

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from task_studies import TASKS, study_of
 
-from adaptive_lora.adapter_serving import AUTO_CLASSES, class_of, open_processor
-from adaptive_lora.adapters.export import export_merged
 from adaptive_lora.config import study_from
-from adaptive_lora.trial import PROBE, run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods.export import export_merged
+from adaptive_lora.serving import AUTO_CLASSES, class_of, open_processor
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import PROBE, run_trial
 
 PACKS = importlib.util.find_spec("bitsandbytes") is not None
 

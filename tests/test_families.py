@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from adaptive_lora.adapter_serving import load_adapter
-from adaptive_lora.adapter_serving.own_family import AdaptedModel
-from adaptive_lora.adapters.audit_family import audit_family, audit_family_moved, trained_tensors
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, RankPlan, read_plan
 from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
-from adaptive_lora.models import skeleton
-from adaptive_lora.planning import plan_method
-from adaptive_lora.planted.config import PlantedConfig
-from adaptive_lora.recipes import RECIPES
-from adaptive_lora.recipes.job import Job
-from adaptive_lora.trial import PROBE, TrialOutcome, probe_logits, run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods.audit_tuner import audit_family, audit_family_moved, trained_tensors
+from adaptive_lora.models.base import skeleton
+from adaptive_lora.serving import load_adapter
+from adaptive_lora.serving.custom_tuner import AdaptedModel
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.plan import plan_method
+from adaptive_lora.study.planted.config import PlantedConfig
+from adaptive_lora.study.recipes import RECIPES
+from adaptive_lora.study.recipes.trial_context import Job
+from adaptive_lora.study.trial import PROBE, TrialOutcome, probe_logits, run_trial
 
 Bench = Callable[..., Workbench]
 
@@ -122,9 +122,7 @@ def test_full_fine_tuning_trains_everything_once(base_folder: Path, make_bench: 
         bench.plan(MethodSpec.parse("full:budget=10"), seed=0, fold=0)
 
 
-def test_full_fine_tuning_holds_the_base_beside_its_copy(
-    base_folder: Path, make_bench: Bench
-) -> None:
+def test_full_fine_tuning_holds_the_base_beside_its_copy(base_folder: Path, make_bench: Bench) -> None:
     """The base in its own type and a float32 copy that is trained: nothing else of that size."""
     plan = make_bench().plan(MethodSpec.parse("full"), seed=0, fold=0)
     assert isinstance(plan, FamilyPlan)

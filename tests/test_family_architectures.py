@@ -9,14 +9,14 @@ import torch
 import transformers
 from architectures import ARCHITECTURES
 
-from adaptive_lora.adapter_serving.own_family import AdaptedModel
-from adaptive_lora.adapters.audit_family import audit_family
-from adaptive_lora.adapters.own_family import attach_own_family
-from adaptive_lora.adapters.peft_family import attach_peft_family, detach_peft_family
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, make_plan
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.model_classes import auto_class
-from adaptive_lora.sites import read_architecture
+from adaptive_lora.methods.audit_tuner import audit_family
+from adaptive_lora.methods.custom_tuner import attach_own_family
+from adaptive_lora.methods.peft_tuner import attach_peft_family, detach_peft_family
+from adaptive_lora.models.classes import auto_class
+from adaptive_lora.models.sites import read_architecture
+from adaptive_lora.serving.custom_tuner import AdaptedModel
 
 CAUSAL = ("gpt2", "pythia", "opt", "bloom", "llama", "mistral", "qwen2", "qwen3", "gemma",
           "gemma2", "gemma3", "phi", "phi3", "falcon")  # fmt: skip
@@ -32,17 +32,13 @@ def tiny(name: str) -> Any:
     kind, settings, _ = ARCHITECTURES[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(
-            getattr(transformers, kind)(**settings)
-        )
+        model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**settings))
     return model.requires_grad_(False).eval()
 
 
 def logits(model: Any) -> torch.Tensor:
     """Return logits without a cache."""
-    found: torch.Tensor = model(
-        input_ids=IDS, attention_mask=torch.ones_like(IDS), use_cache=False
-    ).logits
+    found: torch.Tensor = model(input_ids=IDS, attention_mask=torch.ones_like(IDS), use_cache=False).logits
     return found
 
 

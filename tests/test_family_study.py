@@ -12,14 +12,14 @@ from conftest import rows
 from mlflow.entities import Run
 from tracked import Finished, quiet, store_in
 
-from adaptive_lora.adapters.export import export_merged, export_uniform
 from adaptive_lora.allocation import FamilyPlan, RankPlan, read_plan
 from adaptive_lora.config import study_from
 from adaptive_lora.errors import AdapterError
+from adaptive_lora.methods.export import export_merged, export_uniform
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.verify import prove
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.trials import PLAN, read_trials
-from adaptive_lora.verification import prove
-from adaptive_lora.workbench import Workbench
 
 METHODS = (
     "uniform:rank=2", "prompt_tuning:tokens=3", "prefix_tuning:tokens=3",
@@ -29,9 +29,7 @@ METHODS = (
 
 
 @pytest.fixture(scope="module")
-def studied(
-    base_folder: Path, tmp_path_factory: pytest.TempPathFactory, empty_store: Path
-) -> Finished:
+def studied(base_folder: Path, tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Finished:
     """Twelve methods of two steps, in a store of their own."""
     folder = tmp_path_factory.mktemp("families")
     (folder / "rows.json").write_text(json.dumps(rows(40)), encoding="utf-8")
@@ -108,9 +106,9 @@ def test_served_models_answer_without_this_package(studied: Finished, label: str
     code = adapter_folder(uri).parents[1] / "code" / "adapter_serving"
     assert (code / "own_family.py").is_file()
     for path in code.rglob("*.py"):
-        assert "adaptive_lora." not in path.read_text(encoding="utf-8").replace(
-            "`adaptive_lora.json`", ""
-        ).replace('"adaptive_lora.json"', "")
+        assert "adaptive_lora." not in path.read_text(encoding="utf-8").replace("`adaptive_lora.json`", "").replace(
+            '"adaptive_lora.json"', ""
+        )
 
 
 def test_export(studied: Finished, tmp_path: Path) -> None:

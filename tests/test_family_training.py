@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adaptive_lora.adapter_serving import generate, load_adapter
 from adaptive_lora.errors import AdapterError
-from adaptive_lora.trial import PROBE, run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.serving import generate, load_adapter
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import PROBE, run_trial
 
 Bench = Callable[..., Workbench]
 METHODS = (
@@ -92,9 +92,7 @@ def test_seeds_decide_the_start(method: str, make_bench: Bench, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("method", ["ia3", "houlsby:width=2", "bitfit"])
-def test_a_rate_that_moves_nothing_is_an_error(
-    method: str, make_bench: Bench, tmp_path: Path
-) -> None:
+def test_a_rate_that_moves_nothing_is_an_error(method: str, make_bench: Bench, tmp_path: Path) -> None:
     bench = make_bench(methods=method, seeds="0", lr="1e-60")
     with pytest.raises(AdapterError, match="training did not move"):
         run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")

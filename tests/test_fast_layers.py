@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_packing import adapted, build, gradients
 
-from adaptive_lora.kernels import fast_layers
+from adaptive_lora.models.kernels import fast_layers
 
 IDS = torch.arange(3, 19)[None]
 
@@ -98,9 +98,7 @@ def test_ranks_that_change_in_training_are_followed() -> None:
     layer = model.get_base_model().model.layers[0].mlp.up_proj
     with fast_layers(model):
         before = model(input_ids=IDS).logits
-        layer.lora_B["default"].weight = torch.nn.Parameter(
-            torch.zeros_like(layer.lora_B["default"].weight)
-        )
+        layer.lora_B["default"].weight = torch.nn.Parameter(torch.zeros_like(layer.lora_B["default"].weight))
         layer.scaling["default"] = 7.0
         after = model(input_ids=IDS).logits
     assert not torch.equal(before, after)
@@ -108,9 +106,7 @@ def test_ranks_that_change_in_training_are_followed() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}],
-    ids=["dropout", "dora", "bias"],
+    "settings", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}], ids=["dropout", "dora", "bias"]
 )
 def test_other_layers_keep_pefts_step(settings: dict[str, Any]) -> None:
     config = LoraConfig(r=2, target_modules=["q_proj", "fc1"], **settings)

@@ -21,25 +21,19 @@ from conftest import save_byte_tokenizer
 from peft import PeftModel
 from task_bases import SEEING, WORDS, save_base, save_pictures, save_seeing_base, write_rows
 from test_tasks_seq2seq import T5
-from transformers import (
-    AutoModelForCausalLM,
-    AutoProcessor,
-    AutoTokenizer,
-    GenerationConfig,
-    LlamaConfig,
-)
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, GenerationConfig, LlamaConfig
 
-from adaptive_lora.adapter_serving import answer, class_of, load_adapter, open_image
-from adaptive_lora.adapter_serving.greedy import end_tokens, turn_end
-from adaptive_lora.adapter_serving.padded import pads_left
-from adaptive_lora.adapter_serving.pictures import inputs_of
-from adaptive_lora.adapter_serving.text import generate
 from adaptive_lora.config import study_from
 from adaptive_lora.data import TokenizedExample
 from adaptive_lora.data.conversations import CHAT
-from adaptive_lora.evaluation import continuations
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.models.scoring import continuations
+from adaptive_lora.serving import answer, class_of, load_adapter, open_image
+from adaptive_lora.serving.greedy import end_tokens, turn_end
+from adaptive_lora.serving.images import inputs_of
+from adaptive_lora.serving.padded import pads_left
+from adaptive_lora.serving.text import generate
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import run_trial
 
 Bench = Callable[..., Workbench]
 PROPOSED = {
@@ -103,9 +97,7 @@ def ids(values: Any) -> torch.Tensor:
 # --- greedy means greedy
 
 
-def test_texts_are_those_of_stock_greedy_generation(
-    llama_folder: Path, data_file: Path, tmp_path: Path
-) -> None:
+def test_texts_are_those_of_stock_greedy_generation(llama_folder: Path, data_file: Path, tmp_path: Path) -> None:
     base = shutil.copytree(llama_folder, tmp_path / "base")
     propose(base, PROPOSED)
     adapter, bench = trained(tmp_path, base, data_file, template="compact")
@@ -191,21 +183,15 @@ def test_answers_about_pictures_are_those_of_stock_greedy_generation(tmp_path: P
     assert answer(load_adapter(adapter), asked, MOST) == wanted
 
 
-def test_threads_of_a_server_do_not_see_each_others_settings(
-    base_folder: Path, tmp_path: Path
-) -> None:
+def test_threads_of_a_server_do_not_see_each_others_settings(base_folder: Path, tmp_path: Path) -> None:
     base = shutil.copytree(base_folder, tmp_path / "base")
     propose(base, {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1})
-    model, tokenizer = (
-        kind.from_pretrained(base) for kind in (AutoModelForCausalLM, AutoTokenizer)
-    )
+    model, tokenizer = (kind.from_pretrained(base) for kind in (AutoModelForCausalLM, AutoTokenizer))
     prompts = [tokenizer(text)["input_ids"] for text in WORDS[:3]]
     wanted = generate(model, tokenizer, prompts, max_new_tokens=MOST)
     found: list[list[str]] = []
     threads = [
-        threading.Thread(
-            target=lambda: found.append(generate(model, tokenizer, prompts, max_new_tokens=MOST))
-        )
+        threading.Thread(target=lambda: found.append(generate(model, tokenizer, prompts, max_new_tokens=MOST)))
         for _ in range(4)
     ]
     for thread in threads:
@@ -281,9 +267,7 @@ def test_an_answer_ends_at_each_of_its_end_tokens(
         assert written(model, tokenizer, end - 1) == min(later, 9), end
 
 
-def test_answers_of_a_chat_end_at_the_turns_token_in_scores_and_in_serving(
-    make_bench: Bench, tmp_path: Path
-) -> None:
+def test_answers_of_a_chat_end_at_the_turns_token_in_scores_and_in_serving(make_bench: Bench, tmp_path: Path) -> None:
     model, tokenizer = counting_base(tmp_path / "base", CHATML)
     record = {"template": CHAT, "dtype": "float32", "task": {"name": "causal"}}
     asked = [{"prompt": "!"}, {"prompt": "<|im_start|>"}]
@@ -291,9 +275,7 @@ def test_answers_of_a_chat_end_at_the_turns_token_in_scores_and_in_serving(
     after = tokenizer.decode([shown[0][-1] + step for step in range(1, 10)])
     assert answer((model, tokenizer, record), asked, 9) == [after, ""]
     examples = [
-        TokenizedExample(
-            id="x", input_ids=(*ids, *range(9)), first_label=1, prompt_length=1, response=""
-        )
+        TokenizedExample(id="x", input_ids=(*ids, *range(9)), first_label=1, prompt_length=1, response="")
         for ids in shown
     ]
     runtime = make_bench().runtime
@@ -307,21 +289,18 @@ TURNS = {
         "<|im_start|>",
     ),
     "two marks": (
-        "{% for m in messages %}{{ m.content }}<|eot|>{% if loop.last %}<|endoftext|>{% endif %}"
-        "{% endfor %}",
+        "{% for m in messages %}{{ m.content }}<|eot|>{% if loop.last %}<|endoftext|>{% endif %}{% endfor %}",
         "<|eot|>",
     ),
     "another mark at the end": (
-        "{% for m in messages %}{{ m.content }}{{ '<|eot|>' if loop.last else '<|im_end|>' }}"
-        "{% endfor %}",
+        "{% for m in messages %}{{ m.content }}{{ '<|eot|>' if loop.last else '<|im_end|>' }}{% endfor %}",
         "<|eot|>",
     ),
     "ordinary text": ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", None),
     "refuses": ("{{ raise_exception('no') }}", None),
     "damaged": ("{% for", None),
     "leaves answers out": (
-        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}<|eot|>{% endif %}"
-        "{% endfor %}",
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}<|eot|>{% endif %}{% endfor %}",
         None,
     ),
     "named": ({"default": CHATML, "tool_use": "{{ messages }}"}, "<|im_end|>"),

@@ -20,17 +20,17 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 from tracked import runs_in, store_in
 
-from adaptive_lora.adapter_serving import BASE_VARIABLE, BaseMismatch, load_adapter
-from adaptive_lora.adapter_serving.gguf_file import gguf_in, read_header
-from adaptive_lora.adapter_serving.vetting import UnsafeFiles
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import AdaptiveLoraError, ModelError
-from adaptive_lora.models import load_base, skeleton
+from adaptive_lora.models.base import load_base, skeleton
+from adaptive_lora.serving import BASE_VARIABLE, BaseMismatch, load_adapter
+from adaptive_lora.serving.gguf_file import gguf_in, read_header
+from adaptive_lora.serving.safety import UnsafeFiles
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import PROBE, probe_logits
 from adaptive_lora.tracking.registry import MODEL_TAG
 from adaptive_lora.tracking.served_folder import requirements_of
-from adaptive_lora.trial import PROBE, probe_logits
-from adaptive_lora.workbench import Workbench
 
 gguf = pytest.importorskip("gguf")
 
@@ -158,10 +158,7 @@ def invoke(*words: object) -> Result:
 def chats(folder: Path) -> Path:
     """Write conversations of one turn."""
     turns = [("user", "Say {n}."), ("assistant", "It is {n}.")]
-    lines = [
-        json.dumps({"messages": [{"role": r, "content": t.format(n=n)} for r, t in turns]})
-        for n in range(24)
-    ]
+    lines = [json.dumps({"messages": [{"role": r, "content": t.format(n=n)} for r, t in turns]}) for n in range(24)]
     path = folder / "chats.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
@@ -210,9 +207,7 @@ def test_a_folder_with_a_model_is_that_model(tiny: Path, tmp_path: Path, llama: 
 def test_a_plan_needs_the_header_alone(tiny: Path) -> None:
     result = invoke("plan", "--model", tiny, "--method", "uniform:rank=2", "--json")
     assert result.exit_code == 0, result.output
-    total = sum(
-        parameter.numel() for parameter in skeleton(ModelConfig(model=str(tiny))).parameters()
-    )
+    total = sum(parameter.numel() for parameter in skeleton(ModelConfig(model=str(tiny))).parameters())
     assert json.loads(result.stdout)["total_parameters"] == total == read_header(tiny).elements
     emitted = invoke("plan", "--model", tiny.parent, "--method", "uniform:rank=2", "--emit", "peft")
     assert json.loads(emitted.stdout)["base_model_name_or_path"] == str(tiny)
@@ -236,13 +231,9 @@ def test_a_trained_adapter_comes_back(tiny: Path, adapter: Path) -> None:
     record = json.loads((adapter / "adaptive_lora.json").read_text())
     assert record["base"]["source"] == "gguf"
     assert record["base"]["content_hash"] == hashlib.sha256(tiny.read_bytes()).hexdigest()
-    assert json.loads((adapter / "adapter_config.json").read_text())[
-        "base_model_name_or_path"
-    ] == str(tiny)
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny)
     home = adapter.parent
-    config = study_from(
-        {"model": str(tiny), "data": str(home / "chats.jsonl"), "precision": "fp32"}
-    )
+    config = study_from({"model": str(tiny), "data": str(home / "chats.jsonl"), "precision": "fp32"})
     bench = Workbench(config)
     model, _, _ = load_adapter(adapter)
     trained = load_file(adapter / PROBE)["logits"]
@@ -323,9 +314,7 @@ def cut(share: float) -> Callable[[bytes], bytes]:
         (lambda content: content[:16] + b"\xff" * 8 + content[24:], "make no sense"),
     ],
 )  # fmt: skip
-def test_a_damaged_file_is_refused(
-    tiny: Path, tmp_path: Path, damage: Callable[[bytes], bytes], says: str
-) -> None:
+def test_a_damaged_file_is_refused(tiny: Path, tmp_path: Path, damage: Callable[[bytes], bytes], says: str) -> None:
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(damage(tiny.read_bytes()))
     refused(invoke(*ARGUMENTS, bad), says)
@@ -370,7 +359,7 @@ def test_weights_that_one_side_lacks_are_refused(llama: Any, tmp_path: Path) -> 
 
 
 def test_four_bits_over_a_file_are_refused(tiny: Path) -> None:
-    from adaptive_lora.adapter_serving import NF4
+    from adaptive_lora.serving import NF4
 
     with pytest.raises(AdaptiveLoraError, match="base=nf4 does not apply to"):
         load_base(ModelConfig(model=str(tiny)), torch.float32, quantisation=NF4)
@@ -378,21 +367,12 @@ def test_four_bits_over_a_file_are_refused(tiny: Path) -> None:
 
 def test_a_conversation_needs_the_files_template(llama: Any, tmp_path: Path) -> None:
     file = write(tmp_path / "plain.gguf", tensors_of(llama), chat=None)
-    words = [
-        "train",
-        "--model",
-        file,
-        "--data",
-        chats(tmp_path),
-        "--tracking-uri",
-        store_in(tmp_path),
-    ]
+    words = ["train", "--model", file, "--data", chats(tmp_path), "--tracking-uri", store_in(tmp_path)]
     refused(invoke(*words), "the base's tokenizer has no chat template")
 
 
 @pytest.mark.parametrize(
-    ("before", "says"),
-    [("", "is truncated"), ("sys.modules['gguf'] = None; ", "pip install 'adaptive-lora[gguf]'")],
+    ("before", "says"), [("", "is truncated"), ("sys.modules['gguf'] = None; ", "pip install 'adaptive-lora[gguf]'")]
 )
 def test_refusals_come_before_torch(tiny: Path, tmp_path: Path, before: str, says: str) -> None:
     file = tiny
@@ -405,9 +385,7 @@ def test_refusals_come_before_torch(tiny: Path, tmp_path: Path, before: str, say
             f"try: main(['{command}', '--model', {str(file)!r}])\n"
             "finally: print('torch' in sys.modules)"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 2, done.stderr
         assert says in done.stderr
         assert done.stdout.strip() == "False"

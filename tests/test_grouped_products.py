@@ -10,9 +10,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from adaptive_lora.adapters import grouped
-from adaptive_lora.adapters.attach import ADAPTER
-from adaptive_lora.adapters.grouped import GroupedSite, Routing, Share
+from adaptive_lora.methods.attach import ADAPTER
+from adaptive_lora.training.joint import grouped
+from adaptive_lora.training.joint.grouped import GroupedSite, Routing, Share
 
 WIDTH, OUT = 16, 24
 RANKS = (3, 9, None, 1)
@@ -29,10 +29,7 @@ def layer(base: nn.Linear, rank: int, dropout: float = 0.0) -> Any:
 
 
 def site(
-    ranks: Sequence[int | None] = RANKS,
-    rows: Sequence[int] = ROWS,
-    width: int = WIDTH,
-    dropout: float = 0.0,
+    ranks: Sequence[int | None] = RANKS, rows: Sequence[int] = ROWS, width: int = WIDTH, dropout: float = 0.0
 ) -> GroupedSite:
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -67,9 +64,7 @@ def no_loop(*given: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("columns", [1, 3], ids=["packed", "padded"])
-def test_they_are_those_of_the_loop(
-    columns: int, loop: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_they_are_those_of_the_loop(columns: int, loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module, x = site(), inputs(columns)
     with monkeypatch.context() as patch:
         patch.setattr(grouped, "_update", no_loop)

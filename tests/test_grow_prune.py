@@ -11,16 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_lora.adapters import attach
-from adaptive_lora.adapters.attach import ADAPTER, initial_a, lora_layers
-from adaptive_lora.adapters.resize import NewRank, resize
 from adaptive_lora.allocation.dynamic import GrowPrune
 from adaptive_lora.allocation.moves import SiteView, decide_moves
 from adaptive_lora.allocation.revised import revised
-from adaptive_lora.recipes.grow_prune import GrowPruneRegime
+from adaptive_lora.methods import attach
+from adaptive_lora.methods.attach import ADAPTER, initial_a, lora_layers
+from adaptive_lora.methods.resize import NewRank, resize
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.recipes.grow_prune import GrowPruneRegime
+from adaptive_lora.study.trial import run_trial
 from adaptive_lora.training import TrainInputs, train
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
 
 Bench = Callable[..., Workbench]
 IDS = torch.arange(24).reshape(2, 12)
@@ -68,17 +68,10 @@ SITES = st.lists(
 
 
 @given(SITES, st.integers(0, 20), st.integers(1, 5), st.booleans())
-def test_moves_stay_within_budget_and_bounds(
-    sites: list[SiteView], slack: int, limit: int, fill: bool
-) -> None:
+def test_moves_stay_within_budget_and_bounds(sites: list[SiteView], slack: int, limit: int, fill: bool) -> None:
     changes = decide_moves(sites, slack=slack, limit=limit, fill=fill)
-    ranks = [
-        len(site.scores) - len(change.pruned) + change.grown
-        for site, change in zip(sites, changes, strict=True)
-    ]
-    gained = sum(
-        (rank - len(site.scores)) * site.cost for rank, site in zip(ranks, sites, strict=True)
-    )
+    ranks = [len(site.scores) - len(change.pruned) + change.grown for site, change in zip(sites, changes, strict=True)]
+    gained = sum((rank - len(site.scores)) * site.cost for rank, site in zip(ranks, sites, strict=True))
     assert gained <= slack
     assert all(1 <= rank <= site.max_rank for rank, site in zip(ranks, sites, strict=True))
     for site, change in zip(sites, changes, strict=True):
@@ -95,9 +88,7 @@ def test_moves_stay_within_budget_and_bounds(
 
 
 @pytest.mark.parametrize("policy", ["standard", "rslora", "constant"])
-def test_survivors_keep_moments_and_growth_does_not_change_the_function(
-    make_bench: Bench, policy: str
-) -> None:
+def test_survivors_keep_moments_and_growth_does_not_change_the_function(make_bench: Bench, policy: str) -> None:
     bench = make_bench(methods="grow_prune:rank=3", scaling=policy)
     plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
     adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
@@ -112,10 +103,7 @@ def test_survivors_keep_moments_and_growth_does_not_change_the_function(
     layer, entry = lora_layers(adapted)[name], plan.entries[2]
     old = {
         part: {k: v.clone() for k, v in optimizer.state[weight].items()}
-        for part, weight in (
-            ("A", layer.lora_A[ADAPTER].weight),
-            ("B", layer.lora_B[ADAPTER].weight),
-        )
+        for part, weight in (("A", layer.lora_A[ADAPTER].weight), ("B", layer.lora_B[ADAPTER].weight))
     }
     grown = revised(plan, plan.rank_pattern() | {name: 5}).entries[2]
     rows = initial_a(0, name, 5, entry.site.in_features)[3:]
@@ -133,9 +121,7 @@ def test_survivors_keep_moments_and_growth_does_not_change_the_function(
     assert float(a["step"]) == float(b["step"]) == 3
     assert torch.equal(layer.lora_A[ADAPTER].weight[3:], rows)
     resize(layer, NewRank(kept=[4, 0], new_a=rows[:0], alpha=grown.alpha, scale=scale), optimizer)
-    assert torch.equal(
-        optimizer.state[layer.lora_A[ADAPTER].weight]["exp_avg"][1], old["A"]["exp_avg"][0]
-    )
+    assert torch.equal(optimizer.state[layer.lora_A[ADAPTER].weight]["exp_avg"][1], old["A"]["exp_avg"][0])
     members = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(members) == sorted(id(p) for p in adapted.parameters() if p.requires_grad)
     adapted.unload()
@@ -149,9 +135,7 @@ OPTIONS = "grow_prune:rank=3,interval=3,move_share=0.3"
 @pytest.fixture
 def bench(make_bench: Bench) -> Workbench:
     """Thirty steps with dropout of both kinds."""
-    return make_bench(
-        methods=OPTIONS, max_steps=30, epochs=9, dropout=0.1, validations=2, seeds="0"
-    )
+    return make_bench(methods=OPTIONS, max_steps=30, epochs=9, dropout=0.1, validations=2, seeds="0")
 
 
 def test_trial_moves_ranks_and_never_exceeds_the_budget(bench: Workbench, tmp_path: Path) -> None:

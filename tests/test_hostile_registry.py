@@ -92,10 +92,6 @@ def test_files_of_a_registry_stay_in_their_folder(
     assert any("path=" in path for path in kind.asked)  # the list was asked for
     fetched = any("/artifacts/0/artifacts/adapter/a.json" in path for path in kind.asked)
     assert fetched == (listed == GOOD)
-    outside = {
-        name: content
-        for name, content in tree(tmp_path).items()
-        if not name.startswith("a/b/temporary/")
-    }
+    outside = {name: content for name, content in tree(tmp_path).items() if not name.startswith("a/b/temporary/")}
     assert outside == before
     assert not Path("/tmp/evil").exists()

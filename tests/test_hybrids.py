@@ -18,17 +18,17 @@ from test_emit import built_by, emit
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from adaptive_lora.adapter_serving import load_adapter
-from adaptive_lora.adapters.export import export_merged
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import AdapterError, ModelError
-from adaptive_lora.model_classes import auto_class
-from adaptive_lora.models import skeleton
-from adaptive_lora.sites import survey_sites
-from adaptive_lora.sites.adaptable import PASSED_BY, UNREACHED
-from adaptive_lora.trial import PROBE, probe_logits, run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods.export import export_merged
+from adaptive_lora.models.base import skeleton
+from adaptive_lora.models.classes import auto_class
+from adaptive_lora.models.sites import survey_sites
+from adaptive_lora.models.sites.adaptable import PASSED_BY, UNREACHED
+from adaptive_lora.serving import load_adapter
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 
 Bench = Callable[..., Workbench]
 
@@ -86,9 +86,7 @@ def save_hybrid(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
-def test_plan_emitted_configuration_and_training_agree(
-    name: str, make_bench: Bench, tmp_path: Path
-) -> None:
+def test_plan_emitted_configuration_and_training_agree(name: str, make_bench: Bench, tmp_path: Path) -> None:
     folder = save_hybrid(name, tmp_path / "base")
     method = "uniform:rank=2"
     values = json.loads(emit(folder, method, "--json"))
@@ -99,9 +97,7 @@ def test_plan_emitted_configuration_and_training_agree(
 
     (tmp_path / "adapter_config.json").write_text(emit(folder, method, "--emit", "peft"))
     stock = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    assert built_by(stock, tmp_path) == {
-        entry.site.name: (2, entry.alpha, entry.alpha / 2) for entry in plan.entries
-    }
+    assert built_by(stock, tmp_path) == {entry.site.name: (2, entry.alpha, entry.alpha / 2) for entry in plan.entries}
 
     bench = make_bench(methods=method, seeds="0", model=str(folder), max_steps=2)
     assert dict(bench.architecture.left_out) == left_out
@@ -120,24 +116,18 @@ def test_plan_emitted_configuration_and_training_agree(
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     ids = torch.arange(9)[None]
     with torch.no_grad():
-        torch.testing.assert_close(
-            merged.eval()(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(merged.eval()(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
-def test_every_linear_map_of_a_block_is_a_site_or_left_out_with_its_reason(
-    name: str, tmp_path: Path
-) -> None:
+def test_every_linear_map_of_a_block_is_a_site_or_left_out_with_its_reason(name: str, tmp_path: Path) -> None:
     """With weights as without; and what was left out as unreached has no gradient in stock PEFT."""
     model = transformers.AutoModelForCausalLM.from_pretrained(save_hybrid(name, tmp_path))
     survey = survey_sites(model)
     assert survey == survey_sites(skeleton(ModelConfig(model=str(tmp_path))))
     assert survey.untried == frozenset()
     maps = {
-        each
-        for each, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and each != "lm_head"
+        each for each, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and each != "lm_head"
     }
     assert {site.name for site in survey.sites} | survey.left_out.keys() == maps
     unreached = {each for each, reason in survey.left_out.items() if reason == UNREACHED}
@@ -210,7 +200,7 @@ def test_where_a_plan_cannot_tell_training_refuses_before_its_first_step(
     make_bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with code that does not run without weights: then an example of the data tells."""
-    from adaptive_lora.sites import adaptable
+    from adaptive_lora.models.sites import adaptable
 
     def fails(*given: object) -> object:
         raise NotImplementedError("no meta kernel")

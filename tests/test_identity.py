@@ -18,16 +18,16 @@ from tracked import quiet, trials_in
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from adaptive_lora import adapter_serving
-from adaptive_lora.adapter_serving import BaseMismatch, content_hash, content_hashes, load_adapter
+from adaptive_lora import serving
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.data.token_files import numbers_digest
-from adaptive_lora.dossier import EXAMPLES, Selection, read_dossier
 from adaptive_lora.errors import ConfigError, DataError, ModelError
-from adaptive_lora.tasks import CausalTask
+from adaptive_lora.models.tasks import CausalTask
+from adaptive_lora.serving import BaseMismatch, content_hash, content_hashes, load_adapter
+from adaptive_lora.study.comparison_input import EXAMPLES, Selection, read_dossier
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import run_trial
 from adaptive_lora.tracking import StudyRun, connect
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
 
 Study = Callable[..., StudyConfig]
 Bench = Callable[..., Workbench]
@@ -40,12 +40,7 @@ DATED = "{{ strftime_now('%d %b %Y') }} " + TEMPLATE
 
 def talks(count: int = 24) -> list[dict[str, Any]]:
     return [
-        {
-            "messages": [
-                {"role": "user", "content": f"{number}?"},
-                {"role": "assistant", "content": "yes"},
-            ]
-        }
+        {"messages": [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": "yes"}]}
         for number in range(count)
     ]
 
@@ -113,9 +108,7 @@ def adds_token(base: Path) -> None:
         states("generation_config.json", eos_token_id=[256, 65]),
     ],
 )  # fmt: skip
-def test_what_decides_the_text_is_part_of_the_base(
-    change: Callable[[Path], object], chat: dict[str, Any]
-) -> None:
+def test_what_decides_the_text_is_part_of_the_base(change: Callable[[Path], object], chat: dict[str, Any]) -> None:
     base = Path(chat["model"])
     before = content_hash(base)
     assert before == content_hash(base)
@@ -141,9 +134,7 @@ def test_what_decides_nothing_is_not(change: Callable[[Path], object], base_fold
     assert len(content_hashes(base)) == 1  # as version 0.1 had it: nothing else decides there
 
 
-def test_the_start_of_a_decoder_counts_where_only_generation_config_states_it(
-    tmp_path: Path,
-) -> None:
+def test_the_start_of_a_decoder_counts_where_only_generation_config_states_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     states("generation_config.json", decoder_start_token_id=1)(tmp_path)
     one = content_hash(tmp_path)
@@ -159,10 +150,8 @@ def test_the_start_of_a_decoder_counts_where_only_generation_config_states_it(
 
 
 def test_the_embedded_base_has_the_hash_that_version_0_1_gave_it() -> None:
-    base = adapter_serving.base_folder("embedded", "embedded")
-    assert content_hashes(base) == (
-        "89d56e6401a888a7ab55867a32e55ed38309c0fc6f6eede00e1cf85cb6b9330b",
-    )
+    base = serving.base_folder("embedded", "embedded")
+    assert content_hashes(base) == ("89d56e6401a888a7ab55867a32e55ed38309c0fc6f6eede00e1cf85cb6b9330b",)
 
 
 def test_an_adapter_that_version_0_1_recorded_is_served_as_then(
@@ -172,7 +161,7 @@ def test_an_adapter_that_version_0_1_recorded_is_served_as_then(
     folder = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter").folder
     base = Path(chat["model"])
     now, then = content_hashes(base)
-    record = json.loads((folder / adapter_serving.RECORD).read_text())
+    record = json.loads((folder / serving.RECORD).read_text())
     assert record["base"]["content_hash"] == now == bench.base.reference.content_hash
     assert bench.base.is_recorded_as(now)
     assert bench.base.is_recorded_as(then)
@@ -181,7 +170,7 @@ def test_an_adapter_that_version_0_1_recorded_is_served_as_then(
     with pytest.raises(BaseMismatch, match=f"the adapter was trained on {now[:12]}"):
         load_adapter(folder)
     record["base"]["content_hash"] = then  # whose author never saw the template
-    (folder / adapter_serving.RECORD).write_text(json.dumps(record))
+    (folder / serving.RECORD).write_text(json.dumps(record))
     load_adapter(folder)
     states("config.json", layer_norm_epsilon=1e-3)(base)
     with pytest.raises(BaseMismatch, match=f"the adapter was trained on {then[:12]}"):
@@ -235,9 +224,7 @@ def test_numbers_that_stand_elsewhere_have_another_digest() -> None:
 # --- studies
 
 
-def test_a_changed_template_is_refused_with_both_hashes(
-    in_store: Study, chat: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_changed_template_is_refused_with_both_hashes(in_store: Study, chat: dict[str, Any], tmp_path: Path) -> None:
     config = in_store(**chat)
     quiet(config)
     first = trials_in(tmp_path)[0].data.tags
@@ -306,9 +293,7 @@ def test_other_tokens_of_the_same_data_and_base_are_refused(
         read_dossier(connect(config.tracking), Selection(query="tags.method = 'uniform-r2'"))
 
 
-def test_a_study_without_digests_of_tokens_is_refused_by_its_version(
-    in_store: Study, tmp_path: Path
-) -> None:
+def test_a_study_without_digests_of_tokens_is_refused_by_its_version(in_store: Study, tmp_path: Path) -> None:
     config = in_store()
     outcome, _ = quiet(config)
     study = StudyRun.find(outcome.store, outcome.judgement.study_id)
@@ -328,16 +313,12 @@ def test_profiles_of_other_data_count_with_their_tokens(
     borrowed = bench.profiled_on((str(other),))
     parts = borrowed.parts(0)
     shifted = tuple(dataclasses.replace(e, first_label=e.first_label + 1) for e in parts.train)
-    monkeypatch.setattr(
-        type(borrowed), "parts", lambda self, fold: dataclasses.replace(parts, train=shifted)
-    )
+    monkeypatch.setattr(type(borrowed), "parts", lambda self, fold: dataclasses.replace(parts, train=shifted))
     again = type(borrowed)(bench, (str(other),))
     assert again.digest != borrowed.digest
 
 
-def test_examples_of_a_test_file_have_their_texts(
-    in_store: Study, data_file: Path, tmp_path: Path
-) -> None:
+def test_examples_of_a_test_file_have_their_texts(in_store: Study, data_file: Path, tmp_path: Path) -> None:
     test_data = tmp_path / "test.json"
     test_data.write_text(json.dumps(rows(8, seed=5)), encoding="utf-8")
     config = in_store(test_data=str(test_data))

@@ -19,11 +19,11 @@ import pytest
 from PIL import Image, ImageOps
 from task_bases import SEEING, run_and_prove, save_pictures, save_seeing_base
 
-from adaptive_lora.adapter_serving import open_image
 from adaptive_lora.config import DataConfig, StudyConfig, study_from
 from adaptive_lora.data import split_set
-from adaptive_lora.data.pictures import load_captions, load_classes
+from adaptive_lora.data.images import load_captions, load_classes
 from adaptive_lora.errors import DataError
+from adaptive_lora.serving import open_image
 
 COLOURS = ("blue", "green", "red")
 Rows = list[dict[str, str]]
@@ -38,9 +38,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
 
 def hub_set(folder: Path, parts: dict[str, Rows], pictures: Path) -> Path:
     """Write what `push_to_hub` writes: Parquet files with the pictures and their features."""
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(COLOURS))}
-    )
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(COLOURS))})
     (folder / "data").mkdir(parents=True)
     for split, rows in parts.items():
         columns = {
@@ -56,9 +54,7 @@ def config_of(data: Path, **changes: Any) -> DataConfig:
     return DataConfig(data=str(data), **changes)
 
 
-def test_a_hub_set_with_a_test_split(
-    pictures: tuple[Path, Rows], own_store: str, tmp_path: Path
-) -> None:
+def test_a_hub_set_with_a_test_split(pictures: tuple[Path, Rows], own_store: str, tmp_path: Path) -> None:
     home, rows = pictures
     data = hub_set(tmp_path / "set", {"train": rows[:21], "test": rows[21:]}, home)
     found = load_classes(config_of(data, test_split="test"))
@@ -67,9 +63,7 @@ def test_a_hub_set_with_a_test_split(
     assert found.test is not None
     assert [e.image for e in found.test] == [(home / r["image"]).read_bytes() for r in rows[21:]]
     kind, settings, head = SEEING["vit"]
-    proven = run_and_prove(
-        study(save_seeing_base(tmp_path / "vit", kind, settings, head), data, own_store)
-    )
+    proven = run_and_prove(study(save_seeing_base(tmp_path / "vit", kind, settings, head), data, own_store))
     assert proven.records[0].tags["task"] == "image_classification"
     assert proven.records[0].test is not None
     assert len(proven.records[0].test.nll_E) == 9
@@ -85,9 +79,7 @@ def study(model: Path, data: Path, store: str) -> StudyConfig:
     )  # fmt: skip
 
 
-def test_a_picture_of_the_test_split_leaves_the_others(
-    pictures: tuple[Path, Rows], tmp_path: Path
-) -> None:
+def test_a_picture_of_the_test_split_leaves_the_others(pictures: tuple[Path, Rows], tmp_path: Path) -> None:
     home, rows = pictures
     data = hub_set(tmp_path / "set", {"train": rows[:24], "test": rows[20:]}, home)
     found = load_classes(config_of(data, test_split="test"))
@@ -103,18 +95,14 @@ def test_one_subset_of_several(pictures: tuple[Path, Rows], tmp_path: Path) -> N
     home, rows = pictures
     hub_set(tmp_path / "set" / "warm", {"train": rows[:9]}, home)
     hub_set(tmp_path / "set" / "all", {"train": rows}, home)
-    card = "".join(
-        f"- config_name: {name}\n  data_files: {name}/data/*.parquet\n" for name in ("warm", "all")
-    )
+    card = "".join(f"- config_name: {name}\n  data_files: {name}/data/*.parquet\n" for name in ("warm", "all"))
     (tmp_path / "set" / "README.md").write_text(f"---\nconfigs:\n{card}---\n", encoding="utf-8")
     with pytest.raises(DataError, match="warm"):  # which subsets there are
         load_classes(config_of(tmp_path / "set"))
     for name, count in (("warm", 9), ("all", 30)):
         assert len(load_classes(config_of(tmp_path / "set", data_subset=name)).examples) == count
     hub_set(tmp_path / "other", {"train": rows[:6]}, home)  # it has no subsets
-    found = load_classes(
-        config_of(tmp_path / "set", data_subset="warm", test_data=str(tmp_path / "other"))
-    )
+    found = load_classes(config_of(tmp_path / "set", data_subset="warm", test_data=str(tmp_path / "other")))
     assert found.test is not None
     assert (len(found.examples), len(found.test)) == (9, 6)
 
@@ -125,25 +113,18 @@ def test_parquet_without_features(pictures: tuple[Path, Rows], tmp_path: Path, h
     home, rows = pictures
     shutil.copytree(home, tmp_path / "set" / "images")
     images = [
-        {
-            "bytes": (home / row["image"]).read_bytes() if held == "bytes" else None,
-            "path": f"images/{row['image']}",
-        }
+        {"bytes": (home / row["image"]).read_bytes() if held == "bytes" else None, "path": f"images/{row['image']}"}
         for row in rows
     ]
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    table = pyarrow.table(
-        {"image": pyarrow.array(images, type=kind), "label": [row["label"] for row in rows]}
-    )
+    table = pyarrow.table({"image": pyarrow.array(images, type=kind), "label": [row["label"] for row in rows]})
     pyarrow.parquet.write_table(table, tmp_path / "set" / "rows.parquet")
     found = load_classes(config_of(tmp_path / "set" / "rows.parquet"))
     assert found.labels == COLOURS
     assert [e.image for e in found.examples] == [(home / r["image"]).read_bytes() for r in rows]
 
 
-def test_folders_of_classes_in_folders_of_splits(
-    pictures: tuple[Path, Rows], tmp_path: Path
-) -> None:
+def test_folders_of_classes_in_folders_of_splits(pictures: tuple[Path, Rows], tmp_path: Path) -> None:
     home, rows = pictures
     for number, row in enumerate(rows):
         part = tmp_path / ("train" if number < 20 else "test") / row["label"]
@@ -172,18 +153,14 @@ def test_a_folder_with_captions(pictures: tuple[Path, Rows], tmp_path: Path) -> 
     assert len(found.test) == 10
 
 
-def test_files_are_named_relative_to_the_table_that_names_them(
-    pictures: tuple[Path, Rows], tmp_path: Path
-) -> None:
+def test_files_are_named_relative_to_the_table_that_names_them(pictures: tuple[Path, Rows], tmp_path: Path) -> None:
     home, rows = pictures
     for part, chosen in (("one", rows[:20]), ("other", rows[20:])):
         (tmp_path / part).mkdir()
         for row in chosen:
             shutil.copy(home / row["image"], tmp_path / part)
         (tmp_path / part / "rows.json").write_text(json.dumps(chosen), encoding="utf-8")
-    found = load_classes(
-        config_of(tmp_path / "one" / "rows.json", test_data=str(tmp_path / "other" / "rows.json"))
-    )
+    found = load_classes(config_of(tmp_path / "one" / "rows.json", test_data=str(tmp_path / "other" / "rows.json")))
     assert found.test is not None
     assert [e.image for e in found.test] == [(home / r["image"]).read_bytes() for r in rows[20:]]
 

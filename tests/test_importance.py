@@ -21,17 +21,11 @@ from adaptive_lora.allocation import METRICS, SPECTRAL_METRICS
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError, ModelError
-from adaptive_lora.importance import (
-    PROFILERS,
-    ImportanceProfile,
-    capture,
-    passes,
-    profile_importance,
-)
-from adaptive_lora.losses import causal_loss
-from adaptive_lora.steps import run_profile
-from adaptive_lora.trial import run_trial, trial_metrics
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile, capture, passes, profile_importance
+from adaptive_lora.models.losses import causal_loss
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.steps import run_profile
+from adaptive_lora.study.trial import run_trial, trial_metrics
 
 Bench = Callable[..., Workbench]
 WEIGHTS_ONLY = {"heavy_tail", "stable_rank", "condition_number"}
@@ -130,9 +124,7 @@ class TestContract:
         assert read.spectra == found.spectra
         assert read.replicates == found.replicates
 
-    def test_many_passes_equal_one(
-        self, bench: Workbench, metric: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_many_passes_equal_one(self, bench: Workbench, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
         one = profile(bench, metric)
         monkeypatch.setattr(passes, "PASS_TOKENS", 1)
         assert len(passes.joined(bench.calibration(0, 0))) == 4
@@ -206,13 +198,11 @@ class Flat(nn.Module):
 
 
 def test_shared_and_unused_maps(bench: Workbench) -> None:
-    from adaptive_lora.sites import find_sites
+    from adaptive_lora.models.sites import find_sites
 
     torch.manual_seed(0)
     model = Flat()
-    task = dataclasses.replace(
-        bench.profile_task(seed=0, fold=0), model=model, sites=find_sites(model)
-    )
+    task = dataclasses.replace(bench.profile_task(seed=0, fold=0), model=model, sites=find_sites(model))
     found = profile_importance(task, metric="gradient_norm", seed=0)
     loss = sum(causal_loss(model, batch) for batch in task.batches)
     (gradient,) = torch.autograd.grad(loss, model.h[0]["up"].weight)
@@ -224,9 +214,7 @@ def test_shared_and_unused_maps(bench: Workbench) -> None:
         for row in range(len(batch.input_ids)):
             single = batch.rows([row])
             each.append(torch.autograd.grad(causal_loss(model, single), model.h[0]["up"].weight)[0])
-    assert variance.scores["h.0.up"] == pytest.approx(
-        float(torch.stack(each).var(dim=0).mean()), rel=1e-3
-    )
+    assert variance.scores["h.0.up"] == pytest.approx(float(torch.stack(each).var(dim=0).mean()), rel=1e-3)
 
 
 def test_passes_join_up_to_a_limit() -> None:
@@ -255,7 +243,7 @@ def test_groups_hold_no_more_than_the_models_own_gradient(bench: Workbench) -> N
 
 
 def test_one_site_at_a_time(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adaptive_lora.importance import gradient
+    from adaptive_lora.methods.importance import gradient
 
     alive, most = 0, 0
 
@@ -278,9 +266,7 @@ def test_one_site_at_a_time(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -
     assert (alive, most) == (0, 1)
 
 
-def test_the_command_logs_cost_and_draws_the_spectrum(
-    in_store: Callable[..., StudyConfig], tmp_path: Path
-) -> None:
+def test_the_command_logs_cost_and_draws_the_spectrum(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
     config = in_store(profile_batches=2, profile_batch_size=2, max_steps=None, epochs=2)
     run_profile(config, "whitened_gradient", Console(quiet=True), as_json=False)
     client = MlflowClient(store_in(tmp_path))
@@ -290,10 +276,7 @@ def test_the_command_logs_cost_and_draws_the_spectrum(
     share = run.data.metrics["profile/processed_tokens"] / per_training
     assert run.data.metrics["profile/share_of_training_tokens"] == pytest.approx(share, rel=0.2)
     drawn = {file.path for file in client.list_artifacts(run.info.run_id, "figures")}
-    assert drawn == {
-        "figures/profile_whitened_gradient.png",
-        "figures/spectrum_whitened_gradient.png",
-    }
+    assert drawn == {"figures/profile_whitened_gradient.png", "figures/spectrum_whitened_gradient.png"}
 
 
 def test_a_trial_reports_the_share_of_its_training(make_bench: Bench, tmp_path: Path) -> None:
@@ -301,6 +284,4 @@ def test_a_trial_reports_the_share_of_its_training(make_bench: Bench, tmp_path: 
     trial = next(bench.config.trials())
     outcome = run_trial(bench, trial, tmp_path / "adapter")
     metrics = trial_metrics(bench, outcome, 0)
-    assert metrics["profile/share_of_training"] == pytest.approx(
-        metrics["profile/seconds"] / metrics["train_seconds"]
-    )
+    assert metrics["profile/share_of_training"] == pytest.approx(metrics["profile/seconds"] / metrics["train_seconds"])

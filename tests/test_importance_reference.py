@@ -15,13 +15,13 @@ from torch import nn
 
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.importance.activation import Scatter
-from adaptive_lora.importance.gradient import MeanGradients, squared_norms
-from adaptive_lora.importance.trained import lora_layers
-from adaptive_lora.importance.weights import heavy_tail
-from adaptive_lora.importance.whitened import DAMPING, gains, second_moment, whiten
-from adaptive_lora.losses import causal_loss
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods.importance.activation import Scatter
+from adaptive_lora.methods.importance.gradient import MeanGradients, squared_norms
+from adaptive_lora.methods.importance.trained import lora_layers
+from adaptive_lora.methods.importance.weights import heavy_tail
+from adaptive_lora.methods.importance.whitened import DAMPING, gains, second_moment, whiten
+from adaptive_lora.models.losses import causal_loss
+from adaptive_lora.study.context import Workbench
 
 Bench = Callable[..., Workbench]
 
@@ -58,30 +58,20 @@ def test_weight_gradient_and_norm_equal_autograd(bench: Workbench) -> None:
     for index, part in enumerate(parts):
         mean = each[part].sum(dim=0) / tokens[part].sum()
         spectra = found["gradient_norm"].spectra, *found["gradient_norm"].replicates
-        np.testing.assert_allclose(
-            spectra[index][SITE], torch.linalg.svdvals(mean).square(), rtol=1e-3, atol=1e-9
-        )
+        np.testing.assert_allclose(spectra[index][SITE], torch.linalg.svdvals(mean).square(), rtol=1e-3, atol=1e-9)
         scores = found["weight_gradient"].replicates
         if index:
-            assert scores[index - 1][SITE][0] == pytest.approx(
-                float((weight * mean).abs().mean()), rel=1e-4
-            )
+            assert scores[index - 1][SITE][0] == pytest.approx(float((weight * mean).abs().mean()), rel=1e-4)
         else:
-            assert found["weight_gradient"].scores[SITE] == pytest.approx(
-                float((weight * mean).abs().mean()), rel=1e-4
-            )
-            assert found["gradient_norm"].scores[SITE] == pytest.approx(
-                float(mean.norm()), rel=1e-4
-            )
+            assert found["weight_gradient"].scores[SITE] == pytest.approx(float((weight * mean).abs().mean()), rel=1e-4)
+            assert found["gradient_norm"].scores[SITE] == pytest.approx(float(mean.norm()), rel=1e-4)
 
 
 def test_variance_equals_a_loop_over_examples(bench: Workbench) -> None:
     found = profile(bench, "gradient_variance")
     each, _ = example_gradients(bench, SITE)
     assert found.scores[SITE] == pytest.approx(float(each.var(dim=0).mean()), rel=1e-3)
-    assert found.replicates[1][SITE][0] == pytest.approx(
-        float(each[1::2].var(dim=0).mean()), rel=1e-3
-    )
+    assert found.replicates[1][SITE][0] == pytest.approx(float(each[1::2].var(dim=0).mean()), rel=1e-3)
 
 
 def test_squared_norms_take_the_cheaper_way() -> None:
@@ -108,9 +98,7 @@ def test_gains_are_what_the_best_low_rank_update_takes_off() -> None:
     gradient = torch.randn(6, 8, generator=draw, dtype=torch.float64)
     outputs, inputs = kfac(6, draw), kfac(8, draw)
     stack = gradient.expand(3, 6, 8)  # equal halves: no noise
-    whole, _, _ = gains(
-        MeanGradients(stack=stack, tokens=(5, 5)), outputs[None], inputs[None], damping=0.0
-    )
+    whole, _, _ = gains(MeanGradients(stack=stack, tokens=(5, 5)), outputs[None], inputs[None], damping=0.0)
     left, right = root(outputs, -0.5), root(inputs, -0.5)
     u, s, vh = torch.linalg.svd(left @ gradient @ right)
     for rank in range(1, 7):
@@ -134,8 +122,7 @@ def test_whitening_in_blocks(block: int) -> None:
         sides.append(dense + 0.2 * dense.trace() / size * torch.eye(size, dtype=dense.dtype))
     expected = root(sides[0], -0.5) @ gradient @ root(sides[1], -0.5)
     torch.testing.assert_close(
-        torch.linalg.svdvals(whiten(gradient, *factors, damping=0.2)),
-        torch.linalg.svdvals(expected),
+        torch.linalg.svdvals(whiten(gradient, *factors, damping=0.2)), torch.linalg.svdvals(expected)
     )
 
 
@@ -146,8 +133,7 @@ def test_whitened_gradient_equals_dense_kfac(bench: Workbench) -> None:
     total = tokens.sum()
     share = [tokens[half::2].sum() / total for half in (0, 1)]
     whitened = [
-        root(outputs, -0.5) @ each[half::2].sum(dim=0) / tokens[half::2].sum() @ root(inputs, -0.5)
-        for half in (0, 1)
+        root(outputs, -0.5) @ each[half::2].sum(dim=0) / tokens[half::2].sum() @ root(inputs, -0.5) for half in (0, 1)
     ]
     noise = (share[0] * share[1]).sqrt() * (whitened[0] - whitened[1])
     edge = torch.linalg.svdvals(noise)[0] ** 2
@@ -253,10 +239,7 @@ def test_activation_spectrum_equals_pefts(bench: Workbench) -> None:
     scatter = Scatter()
     scatter.add(rows)
     torch.testing.assert_close(
-        scatter.shares()[:8].float(),
-        reference.explained_variance_ratio_.float(),
-        rtol=1e-3,
-        atol=1e-6,
+        scatter.shares()[:8].float(), reference.explained_variance_ratio_.float(), rtol=1e-3, atol=1e-6
     )
 
 

@@ -13,19 +13,19 @@ import torch
 from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
 from transformers.pytorch_utils import Conv1D
 
-from adaptive_lora.adapters import attach, audit_moved
-from adaptive_lora.adapters.attach import ADAPTER, lora_layers
-from adaptive_lora.adapters.eva import EvaSettings, eva_directions
 from adaptive_lora.allocation import Evidence, MethodSpec, allocate, uniform_cost
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
-from adaptive_lora.importance.passes import joined
-from adaptive_lora.losses import token_scores
-from adaptive_lora.recipes import Job
-from adaptive_lora.recipes.eva import _batches
-from adaptive_lora.recipes.gora import _initial_b, compressed_gradient
-from adaptive_lora.trial import TrialOutcome, run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods import attach, audit_moved
+from adaptive_lora.methods.attach import ADAPTER, lora_layers
+from adaptive_lora.methods.eva import EvaSettings, eva_directions
+from adaptive_lora.methods.importance.passes import joined
+from adaptive_lora.models.losses import token_scores
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.recipes import Job
+from adaptive_lora.study.recipes.eva import _batches
+from adaptive_lora.study.recipes.gora import _initial_b, compressed_gradient
+from adaptive_lora.study.trial import TrialOutcome, run_trial
 
 Bench = Callable[..., Workbench]
 IDS = torch.arange(24).reshape(2, 12)
@@ -85,9 +85,7 @@ def test_eva_is_pefts_own(make_bench: Bench) -> None:
     initialize_lora_eva_weights(
         model,
         batches,
-        forward_fn=lambda m, inputs: m(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
-        ),
+        forward_fn=lambda m, inputs: m(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]),
         show_progress_bar=False,
     )
     theirs = lora_layers(model)
@@ -126,9 +124,7 @@ def test_directions_explain_the_inputs_variance(make_bench: Bench) -> None:
     cosines = (found.a[name].double() * vectors[:4]).sum(dim=1).abs()
     assert cosines[0] > 0.98
     share = (values**2 / (values**2).sum())[:4]
-    torch.testing.assert_close(
-        torch.tensor(found.explained[name]).double(), share, rtol=0.1, atol=0.01
-    )
+    torch.testing.assert_close(torch.tensor(found.explained[name]).double(), share, rtol=0.1, atol=0.01)
     assert not module._forward_hooks
 
 
@@ -216,9 +212,7 @@ def test_gora_starts_from_the_calibration_gradient(make_bench: Bench) -> None:
         (gradient,) = torch.autograd.grad(loss, weight)
         weight.requires_grad_(False)
         gradient = gradient.T if isinstance(module, Conv1D) else gradient
-        wanted = compressed_gradient(
-            gradient, job.initial_a(entry), gamma=0.05, scale=job.plan.scale_of(entry)
-        )
+        wanted = compressed_gradient(gradient, job.initial_a(entry), gamma=0.05, scale=job.plan.scale_of(entry))
         torch.testing.assert_close(initial[entry.site.name], wanted, rtol=1e-3, atol=1e-6)
 
 
@@ -256,9 +250,7 @@ def test_gora_separates_ranks_from_initial_weights(make_bench: Bench, tmp_path: 
 
 def test_a_start_other_than_zero_must_be_left(make_bench: Bench) -> None:
     bench = make_bench(methods="uniform:rank=2")
-    adapted = attach(
-        bench.base.model, bench.plan(bench.config.specs[0], seed=0, fold=0), seed=0, dropout=0.0
-    )
+    adapted = attach(bench.base.model, bench.plan(bench.config.specs[0], seed=0, fold=0), seed=0, dropout=0.0)
     start = {}
     for name, layer in lora_layers(adapted).items():
         torch.nn.init.ones_(layer.lora_B[ADAPTER].weight)
@@ -273,8 +265,5 @@ def test_a_start_other_than_zero_must_be_left(make_bench: Bench) -> None:
 def test_switching_off_both_is_another_method(name: str) -> None:
     with pytest.raises(ConfigError, match="is plain uniform"):
         MethodSpec.parse(f"{name}:ranks=uniform,init=default")
-    labels = {
-        MethodSpec.parse(f"{name}:rank=8{more}").label
-        for more in ("", ",init=default", ",ranks=uniform")
-    }
+    labels = {MethodSpec.parse(f"{name}:rank=8{more}").label for more in ("", ",init=default", ",ranks=uniform")}
     assert labels == {f"{name}-r8", f"{name}-r8-default_init", f"{name}-r8-uniform_ranks"}

@@ -23,7 +23,7 @@ from tracked import store_in, words_of
 from zygote import Zygote
 
 CHECKPOINTS = "adaptive_lora.training.checkpoint_files"
-DELIVERY = "adaptive_lora.tracking.delivery"
+DELIVERY = "adaptive_lora.tracking.uploader"
 Fault = tuple[str, str, int, str]
 """Module, function, call, and whether before or after its work."""
 FAULTS: tuple[Fault, ...] = (
@@ -39,7 +39,7 @@ FAULTS: tuple[Fault, ...] = (
     ("adaptive_lora.tracking.recorder", "Recorder.end", 1, "after"),
     ("adaptive_lora.tracking.journal", "Journal.append", 20, "after"),
     # inside claims and their turns
-    ("adaptive_lora.tracking.claims", "Claims._await", 2, "after"),
+    ("adaptive_lora.tracking.leases", "Claims._await", 2, "after"),
     ("adaptive_lora.tracking.study_run", "StudyRun._take", 1, "after"),
     # inside registration: before a version, with a version and no alias, with both
     ("mlflow", "MlflowClient.create_model_version", 1, "before"),
@@ -116,8 +116,7 @@ def numbers(place: Place) -> dict[str, Any]:
     found = json.loads(path.read_text(encoding="utf-8"))
     found["fronts"] = [front for front in found["fronts"] if "parameters" in front["cost"]]
     found["methods"] = [
-        {key: value for key, value in method.items() if key not in _CLOCK}
-        for method in found["methods"]
+        {key: value for key, value in method.items() if key not in _CLOCK} for method in found["methods"]
     ]
     return {key: value for key, value in found.items() if key not in _CLOCK}
 
@@ -159,9 +158,7 @@ def check_nothing_is_left(place: Place) -> None:
     assert len(models) == 4
     for run in runs:
         history = Counter(
-            (key, m.step)
-            for key in run.data.metrics
-            for m in client.get_metric_history(run.info.run_id, key)
+            (key, m.step) for key in run.data.metrics for m in client.get_metric_history(run.info.run_id, key)
         )
         assert run.data.tags.get("mlflow.parentRunId") is None or max(history.values()) == 1
     output = place.folder / "adaptive-lora-out"
@@ -283,8 +280,6 @@ def test_a_killed_study_ends_as_if_it_had_not_been(zygote: Zygote, make_place: A
 
 
 @pytest.mark.long
-def test_a_study_killed_all_over_ends_as_if_it_had_not_been(
-    zygote: Zygote, make_place: Any
-) -> None:
+def test_a_study_killed_all_over_ends_as_if_it_had_not_been(zygote: Zygote, make_place: Any) -> None:
     found = survive(zygote, make_place, kills=80, seed=1)
     assert found[MOMENT] == 80 - len(FAULTS)

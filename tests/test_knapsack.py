@@ -15,9 +15,7 @@ Rows = list[tuple[int, list[float]]]
 
 # Gains from few values, so that ties and gaps occur; costs with and without a common divisor.
 gain = st.one_of(st.floats(1e-6, 10), st.sampled_from([0.0, 1.0, 2.0, 4.0]))
-rows = st.lists(
-    st.tuples(st.integers(1, 9), st.lists(gain, min_size=1, max_size=4)), min_size=1, max_size=5
-)
+rows = st.lists(st.tuples(st.integers(1, 9), st.lists(gain, min_size=1, max_size=4)), min_size=1, max_size=5)
 
 
 def offered(sites: Rows, budget: int, factor: int = 1) -> Items:

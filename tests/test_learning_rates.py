@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from adaptive_lora.adapters import attach
-from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.allocation import RankPlan
+from adaptive_lora.methods import attach
+from adaptive_lora.methods.attach import lora_layers
+from adaptive_lora.study.context import Workbench
 from adaptive_lora.training import TrainInputs, train
 from adaptive_lora.training.groups import parameter_groups
-from adaptive_lora.workbench import Workbench
 
 Bench = Callable[..., Workbench]
 FIRST, SECOND = "transformer.h.0.attn.c_attn", "transformer.h.2.mlp.c_proj"
@@ -25,10 +25,7 @@ FIRST, SECOND = "transformer.h.0.attn.c_attn", "transformer.h.2.mlp.c_proj"
 def with_multipliers(plan: RankPlan, **factors: float) -> RankPlan:
     """Return the plan with other learning rates at the first and second site."""
     names = {FIRST: factors["first"], SECOND: factors["second"]}
-    entries = tuple(
-        dataclasses.replace(entry, lr_multiplier=names.get(entry.site.name, 1.0))
-        for entry in plan.entries
-    )
+    entries = tuple(dataclasses.replace(entry, lr_multiplier=names.get(entry.site.name, 1.0)) for entry in plan.entries)
     return dataclasses.replace(plan, entries=entries)
 
 
@@ -60,9 +57,7 @@ def test_no_multiplier_is_one_group_in_the_models_order(make_bench: Bench) -> No
     plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
     adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
     (group,) = parameter_groups(adapted, plan.lr_multipliers(), 0.1)
-    assert [id(p) for p in group["params"]] == [
-        id(p) for p in adapted.parameters() if p.requires_grad
-    ]
+    assert [id(p) for p in group["params"]] == [id(p) for p in adapted.parameters() if p.requires_grad]
 
 
 def test_a_multiplier_trains_like_another_rate(make_bench: Bench) -> None:
@@ -79,10 +74,7 @@ def test_a_multiplier_trains_like_another_rate(make_bench: Bench) -> None:
             lr_multipliers=plan.lr_multipliers(),
         )
         train(adapted, inputs, bench.config.train, bench.runtime, lr=1e-3, seed=0)
-        found = {
-            name: layer.lora_B["default"].weight.detach().clone()
-            for name, layer in lora_layers(adapted).items()
-        }
+        found = {name: layer.lora_B["default"].weight.detach().clone() for name, layer in lora_layers(adapted).items()}
         adapted.unload()
         return found
 
@@ -95,7 +87,7 @@ def test_a_multiplier_trains_like_another_rate(make_bench: Bench) -> None:
 def test_a_trial_trains_with_its_plans_multipliers(
     make_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adaptive_lora.trial import run_trial
+    from adaptive_lora.study.trial import run_trial
 
     bench = make_bench(methods="uniform:rank=2", seeds="0")
     trial = next(bench.config.trials())

@@ -13,10 +13,7 @@ Row = tuple[list[float], int, int, int]
 """Components of a site, its cost, and how far its limits lie inside 0 and all components."""
 ROWS = st.lists(
     st.tuples(
-        st.lists(st.floats(0, 10), min_size=4, max_size=9),
-        st.integers(1, 9),
-        st.integers(0, 1),
-        st.integers(2, 4),
+        st.lists(st.floats(0, 10), min_size=4, max_size=9), st.integers(1, 9), st.integers(0, 1), st.integers(2, 4)
     ),
     min_size=1,
     max_size=6,
@@ -34,9 +31,7 @@ def case(rows: list[Row], multiple: int) -> tuple[RankLimits, list[list[float]],
 
 
 @given(ROWS, st.sampled_from([1, 2]), st.floats(0, 1), st.booleans())
-def test_limits_budget_and_order_hold(
-    rows: list[Row], multiple: int, share: float, one_threshold: bool
-) -> None:
+def test_limits_budget_and_order_hold(rows: list[Row], multiple: int, share: float, one_threshold: bool) -> None:
     limits, values, costs = case(rows, multiple)
     least = sum(c * low for c, low in zip(costs, limits.lower, strict=True))
     most = sum(c * high for c, high in zip(costs, limits.upper, strict=True))
@@ -53,11 +48,7 @@ def test_limits_budget_and_order_hold(
 
     sites = range(len(rows))
     kept = [unit(i, s) for i in sites for s in range(limits.lower[i], ranks[i], multiple)]
-    cut = [
-        (unit(i, s), costs[i] * multiple)
-        for i in sites
-        for s in range(ranks[i], limits.upper[i], multiple)
-    ]
+    cut = [(unit(i, s), costs[i] * multiple) for i in sites for s in range(ranks[i], limits.upper[i], multiple)]
     if one_threshold and cut:
         assert not kept or min(kept) >= max(value for value, _ in cut) - 1e-12
         assert left < max(cost for _, cost in cut)

@@ -15,8 +15,8 @@ from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import study_from
 from adaptive_lora.config.sections import TASKS as TASK_NAMES
 from adaptive_lora.errors import AdaptiveLoraError
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import run_trial
 
 NUMBERS_ALONE = (
     "linear_decay", "attention_heavy", "three_band", "proportional", "family_uniform", "random",

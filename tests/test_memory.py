@@ -16,29 +16,23 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_lora.adapters import attach, detach
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.cli import main
 from adaptive_lora.config import MemorySize, TrainConfig, shown
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.memory import Load, choose, estimate, load_of
-from adaptive_lora.models import gradient_checkpointing
-from adaptive_lora.sites import find_sites
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods import attach, detach
+from adaptive_lora.models.base import gradient_checkpointing
+from adaptive_lora.models.sites import find_sites
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import run_trial
+from adaptive_lora.training.memory import Load, choose, estimate, load_of
 
 TOKENS = 128
 
 
 def model_of(kind: str) -> torch.nn.Module:
     """Return a model of 4 blocks and width 256 without dropout, frozen."""
-    from transformers import (
-        AutoModelForCausalLM,
-        GPT2Config,
-        GPTNeoXConfig,
-        LlamaConfig,
-        Qwen2Config,
-    )
+    from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
     wide = {
         "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4,
@@ -130,9 +124,7 @@ LOAD = some_load()
 
 @given(batch=st.integers(1, 64), asked=st.booleans(), limit=st.integers(10**7, 2 * 10**9))
 def test_the_choice_is_the_largest_that_fits(batch: int, asked: bool, limit: int) -> None:
-    config = TrainConfig(
-        batch_size=batch, gradient_checkpointing=asked, max_memory=MemorySize(limit)
-    )
+    config = TrainConfig(batch_size=batch, gradient_checkpointing=asked, max_memory=MemorySize(limit))
     least = estimate(LOAD, examples=1, checkpointing=True)
     if least.high > limit:
         with pytest.raises(ConfigError, match="too little: one example of 512 tokens"):
@@ -154,8 +146,7 @@ def test_without_a_limit_nothing_is_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"),
-    [("6GiB", 6 * 2**30), ("500 MB", 5 * 10**8), ("8g", 8 * 10**9), ("1.5Ki", 1536), ("7", 7)],
+    ("text", "size"), [("6GiB", 6 * 2**30), ("500 MB", 5 * 10**8), ("8g", 8 * 10**9), ("1.5Ki", 1536), ("7", 7)]
 )
 def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
     assert MemorySize(text) == size
@@ -205,8 +196,6 @@ def test_a_limit_gives_the_same_training_in_parts(
     assert caplog.records[0].levelno == logging.WARNING
 
 
-def test_a_limit_that_cannot_be_kept_stops_before_training(
-    make_bench: Callable[..., Workbench],
-) -> None:
+def test_a_limit_that_cannot_be_kept_stops_before_training(make_bench: Callable[..., Workbench]) -> None:
     with pytest.raises(ConfigError, match=r"max_memory 97\.7 KiB is too little"):
         make_bench(max_memory="100KB")

@@ -23,13 +23,7 @@ from mlflow.entities import Run
 from adaptive_lora.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-ENTRY_POINTS = {
-    "main": "study",
-    "profile": "profile",
-    "train": "train",
-    "evaluate": "evaluate",
-    "compare": "compare",
-}
+ENTRY_POINTS = {"main": "study", "profile": "profile", "train": "train", "evaluate": "evaluate", "compare": "compare"}
 """Entry point of MLproject -> command of the command line."""
 
 
@@ -93,13 +87,9 @@ class Project:
     def runs(self) -> list[Run]:
         """All runs, oldest first."""
         experiments = [item.experiment_id for item in self.client.search_experiments()]
-        return sorted(
-            self.client.search_runs(experiments), key=lambda run: int(run.info.start_time)
-        )
+        return sorted(self.client.search_runs(experiments), key=lambda run: int(run.info.start_time))
 
-    def run(
-        self, entry: str, options: dict[str, str], *, git: bool = False, fails: bool = False
-    ) -> tuple[Run, str]:
+    def run(self, entry: str, options: dict[str, str], *, git: bool = False, fails: bool = False) -> tuple[Run, str]:
         """Run an entry point; return the run that `mlflow run` made, and the output."""
         before = {run.info.run_id for run in self.runs}
         source = [self.address, "--version", self.commit] if git else [str(self.folder)]
@@ -119,9 +109,7 @@ class Project:
         assert (result.returncode != 0) == fails, output
         assert "Changing param values" not in output
         made = [
-            run
-            for run in self.runs
-            if run.info.run_id not in before and "mlflow.project.entryPoint" in run.data.tags
+            run for run in self.runs if run.info.run_id not in before and "mlflow.project.entryPoint" in run.data.tags
         ]
         assert len(made) == 1, output
         return made[0], output
@@ -137,9 +125,7 @@ def environment(**extra: str) -> dict[str, str]:
 def git(folder: Path, *words: str) -> str:
     """Run git in a folder, as nobody in particular; return its output."""
     names = ["-c", "user.name=tests", "-c", "user.email=tests@localhost"]
-    result = subprocess.run(
-        ["git", *names, *words], cwd=folder, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run(["git", *names, *words], cwd=folder, capture_output=True, text=True, check=True)
     return result.stdout
 
 
@@ -159,9 +145,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     words = ["--export-all", "--reuseaddr", "--listen=127.0.0.1", f"--port={port}"]
-    daemon = subprocess.Popen(
-        ["git", "daemon", *words, f"--base-path={above}", str(above)], start_new_session=True
-    )
+    daemon = subprocess.Popen(["git", "daemon", *words, f"--base-path={above}", str(above)], start_new_session=True)
     try:
         _wait_for(port)
         commit = git(folder, "rev-parse", "HEAD").strip()
@@ -184,10 +168,7 @@ def _wait_for(port: int) -> None:
 
 @pytest.fixture(scope="module")
 def project(
-    served: tuple[Path, str, str],
-    base_folder: Path,
-    empty_store: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    served: tuple[Path, str, str], base_folder: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Project:
     """The project with an empty store and options of a study that runs in seconds."""
     work = tmp_path_factory.mktemp("work")
@@ -219,11 +200,7 @@ def studied(project: Project) -> tuple[Run, str]:
 
 def children_of(project: Project, run: Run) -> list[Run]:
     """Return the runs whose parent is this one."""
-    return [
-        other
-        for other in project.runs
-        if other.data.tags.get("mlflow.parentRunId") == run.info.run_id
-    ]
+    return [other for other in project.runs if other.data.tags.get("mlflow.parentRunId") == run.info.run_id]
 
 
 def test_main_makes_its_own_run_the_study(project: Project, studied: tuple[Run, str]) -> None:
@@ -277,9 +254,7 @@ def test_evaluate_scores_the_champion(project: Project, studied: tuple[Run, str]
 def test_compare_judges_the_study_again(project: Project, studied: tuple[Run, str]) -> None:
     parent, _ = studied
     study_id = parent.data.tags["study_id"]
-    run, output = project.run(
-        "compare", {"study_id": study_id, "output": str(project.work / "again")}
-    )
+    run, output = project.run("compare", {"study_id": study_id, "output": str(project.work / "again")})
     assert run.info.status == "FINISHED"
     assert (project.work / "again" / study_id / "report.html").is_file()
     assert len(project.client.search_model_versions("name='adaptive-lora'")) == 1
@@ -309,14 +284,9 @@ def test_main_and_train_from_git(project: Project, studied: tuple[Run, str]) -> 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [
-        ({"sedes": "0"}, "No such option"),
-        ({"data": "no-such-file.json"}, "data file no-such-file.json does not exist"),
-    ],
+    [({"sedes": "0"}, "No such option"), ({"data": "no-such-file.json"}, "data file no-such-file.json does not exist")],
 )
-def test_a_failing_entry_point_fails_the_run(
-    project: Project, changes: dict[str, str], words: str
-) -> None:
+def test_a_failing_entry_point_fails_the_run(project: Project, changes: dict[str, str], words: str) -> None:
     run, output = project.run("main", {**project.options, **changes}, fails=True)
     assert run.info.status == "FAILED"
     assert words in output

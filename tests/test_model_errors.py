@@ -18,8 +18,8 @@ from transformers.models.gpt2 import modeling_gpt2
 
 from adaptive_lora.cli import main
 from adaptive_lora.errors import ModelError
-from adaptive_lora.model_errors import is_bug, model_errors, of_a_library
-from adaptive_lora.training.loop import Course
+from adaptive_lora.models.errors import is_bug, model_errors, of_a_library
+from adaptive_lora.training.trainer import Course
 
 Train = Callable[..., Result]
 
@@ -54,9 +54,7 @@ def one_line(result: Result) -> str:
     return lines[0]
 
 
-def test_a_refusal_of_peft_names_the_site(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refusal_of_peft_names_the_site(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create = LoraModel._create_and_replace
 
     def refuses(self: Any, config: Any, name: str, target: Any, *rest: Any, **named: Any) -> None:
@@ -86,9 +84,7 @@ def test_a_model_that_fails_in_its_forward_pass(
     assert "modeling_gpt2.py" in logged(result)
 
 
-def test_a_backward_pass_that_fails(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backward_pass_that_fails(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(torch.autograd.Function):
         @staticmethod
         def forward(context: Any, values: torch.Tensor) -> torch.Tensor:
@@ -99,9 +95,7 @@ def test_a_backward_pass_that_fails(
             raise NotImplementedError("no backward kernel")
 
     forward = modeling_gpt2.GPT2MLP.forward
-    monkeypatch.setattr(
-        modeling_gpt2.GPT2MLP, "forward", lambda self, hidden: Broken.apply(forward(self, hidden))
-    )
+    monkeypatch.setattr(modeling_gpt2.GPT2MLP, "forward", lambda self, hidden: Broken.apply(forward(self, hidden)))
     result = train(method="uniform:rank=2")
     line = one_line(result)
     assert "uniform-r2" in line
@@ -109,9 +103,7 @@ def test_a_backward_pass_that_fails(
     assert "autograd" in logged(result)
 
 
-def test_a_damaged_base_keeps_the_librarys_traceback(
-    train: Train, tmp_path: Path, base_folder: Path
-) -> None:
+def test_a_damaged_base_keeps_the_librarys_traceback(train: Train, tmp_path: Path, base_folder: Path) -> None:
     import shutil
 
     folder = shutil.copytree(base_folder, tmp_path / "copy")
@@ -136,10 +128,8 @@ def test_a_mistake_of_our_own_is_no_status(
     assert "Error: " not in result.output
 
 
-def test_a_mistake_of_our_own_in_loading_is_no_status(
-    train: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from adaptive_lora.adapter_serving import task_models
+def test_a_mistake_of_our_own_in_loading_is_no_status(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adaptive_lora.serving import task_models
 
     def mistaken(model: Any) -> None:
         raise AttributeError("ours")

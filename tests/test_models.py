@@ -14,14 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from adaptive_lora.adapter_serving import content_hash
 from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.allocation.site import Placement, Role
+from adaptive_lora.allocation.site_choice import SiteChoice, select_sites
 from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import ConfigError, ModelError
-from adaptive_lora.models import count_parameters, load_base, locate, skeleton
-from adaptive_lora.planning import plan_method
-from adaptive_lora.runtime import resolve_precision, start_runtime
-from adaptive_lora.sites import Placement, Role, SiteChoice, find_sites, select_sites
+from adaptive_lora.models.base import count_parameters, load_base, locate, skeleton
+from adaptive_lora.models.device import resolve_precision, start_runtime
+from adaptive_lora.models.sites import find_sites
+from adaptive_lora.serving import content_hash
+from adaptive_lora.study.plan import plan_method
 
 
 def test_gpt2_roles_by_parent(base_folder: Path) -> None:
@@ -90,9 +92,7 @@ def test_unreachable_hub_model(monkeypatch: pytest.MonkeyPatch) -> None:
         locate(ModelConfig(model="nobody/nothing-at-all"))
 
 
-def test_hub_model_from_the_local_cache(
-    base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_model_from_the_local_cache(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub code path works on a cached snapshot, whether it was fetched now or before."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "models--someone--tiny"
@@ -164,9 +164,7 @@ NOT_OF_ONE_MODEL: dict[str, tuple[Callable[[Weights], Any], dict[str, Any], str]
 
 
 @pytest.mark.parametrize("name", NOT_OF_ONE_MODEL)
-def test_weights_and_settings_are_of_one_model(
-    name: str, llama_folder: Path, tmp_path: Path
-) -> None:
+def test_weights_and_settings_are_of_one_model(name: str, llama_folder: Path, tmp_path: Path) -> None:
     """Otherwise transformers fills up with random weights, or leaves some out, and only logs it."""
     change, config, said = NOT_OF_ONE_MODEL[name]
     folder = rewritten(llama_folder, tmp_path / "base", change, **config)

@@ -18,11 +18,12 @@ from mlflow import MlflowClient
 from servers import Fault, FaultyProxy, MlflowProcess, SmallDisk, tracking_words
 from tracked import quiet
 
-from adaptive_lora import tracked_trial
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
 from adaptive_lora.errors import Undelivered
-from adaptive_lora.tracking import TrialRun, connect, spool, store
+from adaptive_lora.study import tracked_trial
+from adaptive_lora.tracking import TrialRun, connect, store
+from adaptive_lora.tracking import outbox as spool
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 
 
@@ -142,9 +143,7 @@ def misfortunes(site: Site, rounds: int, pause: float) -> None:
         site.proxy.down = False
 
 
-def survive(
-    site: Site, folder: Path, adapter: Path, *, runs: int, rounds: int, slowness: float
-) -> int:
+def survive(site: Site, folder: Path, adapter: Path, *, runs: int, rounds: int, slowness: float) -> int:
     """Record runs while everything goes wrong; return how many points the server has."""
     site.proxy.share, site.proxy.slowness = 0.3, slowness
     home = connect(TrackingConfig(tracking_uri=site.proxy.address, output=str(folder / "out")))
@@ -176,9 +175,7 @@ def test_a_study_trains_on_without_its_server_and_is_compared_after_a_sync(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    config = make_study(
-        tracking_uri=site.proxy.address, output=str(tmp_path / "out"), experiment="outage"
-    )
+    config = make_study(tracking_uri=site.proxy.address, output=str(tmp_path / "out"), experiment="outage")
     trained = []
     real = tracked_trial.run_trial
 

@@ -15,21 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_hybrids import HYBRIDS, save_hybrid
 
-from adaptive_lora.adapters import attach
 from adaptive_lora.allocation import MethodSpec, allocate
 from adaptive_lora.data import TokenizedExample, collate, pack
 from adaptive_lora.data.batches import IGNORED
-from adaptive_lora.kernels import (
-    attends_packed,
-    packed_attention,
-    packed_nll,
-    packed_scores,
-    packing_problem,
-)
-from adaptive_lora.kernels.attention import NotPacked, attend, boundary_mask
-from adaptive_lora.losses import token_scores as padded_scores
-from adaptive_lora.models import gradient_checkpointing
-from adaptive_lora.sites import find_sites
+from adaptive_lora.methods import attach
+from adaptive_lora.models.base import gradient_checkpointing
+from adaptive_lora.models.kernels import attends_packed, packed_attention, packed_nll, packed_scores, packing_problem
+from adaptive_lora.models.kernels.attention import NotPacked, attend, boundary_mask
+from adaptive_lora.models.losses import token_scores as padded_scores
+from adaptive_lora.models.sites import find_sites
 
 WINDOW = {"sliding_window": 4}
 PACKED = {
@@ -141,13 +135,11 @@ def test_what_cannot_pack_is_known(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", HYBRIDS)
-def test_what_mixes_positions_beside_attention_is_padded(
-    name: str, dtype: torch.dtype, tmp_path: Path
-) -> None:
+def test_what_mixes_positions_beside_attention_is_padded(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """A short convolution leaks less than roundings allow for; what depends on what tells it."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        save_hybrid(name, tmp_path), dtype=dtype
-    ).requires_grad_(False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(save_hybrid(name, tmp_path), dtype=dtype).requires_grad_(
+        False
+    )
     problem = packing_problem(model)
     assert problem is not None
     if name == "lfm2":

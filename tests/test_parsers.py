@@ -19,18 +19,14 @@ from adaptive_lora.allocation import METHODS, MethodSpec, RankPlan, method_optio
 from adaptive_lora.config import DataConfig, StudyConfig, load_study, option_fields, study_from
 from adaptive_lora.data import load_examples
 from adaptive_lora.errors import AdaptiveLoraError
-from adaptive_lora.importance import ImportanceProfile
+from adaptive_lora.methods.importance import ImportanceProfile
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4)
-    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
     max_leaves=10,
 )
-in_one_folder = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40
-)
+in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 
 
 @given(st.dictionaries(st.sampled_from(list(option_fields())), PLAIN, max_size=6))
@@ -115,9 +111,7 @@ def test_study_files(tmp_path: Path, content: bytes) -> None:
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-ROWS = st.lists(
-    st.fixed_dictionaries({"instruction": TEXT | PLAIN, "output": TEXT | PLAIN}), max_size=3
-)
+ROWS = st.lists(st.fixed_dictionaries({"instruction": TEXT | PLAIN, "output": TEXT | PLAIN}), max_size=3)
 
 
 @in_one_folder

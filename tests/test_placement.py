@@ -9,14 +9,12 @@ from allocation_cases import DIALOGPT_MEDIUM
 from click.testing import CliRunner
 
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
+from adaptive_lora.allocation.site import AdapterSite, Role
 from adaptive_lora.cli import main
 from adaptive_lora.errors import ConfigError, ModelError
-from adaptive_lora.sites import AdapterSite, Role
 
 LLAMA = tuple(
-    AdapterSite(
-        name=f"model.layers.{layer}.{name}", layer=layer, role=role, in_features=8, out_features=8
-    )
+    AdapterSite(name=f"model.layers.{layer}.{name}", layer=layer, role=role, in_features=8, out_features=8)
     for layer in range(5)
     for name, role in (
         ("self_attn.q_proj", Role.QUERY),

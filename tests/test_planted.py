@@ -11,19 +11,19 @@ import torch
 from click.testing import CliRunner
 
 from adaptive_lora.allocation import uniform_cost
+from adaptive_lora.allocation.site import ATTENTION_ROLES
 from adaptive_lora.cli import main
 from adaptive_lora.data import collate
 from adaptive_lora.errors import ConfigError, ModelError
-from adaptive_lora.losses import predict
+from adaptive_lora.models.losses import predict
 from adaptive_lora.options import read_options
-from adaptive_lora.planted.bench import PlantedBench
-from adaptive_lora.planted.cell import ORACLE, UNIFORM, CellResult, Planter
-from adaptive_lora.planted.config import PlantedConfig
-from adaptive_lora.planted.findings import Outcome, conclude
-from adaptive_lora.planted.patterns import PATTERNS, SPECTRA, planted_energy, planted_ranks
-from adaptive_lora.planted.teacher import make_teacher, planted_changes, token_kl, written_by
 from adaptive_lora.seeding import rng_for
-from adaptive_lora.sites import ATTENTION_ROLES
+from adaptive_lora.study.planted.cell import ORACLE, UNIFORM, CellResult, Planter
+from adaptive_lora.study.planted.config import PlantedConfig
+from adaptive_lora.study.planted.context import PlantedBench
+from adaptive_lora.study.planted.findings import Outcome, conclude
+from adaptive_lora.study.planted.patterns import PATTERNS, SPECTRA, planted_energy, planted_ranks
+from adaptive_lora.study.planted.teacher import make_teacher, planted_changes, token_kl, written_by
 
 
 @pytest.fixture
@@ -122,9 +122,7 @@ def test_teacher_is_at_the_distance_and_the_base_is_untouched(planter: Planter) 
 
 
 def test_kl_equals_its_definition(planter: Planter) -> None:
-    texts = written_by(
-        planter.base.model, count=3, length=6, start=planter.start, seed=0, purpose="x"
-    )
+    texts = written_by(planter.base.model, count=3, length=6, start=planter.start, seed=0, purpose="x")
     batch = collate(texts, planter.start)
     with torch.no_grad():
         found = predict(planter.base.model, batch)
@@ -137,9 +135,7 @@ def test_kl_equals_its_definition(planter: Planter) -> None:
 
 def test_texts_start_and_end_as_asked_and_follow_the_seed(planter: Planter) -> None:
     def write(seed: int) -> list[tuple[int, ...]]:
-        texts = written_by(
-            planter.base.model, count=4, length=9, start=planter.start, seed=seed, purpose="x"
-        )
+        texts = written_by(planter.base.model, count=4, length=9, start=planter.start, seed=seed, purpose="x")
         return [text.input_ids for text in texts]
 
     assert all(len(ids) == 10 and ids[0] == planter.start for ids in write(0))
@@ -148,10 +144,8 @@ def test_texts_start_and_end_as_asked_and_follow_the_seed(planter: Planter) -> N
 
 
 def test_a_model_equal_to_the_teacher_is_at_distance_zero(planter: Planter) -> None:
-    texts = written_by(
-        planter.base.model, count=8, length=6, start=planter.start, seed=0, purpose="x"
-    )
-    from adaptive_lora.tasks.prepared import PreparedParts
+    texts = written_by(planter.base.model, count=8, length=6, start=planter.start, seed=0, purpose="x")
+    from adaptive_lora.models.tasks.prepared import PreparedParts
 
     parts = PreparedParts(train=texts, validation=texts, test=texts)
     model = planter.base.model

@@ -14,19 +14,12 @@ from allocation_cases import DIALOGPT_MEDIUM
 from tracked import quiet, trials_in, words_of
 
 from adaptive_lora import plugins
-from adaptive_lora.allocation import (
-    METHODS,
-    METRICS,
-    MethodSpec,
-    allocate,
-    method_options,
-    uniform_cost,
-)
+from adaptive_lora.allocation import METHODS, METRICS, MethodSpec, allocate, method_options, uniform_cost
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import AllocationError, ConfigError
-from adaptive_lora.importance import PROFILERS
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods.importance import PROFILERS
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import run_trial
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
 
@@ -39,9 +32,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "lora_edges.py"):  # a build leaves files beside the source
         (copy / name).write_text((EXAMPLE / name).read_text(encoding="utf-8"), encoding="utf-8")
     words = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run(
-        [sys.executable, "-m", "pip", *words, "--target", str(folder), str(copy)], check=True
-    )
+    subprocess.run([sys.executable, "-m", "pip", *words, "--target", str(folder), str(copy)], check=True)
     return folder
 
 
@@ -95,10 +86,7 @@ def test_the_example_is_short_and_its_names_are_known(at_hand: Path) -> None:
 
 
 def test_its_method_holds_budgets_and_limits_like_any_other(at_hand: Path) -> None:
-    plan = allocate(
-        MethodSpec.parse("edges:edge=4,budget=2000000,max_rank=16,dora=true"),
-        DIALOGPT_MEDIUM,
-    )
+    plan = allocate(MethodSpec.parse("edges:edge=4,budget=2000000,max_rank=16,dora=true"), DIALOGPT_MEDIUM)
     assert 0 <= 2_000_000 - plan.trainable_parameters < 5 * 1024
     ranks = plan.rank_pattern()
     assert max(ranks.values()) == 16
@@ -123,9 +111,7 @@ def test_its_version_is_part_of_a_trials_identity(
     assert [one != other for one, other in zip(before, after, strict=True)] == [True, True, False]
 
 
-def test_a_study_with_them(
-    at_hand: Path, in_store: Callable[..., StudyConfig], tmp_path: Path
-) -> None:
+def test_a_study_with_them(at_hand: Path, in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
     config = in_store(methods="uniform:rank=2 edges:rank=2 empirical:rank=2,metric=frobenius")
     outcome, _ = quiet(config)
     assert outcome.judgement.champion is not None

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from adaptive_lora.kernels import products
-from adaptive_lora.kernels.products import product
+from adaptive_lora.models.kernels import products
+from adaptive_lora.models.kernels.products import product
 
 ROWS, INNER, OUTER = 37, 29, 23
 
@@ -40,9 +40,7 @@ def matrix(rows: int, columns: int, *, turned: bool = False) -> torch.Tensor:
 @pytest.mark.parametrize("biased", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("weight_turned", [False, True])
 @pytest.mark.parametrize("inputs_turned", [False, True])
-def test_they_are_those_of_float64(
-    inputs_turned: bool, weight_turned: bool, biased: bool, calls: list[Any]
-) -> None:
+def test_they_are_those_of_float64(inputs_turned: bool, weight_turned: bool, biased: bool, calls: list[Any]) -> None:
     inputs = matrix(ROWS, INNER, turned=inputs_turned)
     weight = matrix(OUTER, INNER, turned=weight_turned)
     bias = torch.linspace(-1, 1, OUTER) if biased else None

@@ -19,63 +19,24 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "adaptive_lora"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# Lower rooms first; a room imports only from rooms above it in this list and from itself.
-ROOMS = (
-    "threads",
-    "redaction",
-    "errors",
-    "model_errors",
-    "textfiles",
-    "options",
-    "plugins",
-    "interruption",
-    "seeding",
-    "adapter_serving",
-    "sites",
-    "results",
+# Lower ones first; each imports only from those before it in this list and from itself.
+MODULES = ("redaction", "errors", "options", "plugins", "results", "seeding", "signals")
+PACKAGES = (
+    "serving",
     "allocation",
     "config",
     "embedded",
-    "heads",
-    "model_classes",
-    "models",
     "data",
-    "allocator",
-    "runtime",
-    "memory",
-    "kernels",
-    "losses",
-    "importance",
-    "adapters",
+    "models",
+    "methods",
     "training",
-    "evaluation",
-    "tasks",
-    "stats",
-    "comparison",
-    "report",
-    "provenance",
+    "analysis",
     "tracking",
-    "engines",
-    "progress",
-    "bench",
-    "workbench",
-    "encoder_bench",
-    "recipes",
-    "planted",
-    "trial",
-    "planning",
-    "verification",
-    "dossier",
-    "judgement",
-    "tracked_trial",
-    "race",
     "study",
-    "transfer",
-    "study_size",
-    "steps",
-    "doctor",
     "cli",
 )
+ORDER = ("redaction", "errors", "options", "plugins", "signals", "seeding", "serving",
+         "allocation", "results", *PACKAGES[2:])  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:
@@ -89,32 +50,35 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def room_of(path: Path) -> str:
-    """Return the room of a source file."""
+def part_of(path: Path) -> str:
+    """Return the package or module at the root that a source file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def test_every_file_has_a_room() -> None:
-    assert {room_of(path) for path in SOURCES} - {"__init__"} == set(ROOMS)
+def test_the_root_has_twelve_packages_and_eight_files() -> None:
+    assert {part_of(path) for path in SOURCES} == {"__init__", *MODULES, *PACKAGES}
+    entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert entries == {"__init__.py", *PACKAGES, *(f"{name}.py" for name in MODULES)}
+    assert set(ORDER) == {*PACKAGES, *MODULES}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_one_way(path: Path) -> None:
-    room = room_of(path)
-    if room == "__init__":
+    part = part_of(path)
+    if part == "__init__":
         return
     for name in imports(path):
         parts = name.split(".")
         if parts[0] == "adaptive_lora" and len(parts) > 1:
-            assert ROOMS.index(parts[1]) <= ROOMS.index(room), f"{room} imports {name}"
+            assert ORDER.index(parts[1]) <= ORDER.index(part), f"{part} imports {name}"
 
 
-def importers(*packages: str) -> set[str]:
-    """Return the rooms that import one of these packages."""
+def importers(*packages: str, under: str = "") -> set[str]:
+    """Return the parts, that import one of these packages."""
     return {
-        room_of(path)
+        part_of(path)
         for path in SOURCES
-        if any(name.split(".")[0] in packages for name in imports(path))
+        if path.is_relative_to(PACKAGE / under) and any(name.split(".")[0] in packages for name in imports(path))
     }
 
 
@@ -124,11 +88,12 @@ def test_only_tracking_imports_mlflow() -> None:
 
 def test_the_claim_needs_no_framework() -> None:
     heavy = importers("torch", "transformers", "peft", "mlflow", "accelerate")
-    assert not heavy & {"allocation", "stats", "comparison", "config", "errors"}
+    assert not heavy & {"allocation", "config", "errors"}
+    assert not importers("torch", "transformers", "peft", "mlflow", "accelerate", under="analysis")
 
 
 def test_only_the_report_draws() -> None:
-    assert importers("matplotlib") == {"report"}
+    assert importers("matplotlib") == {"analysis"}
 
 
 def test_nothing_reads_or_writes_pickle() -> None:
@@ -186,9 +151,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(
-        r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8")
-    )
+    links = re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]*))?\)", page.read_text(encoding="utf-8"))
     for name, anchor in links:
         target = page.parent / name if name else page
         assert target.exists(), name

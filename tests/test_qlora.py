@@ -19,22 +19,22 @@ from task_studies import T5, WIDE
 from tracked import quiet, trials_in, words_of
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from adaptive_lora.adapter_serving import NF4, load_adapter, load_model, packed_maps
-from adaptive_lora.adapters import attach, audit_as_built, detach
-from adaptive_lora.adapters.attach import lora_layers
-from adaptive_lora.adapters.export import export_merged, export_uniform
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig, StudyConfig
 from adaptive_lora.errors import AdapterError, ConfigError, ModelError
-from adaptive_lora.importance.gradient import weight_of
-from adaptive_lora.memory import estimate, load_of
-from adaptive_lora.models import count_parameters, load_base, skeleton
-from adaptive_lora.planning import plan_method
-from adaptive_lora.sites import find_sites
+from adaptive_lora.methods import attach, audit_as_built, detach
+from adaptive_lora.methods.attach import lora_layers
+from adaptive_lora.methods.export import export_merged, export_uniform
+from adaptive_lora.methods.importance.gradient import weight_of
+from adaptive_lora.models.base import count_parameters, load_base, skeleton
+from adaptive_lora.models.sites import find_sites
+from adaptive_lora.serving import NF4, load_adapter, load_model, packed_maps
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.plan import plan_method
+from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
-from adaptive_lora.trial import PROBE, probe_logits, run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.training.memory import estimate, load_of
 
 Bench = Callable[..., Workbench]
 IDS = torch.arange(24).reshape(2, 12)
@@ -81,9 +81,7 @@ def options(options: dict[str, object], wide_gpt2: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("base", ["wide_gpt2", "wide_llama"])
-def test_the_quantised_base_is_the_same_base_in_4_bit(
-    base: str, request: pytest.FixtureRequest
-) -> None:
+def test_the_quantised_base_is_the_same_base_in_4_bit(base: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(base)
     config = ModelConfig(model=str(folder))
     full = load_base(config, torch.float32)
@@ -113,9 +111,7 @@ def wide_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("base", ["wide_gpt2", "wide_llama", "wide_t5"])
-def test_memory_in_the_plan_is_that_of_the_model(
-    base: str, precision: str, request: pytest.FixtureRequest
-) -> None:
+def test_memory_in_the_plan_is_that_of_the_model(base: str, precision: str, request: pytest.FixtureRequest) -> None:
     config = ModelConfig(model=str(request.getfixturevalue(base)))
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     task = {"name": "seq2seq"} if base == "wide_t5" else CAUSAL
@@ -152,8 +148,7 @@ def test_what_an_architecture_does_not_take_in_4_bit_is_planned_as_it_is(wide_t5
     audit_as_built(adapted, plan)
     told = dataclasses.replace(sites[0], packable=False)
     entries = tuple(
-        dataclasses.replace(entry, site=told) if entry.site == sites[0] else entry
-        for entry in plan.entries
+        dataclasses.replace(entry, site=told) if entry.site == sites[0] else entry for entry in plan.entries
     )
     with pytest.raises(AdapterError, match="base is nf4, planned full"):
         audit_as_built(adapted, dataclasses.replace(plan, entries=entries))
@@ -291,9 +286,7 @@ def test_without_bitsandbytes(
 ) -> None:  # fmt: skip
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *a: None if name == "bitsandbytes" else found(name, *a),
+        importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else found(name, *a)
     )
     changes = {**options, "methods": "uniform:rank=2,base=nf4", "seeds": "0"}
     result = CliRunner().invoke(main, ["study", *words_of(changes)])
@@ -301,8 +294,7 @@ def test_without_bitsandbytes(
     assert "pip install 'adaptive-lora[qlora]'" in result.output
     assert not (tmp_path / "mlflow.db").exists()
     plan = CliRunner().invoke(
-        main,
-        ["plan", "--model", str(options["model"]), "--method", "uniform:base=nf4,rank=2", "--json"],
+        main, ["plan", "--model", str(options["model"]), "--method", "uniform:base=nf4,rank=2", "--json"]
     )
     assert json.loads(plan.stdout)["base"] == "nf4"  # a plan needs no quantiser
     with pytest.raises(ConfigError, match="needs bitsandbytes"):
@@ -331,9 +323,7 @@ def test_widths_that_a_cpu_decodes_wrongly(make_bench: Bench, base_folder: Path)
 
 
 @pytest.mark.long
-def test_the_engine_changes_no_number(
-    in_store: Callable[..., StudyConfig], wide_llama: Path, tmp_path: Path
-) -> None:
+def test_the_engine_changes_no_number(in_store: Callable[..., StudyConfig], wide_llama: Path, tmp_path: Path) -> None:
     """QLoRA and DoRA train alone among trials that train together on the weights as saved."""
     methods = (
         "uniform:rank=2 uniform:rank=2,base=nf4 uniform:rank=2,dora=true "

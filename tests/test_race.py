@@ -23,13 +23,13 @@ from synthetic_study import failed, study, trial
 from tracked import Finished, quiet, runs_in, store_in, trials_in, words_of
 from zygote import Zygote
 
+from adaptive_lora.analysis.comparison import compare
+from adaptive_lora.analysis.stats import RACE_RULE, RaceRule, nearest_passes
 from adaptive_lora.cli import main
-from adaptive_lora.comparison import compare
 from adaptive_lora.config import StudyConfig, load_study, study_from
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.race import loss_at, rungs_of
 from adaptive_lora.results import RACED_STATUS, TrialRecord
-from adaptive_lora.stats import RACE_RULE, RaceRule, nearest_passes
+from adaptive_lora.study.race import loss_at, rungs_of
 
 Make = Callable[..., StudyConfig]
 HALF = RaceRule(seeds=None, kept=(0.5, 0.5), level=0.01)
@@ -79,11 +79,7 @@ class TestRule:
         assert HALF.survivors(losses, 0) == (1e-3, 1e-2)
 
     @given(
-        st.lists(
-            st.lists(st.sampled_from([1.0, 1.5, 2.0, 3.0, NAN]), min_size=3, max_size=3),
-            min_size=2,
-            max_size=5,
-        ),
+        st.lists(st.lists(st.sampled_from([1.0, 1.5, 2.0, 3.0, NAN]), min_size=3, max_size=3), min_size=2, max_size=5),
         st.randoms(),
     )
     def test_no_order_matters(self, losses: list[list[float]], draw: Any) -> None:
@@ -95,10 +91,7 @@ class TestRule:
 
     def test_the_lowest_seeds_race(self) -> None:
         assert HALF.racing((5, 1, 3)) == (1, 3, 5)
-        assert RaceRule(seeds=2, kept=(0.5,), level=0.0).racing((5, 1, 3)) == (
-            1,
-            3,
-        )
+        assert RaceRule(seeds=2, kept=(0.5,), level=0.0).racing((5, 1, 3)) == (1, 3)
 
 
 class TestRungs:
@@ -149,9 +142,7 @@ def test_a_training_without_a_pass_on_the_way_is_refused_before_anything_is_writ
     assert not runs_in(tmp_path)
 
 
-def test_the_option_needs_no_value_and_is_no_part_of_identity(
-    options: dict[str, object], tmp_path: Path
-) -> None:
+def test_the_option_needs_no_value_and_is_no_part_of_identity(options: dict[str, object], tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text("race: true\nlr: [1e-3, 1e-2]\n")
     assert load_study(tmp_path / "study.yaml", {}).race
     values = {**options, "lr": "1e-3 1e-2", "validations": 3}
@@ -237,9 +228,7 @@ def record(folder: Path) -> dict[tuple[str, str, float], Any]:
         if run.info.status != "FINISHED":
             continue
         curves = {
-            name: sorted(
-                (m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)
-            )
+            name: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name))
             for name in ("train/loss", "train/tokens", "validation/loss")
         }
         own: dict[str, Any] = {"curves": curves}
@@ -259,18 +248,14 @@ def weights(client: MlflowClient, run: Run, uri: str) -> str:
 
 
 def decisions(folder: Path) -> Any:
-    (parent,) = [
-        run for run in runs_in(folder) if run.data.tags.get("adaptive_lora.kind") == "study"
-    ]
+    (parent,) = [run for run in runs_in(folder) if run.data.tags.get("adaptive_lora.kind") == "study"]
     return read(MlflowClient(store_in(folder)), parent, "race.json")
 
 
 class TestStudy:
     """One study that raced beside the same one that did not."""
 
-    def test_survivors_are_bit_for_bit_those_of_the_full_grid(
-        self, raced: Finished, full: Finished
-    ) -> None:
+    def test_survivors_are_bit_for_bit_those_of_the_full_grid(self, raced: Finished, full: Finished) -> None:
         found, expected = record(raced.folder), record(full.folder)
         assert raced.outcome.judgement.study_id == full.outcome.judgement.study_id
         assert len(expected) == 16
@@ -279,25 +264,19 @@ class TestStudy:
 
     def test_raced_trials_end_as_such(self, raced: Finished) -> None:
         statuses = Counter((r.info.status, r.data.tags.get("race")) for r in raced.children)
-        assert set(statuses) == {("FINISHED", None), ("FINISHED", ""), ("KILLED", "raced")} & set(
-            statuses
-        )
+        assert set(statuses) == {("FINISHED", None), ("FINISHED", ""), ("KILLED", "raced")} & set(statuses)
         for run in raced.children:
             if run.info.status == "KILLED":
                 step = int(run.data.tags["race.step"])
                 reason = run.data.tags["race.reason"]
                 assert reason.startswith(f"stopped at step {step} of ")
                 assert RACE_RULE.text in reason
-                assert "trial.json" not in [
-                    item.path for item in raced.client.list_artifacts(run.info.run_id)
-                ]
+                assert "trial.json" not in [item.path for item in raced.client.list_artifacts(run.info.run_id)]
 
     def test_they_are_never_compared_or_counted_as_failed(self, raced: Finished) -> None:
         comparison = raced.outcome.judgement.comparison
         assert comparison.failed_trials == 0
-        assert comparison.raced_rates == sum(
-            bool(r.raced) for m in comparison.methods for r in m.rates
-        )
+        assert comparison.raced_rates == sum(bool(r.raced) for m in comparison.methods for r in m.rates)
         for method in comparison.methods:
             assert [rate.lr for rate in method.rates] == [1e-4, 1e-3, 1e-2, 3e-2]
             for rate in method.rates:
@@ -333,9 +312,7 @@ class TestStudy:
 
     def test_the_same_command_again_trains_nothing(self, raced: Finished) -> None:
         before = record(raced.folder)
-        again = finish(
-            raced.folder, {**raced.config.flat(), "tracking_uri": store_in(raced.folder)}
-        )
+        again = finish(raced.folder, {**raced.config.flat(), "tracking_uri": store_in(raced.folder)})
         assert again.outcome.trials_run == 0
         assert record(raced.folder) == before
         assert "stopped by the race; 0 to run" in again.shown
@@ -387,7 +364,7 @@ def test_other_seeds_are_trained_at_the_rates_that_are_left(
     full: Finished, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rule = dataclasses.replace(RACE_RULE, seeds=1)
-    monkeypatch.setattr("adaptive_lora.race.run.RACE_RULE", rule)
+    monkeypatch.setattr("adaptive_lora.study.race.run.RACE_RULE", rule)
     folder, values = place(race=True, methods="uniform:rank=2")
     ended = finish(folder, values)
     left = decisions(folder)["methods"]["uniform-r2"]["left"]
@@ -403,17 +380,12 @@ def test_other_seeds_are_trained_at_the_rates_that_are_left(
     assert metrics["race/full_grid_steps"] == 8 * 6
 
 
-def test_more_seeds_and_rates_end_as_if_the_study_had_begun_with_them(
-    raced: Finished, place: Place
-) -> None:
+def test_more_seeds_and_rates_end_as_if_the_study_had_begun_with_them(raced: Finished, place: Place) -> None:
     folder, values = place(race=True, methods="uniform:rank=2")
     finish(folder, {**values, "seeds": "0", "lr": "1e-4 1e-2"})
     finish(folder, {**values, "seeds": "0", "lr": "1e-4 1e-3 1e-2 3e-2"})
     finish(folder, values)
-    assert (
-        decisions(folder)["methods"]["uniform-r2"]
-        == (decisions(raced.folder)["methods"]["uniform-r2"])
-    )
+    assert decisions(folder)["methods"]["uniform-r2"] == (decisions(raced.folder)["methods"]["uniform-r2"])
     ended = finish(folder, values)
     expected = of_method("uniform-r2", record(raced.folder))
     found = record(folder)
@@ -435,20 +407,18 @@ def test_two_processes_decide_as_one(raced: Finished, place: Place, zygote: Zygo
 
 
 FAULTS = (
-    ("adaptive_lora.tracked_trial", "_buffer", 6, "before"),
+    ("adaptive_lora.study.tracked_trial", "_buffer", 6, "before"),
     ("adaptive_lora.training.checkpoint_files", "_sync", 8, "before"),
     ("adaptive_lora.tracking.recorder", "Recorder.end", 1, "before"),
     ("adaptive_lora.tracking.recorder", "Recorder.end", 1, "after"),
-    ("adaptive_lora.race.decide", "Race.look", 2, "before"),
+    ("adaptive_lora.study.race.decide", "Race.look", 2, "before"),
     ("adaptive_lora.tracking.study_run", "StudyRun.end_raced", 1, "before"),
     ("adaptive_lora.tracking.study_run", "StudyRun.end_raced", 1, "after"),
-    ("adaptive_lora.race.run", "_record_steps", 1, "before"),
+    ("adaptive_lora.study.race.run", "_record_steps", 1, "before"),
 )
 
 
-def test_a_killed_race_ends_as_if_it_had_not_been(
-    raced: Finished, place: Place, zygote: Zygote
-) -> None:
+def test_a_killed_race_ends_as_if_it_had_not_been(raced: Finished, place: Place, zygote: Zygote) -> None:
     label = "truncate_retrain-r2"
     folder, values = place(race=True, methods="truncate_retrain:rank=2")
     words = ["study", *words_of(values)]
@@ -471,16 +441,14 @@ def test_a_killed_race_ends_as_if_it_had_not_been(
 def test_ctrl_c_and_continue(raced: Finished, place: Place, zygote: Zygote) -> None:
     folder, values = place(race=True, methods="uniform:rank=2")
     words = ["study", *words_of(values)]
-    fault = ("adaptive_lora.tracked_trial", "_buffer", 15, "after", 2)
+    fault = ("adaptive_lora.study.tracked_trial", "_buffer", 15, "after", 2)
     assert zygote.run(words, folder, fault) == 130
     assert zygote.run(words, folder) == 0, (folder / "log.txt").read_text()[-4000:]
     check_same("uniform-r2", folder, raced)
 
 
 @pytest.mark.parametrize(("warmup", "status"), [(0.0, "FAILED"), (0.1, "KILLED")])
-def test_a_rate_that_diverges_goes_first_and_is_not_tried_again(
-    place: Place, warmup: float, status: str
-) -> None:
+def test_a_rate_that_diverges_goes_first_and_is_not_tried_again(place: Place, warmup: float, status: str) -> None:
     """Without warm-up the guard ends its trials before the rung; with it, their loss there is NaN.
 
     The first step of a warm-up has a rate of zero.
@@ -532,10 +500,7 @@ class TestComparison:
 
     def test_a_raced_rate_with_the_best_numbers_is_not_chosen(self) -> None:
         records = study({"uniform-r8": 0.0, "uniform-r4": 0.1}, rates=(1e-4, 3e-4, 9e-4))
-        out = [
-            trial("uniform-r4", seed, 0.1, lr=1e-4) if seed < 5 else raced_trial(seed, 1e-4)
-            for seed in range(6)
-        ]
+        out = [trial("uniform-r4", seed, 0.1, lr=1e-4) if seed < 5 else raced_trial(seed, 1e-4) for seed in range(6)]
         kept = [r for r in records if (r.method, r.lr) != ("uniform-r4", 1e-4)]
         comparison = compare([*kept, *out], baseline="uniform-r8")
         method = comparison.method("uniform-r4")

@@ -24,9 +24,7 @@ from adaptive_lora.data.reading import Table, read_table
 from adaptive_lora.data.rows import scalar_text
 from adaptive_lora.errors import DataError
 
-in_one_folder = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60
-)
+in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 
 
 def written(folder: Path, name: str, content: str | bytes) -> str:
@@ -106,16 +104,12 @@ JSON_VALUES = st.recursive(
     max_leaves=6,
 )  # fmt: skip
 COLUMN = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6)
-JSON_ROWS = st.lists(
-    st.dictionaries(COLUMN, JSON_VALUES, min_size=1, max_size=4), min_size=1, max_size=6
-)
+JSON_ROWS = st.lists(st.dictionaries(COLUMN, JSON_VALUES, min_size=1, max_size=4), min_size=1, max_size=6)
 
 
 @in_one_folder
 @given(JSON_ROWS, st.booleans(), st.sampled_from([None, 1]))
-def test_json_rows_in_are_rows_out(
-    tmp_path: Path, rows: list[dict[str, Any]], lines: bool, indent: int | None
-) -> None:
+def test_json_rows_in_are_rows_out(tmp_path: Path, rows: list[dict[str, Any]], lines: bool, indent: int | None) -> None:
     if lines:
         path = written(tmp_path, "rows.jsonl", "\n".join(json.dumps(row) for row in rows))
     else:
@@ -123,12 +117,8 @@ def test_json_rows_in_are_rows_out(
     found = table_of(path)
     assert list(found.rows) == rows
     assert [
-        {key: scalar_text(value) for key, value in row.items() if isinstance(value, int | float)}
-        for row in found.rows
-    ] == [
-        {key: json.dumps(value) for key, value in row.items() if isinstance(value, int | float)}
-        for row in rows
-    ]
+        {key: scalar_text(value) for key, value in row.items() if isinstance(value, int | float)} for row in found.rows
+    ] == [{key: json.dumps(value) for key, value in row.items() if isinstance(value, int | float)} for row in rows]
 
 
 # --- CSV and TSV
@@ -137,12 +127,8 @@ CELL = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
 @in_one_folder
-@given(
-    st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=6), st.sampled_from(["\n", "\r\n"])
-)
-def test_csv_rows_in_are_rows_out(
-    tmp_path: Path, rows: list[tuple[str, str, str]], end: str
-) -> None:
+@given(st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=6), st.sampled_from(["\n", "\r\n"]))
+def test_csv_rows_in_are_rows_out(tmp_path: Path, rows: list[tuple[str, str, str]], end: str) -> None:
     path = tmp_path / "rows.csv"
     # Before Python 3.13 the writer leaves a carriage return alone without quotes.
     bare = any("\r" in cell for row in rows for cell in row)
@@ -153,15 +139,11 @@ def test_csv_rows_in_are_rows_out(
     assert [tuple(row.values()) for row in table_of(str(path)).rows] == rows
 
 
-TSV_CELL = st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r"), max_size=8
-)
+TSV_CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r"), max_size=8)
 
 
 @in_one_folder
-@given(
-    st.lists(st.tuples(TSV_CELL, TSV_CELL), min_size=1, max_size=6), st.sampled_from(["\n", "\r\n"])
-)
+@given(st.lists(st.tuples(TSV_CELL, TSV_CELL), min_size=1, max_size=6), st.sampled_from(["\n", "\r\n"]))
 def test_tsv_rows_in_are_rows_out(tmp_path: Path, rows: list[tuple[str, str]], end: str) -> None:
     text = end.join("\t".join(row) for row in [("a", "b"), *rows])
     path = written(tmp_path, "rows.tsv", text)
@@ -304,9 +286,7 @@ def test_no_library_guesses_types(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         ((0.5, 1, "x"), ("0.5", "1", "x")),
     ],
 )
-def test_classes_are_named_as_written(
-    tmp_path: Path, labels: tuple[Any, ...], names: tuple[str, ...]
-) -> None:
+def test_classes_are_named_as_written(tmp_path: Path, labels: tuple[Any, ...], names: tuple[str, ...]) -> None:
     rows = [json.dumps({"text": f"t{n}", "label": label}) for n, label in enumerate(labels)]
     path = written(tmp_path, "rows.jsonl", "\n".join(rows))
     found = load_labelled(DataConfig(data=path), numbers=False)
@@ -316,11 +296,7 @@ def test_classes_are_named_as_written(
 
 
 def test_numbers_to_predict(tmp_path: Path) -> None:
-    rows = [
-        '{"text": "a", "score": 1}',
-        '{"text": "b", "score": 2.50}',
-        '{"text": "c", "score": "3"}',
-    ]
+    rows = ['{"text": "a", "score": 1}', '{"text": "b", "score": 2.50}', '{"text": "c", "score": "3"}']
     path = written(tmp_path, "rows.jsonl", "\n".join(rows))
     found = load_labelled(DataConfig(data=path), numbers=True)
     assert [e.target for e in found.examples] == [1.0, 2.5, 3.0]

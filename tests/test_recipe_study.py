@@ -12,11 +12,11 @@ from tracked import Finished, quiet
 
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import StudyConfig, study_from
-from adaptive_lora.planning import plan_method
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.plan import plan_method
+from adaptive_lora.study.verify import prove
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.trials import HISTORY, read_trials
-from adaptive_lora.verification import prove
-from adaptive_lora.workbench import Workbench
 
 METHODS = (
     "uniform:rank=2",
@@ -31,9 +31,7 @@ METHODS = (
 
 
 @pytest.fixture(scope="module")
-def studied(
-    base_folder: Path, tmp_path_factory: pytest.TempPathFactory, empty_store: Path
-) -> Finished:
+def studied(base_folder: Path, tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Finished:
     """Eight methods x 2 seeds of 20 steps, in a store of their own."""
     from conftest import rows
     from tracked import store_in
@@ -125,9 +123,7 @@ def test_every_adapter_reloads_as_it_was_tested(studied: Finished) -> None:
         assert config["init_lora_weights"] is True
 
 
-def test_a_study_plans_what_is_decided_in_training(
-    make_study: Callable[..., StudyConfig],
-) -> None:
+def test_a_study_plans_what_is_decided_in_training(make_study: Callable[..., StudyConfig]) -> None:
     config = make_study(methods="adalora:rank=2")
     bench = Workbench(config)
     plan = bench.plan(config.specs[0], seed=0, fold=0)

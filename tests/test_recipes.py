@@ -14,24 +14,17 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from adaptive_lora.adapters.attach import lora_layers
-from adaptive_lora.adapters.factors import Factors, spectrum
-from adaptive_lora.allocation import (
-    METHODS,
-    MethodSpec,
-    RankPlan,
-    Scaling,
-    allocate,
-    uniform_cost,
-)
+from adaptive_lora.allocation import METHODS, MethodSpec, RankPlan, Scaling, allocate, uniform_cost
 from adaptive_lora.allocation.dynamic import AdaLora
 from adaptive_lora.allocation.revised import revised
+from adaptive_lora.allocation.site import ATTENTION_ROLES
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.recipes import RECIPES
-from adaptive_lora.sites import ATTENTION_ROLES
-from adaptive_lora.trial import TrialOutcome, run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods.attach import lora_layers
+from adaptive_lora.methods.factors import Factors, spectrum
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.recipes import RECIPES
+from adaptive_lora.study.trial import TrialOutcome, run_trial
 
 Bench = Callable[..., Workbench]
 
@@ -58,9 +51,7 @@ def test_every_recipe_is_named_by_a_method_and_the_reverse() -> None:
 @pytest.mark.parametrize("rank", [1, 2, 3, 5])
 def test_cut_equals_the_dense_svd_in_float64(rank: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    factors = Factors(
-        a=torch.randn(5, 11, generator=generator), b=torch.randn(7, 5, generator=generator)
-    )
+    factors = Factors(a=torch.randn(5, 11, generator=generator), b=torch.randn(7, 5, generator=generator))
     found = spectrum(factors, scale=2.0)
     dense = 2.0 * factors.b.double() @ factors.a.double()
     u, s, vt = torch.linalg.svd(dense)
@@ -75,9 +66,7 @@ def test_spectrum_of_a_site_that_never_moved_is_zero() -> None:
     assert found.values.tolist() == [0.0] * 3
 
 
-def test_truncate_cuts_what_uniform_trained(
-    make_bench: Bench, tmp_path: Path, base_folder: Path
-) -> None:
+def test_truncate_cuts_what_uniform_trained(make_bench: Bench, tmp_path: Path, base_folder: Path) -> None:
     """Training is that of uniform at the start's rank; only the end differs."""
     bench = make_bench(methods="uniform:rank=4 truncate:rank=2", seeds="0")
     uniform, truncated = run(bench, tmp_path)
@@ -104,8 +93,7 @@ def test_truncate_cuts_what_uniform_trained(
 def test_revised_plans_are_what_allocation_would_make(policy: Scaling) -> None:
     sites = gpt2_sites(2, 32)
     small, large = (
-        allocate(MethodSpec.parse(f"uniform:rank={rank}"), sites, alpha=11.2, scaling=policy)
-        for rank in (3, 5)
+        allocate(MethodSpec.parse(f"uniform:rank={rank}"), sites, alpha=11.2, scaling=policy) for rank in (3, 5)
     )
     found = revised(small, dict.fromkeys(small.rank_pattern(), 5))
     for entry, wanted in zip(found.entries, large.entries, strict=True):
@@ -118,9 +106,7 @@ def test_revised_plans_are_what_allocation_would_make(policy: Scaling) -> None:
 
 
 @pytest.mark.parametrize("policy", list(Scaling))
-def test_truncating_nothing_away_changes_nothing(
-    make_bench: Bench, tmp_path: Path, policy: Scaling
-) -> None:
+def test_truncating_nothing_away_changes_nothing(make_bench: Bench, tmp_path: Path, policy: Scaling) -> None:
     """A budget one below the start's leaves out one component; the loss hardly moves."""
     bench = make_bench(methods="uniform:rank=3", seeds="0", scaling=policy)
     uniform = one(bench, tmp_path)
@@ -166,9 +152,7 @@ ALL = (
 
 
 @pytest.mark.parametrize("patience", [0, 1])
-def test_recipes_under_bf16_checkpointing_and_early_stopping(
-    make_bench: Bench, tmp_path: Path, patience: int
-) -> None:
+def test_recipes_under_bf16_checkpointing_and_early_stopping(make_bench: Bench, tmp_path: Path, patience: int) -> None:
     bench = make_bench(
         methods=ALL, seeds="0", precision="bf16", gradient_checkpointing="true", dropout=0.1,
         max_steps=12, epochs=9, validations=6, patience=patience, lr="3e-2",
@@ -202,18 +186,14 @@ def test_same_seed_same_adapter_other_seed_another(make_bench: Bench, tmp_path: 
 
 def test_recipes_change_no_other_trial(make_bench: Bench, tmp_path: Path) -> None:
     alone = make_bench(methods="uniform:rank=2", seeds="0", dropout=0.1)
-    among = make_bench(
-        methods=" ".join([*ALL.split()[1:], "uniform:rank=2"]), seeds="0", dropout=0.1
-    )
+    among = make_bench(methods=" ".join([*ALL.split()[1:], "uniform:rank=2"]), seeds="0", dropout=0.1)
     expected = one(alone, tmp_path / "alone")
     last = run(among, tmp_path / "among")[-1]
     assert last.train.losses == expected.train.losses
     assert last.test.nll_E.tolist() == expected.test.nll_E.tolist()
 
 
-def test_recipes_on_a_model_of_linear_maps_that_share_inputs(
-    make_bench: Bench, tmp_path: Path
-) -> None:
+def test_recipes_on_a_model_of_linear_maps_that_share_inputs(make_bench: Bench, tmp_path: Path) -> None:
     """Llama: q, k and v see one input, as do gate and up; k and v are narrower."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -240,9 +220,7 @@ LIMITED = "max_rank=4,multiple=2,attention_cap=2"
 
 @pytest.mark.parametrize("name", ["truncate:rank=2", "truncate_retrain:rank=2", "eva:rank=2"])
 @pytest.mark.parametrize("budget", ["", ",budget=uniform-2"])
-def test_ranks_of_a_threshold_hold_limits(
-    make_bench: Bench, tmp_path: Path, name: str, budget: str
-) -> None:
+def test_ranks_of_a_threshold_hold_limits(make_bench: Bench, tmp_path: Path, name: str, budget: str) -> None:
     bench = make_bench(methods=f"{name},{LIMITED}{budget}", seeds="0", profile_batches=4)
     outcome = one(bench, tmp_path)
     for entry in outcome.plan.entries:

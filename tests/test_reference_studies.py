@@ -68,9 +68,7 @@ def test_the_published_setting_is_what_the_files_say() -> None:
 
 
 @pytest.mark.parametrize("name", ["reference", "reference_rates", "dolly"])
-def test_each_runs_on_a_local_folder(
-    name: str, base_folder: Path, empty_store: Path, tmp_path: Path
-) -> None:
+def test_each_runs_on_a_local_folder(name: str, base_folder: Path, empty_store: Path, tmp_path: Path) -> None:
     made = rows(40)
     if name == "dolly":
         as_dolly(made, tmp_path / "rows.json")
@@ -83,9 +81,7 @@ def test_each_runs_on_a_local_folder(
     config = study(name, tracking_uri=store_in(tmp_path), **SMALL, **local)
     outcome, shown = quiet(config)
     assert outcome.trials_run == len(config.methods) * len(config.lr)
-    assert {run.data.tags["method"] for run in trials_in(tmp_path)} == {
-        spec.label for spec in config.specs
-    }
+    assert {run.data.tags["method"] for run in trials_in(tmp_path)} == {spec.label for spec in config.specs}
     assert outcome.judgement.report.is_file()
     assert "FAILED" not in shown
 

@@ -24,18 +24,18 @@ from safetensors.torch import load_file, save_file
 from tracked import Finished
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adaptive_lora.adapter_serving import BASE_VARIABLE, load_adapter
 from adaptive_lora.cli import main
 from adaptive_lora.config import TrackingConfig
-from adaptive_lora.dossier import Selection
 from adaptive_lora.errors import AdapterError, TrackingError
-from adaptive_lora.judgement import Judgement
-from adaptive_lora.study import compare_study
+from adaptive_lora.serving import BASE_VARIABLE, load_adapter
+from adaptive_lora.study.comparison_input import Selection
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.result import Judgement
+from adaptive_lora.study.run import compare_study
+from adaptive_lora.study.trial import PROBE, probe_logits
+from adaptive_lora.study.verify import prove
 from adaptive_lora.tracking import connect, read_trials
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
-from adaptive_lora.trial import PROBE, probe_logits
-from adaptive_lora.verification import prove
-from adaptive_lora.workbench import Workbench
 
 CHAMPION = "models:/adaptive-lora@champion"
 
@@ -77,9 +77,7 @@ def test_every_trial_is_a_model_from_code_without_pickle(finished: Finished) -> 
         assert set(pinned) == {"mlflow", "torch", "transformers", "peft", "safetensors", "pandas"}
         assert pinned["peft"] == version("peft")
         assert "+" not in pinned["torch"]  # local builds are on no package index
-        record = json.loads(
-            (adapter_folder(run.data.tags[MODEL_TAG]) / "adaptive_lora.json").read_text()
-        )
+        record = json.loads((adapter_folder(run.data.tags[MODEL_TAG]) / "adaptive_lora.json").read_text())
         assert record["base"]["content_hash"] == run.data.tags["base_hash"]
 
 
@@ -129,9 +127,7 @@ def test_every_adapter_reloads_exactly_in_fp32(finished: Finished, bench: Workbe
         assert proof.test_loss == run.data.metrics["test/loss"]
 
 
-def test_stock_peft_loads_the_adapter(
-    finished: Finished, bench: Workbench, base_folder: Path
-) -> None:
+def test_stock_peft_loads_the_adapter(finished: Finished, bench: Workbench, base_folder: Path) -> None:
     folder = adapter_folder(CHAMPION)
     base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(folder)).eval()
@@ -154,16 +150,12 @@ def changed(path: Path, content: bytes) -> Iterator[None]:
 def compare_into(name: str) -> Judgement:
     """Compare the study again with another name in the registry."""
     changes = {"registered_model": name, "output": f"report-{name}"}
-    judgement, _ = compare_study(
-        TrackingConfig(), Selection(), changes, Console(file=io.StringIO())
-    )
+    judgement, _ = compare_study(TrackingConfig(), Selection(), changes, Console(file=io.StringIO()))
     return judgement
 
 
 @pytest.mark.parametrize("how", ["weights", "truncated", "probe gone"])
-def test_a_tampered_adapter_is_not_registered(
-    finished: Finished, bench: Workbench, tmp_path: Path, how: str
-) -> None:
+def test_a_tampered_adapter_is_not_registered(finished: Finished, bench: Workbench, tmp_path: Path, how: str) -> None:
     run = winner(finished)
     folder = adapter_folder(run.data.tags[MODEL_TAG])
     path = folder / (PROBE if how == "probe gone" else "adapter_model.safetensors")
@@ -172,15 +164,9 @@ def test_a_tampered_adapter_is_not_registered(
         name = next(name for name in weights if "lora_B" in name)
         weights[name][0, 0] += 1e-3
         save_file(weights, tmp_path / "changed.safetensors", metadata={"format": "pt"})
-        content, words = (
-            (tmp_path / "changed.safetensors").read_bytes(),
-            "does not reload as it was",
-        )
+        content, words = ((tmp_path / "changed.safetensors").read_bytes(), "does not reload as it was")
     else:
-        content, words = (
-            path.read_bytes()[: 10 if how == "truncated" else 0],
-            "cannot be loaded back",
-        )
+        content, words = (path.read_bytes()[: 10 if how == "truncated" else 0], "cannot be loaded back")
     (record,) = read_trials(finished.outcome.store, [run])
     with changed(path, content):
         with pytest.raises(AdapterError, match=words):
@@ -205,9 +191,7 @@ def other_base(base_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_changed_base_is_an_error(
-    finished: Finished, other_base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_base_is_an_error(finished: Finished, other_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BASE_VARIABLE, str(other_base))
     with pytest.raises(RuntimeError, match=r"has content hash .* was trained on"):
         mlflow.pyfunc.load_model(CHAMPION)
@@ -223,33 +207,21 @@ def test_evaluate_gives_the_test_loss_again(
     shutil.copytree(base_folder, tmp_path / "copy")
     monkeypatch.setenv(BASE_VARIABLE, str(tmp_path / "copy"))
     words = ["evaluate", "--adapter", CHAMPION, "--data", finished.config.data.data]
-    words += [
-        "--max-tokens",
-        "120",
-        "--template",
-        "compact",
-        "--experiment",
-        "evaluations",
-        "--json",
-    ]
+    words += ["--max-tokens", "120", "--template", "compact", "--experiment", "evaluations", "--json"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     scores = json.loads(result.stdout)
     assert scores["test/loss"] == winner(finished).data.metrics["test/loss"]
 
 
-@pytest.mark.parametrize(
-    "uri", ["models:/nobody@champion", "models:/adaptive-lora/99", "models:/x y"]
-)
+@pytest.mark.parametrize("uri", ["models:/nobody@champion", "models:/adaptive-lora/99", "models:/x y"])
 def test_an_unknown_model_is_an_error(uri: str) -> None:
     with pytest.raises(TrackingError, match=r"cannot be fetched|names no model"):
         adapter_folder(uri)
 
 
 def test_a_model_of_others_is_an_error(finished: Finished) -> None:
-    result = CliRunner().invoke(
-        main, ["evaluate", "--adapter", f"runs:/{finished.parent.info.run_id}/report"]
-    )
+    result = CliRunner().invoke(main, ["evaluate", "--adapter", f"runs:/{finished.parent.info.run_id}/report"])
     assert result.exit_code == 2
     assert "holds no adapter" in result.output
 
@@ -266,14 +238,9 @@ def test_mlflows_transformers_flavour_loses_the_adapter(
     model = get_peft_model(base, config).eval()
     model.name_or_path = model.base_model.model.name_or_path = str(base_folder)
     trained = probe_logits(bench, model, 0)
-    parts: dict[str, Any] = {
-        "model": model,
-        "tokenizer": AutoTokenizer.from_pretrained(base_folder),
-    }
+    parts: dict[str, Any] = {"model": model, "tokenizer": AutoTokenizer.from_pretrained(base_folder)}
     saved = tmp_path / "flavour"
-    mlflow.transformers.save_model(
-        parts, str(saved), task="text-generation", pip_requirements=["transformers", "peft"]
-    )
+    mlflow.transformers.save_model(parts, str(saved), task="text-generation", pip_requirements=["transformers", "peft"])
     theirs = mlflow.transformers.load_model(str(saved), return_type="components")["model"].eval()
     for logits in (trained, probe_logits(bench, bench.base.model, 0)):  # not even the base's own
         assert not torch.allclose(probe_logits(bench, theirs, 0), logits, atol=1e-2)

@@ -16,9 +16,9 @@ from html_page import Page
 from rich.console import Console
 from synthetic_study import EFFECTS, FROZEN_LOSS, failed, scores, study
 
-from adaptive_lora.comparison import Comparison, compare
-from adaptive_lora.comparison.wording import count, signed
-from adaptive_lora.report import About, render_markdown, render_terminal, write_report
+from adaptive_lora.analysis.comparison import Comparison, compare
+from adaptive_lora.analysis.comparison.wording import count, signed
+from adaptive_lora.analysis.report import About, render_markdown, render_terminal, write_report
 from adaptive_lora.results import TrialRecord
 
 EVIL = "<script>alert('x')</script>"
@@ -58,15 +58,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     return comparison, path
 
 
-def test_what_is_unfair_comes_before_the_answer_and_the_answer_before_the_table(
-    made: tuple[Comparison, Path],
-) -> None:
+def test_what_is_unfair_comes_before_the_answer_and_the_answer_before_the_table(made: tuple[Comparison, Path]) -> None:
     comparison, path = made
     text = Page(path.read_text(encoding="utf-8")).text
-    places = [
-        text.index(part)
-        for part in (comparison.fairness[0], comparison.answer, "Result", "How to reproduce")
-    ]
+    places = [text.index(part) for part in (comparison.fairness[0], comparison.answer, "Result", "How to reproduce")]
     assert places == sorted(places)
     for finding in comparison.fairness:
         assert finding in text
@@ -119,9 +114,7 @@ def test_only_the_pages_own_script_may_run(made: tuple[Comparison, Path]) -> Non
     script = list(page.root.all("script"))[-1].text
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     (policy,) = [
-        attrs["content"] or ""
-        for _, attrs in page.tags
-        if attrs.get("http-equiv") == "Content-Security-Policy"
+        attrs["content"] or "" for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy"
     ]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
@@ -134,9 +127,7 @@ def test_page_carries_its_numbers(made: tuple[Comparison, Path]) -> None:
     assert json.loads(page.root.find("script", "comparison").text) == comparison.to_dict()
 
 
-def test_result_table_has_a_row_per_method_with_the_numbers_behind(
-    made: tuple[Comparison, Path],
-) -> None:
+def test_result_table_has_a_row_per_method_with_the_numbers_behind(made: tuple[Comparison, Path]) -> None:
     comparison, path = made
     table = Page(path.read_text(encoding="utf-8")).root.find("table", "result")
     head = [one.text for one in next(table.all("thead")).all("th")]
@@ -158,9 +149,7 @@ def test_result_table_has_a_row_per_method_with_the_numbers_behind(
             assert float(by_name["p corrected"] or "nan") == method.difference.tests.holm
 
 
-def test_every_method_can_be_picked_and_every_table_is_named(
-    made: tuple[Comparison, Path],
-) -> None:
+def test_every_method_can_be_picked_and_every_table_is_named(made: tuple[Comparison, Path]) -> None:
     comparison, path = made
     root = Page(path.read_text(encoding="utf-8")).root
     picker = root.find("fieldset", "picker")
@@ -237,17 +226,13 @@ def test_rank_map_shows_the_ranks_of_the_plan(made: tuple[Comparison, Path]) -> 
     _, path = made
     source = path.read_text(encoding="utf-8")
     start = source.index('<figure id="rank_maps"')
-    numbers = re.findall(
-        r">(\d+(?:\.\d)?)</text>", source[start : source.index("</figure>", start)]
-    )
+    numbers = re.findall(r">(\d+(?:\.\d)?)</text>", source[start : source.index("</figure>", start)])
     # linear_decay-r16-4 over six layers: 16, 13, 11, 8, 6, 4, each in four roles.
     assert {"16", "13", "11", "8", "6", "4"} <= set(numbers)
     assert numbers.count("13") >= 4
 
 
-def test_agreement_cells_and_budget_bars_say_the_comparisons_numbers(
-    made: tuple[Comparison, Path],
-) -> None:
+def test_agreement_cells_and_budget_bars_say_the_comparisons_numbers(made: tuple[Comparison, Path]) -> None:
     comparison, path = made
     root = Page(path.read_text(encoding="utf-8")).root
 
@@ -328,10 +313,7 @@ def test_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
         comparison = compare(records, baseline="uniform-r8")
         write_report(comparison, records, tmp_path / name, About(title="t"))
         folders.append(tmp_path / name)
-    written = [
-        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
-        for folder in folders
-    ]
+    written = [{path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} for folder in folders]
     assert len(written[0]) == 6 + 3 * len(FIGURES)
     for name, data in written[0].items():
         assert written[1][name] == data, name

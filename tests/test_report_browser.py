@@ -10,8 +10,8 @@ import pytest
 from html_page import Page
 from synthetic_study import EFFECTS, study
 
-from adaptive_lora.comparison import compare
-from adaptive_lora.report import About, write_report
+from adaptive_lora.analysis.comparison import compare
+from adaptive_lora.analysis.report import About, write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OFFLINE = (

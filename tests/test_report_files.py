@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from synthetic_study import EFFECTS, FROZEN_LOSS, failed, scores, study
 
-from adaptive_lora.comparison import Comparison, compare
+from adaptive_lora.analysis.comparison import Comparison, compare
+from adaptive_lora.analysis.report import About, write_report
+from adaptive_lora.analysis.report.files import COLUMNS, csv_table, latex, latex_table
+from adaptive_lora.analysis.report.markdown import markdown_table
+from adaptive_lora.analysis.report.tables import result_table
 from adaptive_lora.config import load_study, study_from
-from adaptive_lora.report import About, write_report
-from adaptive_lora.report.files import COLUMNS, csv_table, latex, latex_table
-from adaptive_lora.report.markdown import markdown_table
-from adaptive_lora.report.tables import result_table
 
 LABELS = ('a,"b"', "50%_of$all&more#{x}", "back\\slash~hat^")
 
@@ -110,6 +110,4 @@ def test_markdown_table_shows_the_text_of_every_cell(comparison: Comparison) -> 
     assert len([line for line in lines if line.startswith("|")]) == 2 + len(table.rows)
     for line, row in zip(lines[2:], table.rows, strict=False):
         cells = re.split(r"(?<!\\)\|", line)[1:-1]
-        assert [re.sub(r"\\(.)", r"\1", cell).strip() for cell in cells[2:]] == [
-            cell.text for cell in row[2:]
-        ]
+        assert [re.sub(r"\\(.)", r"\1", cell).strip() for cell in cells[2:]] == [cell.text for cell in row[2:]]

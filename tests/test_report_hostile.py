@@ -9,8 +9,8 @@ from html_page import Page
 from synthetic_study import study
 from test_report_browser import dumped
 
-from adaptive_lora.comparison import compare
-from adaptive_lora.report import About, write_report
+from adaptive_lora.analysis.comparison import compare
+from adaptive_lora.analysis.report import About, write_report
 
 ATTACKS = (
     "<script>document.title='ran'</script>",

@@ -12,11 +12,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from synthetic_study import study
 
-from adaptive_lora.comparison import compare
-from adaptive_lora.report.style import STYLE, colour_of, folded, glyph_of, marker_of
-from adaptive_lora.report.svg import mark, to_svg
+from adaptive_lora.analysis.comparison import compare
+from adaptive_lora.analysis.report.style import STYLE, colour_of, folded, glyph_of, marker_of
+from adaptive_lora.analysis.report.svg import mark, to_svg
 
-CSS = files("adaptive_lora.report").joinpath("page.css").read_text(encoding="utf-8")
+CSS = files("adaptive_lora.analysis.report").joinpath("page.css").read_text(encoding="utf-8")
 
 
 def luminance(colour: str) -> float:

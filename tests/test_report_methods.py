@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from synthetic_study import FROZEN_LOSS, failed, scores, study
 
-from adaptive_lora.comparison import compare
-from adaptive_lora.report.methods import methods_text
+from adaptive_lora.analysis.comparison import compare
+from adaptive_lora.analysis.report.methods import methods_text
 from adaptive_lora.results import TrialRecord
 
 EFFECTS = {"uniform-r8": 0.0, "attention_heavy-r16-8": -0.05, "empirical-r8-fisher": 0.01}
@@ -100,9 +100,7 @@ def test_leaves_out_what_differs_or_is_not_recorded() -> None:
     other = {**records[0].settings, "cfg.weight_decay": "0.5"}
     records[0] = dataclasses.replace(records[0], settings=other)
     assert "weight decay" not in text_of(records)
-    bare = [
-        dataclasses.replace(record, settings={}, tags={}) for record in study(EFFECTS, range(3))
-    ]
+    bare = [dataclasses.replace(record, settings={}, tags={}) for record in study(EFFECTS, range(3))]
     text = text_of(bare)
     for absent in ("AdamW", "same order", "Software", "base model", "training examples", "None"):
         assert absent not in text

@@ -17,12 +17,12 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 from tracked import Finished, quiet, runs_in, words_of
 
-from adaptive_lora.adapter_serving import TRUST_VARIABLE, content_hash, load_adapter
-from adaptive_lora.adapter_serving.vetting import UnsafeFiles
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig, StudyConfig
 from adaptive_lora.errors import ModelError, TrackingError
-from adaptive_lora.models import load_base, skeleton
+from adaptive_lora.models.base import load_base, skeleton
+from adaptive_lora.serving import TRUST_VARIABLE, content_hash, load_adapter
+from adaptive_lora.serving.safety import UnsafeFiles
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder, require_own_code
 
@@ -54,10 +54,7 @@ def own_code(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copytree(base_folder, folder)
     code = MODELING.format(canary=str(tmp_path / "canary"))
     (folder / "modeling_own.py").write_text(code, encoding="utf-8")
-    names = {
-        "AutoConfig": "modeling_own.OwnConfig",
-        "AutoModelForCausalLM": "modeling_own.OwnModel",
-    }
+    names = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
     edit(folder / "config.json", auto_map=names, model_type="own_gpt", architectures=["OwnModel"])
     return folder
 

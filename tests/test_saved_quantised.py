@@ -14,24 +14,19 @@ from conftest import save_byte_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tracked import words_of
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    GPT2Config,
-    LlamaConfig,
-)
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, LlamaConfig
 
-from adaptive_lora.adapter_serving import load_adapter
-from adaptive_lora.adapter_serving.quantised import quantisation_in
-from adaptive_lora.adapters.export import export_merged, export_uniform
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import ConfigError, ModelError
-from adaptive_lora.models import load_base, skeleton
-from adaptive_lora.sites import find_sites
-from adaptive_lora.trial import PROBE, probe_logits, run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods.export import export_merged, export_uniform
+from adaptive_lora.models.base import load_base, skeleton
+from adaptive_lora.models.sites import find_sites
+from adaptive_lora.serving import load_adapter
+from adaptive_lora.serving.quantised import quantisation_in
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 
 pytest.importorskip("bitsandbytes")
 Bench = Callable[..., Workbench]
@@ -145,9 +140,7 @@ def test_losses_are_those_of_stock_peft_on_the_same_base(make_bench: Bench, tmp_
 
 
 @pytest.mark.parametrize("command", ["plan", "train", "study"])
-def test_a_base_in_4_bit_asks_for_the_methods_option(
-    command: str, options: dict[str, object], tmp_path: Path
-) -> None:
+def test_a_base_in_4_bit_asks_for_the_methods_option(command: str, options: dict[str, object], tmp_path: Path) -> None:
     folder = save_quantised("nf4", tmp_path / "base")
     method = "--methods" if command == "study" else "--method"
     words = ["--model", str(folder), method, "uniform:rank=2"]
@@ -184,9 +177,7 @@ def test_dequantised_weights_are_not_quantised_again(name: str, tmp_path: Path) 
         ({}, "unknown", ""),
     ],
 )
-def test_formats_are_told_from_the_configuration(
-    settings: dict[str, Any], name: str, use: str, tmp_path: Path
-) -> None:
+def test_formats_are_told_from_the_configuration(settings: dict[str, Any], name: str, use: str, tmp_path: Path) -> None:
     """With no weights on the disk at all; what cannot be trained on names the way out."""
     for whole in ({"quantization_config": settings},
                   {"text_config": {"quantization_config": settings}}):  # fmt: skip
@@ -220,9 +211,7 @@ def test_formats_that_keep_their_settings_elsewhere(file: str, name: str, tmp_pa
     assert f"is saved in {name}: required weights as trained" in refused.output
 
 
-def test_profile_and_evaluate_take_a_base_in_4_bit(
-    options: dict[str, object], tmp_path: Path
-) -> None:
+def test_profile_and_evaluate_take_a_base_in_4_bit(options: dict[str, object], tmp_path: Path) -> None:
     folder = save_quantised("nf4", tmp_path / "base")
     changes = {**options, "model": str(folder), "max_steps": 2}
     for name in ("methods", "seeds"):

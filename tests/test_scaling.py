@@ -13,18 +13,18 @@ import torch
 from allocation_cases import gpt2_sites
 from click.testing import CliRunner
 
-from adaptive_lora.adapters import attach
-from adaptive_lora.adapters.adalora import adalora_layers, attach_adalora, scale_of
-from adaptive_lora.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.allocation import MethodSpec, RankPlan, Scaling, allocate
 from adaptive_lora.allocation.dynamic import AdaLora
 from adaptive_lora.allocation.revised import revised
 from adaptive_lora.cli import main
 from adaptive_lora.config import current_label, load_study, study_from
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.recipes import RECIPES, Job
-from adaptive_lora.sites import find_sites
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods import attach
+from adaptive_lora.methods.adalora import adalora_layers, attach_adalora, scale_of
+from adaptive_lora.methods.attach import ADAPTER, lora_layers
+from adaptive_lora.models.sites import find_sites
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.recipes import RECIPES, Job
 
 Bench = Callable[..., Workbench]
 RANKS = (4, 8, 16, 32, 64)
@@ -46,9 +46,7 @@ def first_step_gain(rank: int, scaling: str, seed: int) -> float:
     adapted = attach(model, plan, seed=seed, dropout=0.0)
     layers = list(lora_layers(adapted).values())
     numbers = torch.Generator().manual_seed(seed)
-    targets = [
-        torch.randn(layer.out_features, layer.in_features, generator=numbers) for layer in layers
-    ]
+    targets = [torch.randn(layer.out_features, layer.in_features, generator=numbers) for layer in layers]
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-6)
 
@@ -68,8 +66,7 @@ def first_step_gain(rank: int, scaling: str, seed: int) -> float:
         # float64: the loss falls by less than float32 resolves beside its size
         updates = [layer.get_delta_weight(ADAPTER).T.double() for layer in layers]
         falls = [
-            (target.double() * update - 0.5 * update**2).mean()
-            for update, target in zip(updates, targets, strict=True)
+            (target.double() * update - 0.5 * update**2).mean() for update, target in zip(updates, targets, strict=True)
         ]
     return float(sum(falls))
 
@@ -119,28 +116,19 @@ def test_adalora_keeps_the_factor_of_its_start_rank(make_bench: Bench) -> None:
     assert isinstance(options, AdaLora)
     start = options.start_plan(plan)
     assert start.trained_rank == 3
-    adapted = attach_adalora(
-        bench.base.model, start, options, options.phases(10), seed=0, dropout=0.0
-    )
+    adapted = attach_adalora(bench.base.model, start, options, options.phases(10), seed=0, dropout=0.0)
     for layer in adalora_layers(adapted).values():
         assert scale_of(layer) == pytest.approx(32 / 3, rel=1e-4)
     final = revised(start, {name: 1 + at % 3 for at, name in enumerate(start.rank_pattern())})
     assert {final.step_size_of(entry) for entry in final.entries} == {32.0}
-    constant = dataclasses.replace(
-        allocate(bench.config.specs[0], bench.sites, scaling="constant"), trained_rank=3
-    )
-    assert [constant.step_size_of(e) for e in constant.entries] == pytest.approx(
-        [2.0 * 3] * len(bench.sites)
-    )
+    constant = dataclasses.replace(allocate(bench.config.specs[0], bench.sites, scaling="constant"), trained_rank=3)
+    assert [constant.step_size_of(e) for e in constant.entries] == pytest.approx([2.0 * 3] * len(bench.sites))
 
 
 @pytest.mark.parametrize(
-    ("method", "trained"),
-    [("truncate:rank=2", 4), ("truncate_retrain:rank=2", None), ("grow_prune:rank=3", None)],
+    ("method", "trained"), [("truncate:rank=2", 4), ("truncate_retrain:rank=2", None), ("grow_prune:rank=3", None)]
 )
-def test_final_plans_say_at_which_rank_they_were_trained(
-    make_bench: Bench, method: str, trained: int | None
-) -> None:
+def test_final_plans_say_at_which_rank_they_were_trained(make_bench: Bench, method: str, trained: int | None) -> None:
     bench = make_bench(methods=method, max_steps=6, lr="1e-3")
     job = Job(bench, next(bench.config.trials()), lambda event: None)
     found = RECIPES[job.trial.method.recipe](job)
@@ -153,9 +141,7 @@ def test_final_plans_say_at_which_rank_they_were_trained(
     job.release()
 
 
-@pytest.mark.parametrize(
-    "name", ["adalora", "grow_prune", "truncate", "truncate_retrain", "eva", "gora"]
-)
+@pytest.mark.parametrize("name", ["adalora", "grow_prune", "truncate", "truncate_retrain", "eva", "gora"])
 def test_a_plan_says_what_its_method_does_with_the_factor(name: str, base_folder: object) -> None:
     words = ["plan", "--model", str(base_folder), "--method", f"{name}:rank=2"]
     if name == "gora":
@@ -225,15 +211,11 @@ def test_a_renamed_method_option_is_told_once(caplog: pytest.LogCaptureFixture) 
     assert caplog.text.count("constant_alpha is called standard now") == 1
 
 
-def test_a_methods_earlier_scaling_is_read_with_a_warning(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_methods_earlier_scaling_is_read_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     spec = MethodSpec.parse("uniform:rank=4,scaling=constant_alpha_over_r")
     assert spec.scaling == "constant"
     assert "constant_alpha_over_r is called constant now" in caplog.text
-    assert current_label("uniform-r4-constant_alpha_over_r@uniform-4") == (
-        "uniform-r4-constant@uniform-4"
-    )
+    assert current_label("uniform-r4-constant_alpha_over_r@uniform-4") == ("uniform-r4-constant@uniform-4")
     assert current_label("uniform-r4-constant_alpha") == "uniform-r4-standard"
     assert current_label("uniform-r4-rslora") == "uniform-r4-rslora"
 
@@ -258,9 +240,7 @@ def test_wrong_values_are_refused(values: dict[str, object], message: str) -> No
 
 
 def test_plans_of_version_0_1_are_read() -> None:
-    plan = allocate(
-        MethodSpec.parse("linear_decay:rank=8,low_rank=2"), gpt2_sites(3, 32), scaling="constant"
-    )
+    plan = allocate(MethodSpec.parse("linear_decay:rank=8,low_rank=2"), gpt2_sites(3, 32), scaling="constant")
     values = plan.to_dict()
     for name in ("scaling", "trained_rank", "scaling_in_training"):
         del values[name]

@@ -202,8 +202,8 @@ from adaptive_lora import cli
 def broken(*_, **__):
     raise RuntimeError("a bug: http://u:planted-secret-in-uri@h {ENVIRONMENT["HF_TOKEN"]}")
 
-import adaptive_lora.doctor
-adaptive_lora.doctor.diagnose = broken
+import adaptive_lora.cli.doctor
+adaptive_lora.cli.doctor.diagnose = broken
 cli.main(["doctor"])
 """
 

@@ -16,8 +16,8 @@ from task_bases import write_rows
 from test_generation import CHATML, trained
 from transformers import AutoTokenizer
 
-from adaptive_lora.adapter_serving import answer
-from adaptive_lora.adapter_serving.prompts import asked_ids
+from adaptive_lora.serving import answer
+from adaptive_lora.serving.prompts import asked_ids
 from adaptive_lora.tracking.served_folder import save_served
 
 
@@ -35,8 +35,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Any:
     )
     tokenizer.save_pretrained(base)
     talks = [
-        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "a"}]}
-        for n in range(20)
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "a"}]} for n in range(20)
     ]
     data = write_rows(folder / "talks.json", talks)
     adapter, _ = trained(folder, base, data, template="auto", generate="off")
@@ -46,9 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) -> Any:
 
 def ask(*contents: str) -> list[dict[str, str]]:
     roles = ("system", "user", "assistant", "user")
-    return [
-        {"role": r, "content": c} for r, c in zip(roles[-len(contents) :], contents, strict=True)
-    ]
+    return [{"role": r, "content": c} for r, c in zip(roles[-len(contents) :], contents, strict=True)]
 
 
 def test_a_conversation_is_asked_through_the_template(served: Any) -> None:
@@ -101,18 +98,13 @@ def test_a_server_answers_conversations_too(served: Any) -> None:
         ({"prompt": "a", "input": "b"}, "input only beside instruction"),
         ({"prompt": "a", "tools": "[]"}, "tools only beside messages"),
         ({"messages": ask("a"), "tools": "look"}, "column 'tools': required a list"),
-        (
-            {"messages": ask("x" * 200)},
-            r"row 0: its prompt takes 2\d\d tokens; .*for 12",
-        ),
+        ({"messages": ask("x" * 200)}, r"row 0: its prompt takes 2\d\d tokens; .*for 12"),
         ({"prompt": ""}, "required one of the columns"),
         ({"instruction": ["a", "b"]}, "row 0: column 'instruction' must be text, got"),
         ({"instruction": "a", "input": ["b"]}, "row 0: column 'input' must be text, got"),
     ],
 )
-def test_a_row_that_cannot_be_asked_is_an_error(
-    served: Any, row: dict[str, Any], message: str
-) -> None:
+def test_a_row_that_cannot_be_asked_is_an_error(served: Any, row: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         served.predict([row], params={"max_new_tokens": 2})
     if "question" not in row:

@@ -19,8 +19,8 @@ from servers import serving, tracking_words
 from tracked import quiet
 
 from adaptive_lora.config import StudyConfig, TrackingConfig
-from adaptive_lora.dossier import Selection
-from adaptive_lora.study import compare_study
+from adaptive_lora.study.comparison_input import Selection
+from adaptive_lora.study.run import compare_study
 from adaptive_lora.tracking.connection import probe
 from adaptive_lora.tracking.registry import adapter_folder
 
@@ -43,9 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Itera
 
 def post(address: str, body: object) -> tuple[int, object]:
     """Post JSON; return status and parsed answer."""
-    request = urllib.request.Request(
-        address, json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.loads(answer.read())
@@ -54,9 +52,7 @@ def post(address: str, body: object) -> tuple[int, object]:
             return error.code, json.loads(error.read())
 
 
-def test_a_study_on_a_server_is_served(
-    server: str, make_study: Callable[..., StudyConfig], tmp_path: Path
-) -> None:
+def test_a_study_on_a_server_is_served(server: str, make_study: Callable[..., StudyConfig], tmp_path: Path) -> None:
     assert "answers" in probe(TrackingConfig(tracking_uri=server))
     config = make_study(tracking_uri=server, methods="uniform:rank=2", max_steps=2)
     outcome, shown = quiet(config)
@@ -71,9 +67,7 @@ def test_a_study_on_a_server_is_served(
     assert all(run.info.artifact_uri.startswith("mlflow-artifacts:/") for run in runs)
     assert not (tmp_path / "mlruns").exists()
     assert not (tmp_path / "mlflow.db").exists()
-    judgement, _ = compare_study(
-        TrackingConfig(tracking_uri=server), Selection(), {}, Console(file=io.StringIO())
-    )
+    judgement, _ = compare_study(TrackingConfig(tracking_uri=server), Selection(), {}, Console(file=io.StringIO()))
     assert judgement.champion == outcome.judgement.champion
 
     assert (adapter_folder(CHAMPION) / "adapter_model.safetensors").is_file()
@@ -84,9 +78,7 @@ def test_a_study_on_a_server_is_served(
     words = ["models", "serve", "-m", CHAMPION, "--env-manager", "local", "--workers", "1"]
     extra = {"MLFLOW_TRACKING_URI": server, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     with serving(words, "/ping", tmp_path, **extra) as address:
-        status, answer = post(
-            f"{address}/invocations", {"dataframe_records": rows, "params": limit}
-        )
+        status, answer = post(f"{address}/invocations", {"dataframe_records": rows, "params": limit})
         assert (status, answer) == (200, {"predictions": expected})
         one = {"dataframe_records": [{"instruction": "Say hello"}]}
         status, answer = post(f"{address}/invocations", one)

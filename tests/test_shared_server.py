@@ -85,9 +85,7 @@ def test_eight_writers_at_once(
         print(f"\n{place}: {outcome}")
 
 
-def test_processes_share_a_study_on_the_shared_server(
-    zygote: Zygote, make_place: Any, shared: str
-) -> None:
+def test_processes_share_a_study_on_the_shared_server(zygote: Zygote, make_place: Any, shared: str) -> None:
     """Three at once and one of them killed: no trial twice, the numbers of one process."""
     reference: Place = make_place("alone")
     assert zygote.run(reference.words, reference.folder) == 0
@@ -105,9 +103,7 @@ def test_processes_share_a_study_on_the_shared_server(
 
 
 @pytest.mark.long
-def test_a_study_killed_again_and_again_on_the_shared_server(
-    zygote: Zygote, make_place: Any, shared: str
-) -> None:
+def test_a_study_killed_again_and_again_on_the_shared_server(zygote: Zygote, make_place: Any, shared: str) -> None:
     survive(zygote, partial(make_place, server=shared), kills=20, seed=2)
 
 
@@ -119,9 +115,7 @@ def test_writers_outlast_a_database_that_crashes(tmp_path: Path) -> None:
 
         def begun() -> set[str]:
             experiment = MlflowClient(address).get_experiment_by_name("writers")
-            runs = MlflowClient(address).search_runs(
-                [experiment.experiment_id] if experiment else []
-            )
+            runs = MlflowClient(address).search_runs([experiment.experiment_id] if experiment else [])
             return {run.data.tags["seed"] for run in runs if "seed" in run.data.tags}
 
         def misfortunes() -> None:
@@ -181,9 +175,7 @@ def test_a_closed_server_wants_a_password_and_a_known_name(
     call = f"{closed.address}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
     assert status_of(call) == 401
     assert status_of(call, Host="evil.example") == 403
-    refused = CliRunner().invoke(
-        main, ["compare", f"--tracking-uri={closed.address}", f"--output={tmp_path}"]
-    )
+    refused = CliRunner().invoke(main, ["compare", f"--tracking-uri={closed.address}", f"--output={tmp_path}"])
     assert refused.exit_code == 2
     assert "MLFLOW_TRACKING_USERNAME" in refused.output
 
@@ -193,9 +185,7 @@ def test_a_closed_server_wants_a_password_and_a_known_name(
     run = TrialRun.begin(store, "mine", {})
     run.metric("a", 1.0)
     run.params({"note": f"the password is {closed.password}"})
-    written = b"".join(
-        path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()
-    )
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert b"mine" in written
     assert closed.password.encode() not in written
     run.end("FINISHED")

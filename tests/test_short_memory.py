@@ -13,10 +13,10 @@ from tracked import trials_in
 
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import ModelError, TrialFailed
-from adaptive_lora.study import run_single
-from adaptive_lora.training.short_memory import is_out_of_memory
-from adaptive_lora.trial import TrialOutcome, run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.run import run_single
+from adaptive_lora.study.trial import TrialOutcome, run_trial
+from adaptive_lora.training.memory.shortage import is_out_of_memory
 
 Bench = Callable[..., Workbench]
 OUT_OF_MEMORY = [

@@ -20,17 +20,10 @@ from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import ModelError
-from adaptive_lora.models import load_base, skeleton
-from adaptive_lora.planning import PlanReport, plan_method
-from adaptive_lora.sites import (
-    TESTED_TYPES,
-    adaptable,
-    find_sites,
-    role_of,
-    site_notes,
-    survey_sites,
-)
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.models.base import load_base, skeleton
+from adaptive_lora.models.sites import TESTED_TYPES, adaptable, find_sites, role_of, site_notes, survey_sites
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.plan import PlanReport, plan_method
 
 Folder = Callable[[str], Path]
 
@@ -49,9 +42,7 @@ def test_every_linear_map_of_every_block_has_its_role(name: str, folder_of: Fold
     for site in sites:
         found.setdefault(site.tower, {}).setdefault(site.layer, []).append(str(site.role))
     expected = ARCHITECTURES[name][2]
-    assert found == {
-        tower: {layer: roles.split() for layer in (0, 1)} for tower, roles in expected.items()
-    }
+    assert found == {tower: {layer: roles.split() for layer in (0, 1)} for tower, roles in expected.items()}
     modules = dict(model.named_modules())
     for site in sites:
         weight = modules[site.name].weight
@@ -105,18 +96,13 @@ def test_towers_of_unequal_depth(tmp_path: Path) -> None:
 def test_heads_projections_and_embeddings_are_no_sites(name: str, folder_of: Folder) -> None:
     model = skeleton(ModelConfig(model=str(folder_of(name))))
     names = {site.name for site in find_sites(model)}
-    outside = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name not in names
-    }
+    outside = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in names}
     assert not [name for name in outside if ".0." in name or ".1." in name]
     assert outside, "every one of these models has a linear map outside its blocks"
 
 
 @pytest.mark.parametrize(
-    "kind",
-    ["Mixtral", "Qwen2Moe", "Qwen3Moe", "GraniteMoe", "GptOss", "Olmoe", "DeepseekV3", "JetMoe"],
+    "kind", ["Mixtral", "Qwen2Moe", "Qwen3Moe", "GraniteMoe", "GptOss", "Olmoe", "DeepseekV3", "JetMoe"]
 )
 def test_mixtures_of_experts_are_refused(kind: str, tmp_path: Path) -> None:
     settings = {**HEADED, "num_local_experts": 4, "num_experts": 4, "n_routed_experts": 4}
@@ -162,9 +148,7 @@ def test_an_unknown_architecture_falls_back_to_its_structure(container: Any) -> 
 
 
 def test_the_plan_says_that_an_architecture_is_unknown(tmp_path: Path) -> None:
-    transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=99).save_pretrained(
-        tmp_path
-    )
+    transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=99).save_pretrained(tmp_path)
     words = ["plan", "--model", str(tmp_path), "--rank", "2"]
     shown = CliRunner().invoke(main, words, catch_exceptions=False).output
     assert "architecture 'mamba' is not among the tested ones" in shown

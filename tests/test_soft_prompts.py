@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from peft import PeftConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from adaptive_lora.adapters.audit_family import audit_family
-from adaptive_lora.adapters.peft_family import attach_peft_family, detach_peft_family
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, make_plan
+from adaptive_lora.allocation.architecture import Architecture, Decoder
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import AllocationError, ConfigError
-from adaptive_lora.models import skeleton
-from adaptive_lora.sites import Architecture, Decoder, read_architecture
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.methods.audit_tuner import audit_family
+from adaptive_lora.methods.peft_tuner import attach_peft_family, detach_peft_family
+from adaptive_lora.models.base import skeleton
+from adaptive_lora.models.sites import read_architecture
+from adaptive_lora.study.context import Workbench
 
 Bench = Callable[..., Workbench]
 SIZES = Decoder(width=32, layers=3, kv_heads=2, head_dim=8, max_positions=None)
@@ -59,9 +60,7 @@ def test_labels(method: str, label: str) -> None:
 
 @given(
     budget=st.integers(2_000, 10**6),
-    knob=st.sampled_from(
-        ["prompt_tuning:tokens", "prefix_tuning:tokens", "p_tuning:encoder_width"]
-    ),
+    knob=st.sampled_from(["prompt_tuning:tokens", "prefix_tuning:tokens", "p_tuning:encoder_width"]),
 )
 def test_the_knob_is_the_largest_within_the_budget(budget: int, knob: str) -> None:
     name, option = knob.split(":")

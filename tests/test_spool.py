@@ -21,10 +21,10 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import TrackingError, Undelivered
 from adaptive_lora.tracking import Store, TrialRun, connect
-from adaptive_lora.tracking.delivery import RUN_KEY
 from adaptive_lora.tracking.journal import FILES, LOCK, RECORDS, Journal, journals, sweep
 from adaptive_lora.tracking.retries import Backoff, reason_of
 from adaptive_lora.tracking.sync import deliver_left, sync_folder
+from adaptive_lora.tracking.uploader import RUN_KEY
 
 HEADER = {"run_id": "0" * 32, "store": "sqlite:///x.db"}
 
@@ -61,9 +61,7 @@ def leave_behind(config: TrackingConfig, steps: int) -> None:
 
 
 @given(cut=st.integers(min_value=0, max_value=400))
-def test_what_a_crash_cuts_off_counts_as_not_written(
-    cut: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_what_a_crash_cuts_off_counts_as_not_written(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     journal = Journal.create(tmp_path_factory.mktemp("spool"), "run", HEADER)
     for step in range(5):
         journal.append("metric", {"k": "a", "v": 0.1 * step, "s": step, "t": step})
@@ -108,9 +106,7 @@ def test_waits_double_up_to_a_limit_and_are_jittered() -> None:
     assert backoff.next() <= 1
 
 
-def test_a_run_arrives_in_order_and_leaves_nothing_behind(
-    tracking: TrackingConfig, tmp_path: Path
-) -> None:
+def test_a_run_arrives_in_order_and_leaves_nothing_behind(tracking: TrackingConfig, tmp_path: Path) -> None:
     store = connect(tracking)
     run = TrialRun.begin(store, "one", {"colour": "red"})
     run.params({f"p.{number}": number for number in range(150)})
@@ -126,9 +122,7 @@ def test_a_run_arrives_in_order_and_leaves_nothing_behind(
     assert found.info.status == "FINISHED"
     assert found.data.tags["colour"] == "blue"
     assert len(found.data.params) == 150
-    assert points(store.client, run.run_id, "train/loss") == [
-        (step, 1 / (step + 1)) for step in range(2500)
-    ]
+    assert points(store.client, run.run_id, "train/loss") == [(step, 1 / (step + 1)) for step in range(2500)]
     assert found.inputs.dataset_inputs[0].dataset.digest == "d" * 16
     path = Path(store.client.download_artifacts(run.run_id, "notes/a.txt"))
     assert path.read_text(encoding="utf-8") == "Grüße\n"
@@ -157,17 +151,13 @@ def test_what_a_killed_process_left_is_delivered_once(tracking: TrackingConfig) 
     again.end("FINISHED")
     store.settle()
     store.close()
-    assert points(client, run.info.run_id, "train/loss") == [
-        (step, 1 / (step + 1)) for step in range(400)
-    ]
+    assert points(client, run.info.run_id, "train/loss") == [(step, 1 / (step + 1)) for step in range(400)]
     run = client.get_run(run.info.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"trial.seed": "1", "trial.more": "2"}
 
 
-def test_a_journal_of_a_run_that_another_process_finished_changes_nothing(
-    tracking: TrackingConfig,
-) -> None:
+def test_a_journal_of_a_run_that_another_process_finished_changes_nothing(tracking: TrackingConfig) -> None:
     leave_behind(tracking, 20)
     spool = Path(tracking.output) / "spool"
     kept = spool.with_name("kept")
@@ -205,15 +195,11 @@ def test_a_run_that_was_deleted_is_reported_once_and_holds_nothing_up(
     assert sum("refuses run" in record.message for record in caplog.records) == 1
     assert store.client.get_run(fine.run_id).info.status == "FINISHED"
     store.close()
-    result = CliRunner().invoke(
-        main, ["sync", tracking.output, f"--tracking-uri={tracking.tracking_uri}"]
-    )
+    result = CliRunner().invoke(main, ["sync", tracking.output, f"--tracking-uri={tracking.tracking_uri}"])
     assert result.exit_code == 3, result.output
     assert "1 journals, 1 left; metrics sent 5, found 0" in result.output
     store.client.restore_run(gone.run_id)
-    result = CliRunner().invoke(
-        main, ["sync", tracking.output, f"--tracking-uri={tracking.tracking_uri}"]
-    )
+    result = CliRunner().invoke(main, ["sync", tracking.output, f"--tracking-uri={tracking.tracking_uri}"])
     assert result.exit_code == 0, result.output
     assert "1 journals, 0 left; metrics sent 5, found 5" in result.output
     result = CliRunner().invoke(main, ["sync", tracking.output])

@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
-from adaptive_lora import stats
+from adaptive_lora.analysis import stats
 
 # Darwin's maize, cross- minus self-fertilised, as Fisher 1935 (The Design of Experiments, section
 # 21) uses it: 863 of 32,768 sign patterns give a sum of 314 or more.
@@ -114,9 +114,7 @@ def test_holm_is_the_published_example_and_statsmodels() -> None:
     assert stats.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     random = np.random.default_rng(0).uniform(size=9) ** 3
     assert stats.holm(random) == pytest.approx(multipletests(random, method="holm")[1])
-    assert stats.benjamini_hochberg(random) == pytest.approx(
-        multipletests(random, method="fdr_bh")[1]
-    )
+    assert stats.benjamini_hochberg(random) == pytest.approx(multipletests(random, method="fdr_bh")[1])
 
 
 def test_max_t_of_one_method_is_the_sign_flip_test() -> None:
@@ -227,9 +225,7 @@ def test_no_interval_without_spread_and_the_reason_is_said(
     assert interval.note == reason
 
 
-@pytest.mark.parametrize(
-    ("seeds", "studies"), [(2, 4000), (3, 4000), (4, 4000), (5, 4000), (8, 500)]
-)
+@pytest.mark.parametrize(("seeds", "studies"), [(2, 4000), (3, 4000), (4, 4000), (5, 4000), (8, 500)])
 def test_interval_covers_as_often_as_it_says(seeds: int, studies: int) -> None:
     rng = np.random.default_rng([4, seeds])
     hits = 0
@@ -261,9 +257,7 @@ def test_few_seeds_with_examples_of_their_own_have_the_interval_over_seeds() -> 
     assert interval == stats.t_interval(diff.sum(axis=1) / weight.sum(axis=1))
     six = nested(np.random.default_rng(3), 6, 30, crossed=False)
     ones = np.ones_like(six)
-    assert stats.two_way_interval(six, ones, crossed=False) == stats.hierarchical_bootstrap(
-        six, ones, crossed=False
-    )
+    assert stats.two_way_interval(six, ones, crossed=False) == stats.hierarchical_bootstrap(six, ones, crossed=False)
     none = stats.two_way_interval(diff[:1], weight[:1], crossed=True)
     assert (none.low, none.note) == (None, "one seed has no spread")
 
@@ -284,11 +278,7 @@ def test_interval_over_seeds_and_examples_is_not_far_too_wide(seeds: int) -> Non
     rng = np.random.default_rng(seeds)
     studies, hits, weight = 400, 0, np.ones((seeds, 100))
     for _ in range(studies):
-        diff = (
-            rng.normal(0, 0.15, (seeds, 1))
-            + rng.normal(0, 1.0, (1, 100))
-            + rng.normal(0, 0.5, (seeds, 100))
-        )
+        diff = rng.normal(0, 0.15, (seeds, 1)) + rng.normal(0, 1.0, (1, 100)) + rng.normal(0, 0.5, (seeds, 100))
         interval = stats.hierarchical_bootstrap(diff, weight, crossed=True, draws=999)
         hits += interval.low <= 0 <= interval.high
     low, high = scipy_stats.binom.interval(0.999, studies, 0.95)
@@ -366,7 +356,7 @@ def test_recommended_seeds_do_give_the_power_by_simulation() -> None:
 
 
 def test_importing_stats_needs_neither_torch_nor_mlflow() -> None:
-    code = "import sys, adaptive_lora.stats; print({'torch', 'mlflow'} & set(sys.modules))"
+    code = "import sys, adaptive_lora.analysis.stats; print({'torch', 'mlflow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

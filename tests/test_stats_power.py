@@ -15,12 +15,10 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.power import TTestPower
 
-from adaptive_lora import stats
+from adaptive_lora.analysis import stats
 
 
-def crossed(
-    rng: np.random.Generator, seeds: int, examples: int, spreads: tuple[float, float, float]
-) -> np.ndarray:
+def crossed(rng: np.random.Generator, seeds: int, examples: int, spreads: tuple[float, float, float]) -> np.ndarray:
     """Return differences with known standard deviations of seed, example and residual."""
     seed, example, residual = spreads
     return (
@@ -35,8 +33,7 @@ def test_components_are_those_of_the_analysis_of_variance() -> None:
     diff = crossed(np.random.default_rng(0), seeds, examples, (0.5, 1.0, 0.3))
     found = stats.variance_components(diff, np.ones_like(diff), crossed=True)
     frame = pd.DataFrame(
-        [(s, e, diff[s, e]) for s in range(seeds) for e in range(examples)],
-        columns=["seed", "example", "y"],
+        [(s, e, diff[s, e]) for s in range(seeds) for e in range(examples)], columns=["seed", "example", "y"]
     )
     table = anova_lm(smf.ols("y ~ C(seed) + C(example)", frame).fit())
     squares = (table["sum_sq"] / table["df"]).to_dict()
@@ -114,9 +111,7 @@ def test_simulated_power_is_the_share_of_studies_by_the_real_test() -> None:
                 raw = [stats.sign_flip_test(column) for column in diff[:, study].T]
                 p = stats.holm(raw) if correction == "holm" else stats.benjamini_hochberg(raw)
             found += p[0] <= 0.05
-        share = stats.simulated_power(
-            1.5, 1.0, 9, comparisons=3, correction=correction, studies=200
-        )
+        share = stats.simulated_power(1.5, 1.0, 9, comparisons=3, correction=correction, studies=200)
         assert share == pytest.approx(found / 200, abs=0.011)  # max-T's first step only
 
 
@@ -218,9 +213,7 @@ def test_interval_of_draws_is_expanded_for_few_seeds() -> None:
 def test_draws_of_a_mean_over_few_seeds_give_the_t_interval(seeds: int) -> None:
     values = np.random.default_rng(seeds).normal(0.3, 1.0, seeds)
     every = np.array(list(itertools.product(values, repeat=seeds))).mean(axis=1)
-    found = stats.interval_of_draws(
-        every, estimate=float(values.mean()), seeds=seeds, confidence=0.95
-    )
+    found = stats.interval_of_draws(every, estimate=float(values.mean()), seeds=seeds, confidence=0.95)
     expected = stats.t_interval(values)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert found.method == expected.method == stats.STUDENT
@@ -238,9 +231,7 @@ def test_fewest_seeds_are_those_at_which_the_test_can_find_anything(
     if correction == "benjamini_hochberg":
         return  # its least p needs all methods to differ, not one as simulated
     powers = [
-        stats.simulated_power(
-            20.0, 1.0, seeds, comparisons=comparisons, correction=correction, studies=100
-        )
+        stats.simulated_power(20.0, 1.0, seeds, comparisons=comparisons, correction=correction, studies=100)
         for seeds in (fewest - 1, fewest)
     ]
     assert powers[0] == 0.0

@@ -25,10 +25,11 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
 from adaptive_lora.config.store_place import sqlite_file, sqlite_uri, store_uri
 from adaptive_lora.errors import ConfigError, TrackingError
-from adaptive_lora.interruption import interruptible
-from adaptive_lora.tracking import StudyRun, birth, connect, study_run
+from adaptive_lora.signals import interruptible
+from adaptive_lora.tracking import StudyRun, connect, study_run
+from adaptive_lora.tracking import create as birth
 
-BIRTH = "adaptive_lora.tracking.birth"
+BIRTH = "adaptive_lora.tracking.create"
 MIGRATION = ("alembic.runtime.migration", "HeadMaintainer.update_to_step")
 Fault = tuple[str, str, int, str, int]
 
@@ -72,9 +73,7 @@ def require_whole(folder: Path, runs: int) -> None:
     ],
     ids=["first-table", "between-tables", "ctrl-c", "no-experiment", "unnamed", "named"],
 )
-def test_a_first_command_that_is_ended_leaves_no_half_made_store(
-    fault: Fault, tmp_path: Path
-) -> None:
+def test_a_first_command_that_is_ended_leaves_no_half_made_store(fault: Fault, tmp_path: Path) -> None:
     code = in_process(begin, fault)
     assert code == (-signal.SIGKILL if fault[-1] == signal.SIGKILL else 1)
     assert (tmp_path / "mlflow.db").exists() == (fault[1:4] == ("_put_in_place", 1, "after"))
@@ -113,9 +112,7 @@ def make_earlier(file: Path, steps_before: int, *, used: bool) -> None:
             database.execute(f"INSERT INTO runs {row} VALUES {values}")
 
 
-def test_a_half_made_store_is_set_aside_with_a_word(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_half_made_store_is_set_aside_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_earlier(tmp_path / "mlflow.db", 30, used=False)
     before = (tmp_path / "mlflow.db").read_bytes()
     connect(TrackingConfig())
@@ -224,9 +221,7 @@ def test_a_study_in_a_folder_with_an_odd_name(
     assert (folder / "mlruns").is_dir()
 
 
-def test_mlflows_variables_are_followed_below_the_option(
-    own_store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflows_variables_are_followed_below_the_option(own_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(**settings: Any) -> str:
         return connect(TrackingConfig(tracking_uri=own_store, **settings)).experiment
 
@@ -266,9 +261,7 @@ def test_a_trial_goes_to_the_experiment_and_name_of_the_environment(
     assert experiment.name == "team-x"
 
 
-def test_a_trial_is_asked_for_by_its_signature(
-    own_store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_is_asked_for_by_its_signature(own_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Among many trials none but its own is fetched."""
     store = connect(TrackingConfig(tracking_uri=own_store))
     study = StudyRun.open(store, study_id="s-1", name="s")

@@ -48,12 +48,8 @@ def test_a_stored_study_is_not_continued(store: str) -> None:
     assert result.exit_code == 2
     text = " ".join(result.output.split())
     assert f"study {STUDY} was begun by adaptive-lora 0.1.0 with scaling constant" in text
-    assert (
-        "(trial signatures of version 2). This is 0.2.0 with scaling standard (version 3)" in text
-    )
-    assert (
-        mlflow.MlflowClient(store).search_runs(["1"], "tags.study_id != 'stored-502d4d4777'") == []
-    )
+    assert "(trial signatures of version 2). This is 0.2.0 with scaling standard (version 3)" in text
+    assert mlflow.MlflowClient(store).search_runs(["1"], "tags.study_id != 'stored-502d4d4777'") == []
 
 
 def test_its_own_policy_is_not_continued_either_and_another_name_begins_anew(store: str) -> None:
@@ -64,18 +60,13 @@ def test_its_own_policy_is_not_continued_either_and_another_name_begins_anew(sto
     # the same numbers as then: only the name of the policy has changed
     losses = {
         (run.data.tags["study_id"].split("-")[0]): run.data.metrics["test/loss"]
-        for run in mlflow.MlflowClient(store).search_runs(
-            ["1"], "tags.method = 'uniform-r1' and tags.seed = '0'"
-        )
+        for run in mlflow.MlflowClient(store).search_runs(["1"], "tags.method = 'uniform-r1' and tags.seed = '0'")
     }
     assert losses["anew"] == pytest.approx(losses["stored"], rel=1e-5)
 
 
 def test_policies_are_not_mixed_in_silence(store: str) -> None:
-    assert (
-        run(store, "study", "--methods", "uniform:rank=1", *SETTINGS, "--study", "new").exit_code
-        == 0
-    )
+    assert run(store, "study", "--methods", "uniform:rank=1", *SETTINGS, "--study", "new").exit_code == 0
     query = ("compare", "--query", "tags.method = 'uniform-r1'", "--baseline", "uniform-r1")
     result = run(store, *query)
     assert result.exit_code == 2

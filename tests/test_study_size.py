@@ -10,11 +10,11 @@ from click.testing import CliRunner, Result
 from synthetic_study import FROZEN_LOSS, scores, study
 from tracked import Finished
 
-from adaptive_lora import stats
+from adaptive_lora.analysis import stats
+from adaptive_lora.analysis.comparison import compare
 from adaptive_lora.cli import main
-from adaptive_lora.comparison import compare
 from adaptive_lora.errors import ConfigError, DataError
-from adaptive_lora.study_size import assumed_noise, difference_of_interest, observed_noise
+from adaptive_lora.study.power import assumed_noise, difference_of_interest, observed_noise
 
 
 def power(*words: object) -> Result:
@@ -34,9 +34,7 @@ def test_an_assumed_spread_gives_the_published_number_of_seeds() -> None:
     assert rows[20]["power"] == pytest.approx(stats.paired_power(0.5, 1.0, 20))
     assert rows[20]["simulated"] == pytest.approx(rows[20]["power"], abs=0.06)
     assert found["by_examples"] == []
-    many = json.loads(
-        power("--difference", 0.5, "--spread", 1, "--comparisons", 5, "--json").output
-    )
+    many = json.loads(power("--difference", 0.5, "--spread", 1, "--comparisons", 5, "--json").output)
     assert many["seeds_needed"] == stats.seeds_for_power(0.5, 1.0, alpha=0.01)
     assert many["least_seeds"] == 8
 
@@ -65,10 +63,7 @@ def test_examples_are_weighed_against_seeds() -> None:
         (("--spread", 1, "--study-id", "x"), "got both"),
         (("--spread", 1), "needs --difference"),
         (("--spread", 1, "--difference", 1, "--example-spread", 1), "needs --examples"),
-        (
-            ("--spread", 0.01, "--difference", 1, "--example-spread", 1, "--examples", 10),
-            "raise --spread",
-        ),
+        (("--spread", 0.01, "--difference", 1, "--example-spread", 1, "--examples", 10), "raise --spread"),
         (("--spread", -1, "--difference", 1), "not in the range"),
         (("--study-id", "nobody"), "no study nobody"),
     ],
@@ -83,9 +78,7 @@ def test_bad_questions_exit_with_2(
     assert "Traceback" not in result.output
 
 
-def test_a_finished_study_answers_from_what_it_saw(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_study_answers_from_what_it_saw(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.folder)
     before = sorted(path.name for path in Path().iterdir())
     study_id = finished.outcome.judgement.study_id
@@ -94,9 +87,7 @@ def test_a_finished_study_answers_from_what_it_saw(
     found = json.loads(result.output)
     comparison = finished.outcome.judgement.comparison
     base, method = comparison.methods
-    assert found["question"]["difference"] == pytest.approx(
-        (comparison.frozen_loss - base.loss.mean) / 2
-    )
+    assert found["question"]["difference"] == pytest.approx((comparison.frozen_loss - base.loss.mean) / 2)
     parts = found["question"]["components"]
     spread = (parts["seed"] + parts["residual"] / parts["examples"]) ** 0.5
     assert spread >= method.difference.sd * (1 - 1e-9)  # equal but where a component is 0
@@ -114,9 +105,7 @@ def test_observed_noise_and_difference_of_a_comparison() -> None:
     assert difference_of_interest(comparison, None, None) == comparison.margin.value
     assert difference_of_interest(comparison, 0.3, 5.0) == 0.3
     base = comparison.methods[0].loss.mean
-    assert difference_of_interest(comparison, None, 5.0) == pytest.approx(
-        0.05 * (FROZEN_LOSS - base)
-    )
+    assert difference_of_interest(comparison, None, 5.0) == pytest.approx(0.05 * (FROZEN_LOSS - base))
     unknown = compare(records, baseline="uniform-r8")
     with pytest.raises(ConfigError, match="gain-percent"):
         difference_of_interest(unknown, None, 5.0)

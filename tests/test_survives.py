@@ -25,15 +25,15 @@ from test_kill import Place, check_nothing_is_left, check_same, make_place, zygo
 from tracked import quiet, runs_in, trials_in, words_of
 from zygote import Zygote
 
-from adaptive_lora import tracked_trial
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig
-from adaptive_lora.interruption import Interrupted, interruptible, whole
+from adaptive_lora.signals import Interrupted, interruptible, whole
+from adaptive_lora.study import tracked_trial
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import run_trial
 from adaptive_lora.tracking import connect
 from adaptive_lora.training import TrialCheckpoints
 from adaptive_lora.training import checkpoint_files as files
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
 
 __all__ = ["make_place", "zygote"]  # fixtures
 
@@ -64,11 +64,11 @@ def test_a_stopped_study_says_how_to_go_on_and_does(
 
 
 STAGES = (
-    ("adaptive_lora.study", "_describe", 1, "before"),
-    ("adaptive_lora.recipes.job", "Job.train", 1, "before"),
+    ("adaptive_lora.study.run", "_describe", 1, "before"),
+    ("adaptive_lora.study.recipes.trial_context", "Job.train", 1, "before"),
     ("adaptive_lora.tracking.recorder", "Recorder.model", 1, "before"),
-    ("adaptive_lora.tracked_trial", "trial_metrics", 2, "after"),
-    ("adaptive_lora.study", "judge", 1, "before"),
+    ("adaptive_lora.study.tracked_trial", "trial_metrics", 2, "after"),
+    ("adaptive_lora.study.run", "judge", 1, "before"),
     ("mlflow", "MlflowClient.create_model_version", 1, "after"),
 )
 
@@ -277,9 +277,7 @@ def test_a_read_only_output_folder_is_a_clear_error(
 
 
 @pytest.mark.parametrize("poisoned", [1, 2, 3, 4, 5])
-def test_nan_at_any_step_also_of_a_resumed_trial(
-    make_bench: Bench, tmp_path: Path, poisoned: int
-) -> None:
+def test_nan_at_any_step_also_of_a_resumed_trial(make_bench: Bench, tmp_path: Path, poisoned: int) -> None:
     """The step is left out and counted, whether it comes before the stop, at it or after it."""
     bench = make_bench(methods="uniform:rank=2", seeds="0", max_steps=5, batch_size=4)
     (trial,) = bench.config.trials()
@@ -332,9 +330,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_store_that_a_process_left_half_written_is_used(
-    in_store: Callable[..., StudyConfig], tmp_path: Path
-) -> None:
+def test_a_store_that_a_process_left_half_written_is_used(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
     """SQLite rolls back what a dead process began; a read-only look at it cannot."""
     config = in_store(max_steps=1)
     database = tmp_path / "mlflow.db"

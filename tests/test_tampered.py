@@ -20,21 +20,17 @@ from test_checkpoints import EVERY_STEP, NEVER, SETTINGS, numbers, signal_at_for
 from tracked import Finished, store_in
 
 from adaptive_lora.cli import main
-from adaptive_lora.dossier import study_dossier
 from adaptive_lora.errors import AdapterError
-from adaptive_lora.interruption import Interrupted, interruptible
+from adaptive_lora.signals import Interrupted, interruptible
+from adaptive_lora.study.comparison_input import study_dossier
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import run_trial
 from adaptive_lora.tracking import StudyRun
 from adaptive_lora.tracking.journal import RECORDS, Journal
 from adaptive_lora.tracking.records import DamagedJournal, read_record
 from adaptive_lora.training import TrialCheckpoints
-from adaptive_lora.training.checkpoint_files import (
-    DamagedCheckpoint,
-    read_checkpoint,
-    write_checkpoint,
-)
-from adaptive_lora.training.snapshot import is_snapshot
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.training.checkpoint_files import DamagedCheckpoint, read_checkpoint, write_checkpoint
+from adaptive_lora.training.state import is_snapshot
 
 Values = dict[str, Any]
 Bench = Callable[..., Workbench]
@@ -102,9 +98,7 @@ def _file(run: Run, name: str) -> Path:
 
 
 @pytest.fixture
-def changed(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[str]:
+def changed(finished: Finished, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
     """Change a file of the finished study's trial or of the study itself; give the file's name."""
     monkeypatch.chdir(finished.folder)
     run = finished.children[0] if request.param in TRIAL else finished.parent
@@ -134,9 +128,7 @@ def test_what_is_unchanged_is_read(finished: Finished, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("tag", "value"), [("seed", "<b>0</b>"), ("lr", "fast"), ("fold", "")])
-def test_changed_tags_are_refused(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch, tag: str, value: str
-) -> None:
+def test_changed_tags_are_refused(finished: Finished, monkeypatch: pytest.MonkeyPatch, tag: str, value: str) -> None:
     monkeypatch.chdir(finished.folder)
     run = finished.children[0]
     finished.client.set_tag(run.info.run_id, tag, value)
@@ -249,9 +241,7 @@ def _journal(spool: Path, store: str, *lines: Values | str) -> Path:
     journal = Journal.create(spool, "one", header)
     journal.release()
     with (journal.folder / RECORDS).open("a", encoding="utf-8") as file:
-        file.writelines(
-            f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines
-        )
+        file.writelines(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines)
     return journal.folder
 
 

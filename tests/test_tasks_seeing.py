@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from task_bases import SEEING, run_and_prove, save_pictures, save_seeing_base
 from torch.nn import functional
 
-from adaptive_lora.adapter_serving import content_hash, load_adapter
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.errors import AllocationError, ConfigError, DataError
-from adaptive_lora.tasks.image_text import pair_losses, recall
-from adaptive_lora.trial import PROBE, probe_logits, run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.models.tasks.image_text import pair_losses, recall
+from adaptive_lora.serving import content_hash, load_adapter
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 
 
 @pytest.fixture(scope="session")
@@ -58,14 +58,10 @@ def study(model: Path, data: Path, **changes: object) -> StudyConfig:
 
 
 @pytest.mark.parametrize("name", ["vit", "dinov2"])
-def test_a_folder_of_images(
-    bases: dict[str, Path], own_store: str, tmp_path: Path, name: str
-) -> None:
+def test_a_folder_of_images(bases: dict[str, Path], own_store: str, tmp_path: Path, name: str) -> None:
     for row in save_pictures(tmp_path / "loose", 24):
         (tmp_path / "images" / row["label"]).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "loose" / row["image"]).rename(
-            tmp_path / "images" / row["label"] / row["image"]
-        )
+        (tmp_path / "loose" / row["image"]).rename(tmp_path / "images" / row["label"] / row["image"])
     config = study(
         bases[name],
         tmp_path / "images",
@@ -95,9 +91,7 @@ def test_captions(bases: dict[str, Path], own_store: str, pictures: Path) -> Non
     )
     proven = run_and_prove(config)
     assert "nats per pair" in proven.shown
-    towers = {
-        record.method: {site["tower"] for site in record.plan["sites"]} for record in proven.records
-    }
+    towers = {record.method: {site["tower"] for site in record.plan["sites"]} for record in proven.records}
     assert towers["uniform-r2"] == towers["empirical-r1"] == {"text_model", "vision_model"}
     assert towers["uniform-r2-vision"] == {"vision_model"}
     for record in proven.records:
@@ -126,9 +120,7 @@ def test_losses_of_pairs_by_hand(bases: dict[str, Path], pictures: Path) -> None
         found.logits_per_text, wanted
     )
     assert bench.losses(bench.base.model, test).loss == pytest.approx(float(both) / 2, rel=1e-5)
-    assert bench.task.loss(bench.base.model, batch).item() == pytest.approx(
-        float(both) / 2 * len(test), rel=1e-5
-    )
+    assert bench.task.loss(bench.base.model, batch).item() == pytest.approx(float(both) / 2 * len(test), rel=1e-5)
 
 
 def test_pairs_cannot_be_taken_apart(bases: dict[str, Path], pictures: Path) -> None:
@@ -160,9 +152,7 @@ def test_questions_about_pictures(bases: dict[str, Path], own_store: str, pictur
     assert isinstance(served.predict(rows, params={"max_new_tokens": 3})[0], str)
 
 
-def test_the_picture_of_another_architecture(
-    bases: dict[str, Path], pictures: Path, tmp_path: Path
-) -> None:
+def test_the_picture_of_another_architecture(bases: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
     """Idefics3, whose architecture SmolVLM has: one row a picture where it is not split."""
     bench = Workbench(study(bases["idefics3"], pictures / "rows.json", generate="on"))
     outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
@@ -174,9 +164,7 @@ def test_the_picture_of_another_architecture(
 
 
 @pytest.mark.parametrize("name", ["llava", "idefics3"])
-def test_answers_score_as_the_model_scores_them(
-    bases: dict[str, Path], pictures: Path, name: str
-) -> None:
+def test_answers_score_as_the_model_scores_them(bases: dict[str, Path], pictures: Path, name: str) -> None:
     """Padding and batching change nothing; the model's own loss is the same mean."""
     bench = Workbench(study(bases[name], pictures / "rows.json"))
     test = bench.parts(0).test
@@ -195,9 +183,7 @@ def test_what_is_no_picture(bases: dict[str, Path], tmp_path: Path) -> None:
         Workbench(study(bases["vit"], tmp_path / "rows.json"))
 
 
-def test_how_images_are_prepared_is_part_of_the_base(
-    bases: dict[str, Path], tmp_path: Path
-) -> None:
+def test_how_images_are_prepared_is_part_of_the_base(bases: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(bases["vit"], tmp_path / "copy")
     assert content_hash(tmp_path / "copy") == content_hash(bases["vit"])
     settings = tmp_path / "copy" / "preprocessor_config.json"

@@ -11,12 +11,12 @@ import pytest
 import torch
 from task_bases import SIZE, WORDS, run_and_prove, save_base, write_rows
 
-from adaptive_lora.adapter_serving import answer, load_adapter
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.errors import ModelError
-from adaptive_lora.tasks.tokens import exact, rouge
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.models.tasks.tokens import exact, rouge
+from adaptive_lora.serving import answer, load_adapter
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import run_trial
 
 T5 = {
     "d_model": 32, "d_ff": 64, "d_kv": 16, "num_layers": 2, "num_heads": 2, "vocab_size": 258,
@@ -62,9 +62,7 @@ def test_study(t5: Path, own_store: str, tmp_path: Path) -> None:
         tracking_uri=own_store,
     )
     proven = run_and_prove(config)
-    towers = {
-        record.method: {site["tower"] for site in record.plan["sites"]} for record in proven.records
-    }
+    towers = {record.method: {site["tower"] for site in record.plan["sites"]} for record in proven.records}
     assert towers["uniform-r2"] == {"encoder", "decoder"}
     assert towers["uniform-r2-decoder"] == {"decoder"}
     for record in proven.records:
@@ -91,9 +89,7 @@ def test_loss_is_the_models_own(t5: Path, tmp_path: Path) -> None:
     result = bench.losses(model, test)
     for example, nll in zip(test, result.nll_E, strict=True):
         alone = bench.task.collate([example])
-        loss = model(
-            input_ids=alone.input_ids, attention_mask=alone.attention_mask, labels=alone.labels
-        ).loss
+        loss = model(input_ids=alone.input_ids, attention_mask=alone.attention_mask, labels=alone.labels).loss
         assert nll == pytest.approx(float(loss) * example.supervised_tokens, rel=1e-4)
 
 

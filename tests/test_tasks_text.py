@@ -24,16 +24,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from adaptive_lora.adapters.export import export_merged
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.data.labelled import load_labelled
 from adaptive_lora.errors import ConfigError, DataError, ModelError
-from adaptive_lora.recipes import RECIPES, Job
-from adaptive_lora.tasks.catalogue import task_named
-from adaptive_lora.tasks.class_scores import class_scores
+from adaptive_lora.methods.export import export_merged
+from adaptive_lora.models.tasks.catalogue import task_named
+from adaptive_lora.models.tasks.class_scores import class_scores
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.recipes import RECIPES, Job
 from adaptive_lora.tracking.registry import adapter_folder
-from adaptive_lora.workbench import Workbench
 
 
 @pytest.fixture(scope="session")
@@ -69,9 +69,7 @@ def study(model: Path, tmp_path: Path, **changes: object) -> StudyConfig:
     "methods",
     [
         "uniform:rank=2 adalora:rank=1 truncate:rank=1 bitfit ia3",
-        pytest.param(
-            "empirical:rank=1 grow_prune:rank=1 full head_only houlsby", marks=pytest.mark.long
-        ),
+        pytest.param("empirical:rank=1 grow_prune:rank=1 full head_only houlsby", marks=pytest.mark.long),
     ],
 )
 def test_every_recipe_carries_the_head_to_the_registry(
@@ -93,9 +91,7 @@ def test_every_recipe_carries_the_head_to_the_registry(
     assert set(answers) <= {"colour", "size", "other"}
 
 
-def test_stock_peft_loads_adapter_and_head(
-    encoders: dict[str, Path], own_store: str, tmp_path: Path
-) -> None:
+def test_stock_peft_loads_adapter_and_head(encoders: dict[str, Path], own_store: str, tmp_path: Path) -> None:
     config = study(encoders["distilbert"], tmp_path, tracking_uri=own_store)
     proven = run_and_prove(config)
     base = AutoModelForSequenceClassification.from_pretrained(encoders["distilbert"], num_labels=3)
@@ -107,9 +103,7 @@ def test_stock_peft_loads_adapter_and_head(
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_methods_of_a_seed_share_the_first_head(
-    encoders: dict[str, Path], tmp_path: Path, name: str
-) -> None:
+def test_methods_of_a_seed_share_the_first_head(encoders: dict[str, Path], tmp_path: Path, name: str) -> None:
     bench = Workbench(study(encoders[name], tmp_path))
     head = {
         name: p
@@ -155,17 +149,12 @@ def test_regression(encoders: dict[str, Path], own_store: str, tmp_path: Path) -
     assert isinstance(served.predict([{"text": "red old 7"}])[0], float)
 
 
-def test_pairs_and_a_test_part_of_its_own(
-    encoders: dict[str, Path], own_store: str, tmp_path: Path
-) -> None:
+def test_pairs_and_a_test_part_of_its_own(encoders: dict[str, Path], own_store: str, tmp_path: Path) -> None:
     rows = [
-        {"sentence1": row["text"], "sentence2": row["text"][::-1], "label": row["label"]}
-        for row in labelled_rows(40)
+        {"sentence1": row["text"], "sentence2": row["text"][::-1], "label": row["label"]} for row in labelled_rows(40)
     ]
     train, test = write_rows(tmp_path / "a.json", rows), write_rows(tmp_path / "b.json", rows[30:])
-    config = study(
-        encoders["deberta"], tmp_path, data=train, test_data=test, tracking_uri=own_store
-    )
+    config = study(encoders["deberta"], tmp_path, data=train, test_data=test, tracking_uri=own_store)
     parts = Workbench(config).parts(0)
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [27, 3, 10]
     assert len(run_and_prove(config).records) == 1
@@ -203,9 +192,7 @@ def test_what_cannot_be_told_is_asked_for(encoders: dict[str, Path], tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta"])
-def test_the_plan_of_a_task_is_what_its_training_builds(
-    encoders: dict[str, Path], tmp_path: Path, name: str
-) -> None:
+def test_the_plan_of_a_task_is_what_its_training_builds(encoders: dict[str, Path], tmp_path: Path, name: str) -> None:
     result = CliRunner().invoke(
         main, ["plan", "--model", str(encoders[name]), "--task", "classification", "--emit", "peft"]
     )
@@ -232,12 +219,8 @@ def test_memory_counts_the_head_once(encoders: dict[str, Path], tmp_path: Path) 
 
 
 @pytest.mark.long
-def test_eva_and_gora_of_a_classifier(
-    encoders: dict[str, Path], own_store: str, tmp_path: Path
-) -> None:
-    config = study(
-        encoders["bert"], tmp_path, methods="eva:rank=2 gora:rank=2", tracking_uri=own_store
-    )
+def test_eva_and_gora_of_a_classifier(encoders: dict[str, Path], own_store: str, tmp_path: Path) -> None:
+    config = study(encoders["bert"], tmp_path, methods="eva:rank=2 gora:rank=2", tracking_uri=own_store)
     assert len(run_and_prove(config).records) == 2
 
 
@@ -293,13 +276,9 @@ def save_decoder(folder: Path, kind: str, pad: str) -> Path:
     config = {"vocab_size": 258, "bos_token_id": None, "eos_token_id": 256, **settings, **stated}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(getattr(transformers, name)(**config)).save_pretrained(
-            folder
-        )
+        AutoModelForCausalLM.from_config(getattr(transformers, name)(**config)).save_pretrained(folder)
     save_byte_tokenizer(folder)
-    made = PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|endoftext|>", **names
-    )
+    made = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|endoftext|>", **names)
     made.save_pretrained(folder)
     return folder
 
@@ -319,9 +298,7 @@ def test_a_decoder_classifies_alone_as_in_a_batch(tmp_path: Path, kind: str, pad
     with torch.no_grad():  # and as transformers computes it, without padding
         ids = torch.tensor([examples[0].inputs["input_ids"]])
         logits = model(input_ids=ids).logits
-        wanted = torch.nn.functional.cross_entropy(
-            logits, torch.tensor([examples[0].target]).long()
-        )
+        wanted = torch.nn.functional.cross_entropy(logits, torch.tensor([examples[0].target]).long())
     assert together[0] == pytest.approx(float(wanted), rel=1e-5)
 
 
@@ -393,9 +370,7 @@ def test_a_head_of_the_same_classes_keeps_what_it_knows_of_each(
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
-def test_the_kind_of_problem_of_a_checkpoint_is_not_that_of_the_task(
-    kind: str, tmp_path: Path
-) -> None:
+def test_the_kind_of_problem_of_a_checkpoint_is_not_that_of_the_task(kind: str, tmp_path: Path) -> None:
     base = save_decoder(tmp_path / "base", "llama", "none")
     with_trained_head(base, ["a", "b", "c"], problem_type="multi_label_classification")
     column = "label" if kind == "classification" else "score"

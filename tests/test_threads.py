@@ -13,18 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from adaptive_lora import threads
+from adaptive_lora.models import threads
 
 SPINS = "import os, adaptive_lora; print(os.environ.get('GOMP_SPINCOUNT'))"
 
 
 @pytest.mark.parametrize(
-    ("given", "found"),
-    [
-        ({}, threads.SPINS),
-        ({"GOMP_SPINCOUNT": "7"}, "7"),
-        ({"OMP_WAIT_POLICY": "PASSIVE"}, "None"),
-    ],
+    ("given", "found"), [({}, threads.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")]
 )
 def test_spinning_is_bound_unless_the_user_chose(given: dict[str, str], found: str) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in threads._SPINNING}
@@ -85,9 +80,7 @@ def test_processes_side_by_side_share_the_threads() -> None:
 
 
 @pytest.mark.usefixtures("four_threads")
-def test_the_number_of_threads_is_the_users_where_they_set_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_number_of_threads_is_the_users_where_they_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
     process, over = other()
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     with threads.shared_cores():

@@ -18,25 +18,26 @@ from mlflow.entities import Run
 from rich.console import Console
 from tracked import quiet, runs_in, store_in, trials_in
 
-from adaptive_lora.adapters import attach, detach
-from adaptive_lora.adapters.attach import lora_layers
-from adaptive_lora.adapters.dropout import own_dropout, switch_off_dropout
-from adaptive_lora.adapters.grouped import mount, take_off
 from adaptive_lora.config import StudyConfig, TrialSpec
-from adaptive_lora.engines import resolve_engine, run_trials
-from adaptive_lora.interruption import Interrupted
-from adaptive_lora.memory import Estimate
-from adaptive_lora.memory.estimate import SPREAD
-from adaptive_lora.progress import StudyProgress
+from adaptive_lora.methods import attach, detach
+from adaptive_lora.methods.attach import lora_layers
+from adaptive_lora.methods.dropout import own_dropout, switch_off_dropout
 from adaptive_lora.results import TrainResult
-from adaptive_lora.study import open_study
-from adaptive_lora.tracked_trial import run_tracked
+from adaptive_lora.signals import Interrupted
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.executors import resolve_engine, run_trials
+from adaptive_lora.study.progress import StudyProgress
+from adaptive_lora.study.run import open_study
+from adaptive_lora.study.tracked_trial import run_tracked
 from adaptive_lora.tracking import connect
-from adaptive_lora.training import TrainInputs, joint_memory, train
-from adaptive_lora.training.joint_memory import passes_at_once
-from adaptive_lora.training.loop import Course
-from adaptive_lora.training.together import JointTraining, Member, joining_problem
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.training import TrainInputs, train
+from adaptive_lora.training.joint import memory as joint_memory
+from adaptive_lora.training.joint.grouped import mount, take_off
+from adaptive_lora.training.joint.loop import JointTraining, Member, joining_problem
+from adaptive_lora.training.joint.memory import passes_at_once
+from adaptive_lora.training.memory import Estimate
+from adaptive_lora.training.memory.estimate import SPREAD
+from adaptive_lora.training.trainer import Course
 
 Bench = Callable[..., Workbench]
 Weights = dict[str, torch.Tensor]
@@ -81,9 +82,7 @@ class Trainer:
         adapted, inputs = self.parts(trial)
         config = self.bench.config.train
         try:
-            result = train(
-                adapted, inputs, config, self.bench.runtime, lr=trial.lr, seed=trial.seed
-            )
+            result = train(adapted, inputs, config, self.bench.runtime, lr=trial.lr, seed=trial.seed)
             return result, weights_of(adapted)
         finally:
             detach(adapted)
@@ -132,8 +131,7 @@ LONG = (("padded", "0"), ("packed", "0 1"))
 
 
 @pytest.mark.parametrize(
-    ("batching", "seeds"),
-    [("packed", "0"), *(pytest.param(*long, marks=pytest.mark.long) for long in LONG)],
+    ("batching", "seeds"), [("packed", "0"), *(pytest.param(*long, marks=pytest.mark.long) for long in LONG)]
 )
 def test_every_trial_learns_as_if_alone(make_bench: Bench, batching: str, seeds: str) -> None:
     trainer = Trainer(make_bench(**{**MIXED, "batching": batching, "seeds": seeds}))
@@ -152,14 +150,7 @@ def test_every_trial_learns_as_if_alone(make_bench: Bench, batching: str, seeds:
         {"dropout": 0.3, "batching": "packed"},
         {"accumulation": 2, "weight_decay": 0.1, "clip_norm": 0.01},
         pytest.param(
-            {
-                "folds": 3,
-                "max_steps": None,
-                "epochs": 1,
-                "batch_size": 8,
-                "seeds": "0",
-                "dropout": 0.3,
-            },
+            {"folds": 3, "max_steps": None, "epochs": 1, "batch_size": 8, "seeds": "0", "dropout": 0.3},
             marks=pytest.mark.long,
         ),
         {"patience": 1, "validations": 5, "lr": "1e-12 1e-3", "seeds": "0"},  # one does not learn
@@ -202,18 +193,14 @@ def test_a_trial_that_becomes_nan_touches_no_other(make_bench: Bench) -> None:
         detach(member.course.model)
 
 
-def test_out_of_memory_divides_the_group_then_the_batch(
-    make_bench: Bench, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_out_of_memory_divides_the_group_then_the_batch(make_bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     trainer = Trainer(make_bench(**{**MIXED, "seeds": "0", "batch_size": 4, "max_steps": 3}))
     trials = list(trainer.bench.config.trials())
     alone = [trainer.alone(trial) for trial in trials]
     for room, sizes in ((16, {32, 16}), (3, {32, 16, 8, 4, 2})):
         seen: list[int] = []
 
-        def refuse(
-            module: torch.nn.Module, inputs: Any, seen: list[int] = seen, room: int = room
-        ) -> None:
+        def refuse(module: torch.nn.Module, inputs: Any, seen: list[int] = seen, room: int = room) -> None:
             if module.training:
                 seen.append(len(inputs[0]))
                 if seen[-1] > room:
@@ -230,9 +217,7 @@ def test_out_of_memory_divides_the_group_then_the_batch(
     assert "trials per forward pass; going on with 4" in caplog.text
 
 
-def test_as_many_go_together_as_memory_takes(
-    make_bench: Bench, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_as_many_go_together_as_memory_takes(make_bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     """The base's weights count once; with room for no more than one, each divides its batch."""
     options = {**MIXED, "seeds": "0", "lr": "1e-2", "methods": "uniform:rank=2 uniform:rank=3"}
     options |= {"seeds": "0 1", "batch_size": 4, "max_steps": 2}
@@ -275,11 +260,7 @@ def test_a_gpus_free_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def studies(
-    empty_store: Path,
-    make_study: Callable[..., StudyConfig],
-    tmp_path: Path,
-) -> Callable[..., list[Run]]:
+def studies(empty_store: Path, make_study: Callable[..., StudyConfig], tmp_path: Path) -> Callable[..., list[Run]]:
     """Return a function that runs a study in a store of its own; the trials' runs come back."""
 
     def run(name: str, **changes: object) -> list[Run]:
@@ -292,9 +273,7 @@ def studies(
         with StudyProgress(Console(file=StringIO()), 6) as progress:
             run_trials(
                 list(bench.config.trials()),
-                lambda trial, runner: bool(
-                    run_tracked(bench, study, trial, progress, runner=runner)
-                ),
+                lambda trial, runner: bool(run_tracked(bench, study, trial, progress, runner=runner)),
                 lambda trial, failure: pytest.fail(str(failure)),
                 lambda taken: pytest.fail("no other process is there"),
                 engine=bench.config.engine,
@@ -311,9 +290,7 @@ TIMED = {
 }  # fmt: skip
 
 
-def test_a_studys_records_do_not_depend_on_the_engine(
-    studies: Callable[..., list[Run]],
-) -> None:
+def test_a_studys_records_do_not_depend_on_the_engine(studies: Callable[..., list[Run]]) -> None:
     methods = "uniform:rank=2 empirical:rank=2 truncate:rank=1"
     more = {"profile_batches": 2, "profile_batch_size": 2, "methods": methods}
     serial, together = (studies(name, **more) for name in ("serial", "together"))
@@ -357,9 +334,7 @@ def test_a_stopped_joint_training_goes_on(
         (tmp_path / name).mkdir(exist_ok=True)
         shutil.copy(empty_store, tmp_path / name / "mlflow.db")
         own = {"tracking_uri": store_in(tmp_path / name), "output": str(tmp_path / name / "out")}
-        return make_study(
-            base_dropout=False, engine=name, max_steps=5, epochs=9, dropout=0.1, **own
-        )
+        return make_study(base_dropout=False, engine=name, max_steps=5, epochs=9, dropout=0.1, **own)
 
     quiet(study("serial"))
     config = study("together")
@@ -382,10 +357,7 @@ def test_a_stopped_joint_training_goes_on(
 
 
 def test_what_cannot_join_runs_alone_and_an_unstable_trial_fails_alone(
-    make_study: Callable[..., StudyConfig],
-    empty_store: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    make_study: Callable[..., StudyConfig], empty_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     config = make_study(
@@ -410,12 +382,8 @@ def test_dropout_of_the_base_is_kept_or_switched_off(make_bench: Bench, kept: bo
     assert torch.equal(model(ids).logits, model(ids).logits) != kept
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"), [("opt", {"dropout": 0.4}), ("llama", {"attention_dropout": 0.4})]
-)
-def test_dropout_that_a_base_keeps_as_an_attribute_is_switched_off(
-    name: str, settings: dict[str, float]
-) -> None:
+@pytest.mark.parametrize(("name", "settings"), [("opt", {"dropout": 0.4}), ("llama", {"attention_dropout": 0.4})])
+def test_dropout_that_a_base_keeps_as_an_attribute_is_switched_off(name: str, settings: dict[str, float]) -> None:
     kind, common, _ = ARCHITECTURES[name]
     config = getattr(transformers, kind)(**{**common, **settings})
     model = transformers.AutoModelForCausalLM.from_config(config).train()

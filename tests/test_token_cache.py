@@ -26,8 +26,8 @@ from adaptive_lora.data import Example, TokenizedExample, cached_tokens, token_c
 from adaptive_lora.data.token_cache import token_folder, tokenizer_digest
 from adaptive_lora.data.token_files import DamagedTokens, read_rows, write_rows
 from adaptive_lora.errors import DataError
-from adaptive_lora.tasks import CausalTask, task_named
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.models.tasks import CausalTask, task_named
+from adaptive_lora.study.context import Workbench
 
 Bench = Callable[..., Workbench]
 
@@ -198,11 +198,7 @@ def _flipped(content: bytes, at: int) -> bytes:
     ids=["empty", "cut", "number", "head", "format"],
 )
 def test_a_damaged_file_is_made_anew_with_a_warning(
-    folder: Path,
-    make_bench: Bench,
-    made: list[int],
-    caplog: pytest.LogCaptureFixture,
-    damage: Callable[[bytes], bytes],
+    folder: Path, make_bench: Bench, made: list[int], caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
 ) -> None:
     first = make_bench().parts(0)
     (path,) = kept(folder)
@@ -250,9 +246,7 @@ def test_a_disk_that_takes_nothing_is_gone_without(
     assert len(made) == 2
 
 
-def test_the_folder_is_bounded_and_tidied(
-    folder: Path, make_bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folder_is_bounded_and_tidied(folder: Path, make_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     make_bench()
     (oldest,) = kept(folder)
     make_bench(max_tokens=100)
@@ -287,9 +281,7 @@ def test_processes_at_one_folder_do_not_disturb_each_other(folder: Path) -> None
     def work() -> None:
         for number in range(20):
             (folder / "none").parent.mkdir(parents=True, exist_ok=True)
-            found = cached_tokens(
-                examples, TokenizedExample, lambda some: wanted, {"number": number % 2}
-            )
+            found = cached_tokens(examples, TokenizedExample, lambda some: wanted, {"number": number % 2})
             if found != wanted:
                 wrong.append(found)
             if number % 5 == 0:
@@ -305,9 +297,7 @@ def test_processes_at_one_folder_do_not_disturb_each_other(folder: Path) -> None
     assert not list(folder.glob("*.partial"))
 
 
-def test_the_folder_is_where_the_platform_keeps_such_things(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_folder_is_where_the_platform_keeps_such_things(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("ADAPTIVE_LORA_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert token_folder() == tmp_path / "xdg" / "adaptive-lora" / "tokens"

@@ -21,17 +21,17 @@ from PIL import Image
 from tokenizers_made import CORPUS, MADE, byte_level, takes_white_space
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from adaptive_lora.adapter_serving import answer, load_adapter
-from adaptive_lora.adapter_serving import text as serving_text
-from adaptive_lora.adapter_serving.pictures import answer_ids, inputs_of
-from adaptive_lora.adapter_serving.prompts import asked_ids
-from adaptive_lora.adapter_serving.tokens import position_limit, prompt_ids
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data import Example, TokenizedExample, load_examples, load_template, tokenize
 from adaptive_lora.data.conversations import CHAT
 from adaptive_lora.errors import DataError, ModelError
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.serving import answer, load_adapter
+from adaptive_lora.serving import text as serving_text
+from adaptive_lora.serving.images import answer_ids, inputs_of
+from adaptive_lora.serving.prompts import asked_ids
+from adaptive_lora.serving.tokens import position_limit, prompt_ids
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import run_trial
 
 Bench = Callable[..., Workbench]
 FUZZED = int(os.environ.get("FUZZED", "40"))
@@ -51,9 +51,7 @@ def one(tokenizer: Any, prompt: str, response: str) -> TokenizedExample:
 
 
 def talk(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> TokenizedExample:
-    item = Example(
-        id="0", prompt="", response=messages[-1][1], where="row 0", messages=tuple(messages)
-    )
+    item = Example(id="0", prompt="", response=messages[-1][1], where="row 0", messages=tuple(messages))
     (found,) = tokenize([item], tokenizer, max_tokens=10**6, loss_on="response")
     return found
 
@@ -156,9 +154,7 @@ def test_ids_of_byte_level_tokenizers_are_as_they_were(template: str) -> None:
 
 
 @pytest.mark.parametrize("data", ["alpaca_en_demo.json", "gsm8k_train.jsonl"])
-def test_real_data_has_the_ids_that_it_had(
-    shared_data: Path, shared_models: Path, data: str
-) -> None:
+def test_real_data_has_the_ids_that_it_had(shared_data: Path, shared_models: Path, data: str) -> None:
     """GPT-2's own tokenizer: studies that were stored keep their numbers."""
     tokenizer = AutoTokenizer.from_pretrained(shared_models / "gpt2-tokenizer")
     tokenizer.model_max_length = 10**9
@@ -206,23 +202,15 @@ def test_transformers_does_not_warn_of_long_texts(caplog: pytest.LogCaptureFixtu
 
 
 TALKS = st.lists(st.tuples(WRITTEN, WRITTEN), min_size=1, max_size=3).map(
-    lambda pairs: [
-        message
-        for asked, answered in pairs
-        for message in (("user", asked), ("assistant", answered))
-    ]
+    lambda pairs: [message for asked, answered in pairs for message in (("user", asked), ("assistant", answered))]
 )
 
 
 @pytest.mark.parametrize("kind", MADE)
 @settings(max_examples=FUZZED)
 @given(messages=TALKS)
-@given_example(
-    messages=[("user", "river"), ("assistant", "it is"), ("user", "more"), ("assistant", "no")]
-)
-def test_conversations_have_the_ids_of_their_template(
-    kind: str, messages: list[tuple[str, str]]
-) -> None:
+@given_example(messages=[("user", "river"), ("assistant", "it is"), ("user", "more"), ("assistant", "no")])
+def test_conversations_have_the_ids_of_their_template(kind: str, messages: list[tuple[str, str]]) -> None:
     tokenizer = made(kind)
     listed = [{"role": role, "content": content} for role, content in messages]
     found = talk(tokenizer, messages)
@@ -234,9 +222,7 @@ def test_conversations_have_the_ids_of_their_template(
     for role, content in messages:  # every answer, in order, and nothing that others say
         if role == "assistant":
             at = whole.index(squeezed(tokenizer, content), at) + len(squeezed(tokenizer, content))
-    signs = len(whole) - sum(
-        len(squeezed(tokenizer, content)) for role, content in messages if role == "assistant"
-    )
+    signs = len(whole) - sum(len(squeezed(tokenizer, content)) for role, content in messages if role == "assistant")
     assert 0 <= signs <= len("<|im_end|>") * len(messages)
 
 
@@ -315,16 +301,12 @@ def save_base(folder: Path, tokenizer: Any, kind: str = "LlamaConfig", **changed
     return folder
 
 
-@pytest.mark.parametrize(
-    "kind", ["byte level with an end", "SentencePiece, always a blank", "WordPiece"]
-)
+@pytest.mark.parametrize("kind", ["byte level with an end", "SentencePiece, always a blank", "WordPiece"])
 def test_served_and_scored_prompts_have_the_ids_of_training(
     kind: str, make_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = save_base(tmp_path / "base", made(kind), pad_token_id=0)
-    bench = make_bench(
-        model=str(base), methods="uniform:rank=2", seeds="0", max_steps=2, generate="on"
-    )
+    bench = make_bench(model=str(base), methods="uniform:rank=2", seeds="0", max_steps=2, generate="on")
     seen: list[list[int]] = []
     wanted = [list(e.input_ids[: e.prompt_length]) for e in bench.parts(0).test]
     outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
@@ -399,9 +381,7 @@ def test_limits_of_positions(kind: str, stated: dict[str, Any], limit: int | Non
 def test_without_a_limit_max_tokens_alone_cuts(make_bench: Bench, tmp_path: Path) -> None:
     sizes = {"n_embd": 32, "n_head": 4, "n_layer": 2, "d_model": 32, "n_heads": 4, "n_layers": 2}
     base = save_base(tmp_path / "base", byte_level(model_max_length=-1), "MptConfig", **sizes)
-    bench = make_bench(
-        model=str(base), methods="uniform:rank=2", seeds="0", max_steps=1, generate="on"
-    )
+    bench = make_bench(model=str(base), methods="uniform:rank=2", seeds="0", max_steps=1, generate="on")
     assert bench.base.max_positions is None
     assert max(e.length for e in bench.parts(0).train) > 20
     outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")

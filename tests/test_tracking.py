@@ -17,13 +17,13 @@ from mlflow import MlflowClient
 from rich.console import Console
 from tracked import Finished, quiet, runs_in, store_in, trials_in, words_of
 
-from adaptive_lora import study as study_module
-from adaptive_lora import tracked_trial
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
-from adaptive_lora.dossier import Selection
-from adaptive_lora.steps import run_train
-from adaptive_lora.study import compare_study
+from adaptive_lora.study import run as study_module
+from adaptive_lora.study import tracked_trial
+from adaptive_lora.study.comparison_input import Selection
+from adaptive_lora.study.run import compare_study
+from adaptive_lora.study.steps import run_train
 from adaptive_lora.tracking import TrialRun
 from adaptive_lora.training import StepEvent
 
@@ -33,9 +33,7 @@ def test_one_parent_and_one_level_of_children(finished: Finished) -> None:
     assert len(finished.runs) == 5
     assert finished.parent.info.status == "FINISHED"
     assert finished.parent.data.tags["study_id"] == finished.outcome.judgement.study_id
-    assert {run.data.tags["mlflow.parentRunId"] for run in finished.children} == {
-        finished.parent.info.run_id
-    }
+    assert {run.data.tags["mlflow.parentRunId"] for run in finished.children} == {finished.parent.info.run_id}
     tags, comparison = finished.parent.data.tags, finished.outcome.judgement.comparison
     assert tags["mlflow.note.content"].startswith("# Study study\n\n**")
     assert tags["verdict"] == comparison.answer
@@ -46,9 +44,7 @@ def test_one_parent_and_one_level_of_children(finished: Finished) -> None:
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 
 
-def test_a_long_description_ends_at_a_paragraph_and_says_where_it_goes_on(
-    finished: Finished,
-) -> None:
+def test_a_long_description_ends_at_a_paragraph_and_says_where_it_goes_on(finished: Finished) -> None:
     run = TrialRun(finished.outcome.store, finished.children[0].info.run_id)
     run.describe("\n\n".join(["a paragraph " * 30] * 50))
     assert run.flush(patience=60)
@@ -56,8 +52,7 @@ def test_a_long_description_ends_at_a_paragraph_and_says_where_it_goes_on(
     note = finished.client.get_run(run.run_id).data.tags["mlflow.note.content"]
     assert len(note) <= 8_000
     assert note.endswith(
-        "a paragraph \n\nThe whole text is the artifact `report/report.md`; "
-        "`report/report.html` shows it all."
+        "a paragraph \n\nThe whole text is the artifact `report/report.md`; `report/report.html` shows it all."
     )
 
 
@@ -72,18 +67,14 @@ def test_children_carry_their_identity_as_tags(finished: Finished) -> None:
         assert len(tags["trial_signature"]) == 16
         seen.add((tags["method"], tags["seed"], tags["trial_signature"]))
     labels = {spec.label for spec in finished.config.specs}
-    assert {(method, seed) for method, seed, _ in seen} == {
-        (label, seed) for label in labels for seed in "01"
-    }
+    assert {(method, seed) for method, seed, _ in seen} == {(label, seed) for label in labels for seed in "01"}
     assert len({signature for _, _, signature in seen}) == 4
 
 
 def test_parameters_are_namespaced_and_short(finished: Finished) -> None:
     for run in finished.children:
         params = run.data.params
-        assert all(
-            key.split(".")[0] in ("cfg", "method", "trial", "data", "model") for key in params
-        )
+        assert all(key.split(".")[0] in ("cfg", "method", "trial", "data", "model") for key in params)
         assert max(map(len, params.values())) <= 500
         assert params["trial.lr"] == "0.002"
         assert params["cfg.max_steps"] == "2"
@@ -119,23 +110,17 @@ def test_metrics_have_steps(finished: Finished) -> None:
         points = [[point.step, point.value] for point in curve]
         assert points == [point for point in recorded["validation_curve"] if point[0] > 0]
         assert run.data.metrics["skipped_steps"] == 0
-        assert {"test/perplexity", "tokens_per_second", "wall_seconds", "efficiency_ratio"} <= set(
-            run.data.metrics
-        )
+        assert {"test/perplexity", "tokens_per_second", "wall_seconds", "efficiency_ratio"} <= set(run.data.metrics)
 
 
-def test_tokens_are_an_axis_and_every_method_of_a_seed_learned_in_the_same_order(
-    finished: Finished,
-) -> None:
+def test_tokens_are_an_axis_and_every_method_of_a_seed_learned_in_the_same_order(finished: Finished) -> None:
     orders: dict[str, set[str]] = {}
     for run in finished.children:
         history = finished.client.get_metric_history(run.info.run_id, "train/tokens")
         assert [point.step for point in history] == [1, 2]
         result = finished.outcome.store.read_json(run.info.run_id, "trial.json")
         steps = [step for step, _ in result["validation_curve"]]
-        assert result["validation_tokens"] == [
-            0 if step == 0 else int(history[step - 1].value) for step in steps
-        ]
+        assert result["validation_tokens"] == [0 if step == 0 else int(history[step - 1].value) for step in steps]
         orders.setdefault(run.data.tags["seed"], set()).add(run.data.tags["order_digest"])
         assert "torch" in run.data.tags["packages"]
     assert all(len(digests) == 1 for digests in orders.values())
@@ -150,9 +135,7 @@ def test_data_set_is_an_input_with_its_digest(finished: Finished) -> None:
         assert given.tags[0].value == "training"
 
 
-def test_the_same_command_again_runs_nothing(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_command_again_runs_nothing(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.folder)
     before = {run.info.run_id for run in finished.runs}
     outcome, shown = quiet(finished.config)
@@ -168,9 +151,7 @@ def test_the_same_command_again_runs_nothing(
 
 def test_compare_again_adds_no_version(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.folder)
-    judgement, _ = compare_study(
-        TrackingConfig(), Selection(), {"output": "again"}, Console(file=io.StringIO())
-    )
+    judgement, _ = compare_study(TrackingConfig(), Selection(), {"output": "again"}, Console(file=io.StringIO()))
     assert judgement.champion == finished.outcome.judgement.champion
     assert judgement.report.is_relative_to("again")
     assert len(finished.runs) == 5
@@ -193,9 +174,7 @@ def test_only_new_trials_run(in_store: Callable[..., StudyConfig], tmp_path: Pat
     assert len(runs_in(tmp_path)) == 5
 
 
-def test_trained_trials_make_one_study(
-    in_store: Callable[..., StudyConfig], tmp_path: Path
-) -> None:
+def test_trained_trials_make_one_study(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=200)
     run_train(in_store(), None, console)
     run_train(in_store(methods="uniform:rank=1"), tmp_path / "adapter", console)
@@ -238,15 +217,10 @@ def test_an_interrupted_study_continues(
     assert [run.info.status for run in trials_in(tmp_path)] == ["FINISHED", "FINISHED"]
     losses = client.get_metric_history(killed.info.run_id, "train/loss")
     assert [point.step for point in losses] == [1, 2]
-    assert {seed for method in outcome.judgement.comparison.methods for seed in method.seeds} == {
-        0,
-        1,
-    }
+    assert {seed for method in outcome.judgement.comparison.methods for seed in method.seeds} == {0, 1}
 
 
-def test_an_unstable_trial_fails_and_the_study_goes_on(
-    in_store: Callable[..., StudyConfig], tmp_path: Path
-) -> None:
+def test_an_unstable_trial_fails_and_the_study_goes_on(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
     # At this rate the first step that moves makes the weights, and then the loss, overflow.
     config = in_store(lr="1e-2,1e38", warmup_share=0, max_skipped_steps=0, clip_norm=0)
     outcome, shown = quiet(config)

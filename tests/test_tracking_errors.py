@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 from tracked import store_in, words_of
 
-from adaptive_lora import tracked_trial
 from adaptive_lora.cli import main
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import TrackingError
+from adaptive_lora.study import tracked_trial
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.connection import hide_credentials
 
@@ -35,9 +35,7 @@ SECRET = "s3cr3t"
         ("sqlite:///rows.json", "rows.json is no SQLite database"),
     ],
 )
-def test_unusable_store_is_one_clear_error(
-    uri: str, words: str, options: dict[str, object], tmp_path: Path
-) -> None:
+def test_unusable_store_is_one_clear_error(uri: str, words: str, options: dict[str, object], tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         uri = uri.replace("PORT", str(closed.getsockname()[1]))
@@ -78,9 +76,7 @@ def test_credentials_are_hidden(text: str, shown: str) -> None:
     assert hide_credentials(text) == shown
 
 
-def test_no_credentials_in_what_a_study_records(
-    make_bench: Callable[..., Any],
-) -> None:
+def test_no_credentials_in_what_a_study_records(make_bench: Callable[..., Any]) -> None:
     bench = make_bench(tracking_uri=f"http://user:{SECRET}@127.0.0.1:1")
     assert SECRET not in json.dumps(bench.settings())
     trial = next(iter(bench.config.trials()))

@@ -14,20 +14,20 @@ import torch
 from tokenizers_made import byte_level, word_piece
 from torch.nn import functional
 
-from adaptive_lora.adapters import attach, detach
-from adaptive_lora.adapters.attach import lora_layers
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.data import TokenizedExample
 from adaptive_lora.errors import TrialFailed
-from adaptive_lora.evaluation import continuations, wants_generation
-from adaptive_lora.losses import token_scores
+from adaptive_lora.methods import attach, detach
+from adaptive_lora.methods.attach import lora_layers
+from adaptive_lora.models.losses import token_scores
+from adaptive_lora.models.scoring import continuations, wants_generation
+from adaptive_lora.models.tasks.tokens import exact
 from adaptive_lora.results import TrainResult
-from adaptive_lora.tasks.tokens import exact
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import TrialOutcome, run_trial, trial_metrics
 from adaptive_lora.training import StabilityGuard, TrainInputs, train
 from adaptive_lora.training.early_stop import EarlyStop
-from adaptive_lora.training.snapshot import Snapshot
-from adaptive_lora.trial import TrialOutcome, run_trial, trial_metrics
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.training.state import Snapshot
 
 Bench = Callable[..., Workbench]
 
@@ -50,9 +50,7 @@ def test_loss_equals_the_definition_in_float64(make_bench: Bench) -> None:
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     for row, labels in enumerate(batch.labels):
         chosen = (labels[1:] != -100).nonzero().squeeze(1)
-        expected = functional.cross_entropy(
-            logits[row, chosen].float(), labels[chosen + 1], reduction="sum"
-        )
+        expected = functional.cross_entropy(logits[row, chosen].float(), labels[chosen + 1], reduction="sum")
         assert float(scores.nll[row].sum()) == pytest.approx(float(expected), rel=1e-6)
         right = (logits[row, chosen].argmax(-1) == labels[chosen + 1]).sum()
         assert int(scores.correct[row].sum()) == int(right)
@@ -85,9 +83,7 @@ def test_seeds_differ(make_bench: Bench, tmp_path: Path) -> None:
 
 def test_other_methods_change_nothing(make_bench: Bench, tmp_path: Path) -> None:
     alone = make_bench(methods="uniform:rank=2", dropout=0.2, seeds="0")
-    among = make_bench(
-        methods="three_band:rank=3 empirical:rank=2 uniform:rank=2", dropout=0.2, seeds="0"
-    )
+    among = make_bench(methods="three_band:rank=3 empirical:rank=2 uniform:rank=2", dropout=0.2, seeds="0")
     expected = run(alone, trials_of(alone)[0], tmp_path / "alone")
     outcomes = [run(among, trial, tmp_path / "among") for trial in trials_of(among)]
     assert outcomes[2].train.losses == expected.train.losses
@@ -97,9 +93,7 @@ def test_other_methods_change_nothing(make_bench: Bench, tmp_path: Path) -> None
 
 
 def test_a_duplicate_of_uniform_is_uniform(make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(
-        methods="uniform:rank=2 linear_decay:rank=2,low_rank=2", seeds="0", dropout=0.1
-    )
+    bench = make_bench(methods="uniform:rank=2 linear_decay:rank=2,low_rank=2", seeds="0", dropout=0.1)
     one, two = (run(bench, trial, tmp_path) for trial in trials_of(bench))
     assert one.train.losses == two.train.losses
     assert one.test.nll_E.tolist() == two.test.nll_E.tolist()
@@ -107,26 +101,20 @@ def test_a_duplicate_of_uniform_is_uniform(make_bench: Bench, tmp_path: Path) ->
 
 def test_accumulation_equals_a_larger_batch(make_bench: Bench, tmp_path: Path) -> None:
     whole = make_bench(batch_size=8, methods="uniform:rank=2", seeds="0", max_steps=2)
-    parts = make_bench(
-        batch_size=4, accumulation=2, methods="uniform:rank=2", seeds="0", max_steps=2
-    )
+    parts = make_bench(batch_size=4, accumulation=2, methods="uniform:rank=2", seeds="0", max_steps=2)
     for bench in (whole, parts):
         bench.base.model.config.resid_pdrop = 0.0
         for module in bench.base.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-    one, two = (
-        run(b, trials_of(b)[0], tmp_path / str(b.config.train.batch_size)) for b in (whole, parts)
-    )
+    one, two = (run(b, trials_of(b)[0], tmp_path / str(b.config.train.batch_size)) for b in (whole, parts))
     np.testing.assert_allclose(one.train.losses, two.train.losses, rtol=1e-5)
 
 
 def test_gradient_checkpointing_changes_nothing(make_bench: Bench, tmp_path: Path) -> None:
     outcomes = []
     for enabled in ("false", "true"):
-        bench = make_bench(
-            gradient_checkpointing=enabled, dropout=0.2, methods="uniform:rank=2", seeds="0"
-        )
+        bench = make_bench(gradient_checkpointing=enabled, dropout=0.2, methods="uniform:rank=2", seeds="0")
         outcomes.append(run(bench, trials_of(bench)[0], tmp_path / enabled))
         assert not bench.base.model.transformer.gradient_checkpointing
     assert outcomes[0].train.losses == outcomes[1].train.losses
@@ -151,9 +139,7 @@ def test_training_learns(make_bench: Bench, tmp_path: Path) -> None:
     assert curve[40] < curve[0] - 0.1
     metrics = trial_metrics(bench, outcome, 0)
     gain = bench.frozen(0).loss - outcome.test.loss
-    assert metrics["efficiency_ratio"] == pytest.approx(
-        gain / metrics["trainable_parameters"] * 1e6
-    )
+    assert metrics["efficiency_ratio"] == pytest.approx(gain / metrics["trainable_parameters"] * 1e6)
     assert metrics["reduction_vs_full"] == pytest.approx(
         1 - metrics["trainable_parameters"] / metrics["total_parameters"]
     )
@@ -175,9 +161,7 @@ def test_non_finite_steps_are_skipped_then_fail(make_bench: Bench, tmp_path: Pat
     poison = {2}
     calls = {"count": 0}
 
-    def poisoned(
-        module: torch.nn.Module, inputs: object, output: torch.Tensor
-    ) -> torch.Tensor | None:
+    def poisoned(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor | None:
         if not module.training:
             return None
         calls["count"] += 1
@@ -209,14 +193,7 @@ def test_early_stop_keeps_the_best() -> None:
 
 def test_early_stopping_ends_a_trial(make_bench: Bench, tmp_path: Path) -> None:
     bench = make_bench(
-        methods="uniform:rank=2",
-        seeds="0",
-        lr="3",
-        epochs=99,
-        max_steps=40,
-        validations=40,
-        patience=1,
-        warmup_share=0,
+        methods="uniform:rank=2", seeds="0", lr="3", epochs=99, max_steps=40, validations=40, patience=1, warmup_share=0
     )
     outcome = run(bench, trials_of(bench)[0], tmp_path)
     assert outcome.train.stopped_early
@@ -245,18 +222,14 @@ def test_an_answer_that_its_tokenizer_writes_otherwise_can_be_right() -> None:
         (plain, "The River", "the river", False),
     ):
         ids = tokenizer(response)["input_ids"]
-        whole = TokenizedExample(
-            id="", input_ids=ids, first_label=1, prompt_length=0, response=response
-        )
+        whole = TokenizedExample(id="", input_ids=ids, first_label=1, prompt_length=0, response=response)
         assert exact([text], [whole], tokenizer, [ids]).tolist() == [right]
         part = dataclasses.replace(whole, cut=1)
         assert exact([text], [part], tokenizer, [ids]).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("stop", [1, 5])
-def test_interrupted_and_resumed_is_the_uninterrupted_training(
-    make_bench: Bench, stop: int
-) -> None:
+def test_interrupted_and_resumed_is_the_uninterrupted_training(make_bench: Bench, stop: int) -> None:
     bench = make_bench(
         methods="uniform:rank=2", max_steps=6, epochs=9, dropout=0.1, accumulation=2,
         validations=6, patience=3,

@@ -16,8 +16,8 @@ from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import ConfigError, DataError
-from adaptive_lora.transfer import SHARED, run_transfer
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.transfer import SHARED, run_transfer
 
 Bench = Callable[..., Workbench]
 
@@ -56,9 +56,7 @@ def test_a_shared_profile_takes_the_tasks_in_turn(make_bench: Bench, other: Path
     assert len(shared) == 2 * len(own)  # the other task is larger and counts no more
 
 
-def test_what_was_profiled_on_is_part_of_the_identity_by_content(
-    make_bench: Bench, other: Path
-) -> None:
+def test_what_was_profiled_on_is_part_of_the_identity_by_content(make_bench: Bench, other: Path) -> None:
     methods = f"empirical:rank=2 empirical:rank=2,profiled_on={other}"
     bench = make_bench(methods=methods, seeds="0")
     before = [bench.signature(trial) for trial in bench.config.trials()]
@@ -86,9 +84,7 @@ def test_missing_task_is_said_before_anything_is_written(make_bench: Bench) -> N
         make_bench(methods="empirical:rank=2,profiled_on=nowhere.json")
 
 
-def test_transfer_fills_the_table(
-    in_store: Callable[..., StudyConfig], other: Path, data_file: Path
-) -> None:
+def test_transfer_fills_the_table(in_store: Callable[..., StudyConfig], other: Path, data_file: Path) -> None:
     config = in_store(seeds="0 1", lr="1e-2")
     console = Console(file=io.StringIO(), width=200)
     table = run_transfer(config, [str(data_file), str(other)], "empirical:rank=2", console)
@@ -100,9 +96,7 @@ def test_transfer_fills_the_table(
     budgets = {c.trainable_parameters for c in table.cells}
     assert max(budgets) - min(budgets) < 0.05 * max(budgets)  # type: ignore[type-var,operator]
     folder = Path(config.tracking.output) / f"{config.study}-transfer"
-    assert json.loads((folder / "transfer.json").read_text()) == json.loads(
-        json.dumps(table.to_dict())
-    )
+    assert json.loads((folder / "transfer.json").read_text()) == json.loads(json.dumps(table.to_dict()))
     assert "| all tasks |" in (folder / "transfer.md").read_text()
 
 

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from tracked import quiet, store_in
 from transformers import AutoModelForCausalLM
 
-from adaptive_lora.adapter_serving import load_adapter
-from adaptive_lora.adapters import attach, audit_as_built, detach
-from adaptive_lora.adapters.attach import ADAPTER, lora_layers
-from adaptive_lora.adapters.export import export_merged, export_uniform
 from adaptive_lora.allocation import METHODS, MethodSpec, RankPlan, allocate, uniform_cost
 from adaptive_lora.allocation.reading import is_family
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
+from adaptive_lora.methods import attach, audit_as_built, detach
+from adaptive_lora.methods.attach import ADAPTER, lora_layers
+from adaptive_lora.methods.export import export_merged, export_uniform
+from adaptive_lora.serving import load_adapter
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import run_trial
 from adaptive_lora.training.groups import parameter_groups
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
 
 Bench = Callable[..., Workbench]
 IDS = torch.arange(24).reshape(2, 12)
@@ -115,19 +115,14 @@ def test_budgets_that_magnitudes_alone_exceed() -> None:
     with pytest.raises(AllocationError, match="its magnitudes alone cost 221,184"):
         planned("uniform:dora=true,budget=200000")
     with pytest.raises(AllocationError, match="a control arm with dora needs a rank of 1 or more"):
-        planned(
-            "random:of=waterfill,min_rank=0,dora=true,budget=400000",
-            evidence=evidence(DIALOGPT_MEDIUM),
-        )
+        planned("random:of=waterfill,min_rank=0,dora=true,budget=400000", evidence=evidence(DIALOGPT_MEDIUM))
 
 
 # --- as built
 
 
 @pytest.mark.parametrize("base", ["base_folder", "llama_folder"])
-@pytest.mark.parametrize(
-    "method", ["uniform:rank=3", "linear_decay:rank=5,low_rank=1,scaling=rslora"]
-)
+@pytest.mark.parametrize("method", ["uniform:rank=3", "linear_decay:rank=5,low_rank=1,scaling=rslora"])
 def test_dora_is_built_as_planned_and_starts_as_the_base(
     make_bench: Bench, base: str, method: str, request: pytest.FixtureRequest
 ) -> None:
@@ -193,9 +188,7 @@ def test_lora_plus_is_a_rate_of_b(make_bench: Bench) -> None:
 
 def test_one_step_moves_b_sixteen_times_as_far(make_bench: Bench, tmp_path: Path) -> None:
     """Adam's first step is the learning rate, whatever the gradient."""
-    bench = make_bench(
-        methods="uniform:rank=2,lora_plus=16", seeds="0", max_steps=1, warmup_share=0, lr="1e-3"
-    )
+    bench = make_bench(methods="uniform:rank=2,lora_plus=16", seeds="0", max_steps=1, warmup_share=0, lr="1e-3")
     outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
     model, _, _ = load_adapter(outcome.folder)
     for layer in lora_layers(model).values():
@@ -216,9 +209,7 @@ def test_one_step_moves_b_sixteen_times_as_far(make_bench: Bench, tmp_path: Path
         "adalora:rank=2,scaling=rslora",
     ],
 )
-def test_any_allocation_goes_with_any_variant(
-    make_bench: Bench, tmp_path: Path, method: str
-) -> None:
+def test_any_allocation_goes_with_any_variant(make_bench: Bench, tmp_path: Path, method: str) -> None:
     bench = make_bench(methods=method, seeds="0", max_steps=8, profile_batches=2)
     trial = next(bench.config.trials())
     outcome = run_trial(bench, trial, tmp_path / "adapter")
@@ -252,9 +243,7 @@ def test_dora_is_exported_merged_and_refused_for_servers(
         torch.testing.assert_close(merged(IDS).logits, model(IDS).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_a_dora_adapter_is_proven_and_registered(
-    in_store: Callable[..., StudyConfig], tmp_path: Path
-) -> None:
+def test_a_dora_adapter_is_proven_and_registered(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
     config = in_store(methods="uniform:rank=2,dora=true,lora_plus=8", seeds="0 1")
     outcome, _ = quiet(config)
     champion = outcome.judgement.champion

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptive_lora.allocation import Evidence, MethodSpec, RankPlan, allocate, uniform_cost
+from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import AllocationError, ConfigError
-from adaptive_lora.sites import AdapterSite
 
 Spectra = dict[str, tuple[float, ...]]
 
@@ -94,11 +94,7 @@ def noise(sites: tuple[AdapterSite, ...], seed: int) -> Spectra:
     """Return spectra whose differences between sites are chance."""
     draw = random.Random(seed)
     return {
-        site.name: tuple(
-            sorted(
-                (draw.expovariate(1) * site.parameters_per_rank for _ in range(16)), reverse=True
-            )
-        )
+        site.name: tuple(sorted((draw.expovariate(1) * site.parameters_per_rank for _ in range(16)), reverse=True))
         for site in sites
     }
 
@@ -166,11 +162,7 @@ def spectra_of(values: tuple[float, ...]) -> Spectra:
         (Evidence(metric="m", scores={}, spectra=spectra_of((0.0, 0.0))), {}, "degenerate"),
         (Evidence(metric="m", scores={}, spectra=spectra_of((2.0, -1.0))), {}, "degenerate"),
         (Evidence(metric="m", scores={}, spectra=spectra_of((float("nan"),))), {}, "degenerate"),
-        (
-            Evidence(metric="m", scores={}, spectra=spectra_of((1.0, 2.0))),
-            {},
-            "largest value first",
-        ),
+        (Evidence(metric="m", scores={}, spectra=spectra_of((1.0, 2.0))), {}, "largest value first"),
         (
             Evidence(metric="m", scores={}, spectra=spectra_of((1.0,)), replicates=({},)),
             {"abstain": 0.1},
@@ -178,9 +170,7 @@ def spectra_of(values: tuple[float, ...]) -> Spectra:
         ),
     ],
 )
-def test_evidence_that_will_not_do(
-    known: Evidence | None, options: dict[str, Any], message: str
-) -> None:
+def test_evidence_that_will_not_do(known: Evidence | None, options: dict[str, Any], message: str) -> None:
     with pytest.raises(AllocationError, match=message):
         plan_of(FOUR, known, rank=2, **options)
 
@@ -202,9 +192,7 @@ def test_replicates_without_any_signal_promise_nothing() -> None:
     sites = gpt2_sites(2, 64)
     known = evidence(sites)
     silent = {site.name: (0.0,) for site in sites}
-    plan = plan_of(
-        sites, dataclasses.replace(known, replicates=(silent, silent)), rank=4, abstain=0.01
-    )
+    plan = plan_of(sites, dataclasses.replace(known, replicates=(silent, silent)), rank=4, abstain=0.01)
     assert plan.certificate is not None
     assert plan.certificate.headroom_lower == 0
     assert plan.certificate.abstained

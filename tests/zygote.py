@@ -25,7 +25,14 @@ def serve() -> None:
     """Answer requests until the input ends."""
     import torch
 
-    for name in ("study", "steps", "cli", "report.write", "report.figures", "tracking.sync"):
+    for name in (
+        "study.run",
+        "study.steps",
+        "cli",
+        "analysis.report.write",
+        "analysis.report.figures",
+        "tracking.sync",
+    ):
         importlib.import_module(f"adaptive_lora.{name}")
     for name in ("transformers.models.gpt2.modeling_gpt2", "accelerate", "mlflow.pyfunc", "peft"):
         importlib.import_module(name)
@@ -120,30 +127,17 @@ class Zygote:
         """Start the process; the imports take seconds."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         assert "ready" in self._answer()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """End the process; a command that still runs is ended by the test that began it."""
         self._process.communicate()
 
     def start(
-        self,
-        words: list[str],
-        folder: Path,
-        fault: tuple[Any, ...] | None = None,
-        set_back: float | None = None,
+        self, words: list[str], folder: Path, fault: tuple[Any, ...] | None = None, set_back: float | None = None
     ) -> int:
         """Start a command; return its process number.
 
@@ -166,11 +160,7 @@ class Zygote:
         return End(code=code, seconds=seconds)
 
     def run(
-        self,
-        words: list[str],
-        folder: Path,
-        fault: tuple[Any, ...] | None = None,
-        set_back: float | None = None,
+        self, words: list[str], folder: Path, fault: tuple[Any, ...] | None = None, set_back: float | None = None
     ) -> int:
         """Run a command to its end as `start` does; return its exit code."""
         return self.wait(self.start(words, folder, fault, set_back))

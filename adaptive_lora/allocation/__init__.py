@@ -3,18 +3,12 @@
 from adaptive_lora.allocation.allocate import allocate
 from adaptive_lora.allocation.catalogue import METHODS
 from adaptive_lora.allocation.certificate import Certificate
-from adaptive_lora.allocation.demand import (
-    METRICS,
-    SPECTRAL_METRICS,
-    Allocator,
-    Evidence,
-    RankDemand,
-)
 from adaptive_lora.allocation.family_plan import Family, FamilyPlan, Plan, read_plan
 from adaptive_lora.allocation.make import make_plan
 from adaptive_lora.allocation.methods import MethodSpec, method_options
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
 from adaptive_lora.allocation.problem import Problem, Solution, Solver
+from adaptive_lora.allocation.request import METRICS, SPECTRAL_METRICS, Allocator, Evidence, RankDemand
 from adaptive_lora.allocation.scaling import Scaling
 
 __all__ = [

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from adaptive_lora.allocation.demand import Evidence
 from adaptive_lora.allocation.limits import RankLimits, rank_limits
 from adaptive_lora.allocation.methods import MethodSpec
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
 from adaptive_lora.allocation.problem import Problem, Solution, solve
 from adaptive_lora.allocation.reading import decides_in_training
+from adaptive_lora.allocation.request import Evidence
 from adaptive_lora.allocation.scaling import DEFAULT_ALPHA, Scaling
+from adaptive_lora.allocation.site import AdapterSite
+from adaptive_lora.allocation.site_choice import select_sites
 from adaptive_lora.allocation.variants import solve_with_magnitudes
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.sites import AdapterSite, select_sites
 
 
 def allocate(
@@ -78,21 +79,13 @@ def allocate(
 
 
 def _entries(
-    spec: MethodSpec,
-    sites: Sequence[AdapterSite],
-    solution: Solution,
-    scaling: Scaling,
-    alpha: float,
+    spec: MethodSpec, sites: Sequence[AdapterSite], solution: Solution, scaling: Scaling, alpha: float
 ) -> dict[str, SiteRank]:
     """Return site name -> what it was given, where that is a rank."""
     factors = solution.lr_multipliers or (1.0,) * len(sites)
     return {
         site.name: SiteRank(
-            site=site,
-            rank=rank,
-            alpha=scaling.alpha_at(alpha, rank),
-            lr_multiplier=factor,
-            dora=spec.dora,
+            site=site, rank=rank, alpha=scaling.alpha_at(alpha, rank), lr_multiplier=factor, dora=spec.dora
         )
         for site, rank, factor in zip(sites, solution.ranks, factors, strict=True)
         if rank > 0

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from adaptive_lora.allocation.architecture import Architecture, Shape, size
 from adaptive_lora.allocation.family_plan import FamilyPlan
-from adaptive_lora.allocation.knob import largest, within
+from adaptive_lora.allocation.site import AdapterSite, Role
+from adaptive_lora.allocation.size_parameter import largest, within
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits, option
-from adaptive_lora.sites import AdapterSite, Architecture, Role, Shape, size
 
 _NONLINEARITY = Limits(choices=("relu", "gelu", "silu", "tanh"))
 
@@ -29,13 +30,9 @@ class Houlsby:
     recipe: ClassVar[str] = "own_family"
     roles: ClassVar[tuple[Role, ...]] = (Role.OUTPUT, Role.DOWN)
     width: int | None = option(
-        None,
-        "width of the bottleneck; none: as large as the budget allows, or by reduction",
-        limits=Limits(low=1),
+        None, "width of the bottleneck; none: as large as the budget allows, or by reduction", limits=Limits(low=1)
     )
-    reduction: float = option(
-        16.0, "hidden size over the width where none is given", limits=Limits(low=1)
-    )
+    reduction: float = option(16.0, "hidden size over the width where none is given", limits=Limits(low=1))
     nonlinearity: str = option("gelu", "between down and up", limits=_NONLINEARITY)
     norms: bool = option(True, "train the normalisation layers too")
 
@@ -60,13 +57,9 @@ class Pfeiffer:
     recipe: ClassVar[str] = "own_family"
     roles: ClassVar[tuple[Role, ...]] = (Role.DOWN,)
     width: int | None = option(
-        None,
-        "width of the bottleneck; none: as large as the budget allows, or by reduction",
-        limits=Limits(low=1),
+        None, "width of the bottleneck; none: as large as the budget allows, or by reduction", limits=Limits(low=1)
     )
-    reduction: float = option(
-        16.0, "hidden size over the width where none is given", limits=Limits(low=1)
-    )
+    reduction: float = option(16.0, "hidden size over the width where none is given", limits=Limits(low=1))
     nonlinearity: str = option("relu", "between down and up", limits=_NONLINEARITY)
     norms: bool = option(False, "train the normalisation layers too")
 
@@ -101,11 +94,7 @@ def _design(
     if found != set(options.roles):
         lacking = ", ".join(sorted(set(options.roles) - found))
         raise AllocationError(f"{method}: {base.kind} has no map of role {lacking}; required some.")
-    norms = {
-        name: shape
-        for name, shape in base.tensors.items()
-        if options.norms and name in base.norm_tensors
-    }
+    norms = {name: shape for name, shape in base.tensors.items() if options.norms and name in base.norm_tensors}
     widths = _widths(options, places, sum(map(size, norms.values())), budget)
     tensors: dict[str, Shape] = {}
     for site in places:

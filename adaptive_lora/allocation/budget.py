@@ -57,9 +57,7 @@ def fit_to_budget(
     return ranks
 
 
-def check_budget(
-    costs: Sequence[int], lower: Sequence[int], upper: Sequence[int], budget: int
-) -> int:
+def check_budget(costs: Sequence[int], lower: Sequence[int], upper: Sequence[int], budget: int) -> int:
     """Return what the least ranks cost.
 
     Raises:

@@ -85,23 +85,16 @@ class Certificate:
         """Return what there is to say, one fact a line."""
         proof = "proved optimal" if self.optimal else f"at most {self.gap / self.bound:.2%} short"
         lines = [
-            f"predicted  {self.best:.6g} captured of at most {self.bound:.6g}, {proof}; "
-            f"uniform {self.uniform:.6g}",
+            f"predicted  {self.best:.6g} captured of at most {self.bound:.6g}, {proof}; uniform {self.uniform:.6g}",
             f"headroom   {self.headroom:.2%} over uniform at equal parameters"
             + (
                 "; measured once, so how sure that is remains unknown"
                 if self.headroom_lower is None
-                else f"; {self.headroom_lower:.2%} at the 5 % quantile of {self.replicates} "
-                "replicates, cross-fitted"
+                else f"; {self.headroom_lower:.2%} at the 5 % quantile of {self.replicates} replicates, cross-fitted"
             ),
         ]
         if self.idle_parameters:
-            lines.append(
-                f"idle       {self.idle_parameters:,} parameters gain nothing by the spectra: "
-                "spread evenly"
-            )
+            lines.append(f"idle       {self.idle_parameters:,} parameters gain nothing by the spectra: spread evenly")
         if self.abstained:
-            lines.append(
-                f"abstained  below the threshold of {self.threshold:.2%}, so ranks are uniform's"
-            )
+            lines.append(f"abstained  below the threshold of {self.threshold:.2%}, so ranks are uniform's")
         return lines

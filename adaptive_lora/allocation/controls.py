@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptive_lora.allocation.demand import Allocator
 from adaptive_lora.allocation.measured import Empirical
 from adaptive_lora.allocation.problem import Problem, Solution, Solver, solve
+from adaptive_lora.allocation.request import Allocator
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import option
 from adaptive_lora.seeding import stream_key

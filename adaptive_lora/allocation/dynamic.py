@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptive_lora.allocation.demand import RANK, Evidence, RankDemand
 from adaptive_lora.allocation.plan import RankPlan, uniform_cost
+from adaptive_lora.allocation.request import RANK, Evidence, RankDemand
 from adaptive_lora.allocation.revised import equal_rank, start_rank
+from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits, option
-from adaptive_lora.sites import AdapterSite
 
 _START_FACTOR = 1.5
 """AdaLoRA's rank at the start over the uniform rank of the budget, as in the paper."""
@@ -45,18 +45,11 @@ class Phases:
                 f"{steps}. Raise epochs or max_steps."
             )
         settle = max(2, steps - round(final_share * steps))
-        return cls(
-            steps=steps,
-            warmup=min(round(warmup_share * steps), settle - 1),
-            settle=settle,
-            interval=interval,
-        )
+        return cls(steps=steps, warmup=min(round(warmup_share * steps), settle - 1), settle=settle, interval=interval)
 
     def due(self, step: int) -> bool:
         """Return whether ranks are decided after this step."""
-        return step == self.settle or (
-            self.warmup < step < self.settle and step % self.interval == 0
-        )
+        return step == self.settle or (self.warmup < step < self.settle and step % self.interval == 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +80,8 @@ class AdaLora:
     )
     warmup_share: float = option(0.1, "share of the steps before the first cut", limits=_SHARE)
     final_share: float = option(0.4, "share of the steps after the last cut", limits=_SHARE)
-    interval: int | None = option(
-        None, _INTERVAL.format("hundredth"), unit="steps", limits=Limits(low=1)
-    )
-    orthogonality: float = option(
-        0.5, "weight of the penalty that keeps P and Q orthogonal", limits=Limits(low=0)
-    )
+    interval: int | None = option(None, _INTERVAL.format("hundredth"), unit="steps", limits=Limits(low=1))
+    orthogonality: float = option(0.5, "weight of the penalty that keeps P and Q orthogonal", limits=Limits(low=0))
 
     @property
     def rank_label(self) -> str:
@@ -152,12 +141,8 @@ class GrowPrune:
     rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
     warmup_share: float = option(0.1, "share of the steps before the first move", limits=_SHARE)
     final_share: float = option(0.4, "share of the steps after the last move", limits=_SHARE)
-    interval: int | None = option(
-        None, _INTERVAL.format("twentieth"), unit="steps", limits=Limits(low=1)
-    )
-    move_share: float = option(
-        0.1, "most new ranks at one decision, as a share of all", limits=Limits(above=0, high=1)
-    )
+    interval: int | None = option(None, _INTERVAL.format("twentieth"), unit="steps", limits=Limits(low=1))
+    move_share: float = option(0.1, "most new ranks at one decision, as a share of all", limits=Limits(above=0, high=1))
 
     @property
     def rank_label(self) -> str:

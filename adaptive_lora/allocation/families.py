@@ -9,12 +9,12 @@ from typing import ClassVar
 import numpy as np
 
 from adaptive_lora.allocation.budget import check_budget, fit_to_budget
-from adaptive_lora.allocation.demand import RANK
 from adaptive_lora.allocation.knapsack import Ints
 from adaptive_lora.allocation.plan import uniform_cost
 from adaptive_lora.allocation.problem import Problem, Solution
+from adaptive_lora.allocation.request import RANK
+from adaptive_lora.allocation.site import ATTENTION_ROLES
 from adaptive_lora.options import Limits, option
-from adaptive_lora.sites import ATTENTION_ROLES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,7 @@ class FamilyUniform:
 
     def solve(self, problem: Problem) -> Solution:
         """Return the two levels and what is left over on top."""
-        budget = (
-            uniform_cost(problem.sites, self.rank) if problem.budget is None else problem.budget
-        )
+        budget = uniform_cost(problem.sites, self.rank) if problem.budget is None else problem.budget
         check_budget(problem.costs, problem.lower, problem.upper, budget)
         attention = [site.role in ATTENTION_ROLES for site in problem.sites]
         if len(set(attention)) == 1:
@@ -50,9 +48,7 @@ class FamilyUniform:
             for family, low, up in zip(attention, problem.lower, problem.upper, strict=True)
         ]
         weights = [self.ratio if family else 1.0 for family in attention]
-        filled = fit_to_budget(
-            weights, problem.costs, ranks, problem.upper, budget, problem.multiple
-        )
+        filled = fit_to_budget(weights, problem.costs, ranks, problem.upper, budget, problem.multiple)
         return Solution(ranks=tuple(filled), budget=budget)
 
     def _levels(self, problem: Problem, attention: list[bool], budget: int) -> dict[bool, int]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from adaptive_lora.allocation.architecture import Architecture, Shape, size
 from adaptive_lora.allocation.plan import RankPlan
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.sites import Architecture, Shape, size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,8 +26,7 @@ def gain_table(problem: Problem, spectra: Spectra) -> Floats:
         table_SR[index, : len(row)] = row
     if not np.isfinite(table_SR).all() or (table_SR < 0).any():
         raise AllocationError(
-            "the spectra are degenerate (negative or non-finite); use more calibration batches or "
-            "another metric."
+            "the spectra are degenerate (negative or non-finite); use more calibration batches or another metric."
         )
     if (np.diff(table_SR, axis=1) > 1e-9 * table_SR.max()).any():
         raise AllocationError("the spectra increase somewhere; required: largest value first.")

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptive_lora.allocation.demand import RANK, Evidence, RankDemand
+from adaptive_lora.allocation.request import RANK, Evidence, RankDemand
+from adaptive_lora.allocation.site import ATTENTION_ROLES, AdapterSite
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits, option
-from adaptive_lora.sites import ATTENTION_ROLES, AdapterSite
 
 
 def _position(site: AdapterSite, sites: Sequence[AdapterSite]) -> float:
@@ -55,9 +55,7 @@ class LinearDecay:
     rank: int = option(16, "rank at the high end", limits=RANK)
     low_rank: int = option(4, "rank at the low end", limits=RANK)
     direction: str = option(
-        "down",
-        "'down': high at the input, low at the output; 'up': the reverse",
-        limits=Limits(choices=("down", "up")),
+        "down", "'down': high at the input, low at the output; 'up': the reverse", limits=Limits(choices=("down", "up"))
     )
 
     @property
@@ -88,9 +86,7 @@ class AttentionHeavy:
 
     metric: ClassVar[str | None] = None
     rank: int = option(16, "rank of attention sites", limits=RANK)
-    feed_forward_rank: int | None = option(
-        None, "rank of feed-forward sites; none: half of rank", limits=RANK
-    )
+    feed_forward_rank: int | None = option(None, "rank of feed-forward sites; none: half of rank", limits=RANK)
 
     @property
     def rank_label(self) -> str:
@@ -104,10 +100,7 @@ class AttentionHeavy:
     def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
         """Return the two levels."""
         return RankDemand(
-            ranks=tuple(
-                float(self.rank if site.role in ATTENTION_ROLES else self._feed_forward)
-                for site in sites
-            )
+            ranks=tuple(float(self.rank if site.role in ATTENTION_ROLES else self._feed_forward) for site in sites)
         )
 
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptive_lora.allocation.demand import RANK, Evidence, RankDemand
 from adaptive_lora.allocation.measured import per_parameter
 from adaptive_lora.allocation.problem import Problem, Solution
+from adaptive_lora.allocation.request import RANK, Evidence, RankDemand
+from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.options import Limits, option
-from adaptive_lora.sites import AdapterSite
 
 _RANKS = Limits(choices=("own", "uniform"))
 _INIT = Limits(choices=("own", "default"))
@@ -54,9 +54,7 @@ class Eva:
     holds_limits: ClassVar[bool] = True
     rank: int = option(16, "mean rank; EVA's budget is ranks unless one is given", limits=RANK)
     rho: float = option(2.0, "greatest rank as a multiple of rank", limits=Limits(low=1))
-    tau: float = option(
-        0.99, "cosine similarity at which a direction counts as found", limits=Limits(low=0, high=1)
-    )
+    tau: float = option(0.99, "cosine similarity at which a direction counts as found", limits=Limits(low=0, high=1))
     ranks: str = option("own", "'own': by explained variance; 'uniform': equal", limits=_RANKS)
     init: str = option("own", "'own': A from the inputs; 'default': as all methods", limits=_INIT)
 
@@ -126,9 +124,7 @@ class Gora:
             weights = [
                 value * math.sqrt(site.parameters_per_rank)
                 for value, site in zip(
-                    per_parameter("gora", problem.sites, problem.evidence),
-                    problem.sites,
-                    strict=True,
+                    per_parameter("gora", problem.sites, problem.evidence), problem.sites, strict=True
                 )
             ]  # importance / sqrt(m + n)
         if problem.budget is not None:
@@ -138,12 +134,7 @@ class Gora:
             return Solution(ranks=problem.rounded([self.rank] * len(weights)), budget=None)
         roots = [math.sqrt(site.parameters_per_rank) for site in problem.sites]
         importance = sum(weight * root for weight, root in zip(weights, roots, strict=True))
-        wanted = [
-            math.floor(sum(roots) * self.rank * weight / importance + 0.5) for weight in weights
-        ]
+        wanted = [math.floor(sum(roots) * self.rank * weight / importance + 0.5) for weight in weights]
         low, high = max(1, self.rank // 2), 4 * self.rank
-        clipped = [
-            min(max(rank, low), high, site.max_rank)
-            for rank, site in zip(wanted, problem.sites, strict=True)
-        ]
+        clipped = [min(max(rank, low), high, site.max_rank) for rank, site in zip(wanted, problem.sites, strict=True)]
         return Solution(ranks=problem.rounded(clipped), budget=None)

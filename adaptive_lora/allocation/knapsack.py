@@ -52,11 +52,7 @@ class Items:
         order = np.lexsort((site_I, level_I, -density_I))
         costs_K, kind_S = np.unique(costs_S, return_inverse=True)
         return cls(
-            site_I=site_I[order],
-            gain_I=gain_I[order],
-            kind_I=kind_S[site_I[order]],
-            costs_K=costs_K,
-            budget=budget,
+            site_I=site_I[order], gain_I=gain_I[order], kind_I=kind_S[site_I[order]], costs_K=costs_K, budget=budget
         )
 
     @cached_property
@@ -79,8 +75,7 @@ class Items:
     def sums(self) -> list[Floats]:
         """Per kind the gain of its best 0, 1, 2 ... items."""
         return [
-            np.concatenate([[0.0], np.cumsum(self.gain_I[self.kind_I == kind])])
-            for kind in range(len(self.costs_K))
+            np.concatenate([[0.0], np.cumsum(self.gain_I[self.kind_I == kind])]) for kind in range(len(self.costs_K))
         ]
 
     def gain_of(self, count_K: Ints) -> float:
@@ -100,9 +95,7 @@ class Items:
         if self._full < len(self.gain_I):
             usable = self.budget - self.budget % self.divisor
             left = usable - int(self.prefix_K @ self.costs_K)
-            gain += (
-                float(self.gain_I[self._full]) * left / int(self.costs_K[self.kind_I[self._full]])
-            )
+            gain += float(self.gain_I[self._full]) * left / int(self.costs_K[self.kind_I[self._full]])
         return gain
 
 
@@ -168,9 +161,7 @@ def exact(items: Items) -> Ints | None:
     return count_K
 
 
-def _extend(
-    value_X: Floats, unit: int, start: int, sums: Floats, window: int
-) -> tuple[Floats, Ints]:
+def _extend(value_X: Floats, unit: int, start: int, sums: Floats, window: int) -> tuple[Floats, Ints]:
     """Add one kind of cost: the best value at each spent amount, and the count that gives it."""
     states = len(value_X)
     best_X, count_X = np.full(states, -np.inf), np.zeros(states, dtype=np.int64)

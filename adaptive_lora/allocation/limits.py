@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from adaptive_lora.allocation.budget import check_budget
 from adaptive_lora.allocation.methods import MethodSpec
+from adaptive_lora.allocation.site import ATTENTION_ROLES, FEED_FORWARD_ROLES, AdapterSite
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.sites import ATTENTION_ROLES, FEED_FORWARD_ROLES, AdapterSite
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,12 +25,7 @@ class RankLimits:
         return min(max(down, self.lower[site]), self.upper[site])
 
     def by_value(
-        self,
-        values: Sequence[Sequence[float]],
-        costs: Sequence[int],
-        budget: int,
-        *,
-        one_threshold: bool,
+        self, values: Sequence[Sequence[float]], costs: Sequence[int], budget: int, *, one_threshold: bool
     ) -> list[int]:
         """Return the ranks from taking components in falling order of value within a budget.
 
@@ -85,9 +80,7 @@ def rank_limits(spec: MethodSpec, sites: Sequence[AdapterSite], *, least: int = 
     """
     both = [_limits(spec, site, least) for site in sites]
     return RankLimits(
-        lower=tuple(low for low, _ in both),
-        upper=tuple(high for _, high in both),
-        multiple=spec.multiple,
+        lower=tuple(low for low, _ in both), upper=tuple(high for _, high in both), multiple=spec.multiple
     )
 
 

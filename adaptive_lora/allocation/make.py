@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from adaptive_lora.allocation.allocate import allocate, resolve_budget
-from adaptive_lora.allocation.demand import Evidence
+from adaptive_lora.allocation.architecture import Architecture
 from adaptive_lora.allocation.family_plan import Family, Plan
 from adaptive_lora.allocation.methods import MethodSpec
+from adaptive_lora.allocation.request import Evidence
 from adaptive_lora.allocation.scaling import DEFAULT_ALPHA, Scaling
-from adaptive_lora.sites import Architecture
 
 
 def make_plan(

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaptive_lora.allocation.demand import METRICS, RANK, SPECTRAL_METRICS, Evidence, RankDemand
 from adaptive_lora.allocation.plan import uniform_cost
+from adaptive_lora.allocation.request import METRICS, RANK, SPECTRAL_METRICS, Evidence, RankDemand
+from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits, option
-from adaptive_lora.sites import AdapterSite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,7 @@ class Empirical:
     given) within one site's cost.
     """
 
-    metric: str = option(
-        "weight_gradient",
-        "importance profile that it follows",
-        limits=Limits(choices=METRICS),
-    )
+    metric: str = option("weight_gradient", "importance profile that it follows", limits=Limits(choices=METRICS))
     rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
 
     @property
@@ -56,11 +52,7 @@ class Proportional:
     limits of its own.
     """
 
-    metric: str = option(
-        "weight_gradient",
-        "importance profile that it follows",
-        limits=Limits(choices=METRICS),
-    )
+    metric: str = option("weight_gradient", "importance profile that it follows", limits=Limits(choices=METRICS))
     rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
     p: float | None = option(
         2.0,
@@ -79,8 +71,7 @@ class Proportional:
         values = per_parameter("proportional", sites, evidence)
         largest, p = max(values), self.p or _fitted_decay(sites, evidence)
         return RankDemand(
-            ranks=tuple((value / largest) ** (1 / p) for value in values),
-            budget=uniform_cost(sites, self.rank),
+            ranks=tuple((value / largest) ** (1 / p) for value in values), budget=uniform_cost(sites, self.rank)
         )
 
 
@@ -107,15 +98,12 @@ def _fitted_decay(sites: Sequence[AdapterSite], evidence: Evidence | None) -> fl
 def _spectra(sites: Sequence[AdapterSite], evidence: Evidence | None) -> list[tuple[float, ...]]:
     if evidence is None or evidence.spectra is None:
         raise AllocationError(
-            "proportional with p=none needs a spectrum per site. Metrics that have one: "
-            f"{', '.join(SPECTRAL_METRICS)}."
+            f"proportional with p=none needs a spectrum per site. Metrics that have one: {', '.join(SPECTRAL_METRICS)}."
         )
     return [evidence.spectra[site.name] for site in sites]
 
 
-def per_parameter(
-    method: str, sites: Sequence[AdapterSite], evidence: Evidence | None
-) -> list[float]:
+def per_parameter(method: str, sites: Sequence[AdapterSite], evidence: Evidence | None) -> list[float]:
     """Return importance over cost of each site.
 
     Raises:

@@ -11,20 +11,15 @@ from typing import Any
 
 from adaptive_lora.allocation.catalogue import METHODS
 from adaptive_lora.allocation.controls import Control
-from adaptive_lora.allocation.demand import METRICS, RANK
 from adaptive_lora.allocation.family_plan import Family
-from adaptive_lora.allocation.reading import (
-    LIMITS,
-    budget_problem,
-    family_problem,
-    limits_problem,
-    wrapped_kind,
-)
+from adaptive_lora.allocation.reading import LIMITS, budget_problem, family_problem, limits_problem, wrapped_kind
+from adaptive_lora.allocation.request import METRICS, RANK
 from adaptive_lora.allocation.scaling import RENAMED, Scaling
+from adaptive_lora.allocation.site import Placement, Role
+from adaptive_lora.allocation.site_choice import SiteChoice, layers_problem
 from adaptive_lora.allocation.variants import BASES, VARIANTS, marks, variant_problem
 from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import Limits, option, parse_options
-from adaptive_lora.sites import Placement, Role, SiteChoice, layers_problem
 
 log = logging.getLogger(__name__)
 
@@ -45,39 +40,26 @@ class MethodSpec:
 
     allocator: Any
     """`Allocator`, `Solver` or `Family`."""
-    placement: str = option(
-        "all", "part of the block that takes adapters", limits=Limits(choices=tuple(Placement))
-    )
+    placement: str = option("all", "part of the block that takes adapters", limits=Limits(choices=tuple(Placement)))
     target_names: tuple[str, ...] = option(
         (), "only sites whose module name ends so (choice by name, as in Selective LoRA)"
     )
     roles: tuple[str, ...] = option(
         (), "only sites of these roles, such as query+value", limits=Limits(choices=tuple(Role))
     )
-    layers: tuple[str, ...] = option(
-        (),
-        "only these layers of each tower, such as 0-11, 3+7, first-half, last-third",
-    )
+    layers: tuple[str, ...] = option((), "only these layers of each tower, such as 0-11, 3+7, first-half, last-third")
     towers: tuple[str, ...] = option(
-        (),
-        "only these towers of a base that has several, by a part of their names, such as vision, "
-        "text, encoder",
+        (), "only these towers of a base that has several, by a part of their names, such as vision, text, encoder"
     )
-    budget: str | None = option(
-        None, "most trainable parameters: a number, or uniform-R for those of uniform rank R"
-    )
+    budget: str | None = option(None, "most trainable parameters: a number, or uniform-R for those of uniform rank R")
     min_rank: int | None = option(
         None,
         "least rank of a site; 0: a site may be left without adapter; none: 1, or 0 where a "
         "threshold finds the ranks (truncate, eva)",
         limits=Limits(low=0),
     )
-    max_rank: int | None = option(
-        None, "greatest rank of a site; none: its smaller side", limits=RANK
-    )
-    multiple: int = option(
-        1, "ranks are multiples of this, such as 8 for GPU kernels", limits=Limits(low=1)
-    )
+    max_rank: int | None = option(None, "greatest rank of a site; none: its smaller side", limits=RANK)
+    multiple: int = option(1, "ranks are multiples of this, such as 8 for GPU kernels", limits=Limits(low=1))
     attention_cap: int | None = option(None, "greatest rank of an attention site", limits=RANK)
     feed_forward_cap: int | None = option(None, "greatest rank of a feed-forward site", limits=RANK)
     profiled_on: tuple[str, ...] = option(
@@ -86,18 +68,14 @@ class MethodSpec:
         "'+' count alike, and 'own' names the study's",
     )
     dora: bool = option(False, "DoRA: also train a magnitude per output; a budget covers it too")
-    alpha: float | None = option(
-        None, "LoRA's alpha of this method alone; none: the study's", limits=Limits(above=0)
-    )
+    alpha: float | None = option(None, "LoRA's alpha of this method alone; none: the study's", limits=Limits(above=0))
     scaling: str | None = option(
         None,
         "scaling policy of this method alone, such as rslora; none: the study's",
         limits=Limits(choices=tuple(Scaling)),
     )
     lora_plus: float = option(
-        1.0,
-        "LoRA+: learning rate of B over that of A, in the paper 16; 1: the same",
-        limits=Limits(above=0),
+        1.0, "LoRA+: learning rate of B over that of A, in the paper 16; 1: the same", limits=Limits(above=0)
     )
     base: str = option(
         "full",
@@ -130,9 +108,7 @@ class MethodSpec:
             key, equals, value = part.partition("=")
             key = key.strip().replace("-", "_")
             if not equals:
-                raise ConfigError(
-                    f"method '{text}': required option=value after ':', got '{part}'."
-                )
+                raise ConfigError(f"method '{text}': required option=value after ':', got '{part}'.")
             if key in options:
                 raise ConfigError(f"method '{text}': option '{key}' stands twice.")
             options[key] = value.replace("+", " ") if key in _JOINED else value.strip()

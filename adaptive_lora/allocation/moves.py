@@ -37,9 +37,7 @@ class Change:
     """New components."""
 
 
-def decide_moves(
-    sites: Sequence[SiteView], *, slack: int, limit: int, fill: bool = False
-) -> list[Change]:
+def decide_moves(sites: Sequence[SiteView], *, slack: int, limit: int, fill: bool = False) -> list[Change]:
     """Move ranks from where the weakest components matter least to where they matter most.
 
     A site whose weakest component matters more than those of others could use another: L1RA's rule
@@ -93,9 +91,7 @@ def _give_up(
         for component, score in enumerate(view.scores)
         if score is not None and score < worth and component not in changes[site].pruned
     )
-    left = [
-        len(view.scores) - len(change.pruned) for view, change in zip(sites, changes, strict=True)
-    ]
+    left = [len(view.scores) - len(change.pruned) for view, change in zip(sites, changes, strict=True)]
     given: list[tuple[int, int]] = []
     for _, site, component in candidates:
         if needed <= 0:
@@ -108,10 +104,7 @@ def _give_up(
 
 
 def _fill(sites: Sequence[SiteView], changes: Sequence[Change], slack: int) -> None:
-    order = sorted(
-        range(len(sites)),
-        key=lambda index: (bool(changes[index].pruned), -(sites[index].weakest or 0.0)),
-    )
+    order = sorted(range(len(sites)), key=lambda index: (bool(changes[index].pruned), -(sites[index].weakest or 0.0)))
     grew = True
     while grew:
         grew = False

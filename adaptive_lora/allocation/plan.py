@@ -9,8 +9,8 @@ from typing import Any
 
 from adaptive_lora.allocation.certificate import Certificate
 from adaptive_lora.allocation.scaling import Scaling
+from adaptive_lora.allocation.site import AdapterSite, Role
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.sites import AdapterSite, Role
 
 
 def uniform_cost(sites: Iterable[AdapterSite], rank: int) -> int:

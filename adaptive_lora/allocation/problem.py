@@ -9,9 +9,9 @@ from typing import Protocol, runtime_checkable
 
 from adaptive_lora.allocation.budget import fit_to_budget
 from adaptive_lora.allocation.certificate import Certificate
-from adaptive_lora.allocation.demand import Allocator, Evidence
+from adaptive_lora.allocation.request import Allocator, Evidence
+from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.sites import AdapterSite
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,12 +41,7 @@ class Problem:
         """Return the parameters of these ranks."""
         return sum(cost * rank for cost, rank in zip(self.costs, ranks, strict=True))
 
-    def fit(
-        self,
-        weights: Sequence[float],
-        budget: int,
-        bounds: tuple[float, float] | None = None,
-    ) -> tuple[int, ...]:
+    def fit(self, weights: Sequence[float], budget: int, bounds: tuple[float, float] | None = None) -> tuple[int, ...]:
         """Return ranks in proportion to weights that fill the budget.
 
         Args:

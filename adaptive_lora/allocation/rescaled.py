@@ -6,10 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
+from adaptive_lora.allocation.architecture import Architecture, Shape
 from adaptive_lora.allocation.family_plan import FamilyPlan
-from adaptive_lora.allocation.knob import unused_note, within
+from adaptive_lora.allocation.site import Role
+from adaptive_lora.allocation.size_parameter import unused_note, within
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.sites import Architecture, Role, Shape
 
 _SCALED = (Role.KEY, Role.VALUE, Role.QKV)
 
@@ -34,9 +35,7 @@ class Ia3:
         outer = [site for site in base.sites if site.role in _SCALED]
         inner = [site for site in base.sites if site.role is Role.DOWN]
         if not outer and not inner:
-            raise AllocationError(
-                f"{method}: {base.kind} has no map known as key, value or down; required some."
-            )
+            raise AllocationError(f"{method}: {base.kind} has no map known as key, value or down; required some.")
         tensors: dict[str, Shape] = {f"{s.name}.ia3_l.default": (s.out_features, 1) for s in outer}
         tensors |= {f"{site.name}.ia3_l.default": (1, site.in_features) for site in inner}
         order = {f"{site.name}.ia3_l.default": at for at, site in enumerate(base.sites)}

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from adaptive_lora.allocation.architecture import Architecture, Shape
 from adaptive_lora.allocation.family_plan import FamilyPlan
-from adaptive_lora.allocation.knob import unused_note, within
+from adaptive_lora.allocation.size_parameter import unused_note, within
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.sites import Architecture, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +90,7 @@ def _plan(
     notes: tuple[str, ...] = (),
 ) -> FamilyPlan:
     plan = FamilyPlan(
-        method=method,
-        family=family,
-        settings={},
-        tensors={name: shapes[name] for name in names},
-        budget=budget,
+        method=method, family=family, settings={}, tensors={name: shapes[name] for name in names}, budget=budget
     )
     within(plan.trainable_parameters, budget, method)
     unused = unused_note(plan.trainable_parameters, budget, method)

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from adaptive_lora.allocation.architecture import Architecture, Decoder, Shape
 from adaptive_lora.allocation.family_plan import FamilyPlan
-from adaptive_lora.allocation.knob import largest, within
+from adaptive_lora.allocation.size_parameter import largest, within
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits, option
-from adaptive_lora.sites import Architecture, Decoder, Shape
 
 _TOKENS = 20
 """Virtual tokens where neither the method nor a budget says how many."""
@@ -31,9 +31,7 @@ class PromptTuning:
 
     metric: ClassVar[str | None] = None
     recipe: ClassVar[str] = "peft_family"
-    tokens: int | None = option(
-        None, f"virtual tokens; none: as many as the budget holds, or {_TOKENS}", limits=_COUNT
-    )
+    tokens: int | None = option(None, f"virtual tokens; none: as many as the budget holds, or {_TOKENS}", limits=_COUNT)
 
     def label_under(self, budget: str | None) -> str:
         """Return `n20`."""
@@ -57,9 +55,7 @@ class PrefixTuning:
 
     metric: ClassVar[str | None] = None
     recipe: ClassVar[str] = "peft_family"
-    tokens: int | None = option(
-        None, f"virtual tokens; none: as many as the budget holds, or {_TOKENS}", limits=_COUNT
-    )
+    tokens: int | None = option(None, f"virtual tokens; none: as many as the budget holds, or {_TOKENS}", limits=_COUNT)
 
     def label_under(self, budget: str | None) -> str:
         """Return `n20`."""
@@ -86,9 +82,7 @@ class PTuning:
     recipe: ClassVar[str] = "peft_family"
     tokens: int = option(_TOKENS, "virtual tokens", limits=_COUNT)
     encoder_width: int | None = option(
-        None,
-        "width of the encoder's hidden layers; none: as large as the budget allows, or the base's",
-        limits=_COUNT,
+        None, "width of the encoder's hidden layers; none: as large as the budget allows, or the base's", limits=_COUNT
     )
 
     def label_under(self, budget: str | None) -> str:
@@ -123,15 +117,11 @@ class PTuning:
 
 def _decoder(base: Architecture, method: str) -> Decoder:
     if base.decoder is None:
-        raise AllocationError(
-            f"{method}: {base.kind} takes no virtual tokens; required a causal language model."
-        )
+        raise AllocationError(f"{method}: {base.kind} takes no virtual tokens; required a causal language model.")
     return base.decoder
 
 
-def _tokens(
-    given: int | None, each: int, budget: int | None, sizes: Decoder
-) -> tuple[int, tuple[str, ...]]:
+def _tokens(given: int | None, each: int, budget: int | None, sizes: Decoder) -> tuple[int, tuple[str, ...]]:
     """Return how many virtual tokens of `each` parameters, and what to know about that."""
     if given is not None or budget is None:
         return _TOKENS if given is None else given, ()

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptive_lora.allocation.demand import RANK, Evidence, RankDemand
 from adaptive_lora.allocation.plan import RankPlan, uniform_cost
+from adaptive_lora.allocation.request import RANK, Evidence, RankDemand
 from adaptive_lora.allocation.revised import equal_rank, start_rank
+from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.options import option
-from adaptive_lora.sites import AdapterSite
 
 _START_FACTOR = 2.0
 """Rank at the start over the uniform rank of the budget."""
@@ -47,9 +47,7 @@ class Truncate:
     )
     holds_limits: ClassVar[bool] = True
     rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
-    start_rank: int | None = option(
-        None, "rank of every site in training; none: twice the uniform rank", limits=RANK
-    )
+    start_rank: int | None = option(None, "rank of every site in training; none: twice the uniform rank", limits=RANK)
 
     @property
     def rank_label(self) -> str:
@@ -73,7 +71,6 @@ class TruncateRetrain(Truncate):
 
     recipe: ClassVar[str] = "truncate_retrain"
     scaling_in_training: ClassVar[str] = (
-        "The search trains at the policy's factor of the start rank, the second training at that "
-        "of the final ranks."
+        "The search trains at the policy's factor of the start rank, the second training at that of the final ranks."
     )
     trainings: ClassVar[int] = 2

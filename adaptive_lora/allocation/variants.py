@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptive_lora.allocation.controls import Control
-from adaptive_lora.allocation.demand import Allocator
 from adaptive_lora.allocation.problem import Problem, Solution, Solver, solve
+from adaptive_lora.allocation.request import Allocator
 from adaptive_lora.errors import AllocationError
 
 BASES = ("full", "nf4")

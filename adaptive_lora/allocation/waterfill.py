@@ -9,17 +9,11 @@ import numpy as np
 
 from adaptive_lora.allocation.budget import check_budget, fit_to_budget
 from adaptive_lora.allocation.certificate import Certificate
-from adaptive_lora.allocation.demand import MAYBE_SPECTRAL, RANK, SPECTRAL_METRICS, Evidence
-from adaptive_lora.allocation.gains import (
-    Spectra,
-    captured,
-    gain_table,
-    idle_parameters,
-    unit_gains,
-)
+from adaptive_lora.allocation.gains import Spectra, captured, gain_table, idle_parameters, unit_gains
 from adaptive_lora.allocation.knapsack import Floats, Items, exact, greedy
 from adaptive_lora.allocation.plan import uniform_cost
 from adaptive_lora.allocation.problem import Problem, Solution
+from adaptive_lora.allocation.request import MAYBE_SPECTRAL, RANK, SPECTRAL_METRICS, Evidence
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits, option
 
@@ -64,9 +58,7 @@ class Waterfill:
             AllocationError: no spectra, degenerate ones, or no replicates to abstain by.
         """
         evidence = self._evidence(problem)
-        budget = (
-            uniform_cost(problem.sites, self.rank) if problem.budget is None else problem.budget
-        )
+        budget = uniform_cost(problem.sites, self.rank) if problem.budget is None else problem.budget
         gains_SR = gain_table(problem, evidence.spectra or {})
         filled = _fill(problem, gains_SR, budget)
         uniform = problem.uniform(budget)
@@ -123,9 +115,7 @@ def _fill(problem: Problem, gains_SR: Floats, budget: int, *, prove: bool = True
     costs, step = problem.costs, problem.multiple
     spent = check_budget(costs, problem.lower, problem.upper, budget)
     least = captured(gains_SR, problem.lower)
-    items = Items.offer(
-        unit_gains(gains_SR, problem), np.asarray(costs, dtype=np.int64) * step, budget - spent
-    )
+    items = Items.offer(unit_gains(gains_SR, problem), np.asarray(costs, dtype=np.int64) * step, budget - spent)
     count_K, proved = greedy(items), exact(items) if prove else None
     if proved is not None and items.gain_of(proved) > items.gain_of(count_K) * (1 + 1e-12):
         count_K = proved
@@ -152,9 +142,7 @@ def _headroom_lower(
         return None
     tables = [gain_table(problem, spectra) for spectra in replicates]
     longest = max(table.shape[1] for table in tables)
-    stack_BSR = np.stack(
-        [np.pad(table, ((0, 0), (0, longest - table.shape[1]))) for table in tables]
-    )
+    stack_BSR = np.stack([np.pad(table, ((0, 0), (0, longest - table.shape[1]))) for table in tables])
     total_SR = stack_BSR.sum(axis=0)
     headrooms = []
     for table_SR in stack_BSR:

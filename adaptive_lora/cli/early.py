@@ -42,9 +42,7 @@ def require_data(config: StudyConfig, data: DataConfig, *, is_gguf: bool = False
     from adaptive_lora.data.reading import read_ahead, separate_test
     from adaptive_lora.data.sources import LABELS, require_columns
 
-    prompts = data.task == "causal" or (
-        data.task == "auto" and (is_gguf or _is_decoder(config.model.model))
-    )
+    prompts = data.task == "causal" or (data.task == "auto" and (is_gguf or _is_decoder(config.model.model)))
     for source in (data, separate_test(data)):
         if source is not None and source.data != "embedded":
             table = read_ahead(source)

@@ -24,6 +24,6 @@ def export(adapter: str, out: Path, uniform: bool, merged: bool, **options: Any)
     config = study_from(settings_given(options))
     if uniform == merged:
         raise ConfigError("export needs exactly one of --uniform and --merged.")
-    from adaptive_lora.steps import run_export
+    from adaptive_lora.study.steps import run_export
 
     run_export(config, adapter, out, make_console(), merged=merged)

@@ -15,9 +15,9 @@ import click
 from adaptive_lora import __version__
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import AdaptiveLoraError
-from adaptive_lora.interruption import Interrupted
-from adaptive_lora.model_errors import write_traceback
+from adaptive_lora.models.errors import write_traceback
 from adaptive_lora.redaction import hide_credentials, printable
+from adaptive_lora.signals import Interrupted
 
 
 class _Group(click.Group):

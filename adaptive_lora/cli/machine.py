@@ -18,14 +18,12 @@ from adaptive_lora.redaction import hide_credentials
 
 
 @main.command()
-@study_options(
-    only=("model", "revision", "trust_remote_code", "data", "output", "tracking_uri", "experiment")
-)
+@study_options(only=("model", "revision", "trust_remote_code", "data", "output", "tracking_uri", "experiment"))
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
 def doctor(as_json: bool, **options: Any) -> None:
     """Check versions, device, disk, base model and tracking store; exit 0 (fine), 1 or 2."""
     config = study_from(settings_given(options))
-    from adaptive_lora.doctor import diagnose, exit_code, print_findings
+    from adaptive_lora.cli.doctor import diagnose, exit_code, print_findings
 
     findings = diagnose(config)
     if as_json:
@@ -67,7 +65,7 @@ def upgrade_store(**options: Any) -> None:
     config = study_from(settings_given(options))
     require_reachable(config.tracking)
     uri = store_uri(config.tracking)
-    from adaptive_lora.tracking.birth import upgrade
+    from adaptive_lora.tracking.create import upgrade
 
     backup = upgrade(uri)
     if backup is None:

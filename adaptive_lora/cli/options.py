@@ -32,14 +32,10 @@ def _shown(default: Any) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def study_options(
-    *, leave_out: tuple[str, ...] = (), only: tuple[str, ...] = ()
-) -> Callable[..., Any]:
+def study_options(*, leave_out: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> Callable[..., Any]:
     """Add an option for every setting of a study; values not given are left to the dataclasses."""
     add_options = field_options(
-        field
-        for name, (_, field, _) in option_fields().items()
-        if name not in leave_out and (not only or name in only)
+        field for name, (_, field, _) in option_fields().items() if name not in leave_out and (not only or name in only)
     )
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,12 +55,8 @@ def field_options(fields: Iterable[dataclasses.Field[Any]]) -> Callable[..., Any
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for field in reversed(listed):
             flag = f"--{field.name.replace('_', '-')}"
-            alone: dict[str, Any] = (
-                {"is_flag": False, "flag_value": "true"} if field.metadata["switch"] else {}
-            )
-            function = click.option(flag, field.name, metavar="VALUE", help=_help(field), **alone)(
-                function
-            )
+            alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if field.metadata["switch"] else {}
+            function = click.option(flag, field.name, metavar="VALUE", help=_help(field), **alone)(function)
         return function
 
     return decorate

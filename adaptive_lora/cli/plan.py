@@ -22,8 +22,8 @@ from adaptive_lora.cli.options import (
 )
 from adaptive_lora.config import EARLIER_NAMES, study_from
 from adaptive_lora.config.base_file import check_base
+from adaptive_lora.config.text_files import Unreadable, read_text
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.textfiles import Unreadable, read_text
 
 _OWN = (
     "model", "revision", "trust_remote_code", "alpha", "scaling", "precision", "batch_size",
@@ -45,18 +45,9 @@ _OWN = (
 )
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
 @click.option(
-    "--emit",
-    type=click.Choice(["peft"]),
-    help="print PEFT's adapter_config.json instead of a table [default: table]",
+    "--emit", type=click.Choice(["peft"]), help="print PEFT's adapter_config.json instead of a table [default: table]"
 )
-def plan(
-    method: str,
-    seed: int,
-    as_json: bool,
-    emit: str | None,
-    profile_file: Path | None,
-    **options: Any,
-) -> None:
+def plan(method: str, seed: int, as_json: bool, emit: str | None, profile_file: Path | None, **options: Any) -> None:
     """Show which site gets which rank, and what it costs. Needs no weights."""
     own = (*_OWN, *EARLIER_NAMES)
     config = study_from(settings_given({key: options[key] for key in own}))
@@ -67,14 +58,9 @@ def plan(
     given = settings_given({key: value for key, value in options.items() if key not in own})
     spec = MethodSpec.build(name, {**written, **given})
     check_base(config.model, [spec.base])
-    from adaptive_lora.planning import peft_config, plan_method, print_plan
+    from adaptive_lora.study.plan import peft_config, plan_method, print_plan
 
-    report = plan_method(
-        config,
-        spec,
-        profile=_read_profile(profile_file),
-        seed=seed,
-    )
+    report = plan_method(config, spec, profile=_read_profile(profile_file), seed=seed)
     if emit is not None:
         click.echo(peft_config(report))
         for caveat in report.peft_caveats:
@@ -88,7 +74,7 @@ def plan(
 def _read_profile(path: Path | None) -> Any:
     if path is None:
         return None
-    from adaptive_lora.importance import ImportanceProfile
+    from adaptive_lora.methods.importance import ImportanceProfile
 
     try:
         return ImportanceProfile.from_json(read_text(path))
@@ -112,6 +98,6 @@ def profile(file: Path | None, metric: str, as_json: bool, **options: Any) -> No
     """Measure the importance of every site on training examples; feed it to `plan --profile`."""
     config = read_study(file, options)
     require_inputs(config, trained=False)
-    from adaptive_lora.steps import run_profile
+    from adaptive_lora.study.steps import run_profile
 
     run_profile(config, metric, make_console(), as_json=as_json)

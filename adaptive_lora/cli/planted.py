@@ -13,7 +13,7 @@ from adaptive_lora.cli.options import field_options, make_console, settings_give
 from adaptive_lora.config import study_from
 from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.options import read_options
-from adaptive_lora.planted.config import PlantedConfig
+from adaptive_lora.study.planted.config import PlantedConfig
 
 _TRACKING = ("tracking_uri", "experiment")
 
@@ -31,13 +31,11 @@ def planted(as_json: bool, **options: Any) -> None:
     """
     given = settings_given(options)
     tracking = study_from({key: given[key] for key in _TRACKING if key in given}).tracking
-    config = read_options(
-        PlantedConfig, {key: value for key, value in given.items() if key not in _TRACKING}
-    )
+    config = read_options(PlantedConfig, {key: value for key, value in given.items() if key not in _TRACKING})
     require_reachable(tracking)
     from rich.console import Console
 
-    from adaptive_lora.planted.benchmark import print_findings, run_planted
+    from adaptive_lora.study.planted.benchmark import print_findings, run_planted
 
     console = Console(stderr=True) if as_json else make_console()
     found = run_planted(config, tracking, console)

@@ -19,9 +19,7 @@ from adaptive_lora.errors import ConfigError
 class _Finite(click.FloatRange):
     """A number within bounds, which NaN and infinity are not."""
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a number.", param, ctx)
@@ -35,9 +33,7 @@ _SHARE = _Finite(min=0, max=1, min_open=True, max_open=True)
 @main.command()
 @study_options(only=("tracking_uri", "experiment", "baseline", "correction"))
 @click.option("--difference", type=_ABOVE, help="true difference to see [unit: nats per token]")
-@click.option(
-    "--gain-percent", type=_ABOVE, help="the same in per cent of the gain over the frozen base"
-)
+@click.option("--gain-percent", type=_ABOVE, help="the same in per cent of the gain over the frozen base")
 @click.option("--spread", type=_ABOVE, help="deviation of paired differences over seeds")
 @click.option("--example-spread", type=_ABOVE, help="deviation of one example within a seed")
 @click.option("--study-id", help="finished study to take spread and difference from; or 'latest'")
@@ -52,7 +48,7 @@ def power(as_json: bool, **options: Any) -> None:
     Give --difference and --spread, or --study-id to take them from a finished study.
     """
     question = _question(options)
-    from adaptive_lora.study_size import answer, print_answer
+    from adaptive_lora.study.power import answer, print_answer
 
     found = answer(question)
     if as_json:
@@ -75,19 +71,14 @@ def _question(options: dict[str, Any]) -> Any:
         return _from_study(options, config)
     if options["difference"] is None:
         raise ConfigError("power needs --difference with --spread; none was given.")
-    from adaptive_lora.study_size import Question, assumed_noise
+    from adaptive_lora.study.power import Question, assumed_noise
 
     examples, known = options["examples"], options["example_spread"] is not None
     if known and examples is None:
         raise ConfigError("--example-spread needs --examples: those at which --spread holds.")
     return Question(
         difference=options["difference"],
-        components=assumed_noise(
-            spread,
-            seeds=0,
-            examples=examples or 1,
-            example_spread=options["example_spread"],
-        ),
+        components=assumed_noise(spread, seeds=0, examples=examples or 1, example_spread=options["example_spread"]),
         examples_known=known,
         comparisons=options["comparisons"] or 1,
         correction=cast(Any, config.correction),
@@ -98,9 +89,9 @@ def _question(options: dict[str, Any]) -> Any:
 
 
 def _from_study(options: dict[str, Any], config: Any) -> Any:
-    from adaptive_lora.dossier import Selection, read_dossier
-    from adaptive_lora.judgement import compare_dossier
-    from adaptive_lora.study_size import Question, difference_of_interest, observed_noise
+    from adaptive_lora.study.comparison_input import Selection, read_dossier
+    from adaptive_lora.study.power import Question, difference_of_interest, observed_noise
+    from adaptive_lora.study.result import compare_dossier
     from adaptive_lora.tracking import connect
 
     ids = () if options["study_id"] == "latest" else (options["study_id"],)
@@ -111,9 +102,7 @@ def _from_study(options: dict[str, Any], config: Any) -> Any:
         parts = dataclasses.replace(parts, examples=options["examples"])
     others = sum(method.difference is not None for method in comparison.methods)
     return Question(
-        difference=difference_of_interest(
-            comparison, options["difference"], options["gain_percent"]
-        ),
+        difference=difference_of_interest(comparison, options["difference"], options["gain_percent"]),
         components=parts,
         examples_known=True,
         comparisons=options["comparisons"] or others,

@@ -10,13 +10,7 @@ import click
 
 from adaptive_lora.cli.early import require_inputs
 from adaptive_lora.cli.group import main
-from adaptive_lora.cli.options import (
-    make_console,
-    read_study,
-    settings_given,
-    study_file,
-    study_options,
-)
+from adaptive_lora.cli.options import make_console, read_study, settings_given, study_file, study_options
 from adaptive_lora.config import study_from
 from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.redaction import shown
@@ -35,7 +29,7 @@ def study(file: Path | None, **options: Any) -> None:
     """
     config = read_study(file, options)
     require_inputs(config)
-    from adaptive_lora.study import run_study
+    from adaptive_lora.study.run import run_study
 
     console = make_console()
     outcome = run_study(config, console)
@@ -72,13 +66,8 @@ def _print_judgement(console: Console, judgement: Any, store: Any) -> None:
         "correction",
     )
 )
-@click.option(
-    "--study-id", "study_ids", multiple=True, help="ids of studies [default: the latest study]"
-)
-@click.option(
-    "--query",
-    help="trials by MLflow's filter, such as \"tags.data = 'rows.json'\" [default: none]",
-)
+@click.option("--study-id", "study_ids", multiple=True, help="ids of studies [default: the latest study]")
+@click.option("--query", help="trials by MLflow's filter, such as \"tags.data = 'rows.json'\" [default: none]")
 @click.option(
     "--allow-mixed",
     is_flag=False,
@@ -88,9 +77,7 @@ def _print_judgement(console: Console, judgement: Any, store: Any) -> None:
     help="compare across data sets, splits and bases, pairing only within each [default: false]",
 )
 @click.option("--json", "as_json", is_flag=True, help="print the comparison as JSON")
-def compare(
-    study_ids: tuple[str, ...], query: str | None, allow_mixed: bool, as_json: bool, **options: Any
-) -> None:
+def compare(study_ids: tuple[str, ...], query: str | None, allow_mixed: bool, as_json: bool, **options: Any) -> None:
     """Compare finished trials, write the report, register the winner.
 
     Everything is read from the tracking store, also trials that others ran. Only the proof before
@@ -101,14 +88,12 @@ def compare(
     require_reachable(tracking, must_exist=True)
     from rich.console import Console
 
-    from adaptive_lora.dossier import Selection
-    from adaptive_lora.study import compare_study
+    from adaptive_lora.study.comparison_input import Selection
+    from adaptive_lora.study.run import compare_study
 
     console = Console(stderr=True) if as_json else make_console()
     selection = Selection(
-        study_ids=tuple(" ".join(study_ids).replace(",", " ").split()),
-        query=query,
-        allow_mixed=allow_mixed,
+        study_ids=tuple(" ".join(study_ids).replace(",", " ").split()), query=query, allow_mixed=allow_mixed
     )
     judgement, store = compare_study(tracking, selection, given, console)
     if as_json:

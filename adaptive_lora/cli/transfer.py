@@ -21,9 +21,7 @@ from adaptive_lora.config.store_place import require_reachable
 @click.option("--data", multiple=True, help="data of one task; give it once a task [default: none]")
 @click.option("--method", default="empirical", show_default=True, help="NAME[:option=value,...]")
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
-def transfer(
-    file: Path | None, data: tuple[str, ...], method: str, as_json: bool, **options: Any
-) -> None:
+def transfer(file: Path | None, data: tuple[str, ...], method: str, as_json: bool, **options: Any) -> None:
     """Allocate ranks on each task and on all together, train on each, and say what carries over.
 
     Each task is a study of its own with the same settings; repeat the command to continue.
@@ -34,7 +32,7 @@ def transfer(
     require_reachable(config.tracking)
     from rich.console import Console
 
-    from adaptive_lora.transfer import print_table, run_transfer
+    from adaptive_lora.study.transfer import print_table, run_transfer
 
     console = Console(stderr=True) if as_json else make_console()
     table = run_transfer(config, data, method, console)

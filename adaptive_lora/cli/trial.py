@@ -29,7 +29,7 @@ def train(file: Path | None, method: str, seed: str, adapter: Path | None, **opt
     config = read_study(file, {**options, "methods": method, "seeds": seed})
     config.only_trial()
     require_inputs(config)
-    from adaptive_lora.steps import run_train
+    from adaptive_lora.study.steps import run_train
 
     run_train(config, adapter, make_console())
 
@@ -40,15 +40,13 @@ def train(file: Path | None, method: str, seed: str, adapter: Path | None, **opt
 @click.option("--adapter", help="adapter folder, models:/NAME@champion, or models:/NAME/VERSION")
 @click.option("--fold", default=0, show_default=True, help="fold whose test part is scored")
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
-def evaluate(
-    file: Path | None, adapter: str | None, fold: int, as_json: bool, **options: Any
-) -> None:
+def evaluate(file: Path | None, adapter: str | None, fold: int, as_json: bool, **options: Any) -> None:
     """Score a saved adapter on the test part, loaded the way it is served."""
     config = read_study(file, options)
     if not adapter:
         raise ConfigError("evaluate needs --adapter: a folder or a models:/ URI; none was given.")
     require_data(config, config.data)
     require_reachable(config.tracking)
-    from adaptive_lora.steps import run_evaluate
+    from adaptive_lora.study.steps import run_evaluate
 
     run_evaluate(config, adapter, fold, make_console(), as_json=as_json)

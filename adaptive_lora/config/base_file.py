@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from adaptive_lora.adapter_serving.gguf_file import gguf_in, require_gguf
-from adaptive_lora.adapter_serving.quantised import SavedQuantisation, saved_quantisation
-from adaptive_lora.adapter_serving.vetting import UnsafeFiles
 from adaptive_lora.config.sections import ModelConfig
 from adaptive_lora.errors import ConfigError, ModelError
+from adaptive_lora.serving.gguf_file import gguf_in, require_gguf
+from adaptive_lora.serving.quantised import SavedQuantisation, saved_quantisation
+from adaptive_lora.serving.safety import UnsafeFiles
 
 
 def check_base(config: ModelConfig, kinds: Iterable[str]) -> Path | None:
@@ -93,13 +93,9 @@ def base_file(config: ModelConfig) -> Path | None:
         raise ModelError(str(error)) from error
     except PermissionError as error:
         raise ModelError(f"{config.model} cannot be read: {error.strerror}") from error
-    for name, given in {
-        "revision": config.revision is not None,
-        "trust_remote_code": config.trust_remote_code,
-    }.items():
+    for name, given in {"revision": config.revision is not None, "trust_remote_code": config.trust_remote_code}.items():
         if given:
             raise ConfigError(
-                f"{name} does not apply to {file}: a GGUF file has no revisions and holds no code; "
-                f"leave {name} out."
+                f"{name} does not apply to {file}: a GGUF file has no revisions and holds no code; leave {name} out."
             )
     return file.absolute()

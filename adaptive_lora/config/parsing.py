@@ -11,18 +11,16 @@ from typing import Any
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config.renamed import RENAMED_SETTINGS, current_settings
 from adaptive_lora.config.study import StudyConfig, option_fields
+from adaptive_lora.config.text_files import Unreadable, parse_yaml, read_text
 from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import as_choice, out_of_limits, parse_value
-from adaptive_lora.textfiles import Unreadable, parse_yaml, read_text
 
 _PLACES = ("model", "data", "test_data", "template", "output")
 """Settings that may be a path; a shell makes a home folder of `~` only where it sees one."""
 
 
 def study_from(
-    values: Mapping[str, object],
-    where: Mapping[str, str] | None = None,
-    base: StudyConfig | None = None,
+    values: Mapping[str, object], where: Mapping[str, str] | None = None, base: StudyConfig | None = None
 ) -> StudyConfig:
     """Make a study from option values over those of another, reporting all problems at once.
 
@@ -59,10 +57,7 @@ def study_from(
         sections.setdefault(section, {})[name] = parsed
     base = base or StudyConfig()
     top = sections.pop(None, {})
-    changed = {
-        str(name): dataclasses.replace(getattr(base, str(name)), **inner)
-        for name, inner in sections.items()
-    }
+    changed = {str(name): dataclasses.replace(getattr(base, str(name)), **inner) for name, inner in sections.items()}
     study = dataclasses.replace(base, **changed, **top)
     problems += _grid_problems(study)
     if problems:

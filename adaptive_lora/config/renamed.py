@@ -37,10 +37,7 @@ def current_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         found["alpha"] = _alpha_of(scale, str(found.get("scaling")))
         said.append(f"scale is called alpha now: scale {scale} is alpha {found['alpha']}")
         if "scaling" not in found:
-            said.append(
-                "scaling is standard by default now; give scaling constant for what scale alone "
-                "meant before"
-            )
+            said.append("scaling is standard by default now; give scaling constant for what scale alone meant before")
     if "methods" in found:
         found["methods"] = _current_methods(found["methods"], said)
     return found, said

@@ -11,9 +11,7 @@ from adaptive_lora.options import Limits, option
 NAME = r"(?!\.+$)[\w.\-]{1,200}"
 """Names that become part of paths, tags and registry entries."""
 SEED = Limits(low=0, high=2**32 - 1)
-EXPERIMENT = Limits(
-    pattern=r"(?!.*(^|/)\.\.(/|$))[^\x00-\x1f\x7f-\x9f]{1,500}", says="1 to 500 signs without '..'"
-)
+EXPERIMENT = Limits(pattern=r"(?!.*(^|/)\.\.(/|$))[^\x00-\x1f\x7f-\x9f]{1,500}", says="1 to 500 signs without '..'")
 TASKS = (
     "auto", "causal", "classification", "regression", "seq2seq", "image_classification",
     "image_text", "vision_language",
@@ -24,11 +22,7 @@ TASKS = (
 class ModelConfig:
     """The frozen base model. A trial's identity holds its content hash, not these names."""
 
-    model: str = option(
-        "embedded",
-        "base model: 'embedded', a local folder, a GGUF file or a hub id",
-        identity=False,
-    )
+    model: str = option("embedded", "base model: 'embedded', a local folder, a GGUF file or a hub id", identity=False)
     revision: str | None = option(None, "hub revision (branch, tag or commit)", identity=False)
     trust_remote_code: bool = option(
         False,
@@ -45,9 +39,7 @@ class DataConfig:
     """
 
     data: str = option(
-        "embedded",
-        "'embedded', a JSON/JSONL/CSV/TSV/Parquet file, or a hub data set id",
-        identity=False,
+        "embedded", "'embedded', a JSON/JSONL/CSV/TSV/Parquet file, or a hub data set id", identity=False
     )
     task: str = option(
         "auto",
@@ -56,32 +48,22 @@ class DataConfig:
         identity=False,  # the task that was found is part of it
     )
     test_data: str | None = option(
-        None,
-        "file of the test part; data then gives the other parts, without prompts that stand there",
-        identity=False,
+        None, "file of the test part; data then gives the other parts, without prompts that stand there", identity=False
     )
     data_subset: str | None = option(
         None, "subset of a hub data set that has several, such as main of GSM8K", identity=False
     )
     data_revision: str | None = option(None, "hub revision of the data set", identity=False)
-    test_split: str | None = option(
-        None, "split of a hub data set that is the test part, as test_data", identity=False
-    )
+    test_split: str | None = option(None, "split of a hub data set that is the test part, as test_data", identity=False)
     data_split: str = option("train", "split of a hub data set", identity=False)
-    template: str = option(
-        "auto", "prompt template by name, or a YAML file; 'auto' by columns", identity=False
-    )
+    template: str = option("auto", "prompt template by name, or a YAML file; 'auto' by columns", identity=False)
     prompt_column: str | None = option(
-        None,
-        "column of the instruction, text or question; common names are found",
-        identity=False,
+        None, "column of the instruction, text or question; common names are found", identity=False
     )
     input_column: str | None = option(
         None, "column of the optional input or context, or of a pair's second text", identity=False
     )
-    response_column: str | None = option(
-        None, "column of the response, label, target or caption", identity=False
-    )
+    response_column: str | None = option(None, "column of the response, label, target or caption", identity=False)
     image_column: str | None = option(None, "column of the image", identity=False)
     max_examples: int | None = option(
         None, "use this many examples, drawn by split_seed; none: all", limits=Limits(low=1)
@@ -94,25 +76,16 @@ class DataConfig:
         identity=False,  # what was left out is part of it
     )
     max_tokens: int = option(
-        512,
-        "longest prompt plus response; longer responses are cut",
-        unit="tokens",
-        limits=Limits(low=8),
+        512, "longest prompt plus response; longer responses are cut", unit="tokens", limits=Limits(low=8)
     )
-    loss_on: str = option(
-        "response", "tokens that are learned", limits=Limits(choices=("response", "all"))
-    )
-    validation_share: float = option(
-        0.1, "share of prompts kept for validation", limits=Limits(above=0, high=0.5)
-    )
+    loss_on: str = option("response", "tokens that are learned", limits=Limits(choices=("response", "all")))
+    validation_share: float = option(0.1, "share of prompts kept for validation", limits=Limits(above=0, high=0.5))
     test_share: float = option(
         0.15,
         "share of prompts kept for the test; with folds each fold is the test part once",
         limits=Limits(above=0, high=0.5),
     )
-    split_seed: int = option(
-        0, "seed of the division into parts; the same for every trial seed", limits=SEED
-    )
+    split_seed: int = option(0, "seed of the division into parts; the same for every trial seed", limits=SEED)
     folds: int = option(1, "k of k-fold cross-validation; 1: one division", limits=Limits(low=1))
 
 
@@ -121,17 +94,11 @@ class TrainConfig:
     """One trial's optimisation; the same for every method."""
 
     epochs: float = option(3.0, "passes over the training part", limits=Limits(above=0))
-    max_steps: int | None = option(
-        None, "stop after this many optimiser steps", unit="steps", limits=Limits(low=1)
-    )
+    max_steps: int | None = option(None, "stop after this many optimiser steps", unit="steps", limits=Limits(low=1))
     batch_size: int = option(8, "examples per forward pass", limits=Limits(low=1))
     accumulation: int = option(1, "forward passes per optimiser step", limits=Limits(low=1))
-    schedule: str = option(
-        "cosine", "learning rate after warm-up", limits=Limits(choices=("cosine", "linear"))
-    )
-    warmup_share: float = option(
-        0.1, "share of the steps in which the rate rises", limits=Limits(low=0, high=1)
-    )
+    schedule: str = option("cosine", "learning rate after warm-up", limits=Limits(choices=("cosine", "linear")))
+    warmup_share: float = option(0.1, "share of the steps in which the rate rises", limits=Limits(low=0, high=1))
     weight_decay: float = option(0.0, "AdamW weight decay", limits=Limits(low=0))
     clip_norm: float = option(1.0, "gradient norm limit; 0: none", limits=Limits(low=0))
     dropout: float = option(0.0, "dropout before each adapter's A", limits=Limits(low=0, high=0.9))
@@ -142,8 +109,7 @@ class TrainConfig:
     )
     alpha: float = option(
         DEFAULT_ALPHA,
-        "LoRA's alpha, PEFT's lora_alpha, the same at all sites; under scaling constant that of a "
-        "site of rank 16",
+        "LoRA's alpha, PEFT's lora_alpha, the same at all sites; under scaling constant that of a site of rank 16",
         limits=Limits(above=0),
     )
     scaling: str = option(
@@ -163,9 +129,7 @@ class TrainConfig:
         "1e-6); padded: the model's and PEFT's own steps; auto: packed where the base can",
         limits=Limits(choices=("auto", "packed", "padded")),
     )
-    gradient_checkpointing: bool = option(
-        False, "recompute activations in the backward pass: less memory, more time"
-    )
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
     max_memory: MemorySize | None = option(  # noqa: RUF009
         None,
         "limit such as 6GiB: sets examples per forward pass and gradient_checkpointing so that the "
@@ -173,9 +137,7 @@ class TrainConfig:
         identity=False,
     )
     validations: int = option(5, "validation passes spread over the training", limits=Limits(low=1))
-    patience: int = option(
-        0, "stop after this many validations without improvement; 0: never", limits=Limits(low=0)
-    )
+    patience: int = option(0, "stop after this many validations without improvement; 0: never", limits=Limits(low=0))
     max_skipped_steps: int = option(
         5, "non-finite steps after which the trial fails", unit="steps", limits=Limits(low=0)
     )
@@ -195,8 +157,7 @@ class EvaluationConfig:
     )
     eval_batch_size: int = option(
         32,
-        "examples per forward pass without gradients; of packed ones as many as have 128 tokens "
-        "each on average",
+        "examples per forward pass without gradients; of packed ones as many as have 128 tokens each on average",
         limits=Limits(low=1),
         identity=False,
     )
@@ -208,12 +169,8 @@ class ProfileConfig:
 
     profile_batches: int = option(4, "calibration batches", limits=Limits(low=1))
     profile_batch_size: int = option(8, "examples per calibration batch", limits=Limits(low=1))
-    probe_rank: int = option(
-        8, "rank of the adapters that ablation and output_energy train", limits=Limits(low=1)
-    )
-    probe_epochs: float = option(
-        1.0, "passes over the training part of that training", limits=Limits(above=0)
-    )
+    probe_rank: int = option(8, "rank of the adapters that ablation and output_energy train", limits=Limits(low=1))
+    probe_epochs: float = option(1.0, "passes over the training part of that training", limits=Limits(above=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +179,7 @@ class TrackingConfig:
 
     output: str = option("adaptive-lora-out", "folder for reports and adapters", identity=False)
     tracking_uri: str | None = option(
-        None,
-        "MLflow tracking store; none: MLFLOW_TRACKING_URI or sqlite:///mlflow.db",
-        identity=False,
+        None, "MLflow tracking store; none: MLFLOW_TRACKING_URI or sqlite:///mlflow.db", identity=False
     )
     experiment: str | None = option(
         None,
@@ -239,11 +194,7 @@ class TrackingConfig:
         None, "folder for checkpoints of unfinished trials; none: in the output", identity=False
     )
     checkpoint_minutes: float = option(
-        5.0,
-        "time between two checkpoints of a training",
-        unit="minutes",
-        limits=Limits(above=0),
-        identity=False,
+        5.0, "time between two checkpoints of a training", unit="minutes", limits=Limits(above=0), identity=False
     )
     checkpoint_steps: int | None = option(
         None,

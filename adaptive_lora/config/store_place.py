@@ -80,9 +80,7 @@ def _sqlite_parts(uri: str) -> tuple[Path, str] | None:
         text, query = rest, ""
     literal, decoded = Path(text), Path(unquote(text))
     chosen = decoded
-    if not _exists(decoded) and (
-        _exists(literal) or (_exists(literal.parent) and not _exists(decoded.parent))
-    ):
+    if not _exists(decoded) and (_exists(literal) or (_exists(literal.parent) and not _exists(decoded.parent))):
         chosen = literal
     return Path.cwd() / chosen, query
 
@@ -136,8 +134,7 @@ def unusable(uri: str, reason: str, code: str = "") -> TrackingError:
         code: MLflow's error code, where it gave one.
     """
     return TrackingError(
-        f"tracking store {hide_credentials(uri)} cannot be used: {reason[:300]}. "
-        f"{_remedy(code, reason)}"
+        f"tracking store {hide_credentials(uri)} cannot be used: {reason[:300]}. {_remedy(code, reason)}"
     )
 
 
@@ -150,10 +147,7 @@ def _remedy(code: str, reason: str) -> str:
         )
     if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
         return "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-    return (
-        "Start the server, set --tracking-uri or MLFLOW_TRACKING_URI, or leave both out for "
-        f"{DEFAULT_STORE}."
-    )
+    return f"Start the server, set --tracking-uri or MLFLOW_TRACKING_URI, or leave both out for {DEFAULT_STORE}."
 
 
 def require_reachable(config: TrackingConfig, *, must_exist: bool = False) -> None:
@@ -200,8 +194,7 @@ def require_database(uri: str, file: Path, *, must_exist: bool = False) -> None:
     """
     if must_exist and not _exists(file):
         raise TrackingError(
-            f"there is no tracking store {file}; run `adaptive-lora study` first, or set "
-            "--tracking-uri."
+            f"there is no tracking store {file}; run `adaptive-lora study` first, or set --tracking-uri."
         )
     above = next((place for place in file.parents if _exists(place)), file.parent)
     if not above.is_dir():

@@ -48,20 +48,10 @@ class StudyConfig:
     profile: ProfileConfig = ProfileConfig()
     tracking: TrackingConfig = TrackingConfig()
 
-    study: str = option(
-        "study",
-        "name of the study, first part of its id",
-        limits=Limits(pattern=NAME),
-        identity=False,
-    )
-    methods: tuple[str, ...] = option(
-        REFERENCE_METHODS, "NAME[:option=value,...] per method", identity=False
-    )
+    study: str = option("study", "name of the study, first part of its id", limits=Limits(pattern=NAME), identity=False)
+    methods: tuple[str, ...] = option(REFERENCE_METHODS, "NAME[:option=value,...] per method", identity=False)
     seeds: tuple[int, ...] = option(
-        (0, 1, 2, 3, 4, 5),
-        "seeds of initialisation, order and dropout",
-        limits=SEED,
-        identity=False,
+        (0, 1, 2, 3, 4, 5), "seeds of initialisation, order and dropout", limits=SEED, identity=False
     )
     lr: tuple[float, ...] = option(
         (3e-4,),
@@ -142,9 +132,7 @@ class StudyConfig:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that all trials share and that make them comparable."""
-        return {
-            key: value for key, value, field in _flat_values(self) if field.metadata["identity"]
-        }
+        return {key: value for key, value, field in _flat_values(self) if field.metadata["identity"]}
 
     def flat(self) -> dict[str, Any]:
         """Return every setting under its option's name; `study_from` reads it back."""

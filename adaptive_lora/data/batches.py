@@ -39,9 +39,7 @@ class Batch:
     """Whether examples are scored against each other, so that a part has another loss."""
 
     @classmethod
-    def of_text(
-        cls, *, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
-    ) -> Batch:
+    def of_text(cls, *, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> Batch:
         """Return a batch of (B, T) token ids, mask (0 for padding) and labels."""
         return cls(inputs={"input_ids": input_ids, "attention_mask": attention_mask}, labels=labels)
 
@@ -120,8 +118,7 @@ def stacked(batches: Sequence[Batch]) -> Batch:
     return replace(
         first,
         inputs={
-            name: _joint([batch.inputs[name] for batch in batches], first.padding.get(name, 0))
-            for name in first.inputs
+            name: _joint([batch.inputs[name] for batch in batches], first.padding.get(name, 0)) for name in first.inputs
         },
         labels=_joint([batch.labels for batch in batches], IGNORED),
     )
@@ -153,11 +150,7 @@ def collate(examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
         labels[row, example.first_label : len(ids)] = ids[example.first_label :]
         for start, end in example.gaps:
             labels[row, start:end] = IGNORED
-    return Batch(
-        inputs={"input_ids": input_ids, "attention_mask": mask},
-        labels=labels,
-        padding={"input_ids": pad_id},
-    )
+    return Batch(inputs={"input_ids": input_ids, "attention_mask": mask}, labels=labels, padding={"input_ids": pad_id})
 
 
 def training_batches(

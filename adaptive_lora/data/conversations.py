@@ -72,9 +72,7 @@ class Conversations:
                 "before the first question)"
             )
         if self._unused:
-            said.append(
-                f"{self._unused:,} messages after the last answer that is learned are not used"
-            )
+            said.append(f"{self._unused:,} messages after the last answer that is learned are not used")
         if self._roles:
             roles = ", ".join(f"{role} ({count:,})" for role, count in sorted(self._roles.items()))
             said.append(f"other roles, read as the chat template writes them: {roles:.200}")
@@ -94,9 +92,7 @@ class Conversations:
         system = text_of(row, "system", where)
         if system.strip():
             if read[0][0]["role"] == "system":
-                raise BadRow(
-                    where, "has a column 'system' and a message of that role; required one"
-                )
+                raise BadRow(where, "has a column 'system' and a message of that role; required one")
             read.insert(0, ({"role": "system", "content": system}, None))
         messages, unlearned = _up_to_last_answer(read, where)
         pairs = tuple((str(m["role"]), str(m.get("content") or "")) for m in messages)
@@ -147,9 +143,7 @@ def _message(item: Any, where: str) -> tuple[dict[str, Any], bool | None]:
     Raises:
         BadRow: it is none, or a key of it is not read.
     """
-    if not isinstance(item, dict) or (
-        {"from", "value"} & set(item) and {"role", "content"} & set(item)
-    ):
+    if not isinstance(item, dict) or ({"from", "value"} & set(item) and {"role", "content"} & set(item)):
         raise _no_conversation(where, item)
     if "from" in item and "value" in item:
         role = _SPEAKERS.get(str(item["from"]))
@@ -206,9 +200,7 @@ def _up_to_last_answer(
     system: no prompt of serving ends there.
     """
     answers = [i for i, (message, _) in enumerate(read) if message["role"] == ASSISTANT]
-    opening = next(
-        (i for i, (m, _) in enumerate(read) if m["role"] not in (ASSISTANT, "system")), len(read)
-    )
+    opening = next((i for i, (m, _) in enumerate(read) if m["role"] not in (ASSISTANT, "system")), len(read))
     unlearned = [i for i in answers if read[i][1] is False or i < opening]
     learned = [i for i in answers if i not in unlearned]
     if not learned and answers and answers[-1] > 0 and read[answers[-1]][1] is not False:
@@ -335,11 +327,7 @@ def _without_blanks(text: str) -> str:
 
 
 def _rendered(
-    example: Example,
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[tuple[str, str]],
-    *,
-    prompt: bool,
+    example: Example, tokenizer: PreTrainedTokenizerBase, messages: Sequence[tuple[str, str]], *, prompt: bool
 ) -> str:
     if tokenizer.chat_template is None:
         raise DataError(
@@ -349,10 +337,7 @@ def _rendered(
         )
     try:
         text = tokenizer.apply_chat_template(
-            example.chat(len(messages)),
-            tools=example.tool_list,
-            tokenize=False,
-            add_generation_prompt=prompt,
+            example.chat(len(messages)), tools=example.tool_list, tokenize=False, add_generation_prompt=prompt
         )
     except Exception as error:  # transformers runs it in a sandbox; it can still fail in any way
         raise BadRow(

@@ -123,9 +123,7 @@ class ExampleSet:
         parts = [self.examples] if self.test is None else [self.examples, self.test]
         kept = [tuple(e for e in part if id(e) not in examples) for part in parts]
         if not all(kept):
-            raise DataError(
-                f"{self.source}: every row is left out: {', '.join(sorted(set(examples.values())))}"
-            )
+            raise DataError(f"{self.source}: every row is left out: {', '.join(sorted(set(examples.values())))}")
         readings = tuple(
             dataclasses.replace(reading, left_out=(*reading.left_out, *_lost(part, examples)))
             for reading, part in zip(self.readings, parts, strict=True)

@@ -66,13 +66,9 @@ def read_hub(config: DataConfig) -> tuple[FileRows, Classes]:
         _require_plain_name(folder)
     try:
         name = str(folder or config.data)
-        builder = datasets.load_dataset_builder(
-            name, config.data_subset, revision=config.data_revision
-        )
+        builder = datasets.load_dataset_builder(name, config.data_subset, revision=config.data_revision)
         found = _untyped(builder, config) or _typed(
-            datasets.load_dataset(
-                name, config.data_subset, split=config.data_split, revision=config.data_revision
-            )
+            datasets.load_dataset(name, config.data_subset, split=config.data_split, revision=config.data_revision)
         )
     except DataError:
         raise
@@ -133,9 +129,7 @@ def _untyped(builder: Any, config: DataConfig) -> tuple[FileRows, Classes] | Non
     from datasets import ClassLabel
     from datasets.features.features import require_decoding
     from datasets.packaged_modules.csv.csv import CsvConfig
-    from datasets.packaged_modules.folder_based_builder.folder_based_builder import (
-        FolderBasedBuilderConfig,
-    )
+    from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilderConfig
     from datasets.packaged_modules.json.json import JsonConfig
 
     form, features = builder.config, builder.info.features or {}
@@ -257,9 +251,7 @@ def _typed(dataset: Any) -> tuple[FileRows, Classes]:
     return FileRows(rows=rows, places=[f"row {index}" for index in range(len(rows))]), classes
 
 
-def _as_written(
-    row: dict[str, Any], short: Iterable[tuple[str, str]], nested: Iterable[str]
-) -> dict[str, Any]:
+def _as_written(row: dict[str, Any], short: Iterable[tuple[str, str]], nested: Iterable[str]) -> dict[str, Any]:
     """Return a row with short floats as their type writes them, and objects as they were given.
 
     Python's float of a 32-bit 1.1 is 1.100000023841858; Arrow gives every object of a column the

@@ -120,9 +120,7 @@ def class_names(table: Table, column: str) -> tuple[str, ...]:
             )
         names = tuple(sorted(texts, key=int) if whole else sorted(texts))
     if len(names) < 2:
-        raise DataError(
-            f"{table.name}: column '{column}' has {len(names)} class; required at least two."
-        )
+        raise DataError(f"{table.name}: column '{column}' has {len(names)} class; required at least two.")
     return names
 
 
@@ -161,9 +159,7 @@ def _number(row: Mapping[str, Any], column: str, where: str) -> float:
     return number
 
 
-def _reader(
-    config: DataConfig, table: Table, texts: tuple[str, ...], label: str, classes: tuple[str, ...]
-) -> Reader:
+def _reader(config: DataConfig, table: Table, texts: tuple[str, ...], label: str, classes: tuple[str, ...]) -> Reader:
     for name in (*texts, label):
         require_column(table, name)
     seen: dict[str, int] = {}

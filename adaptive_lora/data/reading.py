@@ -84,10 +84,7 @@ def read_table(config: DataConfig) -> Table:
     if version in _ahead:
         return _ahead.pop(version)
     if config.data == "embedded":
-        raise DataError(
-            "the embedded data are prompts and responses; this task needs data of its own: give "
-            "--data."
-        )
+        raise DataError("the embedded data are prompts and responses; this task needs data of its own: give --data.")
     path = Path(config.data).expanduser()
     if (path.suffix.lower() in _FORMATS or _is_file(path)) and not is_folder(path):
         (found, classes), name, home = _read_file(path), path.name, path.parent
@@ -135,9 +132,7 @@ def _read_file(path: Path) -> tuple[FileRows, Classes]:
     if not _is_file(path):
         raise DataError(f"data file {path} does not exist; check the path.")
     if kind not in _FORMATS or not path.is_file():
-        raise DataError(
-            f"data file {path}: required one of {', '.join(_FORMATS)}; got '{path.suffix}'."
-        )
+        raise DataError(f"data file {path}: required one of {', '.join(_FORMATS)}; got '{path.suffix}'.")
     if path.stat().st_size == 0:
         raise DataError(f"data file {path} is empty; required at least a few examples.")
     if kind == ".parquet":

@@ -160,9 +160,7 @@ def _of_list(text: str) -> Iterator[tuple[int, Any]]:
         if text[place : place + 1] == ",":
             place = _past_blank(text, place + 1)
             if text[place : place + 1] == "]":
-                raise json.JSONDecodeError(
-                    "Illegal trailing comma before end of array", text, place
-                )
+                raise json.JSONDecodeError("Illegal trailing comma before end of array", text, place)
         elif text[place : place + 1] != "]":
             raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
     if _past_blank(text, place + 1) < len(text):
@@ -240,10 +238,7 @@ def _different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(
-    parse_constant=_no_number,
-    parse_float=_finite,
-    parse_int=_whole,
-    object_pairs_hook=_different_keys,
+    parse_constant=_no_number, parse_float=_finite, parse_int=_whole, object_pairs_hook=_different_keys
 )
 
 
@@ -379,6 +374,4 @@ def _text_of(path: Path) -> str:
     except OSError as error:
         raise DataError(f"data file {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"data file {path}: required UTF-8 text; byte {error.start} is not."
-        ) from error
+        raise DataError(f"data file {path}: required UTF-8 text; byte {error.start} is not.") from error

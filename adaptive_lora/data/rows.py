@@ -197,8 +197,7 @@ def refuse_weights(row: Mapping[str, Any], used: Iterable[str], where: str) -> N
 def _unread(column: str, where: str, way: str) -> BadRow:
     return BadRow(
         where,
-        f"column '{column}' changes what is learned and is not read here; {way}, or drop or rename "
-        "the column",
+        f"column '{column}' changes what is learned and is not read here; {way}, or drop or rename the column",
         reason=f"column '{column}' is not read here",
     )
 

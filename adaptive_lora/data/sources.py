@@ -5,29 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from adaptive_lora.adapter_serving import render
 from adaptive_lora.config import DataConfig
-from adaptive_lora.data.conversations import (
-    CHAT,
-    CONVERSATIONS,
-    PLAIN,
-    TEXT,
-    Conversations,
-    plain_text,
-)
+from adaptive_lora.data.conversations import CHAT, CONVERSATIONS, PLAIN, TEXT, Conversations, plain_text
 from adaptive_lora.data.examples import Example, ExampleSet, content_id
 from adaptive_lora.data.reading import Table, read_table, separate_test
-from adaptive_lora.data.rows import (
-    BadRow,
-    Reading,
-    left_out,
-    refuse_unread,
-    required_text,
-    text_of,
-    unused_columns,
-)
+from adaptive_lora.data.rows import BadRow, Reading, left_out, refuse_unread, required_text, text_of, unused_columns
 from adaptive_lora.data.templates import load_template
 from adaptive_lora.errors import ConfigError, DataError
+from adaptive_lora.serving import render
 
 Columns = tuple[tuple[str, str | None, str], ...]
 """Instruction or input, optional context, response."""
@@ -73,20 +58,12 @@ def load_examples(config: DataConfig, *, known: Columns = ()) -> ExampleSet:
     table = _embedded(config) if config.data == "embedded" else read_table(config)
     test = separate_test(config)
     return example_set(
-        config,
-        table,
-        reader_of(config, table, known),
-        test=None if test is None else load_examples(test, known=known),
+        config, table, reader_of(config, table, known), test=None if test is None else load_examples(test, known=known)
     )
 
 
 def example_set(
-    config: DataConfig,
-    table: Table,
-    reader: Reader,
-    *,
-    labels: tuple[str, ...] = (),
-    test: ExampleSet | None = None,
+    config: DataConfig, table: Table, reader: Reader, *, labels: tuple[str, ...] = (), test: ExampleSet | None = None
 ) -> ExampleSet:
     """Read the rows of a table that are chosen; bad ones are refused or left out.
 
@@ -201,9 +178,7 @@ def _prompts(config: DataConfig, table: Table, known: Columns) -> Reader:
         asked = required_text(row, prompt, where)
         shown = render(template, asked, text_of(row, context, where))
         answer = required_text(row, response, where)
-        return Example(
-            id=content_id(shown, answer, seen), prompt=shown, response=answer, where=where
-        )
+        return Example(id=content_id(shown, answer, seen), prompt=shown, response=answer, where=where)
 
     return Reader(
         example=example,
@@ -257,18 +232,12 @@ def require_columns(config: DataConfig, table: Table, *, prompts: bool) -> None:
         DataError: with the columns that there are.
         ConfigError: as `reader_of`.
     """
-    named = (
-        config.prompt_column,
-        config.input_column,
-        config.response_column,
-        config.image_column,
-    )
+    named = (config.prompt_column, config.input_column, config.response_column, config.image_column)
     columns = set(table.columns)
     missing = [name for name in named if name is not None and name not in columns]
     if missing:
         raise DataError(
-            f"{table.name}: missing {', '.join(missing)}; found {_listed(columns)}. Name columns "
-            "that are there."
+            f"{table.name}: missing {', '.join(missing)}; found {_listed(columns)}. Name columns that are there."
         )
     if prompts:
         reader_of(config, table)

@@ -171,8 +171,6 @@ def _record(reading: Reading) -> dict[str, Any]:
         "columns": dict(reading.columns),
         "columns_unused": list(reading.unused),
         "left_out": dict(reading.reasons),
-        "left_out_rows": [
-            {"where": row.where, "reason": row.reason} for row in reading.left_out[:_MOST_ROWS]
-        ],
+        "left_out_rows": [{"where": row.where, "reason": row.reason} for row in reading.left_out[:_MOST_ROWS]],
         "notes": list(reading.notes),
     }

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from adaptive_lora.config.text_files import Unreadable, parse_yaml, read_text
 from adaptive_lora.errors import DataError, unknown_name
-from adaptive_lora.textfiles import Unreadable, parse_yaml, read_text
 
 _FIELD = re.compile(r"\{[A-Za-z_][\w.\[\]!:]*\}")
 """What looks like a field; other braces are text."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Self
 
-from adaptive_lora.adapter_serving.tokens import EncodedText, encode, prompt_ids
 from adaptive_lora.data.conversations import turns
 from adaptive_lora.data.examples import Example
 from adaptive_lora.data.rows import BadRow
+from adaptive_lora.serving.tokens import EncodedText, encode, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,11 +70,7 @@ class TokenizedExample:
 
 
 def tokenize(
-    examples: Iterable[Example],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_tokens: int,
-    loss_on: str,
+    examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, loss_on: str
 ) -> tuple[TokenizedExample, ...]:
     """Tokenise prompts with their responses as the tokenizer does the whole text.
 
@@ -87,8 +83,7 @@ def tokenize(
     items = tuple(examples)
     talks = any(item.messages for item in items)
     pieces = [
-        tuple(turns(item, tokenizer)) if talks else ((item.prompt, False), (item.response, True))
-        for item in items
+        tuple(turns(item, tokenizer)) if talks else ((item.prompt, False), (item.response, True)) for item in items
     ]
     texts = ["".join(text for text, _ in each) for each in pieces]
     make, made, others = _conversation if talks else _example, [], 0
@@ -132,11 +127,7 @@ def _asked_otherwise(
 
 
 def _conversation(
-    item: Example,
-    encoded: EncodedText,
-    spans: Sequence[tuple[int, int]],
-    max_tokens: int,
-    loss_on: str,
+    item: Example, encoded: EncodedText, spans: Sequence[tuple[int, int]], max_tokens: int, loss_on: str
 ) -> TokenizedExample:
     ids = encoded.ids[:max_tokens]
     learned = [(start, min(end, len(ids))) for start, end in spans if start < len(ids)]
@@ -163,11 +154,7 @@ def _conversation(
 
 
 def _example(
-    item: Example,
-    encoded: EncodedText,
-    spans: Sequence[tuple[int, int]],
-    max_tokens: int,
-    loss_on: str,
+    item: Example, encoded: EncodedText, spans: Sequence[tuple[int, int]], max_tokens: int, loss_on: str
 ) -> TokenizedExample:
     prompt, whole = spans[0][0], _ended(encoded)
     ids = whole[:max_tokens]

@@ -33,11 +33,7 @@ RECORD = "pretraining.json"
 
 
 def build_base(
-    folder: Path,
-    *,
-    seed: int = 0,
-    steps: int = STEPS,
-    on_step: Callable[[int, float], None] | None = None,
+    folder: Path, *, seed: int = 0, steps: int = STEPS, on_step: Callable[[int, float], None] | None = None
 ) -> dict[str, Any]:
     """Train tokenizer and model on the generated corpus and write the whole base folder.
 
@@ -111,9 +107,7 @@ def _new_model(tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-def packed_rows(
-    seed: int | str, tokenizer: PreTrainedTokenizerBase, rows: int
-) -> Iterator[torch.Tensor]:
+def packed_rows(seed: int | str, tokenizer: PreTrainedTokenizerBase, rows: int) -> Iterator[torch.Tensor]:
     """Yield (rows, 128) token ids without end.
 
     A row starts with a document, as prompts do in use, and the last one is cut.
@@ -135,9 +129,7 @@ def packed_rows(
         yield torch.tensor(batch[:rows])
 
 
-def held_out_loss(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, sample: int | str
-) -> float:
+def held_out_loss(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, sample: int | str) -> float:
     """Return the mean loss on 64 rows of documents that training never saw, in nats per token."""
     import torch
 
@@ -165,19 +157,12 @@ def _pretrain(
     """Train in place; return points of {step, tokens, train_loss, held_out_loss}."""
     import torch
 
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.01
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: _lr_share(at, steps))
     interval = max(10, math.ceil(steps / CURVE_POINTS))
     start = held_out_loss(model, tokenizer, seed)
     curve = [
-        {
-            "step": 0.0,
-            "tokens": 0.0,
-            "train_loss": math.log(model.config.vocab_size),
-            "held_out_loss": round(start, 4),
-        }
+        {"step": 0.0, "tokens": 0.0, "train_loss": math.log(model.config.vocab_size), "held_out_loss": round(start, 4)}
     ]
     losses: list[float] = []
     batches = packed_rows(f"train {seed}", tokenizer, BATCH_ROWS)

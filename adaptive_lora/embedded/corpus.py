@@ -17,8 +17,7 @@ from adaptive_lora.embedded.word_tasks import WORD_FAMILIES
 FAMILIES = WORD_FAMILIES + TEXT_FAMILIES + LANGUAGE_FAMILIES
 """All instruction families of pretraining."""
 _WEIGHTS = tuple(
-    3 if family in LANGUAGE_FAMILIES or family.name in ("kind", "spanish_word") else 1
-    for family in FAMILIES
+    3 if family in LANGUAGE_FAMILIES or family.name in ("kind", "spanish_word") else 1 for family in FAMILIES
 )
 """How often each family comes; what must be known by heart comes more often."""
 INSTRUCTION_SHARE = 0.8
@@ -43,9 +42,7 @@ def documents(seed: int | str) -> Iterator[str]:
     """Yield pretraining documents without end; the same seed yields the same ones."""
     rng = Random(f"corpus {seed}")
     while True:
-        yield (
-            instruction_document(rng) if rng.random() < INSTRUCTION_SHARE else text_document(rng)
-        )
+        yield (instruction_document(rng) if rng.random() < INSTRUCTION_SHARE else text_document(rng))
 
 
 def recipe_summary() -> dict[str, object]:

@@ -7,14 +7,7 @@ from dataclasses import replace
 from random import Random
 
 from adaptive_lora.embedded import vocabulary as words
-from adaptive_lora.embedded.grammar import (
-    ANIMAL_NAMES,
-    THING_NAMES,
-    NounPhrase,
-    clause,
-    place,
-    sentence,
-)
+from adaptive_lora.embedded.grammar import ANIMAL_NAMES, THING_NAMES, NounPhrase, clause, place, sentence
 from adaptive_lora.embedded.inflection import past, plural, third_person, with_article
 from adaptive_lora.embedded.nonsense import pretraining_word
 
@@ -94,23 +87,14 @@ def animal_description(rng: Random) -> str:
             )
         ),
         rng.choice(
-            (
-                f"it lives in the {home}.",
-                f"you find {many} in the {home}.",
-                f"the home of the {name} is the {home}.",
-            )
+            (f"it lives in the {home}.", f"you find {many} in the {home}.", f"the home of the {name} is the {home}.")
         ),
     ]
     if sound != "-":
         lines.append(rng.choice((f"a {name} {sound}.", f"the {name} {sound} when it calls.")))
     if young != "-":
         lines.append(
-            rng.choice(
-                (
-                    f"a young {name} is called {with_article(young)}.",
-                    f"the {young} is the young of the {name}.",
-                )
-            )
+            rng.choice((f"a young {name} is called {with_article(young)}.", f"the {young} is the young of the {name}."))
         )
     return _shuffled(rng, lines)
 

@@ -10,14 +10,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from adaptive_lora.embedded import vocabulary as words
-from adaptive_lora.embedded.inflection import (
-    gerund,
-    participle,
-    past,
-    plural,
-    third_person,
-    with_article,
-)
+from adaptive_lora.embedded.inflection import gerund, participle, past, plural, third_person, with_article
 
 ANIMAL_NAMES = tuple(row[0] for row in words.ANIMALS)
 FOOD_NAMES = tuple(row[0] for row in words.FOODS)

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from adaptive_lora.embedded.vocabulary import (
-    EATING,
-    HANDLING,
-    INTRANSITIVE,
-    OTHER_VERBS,
-    TRANSITIVE,
-    split_words,
-)
+from adaptive_lora.embedded.vocabulary import EATING, HANDLING, INTRANSITIVE, OTHER_VERBS, TRANSITIVE, split_words
 
 _IRREGULAR_PLURALS = {
     "mouse": "mice",
@@ -40,13 +33,7 @@ _IRREGULAR_PLURALS = {
 _DOUBLED = frozenset(split_words("run sit swim win cut plan stop beg drop"))
 VERB_FORMS = {
     base: (past, participle)
-    for base, past, participle in (
-        *TRANSITIVE,
-        *HANDLING,
-        *EATING,
-        *INTRANSITIVE,
-        *OTHER_VERBS,
-    )
+    for base, past, participle in (*TRANSITIVE, *HANDLING, *EATING, *INTRANSITIVE, *OTHER_VERBS)
 }
 """Base form to (past, participle)."""
 

@@ -17,11 +17,7 @@ from adaptive_lora.embedded.nonsense import pretraining_words
 from adaptive_lora.embedded.vocabulary import COLOURS, INTRANSITIVE, LOOKS, TRANSITIVE
 
 NAMES = ("Dovish", "Hulman", "Peskan", "Arrol", "Munt")
-_ORDERS = (
-    ("adjective", "noun", "verb"),
-    ("verb", "noun", "adjective"),
-    ("noun", "adjective", "verb"),
-)
+_ORDERS = (("adjective", "noun", "verb"), ("verb", "noun", "adjective"), ("noun", "adjective", "verb"))
 _ENDINGS = ("ik", "en", "o", "ul", "as", "em")
 
 

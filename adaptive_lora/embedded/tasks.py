@@ -80,10 +80,7 @@ def _lexicons() -> dict[str, dict[str, str]]:
     invented = list(reserved_words())
     Random("study languages").shuffle(invented)
     supply = iter(invented)
-    return {
-        language.name: {word: next(supply) for word in language.english_words}
-        for language in LANGUAGES
-    }
+    return {language.name: {word: next(supply) for word in language.english_words} for language in LANGUAGES}
 
 
 LEXICONS: Mapping[str, Mapping[str, str]] = _lexicons()

@@ -7,14 +7,7 @@ from random import Random
 
 from adaptive_lora.embedded import vocabulary as words
 from adaptive_lora.embedded.families import Family
-from adaptive_lora.embedded.grammar import (
-    ANIMAL_NAMES,
-    PROFESSION_NAMES,
-    THING_NAMES,
-    Clause,
-    clause,
-    sentence,
-)
+from adaptive_lora.embedded.grammar import ANIMAL_NAMES, PROFESSION_NAMES, THING_NAMES, Clause, clause, sentence
 from adaptive_lora.embedded.inflection import past, plural
 from adaptive_lora.embedded.nonsense import pretraining_word, pretraining_words
 
@@ -171,12 +164,7 @@ TEXT_FAMILIES = (
     ),
     Family(
         "question",
-        (
-            "Turn it into a question.",
-            "Ask whether it is so: {x}",
-            "Question: {x}",
-            "Make a yes-no question.",
-        ),
+        ("Turn it into a question.", "Ask whether it is so: {x}", "Question: {x}", "Make a yes-no question."),
         _rewrite(Clause.question),
     ),
     Family(
@@ -184,24 +172,14 @@ TEXT_FAMILIES = (
         ("Use the passive.", "Write in the passive voice: {x}", "Passive: {x}"),
         _rewrite(Clause.passive, with_object=True),
     ),
-    Family(
-        "to_past",
-        ("Put it in the past tense.", "Tell it in the past: {x}", "Say yesterday."),
-        _tense("past"),
-    ),
-    Family(
-        "to_present",
-        ("Put it in the present tense.", "Tell it in the present: {x}"),
-        _tense("present"),
-    ),
+    Family("to_past", ("Put it in the past tense.", "Tell it in the past: {x}", "Say yesterday."), _tense("past")),
+    Family("to_present", ("Put it in the present tense.", "Tell it in the present: {x}"), _tense("present")),
     Family(
         "to_future",
         ("Put it in the future tense.", "Tell it in the future: {x}", "Say it with will."),
         _tense("future"),
     ),
-    Family(
-        "subject", ("Who or what does it?", "Name the subject: {x}", "Find the subject."), _subject
-    ),
+    Family("subject", ("Who or what does it?", "Name the subject: {x}", "Find the subject."), _subject),
     Family(
         "copy",
         ("Repeat.", "Copy this: {x}", "Write the same words.", "Say again: {x}"),
@@ -215,11 +193,7 @@ TEXT_FAMILIES = (
     Family("first", ("Give the first word.", "First word of: {x}"), _on_list(lambda i: i[:1])),
     Family("last", ("Give the last word.", "Last word of: {x}"), _on_list(lambda i: i[-1:])),
     Family("second", ("Give the second word.", "Second word of: {x}"), _on_list(lambda i: i[1:2])),
-    Family(
-        "without_first",
-        ("Leave out the first word.", "Drop the first: {x}"),
-        _on_list(lambda items: items[1:]),
-    ),
+    Family("without_first", ("Leave out the first word.", "Drop the first: {x}"), _on_list(lambda items: items[1:])),
     Family(
         "swap",
         ("Move the first word to the end.", "First word last: {x}"),
@@ -249,17 +223,11 @@ TEXT_FAMILIES = (
     Family("find_animal", ("Find the animal.", "Which is an animal? {x}"), _find(ANIMAL_NAMES)),
     Family("find_colour", ("Find the colour.", "Which is a colour? {x}"), _find(words.COLOURS)),
     Family("find_person", ("Find the person.", "Which is a person? {x}"), _find(PROFESSION_NAMES)),
-    Family(
-        "adjective_last", ("Put the adjective last.", "Adjective after noun: {x}"), _adjective_last
-    ),
+    Family("adjective_last", ("Put the adjective last.", "Adjective after noun: {x}"), _adjective_last),
     Family("verb_last", ("Put the verb last.", "Verb at the end: {x}"), _verb_last),
     Family("no_articles", ("Leave out the articles.", "Drop the and a: {x}"), _bare),
-    Family(
-        "glossary", ("Use the glossary.", "Translate with the list: {x}", "Look up: {x}"), _glossary
-    ),
-    Family(
-        "reverse_glossary", ("Read the glossary.", "Which word is meant? {x}"), _reverse_glossary
-    ),
+    Family("glossary", ("Use the glossary.", "Translate with the list: {x}", "Look up: {x}"), _glossary),
+    Family("reverse_glossary", ("Read the glossary.", "Which word is meant? {x}"), _reverse_glossary),
     Family("definition", ("Answer from the text.", "Read and answer: {x}", "{x}"), _definition),
     Family("suffix", ("Go on in the same way.", "Follow the example: {x}"), _suffix),
     Family("who_where", ("Answer the question.", "Read and answer: {x}", "{x}"), _who_did),

@@ -8,15 +8,7 @@ from random import Random
 from adaptive_lora.embedded import vocabulary as words
 from adaptive_lora.embedded.families import Family
 from adaptive_lora.embedded.grammar import ANIMAL_NAMES, PROFESSION_NAMES, THING_NAMES
-from adaptive_lora.embedded.inflection import (
-    VERB_FORMS,
-    gerund,
-    participle,
-    past,
-    plural,
-    third_person,
-    with_article,
-)
+from adaptive_lora.embedded.inflection import VERB_FORMS, gerund, participle, past, plural, third_person, with_article
 
 Maker = Callable[[Random], tuple[str, str]]
 
@@ -114,13 +106,7 @@ def _translate(language: str) -> tuple[str, ...]:
 WORD_FAMILIES = (
     Family(
         "plural",
-        (
-            "Give the plural of {x}.",
-            "Write the plural.",
-            "One {x}, two what?",
-            "Plural: {x}",
-            "Make this word plural.",
-        ),
+        ("Give the plural of {x}.", "Write the plural.", "One {x}, two what?", "Plural: {x}", "Make this word plural."),
         _of(COUNTED, plural),
     ),
     Family(
@@ -130,12 +116,7 @@ WORD_FAMILIES = (
     ),
     Family(
         "past_tense",
-        (
-            "Give the past tense of {x}.",
-            "Write the verb in the past.",
-            "Today {x}, yesterday what?",
-            "Past: {x}",
-        ),
+        ("Give the past tense of {x}.", "Write the verb in the past.", "Today {x}, yesterday what?", "Past: {x}"),
         _of(tuple(VERB_FORMS), past),
     ),
     Family(
@@ -176,11 +157,7 @@ WORD_FAMILIES = (
     ),
     Family(
         "superlative",
-        (
-            "Give the superlative of {x}.",
-            "Which form is used for the most {x}?",
-            "Superlative: {x}",
-        ),
+        ("Give the superlative of {x}.", "Which form is used for the most {x}?", "Superlative: {x}"),
         _pairs(words.COMPARATIVES, 0, 2),
     ),
     Family(
@@ -194,11 +171,7 @@ WORD_FAMILIES = (
         ),
         lambda rng: rng.choice(_KINDS),
     ),
-    Family(
-        "is_it",
-        ("Is the first a kind of the second?", "Does it belong to the group? {x}"),
-        _is_it_a,
-    ),
+    Family("is_it", ("Is the first a kind of the second?", "Does it belong to the group? {x}"), _is_it_a),
     Family(
         "young",
         ("What is the young of a {x} called?", "Name the young animal.", "Baby {x}:"),
@@ -222,31 +195,18 @@ WORD_FAMILIES = (
     Family(
         "duty",
         ("What does a {x} do?", "Name the work of this person.", "Work of a {x}:"),
-        lambda rng: (
-            (row := rng.choice(words.PROFESSIONS))[0],
-            f"{third_person(row[2])} {row[3]}",
-        ),
+        lambda rng: ((row := rng.choice(words.PROFESSIONS))[0], f"{third_person(row[2])} {row[3]}"),
     ),
     Family(
-        "capital",
-        ("What is the capital of {x}?", "Name the capital.", "Capital: {x}"),
-        _pairs(words.COUNTRIES, 0, 1),
+        "capital", ("What is the capital of {x}?", "Name the capital.", "Capital: {x}"), _pairs(words.COUNTRIES, 0, 1)
     ),
     Family(
         "country",
         ("In which country is {x}?", "Name the country of this city.", "Country: {x}"),
         _pairs(words.COUNTRIES, 1, 0),
     ),
-    Family(
-        "continent",
-        ("On which continent is {x}?", "Name the continent."),
-        _pairs(words.COUNTRIES, 0, 3),
-    ),
-    Family(
-        "colour",
-        ("What colour is {x}?", "Name the usual colour.", "Colour of {x}:"),
-        _pairs(words.COLOURED, 0, 1),
-    ),
+    Family("continent", ("On which continent is {x}?", "Name the continent."), _pairs(words.COUNTRIES, 0, 3)),
+    Family("colour", ("What colour is {x}?", "Name the usual colour.", "Colour of {x}:"), _pairs(words.COLOURED, 0, 1)),
     Family("spanish_word", _translate("Spanish"), _pairs(words.SPANISH_NOUNS, 0, 1)),
     Family("spanish_phrase", _translate("Spanish"), _spanish_pair),
     Family("french_word", _translate("French"), _pairs(words.FRENCH_WORDS, 0, 1)),
@@ -256,11 +216,7 @@ WORD_FAMILIES = (
         ("Translate to English: {x}", "Say in English: {x}", "What does {x} mean?"),
         _pairs(words.SPANISH_NOUNS, 1, 0),
     ),
-    Family(
-        "next_number",
-        ("What comes after {x}?", "Name the next number.", "Count on from {x}."),
-        _number_after,
-    ),
+    Family("next_number", ("What comes after {x}?", "Name the next number.", "Count on from {x}."), _number_after),
     Family("sum", ("Add: {x}", "Work out the sum.", "What is {x}?", "{x} ="), _sum),
     Family("number_word", ("Write {x} as a word.", "Say this number."), _number_word),
     Family(
@@ -269,20 +225,10 @@ WORD_FAMILIES = (
         _next_in(words.DAYS, 1),
     ),
     Family(
-        "previous_day",
-        ("Which day comes before {x}?", "Today is {x}. What was yesterday?"),
-        _next_in(words.DAYS, -1),
+        "previous_day", ("Which day comes before {x}?", "Today is {x}. What was yesterday?"), _next_in(words.DAYS, -1)
     ),
-    Family(
-        "next_month",
-        ("Which month follows {x}?", "The month after {x}:"),
-        _next_in(words.MONTHS, 1),
-    ),
+    Family("next_month", ("Which month follows {x}?", "The month after {x}:"), _next_in(words.MONTHS, 1)),
     Family("spelling", ("Spell {x}.", "Write the letters of the word."), _spelling),
     Family("article", ("Put a or an before it.", "A or an? {x}"), _of(COUNTED, with_article)),
-    Family(
-        "odd_one_out",
-        ("Which word does not belong?", "Find the odd one out: {x}", "Odd one out."),
-        _odd_one_out,
-    ),
+    Family("odd_one_out", ("Which word does not belong?", "Find the odd one out: {x}", "Odd one out."), _odd_one_out),
 )

@@ -31,18 +31,11 @@ from adaptive_lora.config.store_place import (
 )
 from adaptive_lora.errors import TrackingError
 from adaptive_lora.redaction import hide_credentials
-from adaptive_lora.tracking.birth import (
-    DATABASE_ERRORS,
-    State,
-    artifact_root,
-    ensure_store,
-    require_current,
-    state_of,
-)
-from adaptive_lora.tracking.delivery import Delivery
+from adaptive_lora.tracking.create import DATABASE_ERRORS, State, artifact_root, ensure_store, require_current, state_of
+from adaptive_lora.tracking.outbox import FOLDER, Spool
 from adaptive_lora.tracking.retries import STORE_ERRORS, outlast, patient, suppress_existing
-from adaptive_lora.tracking.spool import FOLDER, Spool
 from adaptive_lora.tracking.store import Store
+from adaptive_lora.tracking.uploader import Delivery
 
 TRAINING = "custom_model_development"
 """Kind of experiment that the tracking UI shows as model training, not as evaluations of agents."""
@@ -185,8 +178,7 @@ def _experiment(client: MlflowClient, uri: str, choice: ExperimentChoice) -> Exp
     assert found is not None
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"experiment '{found.name}' was deleted in MLflow; restore it or choose another with "
-            "--experiment."
+            f"experiment '{found.name}' was deleted in MLflow; restore it or choose another with --experiment."
         )
     return found
 
@@ -240,9 +232,7 @@ def _check_output(output: Path) -> None:
     """Find before any training that the folder for reports cannot be made."""
     taken = next((place for place in (output, *output.parents) if place.exists()), output)
     if taken.exists() and not taken.is_dir():
-        raise TrackingError(
-            f"output {output} cannot be a folder: {taken} is a file; choose another with --output."
-        )
+        raise TrackingError(f"output {output} cannot be a folder: {taken} is a file; choose another with --output.")
 
 
 def _check_file(uri: str, must_exist: bool) -> None:

@@ -14,16 +14,14 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from adaptive_lora.errors import TrackingError
 from adaptive_lora.redaction import hide_credentials, hide_in
-from adaptive_lora.tracking.delivery import dataset_of
 from adaptive_lora.tracking.journal import Journal
+from adaptive_lora.tracking.outbox import new_key
 from adaptive_lora.tracking.served_folder import save_served
-from adaptive_lora.tracking.spool import new_key
 from adaptive_lora.tracking.store import Store
+from adaptive_lora.tracking.uploader import dataset_of
 
 _NOTE = 8_000
-_GOES_ON = (
-    "\n\nThe whole text is the artifact `report/report.md`; `report/report.html` shows it all."
-)
+_GOES_ON = "\n\nThe whole text is the artifact `report/report.md`; `report/report.html` shows it all."
 
 
 class Recorder:

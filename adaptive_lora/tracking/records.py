@@ -47,9 +47,7 @@ def read_record(line: bytes, end: int, place: Path) -> Record:
     op = values.pop("op", None)
     if not isinstance(op, str) or op not in _FIELDS:
         raise DamagedJournal(f"{place} is damaged: it asks for {op!s:.80}")
-    wrong = [
-        name for name, fits in _FIELDS[op].items() if name not in values or not fits(values[name])
-    ]
+    wrong = [name for name, fits in _FIELDS[op].items() if name not in values or not fits(values[name])]
     if op == "run" and not _text(values.get("run_id")):
         wrong += [name for name, fits in _NEW_RUN.items() if not fits(values.get(name))]
     if wrong or not _text(values.get("store", "")):
@@ -90,10 +88,7 @@ _FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
     "tags": {"values": _texts},
     "metric": {"k": _text, "v": lambda v: isinstance(v, int | float), "s": _whole, "t": _whole},
     "data": {"dataset": lambda v: _texts(v) and v.keys() == _DATASET},
-    "artifacts": {
-        "held": lambda v: _text(v) and bool(_HELD.fullmatch(v)),
-        "path": lambda v: v is None or _text(v),
-    },
+    "artifacts": {"held": lambda v: _text(v) and bool(_HELD.fullmatch(v)), "path": lambda v: v is None or _text(v)},
     "model": {"held": lambda v: _text(v) and bool(_HELD.fullmatch(v))},
     "status": {"status": _text, "time": _whole},
 }

@@ -15,13 +15,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from adaptive_lora.adapter_serving import RECORD
 from adaptive_lora.errors import TrackingError
-from adaptive_lora.tracking.delivery import MODEL_TAG as MODEL_TAG
+from adaptive_lora.serving import RECORD
 from adaptive_lora.tracking.recorder import Recorder
 from adaptive_lora.tracking.retries import outlast_or_say, suppress_existing
-from adaptive_lora.tracking.served_folder import PACKAGE, SERVED, SERVING, requirements_of
+from adaptive_lora.tracking.served_folder import SERVED, SERVED_AS, SERVING, requirements_of
 from adaptive_lora.tracking.store import Store
+from adaptive_lora.tracking.uploader import MODEL_TAG as MODEL_TAG
 
 CHAMPION = "champion"
 _ADDRESS = re.compile(r"models:/(?!\.+[/@])[^/@\s]+([/@][\w.-]+)?|runs:/\w+(/(?!\.)[\w.-]+)+")
@@ -87,12 +87,12 @@ def require_own_code(model_uri: str) -> None:
         folder = _fetched(model_uri)
     own = {
         Path(SERVED.name): SERVED,
-        **{Path("code") / path.relative_to(PACKAGE): path for path in SERVING.rglob("*.py")},
+        **{Path("code") / SERVED_AS / path.relative_to(SERVING): path for path in SERVING.rglob("*.py")},
     }
     found = {path.relative_to(folder) for path in folder.rglob("*") if path.suffix in _RUN}
     strange = found ^ set(own)
     strange |= {name for name in found & set(own) if not _same(folder / name, own[name])}
-    strange |= {Path(name) for name, right in _surroundings(folder).items() if not right}
+    strange |= {Path(name) for name, right in _descriptions(folder).items() if not right}
     if strange:
         raise TrackingError(
             f"model {model_uri} would be served by code that is not this version's "
@@ -100,7 +100,7 @@ def require_own_code(model_uri: str) -> None:
         )
 
 
-def _surroundings(folder: Path) -> dict[str, bool]:
+def _descriptions(folder: Path) -> dict[str, bool]:
     """Return whether each file that says how a model is served says what `log_adapter` wrote."""
 
     def names(lines: Iterable[object]) -> set[str]:
@@ -147,21 +147,15 @@ def _version(client: MlflowClient, name: str, run_id: str, model_uri: str) -> st
         client.get_registered_model(name)
     except MlflowException:
         with suppress_existing():
-            client.create_registered_model(
-                name, description="Adapters that adaptive-lora studies found best."
-            )
+            client.create_registered_model(name, description="Adapters that adaptive-lora studies found best.")
     for found in client.search_model_versions(f"name='{name}'"):
         if found.run_id == run_id:
             return str(found.version)
-    made = client.create_model_version(
-        name, source=model_uri, run_id=run_id, model_id=model_uri.rsplit("/", 1)[-1]
-    )
+    made = client.create_model_version(name, source=model_uri, run_id=run_id, model_id=model_uri.rsplit("/", 1)[-1])
     return str(made.version)
 
 
-def promote(
-    store: Store, adapter: RegisteredAdapter, decision: Mapping[str, str], description: str
-) -> None:
+def promote(store: Store, adapter: RegisteredAdapter, decision: Mapping[str, str], description: str) -> None:
     """Make a version the champion, with the decision as its tags and its description."""
     store.client.update_model_version(adapter.name, adapter.version, description)
     for key, value in decision.items():

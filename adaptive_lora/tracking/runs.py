@@ -11,10 +11,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
 from adaptive_lora.errors import TrackingError
-from adaptive_lora.tracking.delivery import make_run
 from adaptive_lora.tracking.recorder import TrialRun, new_run
 from adaptive_lora.tracking.retries import outlast_or_say
 from adaptive_lora.tracking.store import Store
+from adaptive_lora.tracking.uploader import make_run
 
 KIND = "adaptive_lora.kind"
 STUDY_ID = "study_id"
@@ -81,10 +81,7 @@ def search(store: Store, query: str, experiments: list[str] | None = None) -> li
     token: str | None = None
     while True:
         page: Sequence[Run] = store.client.search_runs(
-            experiments or [store.experiment_id],
-            query,
-            order_by=["attributes.start_time DESC"],
-            page_token=token,
+            experiments or [store.experiment_id], query, order_by=["attributes.start_time DESC"], page_token=token
         )
         found.extend(page)
         token = getattr(page, "token", None)

@@ -18,14 +18,15 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType
 
-from adaptive_lora.adapter_serving import CAUSAL, COLUMNS, GENERATING, LISTS, NUMBERS, RECORD
-from adaptive_lora.adapter_serving.vetting import read_json
+from adaptive_lora.serving import CAUSAL, COLUMNS, GENERATING, LISTS, NUMBERS, RECORD
+from adaptive_lora.serving.safety import read_json
 
 _REQUIREMENTS = ("mlflow", "torch", "transformers", "peft", "safetensors", "pandas")
 PACKAGE = Path(__file__).resolve().parent.parent
 SERVED = PACKAGE / "tracking" / "served_adapter.py"
-SERVING = PACKAGE / "adapter_serving"
-"""Code that travels with every model."""
+SERVING = PACKAGE / "serving"
+SERVED_AS = "adapter_serving"
+"""Name of the code that travels with every model: no other package of a server has it."""
 
 
 def save_served(folder: Path, place: Path, metadata: Mapping[str, Any]) -> None:
@@ -42,6 +43,7 @@ def save_served(folder: Path, place: Path, metadata: Mapping[str, Any]) -> None:
             signature=_signature(_task_of(folder)),
             pip_requirements=[_pinned(name) for name in requirements_of(folder)],
         )
+    (place / "code" / SERVING.name).rename(place / "code" / SERVED_AS)
     for cache in place.rglob("__pycache__"):
         for path in cache.iterdir():
             path.unlink()
@@ -76,8 +78,7 @@ def _task_of(folder: Path) -> str:
 
 def _signature(task: str) -> ModelSignature:
     columns: list[Any] = [
-        ColSpec(AnyType() if name in LISTS else "string", name, required=False)
-        for name in COLUMNS[task]
+        ColSpec(AnyType() if name in LISTS else "string", name, required=False) for name in COLUMNS[task]
     ]
     limit = ParamSchema([ParamSpec("max_new_tokens", "integer", 64)])
     return ModelSignature(

@@ -17,8 +17,8 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from adaptive_lora.errors import Undelivered
 from adaptive_lora.redaction import hide_credentials
+from adaptive_lora.tracking.outbox import Spool
 from adaptive_lora.tracking.retries import outlast_or_say
-from adaptive_lora.tracking.spool import Spool
 
 PATIENCE = 60.0
 """Seconds without progress after which the end of a command gives up on a store."""

@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from adaptive_lora.errors import ClaimLost, TrackingError
-from adaptive_lora.tracking.claims import CLAIM, Claims
+from adaptive_lora.tracking.leases import CLAIM, Claims
 from adaptive_lora.tracking.recorder import Recorder, TrialRun
 from adaptive_lora.tracking.runs import (
     KIND,
@@ -66,9 +66,7 @@ class StudyRun(Recorder):
         self._failed_before: set[str] = set()
 
     @classmethod
-    def open(
-        cls, store: Store, *, study_id: str, name: str, adopt: bool = True, silence: float = 120.0
-    ) -> StudyRun:
+    def open(cls, store: Store, *, study_id: str, name: str, adopt: bool = True, silence: float = 120.0) -> StudyRun:
         """Find the study's parent run or make it, and deliver what an interruption left.
 
         Under `mlflow run` the run made for this process becomes the parent (with `adopt`): earlier
@@ -170,12 +168,7 @@ class StudyRun(Recorder):
         return self._claims
 
     def take(
-        self,
-        name: str,
-        tags: Mapping[str, str],
-        *,
-        adopt: bool = False,
-        pause_at: int | None = None,
+        self, name: str, tags: Mapping[str, str], *, adopt: bool = False, pause_at: int | None = None
     ) -> TrialRun | Standing:
         """Take a trial for this process: go on with its run, or begin one.
 
@@ -218,9 +211,7 @@ class StudyRun(Recorder):
         free = [self.claims.is_free(run_id, claim) for run_id, claim in claims.items()]
         return None if all(free) else Standing.TAKEN
 
-    def _take(
-        self, runs: Sequence[Run], name: str, tags: Mapping[str, str], adopt: bool
-    ) -> TrialRun:
+    def _take(self, runs: Sequence[Run], name: str, tags: Mapping[str, str], adopt: bool) -> TrialRun:
         """Go on with the oldest unfinished run of a trial, or begin one; needs the turn."""
         given, left = self.store.parent_run_id if adopt else None, _unfinished(runs)
         if given is not None:

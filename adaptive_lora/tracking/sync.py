@@ -14,12 +14,12 @@ from adaptive_lora.config import TrackingConfig
 from adaptive_lora.config.store_place import store_uri
 from adaptive_lora.redaction import HIDDEN, hide_credentials
 from adaptive_lora.tracking.connection import reach
-from adaptive_lora.tracking.delivery import RUN_KEY, Delivery
 from adaptive_lora.tracking.journal import Journal, header_of, journals, sweep
+from adaptive_lora.tracking.outbox import FOLDER
 from adaptive_lora.tracking.records import DamagedJournal
 from adaptive_lora.tracking.retries import STORE_ERRORS, outlast, passes, reason_of
 from adaptive_lora.tracking.runs import SIGNATURE, STUDY_ID
-from adaptive_lora.tracking.spool import FOLDER
+from adaptive_lora.tracking.uploader import RUN_KEY, Delivery
 
 PATIENCE = 30.0
 """Seconds for which one record is tried while a store does not answer."""
@@ -173,11 +173,7 @@ Point = tuple[str, int]
 
 
 def _points(journal: Journal) -> Iterator[Point]:
-    return (
-        (record.values["k"], record.values["s"])
-        for record in journal.records(0)
-        if record.op == "metric"
-    )
+    return ((record.values["k"], record.values["s"]) for record in journal.records(0) if record.op == "metric")
 
 
 def _in_store(journal: Journal, client: MlflowClient) -> set[Point]:

@@ -14,13 +14,7 @@ from numpy.typing import NDArray
 from adaptive_lora.allocation.family_plan import read_plan
 from adaptive_lora.config import current_label
 from adaptive_lora.errors import AllocationError, TrackingError, brief
-from adaptive_lora.results import (
-    NATS_PER_TOKEN,
-    RACED_STATUS,
-    EvalResult,
-    TrainResult,
-    TrialRecord,
-)
+from adaptive_lora.results import NATS_PER_TOKEN, RACED_STATUS, EvalResult, TrainResult, TrialRecord
 from adaptive_lora.tracking.runs import RACE, RACE_REASON, RACED
 from adaptive_lora.tracking.store import Store
 
@@ -70,8 +64,7 @@ def eval_from_dict(values: dict[str, Any]) -> EvalResult:
         correct_E=None if correct is None else _column("correct", correct, len(ids), whole=True),
         exact_match_E=None if exact is None else _column("exact_match", exact, len(ids)),
         further_E={
-            str(name): _column(str(name), column, len(ids))
-            for name, column in values.get("further", {}).items()
+            str(name): _column(str(name), column, len(ids)) for name, column in values.get("further", {}).items()
         },
         overall=overall,
         unit=str(values.get("unit", NATS_PER_TOKEN)),

@@ -15,13 +15,8 @@ from typing import Any
 from torch import nn
 
 from adaptive_lora.config import digest
-from adaptive_lora.training.checkpoint_files import (
-    PARTIAL,
-    DamagedCheckpoint,
-    read_checkpoint,
-    write_checkpoint,
-)
-from adaptive_lora.training.snapshot import Snapshot, is_snapshot, steps_of
+from adaptive_lora.training.checkpoint_files import PARTIAL, DamagedCheckpoint, read_checkpoint, write_checkpoint
+from adaptive_lora.training.state import Snapshot, is_snapshot, steps_of
 
 _KEPT = 2
 _log = logging.getLogger(__name__)
@@ -148,11 +143,7 @@ class TrainingCheckpoints:
     def write(self, step: int, take: Callable[[], Snapshot]) -> None:
         """Write a checkpoint now; a disk that takes none is a warning, not the trial's end."""
         self._step, self._written = step, time.monotonic()
-        values: dict[str, Any] = {
-            "layout": self._layout,
-            "seconds": self._trial.seconds,
-            "snapshot": take(),
-        }
+        values: dict[str, Any] = {"layout": self._layout, "seconds": self._trial.seconds, "snapshot": take()}
         folder = self._trial.folder / f"training{self._training}-step{step:09}"
         try:
             write_checkpoint(folder, values)

@@ -48,10 +48,7 @@ def write_checkpoint(folder: Path, values: Mapping[str, Any]) -> None:
         except SafetensorError as error:
             raise OSError(str(error)) from error
         (partial / STATE).write_text(state, encoding="utf-8")
-        manifest = {
-            "format": FORMAT,
-            "sha256": {name: _sha256(partial / name) for name in (STATE, TENSORS)},
-        }
+        manifest = {"format": FORMAT, "sha256": {name: _sha256(partial / name) for name in (STATE, TENSORS)}}
         (partial / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         for name in (TENSORS, STATE, MANIFEST):
             _sync(partial / name)

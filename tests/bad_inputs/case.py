@@ -18,9 +18,7 @@ class Bad:
     """Path in the working folder -> content."""
 
 
-def in_file(
-    table: Mapping[str, tuple[str | bytes, str]], kind: str, path: str, *words: str
-) -> tuple[Bad, ...]:
+def in_file(table: Mapping[str, tuple[str | bytes, str]], kind: str, path: str, *words: str) -> tuple[Bad, ...]:
     """Return a case for every (content, message) of a table, written to one path."""
     return tuple(
         Bad(
@@ -35,6 +33,4 @@ def in_file(
 
 def spoken(table: Mapping[str, tuple[tuple[str, ...], str]], kind: str) -> tuple[Bad, ...]:
     """Return a case for every (words, message) of a table."""
-    return tuple(
-        Bad(name=f"{kind}: {name}", words=words, says=says) for name, (words, says) in table.items()
-    )
+    return tuple(Bad(name=f"{kind}: {name}", words=words, says=says) for name, (words, says) in table.items())

@@ -5,8 +5,7 @@ from __future__ import annotations
 from bad_inputs.case import Bad, in_file, spoken
 
 _BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
-    f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]"
-    for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+    f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]" for old, new in zip("abcdefghi", "bcdefghij", strict=True)
 )
 _FILES: dict[str, tuple[str | bytes, str]] = {
     "a tab": ("\tseeds: 0", "is not YAML"),

@@ -17,7 +17,7 @@ from typing import Any
 
 from adaptive_lora.allocation import METHODS, Evidence, MethodSpec, RankPlan, allocate
 from adaptive_lora.allocation.reading import decides_in_training
-from adaptive_lora.sites import AdapterSite, Role
+from adaptive_lora.allocation.site import AdapterSite, Role
 
 LLAMA_8B_BLOCK = (
     ("self_attn.q_proj", Role.QUERY, 4096, 4096),
@@ -56,19 +56,11 @@ def evidence_of(sites: tuple[AdapterSite, ...], length: int, replicates: int) ->
     decay = {site.name: draw.uniform(0.5, 2.0) for site in sites}
 
     def spectrum(name: str) -> tuple[float, ...]:
-        values = (
-            level[name] * rank ** -decay[name] * draw.lognormvariate(0, 0.1)
-            for rank in range(1, length + 1)
-        )
+        values = (level[name] * rank ** -decay[name] * draw.lognormvariate(0, 0.1) for rank in range(1, length + 1))
         return tuple(sorted(values, reverse=True))
 
     measured = [{name: spectrum(name) for name in level} for _ in range(replicates + 1)]
-    return Evidence(
-        metric="whitened_gradient",
-        scores=level,
-        spectra=measured[0],
-        replicates=tuple(measured[1:]),
-    )
+    return Evidence(metric="whitened_gradient", scores=level, spectra=measured[0], replicates=tuple(measured[1:]))
 
 
 def timed(work: Callable[[], RankPlan], runs: int) -> tuple[float, RankPlan]:
@@ -119,7 +111,7 @@ def measure_plan() -> dict[str, Any]:
     from transformers import LlamaConfig
 
     from adaptive_lora.config import study_from
-    from adaptive_lora.planning import plan_method
+    from adaptive_lora.study.plan import plan_method
 
     config = LlamaConfig(
         vocab_size=128_256, hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80,
@@ -128,15 +120,9 @@ def measure_plan() -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         started = time.perf_counter()
-        report = plan_method(
-            study_from({"model": folder}), MethodSpec.parse("linear_decay:budget=uniform-16")
-        )
+        report = plan_method(study_from({"model": folder}), MethodSpec.parse("linear_decay:budget=uniform-16"))
         seconds = time.perf_counter() - started
-    return {
-        "sites": len(report.sites),
-        "parameters": report.total_parameters,
-        "seconds": round(seconds, 2),
-    }
+    return {"sites": len(report.sites), "parameters": report.total_parameters, "seconds": round(seconds, 2)}
 
 
 def main() -> None:

@@ -50,9 +50,9 @@ def plan(method: int) -> dict[str, object]:
 def write(folder: Path) -> None:
     """Write the study to a store in the folder."""
     from adaptive_lora.config import study_from
-    from adaptive_lora.dossier import CONFIG, FROZEN
-    from adaptive_lora.dossier import EXAMPLES as TEXTS
     from adaptive_lora.results import EvalResult
+    from adaptive_lora.study.comparison_input import CONFIG, FROZEN
+    from adaptive_lora.study.comparison_input import EXAMPLES as TEXTS
     from adaptive_lora.tracking import StudyRun, TrialRun, connect
     from adaptive_lora.tracking.trials import PLAN, RESULT, eval_to_dict
 
@@ -123,10 +123,10 @@ def write(folder: Path) -> None:
 def measure(folder: Path) -> None:
     """Read and compare; print seconds of every stage."""
     started = time.perf_counter()
+    from adaptive_lora.analysis.report import About, write_report
     from adaptive_lora.config import TrackingConfig, study_from
-    from adaptive_lora.dossier import Selection, read_dossier
-    from adaptive_lora.judgement import compare_dossier
-    from adaptive_lora.report import About, write_report
+    from adaptive_lora.study.comparison_input import Selection, read_dossier
+    from adaptive_lora.study.result import compare_dossier
     from adaptive_lora.tracking import connect
 
     marks = {"imports": time.perf_counter()}

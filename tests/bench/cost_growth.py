@@ -45,11 +45,11 @@ from conftest import rows, save_byte_tokenizer
 
 from adaptive_lora.config import study_from
 from adaptive_lora.data import TokenizedExample
-from adaptive_lora.kernels import fast_layers, packed_attention
-from adaptive_lora.losses import causal_loss
-from adaptive_lora.models import count_parameters
-from adaptive_lora.runtime import start_runtime
-from adaptive_lora.study import run_single
+from adaptive_lora.models.base import count_parameters
+from adaptive_lora.models.device import start_runtime
+from adaptive_lora.models.kernels import fast_layers, packed_attention
+from adaptive_lora.models.losses import causal_loss
+from adaptive_lora.study.run import run_single
 
 START, SMALL = 100, 1_000
 """Rows of the trial whose cost is taken off, and of the trials that run beside all others."""
@@ -202,9 +202,7 @@ def over_parameters(layers: int, width: int) -> dict[str, float]:
 
 def _example(draw: torch.Generator) -> TokenizedExample:
     ids = torch.randint(VOCABULARY - 1, (TOKENS,), generator=draw).tolist()
-    return TokenizedExample(
-        id="", input_ids=tuple(ids), first_label=1, prompt_length=1, response=""
-    )
+    return TokenizedExample(id="", input_ids=tuple(ids), first_label=1, prompt_length=1, response="")
 
 
 def draw_figure(found: dict[str, Any], file: Path) -> None:

@@ -60,8 +60,7 @@ def main() -> None:
     first = runs["one thread"]
     found = {name: compared(first, run) for name, run in runs.items() if run is not first}
     found["2 threads again"] |= {
-        "weights_equal_to_2_threads": runs["2 threads"]["weights"]
-        == runs["2 threads again"]["weights"]
+        "weights_equal_to_2_threads": runs["2 threads"]["weights"] == runs["2 threads again"]["weights"]
     }
     if given.json:
         print(json.dumps({"processor": first["capability"], "found": found}, indent=1))
@@ -73,13 +72,7 @@ def main() -> None:
 
 def apart(words: list[str], variables: dict[str, str]) -> dict[str, Any]:
     """Train all methods in a fresh process with some environment variables."""
-    done = subprocess.run(
-        words,
-        check=True,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **PATIENT, **variables},
-    )
+    done = subprocess.run(words, check=True, capture_output=True, text=True, env={**os.environ, **PATIENT, **variables})
     line = next(line for line in done.stdout.splitlines() if line.startswith(MARK))
     result: dict[str, Any] = json.loads(line.removeprefix(MARK))
     return result
@@ -92,8 +85,8 @@ def train(methods: list[str], steps: int) -> dict[str, Any]:
     import torch
 
     from adaptive_lora.config import study_from
-    from adaptive_lora.trial import run_trial
-    from adaptive_lora.workbench import Workbench
+    from adaptive_lora.study.context import Workbench
+    from adaptive_lora.study.trial import run_trial
 
     torch.set_num_threads(int(os.environ[THREADS]))
     bench = Workbench(

@@ -25,12 +25,12 @@ import torch
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from adaptive_lora.adapter_serving import generate
 from adaptive_lora.config import study_from
-from adaptive_lora.evaluation import evaluate
-from adaptive_lora.models import BaseModel
-from adaptive_lora.runtime import start_runtime
-from adaptive_lora.tasks import CausalTask
+from adaptive_lora.models.base import BaseModel
+from adaptive_lora.models.device import start_runtime
+from adaptive_lora.models.scoring import evaluate
+from adaptive_lora.models.tasks import CausalTask
+from adaptive_lora.serving import generate
 
 PARTS, PROMPTS, NEW = 4, 16, 24
 
@@ -88,9 +88,7 @@ def main() -> None:
     prompts = [example.input_ids[: example.prompt_length] for example in data[:PROMPTS]]
     for name, batch_size in (("one_by_one", 1), ("batched", PROMPTS)):
         _, seconds[name] = timed(
-            lambda size=batch_size: generate(
-                model, tokenizer, prompts, max_new_tokens=NEW, batch_size=size
-            )
+            lambda size=batch_size: generate(model, tokenizer, prompts, max_new_tokens=NEW, batch_size=size)
         )
     print(
         json.dumps(

@@ -69,9 +69,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="tokenizer's folder, for --data")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
-        sys.exit(
-            "no GPU here: figures of the CPU would say nothing; --device cpu --quick tries it."
-        )
+        sys.exit("no GPU here: figures of the CPU would say nothing; --device cpu --quick tries it.")
     if given.device == "cpu" and not given.quick:
         sys.exit("on a CPU only --quick, to see that it runs; its figures mean nothing.")
     setting = prepare(given)
@@ -84,9 +82,7 @@ def prepare(given: argparse.Namespace) -> Setting:
     from transformers import AutoConfig, GPT2Config
 
     if given.quick:
-        config: Any = GPT2Config(
-            n_embd=64, n_layer=2, n_head=2, vocab_size=500, bos_token_id=1, eos_token_id=1
-        )
+        config: Any = GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=500, bos_token_id=1, eos_token_id=1)
     elif given.model:
         config = AutoConfig.from_pretrained(given.model)
     else:
@@ -163,9 +159,7 @@ def measure(setting: Setting) -> dict[str, Any]:
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "share_of_matrix_product": flops / seconds / rate,
-            "peak_gib": torch.cuda.max_memory_allocated() / 2**30
-            if setting.device == "cuda"
-            else math.nan,
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if setting.device == "cuda" else math.nan,
             "first_trials_loss": loss,
         }
         gc.collect()
@@ -200,11 +194,7 @@ def clocked(setting: Setting, work: Callable[[], object]) -> float:
 def useful(setting: Setting, model: Any, batches: Sequence[Sequence[Any]]) -> tuple[int, float]:
     """Return tokens and useful FLOPs of batches of examples."""
     head = model.get_output_embeddings().weight.numel()
-    embeddings = sum(
-        module.weight.numel()
-        for module in model.modules()
-        if isinstance(module, torch.nn.Embedding)
-    )
+    embeddings = sum(module.weight.numel() for module in model.modules() if isinstance(module, torch.nn.Embedding))
     every = sum(p.numel() for p in model.parameters())
     blocks = every - embeddings - (0 if model.config.tie_word_embeddings else head)
     tokens = sum(len(e.input_ids) for batch in batches for e in batch)
@@ -227,7 +217,7 @@ def trainer(setting: Setting) -> tuple[float, int, float, float]:
     from transformers.utils import logging as hf_logging
 
     from adaptive_lora.data import collate
-    from adaptive_lora.sites import find_sites
+    from adaptive_lora.models.sites import find_sites
 
     hf_logging.disable_progress_bar()
     model = setting.model()
@@ -276,9 +266,9 @@ class Bench:
         from transformers import PreTrainedTokenizerFast
 
         from adaptive_lora.config import study_from
-        from adaptive_lora.models import BaseModel, BaseReference
-        from adaptive_lora.runtime import start_runtime
-        from adaptive_lora.tasks import CausalTask
+        from adaptive_lora.models.base import BaseModel, BaseReference
+        from adaptive_lora.models.device import start_runtime
+        from adaptive_lora.models.tasks import CausalTask
 
         words = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
         self.setting, self.model = setting, setting.model()
@@ -295,9 +285,9 @@ class Bench:
 
     def train(self, seed: int, run: Any) -> Any:
         """Train a trial; `run` takes the steps."""
-        from adaptive_lora.adapters import attach, detach
         from adaptive_lora.allocation import MethodSpec, allocate
-        from adaptive_lora.sites import find_sites
+        from adaptive_lora.methods import attach, detach
+        from adaptive_lora.models.sites import find_sites
         from adaptive_lora.training import TrainInputs, train
 
         spec = MethodSpec.build("uniform", {"rank": RANKS[seed]})
@@ -323,27 +313,22 @@ class Bench:
 
 def serial(setting: Setting) -> tuple[float, int, float, float]:
     """Train one after another by this package."""
-    from adaptive_lora.training.loop import Course
+    from adaptive_lora.training.trainer import Course
 
     bench, results = Bench(setting), []
     bench.train(-1, Course.run)  # warms up
-    seconds = clocked(
-        setting,
-        lambda: results.extend(bench.train(seed, Course.run) for seed in range(TRIALS)),
-    )
+    seconds = clocked(setting, lambda: results.extend(bench.train(seed, Course.run) for seed in range(TRIALS)))
     return sums(setting, bench, seconds, results)
 
 
 def together(setting: Setting) -> tuple[float, int, float, float]:
     """Train all together by this package."""
-    from adaptive_lora.engines.together import train_together
+    from adaptive_lora.study.executors.joint import train_together
 
     bench = Bench(setting)
     train_together([lambda run: bench.train(-1, run)] * 2)  # warms up
     results: list[Any] = []
-    trials = [
-        lambda run, s=seed: results.append((s, bench.train(s, run))) for seed in range(TRIALS)
-    ]
+    trials = [lambda run, s=seed: results.append((s, bench.train(s, run))) for seed in range(TRIALS)]
     seconds = clocked(setting, lambda: train_together(trials))
     return sums(setting, bench, seconds, [result for _, result in sorted(results)])
 
@@ -378,9 +363,7 @@ def table(figures: dict[str, Any]) -> str:
             f"| {name} | {found['trials_per_hour']:,.0f} | {found['tokens_per_second']:,.0f} | "
             f"{found['share_of_matrix_product']:.1%} | {found['peak_gib']:.1f} |"
         )
-    return "\n".join(
-        [*lines, "", f"together / PEFT + Trainer: {figures['together_vs_peft_trainer']:.2f}x"]
-    )
+    return "\n".join([*lines, "", f"together / PEFT + Trainer: {figures['together_vs_peft_trainer']:.2f}x"])
 
 
 if __name__ == "__main__":

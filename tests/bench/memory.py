@@ -5,8 +5,8 @@ float32, uniform rank 8, a batch of 8 x 512 tokens, the way a trial under --max-
 row in a process of its own, whose highest resident memory above that before the model was made is
 the peak. The ratio is over what no implementation can do without: weights, adapters with gradients
 and AdamW's moments, and the activations that LoRA's backward pass needs, as
-`adaptive_lora/memory/estimate.py` counts them. Takes 12 GiB (padded: 21) and minutes; --layers
-makes it smaller.
+`adaptive_lora/training/memory/estimate.py` counts them. Takes 12 GiB (padded: 21) and minutes;
+--layers makes it smaller.
 """
 
 from __future__ import annotations
@@ -64,16 +64,16 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from adaptive_lora.adapters import attach
     from adaptive_lora.allocation import MethodSpec, allocate
     from adaptive_lora.config import study_from
     from adaptive_lora.data import TokenizedExample
-    from adaptive_lora.memory import estimate, load_of
-    from adaptive_lora.models import gradient_checkpointing
-    from adaptive_lora.runtime import start_runtime
-    from adaptive_lora.sites import find_sites
-    from adaptive_lora.tasks.causal import CausalTask
+    from adaptive_lora.methods import attach
+    from adaptive_lora.models.base import gradient_checkpointing
+    from adaptive_lora.models.device import start_runtime
+    from adaptive_lora.models.sites import find_sites
+    from adaptive_lora.models.tasks.causal import CausalTask
     from adaptive_lora.training import TrainInputs, train
+    from adaptive_lora.training.memory import estimate, load_of
 
     options: dict[str, object] = {"batch_size": 8, "max_steps": 2, "precision": "fp32"}
     micro, recompute = (2 if "2 per" in given.only else 8), "checkpointing" in given.only
@@ -101,9 +101,7 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
         for number in range(16)
     ]
     fast = config.train.batching != "padded"
-    load = load_of(
-        model, sites, plan, precision="fp32", longest=given.length, fused=fast, packed=fast
-    )
+    load = load_of(model, sites, plan, precision="fp32", longest=given.length, fused=fast, packed=fast)
     base: Any = SimpleNamespace(model=model, tokenizer=SimpleNamespace(pad_token_id=0))
     task = CausalTask(config, runtime, base)
     adapted = attach(model, plan, seed=0, dropout=0.0)

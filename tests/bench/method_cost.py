@@ -57,9 +57,7 @@ def main() -> None:
     if given.json:
         print(json.dumps(found, indent=1))
         return
-    print(
-        f"{'method':<28} {'parameters':>10} {'cpu s':>7} {'ratio':>6} {'peak MiB':>9} {'ratio':>6}"
-    )
+    print(f"{'method':<28} {'parameters':>10} {'cpu s':>7} {'ratio':>6} {'peak MiB':>9} {'ratio':>6}")
     for method, values in found.items():
         print(
             f"{method:<28} {values['parameters']:10,.0f} {values['cpu_seconds']:10.2f} "
@@ -86,8 +84,8 @@ def measure(method: str, epochs: int) -> dict[str, float]:
     import torch
 
     from adaptive_lora.config import study_from
-    from adaptive_lora.training import memory
-    from adaptive_lora.workbench import Workbench
+    from adaptive_lora.study.context import Workbench
+    from adaptive_lora.training.memory import peak as memory
 
     torch.set_num_threads(1)
     bench = Workbench(
@@ -121,7 +119,7 @@ def measure(method: str, epochs: int) -> dict[str, float]:
 
 def train_once(bench: Any) -> tuple[float, float]:
     """Train as a trial does; return processor seconds of it all and parameters trained at once."""
-    from adaptive_lora.recipes import RECIPES, Job
+    from adaptive_lora.study.recipes import RECIPES, Job
 
     (trial, *_) = bench.config.trials()
     job = Job(bench, trial, lambda event: None)

@@ -60,10 +60,10 @@ def measure() -> dict[str, float]:
     """Run a study of two trials with clocks on its parts."""
     from rich.console import Console
 
-    from adaptive_lora import tracked_trial
     from adaptive_lora.config import study_from
-    from adaptive_lora.study import run_study
-    from adaptive_lora.training.loop import Course
+    from adaptive_lora.study import tracked_trial
+    from adaptive_lora.study.run import run_study
+    from adaptive_lora.training.trainer import Course
 
     loader, logging, steps = Clock(), Clock(), Clock()
     begins: list[float] = []
@@ -79,7 +79,7 @@ def measure() -> dict[str, float]:
             firsts.append(time.perf_counter())
         return learn(course, window)
 
-    import adaptive_lora.study as study
+    import adaptive_lora.study.run as study
 
     study.run_tracked = begun  # type: ignore[attr-defined]
     tracked_trial._buffer = logging.around(tracked_trial._buffer)

@@ -41,9 +41,7 @@ def _plan(folder: Path, method: str, form: tuple[str, ...]) -> tuple[float, floa
     words = ["plan", "--model", str(folder), "--method", method, *form]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "adaptive_lora.cli", *words], check=True, capture_output=True
-    )
+    done = subprocess.run([sys.executable, "-m", "adaptive_lora.cli", *words], check=True, capture_output=True)
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -35,7 +35,7 @@ def main() -> None:
     if given.only:
         print(json.dumps(measure(given.only, given.threads)))
         return
-    from adaptive_lora.importance import PROFILERS
+    from adaptive_lora.methods.importance import PROFILERS
 
     found = {name: apart(name, given.threads) for name in (TRAINING, *PROFILERS)}
     training = found[TRAINING]
@@ -45,9 +45,7 @@ def main() -> None:
     if given.json:
         print(json.dumps(found, indent=1))
         return
-    print(
-        f"{'':<20} {'wall s':>8} {'share':>7} {'cpu s':>8} {'share':>7} {'peak MiB':>9}  stability"
-    )
+    print(f"{'':<20} {'wall s':>8} {'share':>7} {'cpu s':>8} {'share':>7} {'peak MiB':>9}  stability")
     for name, values in found.items():
         print(
             f"{name:<20} {values['wall_seconds']:8.3f} {values['share_of_wall_seconds']:7.1%} "
@@ -69,8 +67,8 @@ def measure(name: str, threads: int) -> dict[str, float | None]:
     import torch
 
     from adaptive_lora.config import study_from
-    from adaptive_lora.importance import profile_importance
-    from adaptive_lora.workbench import Workbench
+    from adaptive_lora.methods.importance import profile_importance
+    from adaptive_lora.study.context import Workbench
 
     torch.set_num_threads(threads)
     bench = Workbench(
@@ -92,7 +90,7 @@ def measure(name: str, threads: int) -> dict[str, float | None]:
 
 def train_once(bench: object) -> None:
     """Train uniform LoRA as a trial does."""
-    from adaptive_lora.recipes import RECIPES, Job
+    from adaptive_lora.study.recipes import RECIPES, Job
 
     (trial, *_) = bench.config.trials()  # type: ignore[attr-defined]
     job = Job(bench, trial, lambda event: None)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ Data = Sequence[TokenizedExample]
 
 def product(data: Data, turns: Turns) -> None:
     """Serve the machine's own rate: float32 products of 2048 x 2048, by the faster library."""
-    from adaptive_lora.kernels.products import product as by_onednn
+    from adaptive_lora.models.kernels.products import product as by_onednn
 
     size, repeats = 2048, 6
     a, out = torch.randn(size, size), torch.empty(size, size)
@@ -70,12 +70,12 @@ def plain(data: Data, turns: Turns) -> None:
 def ours(data: Data, turns: Turns) -> None:
     """Serve the package's own training, as a study runs it."""
     from adaptive_lora.config import study_from
-    from adaptive_lora.losses import causal_loss
-    from adaptive_lora.models import BaseModel
-    from adaptive_lora.runtime import start_runtime
-    from adaptive_lora.tasks import CausalTask
+    from adaptive_lora.models.base import BaseModel
+    from adaptive_lora.models.device import start_runtime
+    from adaptive_lora.models.losses import causal_loss
+    from adaptive_lora.models.tasks import CausalTask
     from adaptive_lora.training import TrainInputs, train
-    from adaptive_lora.training.loop import Course
+    from adaptive_lora.training.trainer import Course
 
     runtime = start_runtime("fp32", cpu=True)
     base: Any = setting.base()
@@ -98,11 +98,7 @@ def ours(data: Data, turns: Turns) -> None:
             )
 
     inputs = TrainInputs(
-        examples=data,
-        collate=setting.collate,
-        validate=lambda model: 0.0,
-        loss=causal_loss,
-        running=task.running,
+        examples=data, collate=setting.collate, validate=lambda model: 0.0, loss=causal_loss, running=task.running
     )
     model = setting.adapted(base)
     train(model, inputs, setting.TRAINING, runtime, lr=setting.RATE, seed=setting.SEED, run=run)
@@ -118,9 +114,7 @@ def sft_trainer(data: Data, turns: Turns) -> None:
     rows = [
         {
             "input_ids": list(example.input_ids),
-            "completion_mask": [
-                int(at >= example.first_label) for at in range(len(example.input_ids))
-            ],
+            "completion_mask": [int(at >= example.first_label) for at in range(len(example.input_ids))],
         }
         for example in islice(order, len(data))
     ]
@@ -134,9 +128,7 @@ def sft_trainer(data: Data, turns: Turns) -> None:
             if "loss" in logs:
                 first = (state.global_step - 1) * setting.BATCH
                 tokens = sum(len(r["input_ids"]) for r in rows[first : first + setting.BATCH])
-                turns.answer(
-                    seconds=time.perf_counter() - self.started, tokens=tokens, loss=logs["loss"]
-                )
+                turns.answer(seconds=time.perf_counter() - self.started, tokens=tokens, loss=logs["loss"])
 
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(

@@ -12,12 +12,12 @@ from typing import Any, TextIO
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from adaptive_lora.adapters import attach
 from adaptive_lora.allocation import MethodSpec, allocate
 from adaptive_lora.config import TrainConfig, study_from
 from adaptive_lora.data import Batch, TokenizedExample, load_examples, tokenize, training_batches
 from adaptive_lora.data import collate as padded
-from adaptive_lora.sites import find_sites
+from adaptive_lora.methods import attach
+from adaptive_lora.models.sites import find_sites
 
 EXAMPLES, BATCH, RANK, RATE, LONGEST, SEED = 128, 8, 16, 3e-4, 512, 0
 LAYERS, WIDTH, HEADS, VOCABULARY = 6, 384, 6, 50_257

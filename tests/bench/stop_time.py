@@ -38,18 +38,13 @@ def main() -> None:
             kind = (signal.SIGTERM, signal.SIGINT)[number % 2]
             found.append(stop(zygote, folder, kind, draw.uniform(0, 3), given.model))
     result = {
-        name: {
-            "median": statistics.median(one[name] for one in found),
-            "greatest": max(one[name] for one in found),
-        }
+        name: {"median": statistics.median(one[name] for one in found), "greatest": max(one[name] for one in found)}
         for name in found[0]
     }
     print(json.dumps(result, indent=1) if given.json else result)
 
 
-def stop(
-    zygote: Zygote, folder: Path, kind: signal.Signals, later: float, model: str
-) -> dict[str, float]:
+def stop(zygote: Zygote, folder: Path, kind: signal.Signals, later: float, model: str) -> dict[str, float]:
     """Stop one study some seconds after its first steps; return seconds from the signal on."""
     store = f"sqlite:///{folder / 'mlflow.db'}"
     words = ["study", f"--model={model}", "--methods=uniform:rank=8", "--seeds=0", "--lr=1e-3"]

@@ -17,13 +17,13 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["adaptive_lora", "yaml", "json"]):
-    from adaptive_lora.adapter_serving import vetting
     from adaptive_lora.allocation import MethodSpec, RankPlan
     from adaptive_lora.config import load_study
     from adaptive_lora.data.row_files import read_csv, read_json, read_tsv
     from adaptive_lora.data.templates import load_template
     from adaptive_lora.errors import AdaptiveLoraError
-    from adaptive_lora.importance import ImportanceProfile
+    from adaptive_lora.methods.importance import ImportanceProfile
+    from adaptive_lora.serving import safety as vetting
     from adaptive_lora.tracking.records import DamagedJournal, read_record
 
 FOLDER = Path(tempfile.mkdtemp())
@@ -32,9 +32,7 @@ GOOD = {
     + b"0" * 64
     + b'"}, "dtype": "float32", "template": {"with_input": "", "without_input": ""}}',
     vetting.CONFIG: b'{"peft_type": "LORA", "r": 1, "target_modules": ["a"]}',
-    vetting.WEIGHTS: len(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}').to_bytes(
-        8, "little"
-    )
+    vetting.WEIGHTS: len(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}').to_bytes(8, "little")
     + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     + bytes(4),
 }

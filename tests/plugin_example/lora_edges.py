@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from adaptive_lora.allocation import RankDemand, uniform_cost
-from adaptive_lora.importance.weights import WeightProfiler
+from adaptive_lora.methods.importance.weights import WeightProfiler
 from adaptive_lora.options import Limits, option
 
 

@@ -1,0 +1,126 @@
+"""Allocations across seeds, metrics, methods and tasks: do they agree, and what do they favour?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from adaptive_lora.analysis import stats
+from adaptive_lora.analysis.comparison.findings import Agreement, AgreementKind, BudgetMap
+from adaptive_lora.analysis.comparison.trials import Folds, TrialTable
+from adaptive_lora.analysis.comparison.types import MethodSummary
+from adaptive_lora.results import TrialRecord
+
+Ranks = Mapping[str, float]
+"""Site name -> rank."""
+
+
+def agreement(kind: AgreementKind, about: str, ranks: Mapping[str, Ranks]) -> Agreement | None:
+    """Return the rank correlations between labelled allocations over their common sites.
+
+    None below two allocations or three common sites.
+    """
+    if len(ranks) < 2:
+        return None
+    sites = sorted(set.intersection(*(set(one) for one in ranks.values())))
+    if len(sites) < 3:
+        return None
+    matrix = stats.rank_agreement([[one[site] for site in sites] for one in ranks.values()])
+    apart = [value for row, values in enumerate(matrix) for value in values[row + 1 :] if value is not None]
+    return Agreement(
+        kind=kind,
+        about=about,
+        labels=tuple(ranks),
+        matrix=matrix,
+        mean=float(np.mean(apart)) if apart else None,
+        sites=len(sites),
+    )
+
+
+def agreements(table: TrialTable, methods: Sequence[MethodSummary]) -> tuple[Agreement, ...]:
+    """Return every agreement that the trials allow, between seeds first."""
+    trials = {m.label: table.seeds_at(m.label, m.lr) for m in methods}
+    found = [
+        agreement(AgreementKind.SEEDS, label, _by_seed(seeds)) for label, seeds in trials.items() if _varies(seeds)
+    ]
+    means = {label: _mean_ranks(_records(seeds)) for label, seeds in trials.items() if seeds}
+    uneven = {label: ranks for label, ranks in means.items() if len(set(ranks.values())) > 1}
+    found.append(agreement(AgreementKind.METHODS, "", uneven))
+    by_metric: dict[str, dict[str, Ranks]] = defaultdict(dict)
+    for label in uneven:
+        settings = next(iter(_records(trials[label]))).settings
+        if settings.get("method.metric") not in (None, "None"):
+            by_metric[settings["method.name"]][settings["method.metric"]] = means[label]
+    found += [agreement(AgreementKind.METRICS, name, one) for name, one in by_metric.items()]
+    for label in uneven:
+        tasks: dict[str, list[TrialRecord]] = defaultdict(list)
+        for record in _records(trials[label]):
+            tasks[record.tags.get("data", "")].append(record)
+        ranks = {task: _mean_ranks(records) for task, records in tasks.items()}
+        found.append(agreement(AgreementKind.TASKS, label, ranks))
+    return tuple(one for one in found if one is not None)
+
+
+def _records(seeds: Mapping[int, Folds]) -> Iterable[TrialRecord]:
+    return (record for folds in seeds.values() for record in folds)
+
+
+def _ranks(record: TrialRecord) -> Ranks:
+    return {site["name"]: float(site["rank"]) for site in record.plan.get("sites", ())}
+
+
+def _by_seed(seeds: Mapping[int, Folds]) -> dict[str, Ranks]:
+    return {
+        f"seed {record.seed}" + (f" fold {record.fold}" if len(folds) > 1 else ""): _ranks(record)
+        for folds in seeds.values()
+        for record in folds
+    }
+
+
+def _varies(seeds: Mapping[int, Folds]) -> bool:
+    return len({tuple(sorted(_ranks(record).items())) for record in _records(seeds)}) > 1
+
+
+def _mean_ranks(records: Iterable[TrialRecord]) -> Ranks:
+    values: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        for site, rank in _ranks(record).items():
+            values[site].append(rank)
+    return {site: float(np.mean(ranks)) for site, ranks in values.items()}
+
+
+def budget_map(label: str, records: Sequence[TrialRecord]) -> BudgetMap | None:
+    """Return where the parameters of a method went; None where its trials recorded no sites."""
+    ranks: dict[tuple[int, str], list[float]] = defaultdict(list)
+    spent: dict[tuple[int, str], float] = defaultdict(float)
+    for record in records:
+        for site in record.plan.get("sites", ()):
+            cell = int(site["layer"]), str(site["role"])
+            ranks[cell].append(float(site["rank"]))
+            spent[cell] += float(site["parameters"])
+    total = sum(spent.values())
+    if not total:
+        return None
+    layers = tuple(sorted({layer for layer, _ in ranks}))
+    roles = tuple(dict.fromkeys(role for _, role in ranks))
+    share = np.array([[spent[layer, role] / total for role in roles] for layer in layers])
+    return BudgetMap(
+        method=label,
+        layers=layers,
+        roles=roles,
+        ranks=tuple(
+            tuple(float(np.mean(ranks[layer, role])) if (layer, role) in ranks else None for role in roles)
+            for layer in layers
+        ),
+        shares=tuple(tuple(map(float, row)) for row in share),
+        by_layer=tuple(map(float, share.sum(axis=1))),
+        by_role=tuple(map(float, share.sum(axis=0))),
+    )
+
+
+def budget_maps(table: TrialTable, methods: Sequence[MethodSummary]) -> tuple[BudgetMap, ...]:
+    """Return the budget map of every method that recorded its sites."""
+    maps = (budget_map(m.label, list(_records(table.seeds_at(m.label, m.lr)))) for m in methods)
+    return tuple(one for one in maps if one is not None)

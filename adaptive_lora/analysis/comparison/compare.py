@@ -1,0 +1,225 @@
+"""The comparison of a study: choose rates, pair seeds, test, correct, judge."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from adaptive_lora.analysis.comparison.allocations import agreements, budget_maps
+from adaptive_lora.analysis.comparison.efficiency import front_areas, fronts
+from adaptive_lora.analysis.comparison.fairness import audit
+from adaptive_lora.analysis.comparison.findings import PowerAnswer
+from adaptive_lora.analysis.comparison.inference import (
+    Settings,
+    correct,
+    correct_scores,
+    exact_match_difference,
+    measure,
+    most_changed,
+)
+from adaptive_lora.analysis.comparison.margin import choose_margin, frozen_loss_of
+from adaptive_lora.analysis.comparison.notes import read_with
+from adaptive_lora.analysis.comparison.pairing import PairedSeed, pair_seeds
+from adaptive_lora.analysis.comparison.power import power_answer
+from adaptive_lora.analysis.comparison.summary import describe
+from adaptive_lora.analysis.comparison.trials import Folds, TrialTable, choose_rate, over_seeds, tabulate, unit_of
+from adaptive_lora.analysis.comparison.types import (
+    Comparison,
+    Difference,
+    LearningRate,
+    MethodSummary,
+    ScoreDifference,
+    VerdictKind,
+)
+from adaptive_lora.analysis.comparison.verdict import Rule, choose_winner, headline, judge
+from adaptive_lora.analysis.stats import Correction
+from adaptive_lora.errors import DataError
+from adaptive_lora.results import EvalResult, TrialRecord
+
+
+def compare(
+    records: Sequence[TrialRecord],
+    *,
+    baseline: str,
+    frozen: EvalResult | Mapping[int, EvalResult] | None = None,
+    margin: float | None = None,
+    margin_share: float = 0.01,
+    confidence: float = 0.95,
+    correction: Correction = "holm",
+    facts: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Compare every method with the baseline in test loss, paired by seed.
+
+    Each method stands at its own best learning rate by validation loss. Folds are averaged
+    within a seed; a seed counts where all folds finished under both methods.
+
+    Args:
+        records: trials of one study, finished and failed, in any order.
+        baseline: label of the method that the others are compared with.
+        frozen: scores of the base model without adapter on the same test part, or one per fold.
+        margin: largest difference in test loss, in its own unit, that does not matter.
+        margin_share: the margin where none is stated: this share of what the baseline gains over
+            the frozen base.
+        confidence: of all intervals; tests use 1 - confidence as their level.
+        correction: which p decides when several methods are compared. `holm` needs 8 seeds for 5
+            comparisons, `max_t` (Westfall & Young) 6 for any number; `benjamini_hochberg` is for
+            screening.
+        facts: how to reproduce, passed on as given.
+        seed: of the bootstrap; the same seed gives the same numbers.
+
+    Raises:
+        DataError: no such baseline, it has no finished seed, or trials of one pair were scored on
+            different examples.
+    """
+    table = tabulate(records, baseline)
+    unit = unit_of(records)
+    rates = {label: choose_rate(table, label) for label in table.methods}
+    chosen = {label: _chosen(curve) for label, curve in rates.items()}
+    base_lr = chosen[baseline]
+    if base_lr is None:
+        raise _no_baseline(table)
+    base = table.seeds_at(baseline, base_lr)
+    others = [label for label in table.methods if label != baseline]
+    pairs = {label: pair_seeds(table.seeds_at(label, chosen[label]), base) for label in others}
+    compared = [label for label in others if pairs[label]]
+    frozen_loss = frozen_loss_of(frozen, base)
+    rule = Rule(
+        baseline=baseline,
+        alpha=round(1 - confidence, 12),
+        confidence=confidence,
+        correction=correction,
+        comparisons=len(compared),
+        margin=choose_margin(margin, margin_share, frozen_loss, _mean_loss(base), unit),
+        unit=unit,
+    )
+    settings = _settings(rule, seed)
+    found = {m: measure(pairs[m], chosen[m] or 0.0, base_lr, settings) for m in compared}
+    best = correct(found, seed)
+    shared = _shared_rate(table, compared, base_lr, best, settings)
+    scores = correct_scores({m: exact_match_difference(pairs[m], settings) for m in compared})
+    alone = [describe(table, m, rates[m], base, confidence, seed) for m in table.methods]
+    methods = tuple(_complete(own, pairs.get(own.label, []), best, shared, scores, rule) for own in alone)
+    return _conclusion(table, methods, rule, frozen_loss, facts or {}, seed)
+
+
+def _conclusion(
+    table: TrialTable,
+    methods: tuple[MethodSummary, ...],
+    rule: Rule,
+    frozen_loss: float | None,
+    facts: Mapping[str, str],
+    seed: int,
+) -> Comparison:
+    """Put the verdicts of all methods into one answer."""
+    answer, remarks = headline(methods, rule)
+    winner, decision = choose_winner(methods, rule)
+    return Comparison(
+        answer=answer,
+        remarks=remarks,
+        audit=audit(table, methods),
+        notes=read_with(methods, rule),
+        baseline=rule.baseline,
+        winner=winner,
+        decision=decision,
+        methods=methods,
+        margin=rule.margin,
+        frozen_loss=frozen_loss,
+        confidence=rule.confidence,
+        correction=rule.correction,
+        trials=table.trials,
+        failed_trials=len(table.failures),
+        raced_rates=len(table.raced),
+        fronts=fronts(table, methods, seed),
+        areas=front_areas(table, methods, frozen_loss=frozen_loss, confidence=rule.confidence, seed=seed),
+        agreements=agreements(table, methods),
+        budgets=budget_maps(table, methods),
+        unit=rule.unit,
+        facts=dict(facts),
+    )
+
+
+def _settings(rule: Rule, seed: int) -> Settings:
+    """Return the settings of each single comparison; Holm's first step has the strictest level."""
+    each = rule.alpha if rule.correction == "max_t" else rule.alpha / max(1, rule.comparisons)
+    return Settings(confidence=rule.confidence, margin=rule.margin.value, alpha_each=each, seed=seed)
+
+
+def _no_baseline(table: TrialTable) -> DataError:
+    baseline = table.methods[0]
+    reasons = sorted({f.reason for f in table.failures if f.method == baseline})
+    return DataError(
+        f"baseline {baseline} has no seed of which every fold finished: {'; '.join(reasons) or 'folds are missing'}."
+    )
+
+
+def _chosen(curve: Sequence[LearningRate]) -> float | None:
+    return next((rate.lr for rate in curve if rate.chosen), None)
+
+
+def _mean_loss(seeds: Mapping[int, Folds]) -> float:
+    loss = over_seeds(seeds.values(), lambda r: r.test.loss if r.test else None, "").mean
+    assert loss is not None  # every counted trial has a finite test loss
+    return loss
+
+
+def _shared_rate(
+    table: TrialTable, compared: Sequence[str], base_lr: float, best: Mapping[str, Difference], settings: Settings
+) -> dict[str, Difference]:
+    """Return the differences with every method at the baseline's rate, corrected on their own."""
+    base = table.seeds_at(table.methods[0], base_lr)
+    found: dict[str, Difference] = {}
+    for label in compared:
+        if best[label].lr == base_lr:
+            found[label] = best[label]
+            continue
+        pairs = pair_seeds(table.seeds_at(label, base_lr), base)
+        if pairs:
+            found[label] = measure(pairs, base_lr, base_lr, settings)
+    return correct(found, settings.seed)
+
+
+def _complete(
+    summary: MethodSummary,
+    pairs: Sequence[PairedSeed],
+    best: Mapping[str, Difference],
+    shared: Mapping[str, Difference],
+    scores: Mapping[str, ScoreDifference],
+    rule: Rule,
+) -> MethodSummary:
+    """Add to a method's own numbers what the comparison with the baseline gave."""
+    difference = best.get(summary.label)
+    if difference is None:
+        return summary
+    verdict = judge(difference, summary.parameters, rule)
+    if verdict.kind is VerdictKind.INCONCLUSIVE:
+        difference = dataclasses.replace(difference, power=_power(difference, rule))
+        verdict = judge(difference, summary.parameters, rule)
+    return dataclasses.replace(
+        summary,
+        difference=difference,
+        shared_rate=shared.get(summary.label),
+        exact_match_difference=scores.get(summary.label),
+        most_changed=most_changed(pairs),
+        verdict=verdict,
+    )
+
+
+def _power(difference: Difference, rule: Rule) -> tuple[PowerAnswer, ...]:
+    """Return what it takes to see the observed difference, and one as large as the margin."""
+    if difference.components is None or not difference.sd:
+        return ()
+    answers = (
+        power_answer(
+            about,
+            size,
+            difference.components,
+            spread=difference.sd,
+            comparisons=rule.comparisons,
+            correction=rule.correction,
+            alpha=rule.alpha,
+        )
+        for about, size in (("observed", difference.mean), ("margin", rule.margin.value))
+        if size
+    )
+    return tuple(answer for answer in answers if answer is not None)

@@ -1,0 +1,248 @@
+"""What methods cost for what they give: fronts, the area under them, and early rate."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adaptive_lora.analysis import stats
+from adaptive_lora.analysis.comparison.findings import UNITS, Cost, FrontArea, ParetoFront, ParetoPoint
+from adaptive_lora.analysis.comparison.trials import Folds, TrialTable, trained_parameters
+from adaptive_lora.analysis.comparison.types import MethodSummary
+from adaptive_lora.analysis.comparison.wording import named
+from adaptive_lora.analysis.stats import Interval
+from adaptive_lora.results import FloatArray, TrialRecord
+
+_DRAWS = 2_000
+BUDGET_OPTIONS = ("rank", "budget")
+"""An option of a method with one of these words in its name sets how much it may spend."""
+
+
+_READERS: Mapping[Cost, Callable[[TrialRecord], float | None]] = {
+    Cost.TRAINED: trained_parameters,
+    Cost.SERVED: lambda record: float(record.trainable_parameters),
+    Cost.TIME: lambda record: record.metrics.get("train_seconds"),
+    Cost.MEMORY: lambda record: record.metrics.get("peak_memory_bytes"),
+}
+_LEFT_OUT = {
+    Cost.TIME: "Training steps alone, without validation; depends on the machine and its load.",
+    Cost.MEMORY: "On a CPU: resident memory of the whole process, also what earlier trials left.",
+}
+
+
+def _seed_means(seeds: Mapping[int, Folds], read: Callable[[TrialRecord], float | None]) -> dict[int, float]:
+    """Return seed -> mean over folds, for seeds of which every fold has a finite value."""
+    means = {}
+    for seed, folds in seeds.items():
+        values = [value for value in map(read, folds) if value is not None and math.isfinite(value)]
+        if len(values) == len(folds):
+            means[seed] = float(np.mean(values))
+    return means
+
+
+def _loss(record: TrialRecord) -> float | None:
+    return None if record.test is None else record.test.loss
+
+
+def fronts(table: TrialTable, methods: Sequence[MethodSummary], seed: int) -> tuple[ParetoFront, ...]:
+    """Return loss against every cost that was recorded, each method at its own best rate."""
+    made = (_front(cost, table, methods, seed) for cost in Cost)
+    return tuple(front for front in made if front is not None)
+
+
+def _front(cost: Cost, table: TrialTable, methods: Sequence[MethodSummary], seed: int) -> ParetoFront | None:
+    costs, losses, absent = {}, {}, []
+    for method in methods:
+        trials = table.seeds_at(method.label, method.lr)
+        per_seed = _seed_means(trials, _READERS[cost])
+        if per_seed:
+            costs[method.label] = per_seed
+            losses[method.label] = _seed_means(trials, _loss)
+        elif trials:
+            absent.append(method.label)
+    if not costs:
+        return None
+    labels = list(costs)
+    cost_M = [float(np.mean(list(costs[label].values()))) for label in labels]
+    loss_M = [float(np.mean(list(losses[label].values()))) for label in labels]
+    front_M = stats.pareto_front(cost_M, loss_M)
+    common = sorted(set.intersection(*(set(costs[m]) & set(losses[m]) for m in labels)))
+    shares: list[float | None] = [None] * len(labels)
+    if len(common) > 1:
+        cost_SM, loss_SM = ([[values[label][s] for label in labels] for s in common] for values in (costs, losses))
+        shares = [float(x) for x in stats.front_share(cost_SM, loss_SM, draws=_DRAWS, seed=seed)]
+    points = [
+        ParetoPoint(method=label, cost=c, loss=loss, on_front=bool(on), front_share=share)
+        for label, c, loss, on, share in zip(labels, cost_M, loss_M, front_M, shares, strict=True)
+    ]
+    missing = f" Not recorded: {named(absent)}." if absent else ""
+    return ParetoFront(
+        cost=cost,
+        unit=UNITS[cost],
+        points=tuple(sorted(points, key=lambda point: (point.cost, point.loss))),
+        note=(_LEFT_OUT.get(cost, "") + missing).strip(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    name: str
+    methods: tuple[str, ...]
+    """By rising parameters."""
+    parameters_K: FloatArray
+    loss_SK: FloatArray
+    """Over the seeds that all members have."""
+    seeds: tuple[int, ...]
+
+
+def _families(table: TrialTable, methods: Sequence[MethodSummary]) -> list[_Family]:
+    """Return methods grouped by everything but what they may spend, baseline's family first."""
+    members: dict[tuple[tuple[str, str], ...], list[MethodSummary]] = defaultdict(list)
+    for method in methods:
+        trials = table.seeds_at(method.label, method.lr)
+        if trials:
+            members[_nature(next(iter(trials.values()))[0])].append(method)
+    names = _family_names(list(members))
+    families = []
+    for name, group in zip(names, members.values(), strict=True):
+        group = sorted(group, key=lambda m: m.parameters.mean or 0)
+        losses = [_seed_means(table.seeds_at(m.label, m.lr), _loss) for m in group]
+        seeds = tuple(sorted(set.intersection(*(set(one) for one in losses))))
+        families.append(
+            _Family(
+                name,
+                tuple(m.label for m in group),
+                np.array([m.parameters.mean or 0.0 for m in group]),
+                np.array([[one[s] for one in losses] for s in seeds]).reshape(-1, len(group)),
+                seeds,
+            )
+        )
+    return families
+
+
+def _nature(record: TrialRecord) -> tuple[tuple[str, str], ...]:
+    """Return a method's options without those that set what it may spend."""
+    own = {
+        key.removeprefix("method."): value
+        for key, value in record.settings.items()
+        if key.startswith("method.") and not any(word in key for word in BUDGET_OPTIONS)
+    }
+    return tuple(sorted(own.items())) or (("name", record.method),)
+
+
+def _family_names(natures: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
+    """Return each family's method name, with the options in which families of a name differ."""
+    named_so: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for nature in natures:
+        named_so[dict(nature)["name"]].append(dict(nature))
+    names = []
+    for nature in natures:
+        own, rivals = dict(nature), named_so[dict(nature)["name"]]
+        differing = sorted(key for key in own if len({one.get(key) for one in rivals}) > 1)
+        extra = ", ".join(f"{key}={own[key]}" for key in differing)
+        names.append(f"{own['name']} ({extra})" if extra else own["name"])
+    return names
+
+
+def front_areas(
+    table: TrialTable, methods: Sequence[MethodSummary], *, frozen_loss: float | None, confidence: float, seed: int
+) -> tuple[FrontArea, ...]:
+    """Return the area under each family's front; the definition is in `FrontArea`."""
+    families = _families(table, methods)
+    wide = [f for f in families if len(f.methods) > 1 and f.seeds]
+    low = max((float(f.parameters_K.min()) for f in wide), default=0.0)
+    high = min((float(f.parameters_K.max()) for f in wide), default=0.0)
+    reason = ""
+    if frozen_loss is None:
+        reason = "no score of the frozen base to measure gains from"
+    elif wide and not low < high:
+        reason = "families with several budgets have no range of budgets in common"
+    common = sorted(set.intersection(*(set(f.seeds) for f in wide))) if wide else []
+    if wide and not common:
+        reason = reason or "families have no seed in common"
+    base = families[0] if families else None
+    areas = []
+    for family in families:
+        if len(family.methods) == 1:
+            areas.append(_no_area(family, "one budget only: a point, not a front"))
+        elif reason or frozen_loss is None:
+            areas.append(_no_area(family, reason or "its members have no seed in common"))
+        else:
+            rival = base if base in wide and base is not family else None
+            span = _Span(low, high, frozen_loss, tuple(common), confidence, seed)
+            areas.append(_area(family, rival, span))
+    return tuple(areas)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    low: float
+    high: float
+    reference: float
+    seeds: tuple[int, ...]
+    confidence: float
+    seed: int
+
+    def draws(self, family: _Family) -> FloatArray:
+        """Return the gain of the observed seeds first, then of each bootstrap draw of seeds."""
+        size = len(self.seeds)
+        rows = [family.seeds.index(s) for s in self.seeds]
+        drawn = np.random.default_rng(self.seed).integers(0, size, (_DRAWS, size))
+        mean_BK = family.loss_SK[rows][np.vstack([np.arange(size), drawn])].mean(axis=1)
+        return np.array(
+            [
+                stats.front_gain(family.parameters_K, loss_K, low=self.low, high=self.high, reference=self.reference)
+                for loss_K in mean_BK
+            ]
+        )
+
+    def interval(self, draws: FloatArray) -> Interval:
+        return stats.interval_of_draws(
+            draws[1:], estimate=float(draws[0]), seeds=len(self.seeds), confidence=self.confidence
+        )
+
+
+_NO_INTERVAL = Interval(low=None, high=None, method="none", note="no area")
+
+
+def _no_area(family: _Family, reason: str) -> FrontArea:
+    return FrontArea(
+        family=family.name,
+        methods=family.methods,
+        parameters=tuple(map(float, family.parameters_K)),
+        losses=_mean_losses(family),
+        low=None,
+        high=None,
+        gain=None,
+        interval=_NO_INTERVAL,
+        difference=None,
+        difference_interval=_NO_INTERVAL,
+        note=reason,
+    )
+
+
+def _mean_losses(family: _Family) -> tuple[float, ...]:
+    return tuple(map(float, family.loss_SK.mean(axis=0))) if family.seeds else ()
+
+
+def _area(family: _Family, rival: _Family | None, span: _Span) -> FrontArea:
+    draws = span.draws(family)
+    apart = None if rival is None else draws - span.draws(rival)
+    nothing = Interval(low=None, high=None, method="none", note="no other family to compare with")
+    return FrontArea(
+        family=family.name,
+        methods=family.methods,
+        parameters=tuple(map(float, family.parameters_K)),
+        losses=_mean_losses(family),
+        low=span.low,
+        high=span.high,
+        gain=float(draws[0]),
+        interval=span.interval(draws),
+        difference=None if apart is None else float(apart[0]),
+        difference_interval=nothing if apart is None else span.interval(apart),
+        note="",
+    )

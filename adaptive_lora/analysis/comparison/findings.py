@@ -1,0 +1,184 @@
+"""What a comparison says beside its verdicts: audit, power, efficiency, agreement, allocation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from adaptive_lora.analysis.stats import Interval
+
+
+class AuditKind(StrEnum):
+    """Outcome of one check; `BAD` is shown in red above all results."""
+
+    OK = "ok"
+    BAD = "bad"
+    UNKNOWN = "unknown"
+    """The trials did not record what the check looks at."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditEntry:
+    """One finding of the fairness audit; every topic has at least one."""
+
+    topic: str
+    """Such as `parameters`, `data order`, `tuning`, `scaling`, `failures`, `precision`."""
+    kind: AuditKind
+    text: str
+    """A sentence with its numbers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PowerAnswer:
+    """What it takes to see one difference; formula of the paired t test at the corrected level."""
+
+    about: str
+    """`observed`: a true difference of the observed size; `margin`: one as large as the margin."""
+    difference: float
+    """Nats per token, without sign."""
+    seeds: int
+    """At hand."""
+    examples: int
+    """Test examples at hand, per seed."""
+    power: float
+    """With seeds and examples at hand; 0 where so few seeds cannot reach the corrected level."""
+    seeds_needed: int | None
+    """For 80 % power with the examples at hand; None: more than 2,000."""
+    simulated_power: float | None
+    """Of the sign-flip test with its correction at `seeds_needed`; None above 60 seeds."""
+    examples_needed: int | None
+    """For 80 % power with the seeds at hand; None: no number of examples is enough."""
+    examples_at_least: int | None
+    """Fewest examples, with any number of seeds, if the claim is to hold for other examples; None
+    where seeds had different test parts."""
+
+
+class Cost(StrEnum):
+    """What a Pareto front sets against the test loss."""
+
+    TRAINED = "trained parameters"
+    """While training; AdaLoRA and its like train more than they serve."""
+    SERVED = "served parameters"
+    TIME = "training time"
+    MEMORY = "peak memory"
+
+
+UNITS = {Cost.TRAINED: "", Cost.SERVED: "", Cost.TIME: "s", Cost.MEMORY: "bytes"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParetoPoint:
+    """One method: mean over seeds of cost and of test loss at its own best learning rate."""
+
+    method: str
+    cost: float
+    loss: float
+    on_front: bool
+    """No other method costs at most as much and loses at most as much, and is better in one."""
+    front_share: float | None
+    """Share of bootstrap draws of seeds in which it is on the front; None below 2 common seeds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParetoFront:
+    """Loss against one cost."""
+
+    cost: Cost
+    unit: str
+    """`s`, `bytes`, or nothing for counts."""
+    points: tuple[ParetoPoint, ...]
+    """By rising cost; at least one."""
+    note: str
+    """Methods that did not record the cost, and what the cost leaves out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrontArea:
+    """The area under a method's own front over budgets.
+
+    Methods that differ in nothing but rank and budget are one family, such as `uniform` at ranks 1,
+    2 and 4. At a budget p its front holds the least mean test loss of its members with at most p
+    served parameters. `gain` is frozen loss minus that, averaged over log2(p) between `low` and
+    `high`, the budgets that all families with several members cover: nats per token, more is
+    better.
+    """
+
+    family: str
+    methods: tuple[str, ...]
+    """Labels by rising parameters."""
+    parameters: tuple[float, ...]
+    losses: tuple[float, ...]
+    """Mean test loss of each member over the seeds that all members have."""
+    low: float | None
+    high: float | None
+    gain: float | None
+    interval: Interval
+    """Over seeds, from bootstrap draws that are the same for all families."""
+    difference: float | None
+    """Gain minus that of the baseline's family, over the same budgets."""
+    difference_interval: Interval
+    note: str
+    """Why there is no area, such as one budget only."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlyRate:
+    """Tokens until a method's validation loss is down to the baseline's final one.
+
+    Each seed has its own target: the final validation loss of the baseline under that seed. Between
+    validations the curve is taken as straight.
+    """
+
+    reached: int
+    """Seeds that reach it."""
+    seeds: int
+    """Paired seeds with recorded curves."""
+    tokens: float | None
+    """Mean over seeds; None where any seed does not reach it: that is a result, not a number."""
+    share: float | None
+    """Mean over seeds of tokens over all tokens that the baseline was trained on."""
+    interval: Interval
+    """Of `share`."""
+    note: str
+
+
+class AgreementKind(StrEnum):
+    """Between what allocations are compared."""
+
+    SEEDS = "seeds"
+    METHODS = "methods"
+    METRICS = "metrics"
+    TASKS = "tasks"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """Spearman correlations of ranks per site."""
+
+    kind: AgreementKind
+    about: str
+    """Method whose allocations are compared; empty between methods."""
+    labels: tuple[str, ...]
+    matrix: tuple[tuple[float | None, ...], ...]
+    """labels x labels; None where one gives every site the same rank: nothing is ordered."""
+    mean: float | None
+    """Of the values off the diagonal."""
+    sites: int
+    """Sites that all have in common."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetMap:
+    """Where a method's parameters went, mean over its seeds."""
+
+    method: str
+    layers: tuple[int, ...]
+    roles: tuple[str, ...]
+    ranks: tuple[tuple[float | None, ...], ...]
+    """layers x roles: mean rank; None where there is no such site."""
+    shares: tuple[tuple[float, ...], ...]
+    """layers x roles: share of all served parameters; adds up to 1."""
+    by_layer: tuple[float, ...]
+    """Share per layer, in the order of `layers`."""
+    by_role: tuple[float, ...]
+    """Share per role, in the order of `roles`."""

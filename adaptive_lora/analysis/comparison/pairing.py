@@ -1,0 +1,119 @@
+"""Pairs: the same seed and the same test examples under the method and under the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptive_lora.analysis.comparison.trials import Folds
+from adaptive_lora.errors import DataError
+from adaptive_lora.results import EvalResult, FloatArray, IntArray, TrialRecord
+
+
+@dataclass(frozen=True, slots=True)
+class PairedSeed:
+    """One seed under both methods; examples of all folds one after another, sorted by id."""
+
+    seed: int
+    loss: float
+    """Difference of test losses in nats per supervised token, folds averaged."""
+    ids_E: NDArray[np.str_]
+    nll_E: FloatArray
+    """Difference of summed loss per example, in nats."""
+    fold_scale_E: FloatArray
+    """Factor that gives every fold the same weight, so that the ratio of sums is `loss`."""
+    tokens_E: IntArray
+    exact_match: float | None
+    """Difference of exact-match shares; None where not scored."""
+    match_E: FloatArray | None
+    """Difference of exact match per example: -1, 0 or 1; None where not scored."""
+
+
+def pair_seeds(method: Mapping[int, Folds], baseline: Mapping[int, Folds]) -> list[PairedSeed]:
+    """Return the seeds that both have, in order.
+
+    Raises:
+        DataError: a pair was scored on different examples or tokens.
+    """
+    return [_pair(method[seed], baseline[seed]) for seed in sorted(set(method) & set(baseline))]
+
+
+def _pair(method: Folds, baseline: Folds) -> PairedSeed:
+    folds = [_pair_fold(mine, theirs) for mine, theirs in zip(method, baseline, strict=True)]
+    tokens = [int(tokens_E.sum()) for _, _, tokens_E in folds]
+    scales = [np.full(ids.size, np.mean(tokens) / t) for (ids, _, _), t in zip(folds, tokens, strict=True)]
+    matches = [
+        (_result(mine).exact_match, _result(theirs).exact_match) for mine, theirs in zip(method, baseline, strict=True)
+    ]
+    gaps = [mine - theirs for mine, theirs in matches if mine is not None and theirs is not None]
+    return PairedSeed(
+        seed=method[0].seed,
+        loss=float(np.mean([_result(m).loss for m in method]) - np.mean([_result(b).loss for b in baseline])),
+        ids_E=np.concatenate([ids for ids, _, _ in folds]),
+        nll_E=np.concatenate([nll for _, nll, _ in folds]),
+        fold_scale_E=np.concatenate(scales),
+        tokens_E=np.concatenate([tokens_E for _, _, tokens_E in folds]),
+        exact_match=float(np.mean(gaps)) if len(gaps) == len(folds) else None,
+        match_E=_match_gaps(method, baseline),
+    )
+
+
+def _match_gaps(method: Folds, baseline: Folds) -> FloatArray | None:
+    """Return the differences of exact match of all folds, in the order of `PairedSeed.ids_E`.
+
+    Scaled so that every fold weighs the same, as in `fold_scale_E`, which goes by tokens.
+    """
+    rows = []
+    for mine, theirs in zip(map(_result, method), map(_result, baseline), strict=True):
+        if mine.exact_match_E is None or theirs.exact_match_E is None:
+            return None
+        rows.append(mine.exact_match_E[_by_id(mine)] - theirs.exact_match_E[_by_id(theirs)])
+    mean = np.mean([row.size for row in rows])
+    return np.concatenate([row * (mean / row.size) for row in rows])
+
+
+def _result(record: TrialRecord) -> EvalResult:
+    assert record.test is not None  # `tabulate` lets no other trial through
+    return record.test
+
+
+def _pair_fold(method: TrialRecord, baseline: TrialRecord) -> tuple[NDArray[np.str_], FloatArray, IntArray]:
+    mine, theirs = _result(method), _result(baseline)
+    names = f"{method.method} and {baseline.method}, seed {method.seed}, fold {method.fold}"
+    check_same_examples(mine.example_ids, theirs.example_ids, names)
+    my_order, their_order = _by_id(mine), _by_id(theirs)
+    my_tokens_E, their_tokens_E = mine.tokens_E[my_order], theirs.tokens_E[their_order]
+    ids_E = np.asarray(mine.example_ids, dtype=np.str_)[my_order]
+    unequal = np.flatnonzero(my_tokens_E != their_tokens_E)
+    if unequal.size:
+        first = int(unequal[0])
+        raise DataError(
+            f"{names}: example {ids_E[first]} has {my_tokens_E[first]} supervised tokens in one "
+            f"trial and {their_tokens_E[first]} in the other ({unequal.size} such examples): "
+            "their losses cannot be compared; required the same tokenizer and template."
+        )
+    return ids_E, mine.nll_E[my_order] - theirs.nll_E[their_order], my_tokens_E
+
+
+def _by_id(result: EvalResult) -> NDArray[np.intp]:
+    return np.argsort(np.asarray(result.example_ids, dtype=np.str_), kind="stable")
+
+
+def check_same_examples(mine: tuple[str, ...], theirs: tuple[str, ...], names: str) -> None:
+    """Refuse two sets of example ids that differ, naming examples of the difference.
+
+    Raises:
+        DataError: an id is in one but not in the other, or more often in one.
+    """
+    if sorted(mine) == sorted(theirs):
+        return
+    only_mine, only_theirs = sorted(set(mine) - set(theirs)), sorted(set(theirs) - set(mine))
+    raise DataError(
+        f"{names}: scored on different test examples ({len(mine)} and {len(theirs)}): "
+        f"{len(only_mine)} only in the first ({', '.join(only_mine[:3]) or 'none'}), "
+        f"{len(only_theirs)} only in the second ({', '.join(only_theirs[:3]) or 'none'}). "
+        "Required the same data, split and fold for both."
+    )

@@ -1,0 +1,187 @@
+"""Trials sorted by method, rate, seed and fold: which count, which failed and why, which rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adaptive_lora.analysis.comparison.types import Failure, LearningRate, Spread
+from adaptive_lora.errors import DataError, unknown_name
+from adaptive_lora.results import NATS_PER_TOKEN, RACED_STATUS, TrialRecord
+
+Folds = tuple[TrialRecord, ...]
+"""The finished trials of one method, rate and seed: one per fold, in fold order."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrialTable:
+    """All trials of a study by method, rate and seed."""
+
+    methods: tuple[str, ...]
+    """Baseline first, then in the order in which the records name them."""
+    seeds: tuple[int, ...]
+    folds: tuple[int, ...]
+    complete: Mapping[tuple[str, float], Mapping[int, Folds]]
+    """(method, rate) -> seed -> trials, for seeds of which every fold finished."""
+    failures: tuple[Failure, ...]
+    rates: Mapping[str, tuple[float, ...]]
+    """Every rate tried per method, also those of which all trials failed."""
+    trials: int
+    """Records that were read: finished, failed and stopped by a race."""
+    raced: Mapping[tuple[str, float], str]
+    """(method, rate) -> why a race stopped it; such a rate is never chosen or compared."""
+
+    def seeds_at(self, method: str, lr: float | None) -> Mapping[int, Folds]:
+        """Return the complete seeds of a method at a rate; empty where there are none."""
+        return {} if lr is None else self.complete.get((method, lr), {})
+
+
+def tabulate(records: Sequence[TrialRecord], baseline: str) -> TrialTable:
+    """Sort trials; a failed trial that a later run repeated with success does not count.
+
+    Raises:
+        DataError: no records, no trial of the baseline, or two finished runs of one trial.
+    """
+    if not records:
+        raise DataError("nothing to compare: required finished trials of a study, got none.")
+    labels = list(dict.fromkeys(record.method for record in records))
+    if baseline not in labels:
+        raise DataError(unknown_name("baseline", baseline, labels))
+    rates = {label: tuple(sorted({r.lr for r in records if r.method == label})) for label in labels}
+    finished: dict[tuple[str, float, int, int], TrialRecord] = {}
+    broken: list[tuple[TrialRecord, str]] = []
+    raced = {(r.method, r.lr): r.reason for r in records if r.status == RACED_STATUS}
+    for record in records:
+        if record.status == RACED_STATUS:
+            continue
+        problem = _problem(record, needs_validation=len(rates[record.method]) > 1)
+        key = (record.method, record.lr, record.seed, record.fold)
+        if problem:
+            broken.append((record, problem))
+        elif key in finished:
+            raise DataError(
+                f"two finished runs of one trial ({_name(record)}): {finished[key].run_id} and "
+                f"{record.run_id}; delete one or compare one study at a time."
+            )
+        else:
+            finished[key] = record
+    folds = tuple(sorted({record.fold for record in records}))
+    seeds = tuple(sorted({record.seed for record in records}))
+    complete: dict[tuple[str, float], dict[int, Folds]] = {}
+    for label in labels:
+        for lr in rates[label]:
+            for seed in seeds:
+                row = [finished.get((label, lr, seed, fold)) for fold in folds]
+                present = tuple(record for record in row if record is not None)
+                if len(present) == len(folds) and (label, lr) not in raced:
+                    complete.setdefault((label, lr), {})[seed] = present
+    failures = tuple(
+        Failure(run_id=r.run_id, method=r.method, seed=r.seed, fold=r.fold, lr=r.lr, reason=reason)
+        for r, reason in broken
+        if (r.method, r.lr, r.seed, r.fold) not in finished
+    )
+    ordered = (baseline, *(label for label in labels if label != baseline))
+    return TrialTable(ordered, seeds, folds, complete, failures, rates, len(records), raced)
+
+
+def unit_of(records: Sequence[TrialRecord]) -> str:
+    """Return what the test losses of all trials are counted in.
+
+    Raises:
+        DataError: trials of different tasks.
+    """
+    units = sorted({record.test.unit for record in records if record.test is not None})
+    if len(units) > 1:
+        raise DataError(f"test losses in {' and in '.join(units)} cannot be compared; required trials of one task.")
+    return units[0] if units else NATS_PER_TOKEN
+
+
+def _name(record: TrialRecord) -> str:
+    return f"{record.method}, seed {record.seed}, fold {record.fold}, lr {record.lr:g}"
+
+
+def _problem(record: TrialRecord, *, needs_validation: bool) -> str:
+    """Return why a trial gives no scores, or ''."""
+    if record.status != "FINISHED":
+        return record.reason or f"status {record.status}; no reason recorded"
+    if record.test is None or record.test.tokens_E.sum() == 0:
+        return "finished without scores on the test part"
+    if not math.isfinite(record.test.loss):
+        return "test loss is not finite"
+    if needs_validation and not math.isfinite(record.validation_loss):
+        return "validation loss is not finite, so its learning rate cannot be chosen"
+    return ""
+
+
+def over_seeds(seeds: Iterable[Folds], score: Callable[[TrialRecord], float | None], absent: str) -> Spread:
+    """Summarise a score: mean over folds within a seed, then mean and deviation over seeds.
+
+    Args:
+        seeds: complete seeds.
+        score: of one trial; None where it was not recorded.
+        absent: the note where no trial has the score.
+    """
+    values: list[float] = []
+    partial = False
+    for folds in seeds:
+        scores = [score(record) for record in folds]
+        known = [value for value in scores if value is not None]
+        partial = partial or len(known) < len(scores)
+        if known and len(known) == len(scores):
+            values.append(float(np.mean(known)))
+    return spread(values, absent, "missing in some trials" if partial and values else "")
+
+
+def spread(values: Sequence[float], absent: str, note: str = "") -> Spread:
+    """Return mean and standard deviation, with the reason where one cannot be had."""
+    if not values:
+        return Spread(mean=None, sd=None, seeds=0, note=absent)
+    if not np.isfinite(values).all():
+        return Spread(mean=None, sd=None, seeds=len(values), note="too large for a number")
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    note = note or ("" if sd is not None else "one seed has no spread")
+    return Spread(mean=float(np.mean(values)), sd=sd, seeds=len(values), note=note)
+
+
+def choose_rate(table: TrialTable, method: str) -> tuple[LearningRate, ...]:
+    """Return the learning-rate curve of a method with the chosen rate marked.
+
+    The rate with the lowest mean validation loss wins, among those that finished for the most
+    seeds, so that a rate cannot win by failing where it would have done badly; the lower rate on
+    a tie. Test scores play no part.
+    """
+    curve: list[tuple[float, Spread, Spread]] = []
+    for lr in table.rates[method]:
+        seeds = table.seeds_at(method, lr).values()
+        none = "stopped by the race" if (method, lr) in table.raced else "no seed finished"
+        validation = over_seeds(
+            seeds,
+            lambda r: r.validation_loss if math.isfinite(r.validation_loss) else None,
+            "no validation loss recorded" if seeds else none,
+        )
+        curve.append((lr, validation, over_seeds(seeds, _test_loss, none)))
+    most = max(test.seeds for _, _, test in curve)
+    able = [
+        (validation.mean if validation.mean is not None else math.inf, lr)
+        for lr, validation, test in curve
+        if test.seeds == most and most > 0
+    ]
+    best = min(able)[1] if able else None
+    return tuple(
+        LearningRate(
+            lr=lr, validation=validation, test=test, chosen=lr == best, raced=table.raced.get((method, lr), "")
+        )
+        for lr, validation, test in curve
+    )
+
+
+def _test_loss(record: TrialRecord) -> float | None:
+    return None if record.test is None else record.test.loss
+
+
+def trained_parameters(record: TrialRecord) -> float:
+    """Return the parameters that were trained; recipes that prune record them beside the served."""
+    return float(record.metrics.get("training_parameters", record.trainable_parameters))

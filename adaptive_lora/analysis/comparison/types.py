@@ -1,0 +1,319 @@
+"""What a comparison says, as frozen values: everything that the report, tables and JSON show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from adaptive_lora.analysis.comparison.findings import (
+    Agreement,
+    AuditEntry,
+    AuditKind,
+    BudgetMap,
+    EarlyRate,
+    FrontArea,
+    ParetoFront,
+    PowerAnswer,
+)
+from adaptive_lora.analysis.comparison.jsonable import jsonable
+from adaptive_lora.analysis.stats import Components, Effect, Interval
+
+MATCHED_SHARE = 0.01
+"""Parameter counts that differ by a smaller share are one budget, filled as whole ranks allow."""
+
+
+class VerdictKind(StrEnum):
+    """What may be said about a method against the baseline; its value is shown to people."""
+
+    BASELINE = "baseline"
+    BETTER = "better"
+    WORSE = "worse"
+    EQUIVALENT = "equivalent"
+    NON_INFERIOR = "non-inferior with fewer parameters"
+    INCONCLUSIVE = "no difference shown"
+    NOT_COMPARED = "not compared"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """The outcome for one method and the sentence that says it with its numbers."""
+
+    kind: VerdictKind
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """Mean and standard deviation over seeds (n - 1), or the reason why there is none."""
+
+    mean: float | None
+    sd: float | None
+    seeds: int
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearningRate:
+    """One learning rate of one method; folds are averaged within a seed."""
+
+    lr: float
+    validation: Spread
+    """Validation loss in nats per supervised token: what the choice looks at."""
+    test: Spread
+    """Test loss in nats per supervised token: never looked at by the choice."""
+    chosen: bool
+    raced: str = ""
+    """Why a race stopped the rate; '' where its trials were trained to the end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameters:
+    """Trainable parameters of a method, exact."""
+
+    mean: float | None
+    """Over seeds; a measured allocation may differ from seed to seed. None: no finished trial."""
+    least: int | None
+    most: int | None
+    difference: float
+    """To the baseline's mean; negative is fewer; 0 where nothing finished."""
+    share: float | None
+    """`difference` over the baseline's parameters; None where the baseline has none."""
+
+    @property
+    def matched(self) -> bool:
+        """Whether the counts are equal but for what whole ranks leave over of a budget."""
+        return self.share is not None and abs(self.share) < MATCHED_SHARE
+
+    @property
+    def fewer(self) -> bool:
+        """Whether the method really saves parameters."""
+        return self.difference < 0 and not self.matched
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """A trial that gave no scores."""
+
+    run_id: str
+    method: str
+    seed: int
+    fold: int
+    lr: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tests:
+    """P-values of one difference; None where the number does not exist (no spread, one seed)."""
+
+    sign_flip: float
+    """Exact over all sign flips; the verdict rests on it."""
+    attainable: float
+    """Least two-sided p at this number of seeds, before any correction."""
+    holm: float
+    """`sign_flip` corrected for all compared methods."""
+    benjamini_hochberg: float
+    max_t: float
+    """`sign_flip` corrected by step-down max-T over joint flips of all methods."""
+    wilcoxon: float | None
+    paired_t: float | None
+    normality: float | None
+    """Shapiro and Wilk: small speaks against the t test."""
+    symmetry: float | None
+    """D'Agostino, from 8 seeds: small speaks against Wilcoxon's test."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MarginTests:
+    """One-sided tests against the margin; not corrected for several methods.
+
+    A verdict needs both: a p at or below the level, and an interval that agrees.
+    """
+
+    interval: Interval
+    """Interval of the mean difference at 1 - 2 x level (90 % for 5 %), by the method of the other.
+    Two one-sided tests show the same: equivalent if it lies within the margin, non-inferior if its
+    upper end does."""
+
+    noninferior: float
+    """P of "worse by at least the margin", by sign flips."""
+    equivalent: float
+    """P of "differs by at least the margin", by sign flips (TOST)."""
+    equivalent_t: float | None
+    """P of "differs by at least the margin", by Student's t."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExampleChange:
+    """How one test example's loss differs from the baseline's, averaged over seeds."""
+
+    example_id: str
+    difference: float
+    """Nats summed over the response; negative is better than the baseline."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """Method minus baseline in test loss (nats per supervised token), paired by seed."""
+
+    lr: float
+    baseline_lr: float
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    """One difference per seed, in the order of `seeds`."""
+    mean: float
+    sd: float | None
+    interval: Interval
+    """Other seeds, same examples."""
+    hierarchical: Interval
+    """Other seeds and other examples of the same kind."""
+    effect: Effect
+    tests: Tests
+    margin_tests: MarginTests | None
+    seeds_for_difference: int | None
+    """Seeds that show a true difference of the observed size with 80 % power."""
+    seeds_for_margin: int | None
+    """Seeds that show a true difference of the margin's size with 80 % power."""
+    components: Components | None
+    """Where the noise comes from: seeds, examples or both; None below 2 seeds."""
+    power: tuple[PowerAnswer, ...] = ()
+    """What it would take; only where the verdict is inconclusive."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreDifference:
+    """Method minus baseline in exact match, paired by seed; positive is better."""
+
+    mean: float
+    interval: Interval
+    """Other seeds, same examples."""
+    hierarchical: Interval
+    """Other seeds and other examples of the same kind."""
+    superiority: float
+    """Share of seeds in which the method has more exact matches, ties counted half."""
+    sign_flip: float
+    holm: float
+    """`sign_flip` corrected for all compared methods. The verdict rests on the loss alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodSummary:
+    """All that is said about one method, at its own best learning rate."""
+
+    label: str
+    lr: float | None
+    """Chosen on mean validation loss; None where every trial failed."""
+    rates: tuple[LearningRate, ...]
+    seeds: tuple[int, ...]
+    missing_seeds: tuple[int, ...]
+    """Seeds of the study without a complete set of finished folds at the chosen rate."""
+    failures: tuple[Failure, ...]
+    """At any learning rate."""
+    loss: Spread
+    loss_interval: Interval
+    perplexity: Spread
+    token_accuracy: Spread
+    exact_match: Spread
+    further: Mapping[str, Spread]
+    """Other scores of the task by name, such as `f1`."""
+    parameters: Parameters
+    reduction_vs_full: Spread
+    efficiency_ratio: Spread
+    tokens_per_second: Spread
+    train_seconds: Spread
+    peak_memory_bytes: Spread
+    trained_parameters: Spread
+    """While training; `parameters` are those that are served."""
+    profile_stability: Spread
+    """Spearman correlation between importance from two halves of the calibration batches."""
+    early_rate: EarlyRate | None
+    """Tokens to the baseline's final validation loss; None where no curves were recorded."""
+    difference: Difference | None
+    """Best against best; None for the baseline and where nothing can be paired."""
+    shared_rate: Difference | None
+    """Both at the baseline's rate; None where the method was not trained to the end there."""
+    exact_match_difference: ScoreDifference | None
+    most_changed: tuple[ExampleChange, ...]
+    """Most improved first, then most worsened; empty where seeds have different test parts."""
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Margin:
+    """The largest difference in test loss that does not matter, and who said so."""
+
+    value: float | None
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """The answer of a study."""
+
+    answer: str
+    """The verdict in one sentence."""
+    remarks: tuple[str, ...]
+    """What the answer must not be read without, such as worse methods and unequal parameters."""
+    audit: tuple[AuditEntry, ...]
+    """Every check of fairness with its outcome; bad ones are shown in red above all results."""
+    notes: tuple[str, ...]
+    """What the numbers cannot say, such as too few seeds for any p under 0.05."""
+    baseline: str
+    winner: str
+    """Label of the method whose adapter becomes champion; the rule is in `choose_winner`."""
+    decision: str
+    """Why it is the winner."""
+    methods: tuple[MethodSummary, ...]
+    """Baseline first, then in the order of the records."""
+    margin: Margin
+    frozen_loss: float | None
+    """Test loss of the base model without adapter."""
+    confidence: float
+    correction: str
+    """Which corrected p decides: `holm`, `max_t` or `benjamini_hochberg`."""
+    trials: int
+    failed_trials: int
+    raced_rates: int
+    """Learning rates of all methods that a race stopped."""
+    fronts: tuple[ParetoFront, ...]
+    """Loss against trained and served parameters, training time and memory, where recorded."""
+    areas: tuple[FrontArea, ...]
+    """Area under the front of each family of methods, the baseline's family first."""
+    agreements: tuple[Agreement, ...]
+    """Do allocations agree across seeds, methods, metrics and tasks? Empty where nothing varies."""
+    budgets: tuple[BudgetMap, ...]
+    """Where each method's parameters went, by layer and role."""
+    unit: str
+    """What losses are counted in, such as `nats per token`."""
+    facts: Mapping[str, str]
+    """How to reproduce: study, store, base, data, precision, versions, command, settings."""
+
+    @property
+    def alpha(self) -> float:
+        """Level of the tests: 1 - confidence."""
+        return round(1 - self.confidence, 12)
+
+    @property
+    def fairness(self) -> tuple[str, ...]:
+        """What makes the comparison less than fair; empty where nothing does."""
+        return tuple(entry.text for entry in self.audit if entry.kind is AuditKind.BAD)
+
+    def deciding_p(self, difference: Difference) -> float:
+        """Return the corrected p that decides."""
+        return float(getattr(difference.tests, self.correction))
+
+    @property
+    def headline(self) -> str:
+        """Return answer and remarks: what reads before everything else."""
+        return " ".join((self.answer, *self.remarks))
+
+    def method(self, label: str) -> MethodSummary:
+        """Return the summary of a method by its label."""
+        return next(method for method in self.methods if method.label == label)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values: no NaN, no infinity; None stands beside a note."""
+        values: dict[str, Any] = jsonable(self)
+        return {"headline": self.headline, "fairness": list(self.fairness), **values}

@@ -1,0 +1,125 @@
+"""How numbers are said, the same in the verdict, the terminal, Markdown and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from adaptive_lora.analysis.comparison.types import Parameters, Spread
+from adaptive_lora.analysis.stats import STUDENT, Interval
+
+MINUS = "\N{MINUS SIGN}"
+ABSENT = "n/a"
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """Return a difference with its sign; one that would round to 0 keeps a digit."""
+    text = f"{value:+,.{digits}f}"
+    if value != 0 and abs(value) < 0.5 * 10**-digits:
+        text = f"{value:+.1g}"
+    return text.replace("-", MINUS)
+
+
+def plain(value: float | None, digits: int = 4) -> str:
+    """Return a number with fixed digits, or n/a."""
+    return ABSENT if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def spread_text(spread: Spread, digits: int = 4, scale: float = 1.0) -> str:
+    """Return "mean ± deviation", the mean alone for one seed, or n/a."""
+    if spread.mean is None:
+        return ABSENT
+    text = plain(spread.mean * scale, digits)
+    return text if spread.sd is None else f"{text} ± {plain(spread.sd * scale, digits)}"
+
+
+def interval_text(interval: Interval, digits: int = 4) -> str:
+    """Return "[low, high]", or n/a."""
+    if interval.low is None or interval.high is None:
+        return ABSENT
+    return f"[{signed(interval.low, digits)}, {signed(interval.high, digits)}]"
+
+
+def interval_clause(interval: Interval, confidence: float) -> str:
+    """Return the interval with its level and method, or why there is none."""
+    if interval.low is None or interval.high is None:
+        return f"no interval: {interval.note}"
+    return f"{confidence_text(confidence)} interval {interval_text(interval)} by {method_text(interval.method)}"
+
+
+def confidence_text(confidence: float) -> str:
+    """Return a confidence such as "95 %"."""
+    return f"{100 * confidence:g} %"
+
+
+def method_text(method: str) -> str:
+    """Return the method of an interval in words, such as "BCa bootstrap"."""
+    return method if STUDENT in method else f"{method} bootstrap"
+
+
+def intervals_note(intervals: Iterable[Interval | None]) -> str:
+    """Return how intervals were made as a sentence to follow others; empty where there is none."""
+    methods = interval_methods(intervals)
+    return f" Intervals: {methods}." if methods else ""
+
+
+def interval_methods(intervals: Iterable[Interval | None]) -> str:
+    """Return how intervals over seeds were made, in words; empty where there is none."""
+    made = {i.method for i in intervals if i is not None and i.low is not None}
+    return joined([method_text(method) for method in sorted(made)])
+
+
+def p_text(p: float | None) -> str:
+    """Return a p-value with three significant digits, or n/a."""
+    return ABSENT if p is None else f"{p:.3g}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share of the baseline as a signed percentage."""
+    return f"{100 * share:+.{digits}f} %".replace("-", MINUS)
+
+
+def count(number: float | None) -> str:
+    """Return a count with separators; a mean of unequal counts keeps one decimal."""
+    if number is None:
+        return ABSENT
+    return f"{number:,.0f}" if float(number).is_integer() else f"{number:,.1f}"
+
+
+def bytes_text(spread: Spread) -> str:
+    """Return memory in MiB or GiB, or n/a."""
+    if spread.mean is None:
+        return ABSENT
+    mebibytes = spread.mean / 2**20
+    return f"{mebibytes / 1024:.2f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"
+
+
+def parameters_text(parameters: Parameters) -> str:
+    """Return how a method's parameters stand to the baseline's, to follow a verdict."""
+    if parameters.difference == 0:
+        return "at equal parameters"
+    word = "fewer" if parameters.difference < 0 else "more"
+    amount = count(abs(parameters.difference))
+    if parameters.matched:
+        return f"at equal parameters ({amount} {word})"
+    if parameters.share is None:
+        return f"with {amount} {word} parameters"
+    return f"with {100 * abs(parameters.share):.1f} % ({amount}) {word} parameters"
+
+
+def joined(items: Sequence[str]) -> str:
+    """Return "a, b and c"."""
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def named(labels: Sequence[str], most: int = 4) -> str:
+    """Return labels in words; of a long list the first ones and how many more."""
+    if len(labels) <= most + 1:
+        return joined(labels)
+    return joined([*labels[:most], f"{len(labels) - most} others"])
+
+
+def plural(number: int, word: str) -> str:
+    """Return "1 seed", "2 seeds"."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

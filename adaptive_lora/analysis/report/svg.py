@@ -1,0 +1,135 @@
+"""SVG for the page: a figure whose parts know their method and say their numbers.
+
+Artists carry what they are in their gid (`mark`), which matplotlib writes as the id of their SVG
+group. `to_svg` turns it into `data-m`, which the page's script shows, hides and moves by, and
+into `<title>` elements, which every browser shows on hover without any script.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from xml.etree import ElementTree
+
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+
+from adaptive_lora.analysis.report.style import PAGE_COLOURS
+
+_SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+_FIRST, _BETWEEN = "mark\N{SYMBOL FOR UNIT SEPARATOR}", "\N{SYMBOL FOR RECORD SEPARATOR}"
+_LAYOUT = "layout"
+_LAYOUT_PARTS = ("order", "columns", "right", "down", "head")
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_DECIMALS = re.compile(r"(\d+\.\d{2})\d+")
+
+
+def mark(artist: Artist, method: int | None, texts: Sequence[str] = ()) -> None:
+    """Say which method an artist belongs to, and what to show on hover.
+
+    Args:
+        artist: line, collection, text or axes.
+        method: place of the method in the comparison; None: of no single one.
+        texts: one for all of the artist, or one per marker or cell in drawing order.
+    """
+    safe = [clean(text).replace(_BETWEEN, " ").replace("\n", " ") for text in texts]
+    artist.set_gid(f"{_FIRST}{'' if method is None else method}{_BETWEEN}{_BETWEEN.join(safe)}")
+
+
+def mark_layout(figure: Figure, places: Sequence[int], *, columns: int, step: tuple[float, float], head: float) -> None:
+    """Say how a figure's methods are laid out, so that the page can leave some out and close up.
+
+    Args:
+        figure: whose marked artists are one slot each.
+        places: of the methods, slot by slot.
+        columns: slots in a row.
+        step: inches from one slot to the next, right and down; right is 0 where there is room for
+            one column only.
+        head: inches above the first row.
+    """
+    right, down, above = (f"{72 * inches:.2f}" for inches in (*step, head))
+    slots = ",".join(map(str, places))
+    figure.set_gid(_BETWEEN.join((_LAYOUT, slots, str(columns), right, down, above)))
+
+
+def clean(text: str) -> str:
+    """Return a text without the characters that XML cannot hold."""
+    return _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def to_svg(figure: Figure, name: str) -> tuple[str, str]:
+    """Return SVG for a file of its own, and SVG to stand inside the page.
+
+    The latter has its own ids, the page's colours, and no names from outside.
+    """
+    ElementTree.register_namespace("", _SVG.strip("{}"))
+    ElementTree.register_namespace("xlink", _XLINK.strip("{}"))
+    root = _parsed(figure)
+    alone = ElementTree.tostring(root, encoding="unicode")
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(_SVG)
+        for key, value in list(element.attrib.items()):
+            del element.attrib[key]
+            element.set(key.removeprefix(_XLINK), _localised(key, value, name))
+    kept = {key: root.attrib[key] for key in root.attrib if key.startswith("data-")}
+    root.attrib = {"viewBox": root.attrib["viewBox"], "aria-hidden": "true", **kept}
+    return alone, ElementTree.tostring(root, encoding="unicode")
+
+
+def _parsed(figure: Figure) -> ElementTree.Element:
+    """Return the figure's SVG tree, marks resolved, without metadata."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing)
+    root = ElementTree.fromstring(buffer.getvalue())
+    for metadata in root.findall(f"{_SVG}metadata"):
+        root.remove(metadata)
+    for element in root.iter():
+        if "d" in element.attrib:
+            element.set("d", _DECIMALS.sub(r"\1", element.attrib["d"]))
+        given = element.attrib.get("id", "")
+        if given.startswith(_FIRST):
+            method, *texts = given.removeprefix(_FIRST).split(_BETWEEN)
+            del element.attrib["id"]
+            if method:
+                element.set("data-m", method)
+            _entitle(element, [text for text in texts if text])
+        elif given.startswith(_LAYOUT):
+            values = given.split(_BETWEEN)[1:]
+            for key, value in zip(("order", "columns", "right", "down", "head"), values, strict=True):
+                root.set(f"data-{key}", value)
+    return root
+
+
+def _entitle(group: ElementTree.Element, texts: Sequence[str]) -> None:
+    """Add hover texts: to the group, or one to each of its drawn parts."""
+    parts = list(_drawn(group))
+    if len(texts) > 1 and len(parts) == len(texts):
+        for part, text in zip(parts, texts, strict=True):
+            ElementTree.SubElement(part, f"{_SVG}title").text = text
+    elif len(texts) == 1:
+        title = ElementTree.Element(f"{_SVG}title")
+        title.text = texts[0]
+        group.insert(0, title)
+
+
+def _drawn(group: ElementTree.Element) -> Iterator[ElementTree.Element]:
+    for child in group:
+        if child.tag in (f"{_SVG}use", f"{_SVG}path"):
+            yield child
+        elif child.tag != f"{_SVG}defs":
+            yield from _drawn(child)
+
+
+def _localised(key: str, value: str, name: str) -> str:
+    """Return an attribute with ids made the figure's own and colours made the page's."""
+    if key == "id":
+        return f"{name}-{value}"
+    if key == f"{_XLINK}href":
+        return value.replace("#", f"#{name}-", 1)
+    value = value.replace("url(#", f"url(#{name}-")
+    if key == "style":
+        for colour, variable in PAGE_COLOURS.items():
+            value = value.replace(colour, variable)
+    return value

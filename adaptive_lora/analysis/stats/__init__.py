@@ -1,0 +1,111 @@
+"""Statistics of paired comparisons: arrays in, numbers out.
+
+Legend of axes, which also end the names of arrays:
+
+    S  seeds, the unit of inference (folds are averaged within a seed before they come here)
+    E  examples of the test part
+    M  methods that are compared with the baseline
+    B  bootstrap draws or sign flips
+    K  points of one front, or adapter sites
+    N  simulated studies
+
+Differences are method minus baseline; for a loss, negative is better. Every decision of the
+comparison rests on sign flips, which need no normal distribution. Intervals over few seeds are
+Student's t, since no bootstrap of them covers as often as asked.
+"""
+
+from adaptive_lora.analysis.stats.agreement import rank_agreement
+from adaptive_lora.analysis.stats.arrays import Interval
+from adaptive_lora.analysis.stats.components import Components, variance_components
+from adaptive_lora.analysis.stats.effects import Effect, paired_effect
+from adaptive_lora.analysis.stats.efficiency import (
+    first_reached,
+    front_gain,
+    front_share,
+    interval_of_draws,
+    pareto_front,
+)
+from adaptive_lora.analysis.stats.intervals import (
+    STUDENT,
+    bootstrap_interval,
+    expanded_confidence,
+    few_seeds,
+    mean_interval,
+    t_interval,
+)
+from adaptive_lora.analysis.stats.power import (
+    Correction,
+    checked_seeds,
+    examples_for_new_examples,
+    examples_for_power,
+    fewest_seeds,
+    paired_power,
+    seeds_for_power,
+    sign_flip_ps,
+    simulated_power,
+)
+from adaptive_lora.analysis.stats.racing import RACE_RULE, RaceRule, nearest_passes, standing
+from adaptive_lora.analysis.stats.significance import (
+    attainable_p,
+    benjamini_hochberg,
+    equivalence_t_test,
+    equivalence_test,
+    holm,
+    least_seeds,
+    noninferiority_test,
+    normality,
+    paired_t,
+    sign_flip_test,
+    step_down_max_t,
+    symmetry,
+    wilcoxon,
+)
+from adaptive_lora.analysis.stats.two_way import hierarchical_bootstrap, two_way_interval
+
+__all__ = [
+    "RACE_RULE",
+    "STUDENT",
+    "Components",
+    "Correction",
+    "Effect",
+    "Interval",
+    "RaceRule",
+    "attainable_p",
+    "benjamini_hochberg",
+    "bootstrap_interval",
+    "checked_seeds",
+    "equivalence_t_test",
+    "equivalence_test",
+    "examples_for_new_examples",
+    "examples_for_power",
+    "expanded_confidence",
+    "few_seeds",
+    "fewest_seeds",
+    "first_reached",
+    "front_gain",
+    "front_share",
+    "hierarchical_bootstrap",
+    "holm",
+    "interval_of_draws",
+    "least_seeds",
+    "mean_interval",
+    "nearest_passes",
+    "noninferiority_test",
+    "normality",
+    "paired_effect",
+    "paired_power",
+    "paired_t",
+    "pareto_front",
+    "rank_agreement",
+    "seeds_for_power",
+    "sign_flip_ps",
+    "sign_flip_test",
+    "simulated_power",
+    "standing",
+    "step_down_max_t",
+    "symmetry",
+    "t_interval",
+    "two_way_interval",
+    "variance_components",
+    "wilcoxon",
+]

@@ -1,0 +1,108 @@
+"""What a method costs for what it gives: Pareto fronts, the area under them, and early rate."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from adaptive_lora.analysis.stats.arrays import Interval, no_spread
+from adaptive_lora.analysis.stats.intervals import STUDENT, expanded_confidence, few_seeds, t_quantile
+
+
+def pareto_front(cost_M: ArrayLike, loss_M: ArrayLike) -> NDArray[np.bool_]:
+    """Return which methods (M) are on the front.
+
+    On it is a method of which no other costs at most as much, loses at most as much, and is better
+    in one of both. Of equal points all stay.
+    """
+    cost, loss = np.asarray(cost_M, dtype=np.float64), np.asarray(loss_M, dtype=np.float64)
+    cheaper_MM, lower_MM = cost[:, None] <= cost, loss[:, None] <= loss
+    strictly_MM = (cost[:, None] < cost) | (loss[:, None] < loss)
+    return np.asarray(~(cheaper_MM & lower_MM & strictly_MM).any(axis=0))
+
+
+def front_share(cost_SM: ArrayLike, loss_SM: ArrayLike, *, draws: int = 2_000, seed: int = 0) -> NDArray[np.float64]:
+    """Return the share of bootstrap draws of seeds in which each method (M) is on the front.
+
+    Answers: would the front look the same with other seeds? The same seeds are drawn for all
+    methods, which share their noise.
+    """
+    cost, loss = np.asarray(cost_SM, dtype=np.float64), np.asarray(loss_SM, dtype=np.float64)
+    drawn_BS = np.random.default_rng(seed).integers(0, len(cost), (draws, len(cost)))
+    fronts = [pareto_front(cost[row].mean(axis=0), loss[row].mean(axis=0)) for row in drawn_BS]
+    return np.asarray(np.mean(fronts, axis=0), dtype=np.float64)
+
+
+def front_gain(parameters_K: ArrayLike, loss_K: ArrayLike, *, low: float, high: float, reference: float) -> float:
+    """Return the mean gain over a reference loss along a front, over budgets from low to high.
+
+    At a budget p a method's front holds the least loss among its points with at most p parameters;
+    the gain reference - loss is averaged over log2(p), so that each doubling of the budget counts
+    the same. Up to the normalisation by the range it is the hypervolume indicator (Zitzler &
+    Thiele 1999) in (log2 parameters, loss) with reference point (high, reference).
+
+    Raises:
+        ValueError: an empty range, or no point at its lower end.
+    """
+    parameters = np.asarray(parameters_K, dtype=np.float64)
+    loss = np.asarray(loss_K, dtype=np.float64)
+    if not low < high or parameters.min() > low:
+        raise ValueError(
+            f"required low < high and a point at or under low; got low {low:g}, high {high:g}, "
+            f"fewest parameters {parameters.min():g}"
+        )
+    inside = parameters[(parameters > low) & (parameters < high)]
+    edge_P = np.concatenate([[low], np.unique(inside), [high]])
+    gain_P = [reference - float(loss[parameters <= left].min()) for left in edge_P[:-1]]
+    return float(np.dot(gain_P, np.diff(np.log2(edge_P))) / math.log2(high / low))
+
+
+def interval_of_draws(draw_B: ArrayLike, *, estimate: float, seeds: int, confidence: float) -> Interval:
+    """Return an interval from bootstrap draws over seeds.
+
+    For few seeds (see `few_seeds`) Student's t with the draws' standard deviation, which lacks
+    (n - 1) / n of the variance, as standard error: for a mean that is `t_interval`. For more the
+    percentile interval at the confidence of `expanded_confidence`.
+
+    Args:
+        draw_B: the statistic of each draw of seeds.
+        estimate: the statistic of the observed seeds.
+        seeds: number of them.
+        confidence: of the interval.
+    """
+    drawn_B = np.asarray(draw_B, dtype=np.float64)
+    if seeds < 2:
+        return Interval(low=None, high=None, method="none", note="one seed has no spread")
+    if no_spread(drawn_B):
+        note = f"all {seeds} seeds gave the same value"
+        return Interval(low=None, high=None, method="none", note=note)
+    if few_seeds(seeds, confidence):
+        error = float(drawn_B.std()) * math.sqrt(seeds / (seeds - 1))
+        half = t_quantile(confidence, seeds - 1) * error
+        return Interval(low=estimate - half, high=estimate + half, method=STUDENT)
+    tail = (1 - expanded_confidence(confidence, seeds)) / 2
+    low, high = np.quantile(drawn_B, [tail, 1 - tail])
+    return Interval(low=float(low), high=float(high), method="percentile")
+
+
+def first_reached(x_P: ArrayLike, loss_P: ArrayLike, target: float) -> float | None:
+    """Return where a curve first comes down to a target, between its points by straight lines.
+
+    Args:
+        x_P: places of the curve's points (steps or tokens), rising.
+        loss_P: losses there; those that are not finite do not reach anything.
+        target: loss to reach.
+
+    None where it is never reached: no number stands for that.
+    """
+    places, losses = np.asarray(x_P, dtype=np.float64), np.asarray(loss_P, dtype=np.float64)
+    below = np.flatnonzero(losses <= target)
+    if not below.size:
+        return None
+    point = int(below[0])
+    if point == 0 or not math.isfinite(losses[point - 1]):
+        return float(places[point])
+    share = (losses[point - 1] - target) / (losses[point - 1] - losses[point])
+    return float(places[point - 1] + share * (places[point] - places[point - 1]))

@@ -1,0 +1,124 @@
+"""Confidence intervals for a mean over seeds: Student's t for few, a bootstrap for more."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats as distributions
+
+from adaptive_lora.analysis.stats.arrays import FloatArray, Interval, no_spread, sample
+from adaptive_lora.analysis.stats.significance import least_seeds
+
+STUDENT = "Student's t"
+"""`Interval.method` of an interval from Student's t distribution."""
+FEW_SEEDS = 6
+"""Number of seeds below which no bootstrap is used."""
+
+
+def few_seeds(seeds: int, confidence: float) -> bool:
+    """Tell whether intervals over so many seeds are Student's t and not a bootstrap.
+
+    No bootstrap interval leaves the range of the values, which holds the mean of a symmetric
+    distribution in at most 1 - 2/2^n of studies: 95 % needs 6 seeds, 99 % needs 8.
+    """
+    return seeds < max(FEW_SEEDS, least_seeds(round(1 - confidence, 12)))
+
+
+def mean_interval(values_S: ArrayLike, *, confidence: float = 0.95, draws: int = 9_999, seed: int = 0) -> Interval:
+    """Return an interval for the mean over seeds (of paired differences: pass the differences).
+
+    Answers: where would the mean lie, were the study repeated with other seeds on the same
+    examples? `t_interval` for few seeds (see `few_seeds`), `bootstrap_interval` for more. Seeds
+    that all gave the same value have no interval: their spread is not known to be 0.
+    """
+    sample_S = sample(values_S)
+    if few_seeds(sample_S.size, confidence):
+        return t_interval(sample_S, confidence=confidence)
+    return bootstrap_interval(sample_S, confidence=confidence, draws=draws, seed=seed)
+
+
+def absent(sample_S: FloatArray) -> Interval | None:
+    """Return the reason why values over seeds have no interval, or None where they have one."""
+    note = ""
+    if sample_S.size == 1:
+        note = "one seed has no spread"
+    elif no_spread(sample_S):
+        note = f"all {sample_S.size} seeds gave the same value"
+    return Interval(low=None, high=None, method="none", note=note) if note else None
+
+
+def t_interval(values_S: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Return the interval of Student's t distribution with n - 1 degrees of freedom.
+
+    Exact at any number of normal values, and very wide at 2 (12.7 standard errors on each side).
+    Not to be believed where differences are strongly skewed: simulated coverage at 3 to 6
+    exponential ones 87 to 89 %.
+
+    Source: Student 1908, Biometrika 6.
+    """
+    sample_S = sample(values_S)
+    if (nothing := absent(sample_S)) is not None:
+        return nothing
+    error = float(sample_S.std(ddof=1)) / math.sqrt(sample_S.size)
+    half = t_quantile(confidence, sample_S.size - 1) * error
+    mean = float(sample_S.mean())
+    return Interval(low=mean - half, high=mean + half, method=STUDENT)
+
+
+def t_quantile(confidence: float, freedom: int) -> float:
+    """Return how many standard errors a t interval reaches to each side."""
+    return float(distributions.t.ppf((1 + confidence) / 2, freedom))
+
+
+def expanded_confidence(confidence: float, seeds: int) -> float:
+    """Return the nominal confidence at which a bootstrap of few seeds covers as often as asked.
+
+    The bootstrap divides by n where a variance needs n - 1, and knows no t distribution.
+
+    Source: Hesterberg 2015, The American Statistician 69(4), "expanded percentile interval":
+    tail = Phi(-sqrt(n / (n - 1)) t_{n-1}).
+    """
+    quantile = t_quantile(confidence, seeds - 1)
+    return 1 - 2 * float(distributions.norm.cdf(-math.sqrt(seeds / (seeds - 1)) * quantile))
+
+
+def bootstrap_interval(values_S: ArrayLike, *, confidence: float = 0.95, draws: int = 9_999, seed: int = 0) -> Interval:
+    """Return a bootstrap interval for the mean over seeds.
+
+    BCa (Efron 1987) at the expanded confidence of `expanded_confidence`; percentile where BCa does
+    not exist, as for 2 seeds. Not to be believed below 6 seeds: simulated coverage of 2, 3, 4 and 5
+    normal seeds 51, 74, 87 and 91 %.
+    """
+    sample_S = sample(values_S)
+    if (nothing := absent(sample_S)) is not None:
+        return nothing
+    level = expanded_confidence(confidence, sample_S.size)
+    method: Literal["BCa", "percentile"] = "BCa" if sample_S.size >= 3 else "percentile"
+    low, high = _scipy_bootstrap(sample_S, level, method, draws, seed)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        method = "percentile"
+        low, high = _scipy_bootstrap(sample_S, level, method, draws, seed)
+    return Interval(low=low, high=high, method=method)
+
+
+def _scipy_bootstrap(
+    sample_S: FloatArray, level: float, method: Literal["BCa", "percentile"], draws: int, seed: int
+) -> tuple[float, float]:
+    with warnings.catch_warnings():
+        # A degenerate BCa is NaN, which the caller replaces by the percentile interval.
+        warnings.simplefilter("ignore", category=distributions.DegenerateDataWarning)
+        result = distributions.bootstrap(
+            (sample_S,),
+            np.mean,
+            confidence_level=level,
+            n_resamples=draws,
+            method=method,
+            vectorized=True,
+            rng=np.random.default_rng(seed),
+        )
+    interval = result.confidence_interval
+    return float(interval.low), float(interval.high)

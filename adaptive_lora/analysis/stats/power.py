@@ -1,0 +1,225 @@
+"""How many seeds and examples it takes to see a difference, before a study and after it.
+
+The paired t test gives the formula; `simulated_power` asks the sign-flip test and the correction
+that really decide.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from scipy import optimize
+from scipy import stats as distributions
+
+from adaptive_lora.analysis.stats.arrays import FloatArray
+from adaptive_lora.analysis.stats.components import Components
+from adaptive_lora.analysis.stats.effects import noncentral_cdf
+from adaptive_lora.analysis.stats.significance import benjamini_hochberg, holm, least_seeds
+
+Correction = Literal["holm", "max_t", "benjamini_hochberg"]
+_SIMULATED = 60
+"""Most seeds at which sign flips are simulated; beyond, they and Student's t agree."""
+_ROWS = 128
+"""Sign patterns whose sums are in memory together."""
+_EXACT, _FLIPS = 11, 1_023
+"""All sign patterns up to so many seeds; above, so many random ones, enough for a share."""
+
+
+def fewest_seeds(alpha: float, *, comparisons: int, correction: Correction) -> int:
+    """Return the fewest paired seeds at which a corrected sign-flip p can reach alpha at all.
+
+    Only Holm raises the least p: max-T's does not depend on the number of methods, and that of
+    Benjamini and Hochberg stays where all methods reach it.
+    """
+    return least_seeds(alpha / max(1, comparisons) if correction == "holm" else alpha)
+
+
+def paired_power(difference: float, spread: float, seeds: int, *, alpha: float = 0.05) -> float:
+    """Return the chance that a two-sided paired t test finds a true difference.
+
+    Args:
+        difference: true mean difference.
+        spread: standard deviation of paired differences over seeds.
+        seeds: paired seeds.
+        alpha: level of the test, already divided for several methods.
+
+    The sign-flip test has a little less, most at few seeds, where its p is coarse, and none at all
+    below `fewest_seeds`.
+    """
+    freedom = seeds - 1
+    critical = float(distributions.t.isf(alpha / 2, freedom))
+    shift = abs(difference) / spread * math.sqrt(seeds)
+    return 1 - noncentral_cdf(critical, freedom, shift) + noncentral_cdf(-critical, freedom, shift)
+
+
+def seeds_for_power(
+    difference: float, spread: float, *, alpha: float = 0.05, power: float = 0.8, most: int = 2_000
+) -> int | None:
+    """Return how many paired seeds find a true difference with the power asked for.
+
+    None where more than `most` would be needed or the difference is 0. Never below the number at
+    which the sign-flip test can reach alpha at all.
+
+    Not to be believed to the digit: difference and spread from a few seeds are themselves rough,
+    and power at the observed difference says nothing that its p did not (Hoenig & Heisey 2001);
+    ask it about a difference that would matter, such as the equivalence margin.
+    """
+    least = max(2, least_seeds(alpha))
+    if difference == 0 or spread <= 0:
+        return None if difference == 0 else least
+    if paired_power(difference, spread, most, alpha=alpha) < power:
+        return None
+    low, high = least, most
+    while low < high:
+        middle = (low + high) // 2
+        if paired_power(difference, spread, middle, alpha=alpha) >= power:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def examples_for_power(
+    difference: float, components: Components, seeds: int, *, alpha: float = 0.05, power: float = 0.8
+) -> int | None:
+    """Return how many test examples find a true difference at this number of seeds.
+
+    More examples shrink the noise of single examples within a seed, never what differs between
+    seeds on every example. None where that alone is too much, or where so few seeds cannot reach
+    alpha by sign flips.
+    """
+    if seeds < max(2, least_seeds(alpha)) or difference == 0:
+        return None
+
+    def lacking(log_spread: float) -> float:
+        return paired_power(difference, math.exp(log_spread), seeds, alpha=alpha) - power
+
+    size = math.log(abs(difference))
+    allowed = math.exp(float(optimize.brentq(lacking, size - 5, size + 5))) ** 2
+    if allowed <= components.seed:
+        return None
+    return max(1, math.ceil(components.residual / (allowed - components.seed)))
+
+
+def examples_for_new_examples(
+    difference: float, components: Components, *, alpha: float = 0.05, power: float = 0.8
+) -> int:
+    """Return how many test examples a claim about other examples of their kind takes at least.
+
+    That is with any number of seeds: they do not reduce the spread between examples, so
+    n = example ((z_{1 - alpha/2} + z_power) / difference)^2.
+    """
+    reach = float(distributions.norm.isf(alpha / 2) + distributions.norm.ppf(power))
+    return max(1, math.ceil(components.example * (reach / difference) ** 2))
+
+
+def checked_seeds(
+    difference: float,
+    spread: float,
+    *,
+    comparisons: int = 1,
+    correction: Correction = "holm",
+    alpha: float = 0.05,
+    power: float = 0.8,
+    studies: int = 400,
+) -> tuple[int | None, float | None]:
+    """Return seeds that give the power in simulation too, and the simulated power there.
+
+    Starts from the formula at alpha / comparisons, the strictest level that a correction sets, and
+    looks in `simulated_power` whether it takes more seeds (two standard errors below the power
+    still count as reached) or, by max-T, may do with fewer. Above `_SIMULATED` seeds the formula
+    stands alone and no simulated power is given.
+    """
+    formula = seeds_for_power(difference, spread, alpha=alpha / max(1, comparisons), power=power)
+    if formula is None or formula > _SIMULATED or spread <= 0:
+        return formula, None
+    enough = power - 2 * math.sqrt(power * (1 - power) / studies)
+
+    def simulate(seeds: int) -> float:
+        return simulated_power(
+            difference, spread, seeds, comparisons=comparisons, correction=correction, alpha=alpha, studies=studies
+        )
+
+    seeds, found = formula, simulate(formula)
+    while found < enough and seeds <= _SIMULATED:
+        seeds += max(1, seeds // 12)
+        found = simulate(seeds)
+    if correction == "max_t" and seeds == formula:
+        low = seeds_for_power(difference, spread, alpha=alpha, power=power) or seeds
+        while low < seeds:
+            middle = (low + seeds) // 2
+            there = simulate(middle)
+            if there >= power:
+                seeds, found = middle, there
+            else:
+                low = middle + 1
+    return seeds, found
+
+
+def simulated_power(
+    difference: float,
+    spread: float,
+    seeds: int,
+    *,
+    comparisons: int = 1,
+    correction: Correction = "holm",
+    alpha: float = 0.05,
+    studies: int = 1_000,
+    seed: int = 0,
+) -> float:
+    """Return the share of made-up studies in which the corrected sign-flip test finds a method.
+
+    Args:
+        difference: true mean difference of that method; all others have none.
+        spread: standard deviation of every method's paired differences over seeds. They correlate
+            by one half, since all methods share the baseline's noise.
+        seeds: paired seeds.
+        comparisons: methods compared with the baseline.
+        correction: that decides; of max-T the first step.
+        alpha: level after correction.
+        studies: made up; the standard error at 80 % is 0.4 / sqrt(studies).
+        seed: of the random numbers.
+    """
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(0, spread / math.sqrt(2), (seeds, studies, comparisons + 1))
+    diff_SNM = noise[:, :, 1:] - noise[:, :, :1]
+    diff_SNM[:, :, 0] += difference
+    if correction == "max_t":
+        return float(np.mean(_max_t_ps(diff_SNM, seed) <= alpha))
+    adjust = holm if correction == "holm" else benjamini_hochberg
+    p_NM = sign_flip_ps(diff_SNM.reshape(seeds, -1), seed=seed).reshape(studies, -1)
+    return float(np.mean([adjust(p_M)[0] <= alpha for p_M in p_NM]))
+
+
+def sign_flip_ps(diff_SN: FloatArray, *, seed: int = 0) -> FloatArray:
+    """Return the two-sided `sign_flip_test` of many columns at once, shape (N)."""
+    signs_BS = _signs(diff_SN.shape[0], seed)
+    counts_N = np.zeros(diff_SN.shape[1])
+    least_N = np.abs(diff_SN.sum(axis=0)) - 1e-12 * np.abs(diff_SN).sum(axis=0)
+    for start in range(0, len(signs_BS), _ROWS):
+        counts_N += (np.abs(signs_BS[start : start + _ROWS] @ diff_SN) >= least_N).sum(axis=0)
+    return counts_N / len(signs_BS)
+
+
+def _max_t_ps(diff_SNM: FloatArray, seed: int) -> FloatArray:
+    """Return per study (N) the first method's p of max-T's first step, over all methods."""
+    seeds, studies, methods = diff_SNM.shape
+    scale_NM = np.sqrt((diff_SNM**2).sum(axis=0))
+    flat_SN = (diff_SNM / scale_NM).reshape(seeds, -1)
+    least_N = np.abs(flat_SN.sum(axis=0)).reshape(studies, methods)[:, 0] - 1e-12
+    signs_BS, counts_N = _signs(seeds, seed), np.zeros(studies)
+    for start in range(0, len(signs_BS), _ROWS):
+        stat_BN = np.abs(signs_BS[start : start + _ROWS] @ flat_SN)
+        counts_N += (stat_BN.reshape(-1, studies, methods).max(axis=2) >= least_N).sum(axis=0)
+    return counts_N / len(signs_BS)
+
+
+def _signs(seeds: int, seed: int) -> FloatArray:
+    """Return sign patterns (B, S): all up to a mirror image, or random ones and the observed."""
+    if seeds <= _EXACT:
+        codes_B = np.arange(2 ** (seeds - 1))
+        return np.asarray(1.0 - 2 * ((codes_B[:, None] >> np.arange(seeds)) & 1), dtype=np.float64)
+    drawn_BS = np.random.default_rng(seed).integers(0, 2, (_FLIPS, seeds)) * 2.0 - 1
+    return np.vstack([np.ones(seeds), drawn_BS])

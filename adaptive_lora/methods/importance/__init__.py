@@ -1,0 +1,7 @@
+"""Importance: how much each site matters for the data, measured before ranks are chosen."""
+
+from adaptive_lora.methods.importance.contract import ProfileTask, TrainedProbe
+from adaptive_lora.methods.importance.measure import PROFILERS, profile_importance
+from adaptive_lora.methods.importance.profile import ImportanceProfile
+
+__all__ = ["PROFILERS", "ImportanceProfile", "ProfileTask", "TrainedProbe", "profile_importance"]

@@ -1,0 +1,247 @@
+"""What flows through adapter sites: inputs and output gradients, one site at a time.
+
+The base stays frozen: no weight asks for a gradient. A hook keeps a site's input, another one
+receives the gradient of its output, and a statistic is formed from both and dropped. Where all
+calibration batches fit into one pass, a site's statistic is complete the moment its gradient
+arrives, so one site's statistic is held at a time. Where they do not, sites are measured in
+groups whose statistics together take no more than the model's own gradient would.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from adaptive_lora.allocation.site import AdapterSite, Role
+from adaptive_lora.data import Batch
+from adaptive_lora.errors import ModelError
+from adaptive_lora.methods.importance.contract import ZERO, Measurement, ProfileTask, SiteMeasure
+from adaptive_lora.methods.importance.passes import Pass, halved
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteRows:
+    """B examples of one pass at one site, T positions each."""
+
+    inputs: torch.Tensor
+    """(B, T, in) float32."""
+    gradients: torch.Tensor
+    """(B, T, out) float32, of the summed negative log-likelihood; (B, T, 0) in forward passes."""
+    mask: torch.Tensor
+    """(B, T) whether a position is no padding."""
+    split: int
+    """Examples before it belong to the first half of the calibration data."""
+    tokens: torch.Tensor
+    """(B,) supervised tokens of each example."""
+
+    @property
+    def halves(self) -> tuple[slice, slice]:
+        """The examples of the first and of the second half."""
+        return slice(0, self.split), slice(self.split, None)
+
+
+_CROSS = re.compile(r"encdec|encoder_attn|cross", re.IGNORECASE)
+_IMAGES = re.compile(r"vision|visual|image", re.IGNORECASE)
+"""Towers whose positions are patches of images: no mask of a text is theirs."""
+
+Measures = tuple[SiteMeasure, SiteMeasure, SiteMeasure]
+"""Of all calibration data, of the first half and of the second half."""
+
+
+class Statistic(Protocol):
+    """What is kept of one site between passes."""
+
+    def add(self, rows: SiteRows) -> None:
+        """Take in one pass."""
+
+    def finish(self) -> Measures:
+        """Return what was measured."""
+
+
+def measure_sites(
+    task: ProfileTask,
+    make: Callable[[AdapterSite], Statistic],
+    *,
+    floats: Callable[[AdapterSite], int],
+    backward: bool = True,
+) -> Measurement:
+    """Feed every site's statistic with the calibration data.
+
+    Args:
+        task: what is profiled.
+        make: starts the statistic of a site.
+        floats: numbers that the statistic of a site holds.
+        backward: whether gradients are wanted, or inputs alone.
+    """
+    passes = halved(task.batches)
+    own = sum(site.in_features * site.out_features for site in task.sites)
+    groups = [list(task.sites)] if len(passes) == 1 else _groups(task.sites, floats, own)
+    found: dict[str, Measures] = {}
+    with frozen(task.model):
+        for group in groups:
+            sites, alive = {site.name: site for site in group}, dict[str, Statistic]()
+
+            def take(name: str, rows: SiteRows) -> None:
+                statistic = alive.pop(name, None) or make(sites[name])  # noqa: B023
+                statistic.add(rows)
+                if len(passes) == 1:
+                    found[name] = statistic.finish()
+                else:
+                    alive[name] = statistic  # noqa: B023
+
+            for part in passes:
+                _Run(task, part, sites, take).run(backward=backward)
+            while alive:
+                name, statistic = alive.popitem()
+                found[name] = statistic.finish()
+    measures = [found.get(site.name, (ZERO, ZERO, ZERO)) for site in task.sites]
+    whole, *halves = (
+        {site.name: measure[part] for site, measure in zip(task.sites, measures, strict=True)} for part in range(3)
+    )
+    tokens = len(groups) * sum(part.batch.tokens for part in passes)
+    return Measurement(whole=whole, halves=tuple(halves), processed_tokens=tokens)
+
+
+def _groups(sites: Sequence[AdapterSite], floats: Callable[[AdapterSite], int], limit: int) -> list[list[AdapterSite]]:
+    """Cut sites into runs whose statistics hold at most `limit` numbers, or that are one site."""
+    groups: list[list[AdapterSite]] = []
+    held = limit
+    for site in sites:
+        if held + floats(site) > limit:
+            groups.append([])
+            held = 0
+        groups[-1].append(site)
+        held += floats(site)
+    return groups
+
+
+class _Run:
+    """One pass through the model; each site's rows are handed on when they are complete."""
+
+    def __init__(
+        self, task: ProfileTask, part: Pass, sites: Mapping[str, AdapterSite], take: Callable[[str, SiteRows], None]
+    ) -> None:
+        self.task, self.sites, self.take, self.split = task, sites, take, part.split
+        self.batch = part.batch.to(task.runtime.device)
+        self.tokens = self.batch.supervised_by_example
+        self.inputs: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.gradients: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
+
+    def run(self, *, backward: bool) -> None:
+        """Run the model and hand on the rows of every site that it reached."""
+        modules = dict(self.task.model.named_modules())
+        with ExitStack() as hooks:
+            for name in self.sites:
+                handle = modules[name].register_forward_hook(self._hook(name, backward))
+                hooks.callback(handle.remove)
+            with torch.set_grad_enabled(backward), self.task.runtime.accelerator.autocast():
+                loss = self.task.loss(self.task.model, self.batch)
+        if not torch.isfinite(loss):
+            raise ModelError(
+                f"the base's loss on the calibration data is {loss.item()}; required a finite one. "
+                "Use precision bf16 or fp32, or check the weights."
+            )
+        if backward:
+            loss.backward()
+        else:
+            for name in list(self.inputs):
+                self._hand_on(name, [torch.empty(0, device=loss.device) for _ in self.inputs[name]])
+
+    def _hook(self, name: str, backward: bool) -> Any:
+        def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
+            call = len(self.inputs[name])
+            self.inputs[name].append(inputs[0].detach())
+            if not backward:
+                return None
+            if not output.requires_grad:  # nothing below is trained: the graph starts here
+                output = output.detach().requires_grad_().clone()
+            output.register_hook(lambda gradient: self._arrive(name, call, gradient))
+            return output
+
+        return keep
+
+    def _arrive(self, name: str, call: int, gradient: torch.Tensor) -> None:
+        """Keep an output gradient; a module that ran several times is complete after the last."""
+        arrived = self.gradients[name]
+        arrived[call] = gradient.detach()
+        if len(arrived) == len(self.inputs[name]):
+            self._hand_on(name, [arrived[index] for index in sorted(arrived)])
+            del self.gradients[name]
+
+    def _hand_on(self, name: str, gradients: list[torch.Tensor]) -> None:
+        if not all(torch.isfinite(rows.sum(dtype=torch.float32)) for rows in gradients):
+            raise ModelError(
+                f"the gradient at {name} is not finite; required a finite one. Use precision bf16 or fp32."
+            )
+        inputs = [self._by_example(name, rows) for rows in self.inputs.pop(name)]
+        masks = [positions_mask(self.batch, self.sites[name], rows) for rows in inputs]
+        self.take(
+            name,
+            SiteRows(
+                inputs=_joint(inputs),
+                gradients=_joint([self._by_example(name, rows) for rows in gradients]),
+                mask=_joint(masks),
+                split=self.split,
+                tokens=self.tokens,
+            ),
+        )
+
+    def _by_example(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows as (B, positions, features); some models flatten the first two."""
+        examples = self.batch.examples
+        if rows.numel() == 0:
+            return rows.new_zeros(examples, 1, 0)
+        if rows.shape[:-1].numel() % examples:
+            raise ModelError(
+                f"{name} sees {rows.shape[:-1].numel()} rows for {examples} examples; required a "
+                "multiple, so that rows can be told apart by example."
+            )
+        return rows.float().reshape(examples, -1, rows.shape[-1])
+
+
+def positions_mask(batch: Batch, site: AdapterSite, rows: torch.Tensor) -> torch.Tensor:
+    """Return (B, T) which of the positions that a site saw are no padding; all where unknown.
+
+    Args:
+        batch: what went through the model.
+        site: where the rows were seen; keys and values of cross-attention see the encoder's.
+        rows: (B, T, in).
+    """
+    cross = site.role in (Role.KEY, Role.VALUE) and _CROSS.search(site.name)
+    names = ["attention_mask"]
+    if site.tower == "decoder" and not cross:
+        names.insert(0, "decoder_attention_mask")
+    if not _IMAGES.search(site.tower):
+        for mask in (batch.inputs[name] for name in names if name in batch.inputs):
+            if mask.shape == rows.shape[:2]:
+                return mask.bool()
+    return torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
+
+
+def _joint(calls: list[torch.Tensor]) -> torch.Tensor:
+    """Join the positions of several calls; one call is not copied."""
+    return calls[0] if len(calls) == 1 else torch.cat(calls, dim=1)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Let no parameter require a gradient, in evaluation mode; put everything back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in wanted:
+        parameter.requires_grad_(False)
+    model.eval()
+    try:
+        yield
+    finally:
+        for parameter, required in wanted:
+            parameter.requires_grad_(required)
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,61 @@
+"""Profilers that look at the weights alone: no data, and no replicates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from adaptive_lora.methods.importance.contract import Measurement, ProfileTask, SiteMeasure
+from adaptive_lora.methods.importance.gradient import weight_of
+from adaptive_lora.methods.importance.spectra import squared_singular_values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightProfiler:
+    """Measures sites by the eigenvalues of W Wᵀ.
+
+    There is no spectrum in the sense of the contract: what a weight's own component is worth says
+    nothing about what a rank of its update is worth.
+    """
+
+    score: Callable[[torch.Tensor], float]
+    """Squared singular values of the weight, not increasing -> score."""
+
+    def __call__(self, task: ProfileTask) -> Measurement:
+        """Return the scores of every site."""
+        modules = dict(task.model.named_modules())
+        found = {}
+        for site in task.sites:
+            values = squared_singular_values(weight_of(modules[site.name]).double())
+            score = self.score(values) if float(values[0]) > 0 else 0.0
+            found[site.name] = SiteMeasure(score=score)
+        return Measurement(whole=found)
+
+
+def heavy_tail(eigenvalues: torch.Tensor) -> float:
+    """Return PL_Alpha_Hill, the exponent of the spectrum's tail (AlphaLoRA, 2410.10054).
+
+    1 + k / sum over i <= k of ln(lambda_(N-i+1) / lambda_(N-k)), with lambda ascending and k = N/2.
+    AlphaLoRA gives more experts where it is larger, for a light tail marks a layer that was trained
+    less; here it gets more rank.
+    """
+    k = max(1, len(eigenvalues) // 2)
+    reference = eigenvalues[min(k, len(eigenvalues) - 1)]
+    logs = (eigenvalues[:k] / reference).log().sum()
+    return 1 + k / max(float(logs), torch.finfo(torch.float64).tiny)
+
+
+def stable_rank(eigenvalues: torch.Tensor) -> float:
+    """Return ||W||_F² / ||W||_2²: how many directions the weight really uses."""
+    return float(eigenvalues.sum() / eigenvalues[0])
+
+
+def condition_number(eigenvalues: torch.Tensor) -> float:
+    """Return sigma_min / sigma_max: one over the condition number.
+
+    KappaTune (2506.16289) adapts only the maps of the smallest condition numbers, which it takes
+    for the least specialised; the inverse keeps that order, more for those.
+    """
+    return float((eigenvalues[-1] / eigenvalues[0]).sqrt())

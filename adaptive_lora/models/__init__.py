@@ -1,0 +1,1 @@
+"""Bases and what computes with them: heads, devices, losses, scores, tasks and kernels."""

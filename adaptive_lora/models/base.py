@@ -1,0 +1,378 @@
+"""Base models: the embedded default, local folders and hub ids, all loaded from a local folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptive_lora import serving
+from adaptive_lora.config import ModelConfig
+from adaptive_lora.config.base_file import base_file, require_kinds
+from adaptive_lora.errors import ConfigError, ModelError, brief
+from adaptive_lora.models.classes import auto_class, require_class, warn_of_code
+from adaptive_lora.models.errors import is_bug
+from adaptive_lora.models.heads import (
+    count_head,
+    find_head,
+    pad_for_classes,
+    require_all_read,
+    require_complete,
+    require_read,
+    warn_of_classes,
+)
+from adaptive_lora.serving import Differences, SavedQuantisation
+from adaptive_lora.serving.gguf_file import as_transformers_reads, read_header, require_gguf
+from adaptive_lora.serving.safety import CONFIG, UnsafeFiles, require_base
+from adaptive_lora.serving.tokens import position_limit
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+OF_TEXTS = frozenset({"classification", "regression"})
+"""Tasks that train a head over texts beside adapters."""
+WITH_HEAD = OF_TEXTS | {"image_classification"}
+"""Tasks that train a head beside adapters."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseReference:
+    """Which base an adapter belongs to."""
+
+    source: str
+    """`embedded`, `folder`, `gguf` or `hub`."""
+    name: str
+    """`embedded`, the absolute folder or file, or the hub id."""
+    revision: str | None
+    """Commit on the hub; None elsewhere."""
+    content_hash: str
+    """SHA-256 over all of the base that decides numbers; `adapter_serving.content_hash` has it."""
+    trust_remote_code: bool = False
+    """Whether the base's own Python code was run, as the user said."""
+    stored_as: str | None = None
+    """How weights were saved that are dequantised: types of a GGUF file's tensors, or the format
+    of a folder; None where they are taken as they are saved."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; `stored_as` only where there is one."""
+        values = asdict(self)
+        if self.stored_as is None:
+            del values["stored_as"]
+        return values
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaseModel:
+    """A loaded base with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reference: BaseReference
+    max_positions: int | None
+    """Longest sequence that the model takes, or None where it states none."""
+    task: Mapping[str, Any]
+    """What loading it for its task took, for serving."""
+    head: tuple[str, ...] = ()
+    """Modules that the task trains beside adapters."""
+    gaps: tuple[str, ...] = ()
+    """Weights of the head that the checkpoint does not have; each trial's seed gives them."""
+    quantisation: Mapping[str, Any] | None = None
+    """Record of how its weights were quantised; None where they are as they were saved."""
+    earlier_hashes: tuple[str, ...] = ()
+    """Content hashes that earlier versions gave the same files, where theirs are others."""
+
+    def is_recorded_as(self, content_hash: str) -> bool:
+        """Return whether a recorded hash is that of this base, by this or an earlier version."""
+        return content_hash in (self.reference.content_hash, *self.earlier_hashes)
+
+    @property
+    def total_parameters(self) -> int:
+        """All parameters, tied ones counted once: what full fine-tuning would train."""
+        return count_parameters(self.model)
+
+    @property
+    def head_parameters(self) -> int:
+        """Parameters that the task trains beside adapters."""
+        return count_head(self.model, self.head)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters, tied ones counted once, packed ones as what they are."""
+    return sum(
+        math.prod(state.shape) if (state := getattr(parameter, "quant_state", None)) is not None else parameter.numel()
+        for parameter in model.parameters()
+    )
+
+
+def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path]:
+    """Return (source, name, local folder or GGUF file) of a base; hub models are fetched.
+
+    Args:
+        config: the base.
+        weights: False fetches config.json alone: a plan for 70 billion parameters needs no more.
+
+    Raises:
+        ModelError: neither a folder with a config.json nor a GGUF file nor reachable on the hub.
+    """
+    file = base_file(config)
+    if config.model == "embedded":
+        source, name = "embedded", "embedded"
+    elif file is not None:
+        source, name = "gguf", str(file)
+    elif Path(config.model).is_dir():
+        source, name = "folder", str(Path(config.model).resolve())
+    elif config.model.startswith((".", "/", "~")) or config.model.count("/") > 1:
+        raise ModelError(f"base model folder {config.model} does not exist; check the path.")
+    else:
+        source, name = "hub", config.model
+    try:
+        if weights or source != "hub" or os.environ.get(serving.BASE_VARIABLE):
+            folder = serving.base_folder(source, name, config.revision, code=config.trust_remote_code)
+        else:
+            folder = _hub_configuration(name, config.revision, config.trust_remote_code)
+    except UnsafeFiles as error:
+        raise ModelError(str(error)) from error
+    except Exception as error:  # huggingface_hub raises a dozen unrelated types
+        raise ModelError(
+            f"base model '{config.model}' is neither a local folder nor reachable on the hub "
+            f"({type(error).__name__}: {brief(error)}); give a folder with "
+            "config.json, tokenizer and weights, or 'embedded'."
+        ) from error
+    if not folder.is_file() and not (folder / "config.json").is_file():
+        other = " It is an adapter; give its base." if (folder / CONFIG).is_file() else ""
+        raise ModelError(f"{folder} is no model folder: required config.json; found none.{other}")
+    return source, name, folder
+
+
+def _hub_configuration(name: str, revision: str | None, code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["config.json", *(["*.py"] if code else [])]
+    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+
+
+def load_base(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    task: Mapping[str, Any] = serving.CAUSAL,
+    quantisation: Mapping[str, Any] | None = None,
+) -> BaseModel:
+    """Load a base for training, frozen, on the CPU.
+
+    Args:
+        config: the base.
+        dtype: of its weights.
+        task: the record of the task that it is trained for.
+        quantisation: record of a quantisation to load it in.
+
+    Raises:
+        ModelError: no weights, no tokenizer, or files that transformers cannot read.
+        ConfigError: quantised, and bitsandbytes is missing; or quantised otherwise when saved.
+    """
+    source, name, folder = locate(config)
+    trust = config.trust_remote_code
+    saved = _saved(folder, quantisation)
+    quantisation = quantisation and {**quantisation, **({"double": saved.double} if saved else {})}
+    require_weights(folder, trust_remote_code=trust)
+    settings = read_settings(folder, trust_remote_code=trust)
+    require_class(settings, kind := auto_class(settings), task["name"], folder)
+    try:
+        model, differences = serving.load_and_compare(folder, dtype, task, quantisation, trust_remote_code=trust)
+        tokenizer = serving.open_processor(folder, task, trust_remote_code=trust)
+    except Exception as error:  # whatever a damaged file makes transformers raise
+        if is_bug(error):
+            raise
+        _require_no_code(folder, error)
+        raise ModelError(f"{folder} cannot be loaded: {brief(error)}") from error
+    _require_end(tokenizer, task["name"], folder)
+    if task["name"] in OF_TEXTS and kind is serving.class_of("causal"):
+        task = {**task, "pad_token_id": pad_for_classes(model, tokenizer, folder)}
+    head = _head_of(model, task, differences, folder)
+    warn_of_code(folder, trusted=trust)
+    content_hash, *earlier = serving.content_hashes(folder, code=trust)
+    reference = BaseReference(
+        source=source,
+        name=name,
+        revision=_hub_commit(folder) if source == "hub" else None,
+        content_hash=content_hash,
+        trust_remote_code=trust,
+        stored_as=None if saved is None or saved.use == "nf4" else saved.name,
+    )
+    return BaseModel(
+        model=model,
+        tokenizer=tokenizer,
+        reference=reference,
+        task={**task, "head": list(head)} if head else dict(task),
+        head=head,
+        gaps=differences.gaps if head else (),
+        quantisation=quantisation,
+        earlier_hashes=tuple(earlier),
+        max_positions=position_limit(model.config),
+    )
+
+
+def _saved(folder: Path, quantisation: Mapping[str, Any] | None) -> SavedQuantisation | None:
+    """Return how weights are quantised where they are saved, if that fits how they are loaded."""
+    saved = require_kinds(folder, ["full" if quantisation is None else quantisation["scheme"]])
+    if saved is not None and saved.name.startswith("bitsandbytes"):
+        require_quantiser(f"{folder} is saved in {saved.name}, which")
+    if folder.is_file():
+        return SavedQuantisation(read_header(folder).stored_as, "dequantised")
+    return saved
+
+
+def _require_end(processor: Any, task: str, folder: Path) -> None:
+    """Raise ModelError where answers of a task could not end."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if task in ("causal", "vision_language") and tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
+
+
+def _head_of(model: PreTrainedModel, task: Mapping[str, Any], found: Differences, folder: Path) -> tuple[str, ...]:
+    """Return the modules of a task's head, in float32; check that nothing else lacks weights."""
+    head = find_head(model, found.gaps) if task["name"] in WITH_HEAD else ()
+    require_complete(found, head)
+    if folder.is_file():
+        require_all_read(model, folder, head)
+    else:
+        require_read(model, found, head)
+    if head and not found.gaps:
+        warn_of_classes(folder, task.get("labels", ()))
+    for part in head:
+        model.get_submodule(part).float()
+    return head
+
+
+def require_quantiser(what: str = "base=nf4") -> None:
+    """Raise ConfigError where what needs bitsandbytes cannot be loaded."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        otherwise = "leave base out" if what == "base=nf4" else "give another base"
+        raise ConfigError(
+            f"{what} needs bitsandbytes, which is not installed: pip install 'adaptive-lora[qlora]', or {otherwise}."
+        )
+
+
+def require_weights(folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Raise ModelError where a model folder has no weights that are safe to read."""
+    _require_safe(folder, trust_remote_code, weights=True)
+    if not folder.is_file() and not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder} has no weights: required *.safetensors; `plan` works without them, training does not."
+        )
+
+
+def _require_safe(folder: Path, trust_remote_code: bool, *, weights: bool) -> None:
+    try:
+        if folder.is_file():
+            require_gguf(folder)
+        else:
+            require_base(folder, weights=weights, trust_remote_code=trust_remote_code)
+    except (UnsafeFiles, ImportError) as error:
+        raise ModelError(str(error)) from error
+
+
+def read_settings(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Read a model folder's config.json, or what a GGUF file says instead.
+
+    Raises:
+        ModelError: transformers cannot use it, or only with code of its own that is not trusted.
+    """
+    from transformers import AutoConfig
+
+    _require_safe(folder, trust_remote_code, weights=False)
+    try:
+        if folder.is_file():
+            settings: PretrainedConfig = deepcopy(_gguf_settings(folder, folder.stat().st_mtime_ns))
+        else:
+            settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers checks little: whatever a wrong value causes
+        if is_bug(error):
+            raise
+        _require_no_code(folder, error)
+        raise ModelError(f"{_settings_of(folder)} cannot be used: {brief(error)}") from error
+    return settings
+
+
+def _require_no_code(folder: Path, error: Exception) -> None:
+    """Raise ModelError where transformers asked whether a base's own code may run."""
+    if "trust_remote_code" in str(error):
+        raise ModelError(
+            f"{folder} runs only with Python code of its own, which is not run unless you say so: "
+            "read it, then give --trust-remote-code true."
+        ) from error
+
+
+def _settings_of(folder: Path) -> Path:
+    """Return the file that holds a base's settings."""
+    return folder if folder.is_file() else folder / "config.json"
+
+
+@lru_cache(maxsize=4)
+def _gguf_settings(file: Path, changed: int) -> PretrainedConfig:
+    """Return the configuration of a GGUF file as of a time; to read one takes seconds."""
+    from transformers import AutoConfig
+
+    with as_transformers_reads(file) as (folder, further):
+        settings: PretrainedConfig = AutoConfig.from_pretrained(folder, **further)
+    return settings
+
+
+def _hub_commit(folder: Path) -> str | None:
+    """Return the commit of a hub snapshot: the cache names its folders so."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def skeleton(config: ModelConfig, task: str = "auto", kinds: Sequence[str] = ()) -> PreTrainedModel:
+    """Return the architecture without weights (meta device), for plans and counts.
+
+    Args:
+        config: the base.
+        task: for which it is built; auto: as its checkpoint was saved.
+        kinds: `base` of the methods that are planned on it.
+
+    Raises:
+        ModelError: the folder or configuration cannot be used.
+        ConfigError: a method's `base` does not fit how the weights are saved.
+    """
+    _, _, folder = locate(config, weights=False)
+    if kinds:
+        require_kinds(folder, kinds)
+    trust = config.trust_remote_code
+    settings = read_settings(folder, trust_remote_code=trust)
+    kind = auto_class(settings) if task == "auto" else serving.class_of(task)
+    try:
+        model: PreTrainedModel = serving.without_weights(kind, settings, trust_remote_code=trust)
+    except Exception as error:  # transformers checks little: whatever a wrong value causes
+        if is_bug(error):
+            raise
+        raise ModelError(f"{_settings_of(folder)} cannot be used: {brief(error)}") from error
+    return model
+
+
+@contextmanager
+def gradient_checkpointing(model: PreTrainedModel, enabled: bool) -> Iterator[None]:
+    """Recompute activations in the backward pass inside the block.
+
+    Non-reentrant, with gradients at the inputs: otherwise a frozen base trains only some adapters
+    and says nothing (locuslab/open-unlearning issue 178).
+    """
+    if not enabled:
+        yield
+        return
+    model.enable_input_require_grads()
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
+        model.disable_input_require_grads()

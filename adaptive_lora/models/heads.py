@@ -1,0 +1,190 @@
+"""Heads: what a task trains beside adapters, because the base's checkpoint does not have it.
+
+A head starts from the trial's seed, the same for every method, is trained and saved with the
+adapter, and is counted apart from it: methods compare by their adapters.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from adaptive_lora.errors import ModelError
+from adaptive_lora.seeding import rng_for
+from adaptive_lora.serving import Differences, saved_labels
+from adaptive_lora.serving.gguf_file import read_header
+from adaptive_lora.serving.tokens import known_ids, padding_id, set_for_decoder, set_padding
+
+_OUTSIDE_BLOCKS = ("pooler",)
+"""Modules of a base that a checkpoint may lack: those that other training objectives do not use."""
+_SPREAD = 0.02
+"""Standard deviation of fresh weights where the configuration states none (BERT's, 1810.04805)."""
+
+
+def find_head(model: Any, gaps: Sequence[str]) -> tuple[str, ...]:
+    """Return the modules that a task trains beside adapters: what stands on top of the base.
+
+    Args:
+        model: loaded for its task.
+        gaps: weights that its checkpoint lacks; a pooler among them is trained too.
+    """
+    tops = [
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in child.parameters())
+    ]
+    poolers = {
+        name.rpartition(".")[0]
+        for name in gaps
+        if not _within(name, tops) and any(part in name for part in _OUTSIDE_BLOCKS)
+    }
+    return (*sorted(poolers), *tops)
+
+
+def pad_for_classes(model: Any, tokenizer: Any, folder: Path) -> int:
+    """Return the id of padding for a decoder that classifies, set in model and tokenizer.
+
+    Raises:
+        ModelError: the tokenizer has no token for it that the base has a row for.
+    """
+    pad = padding_id(tokenizer, known_ids(model))
+    if pad is None:
+        raise ModelError(
+            f"the tokenizer in {folder} has neither a pad nor an end-of-text token that the base "
+            "has a row for; a decoder classifies at the last token that is no padding."
+        )
+    set_padding(model, pad)
+    set_for_decoder(tokenizer, pad)
+    return pad
+
+
+def require_complete(found: Differences, head: Sequence[str]) -> None:
+    """Check that a checkpoint lacks nothing but weights of the head.
+
+    Raises:
+        ModelError: it lacks others, or has them in other sizes; they would be random.
+    """
+    lost = [name for name in found.missing if not _within(name, head)]
+    besides = f" but those of {', '.join(head)}" if head else ""
+    if lost:
+        raise ModelError(
+            f"the checkpoint lacks {len(lost)} weights of the base itself, such as {lost[0]}: they "
+            f"would be random; required all that config.json calls for{besides}."
+        )
+    for name, (given, wanted) in found.sizes.items():
+        if not _within(name, head):
+            raise ModelError(
+                f"the checkpoint has {name} as {_shape(given)}, config.json calls for "
+                f"{_shape(wanted)}; required weights and config.json of one model."
+            )
+
+
+def require_read(model: Any, found: Differences, head: Sequence[str]) -> None:
+    """Check that the model has a place for what its checkpoint holds, and log what it leaves out.
+
+    A bias or a scale of a layer that the model has is part of what that layer computes. Whole
+    layers may be left out on purpose, as heads of other tasks are.
+
+    Raises:
+        ModelError: layers would compute something else without weights that are left out.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if not any(True for _ in module.children()) and any(True for _ in module.parameters())
+    }
+    parts = [name for name in found.unread if name.rpartition(".")[0] in layers]
+    if parts:
+        raise ModelError(
+            f"the checkpoint holds {len(parts)} weights of layers that config.json calls for "
+            f"without them{_such_as(parts)}: the model would compute something else. Required "
+            "weights and config.json of one model; those of a quantised one name its format."
+        )
+    prefix = f"{model.base_model_prefix}."
+    others = [name for name in found.unread if not head or name.startswith(prefix)]
+    if others:
+        logging.getLogger(__name__).warning(
+            "%d weights of the checkpoint have no place in %s and are not used%s.",
+            len(others),
+            type(model).__name__,
+            _such_as(others),
+        )
+
+
+def warn_of_classes(folder: Path, labels: Sequence[str]) -> None:
+    """Log where the head of a checkpoint is of other classes than those that are trained.
+
+    Args:
+        folder: of the base, whose head is taken over.
+        labels: the task's classes, in order.
+    """
+    saved = saved_labels(folder)
+    if labels and sorted(saved or ()) != sorted(labels):
+        logging.getLogger(__name__).warning(
+            "Training starts from the head of the checkpoint, whose classes (%s) are taken for %s, in this order.",
+            ", ".join(saved or ["without names"]),
+            ", ".join(labels),
+        )
+
+
+def _shape(sides: Sequence[int]) -> str:
+    return " x ".join(map(str, sides)) or "one number"
+
+
+def require_all_read(model: Any, file: Path, head: Sequence[str]) -> None:
+    """Check that a GGUF file and the model made of it hold the same weights.
+
+    transformers leaves out tensors that it has no place for, without a word: the factors by which
+    Llama 3.1 stretches its rotary frequencies, or biases.
+
+    Raises:
+        ModelError: one holds weights that the other does not.
+    """
+    header = read_header(file)
+    sizes = {name: elements for name, elements, *_ in header.tensors}
+    if model.config.get_text_config().tie_word_embeddings:
+        sizes.pop("output.weight", None)  # the embeddings once more
+    states = {state.data_ptr(): state.numel() for state in model.state_dict().values()}
+    taken = sum(states.values()) - count_head(model, head)
+    if sum(sizes.values()) > taken:
+        others = [name for name in sizes if not name.startswith(("blk.", "output", "token_embd"))]
+        raise ModelError(
+            f"{file} holds {sum(sizes.values()):,} weights, of which transformers takes {taken:,}: "
+            f"the model would compute something else{_such_as(others, 'perhaps without')}. Give "
+            "the model's own folder with config.json and *.safetensors."
+        )
+
+
+def _such_as(names: Sequence[str], how: str = "such as") -> str:
+    return f" ({how} {', '.join(names[:3])})" if names else ""
+
+
+def _within(name: str, modules: Sequence[str]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
+def start_head(model: nn.Module, gaps: Iterable[str], *, seed: int) -> None:
+    """Give weights that the checkpoint lacks the seed's values, the same on every machine.
+
+    Matrices are normal with the configuration's deviation, biases 0 and scales of norms 1.
+    """
+    spread = float(getattr(model.config, "initializer_range", None) or _SPREAD)
+    for name in gaps:
+        weight = model.get_parameter(name)
+        if weight.ndim > 1:
+            draws = rng_for(seed, "head", name).standard_normal(tuple(weight.shape), "float32")
+            values = torch.from_numpy(draws * spread)
+        else:
+            values = torch.full(weight.shape, 0.0 if name.endswith("bias") else 1.0)
+        with torch.no_grad():
+            weight.copy_(values)
+
+
+def count_head(model: nn.Module, head: Iterable[str]) -> int:
+    """Return the parameters of a head."""
+    return sum(p.numel() for name in head for p in model.get_submodule(name).parameters())

@@ -1,0 +1,121 @@
+"""One loss for all methods: cross-entropy from logits over supervised tokens.
+
+Never a model's own `.loss`: AdaLoRA adds its orthogonality penalty to it, even in evaluation.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from adaptive_lora.data import unpadded
+from adaptive_lora.data.batches import IGNORED, Batch
+from adaptive_lora.models.kernels import attends_packed, packed_nll
+from adaptive_lora.serving import virtual_tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenScores:
+    """Scores of a batch at the K positions that predict a supervised token in some example."""
+
+    nll: torch.Tensor
+    """(B, K) negative log-likelihood in nats; 0 where not supervised. Carries the gradient."""
+    supervised: torch.Tensor
+    """(B, K) whether the predicted token counts."""
+    correct: torch.Tensor
+    """(B, K) whether the most likely token is the right one and counts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictions:
+    """A model's predictions at the K positions where some example of a batch is supervised."""
+
+    logits: torch.Tensor
+    """(B, K, V) in float32."""
+    targets: torch.Tensor
+    """(B, K) token that follows, IGNORED where not supervised."""
+
+    @property
+    def supervised(self) -> torch.Tensor:
+        """(B, K) whether the predicted token counts."""
+        return self.targets != IGNORED
+
+
+def predict(model: Any, batch: Batch) -> Predictions:
+    """Run a causal language model on a batch.
+
+    Logits are computed only from the first position that predicts a supervised token of any
+    example (`logits_to_keep`), which spares most of the head's work on long prompts.
+    """
+    labels = batch.labels[:, 1:]
+    used = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
+    keep = torch.arange(int(used[0]), int(used[-1]) + 1, device=labels.device)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    places = keep + virtual_tokens(model)
+    if _keeps_logits(model):
+        logits = model(**inputs, use_cache=False, logits_to_keep=places).logits
+    else:
+        logits = model(**inputs).logits[:, places]
+    return Predictions(logits=logits.float(), targets=labels[:, keep])
+
+
+def token_scores(model: Any, batch: Batch) -> TokenScores:
+    """Run a causal language model and score the supervised tokens."""
+    found = predict(model, batch)
+    nll = functional.cross_entropy(
+        found.logits.flatten(0, 1), found.targets.flatten(), ignore_index=IGNORED, reduction="none"
+    ).view_as(found.targets)
+    supervised = found.supervised
+    correct = (found.logits.detach().argmax(dim=-1) == found.targets) & supervised
+    return TokenScores(nll=nll, supervised=supervised, correct=correct)
+
+
+Loss = Callable[[nn.Module, Batch], torch.Tensor]
+"""Model and batch -> loss summed over the batch's supervised tokens, in nats; what is minimised.
+
+No example of a batch may depend on another one: profilers tell halves apart by example.
+"""
+
+
+LossByExample = Callable[[nn.Module, Batch], torch.Tensor]
+"""Model and batch -> (B,) the same loss of each example, with gradient."""
+
+
+def causal_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the summed negative log-likelihood of a causal language model.
+
+    Inside `packed_attention` the examples run as one row without padding, which is the same sum.
+    """
+    if attends_packed(model):
+        return packed_nll(model, unpadded(batch))[0].sum()
+    found = predict(model, batch)
+    return functional.cross_entropy(
+        found.logits.flatten(0, 1), found.targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def masked_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the summed negative log-likelihood of a masked language model at labelled positions.
+
+    Labels stand where the token itself is to be predicted, not the next one.
+    """
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    supervised = batch.labels != IGNORED
+    return functional.cross_entropy(logits[supervised].float(), batch.labels[supervised], reduction="sum")
+
+
+def no_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Run a model without an objective, for what looks at its activations alone; return 0."""
+    model(**batch.inputs)
+    return torch.zeros((), device=batch.labels.device)
+
+
+def _keeps_logits(model: Any) -> bool:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters

@@ -1,0 +1,17 @@
+"""Adapter sites of a model: the linear layers that can take a low-rank adapter."""
+
+from adaptive_lora.models.sites.adaptable import unreached_maps
+from adaptive_lora.models.sites.find import find_sites, site_notes, survey_sites, warn_of_sites
+from adaptive_lora.models.sites.read import read_architecture
+from adaptive_lora.models.sites.roles import TESTED_TYPES, role_of
+
+__all__ = [
+    "TESTED_TYPES",
+    "find_sites",
+    "read_architecture",
+    "role_of",
+    "site_notes",
+    "survey_sites",
+    "unreached_maps",
+    "warn_of_sites",
+]

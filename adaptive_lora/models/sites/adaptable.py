@@ -1,0 +1,231 @@
+"""Linear maps on which an adapter would be refused or would learn nothing, known from the code.
+
+Three things are asked, none of which needs weights, so that a plan and a training answer alike:
+
+- PEFT itself: it refuses LoRA on some maps of some architectures (`out_proj` of Mamba), and in
+  families that also come with experts it passes over dense maps of the experts' names (Qwen3-Next).
+- The code of the module around a map: where it reads the map's weight instead of calling it, as
+  fused kernels do, an adapter there does not run.
+- A forward pass on the meta device, with a zero added to what each map gives: a map whose zero has
+  no gradient does not reach the output. So it is with the last layer of a vision tower that is
+  read one layer earlier, and with Zamba2's adapters of the other places of a shared block.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import logging
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from adaptive_lora.models.sites.roles import TESTED_TYPES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PASSED_BY = "its weight is read by the code around it, past an adapter"
+REFUSED = "PEFT refuses LoRA there"
+TAKEN_FOR_EXPERTS = "PEFT takes it for a part of experts, by its name"
+UNREACHED = "no forward pass leads from it to the output"
+
+
+def reasons_against(model: nn.Module, towers: Mapping[str, Sequence[str]]) -> tuple[dict[str, str], frozenset[str]]:
+    """Return which linear maps of a model take no adapter, and of which that is not known.
+
+    Of architectures that a table of roles holds, tests say that PEFT takes all maps, that no code
+    reads their weights, and that one stack of blocks is reached whole: these are not tried again.
+
+    Args:
+        model: of transformers, with weights or without; any map of others is adaptable.
+        towers: names of its linear maps by the stack of blocks that they are in.
+
+    Returns:
+        Name -> reason, and the maps that a forward pass without weights could not be tried on: all
+        where the model's code does not run so, and those of a tower that its inputs do not reach.
+    """
+    settings = getattr(model, "config", None)
+    if not hasattr(model, "_from_config") or settings is None:
+        return {}, frozenset()
+    names = [name for tower in towers.values() for name in tower]
+    found: dict[str, str] = {}
+    if settings.model_type not in TESTED_TYPES:
+        found = {name: PASSED_BY for name in names if _read_past(model, name)}
+        found.update(_refused_by_peft(model, names))
+    elif len(towers) == 1:
+        return {}, frozenset()
+    try:
+        bones = _bones(model)
+        with _without_values():
+            unreached = unreached_maps(bones, names, lambda: _summed(bones(**_inputs(bones))))
+    except Exception as error:  # a model's own code without weights: whatever that raises
+        logging.getLogger(__name__).info("no forward pass without weights: %s", error)
+        return found, frozenset(names)
+    untried = {name for tower in towers.values() if unreached.issuperset(tower) for name in tower}
+    return {**dict.fromkeys(unreached - untried, UNREACHED), **found}, frozenset(untried)
+
+
+def _refused_by_peft(model: Any, names: Sequence[str]) -> dict[str, str]:
+    """Return what PEFT's own two rules for architectures say, before it attaches anything."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    config = LoraConfig(target_modules=list(names))
+    convert_peft_config_for_transformers(config, model, get_model_conversion_mapping(model))
+    found = dict.fromkeys(set(names) - set(config.target_modules or ()), TAKEN_FOR_EXPERTS)
+    for name in names:
+        try:
+            _check_lora_target_modules_mamba(config, model, name.rpartition(".")[2])
+        except ValueError:
+            found[name] = REFUSED
+    return found
+
+
+def _read_past(model: nn.Module, name: str) -> bool:
+    parent, _, leaf = name.rpartition(".")
+    around: Any = type(model.get_submodule(parent))
+    return leaf in _weights_read(around)
+
+
+_QUESTIONS = ("data", "device", "dtype", "shape")
+
+
+@lru_cache(maxsize=256)
+def _weights_read(kind: Any) -> frozenset[str]:
+    """Return the submodules whose weights a class hands on instead of calling them.
+
+    Questions about a weight (`self.wo.weight.dtype`) and its initial values do not count.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    except (OSError, TypeError, SyntaxError):
+        return frozenset()
+    asked, read = set(), set()
+    for method in ast.walk(tree):
+        if not isinstance(method, ast.FunctionDef) or "init" in method.name:
+            continue
+        for node in ast.walk(method):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
+                if node.attr in _QUESTIONS:
+                    asked.add(node.value)
+                owner = node.value.value
+                if node.attr == "weight" and isinstance(owner, ast.Name) and owner.id == "self":
+                    read.add(node)
+    return frozenset(node.value.attr for node in read - asked)  # type: ignore[attr-defined]
+
+
+def _bones(model: Any) -> Any:
+    """Return the architecture without weights; the model itself where it has none."""
+    import torch
+
+    if all(parameter.is_meta for parameter in model.parameters()):
+        return model
+    settings = copy.deepcopy(model.config)
+    vars(settings).pop("quantization_config", None)
+    with torch.device("meta"):
+        return type(model)._from_config(settings)
+
+
+def unreached_maps(model: Any, names: Sequence[str], output: Callable[[], Any]) -> set[str]:
+    """Return the linear maps from which no gradient flows to an output of the model.
+
+    Args:
+        model: with weights or without.
+        names: of its linear maps.
+        output: runs the model and returns one number.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    zeros = {name: torch.zeros((), device=device, requires_grad=True) for name in names}
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda module, inputs, output, zero=zero: output + zero)
+        for name, zero in zeros.items()
+    ]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.enable_grad():
+            given = torch.autograd.grad(output(), [*zeros.values()], allow_unused=True)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return {name for name, gradient in zip(names, given, strict=True) if gradient is None}
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Run code on the meta device; what it asks of values that are not there holds everywhere.
+
+    Masks are then all ones: no padding, one sequence a row, every image a real one.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    aten = torch.ops.aten
+
+    def places(mask: Any) -> list[Any]:
+        if mask is None or mask.dtype != torch.bool:
+            return [mask]
+        return [torch.empty(mask.numel(), dtype=torch.long, device="meta")] * mask.dim()
+
+    class Holds(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is aten._local_scalar_dense.default:
+                return True if args[0].dtype == torch.bool else 1
+            if func is aten.nonzero.default:
+                return torch.stack(places(args[0]), dim=1)
+            if func is aten.index.Tensor:
+                args = (args[0], [place for mask in args[1] for place in places(mask)])
+            return func(*args, **(kwargs or {}))
+
+    with torch.device("meta"), Holds():
+        yield
+
+
+_TOKENS = 8
+
+
+def _inputs(model: Any) -> dict[str, Any]:
+    """Return inputs of a model by what its forward pass takes: text, an image, or sound."""
+    import torch
+
+    taken = inspect.signature(model.forward).parameters
+    text = model.config.get_text_config()
+    vision = getattr(model.config, "vision_config", model.config)
+    ids = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
+    found: dict[str, Any] = {}
+    if "input_ids" in taken:
+        found["input_ids"] = ids
+    if "decoder_input_ids" in taken and model.config.is_encoder_decoder:
+        found["decoder_input_ids"] = ids
+    if "input_features" in taken:
+        sound = (1, model.config.num_mel_bins, 2 * model.config.max_source_positions)
+        found["input_features"] = torch.zeros(sound, device="meta")
+    side = getattr(vision, "image_size", None)
+    if "pixel_values" in taken and side is not None:
+        sides = (side, side) if isinstance(side, int) else tuple(side)
+        one = (1, 1) if "pixel_attention_mask" in taken else (1,)  # several images a text
+        shape = (*one, getattr(vision, "num_channels", 3), *sides)
+        found["pixel_values"] = torch.zeros(shape, device="meta")
+    if "use_cache" in taken and hasattr(text, "use_cache"):
+        found["use_cache"] = False
+    return found
+
+
+def _summed(outputs: Mapping[str, Any]) -> Any:
+    """Return the sum of what a task takes of a model's outputs."""
+    import torch
+
+    for name in ("logits", "logits_per_image"):
+        if outputs.get(name) is not None:
+            return outputs[name].float().sum()
+    floats = [v for v in outputs.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    return torch.stack([value.float().sum() for value in floats]).sum()

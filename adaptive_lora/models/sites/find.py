@@ -1,0 +1,202 @@
+"""Find the sites of a model by its structure: repeated blocks, and the linear maps inside them.
+
+Blocks are the elements of the outermost lists of modules that hold linear maps; whatever stands
+outside them (embeddings, poolers, projectors, heads) is no site. Several lists under different
+parents are towers: an encoder and a decoder, a vision and a language model.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from adaptive_lora.allocation.architecture import SiteSurvey
+from adaptive_lora.allocation.site import AdapterSite, Role
+from adaptive_lora.errors import ModelError
+from adaptive_lora.models.sites.adaptable import reasons_against
+from adaptive_lora.models.sites.roles import TESTED_TYPES, role_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_NO_BLOCKS = re.compile(r"head|classif|pool|merger|projector|connector|router|embed")
+"""Lists of such names hold alternatives or outputs, not blocks that follow each other."""
+_EXPERT_NAME = re.compile(r"(^|\.)experts?(_\d+)?(\.|$)")
+
+
+def find_sites(model: nn.Module) -> tuple[AdapterSite, ...]:
+    """Return all adapter sites of a model in module order; works on meta-device models too.
+
+    Raises:
+        ModelError: no linear map inside a numbered block takes adapters, or a mixture of experts.
+    """
+    return survey_sites(model).sites
+
+
+def survey_sites(model: nn.Module) -> SiteSurvey:
+    """Return the linear maps of a model; the same with weights as on the meta device.
+
+    Raises:
+        ModelError: no linear map inside a numbered block takes adapters, or a mixture of experts.
+    """
+    _refuse_experts(model)
+    maps = _maps_in_blocks(model)
+    towers: dict[str, list[str]] = {}
+    for site in maps:
+        towers.setdefault(site.tower, []).append(site.name)
+    left_out, untried = reasons_against(model, towers)
+    sites = tuple(site for site in maps if site.name not in left_out)
+    if not sites:
+        among = f" that takes adapters ({left_out_text(left_out)})" if left_out else ""
+        raise ModelError(
+            f"{type(model).__name__} has no adaptable site: required linear maps (Linear or GPT-2 "
+            f"Conv1D) inside numbered blocks such as `h.0`; found none{among}. Use a transformer "
+            "model."
+        )
+    return SiteSurvey(sites=sites, left_out=left_out, untried=untried)
+
+
+def left_out_text(left_out: Mapping[str, str]) -> str:
+    """Return what is left out in words: how many maps of which names, by reason."""
+    by_reason: dict[str, Counter[str]] = {}
+    for name, reason in left_out.items():
+        by_reason.setdefault(reason, Counter())[re.sub(r"\.\d+(?=\.)", ".*", name)] += 1
+    return "; ".join(
+        f"{', '.join(f'{number} x {name}' for name, number in names.items())}: {reason}"
+        for reason, names in by_reason.items()
+    )
+
+
+def _maps_in_blocks(model: nn.Module) -> tuple[AdapterSite, ...]:
+    """Return all linear maps inside the blocks of a model, in module order."""
+    from adaptive_lora.serving import packed_maps
+
+    packed = packed_maps(model)
+    stacks = tuple(_stacks(model))
+    towers = _tower_names(name.rpartition(".")[0] for name, _ in stacks)
+    return tuple(
+        AdapterSite(
+            name=f"{stack}.{index}.{inner}",
+            layer=int(index),
+            role=role_of(f"{stack.rpartition('.')[2]}.{index}.{inner}"),
+            in_features=features[0],
+            out_features=features[1],
+            tower=towers[stack.rpartition(".")[0]],
+            packable=f"{stack}.{index}.{inner}" in packed,
+        )
+        for stack, blocks in stacks
+        for index, block in blocks.named_children()
+        for inner, features in _linear_maps(block)
+    )
+
+
+def site_notes(model: nn.Module, survey: SiteSurvey) -> list[str]:
+    """Return what a user should know about the sites of a model: what is left out, and why."""
+    notes = []
+    if survey.left_out:
+        number = len(survey.left_out)
+        notes.append(
+            f"{number} linear map{'s take' if number > 1 else ' takes'} no adapter: {left_out_text(survey.left_out)}."
+        )
+    return [*notes, *filter(None, [_architecture_note(model, survey.sites)])]
+
+
+def _architecture_note(model: nn.Module, sites: Sequence[AdapterSite]) -> str | None:
+    """Return what a user should know about an architecture that no test covers, or None."""
+    kind = getattr(getattr(model, "config", None), "model_type", None) or type(model).__name__
+    if kind in TESTED_TYPES:
+        return None
+    blocks = len({(site.tower, site.layer) for site in sites})
+    unnamed = sum(site.role == Role.OTHER for site in sites)
+    return (
+        f"architecture '{kind}' is not among the tested ones: its {len(sites)} sites are the "
+        f"linear maps found inside {blocks} repeated blocks, with roles by module name "
+        f"({unnamed} of them 'other'); check the table before you rely on placement by role."
+    )
+
+
+def warn_of_sites(model: nn.Module, survey: SiteSurvey) -> None:
+    """Log what a user should know about the sites of a model."""
+    for note in site_notes(model, survey):
+        logging.getLogger(__name__).warning(note)
+
+
+def _stacks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield (name, list of blocks), outermost lists only."""
+    for name, child in module.named_children():
+        if _is_stack(name, child):
+            yield prefix + name, child
+        else:
+            yield from _stacks(child, f"{prefix}{name}.")
+
+
+def _is_stack(name: str, module: nn.Module) -> bool:
+    from torch import nn
+
+    if _NO_BLOCKS.search(name):
+        return False
+    children = list(module.children())
+    holding = [any(True for _ in _linear_maps(child)) for child in children]
+    if isinstance(module, nn.ModuleList):
+        return any(holding)
+    # timm and hand-written models chain equal blocks in a Sequential.
+    return (
+        isinstance(module, nn.Sequential)
+        and len(children) > 1
+        and all(holding)
+        and len({type(child) for child in children}) == 1
+    )
+
+
+def _linear_maps(block: nn.Module, prefix: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield (name, (in, out)) of the linear maps below a block; Conv1D keeps weights as (in, out).
+
+    torch's MultiheadAttention uses its output map's weight without calling the module, so an
+    adapter there would never run; it is passed over.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    for name, child in block.named_children():
+        if isinstance(child, Conv1D):
+            yield prefix + name, (int(child.weight.shape[0]), int(child.weight.shape[1]))
+        elif isinstance(child, nn.Linear):
+            yield prefix + name, (child.in_features, child.out_features)
+        elif not isinstance(child, nn.MultiheadAttention):
+            yield from _linear_maps(child, f"{prefix}{name}.")
+
+
+def _tower_names(parents: Iterable[str]) -> dict[str, str]:
+    """Return the shortest name that tells each parent of a stack from the others."""
+    parts = {parent: parent.split(".") if parent else [] for parent in parents}
+    if len(parts) == 1:
+        return dict.fromkeys(parts, "")
+    columns = zip(*parts.values(), strict=False)
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    rests = {parent: names[shared:] for parent, names in parts.items()}
+    firsts = Counter(rest[0] for rest in rests.values() if rest)
+    return {
+        parent: "main" if not rest else rest[0] if firsts[rest[0]] == 1 else ".".join(rest)
+        for parent, rest in rests.items()
+    }
+
+
+def _refuse_experts(model: nn.Module) -> None:
+    """Refuse a mixture of experts: transformers keeps expert weights as 3-D parameters.
+
+    Raises:
+        ModelError: names the first of them.
+    """
+    for name, module in model.named_modules():
+        if _EXPERT_NAME.search(name) or type(module).__name__.endswith("Experts"):
+            count = sum(parameter.numel() for parameter in module.parameters())
+            raise ModelError(
+                f"{type(model).__name__} is a mixture of experts ('{name}' holds {count:,} "
+                "parameters): required a dense model, because experts are no linear maps that a "
+                "site could name, and ranks shared among experts are not comparable with others; "
+                "use a dense model of the family."
+            )

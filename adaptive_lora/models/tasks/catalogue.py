@@ -1,0 +1,105 @@
+"""The tasks by name, and the one that a base and its data leave no doubt about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from adaptive_lora.config import StudyConfig
+from adaptive_lora.data.reading import Table, read_ahead
+from adaptive_lora.data.rows import not_numeral, scalar_text
+from adaptive_lora.data.sources import LABELS
+from adaptive_lora.errors import ConfigError
+from adaptive_lora.models.base import locate, read_settings
+from adaptive_lora.models.classes import auto_class
+from adaptive_lora.models.tasks.causal import CausalTask
+from adaptive_lora.models.tasks.classification import ClassificationTask
+from adaptive_lora.models.tasks.image_classification import ImageClassificationTask
+from adaptive_lora.models.tasks.image_text import ImageTextTask
+from adaptive_lora.models.tasks.regression import RegressionTask
+from adaptive_lora.models.tasks.seq2seq import Seq2SeqTask
+from adaptive_lora.models.tasks.task import Task
+from adaptive_lora.models.tasks.vision_language import VisionLanguageTask
+
+TASKS: Mapping[str, type[Task]] = MappingProxyType(
+    {
+        task.name: task
+        for task in (
+            CausalTask,
+            ClassificationTask,
+            RegressionTask,
+            Seq2SeqTask,
+            ImageClassificationTask,
+            ImageTextTask,
+            VisionLanguageTask,
+        )
+    }
+)
+"""Value of the option `task` -> task."""
+_BY_CLASS = {
+    "AutoModelForCausalLM": "causal",
+    "AutoModelForSeq2SeqLM": "seq2seq",
+    "AutoModelForImageTextToText": "vision_language",
+    "AutoModelForImageClassification": "image_classification",
+    "AutoModelForZeroShotImageClassification": "image_text",
+}
+"""Class that a checkpoint was saved from -> its task, whatever the data."""
+_FEW = 20
+"""Different whole numbers up to which a column of them is classes without doubt."""
+
+
+def task_named(config: StudyConfig) -> type[Task]:
+    """Return the task of a study.
+
+    Raises:
+        ConfigError: `auto`, and base and data do not say which.
+    """
+    name = config.data.task if config.data.task != "auto" else found_task(config)
+    if name is None:
+        raise ConfigError(
+            f"task: base {config.model.model} and data {config.data.data} fit several tasks or "
+            f"none; required --task, one of {', '.join(TASKS)}."
+        )
+    return TASKS[name]
+
+
+def found_task(config: StudyConfig) -> str | None:
+    """Return the only task that a base and its data fit, or None."""
+    import transformers
+
+    _, _, folder = locate(config.model, weights=False)
+    settings = read_settings(folder, trust_remote_code=config.model.trust_remote_code)
+    kind = auto_class(settings).__name__
+    if kind in _BY_CLASS:
+        return _BY_CLASS[kind]
+    if type(settings) in transformers.AutoModelForZeroShotImageClassification._model_mapping:
+        return "image_text"
+    if type(settings) in transformers.AutoModelForSequenceClassification._model_mapping:
+        return None if config.data.data == "embedded" else _of_labels(config)
+    if type(settings) in transformers.AutoModelForImageClassification._model_mapping:
+        return "image_classification"
+    return None
+
+
+def _of_labels(config: StudyConfig) -> str | None:
+    """Tell classes from numbers; None where a column could be either, or is neither."""
+    table = read_ahead(config.data)  # the task reads it next
+    column = config.data.response_column or next((name for name in LABELS if name in table.columns), None)
+    if column is None or column not in table.columns:
+        return None
+    return _kind_of(table, column)
+
+
+def _kind_of(table: Table, column: str) -> str | None:
+    """Return the task of a column's values; numbers in CSV and TSV are texts of numbers."""
+    values = {scalar_text(row.get(column)) for row in table.rows} - {None, ""}
+    if column in table.classes or not all(map(_is_number, values)):
+        return "classification"
+    if any(not float(str(value)).is_integer() for value in values):
+        return "regression"
+    return "classification" if len(values) <= _FEW else None
+
+
+def _is_number(text: str | None) -> bool:
+    return text is not None and not not_numeral(text) and math.isfinite(float(text))

@@ -1,0 +1,176 @@
+"""Causal language modelling: continue a prompt with its response."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from adaptive_lora.config import DataConfig
+from adaptive_lora.data import Batch, Example, ExampleSet, TokenizedExample, collate, load_examples, tokenize, unpadded
+from adaptive_lora.errors import ConfigError, ModelError
+from adaptive_lora.models.errors import model_errors
+from adaptive_lora.models.kernels import (
+    attends_packed,
+    causality_problem,
+    has_prompt,
+    packed_attention,
+    packed_nll,
+    packed_scores,
+    packing_problem,
+)
+from adaptive_lora.models.losses import causal_loss, token_scores
+from adaptive_lora.models.scoring import ExampleScores, continuations, has_short_answers, wants_generation
+from adaptive_lora.models.tasks.task import Task, marked
+from adaptive_lora.models.tasks.text_scores import text_scores
+from adaptive_lora.models.tasks.tokens import exact, token_metrics
+from adaptive_lora.results import EvalResult
+from adaptive_lora.serving.tokens import known_ids, padding_id
+
+
+class CausalTask(Task):
+    """Next-token prediction over the response, or over everything."""
+
+    name = "causal"
+    tokenised = TokenizedExample
+
+    @classmethod
+    def read(cls, config: DataConfig) -> ExampleSet:
+        return load_examples(config)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """Token id for padding; masked everywhere, so end-of-text serves where there is none."""
+        pad = padding_id(self.tokenizer, known_ids(self.base.model))
+        return 0 if pad is None else pad
+
+    def require_usable(self) -> None:
+        model = self.base.model
+        with model_errors(f"base {self.base.reference.name} does not run", model), self.runtime.accelerator.autocast():
+            problem = causality_problem(model)
+        if problem is not None:
+            raise ModelError(
+                f"base {self.base.reference.name} ({type(model).__name__}) is no causal "
+                f"language model: {problem}; required one whose tokens see only what stands before."
+            )
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of an example: what the study allows and the base has positions for."""
+        allowed, most = self.config.data.max_tokens, self.base.max_positions
+        return allowed if most is None else min(allowed, most)
+
+    def prepare(self, examples: Sequence[Example]) -> tuple[TokenizedExample, ...]:
+        return tokenize(examples, self.base.tokenizer, max_tokens=self.longest, loss_on=self.config.data.loss_on)
+
+    def illustrated(self, item: TokenizedExample, example: Example) -> str:
+        ends = [item.first_label, *chain.from_iterable(item.gaps), item.length]
+        learned = [item.input_ids[a:b] for a, b in zip(ends[::2], ends[1::2], strict=True)]
+        between = [item.input_ids[a:b] for a, b in zip([0, *ends[1:-1:2]], ends[::2], strict=True)]
+        pairs = zip(between, learned, strict=True)
+        return "".join(f"{self.decoded(a)}{marked(self.decoded(b))}" for a, b in pairs)
+
+    def collate(self, examples: Sequence[TokenizedExample]) -> Batch:
+        return collate(examples, self.pad_id)
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        return causal_loss(model, batch)
+
+    def losses_by_example(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        if not attends_packed(model):
+            return token_scores(model, batch).nll.sum(dim=1)
+        nll, owners = packed_nll(model, unpadded(batch))
+        return nll.new_zeros(batch.examples).index_add(0, owners, nll)
+
+    @contextmanager
+    def running(self, model: nn.Module) -> Iterator[None]:
+        with super().running(model):
+            if not self.packs(model):
+                yield
+            else:
+                with packed_attention(model):
+                    yield
+
+    def packs(self, model: nn.Module) -> bool:
+        return self._base_packs and not has_prompt(model)
+
+    @cached_property
+    def _base_packs(self) -> bool:
+        """Whether examples run as packed rows: as the study says, where the base can.
+
+        Raises:
+            ConfigError: the study says packed and the base cannot.
+        """
+        wanted = self.config.train.batching
+        problem = None if wanted == "padded" else packing_problem(self.base.model)
+        if problem is None:
+            return wanted != "padded"
+        kind = type(self.base.model).__name__
+        if wanted == "packed":
+            raise ConfigError(f"batching: {kind} cannot run on packed rows: {problem}. Set batching to auto or padded.")
+        logging.getLogger(__name__).warning("batches of %s are padded: %s", kind, problem)
+        return False
+
+    def scores(self, model: nn.Module, batch: Batch) -> ExampleScores:
+        if attends_packed(model):
+            return _packed(model, batch)
+        found = token_scores(model, batch)
+        return ExampleScores(
+            nll=found.nll.double().sum(dim=1), units=found.supervised.sum(dim=1), correct=found.correct.sum(dim=1)
+        )
+
+    def score(self, model: nn.Module, examples: Sequence[TokenizedExample]) -> EvalResult:
+        """Score likelihood and, where the study wants it, greedy generation.
+
+        Of short answers by exact match alone, of others by ROUGE, chrF and a final answer too.
+        """
+        result = self.losses(model, examples)
+        if not wants_generation(examples, self.config.evaluation):
+            return result
+        texts = continuations(
+            model,
+            self.base.tokenizer,
+            examples,
+            runtime=self.runtime,
+            batch_size=self.config.evaluation.eval_batch_size,
+        )
+        short = has_short_answers(examples, self.config.evaluation)
+        return dataclasses.replace(
+            result,
+            exact_match_E=exact(
+                texts, examples, self.tokenizer, (each.input_ids[each.prompt_length :] for each in examples)
+            ),
+            further_E={**result.further_E, **({} if short else text_scores(texts, examples))},
+        )
+
+    def outputs(self, model: Any, examples: Sequence[TokenizedExample]) -> torch.Tensor:
+        """Return last-token logits of the prompts, each run alone: (examples, vocabulary)."""
+        rows = []
+        for example in examples:
+            shown = example.input_ids[: max(1, example.prompt_length)]  # plain text has no prompt
+            ids = torch.tensor([shown], device=model.device)
+            rows.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1])
+        return torch.stack([row.float() for row in rows])
+
+    def metrics(self, result: EvalResult) -> Mapping[str, float]:
+        """Return loss, perplexity, token accuracy and exact match where it was scored."""
+        return {**super().metrics(result), **token_metrics(result)}
+
+
+def _packed(model: nn.Module, batch: Batch) -> ExampleScores:
+    """Return the scores of a batch's examples, run as one row."""
+    found = packed_scores(model, unpadded(batch))
+    units = batch.supervised_by_example
+    zeros = torch.zeros(batch.examples, device=found.nll.device)
+    return ExampleScores(
+        nll=zeros.double().index_add(0, found.owners, found.nll.double()),
+        units=units,
+        correct=zeros.long().index_add(0, found.owners, found.correct.long()),
+    )

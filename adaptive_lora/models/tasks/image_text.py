@@ -1,0 +1,176 @@
+"""Image and text: pictures and captions that belong together, told from all others (CLIP)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from adaptive_lora.config import DataConfig, StudyConfig
+from adaptive_lora.data import Batch, Example, ExampleSet
+from adaptive_lora.data.images import load_captions
+from adaptive_lora.errors import ConfigError
+from adaptive_lora.models.base import BaseModel
+from adaptive_lora.models.device import Runtime
+from adaptive_lora.models.scoring import ExampleScores
+from adaptive_lora.models.tasks.padding import padded
+from adaptive_lora.models.tasks.task import Task, marked
+from adaptive_lora.models.tasks.truncation import encode_cut
+from adaptive_lora.results import EvalResult
+from adaptive_lora.serving import open_image
+
+_RECALLS = (1, 5)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaptionedImage:
+    """A picture as its file holds it, and its caption's tokens."""
+
+    id: str
+    image: bytes
+    input_ids: tuple[int, ...]
+    cut: int = 0
+    """Tokens of the caption that the longest text that the model takes left out."""
+    supervised_tokens: int = 1
+    """One pair."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the caption."""
+        return len(self.input_ids)
+
+    def numbers(self) -> Mapping[str, Sequence[int]]:
+        """Return the caption's tokens."""
+        return {"input_ids": self.input_ids}
+
+
+class ImageTextTask(Task):
+    """Each picture finds its caption among those of the batch, and each caption its picture.
+
+    The mean of both cross-entropies (Radford et al. 2021, 2103.00020, figure 3). In training the
+    others are those of the batch; in validation and test they are those of the whole part, so that
+    its size sets the scale of the loss, and the batch size does not matter.
+    """
+
+    name = "image_text"
+    unit = "nats per pair"
+
+    def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
+        """Refuse batches in which nothing can be told apart."""
+        super().__init__(config, runtime, base)
+        if config.train.batch_size < 2:
+            raise ConfigError("batch_size must be at least 2: pairs are told apart in a batch.")
+
+    @classmethod
+    def read(cls, config: DataConfig) -> ExampleSet:
+        return load_captions(config)
+
+    @property
+    def served(self) -> dict[str, Any]:
+        """What an adapter records of its task: how its base is loaded, and where texts are cut."""
+        return {**super().served, "max_tokens": self.longest}
+
+    def prepare(self, examples: Sequence[Example]) -> tuple[CaptionedImage, ...]:
+        captions, lost = encode_cut(
+            self.base.tokenizer.tokenizer, [example.response for example in examples], self.longest
+        )
+        return tuple(
+            CaptionedImage(id=each.id, image=each.image or b"", input_ids=tuple(ids), cut=gone)
+            for each, ids, gone in zip(examples, captions["input_ids"], lost, strict=True)
+        )
+
+    def illustrated(self, item: CaptionedImage, example: Example) -> str:
+        return f"{example.prompt}: {marked(self.decoded(item.input_ids))}"
+
+    def collate(self, examples: Sequence[CaptionedImage]) -> Batch:
+        pad = {"input_ids": int(self.base.tokenizer.tokenizer.pad_token_id)}
+        images = [open_image(example.image) for example in examples]
+        pixels = self.base.tokenizer.image_processor(images=images, return_tensors="pt")
+        texts = padded([{"input_ids": example.input_ids} for example in examples], pad)
+        return Batch(
+            inputs={**texts, "pixel_values": pixels["pixel_values"]},
+            labels=torch.zeros(len(examples), dtype=torch.long),
+            padding=pad,
+            whole=True,
+        )
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        found: Any = model(**batch.inputs)
+        return pair_losses(found.logits_per_image.float()).sum()
+
+    def scores(self, model: nn.Module, batch: Batch) -> ExampleScores:
+        found: Any = model(**batch.inputs)
+        logits = found.logits_per_image.float()
+        hits = logits.argmax(dim=1) == torch.arange(len(logits), device=logits.device)
+        ones = torch.ones_like(hits, dtype=torch.long)
+        return ExampleScores(nll=pair_losses(logits), units=ones, correct=hits.long())
+
+    def outputs(self, model: nn.Module, examples: Sequence[CaptionedImage]) -> torch.Tensor:
+        images, texts, _ = self._embedded(model, examples)
+        return torch.stack([images, texts])
+
+    def losses(self, model: nn.Module, examples: Sequence[CaptionedImage]) -> EvalResult:  # type: ignore[override]
+        """Score every picture against every caption of the part."""
+        model.eval()
+        size = self.config.evaluation.eval_batch_size
+        parts = []
+        with torch.no_grad(), self.runtime.accelerator.autocast():
+            for start in range(0, len(examples), size):
+                parts.append(self._embedded(model, examples[start : start + size]))
+        images, texts = (torch.cat([part[side] for part in parts]).float() for side in (0, 1))
+        logits = parts[0][2].float() * images @ texts.T
+        same = _same(examples).to(logits.device)
+        count = np.ones(len(examples), dtype=np.int64)
+        first = recall(logits, same, 1)
+        return EvalResult(
+            example_ids=tuple(example.id for example in examples),
+            nll_E=pair_losses(logits).double().cpu().numpy(),
+            tokens_E=count,
+            correct_E=first.astype(np.int64),
+            further_E={
+                f"{way}_recall_at_{k}": recall(matrix, same, k)
+                for way, matrix in (("image_to_text", logits), ("text_to_image", logits.T))
+                for k in _RECALLS
+            },
+            unit=self.unit,
+        )
+
+    def _embedded(
+        self, model: Any, examples: Sequence[CaptionedImage]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return normalised embeddings of pictures and captions, and the scale of their product."""
+        found = model(**self.collate(examples).to(self.runtime.device).inputs)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return found.image_embeds, found.text_embeds, base.logit_scale.exp()
+
+
+def pair_losses(logits: torch.Tensor) -> torch.Tensor:
+    """Return (N,) the mean of both cross-entropies of each pair.
+
+    Args:
+        logits: (N, N) pictures by captions; pairs stand on the diagonal.
+    """
+    wanted = torch.arange(len(logits), device=logits.device)
+    rows = functional.cross_entropy(logits, wanted, reduction="none")
+    columns = functional.cross_entropy(logits.T, wanted, reduction="none")
+    return (rows + columns) / 2
+
+
+def _same(examples: Sequence[CaptionedImage]) -> torch.Tensor:
+    """Return (N, N) which captions are right for which pictures: those of the same picture too."""
+    images = [example.image for example in examples]
+    texts = [example.input_ids for example in examples]
+    rows = [[images[i] == images[j] or texts[i] == texts[j] for j in range(len(images))] for i in range(len(images))]
+    return torch.tensor(rows)
+
+
+def recall(logits: torch.Tensor, same: torch.Tensor, k: int) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return (N,) 1 where one of the k best of a row is right, else 0."""
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    found: np.ndarray[Any, np.dtype[Any]] = same.gather(1, best).any(dim=1).double().cpu().numpy()
+    return found

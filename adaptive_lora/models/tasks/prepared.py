@@ -1,0 +1,119 @@
+"""A data set divided into parts and prepared for its task, without the rows that cannot be used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from adaptive_lora.data import Example, ExampleSet, Parts, split_set
+from adaptive_lora.data.rows import MOST_NAMED, BadRow, left_out
+from adaptive_lora.data.summary import DataSummary, PartSize, shortened
+from adaptive_lora.data.token_files import numbers_digest
+from adaptive_lora.models.tasks.task import Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedParts:
+    """The three parts of one fold, as the task prepares them for its model."""
+
+    train: tuple[Any, ...]
+    validation: tuple[Any, ...]
+    test: tuple[Any, ...]
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits over all token ids and loss masks, in order."""
+        parts = (self.train, self.validation, self.test)
+        lengths = {"examples": [len(part) for part in parts]}
+        rows = (_learned(example) for part in parts for example in part)
+        return numbers_digest(chain([lengths], rows))
+
+
+def _learned(item: Any) -> dict[str, Sequence[int]]:
+    """Return the numbers of a prepared example that training and test see."""
+    return {name: values for name, values in item.numbers().items() if name != "cut"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedSet:
+    """A data set, its prepared parts, and what there is to say of it."""
+
+    data: ExampleSet
+    """Without the examples that could not be prepared."""
+    folds: list[PreparedParts]
+    summary: DataSummary
+
+
+def prepare_set(task: Task, data: ExampleSet) -> PreparedSet:
+    """Divide a data set into the parts of each fold; every example is prepared once for all.
+
+    Only examples that a part has are judged. Where one cannot be used and the study leaves such
+    out, the others are divided as if it had never been there.
+
+    Raises:
+        DataError: a part would be empty, or examples cannot be used; names up to 20 of them.
+    """
+    config = task.config.data
+    while True:
+        folds = [split_set(data, config, fold) for fold in range(config.folds)]
+        used = {id(example) for parts in folds for part in _listed(parts) for example in part}
+        chosen = [e for e in (*data.examples, *(data.test or ())) if id(e) in used]
+        try:
+            made = task.prepared(chosen)
+            break
+        except BadRow as row:
+            bad = task.unusable(chosen) or {id(chosen[0]): row}
+        left_out(list(bad.values()), config, data.source)
+        data = data.without({key: row.reason for key, row in bad.items()})
+    ready = dict(zip(map(id, chosen), made, strict=True))
+    prepared = [
+        PreparedParts(**{name: tuple(ready[id(e)] for e in getattr(parts, name)) for name in PARTS}) for parts in folds
+    ]
+    _log_left_out(data)
+    summary = _summary(task, data, folds[0], ready)
+    return PreparedSet(data=data, folds=prepared, summary=summary)
+
+
+PARTS = ("train", "validation", "test")
+"""Names of the parts of a fold."""
+
+
+def _listed(parts: Parts) -> tuple[Sequence[Example], ...]:
+    return parts.train, parts.validation, parts.test
+
+
+def _log_left_out(data: ExampleSet) -> None:
+    rows = [row for reading in data.readings for row in reading.left_out]
+    for row in rows[:MOST_NAMED]:
+        log.warning("left out: %s: %s", row.where, row.reason)
+    if len(rows) > MOST_NAMED:
+        log.warning("left out: %d more rows", len(rows) - MOST_NAMED)
+
+
+def _summary(task: Task, data: ExampleSet, parts: Parts, ready: Mapping[int, Any]) -> DataSummary:
+    made, first = list(ready.values()), parts.train[0]
+    cut = [getattr(item, "cut", None) for item in made]
+    counts = [number for number in cut if number is not None]
+    return DataSummary(
+        task=task.name,
+        readings=data.readings,
+        template=data.template_name,
+        parts={
+            name: PartSize(examples=len(part), supervised_tokens=sum(ready[id(e)].supervised_tokens for e in part))
+            for name, part in zip(PARTS, _listed(parts), strict=True)
+        },
+        folds=task.config.data.folds,
+        tested_prompts=len(data.examples) + len(data.test or ()) - len(made),
+        longest=task.longest if counts else None,
+        cut_examples=sum(number > 0 for number in counts),
+        examples=len(made),
+        lost_tokens=sum(counts),
+        tokens=sum(item.length for item in made) if counts else 0,
+        example=shortened(task.illustrated(ready[id(first)], first)),
+        where=first.where,
+    )

@@ -1,6 +1,0 @@
-"""Racing learning rates: those that are clearly behind are stopped on the way (`--race`)."""
-
-from adaptive_lora.race.decide import RACE, Race, loss_at, require_rungs, rungs_of
-from adaptive_lora.race.run import run_race
-
-__all__ = ["RACE", "Race", "loss_at", "require_rungs", "run_race", "rungs_of"]

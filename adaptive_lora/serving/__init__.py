@@ -1,0 +1,66 @@
+"""Loads a saved adapter onto its base with stock libraries and runs it.
+
+A copy of this folder travels inside every MLflow model (`code_paths`), so that serving needs torch,
+transformers and peft but not this package. It must therefore import nothing from `adaptive_lora`;
+its own files import each other relatively.
+
+An adapter folder is PEFT's (`adapter_config.json`, `adapter_model.safetensors`), or that of a
+family which PEFT does not have (`own_family.py`), plus `adaptive_lora.json`: the base's reference
+and content hash, dtype, prompt template and task.
+"""
+
+from .adapter import RECORD, load_adapter
+from .answers import COLUMNS, GENERATING, NUMBERS, answer, open_image
+from .base import BASE_VARIABLE, HUB_FILES, TRUST_VARIABLE, BaseMismatch, base_folder, content_hash, content_hashes
+from .prompts import LISTS
+from .quantised import NF4, SavedQuantisation, packed_maps, quantisation_in, saved_quantisation
+from .task_models import (
+    AUTO_CLASSES,
+    CAUSAL,
+    Differences,
+    class_of,
+    load_and_compare,
+    load_model,
+    open_processor,
+    saved_labels,
+    without_weights,
+)
+from .text import generate, generate_targets, render, virtual_tokens
+from .vetting import UnsafeFiles
+
+__all__ = [
+    "AUTO_CLASSES",
+    "BASE_VARIABLE",
+    "CAUSAL",
+    "COLUMNS",
+    "GENERATING",
+    "HUB_FILES",
+    "LISTS",
+    "NF4",
+    "NUMBERS",
+    "RECORD",
+    "TRUST_VARIABLE",
+    "BaseMismatch",
+    "Differences",
+    "SavedQuantisation",
+    "UnsafeFiles",
+    "answer",
+    "base_folder",
+    "class_of",
+    "content_hash",
+    "content_hashes",
+    "generate",
+    "generate_targets",
+    "load_adapter",
+    "load_and_compare",
+    "load_model",
+    "open_image",
+    "open_processor",
+    "packed_maps",
+    "quantisation_in",
+    "render",
+    "saved_labels",
+    "saved_quantisation",
+    "virtual_tokens",
+    "without_weights",
+]

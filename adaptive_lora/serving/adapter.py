@@ -1,0 +1,92 @@
+"""A saved adapter on its base, and its answers."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .base import BASE_VARIABLE, TRUST_VARIABLE, BaseMismatch, base_folder, content_hashes
+from .gguf_file import require_gguf
+from .task_models import AUTO_CLASSES, CAUSAL, load_dequantised, load_model, open_processor
+from .vetting import RECORD, UnsafeFiles, read_record, require_adapter, require_base, require_loaded
+
+__all__ = ["RECORD", "load_adapter"]
+
+
+def load_adapter(
+    folder: Path, *, dequantise: bool = False, trust_remote_code: bool | None = None
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Return (adapted model in evaluation mode, processor, record) of an adapter folder.
+
+    Args:
+        folder: of the adapter.
+        dequantise: a base that was quantised comes as the full weights which that stands for.
+        trust_remote_code: run the base's own Python code; None: as the environment says.
+
+    Raises:
+        BaseMismatch: the base's content hash is not the recorded one.
+        UnsafeFiles: files that could run code, are damaged, or contradict each other.
+    """
+    import torch
+
+    record = read_record(folder)
+    task = record.setdefault("task", dict(CAUSAL))
+    if task["name"] not in AUTO_CLASSES:
+        raise UnsafeFiles(f"{folder / RECORD}: required one of the tasks {', '.join(AUTO_CLASSES)}")
+    require_adapter(folder)
+    if trust_remote_code is None:
+        trust_remote_code = os.environ.get(TRUST_VARIABLE) == "1"
+    where, trust = _recorded_base(record["base"], trust_remote_code)
+    dtype, quantisation = getattr(torch, record["dtype"]), record.get("quantisation")
+    if dequantise and quantisation is not None:
+        model = load_dequantised(where, dtype, task, quantisation, trust_remote_code=trust)
+    else:
+        model = load_model(where, dtype, task, quantisation, trust_remote_code=trust)
+    model = _adapted(model, folder).eval()
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    return model, open_processor(where, task, trust_remote_code=trust), record
+
+
+def _recorded_base(base: Mapping[str, Any], allowed: bool) -> tuple[Path, bool]:
+    """Return where the base that a record names is, checked, and whether its code is run."""
+    trust = bool(base.get("trust_remote_code"))
+    if trust and not allowed:
+        raise UnsafeFiles(
+            f"base {base['name']} runs its own Python code, which is not done unless you say so: "
+            f"--trust-remote-code true, or {TRUST_VARIABLE}=1 where the adapter is served."
+        )
+    where = base_folder(base["source"], base["name"], base["revision"], code=trust)
+    if where.is_file():
+        require_gguf(where)
+    else:
+        require_base(where, weights=True, trust_remote_code=trust)
+    found = content_hashes(where, code=trust)
+    if base["content_hash"] not in found:
+        raise BaseMismatch(
+            f"base at {where} has content hash {found[0][:12]}, the adapter was trained on "
+            f"{base['content_hash'][:12]}; use the same base or set {BASE_VARIABLE}."
+        )
+    return where, trust
+
+
+def _adapted(model: Any, folder: Path) -> Any:
+    from peft import PeftModel
+
+    from .own_family import FAMILY, load_own_family
+
+    if (folder / FAMILY).is_file():
+        return load_own_family(model, folder)
+    with warnings.catch_warnings():
+        # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        # An adapter of a quantised GPT-2 says Linear; PEFT finds Conv1D out itself.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+        # Missing tensors are an error below.
+        warnings.filterwarnings("ignore", ".*missing adapter keys", UserWarning)
+        model = PeftModel.from_pretrained(model, str(folder))
+    require_loaded(model, folder)
+    return model

@@ -1,0 +1,254 @@
+"""GGUF checkpoints: which file is meant, whether it can be read, and how transformers reads it.
+
+The header is read here, without torch and without the file's tensors, so that a file that cannot be
+used is refused within a second. Layout: the GGUF specification, ggml-org/ggml docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import mmap
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from .vetting import UnsafeFiles
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_FIXED = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""Type of a metadata value -> struct's letter; 8 is a text, 9 a list."""
+_TEXT, _LIST = 8, 9
+_SPELLED = {
+    "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss",
+    "minimax-m2": "minimax_m2", "t5encoder": "t5",
+}  # fmt: skip
+"""Architecture as GGUF files spell it -> as transformers' table does, where the two differ."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GgufHeader:
+    """Metadata and list of tensors at the start of a GGUF file."""
+
+    metadata: Mapping[str, Any]
+    """Key -> number or text; of a list, its length."""
+    tensors: tuple[tuple[str, int, int, int], ...]
+    """(name, elements, number of the type, offset in the data part in bytes) of each tensor."""
+    data_start: int
+    """Offset of the data part in the file, in bytes."""
+
+    @property
+    def elements(self) -> int:
+        """Number of weights in the file."""
+        return sum(elements for _, elements, *_ in self.tensors)
+
+    @property
+    def stored_as(self) -> str:
+        """Types of the tensors, that of most weights first, such as `Q4_1, Q8_0, F32`."""
+        from gguf import GGMLQuantizationType
+
+        counts: Counter[int] = Counter()
+        for _, elements, kind, _ in self.tensors:
+            counts[kind] += elements
+        return ", ".join(GGMLQuantizationType(kind).name for kind, _ in counts.most_common())
+
+
+def gguf_in(place: Path) -> Path | None:
+    """Return the GGUF file that a path means: itself, or the only one in a folder without a model.
+
+    Raises:
+        UnsafeFiles: a folder with several.
+    """
+    if place.is_file():
+        return place
+    if not place.is_dir() or (place / "config.json").is_file():
+        return None
+    found = sorted(path for path in place.glob("*.gguf") if path.is_file())
+    if len(found) > 1:
+        raise UnsafeFiles(
+            f"{place} holds {len(found)} GGUF files ({', '.join(path.name for path in found[:5])}"
+            f"{', ...' if len(found) > 5 else ''}); required one: give the path of the file."
+        )
+    return found[0] if found else None
+
+
+def require_gguf(path: Path) -> GgufHeader:
+    """Check a GGUF file before transformers sees it; return its header.
+
+    Raises:
+        UnsafeFiles: no GGUF file, damaged, incomplete, or of a kind that transformers cannot read.
+        ImportError: the package gguf is missing.
+    """
+    header = read_header(path)
+    if importlib.util.find_spec("gguf") is None:
+        raise ImportError(
+            f"{path} is read by the package gguf, which is not installed: pip install "
+            "'adaptive-lora[gguf]' (or gguf alone, where an adapter is served)."
+        )
+    _require_architecture(path, header)
+    missing = [
+        key for key in ("tokenizer.ggml.model", "tokenizer.ggml.tokens")
+        if key not in header.metadata
+    ]  # fmt: skip
+    if missing:
+        raise UnsafeFiles(
+            f"{path} holds no tokenizer ({', '.join(missing)}); required one inside the file: "
+            "convert the model again with its vocabulary."
+        )
+    parts = header.metadata.get("split.count", 1)
+    if isinstance(parts, int) and parts > 1:
+        raise UnsafeFiles(
+            f"{path} is one of {parts} parts of a model; required one file: join them with "
+            "llama.cpp's `llama-gguf-split --merge`."
+        )
+    _require_whole(path, header)
+    return header
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Read a GGUF file's metadata and list of tensors.
+
+    Raises:
+        UnsafeFiles: no GGUF file, of an unknown version, or damaged before its tensors begin.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start[:4] != _MAGIC:
+            raise UnsafeFiles(
+                f"{path} is no GGUF file: required the first bytes {_MAGIC!r}, got {start[:4]!r}. "
+                "A base is a GGUF file, a model folder, a hub id or 'embedded'."
+            )
+        version = int.from_bytes(start[4:], "little")
+        if len(start) == 8 and version not in _VERSIONS:
+            raise UnsafeFiles(f"{path} is GGUF of version {version}; required version 2 or 3, little-endian.")
+        try:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Cursor(data).header()
+        except (struct.error, UnicodeDecodeError, OverflowError, ValueError) as error:
+            raise UnsafeFiles(
+                f"{path} is damaged or truncated: its {path.stat().st_size:,} bytes end or make no "
+                "sense before its tensors begin; fetch it again."
+            ) from error
+
+
+class _Cursor:
+    """A position in a mapped file, which moves past what it reads."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data, self._at = data, 8
+
+    def header(self) -> GgufHeader:
+        tensors, keys = self._take("QQ")
+        metadata: dict[str, Any] = {}
+        for _ in range(keys):
+            name = self._text()
+            metadata[name] = self._value(*self._take("I"))
+        table = tuple(self._tensor() for _ in range(tensors))
+        step = int(metadata.get("general.alignment", 32))
+        return GgufHeader(metadata=metadata, tensors=table, data_start=-(-self._at // step) * step if step else 0)
+
+    def _take(self, layout: str) -> tuple[Any, ...]:
+        values = struct.unpack_from(f"<{layout}", self._data, self._at)
+        self._at += struct.calcsize(f"<{layout}")
+        return values
+
+    def _skip(self, size: int) -> None:
+        if size > len(self._data) - self._at:
+            raise ValueError(f"{size:,} bytes are stated at {self._at:,}")
+        self._at += size
+
+    def _text(self) -> str:
+        (size,) = self._take("Q")
+        start = self._at
+        self._skip(size)
+        return self._data[start : self._at].decode()
+
+    def _value(self, kind: int) -> Any:
+        if kind in _FIXED:
+            return self._take(_FIXED[kind])[0]
+        if kind == _TEXT:
+            return self._text()
+        if kind != _LIST:
+            raise ValueError(f"a value of type {kind}")
+        inner, count = self._take("IQ")
+        if inner in _FIXED:
+            self._skip(count * struct.calcsize(f"<{_FIXED[inner]}"))
+        elif inner == _TEXT:
+            for _ in range(count):
+                self._skip(*self._take("Q"))
+        else:
+            raise ValueError(f"a list of values of type {inner}")
+        return count
+
+    def _tensor(self) -> tuple[str, int, int, int]:
+        name = self._text()
+        (sides,) = self._take("I")
+        shape = self._take(f"{min(sides, 8)}Q")  # ggml has at most 4
+        kind, offset = self._take("IQ")
+        return name, prod(shape), kind, offset
+
+
+def _require_architecture(path: Path, header: GgufHeader) -> None:
+    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+    from transformers.integrations.gguf.gguf_config_mapping import GGUF_CONFIG_ARCHS
+
+    known = {*GGUF_CONFIG_MAPPING, *GGUF_CONFIG_ARCHS} - {"general", "tokenizer"}
+    name = header.metadata.get("general.architecture")
+    if name not in known and _SPELLED.get(str(name)) not in known:
+        readable = {*known, *_SPELLED} - set(_SPELLED.values())
+        raise UnsafeFiles(
+            f"{path} is of the architecture {name!r}, which transformers cannot read from GGUF; "
+            f"it can read {', '.join(sorted(readable | {'t5'}))}. Give the model's own folder with "
+            "config.json and *.safetensors."
+        )
+
+
+def _require_whole(path: Path, header: GgufHeader) -> None:
+    """Check that all tensors lie within the file, and that their types can be dequantised."""
+    import numpy as np
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+    end = header.data_start
+    for kind in {kind for _, _, kind, _ in header.tensors}:
+        try:
+            dequantize(np.zeros((1, GGML_QUANT_SIZES[GGMLQuantizationType(kind)][1]), np.uint8),
+                       GGMLQuantizationType(kind))  # fmt: skip
+        except (ValueError, KeyError, NotImplementedError) as error:
+            raise UnsafeFiles(
+                f"{path} holds tensors of type {kind}, which the package gguf cannot dequantise "
+                f"({error}); required one that it can, such as Q4_1, Q8_0 or F16."
+            ) from error
+    for _, elements, kind, offset in header.tensors:
+        block, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        end = max(end, header.data_start + offset + elements // block * size)
+    found = path.stat().st_size
+    if not header.tensors or found < end:
+        raise UnsafeFiles(
+            f"{path} is truncated: its {len(header.tensors)} tensors end at byte {end:,}, the file "
+            f"at {found:,}; fetch it again."
+            if header.tensors
+            else f"{path} holds no tensors (a vocabulary alone); required a whole model."
+        )
+
+
+@contextmanager
+def as_transformers_reads(place: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Give (folder, further arguments of `from_pretrained`) for a model folder or a GGUF file.
+
+    A GGUF file is shown to transformers alone in a folder: a tokenizer.json or adapter_config.json
+    that happens to lie beside it would otherwise be read with it.
+    """
+    if not place.is_file():
+        yield place, {}
+        return
+    # The bar of dequantised tensors has no switch.
+    with TemporaryDirectory() as folder, redirect_stderr(StringIO()):
+        (Path(folder) / place.name).symlink_to(place.absolute())
+        yield Path(folder), {"gguf_file": place.name}

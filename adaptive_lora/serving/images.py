@@ -1,0 +1,122 @@
+"""Questions about pictures as a vision-language model takes them, and its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .greedy import end_tokens, greedy
+from .padded import pads_left
+from .tokens import encode
+
+Asked = tuple[str, Any]
+"""A question and its picture."""
+
+
+def inputs_of(processor: Any, asked: Asked) -> dict[str, Any]:
+    """Return the model's inputs for one question, with a place for each part of the picture.
+
+    What the tokenizer puts after every text is left out: the answer follows.
+    """
+    question, image = asked
+    prompt = prompt_of(processor, question)
+    found = processor(text=[prompt], images=[image], return_tensors="pt")
+    (encoded,) = encode(processor.tokenizer, [prompt])
+    length = found["input_ids"].shape[1]
+    kept = length - len(encoded.ids) + encoded.stop
+    return {
+        name: tensor[:, :kept] if tuple(tensor.shape) == (1, length) else tensor
+        for name, tensor in found.items()
+        if hasattr(tensor, "shape")
+    }
+
+
+def prompt_of(processor: Any, question: str) -> str:
+    """Return what stands before an answer, by the processor's chat template where it has one."""
+    if not getattr(processor, "chat_template", None):
+        return f"{processor.image_token}\n{question}\n"
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    prompt: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return prompt
+
+
+def answer_ids(processor: Any, question: str, answer: str) -> list[int]:
+    """Return an answer's token ids as they follow on its question."""
+    prompt = prompt_of(processor, question)
+    (encoded,) = encode(processor.tokenizer, [prompt + answer])
+    return encoded.ids[encoded.first_token(len(prompt)) : encoded.stop]
+
+
+def split_inputs(inputs: Mapping[str, Any]) -> tuple[dict[str, list[int]], dict[str, Any]]:
+    """Return what has one number a token, and what shows the picture, of one question's inputs.
+
+    Raises:
+        ValueError: the picture is not one row, so that batches could not be told apart by example.
+    """
+    length = inputs["input_ids"].shape[1]
+    by_token = {n: t[0].tolist() for n, t in inputs.items() if tuple(t.shape) == (1, length)}
+    shown = {name: tensor for name, tensor in inputs.items() if name not in by_token}
+    odd = [name for name, tensor in shown.items() if tensor.shape[0] != 1]
+    if odd:
+        raise ValueError(
+            f"one picture becomes {shown[odd[0]].shape[0]} rows of {odd[0]}; required one row a "
+            "picture, as LLaVA, SmolVLM and Idefics3 have it (Qwen2-VL has not)"
+        )
+    by_token.pop("attention_mask", None)
+    return by_token, shown
+
+
+def joined_pictures(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the pictures of several questions as one batch.
+
+    Raises:
+        ValueError: they differ in shape.
+    """
+    import torch
+
+    shapes = {name: {tuple(part[name].shape) for part in parts} for name in parts[0]}
+    odd = [name for name, found in shapes.items() if len(found) > 1]
+    if odd:
+        raise ValueError(
+            f"pictures differ in their {odd[0]}: {sorted(shapes[odd[0]])}; required one shape (let "
+            "the processor resize them, without splitting into tiles)"
+        )
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def answer_questions(
+    model: Any, processor: Any, asked: Sequence[Asked], *, max_new_tokens: int, batch_size: int = 8
+) -> list[str]:
+    """Answer greedily, shortest first in batches, and return texts in the given order."""
+    import torch
+
+    split = [split_inputs(inputs_of(processor, each)) for each in asked]
+    order = sorted(range(len(split)), key=lambda index: len(split[index][0]["input_ids"]))
+    tokenizer = processor.tokenizer
+    pad, ends = int(tokenizer.eos_token_id), end_tokens(model, processor)
+    texts = [""] * len(split)
+    model.eval()
+    if len(split) > 1 and not pads_left(model):
+        batch_size = 1
+    for start in range(0, len(order), batch_size):
+        chosen = [split[index] for index in order[start : start + batch_size]]
+        width = max(len(tokens["input_ids"]) for tokens, _ in chosen)
+        inputs = {
+            name: torch.tensor([[0] * (width - len(t[name])) + t[name] for t, _ in chosen]) for name in chosen[0][0]
+        }
+        lengths = [len(tokens["input_ids"]) for tokens, _ in chosen]
+        mask = [[0] * (width - length) + [1] * length for length in lengths]
+        inputs = {**inputs, "attention_mask": torch.tensor(mask)}
+        inputs |= joined_pictures([shown for _, shown in chosen])
+        found = greedy(
+            model,
+            tokenizer,
+            {name: tensor.to(model.device) for name, tensor in inputs.items()},
+            max_new_tokens=max_new_tokens,
+            ends=ends,
+            pad=pad,
+            skip=width,
+        )
+        for index, text in zip(order[start : start + batch_size], found, strict=True):
+            texts[index] = text
+    return texts

@@ -1,0 +1,281 @@
+"""How the base of a task is loaded: in training and in serving, by the same code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from .gguf_file import as_transformers_reads
+from .quantised import dequantised, quantised_settings, saved_quantisation, saved_settings, settle
+from .tokens import set_for_decoder, set_padding
+
+if TYPE_CHECKING:
+    import torch
+
+AUTO_CLASSES: Mapping[str, str] = MappingProxyType(
+    {
+        "causal": "AutoModelForCausalLM",
+        "classification": "AutoModelForSequenceClassification",
+        "regression": "AutoModelForSequenceClassification",
+        "seq2seq": "AutoModelForSeq2SeqLM",
+        "image_classification": "AutoModelForImageClassification",
+        "image_text": "AutoModel",
+        "vision_language": "AutoModelForImageTextToText",
+    }
+)
+"""Task -> transformers' class that loads its models."""
+PROCESSORS: Mapping[str, str] = MappingProxyType(
+    {"image_classification": "AutoImageProcessor", "image_text": "AutoProcessor", "vision_language": "AutoProcessor"}
+)
+"""Task -> transformers' class of what makes its inputs, where that is no tokenizer."""
+CAUSAL: Mapping[str, Any] = MappingProxyType({"name": "causal"})
+"""The task of adapters that record none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Names of weights by which a checkpoint and the model made of it differ."""
+
+    missing: tuple[str, ...]
+    """Those of the model that the checkpoint lacks; they have values of chance."""
+    sizes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    """Name -> shape in the checkpoint and in the model; they have values of chance too."""
+    unread: tuple[str, ...]
+    """Those of the checkpoint for which the model has no place."""
+
+    @property
+    def gaps(self) -> tuple[str, ...]:
+        """All weights of the model that have no values of the checkpoint."""
+        return tuple(sorted({*self.missing, *self.sizes}))
+
+
+def class_of(task: str) -> Any:
+    """Return the class that loads the models of a task."""
+    import transformers
+
+    return getattr(transformers, AUTO_CLASSES[task])
+
+
+def load_model(
+    folder: Path,
+    dtype: torch.dtype,
+    task: Mapping[str, Any],
+    quantisation: Mapping[str, Any] | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Return the frozen model of a task in evaluation mode, on the CPU.
+
+    A quantised one is where transformers puts it: on the GPU where there is one. The modules that
+    the task trains beside adapters (`head`) are float32 as adapters are.
+
+    Args:
+        folder: of the base.
+        dtype: of its weights.
+        task: what the adapter records of its task: `name`, and what else that task needs.
+        quantisation: what it records of a quantised base.
+        trust_remote_code: run Python code that lies beside the weights.
+
+    Raises:
+        ImportError: quantised, and bitsandbytes is missing.
+    """
+    model, _ = load_and_compare(folder, dtype, task, quantisation, trust_remote_code=trust_remote_code)
+    for name in task.get("head", ()):
+        model.get_submodule(name).float()
+    return model
+
+
+def load_and_compare(
+    folder: Path,
+    dtype: torch.dtype,
+    task: Mapping[str, Any],
+    quantisation: Mapping[str, Any] | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> tuple[Any, Differences]:
+    """Return the model, and how its weights differ from those of its checkpoint.
+
+    A classifier on a base that was trained for something else starts without weights.
+    """
+    from transformers import GgufConfig
+
+    kind = class_of(task["name"])
+    options = _head_options(task)
+    if folder.is_file() or (quantisation is None and saved_quantisation(folder) is None):
+        bones = None
+    else:
+        options, bones = _quantised_options(
+            folder, dtype, kind, options, quantisation, trust_remote_code=trust_remote_code
+        )
+    if folder.is_file():  # full weights, also where a kernel could compute with the packed ones
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    with _quiet(), as_transformers_reads(folder) as (where, further):
+        model, found = kind.from_pretrained(
+            where,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `Differences` has them
+            **options,
+            **further,
+        )
+    if folder.is_file():
+        model.name_or_path = str(folder)
+    settle(model)
+    if bones is not None and quantisation is None:
+        model = dequantised(model, bones, dtype)
+    if task.get("pad_token_id") is not None:
+        set_padding(model, task["pad_token_id"])
+    if "labels" in task:
+        _sort_classes(model, folder, task["labels"])
+    model.requires_grad_(False)
+    return model.eval(), Differences(
+        missing=tuple(sorted(found["missing_keys"])),
+        sizes={name: (tuple(a), tuple(b)) for name, a, b in sorted(found["mismatched_keys"])},
+        unread=tuple(sorted(found["unexpected_keys"])),
+    )
+
+
+def _head_options(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a task's head asks of transformers."""
+    if "labels" in task:
+        return {
+            "num_labels": len(task["labels"]),
+            "id2label": dict(enumerate(task["labels"])),
+            "label2id": {label: index for index, label in enumerate(task["labels"])},
+            "problem_type": "single_label_classification",
+        }
+    if task["name"] == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {}
+
+
+def saved_labels(folder: Path) -> list[str] | None:
+    """Return the classes of the head in a model folder, in its order; None where it names none."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        named = {int(index): str(label) for index, label in settings["id2label"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return [named[index] for index in sorted(named)]
+
+
+def _sort_classes(model: Any, folder: Path, labels: Sequence[str]) -> None:
+    """Put the outputs of a checkpoint's own head into the order of the task's classes."""
+    import torch
+
+    saved = saved_labels(folder)
+    if saved is None or saved == list(labels) or sorted(saved) != sorted(labels):
+        return
+    order = [saved.index(label) for label in labels]
+    *_, last = (module for module in model.modules() if hasattr(module, "out_features"))
+    if last.out_features != len(labels):
+        raise ValueError(f"the last layer has {last.out_features} outputs for {len(labels)} classes")
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.copy_(parameter[order].clone())
+
+
+def _quantised_options(
+    folder: Path,
+    dtype: torch.dtype,
+    kind: Any,
+    head: Mapping[str, Any],
+    quantisation: Mapping[str, Any] | None,
+    *,
+    trust_remote_code: bool,
+) -> tuple[dict[str, Any], Any]:
+    """Return how a base is loaded that is quantised, now or when it was saved, and its bones.
+
+    Args:
+        folder: of the base.
+        dtype: of its weights.
+        kind: class of transformers that loads it.
+        head: `_head_options` of the task.
+        quantisation: record of a quantisation to load it in.
+        trust_remote_code: whether its own code is run.
+
+    Returns:
+        Options of `from_pretrained`, and the architecture without weights.
+
+    Raises:
+        ValueError: it was saved in a format that is not taken, or is to be quantised once more.
+    """
+    from transformers import AutoConfig, FineGrainedFP8Config
+
+    saved = saved_quantisation(folder)
+    if saved is not None and (saved.use == "" or (saved.use != "nf4" and quantisation is not None)):
+        again = "" if quantisation is None else f" as {quantisation['scheme']}"
+        raise ValueError(f"the weights are saved in {saved.name}, which is not taken{again}")
+    whole = {} if saved is None else head
+    settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **whole)
+    bones = without_weights(kind, settings, trust_remote_code=trust_remote_code)
+    if saved is None:
+        assert quantisation is not None
+        return {**head, "quantization_config": quantised_settings(quantisation, dtype, bones)}, bones
+    if saved.name == "FP8":
+        dequantising = FineGrainedFP8Config(dequantize=True)
+        return {"config": settings, "quantization_config": dequantising}, bones
+    if saved.use == "nf4":
+        settings = saved_settings(settings, dtype, bones)
+    return {"config": settings}, bones
+
+
+def without_weights(kind: Any, settings: Any, *, trust_remote_code: bool) -> Any:
+    """Return the architecture that a class makes of a configuration, on the meta device."""
+    import torch
+
+    with torch.device("meta"):
+        return kind.from_config(settings, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep progress bars and the list of missing weights off the screen."""
+    import logging
+
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def load_dequantised(
+    folder: Path,
+    dtype: torch.dtype,
+    task: Mapping[str, Any],
+    quantisation: Mapping[str, Any],
+    *,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Return the model of a task with the weights that its quantised form stands for.
+
+    Its modules are the architecture's own, so that it can be saved as a plain folder.
+    """
+    quantised = load_model(folder, dtype, task, quantisation, trust_remote_code=trust_remote_code)
+    bones = without_weights(class_of(task["name"]), quantised.config, trust_remote_code=trust_remote_code)
+    return dequantised(quantised, bones, dtype)
+
+
+def open_processor(folder: Path, task: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
+    """Return what turns a task's texts and images into inputs."""
+    import transformers
+
+    kind = getattr(transformers, PROCESSORS.get(task["name"], "AutoTokenizer"))
+    with _quiet(), as_transformers_reads(folder) as (where, further):
+        processor = kind.from_pretrained(where, trust_remote_code=trust_remote_code, **further)
+    if task.get("pad_token_id") is not None:
+        set_for_decoder(processor, task["pad_token_id"])
+    return processor

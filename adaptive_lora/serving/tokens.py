@@ -1,0 +1,203 @@
+"""Texts as the token ids that a base's tokenizer gives them: in training and in serving.
+
+A text is encoded whole and once. Where its parts begin is found by the tokens' offsets in it,
+because a part that is encoded alone may get other ids: SentencePiece puts a blank in front of each
+text, and a tokenizer may put a token for the end after each.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate, takewhile
+from typing import Any
+
+_AT_ONCE = 1000
+"""Texts per call of a tokenizer: their offsets take memory until they have been looked at."""
+_OFFSET = frozenset({"camembert", "roberta", "xlm-roberta"})
+"""Types of models whose positions begin after that of padding."""
+_SHOWN = 5
+"""Most tokens that a message names."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedText:
+    """A text's token ids, with those that the tokenizer puts around every text."""
+
+    text: str
+    ids: list[int]
+    start: int
+    """Index of the text's first token: that many are put in front."""
+    stop: int
+    """Index of the first token that is put after the text, `len(ids)` where none is."""
+    tokenizer: Any
+    encoding: Any
+    """The encoding of the library `tokenizers`; None where a tokenizer is written in Python."""
+
+    def first_token(self, place: int) -> int:
+        """Return the index of the token at which the part that begins at a character begins.
+
+        A token that spans the place belongs to the part that begins there, as in the assistant mask
+        of transformers; a special token that took in white space of it does not.
+        """
+        if place >= len(self.text):
+            return self.stop
+        if self.encoding is None:
+            return self._first_by_prefix(place)
+        found = self.encoding.char_to_token(place)
+        if found is None:  # white space that offsets leave out
+            ends = accumulate((end for _, end in self.encoding.offsets[self.start : self.stop]), max)
+            found = self.start + bisect_right(list(ends), place)
+        swallowed = self._spans(found, place) and self.ids[found] in _added(self.tokenizer)
+        return int(found) + swallowed
+
+    def end_token(self, place: int) -> int:
+        """Return the index after the last token of the part that ends before a character."""
+        found = self.first_token(place)
+        return found + self._spans(found, place)
+
+    def _spans(self, index: int, place: int) -> bool:
+        """Return whether a token begins before a character and ends after it."""
+        if self.encoding is None or not self.start <= index < self.stop:
+            return False
+        start, end = self.encoding.token_to_chars(index)
+        return bool(start < place < end)
+
+    def _first_by_prefix(self, place: int) -> int:
+        """Return how many tokens the text up to a place has in common with the whole."""
+        (before,) = encode(self.tokenizer, [self.text[:place]], special_tokens=self.start > 0)
+        pairs = zip(before.ids[: before.stop], self.ids[: self.stop], strict=False)
+        return max(self.start, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+
+def encode(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool = True) -> Iterator[EncodedText]:
+    """Yield texts as a tokenizer encodes them.
+
+    Args:
+        tokenizer: of the base.
+        texts: whole, of any length.
+        special_tokens: whether it puts its own around them; False for text that a chat template
+            wrote, which has them.
+    """
+    for at in range(0, len(texts), _AT_ONCE):
+        chosen = list(texts[at : at + _AT_ONCE])
+        # `verbose` would have transformers warn of texts longer than the base takes.
+        found = tokenizer(chosen, add_special_tokens=special_tokens, verbose=False)
+        encodings = found.encodings or [None] * len(chosen)
+        longest = max(range(len(chosen)), key=lambda index: len(chosen[index]))
+        front, rear = _around(tokenizer, encodings[longest]) if special_tokens else (0, 0)
+        for text, ids, encoding in zip(chosen, found["input_ids"], encodings, strict=True):
+            yield EncodedText(
+                text=text, ids=ids, start=front, stop=len(ids) - rear, tokenizer=tokenizer, encoding=encoding
+            )
+
+
+def prompt_ids(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool = True) -> list[list[int]]:
+    """Return prompts as token ids: what stands before an answer, without a token for the end.
+
+    Args:
+        tokenizer: of the base.
+        texts: prompts as text.
+        special_tokens: as for `encode`.
+    """
+    encoded = encode(tokenizer, texts, special_tokens=special_tokens)
+    return [each.ids[: each.stop] for each in encoded]
+
+
+def _around(tokenizer: Any, encoding: Any) -> tuple[int, int]:
+    """Return how many tokens a tokenizer puts before and after every text."""
+    if encoding is not None:
+        mask = encoding.special_tokens_mask
+        if all(mask):  # no text between
+            mask = tokenizer("a").encodings[0].special_tokens_mask
+        front = len(list(takewhile(bool, mask)))
+        return front, len(list(takewhile(bool, mask[:front:-1])))
+    body = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    places = range(len(whole) - len(body) + 1)
+    front = next((at for at in places if whole[at : at + len(body)] == body), 0)
+    return front, len(whole) - len(body) - front
+
+
+def _added(tokenizer: Any) -> Container[int]:
+    """Return the ids of tokens that stand beside a tokenizer's vocabulary, special ones first."""
+    added: Container[int] = tokenizer.added_tokens_decoder
+    return added
+
+
+def position_limit(settings: Any) -> int | None:
+    """Return how many tokens a base takes by its settings; None where they state no limit.
+
+    XLNet states -1, which means none.
+    """
+    text = settings.get_text_config()
+    stated = int(getattr(text, "max_position_embeddings", None) or -1)
+    if stated < 0:
+        return None
+    return stated - int(text.pad_token_id) - 1 if text.model_type in _OFFSET else stated
+
+
+def known_ids(model: Any) -> int | None:
+    """Return how many token ids a model has a row for, in its embeddings and in its outputs.
+
+    None where it has neither under the names of transformers.
+    """
+    sizes = []
+    for part in ("get_input_embeddings", "get_output_embeddings"):
+        with suppress(NotImplementedError, AttributeError):
+            found = getattr(model, part)()
+            # Not of its weight: one that is packed has another shape.
+            sizes += [getattr(found, "num_embeddings", getattr(found, "out_features", None))]
+    return min((int(size) for size in sizes if size), default=None)
+
+
+def unknown_ids(tokenizer: Any, rows: Iterable[Sequence[int]], known: int | None) -> str | None:
+    """Return which tokens a base has no row for, in words, or None where it has all.
+
+    Args:
+        tokenizer: of the base.
+        rows: token ids that are to be run.
+        known: `known_ids` of the base.
+    """
+    if known is None:
+        return None
+    beyond = {token for ids in rows if max(ids, default=0) >= known for token in ids}
+    listed = sorted(token for token in beyond if token >= known)
+    if not listed:
+        return None
+    names = [f"'{tokenizer.decode([token])}' ({token})" for token in listed[:_SHOWN]]
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return (
+        f"the tokenizer gives ids up to {listed[-1]}, and the embeddings have {known} rows (ids 0 "
+        f"to {known - 1}); no row for {', '.join(names)}{more}"
+    )
+
+
+def padding_id(tokenizer: Any, known: int | None) -> int | None:
+    """Return the id that fills texts up: the tokenizer's own where the base has it, or the end's.
+
+    Args:
+        tokenizer: of the base.
+        known: `known_ids` of the base.
+    """
+    given = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    usable = (token for token in given if token is not None and token >= 0)
+    return next((int(token) for token in usable if known is None or token < known), None)
+
+
+def set_padding(model: Any, pad: int) -> None:
+    """Tell a decoder that classifies which id is padding: its head reads the last other token."""
+    for settings in (model.config, model.config.get_text_config()):
+        settings.pad_token_id = pad
+
+
+def set_for_decoder(tokenizer: Any, pad: int) -> None:
+    """Have a tokenizer make inputs for a decoder that classifies, with the padding that it knows.
+
+    Segments are left out: GPT-2 would add an embedding for them.
+    """
+    tokenizer.pad_token_id = pad
+    tokenizer.padding_side = "right"
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]

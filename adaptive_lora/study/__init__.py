@@ -1,0 +1,1 @@
+"""The grid of trials: contexts, one trial's run, executors, verdict."""

@@ -1,0 +1,370 @@
+"""All that a comparison needs, read from the tracking store alone.
+
+Neither base model nor data have to be at hand: whoever can read the store can compare the trials
+that other people ran.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.config import EARLIER_NAMES, current_settings, digest
+from adaptive_lora.errors import ConfigError, DataError, TrackingError, brief
+from adaptive_lora.redaction import hide_credentials
+from adaptive_lora.results import EvalResult, TrialRecord
+from adaptive_lora.tracking import (
+    Run,
+    Store,
+    StudyRun,
+    TrialRun,
+    eval_from_dict,
+    find_trials,
+    open_comparison,
+    read_trials,
+)
+from adaptive_lora.tracking.runs import STUDY_ID, TOKENS
+from adaptive_lora.tracking.trials import DAMAGE, identity_of
+
+CONFIG = "study.json"
+FROZEN = "frozen.json"
+EXAMPLES = "examples.json"
+DATA = "data.json"
+
+SAME = {
+    "data digest": "data_digest",
+    "token ids": TOKENS,
+    "base model": "base_hash",
+    "split": ("split_seed", "test_share", "validation_share", "folds", "max_examples"),
+    "scaling": ("alpha", "scaling"),
+}
+"""What trials must share to be compared: a tag, or settings."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """Which trials to compare."""
+
+    study_ids: tuple[str, ...] = ()
+    """None: the latest study, unless there is a query."""
+    query: str | None = None
+    """A filter of MLflow's over trial runs of all experiments."""
+    allow_mixed: bool = False
+    """Compare across data sets, splits and bases, pairing only within each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dossier:
+    """Trials to be compared, and what they share."""
+
+    name: str
+    """Study id, or `compare-` and a digest of the selection; names the report's folder."""
+    title: str
+    home: StudyRun | TrialRun
+    """Run that the report goes to."""
+    records: tuple[TrialRecord, ...]
+    settings: Mapping[str, Any]
+    """Recorded settings of the (first) study; empty where a query found trials without one."""
+    frozen: Mapping[int, EvalResult] | None
+    """Scores of the base without adapter per fold; None where not recorded or mixed."""
+    examples: Mapping[str, str]
+    """Example id -> prompt and response, as far as recorded."""
+    facts: Mapping[str, str]
+    data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Study id -> how its data were read, as lines for people, as far as recorded."""
+    mixed: tuple[str, ...] = ()
+    """What differs between trials, where that was allowed."""
+
+    @property
+    def store(self) -> Store:
+        """Where everything was read from."""
+        return self.home.store
+
+    def baseline(self, given: str | None) -> str:
+        """Return the label of the baseline: as given, as recorded, or the first method.
+
+        Raises:
+            ConfigError: none given, and no recorded study says it.
+        """
+        recorded = given or self.settings.get("baseline")
+        if recorded:
+            return str(recorded)
+        first = _label(self.settings["methods"][0]) if self.settings else None
+        if first is None:
+            labels = sorted({record.method for record in self.records})
+            raise ConfigError(f"required --baseline, one of: {', '.join(labels)}; none was given.")
+        return first
+
+
+def read_dossier(store: Store, selection: Selection) -> Dossier:
+    """Find the trials of a selection and read them.
+
+    Raises:
+        TrackingError: no such study, no trial that the query finds, or damaged artifacts.
+        DataError: no trial finished, or trials that must not be mixed.
+    """
+    if selection.query is None and len(selection.study_ids) < 2:
+        study = StudyRun.find(store, next(iter(selection.study_ids), None))
+        return study_dossier(study)
+    studies = [StudyRun.find(store, study_id) for study_id in selection.study_ids]
+    runs = [run for study in studies for run in _in_grid(study.children(), study_settings(study))]
+    if selection.query is not None:
+        runs += find_trials(store, selection.query)
+    runs = _newest(runs)
+    known = {study.study_id: study for study in studies}
+    for study_id in sorted({run.data.tags[STUDY_ID] for run in runs} - set(known)):
+        try:
+            known[study_id] = StudyRun.find(store, study_id)
+        except TrackingError:
+            continue  # trials whose parent was deleted are still trials
+    records = read_trials(store, runs)
+    _require_finished(records, "the selection")
+    mixed = _differences(records)
+    if mixed and not selection.allow_mixed:
+        raise DataError(
+            f"these trials cannot be compared: {'; '.join(mixed)}. Compare one kind at a time, or "
+            "give --allow-mixed, which pairs trials only within each kind."
+        )
+    parents = list(known.values())
+    key = digest({"runs": sorted(r.run_id for r in records), "mixed": selection.allow_mixed})[:10]
+    title = " and ".join(sorted(known)) if studies and selection.query is None else "Query"
+    home = open_comparison(store, key, f"comparison of {title}"[:250])
+    facts = _facts(store, parents)
+    if selection.query is not None:
+        facts["query"] = selection.query
+    return Dossier(
+        name=f"compare-{key}",
+        title=f"Comparison of {title}",
+        home=home,
+        records=tuple(_apart(records) if mixed else records),
+        settings=study_settings(parents[0]) if parents else {},
+        frozen=None if mixed else _frozen(parents),
+        examples=_examples(parents),
+        facts=facts,
+        data=_data(parents),
+        mixed=tuple(mixed),
+    )
+
+
+def study_dossier(study: StudyRun) -> Dossier:
+    """Read the trials of one study's recorded grid.
+
+    Raises:
+        TrackingError: its settings or a trial's artifacts cannot be read.
+        DataError: no trial finished.
+    """
+    settings = study_settings(study)
+    records = read_trials(study.store, _newest(_in_grid(study.children(), settings)))
+    _require_finished(records, f"study {study.study_id}")
+    return Dossier(
+        name=study.study_id,
+        title=f"Study {settings.get('study', study.study_id)}",
+        home=study,
+        records=tuple(records),
+        settings=settings,
+        frozen=_frozen([study]),
+        examples=_examples([study]),
+        facts=_facts(study.store, [study]),
+        data=_data([study]),
+    )
+
+
+def study_settings(study: StudyRun) -> dict[str, Any]:
+    """Return the recorded settings of a study.
+
+    Raises:
+        TrackingError: missing or damaged.
+    """
+    try:
+        settings: dict[str, Any] = study.store.read_json(study.run_id, CONFIG)
+        _require_grid(settings)
+    except (OSError, *DAMAGE) as error:
+        raise _damaged(study, CONFIG, error) from error
+    return current_settings(settings)[0]
+
+
+def _require_grid(settings: Any) -> None:
+    """Raise TypeError or KeyError where recorded settings have no methods, rates and seeds."""
+    if not isinstance(settings, dict):
+        raise TypeError(f"required a JSON object, got {type(settings).__name__}")
+    for name, kind in (("methods", str), ("lr", int | float), ("seeds", int)):
+        values = settings[name]
+        if not isinstance(values, list) or not values:
+            raise TypeError(f"required a list of {name}, got {values!s:.80}")
+        if not all(isinstance(value, kind) and value is not True for value in values):
+            raise TypeError(f"required {name} of type {kind}, got {values!s:.80}")
+
+
+def _label(text: str) -> str | None:
+    """Return a recorded method's label; None where this version does not know the method."""
+    try:
+        return MethodSpec.parse(text).label
+    except ConfigError:
+        return None
+
+
+def _in_grid(runs: Iterable[Run], settings: Mapping[str, Any]) -> list[Run]:
+    """Return the runs of a recorded grid; with a method unknown to this version, of any method."""
+    labels = {_label(text) for text in settings["methods"]}
+    rates, seeds = set(map(float, settings["lr"])), set(map(int, settings["seeds"]))
+    return [
+        run
+        for run in runs
+        for method, lr, seed, _ in [identity_of(run)]
+        if (None in labels or method in labels) and lr in rates and seed in seeds
+    ]
+
+
+def _newest(runs: Sequence[Run]) -> list[Run]:
+    """Return one run a trial, oldest first: its last finished one, or else its last failed one."""
+    chosen: dict[tuple[object, ...], Run] = {}
+    for run in sorted(runs, key=lambda run: run.info.start_time):
+        key = (run.data.tags[STUDY_ID], *identity_of(run))
+        if key not in chosen or run.info.status == "FINISHED":
+            chosen[key] = run
+    return list(chosen.values())
+
+
+def _require_finished(records: Sequence[TrialRecord], whose: str) -> None:
+    if not any(record.status == "FINISHED" for record in records):
+        reasons = sorted({record.reason for record in records})
+        raise DataError(
+            f"{whose} has no finished trial to compare"
+            + (f"; all failed: {'; '.join(reasons)}" if reasons else "; run `adaptive-lora study`.")
+        )
+
+
+def _kind(record: TrialRecord, what: str) -> str:
+    names = SAME[what]
+    if isinstance(names, str):
+        return record.tags.get(names, "not recorded")
+    recorded = {
+        name: record.settings[f"cfg.{name}"] for name in (*names, *EARLIER_NAMES) if f"cfg.{name}" in record.settings
+    }
+    settings = current_settings(recorded)[0]
+    values = [f"{name} {settings.get(name, 'not recorded')}" for name in names]
+    return ", ".join(values)
+
+
+def _differences(records: Sequence[TrialRecord]) -> list[str]:
+    """Return a sentence for everything that trials must share and do not."""
+    found = []
+    for what in SAME:
+        sides: dict[str, set[str]] = defaultdict(set)
+        for record in records:
+            if SAME[what] == TOKENS and TOKENS not in record.tags:
+                continue  # version 0.1 did not record them
+            sides[_kind(record, what)].add(record.tags.get(STUDY_ID, "no study"))
+        if len(sides) > 1:
+            listed = " against ".join(f"{value} ({', '.join(sorted(who))})" for value, who in sides.items())
+            found.append(f"{what} differs: {listed}")
+    return found
+
+
+_APART = 10_000
+
+
+def _apart(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Number seeds anew so that trials pair only within one data set, split and base.
+
+    The seeds of the second kind start at 10,000, of the third at 20,000.
+    """
+    kinds = list(dict.fromkeys(tuple(_kind(record, what) for what in SAME) for record in records))
+    return [
+        dataclasses.replace(
+            record, seed=record.seed + _APART * kinds.index(tuple(_kind(record, what) for what in SAME))
+        )
+        for record in records
+    ]
+
+
+def _frozen(studies: Sequence[StudyRun]) -> dict[int, EvalResult] | None:
+    return next((found for study in studies if (found := recorded_frozen(study))), None)
+
+
+def recorded_frozen(study: StudyRun) -> dict[int, EvalResult] | None:
+    """Return the recorded scores of a study's base per fold; None where none were recorded.
+
+    Raises:
+        TrackingError: they are damaged.
+    """
+    try:
+        values = study.store.read_json(study.run_id, FROZEN)
+        found = {int(fold): eval_from_dict(result) for fold, result in values.items()}
+        if not all(math.isfinite(loss) for one in found.values() for loss in one.nll_E):
+            raise ValueError("a loss is not finite")
+    except OSError:
+        return None
+    except DAMAGE as error:
+        raise _damaged(study, FROZEN, error) from error
+    return found
+
+
+def _examples(studies: Sequence[StudyRun]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for study in studies:
+        try:
+            texts = study.store.read_json(study.run_id, EXAMPLES)
+            if not all(isinstance(text, str) for text in texts.values()):
+                raise TypeError("required texts by example id")
+        except OSError:
+            continue  # studies of earlier versions did not record them
+        except DAMAGE as error:
+            raise _damaged(study, EXAMPLES, error) from error
+        found.update(texts)
+    return found
+
+
+def _data(studies: Sequence[StudyRun]) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for study in studies:
+        try:
+            lines = study.store.read_json(study.run_id, DATA)["block"]
+            if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+                raise TypeError("required a list of lines")
+        except OSError:
+            continue  # studies of earlier versions did not record them
+        except DAMAGE as error:
+            raise _damaged(study, DATA, error) from error
+        found[study.study_id] = tuple(lines)
+    return found
+
+
+def _damaged(study: StudyRun, name: str, error: Exception) -> TrackingError:
+    return TrackingError(
+        f"study {study.study_id} has no readable {name} ({brief(error)}); the study command with "
+        "the settings of then writes it anew."
+    )
+
+
+def _facts(store: Store, studies: Sequence[StudyRun]) -> dict[str, str]:
+    """Return how to reproduce, as the studies recorded it."""
+    facts = {"study id": ", ".join(study.study_id for study in studies)}
+    facts["tracking store"] = store.shown_uri
+    names = {"base": "base model", "data": "data", "precision": "precision"}
+    prefix = "provenance."
+    tags = [study.recorded().data.tags for study in studies]
+    for own in tags:
+        texts = {shown: own[name] for name, shown in names.items() if name in own}
+        if own.get("trust_remote_code") == "true":
+            texts["code of the base"] = "run (--trust-remote-code true)"
+        texts["base model"] = f"{texts.get('base model')} ({own.get('base_hash', '?')[:16]})"
+        texts["data"] = f"{texts.get('data')} ({own.get('data_digest', '?')})"
+        texts |= {k.removeprefix(prefix): v for k, v in own.items() if k.startswith(prefix)}
+        for name, text in texts.items():
+            before = facts.get(name)
+            if before is None:
+                facts[name] = text
+            elif text not in before:
+                facts[name] = f"{before}; {text}"
+    if studies:
+        settings = study_settings(studies[0])
+        facts["scaling"] = f"{settings.get('scaling', 'constant')}, alpha {settings.get('alpha', 'not recorded')}"
+        facts["settings"] = json.dumps(settings)
+    return {name: hide_credentials(text) for name, text in facts.items()}

@@ -1,0 +1,302 @@
+"""What all trials of a study share: its base and data, read once."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from adaptive_lora.config import StudyConfig, TrialSpec, digest
+from adaptive_lora.config.renamed import earlier_settings
+from adaptive_lora.data.summary import DataSummary
+from adaptive_lora.errors import DataError
+from adaptive_lora.methods.dropout import switch_off_dropout
+from adaptive_lora.models.base import BaseModel, load_base, require_quantiser
+from adaptive_lora.models.device import Runtime, start_runtime
+from adaptive_lora.models.errors import model_errors
+from adaptive_lora.models.tasks import task_named
+from adaptive_lora.models.tasks.prepared import PARTS, PreparedParts, prepare_set
+from adaptive_lora.results import EvalResult
+from adaptive_lora.serving import NF4
+from adaptive_lora.study.base_context import Bench
+
+_TEXT_LIMIT, _TEXTS_LIMIT = 2_000, 5_000_000
+"""Characters kept of one example's text, and of all together."""
+OWN = "own"
+"""Name of a study's own data among the tasks that a method is profiled on."""
+
+
+class Workbench(Bench):
+    """The bench of a study: loads its base and data once; every trial works on them."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        """Read the data, load the base, and find what cannot work before anything is written.
+
+        Raises:
+            AdaptiveLoraError: data, model or precision cannot be used.
+        """
+        kind = task_named(config)
+        with _without_collector():
+            self.data = kind.read(config.data)
+        limited = config.train.max_memory is not None
+        runtime = start_runtime(config.train.precision, sparing=limited)
+        record = kind.record(self.data)
+        wanted = {spec.base for spec in config.specs}
+        if "nf4" in wanted:
+            require_quantiser()
+        alone = wanted == {"nf4"}  # the weights as saved may be too large for the device
+        base = _load(config, runtime, record, NF4 if alone else None)
+        super().__init__(kind(config, runtime, base))
+        self.task.require_usable()
+        self._other: OtherBase | None = None
+        with _without_collector():
+            prepared = prepare_set(self.task, self.data)
+        self.data, self._parts, self.data_summary = prepared.data, prepared.folds, prepared.summary
+        self._frozen: dict[int, EvalResult] = {}
+        self._borrowed: dict[tuple[str, ...], BorrowedBench] = {}
+        for spec in config.specs:  # ranks and budgets that cannot be met fail before any training
+            self.profiled_on(spec.profiled_on)
+            if spec.allocator.metric is None:
+                plan = self.plan(spec, seed=0, fold=0)
+                self.memory(plan, fold=0)
+
+    @cached_property
+    def surroundings(self) -> Mapping[str, str]:
+        """What a trial's identity holds beside its configuration."""
+        return {
+            "base": self.base.reference.content_hash,
+            "data": self.data.digest,
+            "tokens": self.tokens_digest,
+            "precision": self.runtime.precision,
+            **({"left_out": digest(reasons)} if (reasons := self.data.reasons) else {}),
+            # Left out where it is what all trials were before there were tasks.
+            **({} if self.task.name == "causal" else {"task": self.task.name}),
+        }
+
+    @cached_property
+    def tokens_digest(self) -> str:
+        """Digest of the token ids and loss masks that trials learn from and are tested on.
+
+        All folds divide the same examples, so that those of the first hold them all.
+        """
+        return self.parts(0).digest
+
+    def signature(self, trial: TrialSpec) -> str:
+        """Return a trial's identity on this base, this data and what it was profiled on."""
+        tasks = trial.method.profiled_on
+        where = self.profiled_on(tasks)
+        borrowed = {"profiled_on": where.digest} if isinstance(where, BorrowedBench) else {}
+        return trial.signature({**self.surroundings, **borrowed})
+
+    def profiled_on(self, tasks: tuple[str, ...]) -> Bench:
+        """Return this bench, or one with the training parts of the tasks that are named.
+
+        Raises:
+            DataError: a task's data cannot be read.
+        """
+        if not tasks or tasks == (OWN,):
+            return self
+        if tasks not in self._borrowed:
+            self._borrowed[tasks] = BorrowedBench(self, tasks)
+        return self._borrowed[tasks]
+
+    def on_base(self, kind: str) -> Workbench:
+        """Return the bench with the base kept so; the one not in use leaves a GPU.
+
+        The second base is loaded when a method first asks for it.
+
+        Raises:
+            ConfigError: bitsandbytes is missing.
+        """
+        own = kind == self.base_kind
+        resting = self._other if own else self
+        if resting is not None:
+            resting.base.model.to("cpu")  # type: ignore[arg-type]
+        if not own and self._other is None:
+            self._other = OtherBase(self, kind)
+        chosen: Workbench | None = self if own else self._other
+        assert chosen is not None
+        chosen.base.model.to(self.runtime.device)  # type: ignore[arg-type]
+        return chosen
+
+    @cached_property
+    def study_id(self) -> str:
+        """Name of the study and a digest of what its trials share.
+
+        Methods, seeds and learning rates do not enter: adding some continues the same study.
+        """
+        shared = {**self.config.identity(), **self.surroundings}
+        return f"{self.config.study}-{digest(shared)[:10]}"
+
+    @cached_property
+    def lineage(self) -> str:
+        """Return a digest of the study by names alone: what the same command gives again.
+
+        Two study ids of one lineage mean that base or data changed under the same name.
+        """
+        return self._lineage(self.config.identity())
+
+    def earlier_lineages(self) -> list[str]:
+        """Return the lineages that version 0.1 gave studies of this name and these settings."""
+        return [self._lineage(identity) for identity in earlier_settings(self.config.identity())]
+
+    def _lineage(self, identity: Mapping[str, Any]) -> str:
+        sections = (self.config.model, self.config.data)
+        named = {key: _place(value) for s in sections for key, value in vars(s).items()}
+        del named["on_bad_row"]  # the same data; studies of version 0.1 did not have it
+        contents = {"base", "data", "tokens", "left_out"}
+        rest = {key: value for key, value in self.surroundings.items() if key not in contents}
+        return digest({**identity, **named, **rest, "study": self.config.study})
+
+    def parts(self, fold: int) -> PreparedParts:
+        """Return the prepared parts of a fold."""
+        return self._parts[fold]
+
+    def data_lines(self) -> list[str]:
+        """Return the block that a run begins with: how its data were read, and others' too."""
+        summaries = [self.data_summary, *(s for b in self._borrowed.values() for s in b.summaries)]
+        return [line for summary in summaries for line in summary.lines()]
+
+    def score(self, model: object, examples: Sequence[Any]) -> EvalResult:
+        """Score a model on examples by all that the task has."""
+        return self.task.score(model, examples)  # type: ignore[arg-type]
+
+    def frozen(self, fold: int) -> EvalResult:
+        """Return the base's own scores on the fold's test part, without any adapter.
+
+        A head that the checkpoint lacks has its first initial weights.
+        """
+        if fold not in self._frozen:
+            self.on_base(self.base_kind)
+            self.start_head(0)
+            with model_errors(f"{self.architecture.kind} does not run on this data", self.base.model):
+                self._frozen[fold] = self.score(self.base.model, self.parts(fold).test)
+        return self._frozen[fold]
+
+    def test_texts(self) -> dict[str, str]:
+        """Return id -> texts of the test examples, for readers without the data."""
+        tested = {item.id for f in range(self.config.data.folds) for item in self.parts(f).test}
+        texts: dict[str, str] = {}
+        room = _TEXTS_LIMIT
+        for example in (*self.data.examples, *(self.data.test or ())):
+            if example.id in tested and room > 0:
+                texts[example.id] = example.shown[:_TEXT_LIMIT]
+                room -= len(texts[example.id])
+        return texts
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings for records; the tracking URI may hold a password and stays out."""
+        return {key: value for key, value in self.config.flat().items() if key != "tracking_uri"}
+
+
+class OtherBase(Workbench):
+    """The same data on the same base, kept another way: where QLoRA is trained beside LoRA."""
+
+    def __init__(self, home: Workbench, kind: str) -> None:
+        """Load the base once more.
+
+        Raises:
+            ConfigError: bitsandbytes is missing.
+        """
+        quantisation = None if kind == "full" else NF4
+        base = _load(home.config, home.runtime, home.base.task, quantisation)
+        Bench.__init__(self, type(home.task)(home.config, home.runtime, base))
+        self.data, self._home = home.data, home
+        self._frozen, self._borrowed = {}, {}
+
+    def parts(self, fold: int) -> PreparedParts:
+        """Return the parts of the study."""
+        return self._home.parts(fold)
+
+    def on_base(self, kind: str) -> Workbench:
+        """Return the bench of the study with the base kept so."""
+        return self._home.on_base(kind)
+
+
+class BorrowedBench(Bench):
+    """The same base with the training parts of other tasks: where transferred profiles come from.
+
+    Every task has the same weight: as many examples as the smallest one has, drawn from the
+    beginning of its training part and taken in turn.
+    """
+
+    def __init__(self, home: Workbench, tasks: tuple[str, ...]) -> None:
+        """Read the tasks' data with the study's settings for columns, template and division.
+
+        Raises:
+            DataError: a task's data cannot be read.
+        """
+        super().__init__(home.task)
+        self._home = home
+        self.summaries: list[DataSummary] = []
+        """How the data of the other tasks were read."""
+        self._folds: list[list[PreparedParts]] = []
+        digests, left_out = [], Counter[str]()
+        for task in tasks:
+            data, folds = home.data, [home.parts(n) for n in range(home.config.data.folds)]
+            if task != OWN:
+                data = home.task.read(dataclasses.replace(home.config.data, data=task))
+                if data.labels != home.data.labels:
+                    raise DataError(
+                        f"profiled_on={task}: required the classes of the study's own data "
+                        f"({', '.join(home.data.labels)}); got {', '.join(data.labels)}."
+                    )
+                prepared = prepare_set(home.task, data)
+                data, folds = prepared.data, prepared.folds
+                self.summaries.append(prepared.summary)
+                left_out += data.reasons
+            digests.append(data.digest)
+            self._folds.append(folds)
+        self._parts: dict[int, PreparedParts] = {}
+        shared = {"tasks": digests, "tokens": self.parts(0).digest}
+        self.digest = digest({**shared, **({"left_out": left_out} if left_out else {})})
+        """Digest over the data of all tasks, and over their token ids and loss masks."""
+
+    def parts(self, fold: int) -> PreparedParts:
+        """Return the tasks' parts, each task with the same number of examples, in turn."""
+        if fold not in self._parts:
+            parts = [folds[fold] for folds in self._folds]
+            taken = {
+                name: tuple(chain.from_iterable(zip(*(getattr(p, name) for p in parts), strict=False)))
+                for name in PARTS
+            }
+            self._parts[fold] = PreparedParts(**taken)
+        return self._parts[fold]
+
+
+def _load(
+    config: StudyConfig, runtime: Runtime, task: Mapping[str, Any], quantisation: Mapping[str, Any] | None
+) -> BaseModel:
+    """Load a study's base for a task, with or without dropout of its own."""
+    base = load_base(config.model, runtime.base_dtype, task, quantisation)
+    if not config.train.base_dropout:
+        switch_off_dropout(base.model)
+    return base
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Leave Python's collector of cycles off inside the block, where a data set is built.
+
+    There are no cycles in one, and to look through all that is there again and again costs more per
+    example the more examples there are.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _place(value: object) -> object:
+    """Return a setting with a path that exists made absolute: elsewhere it is another file."""
+    exists = isinstance(value, str) and Path(value).exists()
+    return str(Path(str(value)).resolve()) if exists else value

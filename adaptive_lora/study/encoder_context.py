@@ -1,0 +1,207 @@
+"""The bench of models without a task: encoders are profiled here, not trained.
+
+What needs no loss works on the checkpoint as it is. Gradients need an objective, and the one that a
+text encoder comes with is to restore masked tokens; where the checkpoint has lost its head for
+that, no other is invented.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from adaptive_lora.config import StudyConfig
+from adaptive_lora.data import Batch, ExampleSet, load_examples, split_examples
+from adaptive_lora.data.batches import IGNORED
+from adaptive_lora.data.summary import reading_lines
+from adaptive_lora.errors import ModelError
+from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile, ProfileTask, profile_importance
+from adaptive_lora.methods.importance.weights import WeightProfiler
+from adaptive_lora.models.base import locate, read_settings, require_weights
+from adaptive_lora.models.classes import auto_class
+from adaptive_lora.models.device import start_runtime
+from adaptive_lora.models.errors import model_errors
+from adaptive_lora.models.losses import masked_loss, no_loss
+from adaptive_lora.models.sites import survey_sites, warn_of_sites
+from adaptive_lora.models.tasks.catalogue import found_task
+from adaptive_lora.models.tasks.truncation import encode_cut
+from adaptive_lora.seeding import rng_for
+from adaptive_lora.serving import saved_quantisation
+from adaptive_lora.serving.gguf_file import as_transformers_reads
+from adaptive_lora.serving.tokens import known_ids, position_limit, unknown_ids
+from adaptive_lora.study.context import Workbench
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MASKED_SHARE = 0.15
+"""Share of tokens to restore (Devlin et al. 2018, 1810.04805, section 3.1). Departure: all of them
+become the mask token, none a random or the same token."""
+_DATA_FREE = frozenset(n for n, kind in PROFILERS.usable() if isinstance(kind, WeightProfiler))
+_FORWARD = frozenset({"activation_spectrum"})
+_TRAINED = frozenset({"ablation", "output_energy"})
+
+
+def bench_for(config: StudyConfig, metric: str) -> Workbench | EncoderBench:
+    """Return the bench on which a model can be profiled: that of its task, where it has one.
+
+    A model without a task that base and data tell can still be measured by what needs no loss, and
+    a text encoder by restoring masked tokens.
+    """
+    task = config.data.task if config.data.task != "auto" else found_task(config)
+    if task is None or (task != "causal" and config.data.task == "auto" and metric in _DATA_FREE):
+        return EncoderBench(config, metric)
+    return Workbench(config)
+
+
+class EncoderBench:
+    """A model that is not causal, and the examples to profile it on."""
+
+    def __init__(self, config: StudyConfig, metric: str) -> None:
+        """Load the model as the metric needs it.
+
+        Raises:
+            AdaptiveLoraError: data or model cannot be used, or the metric not with this model.
+        """
+        self.config, self.metric = config, metric
+        self.runtime = start_runtime(config.train.precision)
+        _, _, self.folder = locate(config.model)
+        self._trust = config.model.trust_remote_code
+        if (saved := saved_quantisation(self.folder)) is not None:
+            raise ModelError(
+                f"{self.folder} is saved in {saved.name}: required weights as trained to profile "
+                "a model without a task; give the model that it was made from."
+            )
+        require_weights(self.folder, trust_remote_code=self._trust)
+        self.model, missing = self._load()
+        self.model.to(self.runtime.device)  # type: ignore[arg-type]
+        survey = survey_sites(self.model)
+        self.sites = survey.sites
+        warn_of_sites(self.model, survey)
+        lost = missing & {f"{site.name}.weight" for site in self.sites}
+        if lost:
+            raise ModelError(
+                f"{self.folder} lacks the weights of {len(lost)} sites, such as {min(lost)}; required all of them."
+            )
+
+    def profile(self, metric: str, *, seed: int, fold: int) -> ImportanceProfile:
+        """Return the importance profile of a seed, measured on the fold's training part."""
+        task = ProfileTask(
+            model=self.model,
+            sites=self.sites,
+            batches=() if metric in _DATA_FREE else self._calibration(seed, fold),
+            runtime=self.runtime,
+            loss=no_loss if metric in _FORWARD else masked_loss,
+        )
+        with model_errors(f"{metric} cannot be measured on {type(self.model).__name__}", self.model):
+            return profile_importance(task, metric=metric, seed=seed)
+
+    def _load(self) -> tuple[PreTrainedModel, set[str]]:
+        """Return the model and the names of the weights that its checkpoint lacks."""
+        from transformers import AutoModelForMaskedLM
+        from transformers.utils import logging as hf_logging
+
+        hf_logging.disable_progress_bar()
+
+        settings = read_settings(self.folder, trust_remote_code=self._trust)
+        kind, without_loss = auto_class(settings), self.metric in _DATA_FREE | _FORWARD
+        is_encoder = type(settings) in AutoModelForMaskedLM._model_mapping
+        if self.metric in _TRAINED or (not is_encoder and self.metric not in _DATA_FREE):
+            raise self._refusal(
+                "a model that this package can train" if self.metric in _TRAINED
+                else "a causal language model or a text encoder"
+            )  # fmt: skip
+        try:
+            with as_transformers_reads(self.folder) as (where, further):
+                model, found = (kind if without_loss else AutoModelForMaskedLM).from_pretrained(
+                    where,
+                    dtype=self.runtime.base_dtype,
+                    output_loading_info=True,
+                    use_safetensors=True,
+                    trust_remote_code=self._trust,
+                    **further,
+                )
+        except Exception as error:  # whatever a damaged file makes transformers raise
+            raise ModelError(f"{self.folder} cannot be loaded: {error}") from error
+        if not without_loss and found["missing_keys"]:
+            raise self._refusal(
+                f"a head that restores masked tokens, which the checkpoint lacks ({min(found['missing_keys'])})"
+            )
+        return model.eval(), set(found["missing_keys"])
+
+    def _refusal(self, required: str) -> ModelError:
+        others = ", ".join(sorted(_DATA_FREE | _FORWARD))
+        return ModelError(
+            f"{self.folder} cannot be profiled by {self.metric}: required {required}. Metrics that "
+            f"need no loss: {others}; with a loss of your own, call `profile_importance`."
+        )
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        try:
+            with as_transformers_reads(self.folder) as (where, further):
+                tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=self._trust, **further)
+        except Exception as error:  # whatever a damaged file makes transformers raise
+            raise ModelError(f"{self.folder} has no usable tokenizer: {error}") from error
+        if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
+            raise ModelError(f"the tokenizer in {self.folder} lacks a mask or a pad token.")
+        return tokenizer
+
+    @cached_property
+    def _data(self) -> ExampleSet:
+        return load_examples(self.config.data)
+
+    def data_lines(self) -> list[str]:
+        """Return how the data were read, for people; nothing for metrics that need none."""
+        return [] if self.metric in _DATA_FREE else reading_lines(self._data.readings)
+
+    def _calibration(self, seed: int, fold: int) -> list[Batch]:
+        """Return batches of prompt and response as one text, drawn from the training part."""
+        data, settings = self.config.data, self.config.profile
+        examples = split_examples(self._data.examples, data, fold).train
+        order = rng_for(seed, "calibration", fold).permutation(len(examples))
+        size = settings.profile_batch_size
+        order = order[: settings.profile_batches * size]
+        longest = min(
+            data.max_tokens, self._tokenizer.model_max_length, position_limit(self.model.config) or data.max_tokens
+        )
+        encoded, lost = encode_cut(
+            self._tokenizer,
+            [f"{examples[index].prompt} {examples[index].response}" for index in order],
+            longest,
+            return_special_tokens_mask=True,
+        )
+        if any(lost):
+            logging.getLogger(__name__).warning(
+                "%d of %d calibration texts are cut at %d tokens: %d tokens are lost",
+                sum(count > 0 for count in lost), len(lost), longest, sum(lost),
+            )  # fmt: skip
+        problem = unknown_ids(self._tokenizer, encoded["input_ids"], known_ids(self.model))
+        if problem is not None:
+            raise ModelError(f"{self.folder} cannot be profiled: {problem}.")
+        rows = list(zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True))
+        return [self._batch(rows[start : start + size], seed, start) for start in range(0, len(rows), size)]
+
+    def _batch(self, rows: Sequence[tuple[list[int], list[int]]], seed: int, start: int) -> Batch:
+        """Pad rows of (token ids, 1 for special tokens); mask tokens where a loss asks for it."""
+        import torch
+
+        width = max(len(ids) for ids, _ in rows)
+        ids = torch.full((len(rows), width), int(self._tokenizer.pad_token_id))
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
+        for row, (tokens, special) in enumerate(rows):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+            free = [index for index, flag in enumerate(special) if not flag]
+            if self.metric in _FORWARD or not free:
+                continue
+            rng = rng_for(seed, "mask", start + row)
+            chosen = rng.choice(free, math.ceil(MASKED_SHARE * len(free)), replace=False).tolist()
+            labels[row, chosen] = ids[row, chosen]
+            ids[row, chosen] = int(self._tokenizer.mask_token_id)
+        return Batch.of_text(input_ids=ids, attention_mask=mask, labels=labels)

@@ -1,0 +1,299 @@
+"""`plan`: what a method would build, without weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from adaptive_lora.allocation import FamilyPlan, MethodSpec, Plan, RankPlan, make_plan, uniform_cost
+from adaptive_lora.allocation.architecture import Architecture, size
+from adaptive_lora.allocation.reading import decides_in_training
+from adaptive_lora.allocation.site import AdapterSite
+from adaptive_lora.config import StudyConfig
+from adaptive_lora.config.base_file import base_file
+from adaptive_lora.errors import AllocationError, ConfigError
+from adaptive_lora.models.base import WITH_HEAD, count_parameters, skeleton
+from adaptive_lora.models.device import resolve_precision
+from adaptive_lora.models.heads import find_head
+from adaptive_lora.models.sites import read_architecture, site_notes
+from adaptive_lora.redaction import shown
+from adaptive_lora.serving import quantisation_in
+from adaptive_lora.training.memory import Load, MemoryChoice, choose, describe, load_of
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+    from adaptive_lora.methods.importance import ImportanceProfile
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanReport:
+    """A plan beside the sizes that it is compared with."""
+
+    plan: Plan
+    total_parameters: int
+    """Of the base, tied ones counted once: what full fine-tuning trains."""
+    architecture: Architecture
+    """Sites of the base, adapted or not, and what it has beside them."""
+    base: PreTrainedModel
+    """The architecture, without weights."""
+    base_name: str
+    recipe: str
+    """How the plan is trained here; `lora` where it is plain LoRA."""
+    load: Load
+    """What training it loads memory with."""
+    memory: MemoryChoice
+    """How a training of it keeps within memory."""
+    head: tuple[str, ...] = ()
+    """Modules that the task trains beside the plan."""
+    decided_in_training: bool = False
+    """The plan only gives the budget: equal ranks, from which training departs."""
+
+    @property
+    def peft_caveats(self) -> tuple[str, ...]:
+        """What the plan has that a LoraConfig does not hold."""
+        if isinstance(self.plan, FamilyPlan):
+            return tuple(filter(None, [self.note]))
+        found = []
+        if self.recipe != "lora":
+            found.append(
+                f"{self.plan.method} also sets initial weights or changes ranks in training "
+                f"('{self.recipe}'); the LoraConfig has the ranks at the start alone"
+            )
+        if self.base_name.lower().endswith(".gguf"):
+            found.append(
+                "the base is a GGUF file: AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file="
+                f"{Path(self.base_name).name!r}) loads it, which PEFT's Auto classes do not"
+            )
+        if any(entry.lr_multiplier != 1 for entry in self.plan.entries):
+            found.append("learning-rate multipliers are not part of a LoraConfig")
+        if self.plan.lora_plus != 1:
+            found.append("LoRA+ is a rate of the optimiser, not part of a LoraConfig")
+        return (*found, *filter(None, [self.note]))
+
+    @property
+    def sites(self) -> tuple[AdapterSite, ...]:
+        """All sites of the base, adapted or not."""
+        return self.architecture.sites
+
+    @property
+    def note(self) -> str | None:
+        """What to know about the ranks, maps left out, or an untested architecture; or None."""
+        later = (
+            f"{self.plan.method} decides its ranks later, from data; equal ranks stand for its budget here."
+            if self.decided_in_training
+            else None
+        )
+        general = site_notes(self.base, self.architecture.survey)
+        notes = [note for note in (*self.plan.notes, later, self._saved_note, *general) if note]
+        return " ".join(notes) or None
+
+    @property
+    def _saved_note(self) -> str | None:
+        """What is made of weights that are quantised where they are saved; or None."""
+        saved = quantisation_in(self.base.config.to_dict())
+        if saved is None or saved.use != "dequantised":
+            return None
+        return f"The base is saved in {saved.name}; training takes the weights that this stands for, dequantised."
+
+    @property
+    def reduction_vs_full(self) -> float:
+        """1 - trainable / total."""
+        return 1 - self.plan.trainable_parameters / self.total_parameters
+
+    @property
+    def uniform_rank(self) -> float:
+        """Rank (with fraction) that uniform on all sites would have at this cost."""
+        return self.plan.trainable_parameters / uniform_cost(self.sites, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan with its totals as JSON-ready values."""
+        return {
+            **self.plan.to_dict(),
+            "total_parameters": self.total_parameters,
+            "reduction_vs_full": self.reduction_vs_full,
+            "equals_uniform_rank": self.uniform_rank,
+            "note": self.note,
+            "not_adaptable": dict(self.architecture.left_out),
+            "memory": {
+                **self.memory.estimate.to_dict(),
+                "micro_batch": self.memory.micro_batch,
+                "gradient_checkpointing": self.memory.checkpointing,
+            },
+        }
+
+
+def plan_method(
+    config: StudyConfig, spec: MethodSpec, *, profile: ImportanceProfile | None = None, seed: int = 0
+) -> PlanReport:
+    """Plan a method on a base's architecture; no weights are read.
+
+    Args:
+        config: the base, scale, and the batches and precision by which memory is estimated.
+        spec: the method.
+        profile: for methods that follow one.
+        seed: for methods that draw.
+
+    Raises:
+        AdaptiveLoraError: the model or the allocation cannot be used.
+    """
+    task = config.data.task
+    base = skeleton(config.model, task, [spec.base])
+    architecture = read_architecture(base)
+    metric = spec.allocator.metric
+    if profile is not None and metric not in (None, profile.metric):
+        raise AllocationError(
+            f"{spec.label} follows {metric}, but the profile given measured {profile.metric}; give "
+            f"a profile of {metric}, or the method metric={profile.metric} where it takes that."
+        )
+    if profile is not None:
+        _require_scores(profile, architecture.sites)
+    evidence = None if profile is None else profile.evidence()
+    train = config.train
+    plan = make_plan(spec, architecture, alpha=train.alpha, scaling=train.scaling, evidence=evidence, seed=seed)
+    head = find_head(base, ()) if task in WITH_HEAD else ()
+    load = _load(base, architecture.sites, plan, config, head)
+    return PlanReport(
+        plan=plan,
+        head=head,
+        total_parameters=count_parameters(base),
+        architecture=architecture,
+        base=base,
+        base_name=str(base_file(config.model) or config.model.model),
+        recipe=spec.recipe,
+        load=load,
+        memory=choose(load, train),
+        decided_in_training=isinstance(plan, RankPlan) and decides_in_training(type(spec.allocator)),
+    )
+
+
+def _load(
+    base: PreTrainedModel, sites: Sequence[AdapterSite], plan: Plan, config: StudyConfig, head: Sequence[str]
+) -> Load:
+    fast = config.train.batching != "padded"
+    return load_of(
+        base,
+        sites,
+        plan,
+        precision=resolve_precision(config.train.precision),
+        longest=config.data.max_tokens,
+        fused=fast,
+        packed=fast,
+        head=head,
+    )
+
+
+def _require_scores(profile: ImportanceProfile, sites: Sequence[AdapterSite]) -> None:
+    lacking = [site.name for site in sites if site.name not in profile.scores]
+    if lacking:
+        raise AllocationError(
+            f"the profile has no score for {len(lacking)} of {len(sites)} sites, such as "
+            f"{lacking[0]}; required one of this model, from `adaptive-lora profile`."
+        )
+
+
+def peft_config(report: PlanReport) -> str:
+    """Return the `adapter_config.json` from which stock PEFT builds exactly this plan.
+
+    Raises:
+        ConfigError: PEFT does not have the family.
+    """
+    from adaptive_lora.methods.attach import lora_config
+    from adaptive_lora.methods.peft_tuner import CONFIGURATIONS, family_config
+
+    plan = report.plan
+    if isinstance(plan, RankPlan):
+        config: PeftConfig = lora_config(report.base, plan, 0.0, report.head)
+    elif plan.family in CONFIGURATIONS:
+        config = family_config(report.base, plan)
+    else:
+        raise ConfigError(f"{plan.method} has no PEFT configuration: PEFT does not build it.")
+    config.base_model_name_or_path = report.base_name
+    with TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        return (Path(folder) / "adapter_config.json").read_text(encoding="utf-8")
+
+
+def print_plan(report: PlanReport, console: Console) -> None:
+    """Print the table of sites, or of tensors, and the totals."""
+    plan = report.plan
+    if isinstance(plan, FamilyPlan):
+        console.print(_tensor_table(plan))
+    else:
+        console.print(_site_table(plan, towers=any(site.tower for site in report.sites)))
+    if report.note is not None:
+        console.print(f"\n[yellow]note[/]       {shown(report.note)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"\ntrainable  {plan.trainable_parameters:,} of {report.total_parameters:,} parameters: "
+        f"{report.reduction_vs_full:.2%} fewer than full fine-tuning\n"
+        f"as much as uniform rank {report.uniform_rank:.2f} on all {len(report.sites)} sites",
+        highlight=False,
+    )
+    console.print(f"memory     {describe(report.memory, report.load)}", highlight=False, soft_wrap=True)
+    if plan.budget is not None:
+        unused = plan.budget - plan.trainable_parameters
+        console.print(f"budget     {plan.budget:,}, of which {unused:,} unused", highlight=False)
+    if isinstance(plan, FamilyPlan):
+        return
+    console.print(f"scaling    {plan.scaling}: factor {plan.scaling.formula}", highlight=False)
+    if plan.scaling_in_training:
+        console.print(f"           {plan.scaling_in_training}", highlight=False, soft_wrap=True)
+    if plan.left_out:
+        console.print(f"left out   {', '.join(plan.left_out)} (rank 0)", highlight=False, soft_wrap=True)
+    for line in () if plan.certificate is None else plan.certificate.sentences():
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _tensor_table(plan: FamilyPlan) -> Table:
+    """Return the trained tensors; many of one name in all blocks stand in one row."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for name, shape in plan.tensors.items():
+        pattern = re.sub(r"\.\d+\.", ".*.", name)
+        rows.setdefault((pattern, " x ".join(map(str, shape))), []).append(size(shape))
+    table = Table(title=shown(plan.method), header_style="bold", box=None, pad_edge=False)
+    for heading in ("trained", "shape", "number", "parameters"):
+        table.add_column(heading, justify="left" if heading == "trained" else "right")
+    for (pattern, sides), sizes in rows.items():
+        table.add_row(pattern, sides, f"{len(sizes):,}", f"{sum(sizes):,}")
+    return table
+
+
+def _site_table(plan: RankPlan, *, towers: bool) -> Table:
+    table = Table(title=shown(plan.method), header_style="bold", box=None, pad_edge=False)
+    rates = bool(plan.lr_multipliers())
+    for heading, justify in (
+        ("site", "left"),
+        ("layer", "right"),
+        ("role", "left"),
+        ("in", "right"),
+        ("out", "right"),
+        ("rank", "right"),
+        ("alpha", "right"),
+        ("factor", "right"),
+        *([("rate", "right")] if rates else []),
+        ("parameters", "right"),
+    ):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for entry in plan.entries:
+        site = entry.site
+        table.add_row(
+            shown(site.name),
+            f"{site.tower} {site.layer}" if towers else str(site.layer),
+            str(site.role),
+            f"{site.in_features:,}",
+            f"{site.out_features:,}",
+            str(entry.rank),
+            f"{entry.alpha:g}",
+            f"{plan.scale_of(entry):g}",
+            *([f"x{entry.lr_multiplier:.3g}"] if rates else []),
+            f"{entry.parameters:,}",
+        )
+    return table

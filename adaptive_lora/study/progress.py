@@ -1,0 +1,119 @@
+"""What a person sees while a study runs: which trial, step, loss, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from adaptive_lora.redaction import shown
+from adaptive_lora.tracking import Store
+from adaptive_lora.training import StepEvent
+
+_PAUSE = 2.0
+"""Seconds between two looks at the trials of other processes."""
+
+
+def say_place(store: Store, console: Console) -> None:
+    """Say where results go: which store and which experiment, and who chose it."""
+    text = f"[bold]records[/]   {shown(store.shown_place)}"
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+class StudyProgress:
+    """A live display in a terminal, one line a trial elsewhere (logs, CI)."""
+
+    def __init__(self, console: Console, trials: int) -> None:
+        """Show progress over so many trials; enter as a context manager."""
+        self.console = console
+        self._trials, self._done = trials, 0
+        self._started = time.perf_counter()
+        self._running: dict[str, float] = {}
+        self._task = TaskID(0)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} trials"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            disable=not console.is_terminal,
+            speed_estimate_period=600,
+        )
+
+    def __enter__(self) -> StudyProgress:
+        """Start the display."""
+        self._progress.start()
+        self._task = self._progress.add_task("starting", total=self._trials)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the display and leave the terminal as it was."""
+        self._progress.stop()
+
+    def note(self, text: str) -> None:
+        """Print a line above the display."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def skip(self, finished: int, stopped: int = 0) -> None:
+        """Leave out trials that an earlier run of the study finished, or a race stopped."""
+        self._trials -= finished + stopped
+        self._progress.update(self._task, total=self._trials)
+        if finished:
+            race = f", {stopped} stopped by the race" if stopped else ""
+            self.note(f"{finished} trials are finished already{race}; {self._trials} to run")
+
+    def wait(self, trials: int) -> None:
+        """Show that other processes are at what is left; give them time."""
+        self._progress.update(self._task, description=f"{trials} with other processes")
+        time.sleep(_PAUSE)
+
+    def begin(self, label: str) -> None:
+        """Show that a trial runs, by its name."""
+        self._running[label] = 0.0
+        self._progress.update(self._task, description=f"[bold]{shown(label)}[/]")
+
+    def step(self, label: str, event: StepEvent) -> None:
+        """Show step and loss of a trial."""
+        # the rest is evaluation and logging
+        self._running[label] = 0.95 * event.step / event.total_steps
+        self._progress.update(
+            self._task,
+            completed=self._done + sum(self._running.values()),
+            description=f"[bold]{shown(label)}[/] step {event.step}/{event.total_steps} loss {event.loss:.3f}",
+        )
+
+    def drop(self, labels: Iterable[str]) -> None:
+        """Leave out trials that a race stopped."""
+        dropped = set(labels)
+        self._trials -= len(dropped)
+        for label in dropped:
+            self._running.pop(label, None)
+        self._progress.update(self._task, total=self._trials)
+
+    def end(self, label: str, text: str) -> None:
+        """Print a trial's outcome and count it."""
+        self._done += 1
+        self._running.pop(label, None)
+        self._progress.update(self._task, completed=self._done + sum(self._running.values()))
+        elapsed = time.perf_counter() - self._started
+        left = elapsed / self._done * (self._trials - self._done)
+        self.note(f"[dim]{self._done:>3}/{self._trials}[/] {shown(f'{label:<47}')} {text}  [dim]{_clock(left)} left[/]")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def say_lines(console: Console, lines: Iterable[str]) -> None:
+    """Print lines that may quote what files hold."""
+    for line in lines:
+        console.print(shown(line), highlight=False, soft_wrap=True)

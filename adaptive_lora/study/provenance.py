@@ -1,0 +1,58 @@
+"""Where numbers come from: code, packages, machine and command line."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from adaptive_lora import __version__
+from adaptive_lora.redaction import hide_credentials
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "mlflow", "numpy", "scipy")
+
+
+def packages() -> str:
+    """Return the versions that a trial's numbers depend on, such as `torch 2.13.0, peft 0.21.2`."""
+    return ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+
+
+def provenance() -> dict[str, str]:
+    """Return facts that make a result repeatable, as text; no environment, no credentials."""
+    facts = {
+        "adaptive_lora": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in _PACKAGES},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+        "command": command_line(),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def command_line() -> str:
+    """Return the command that was typed, without credentials."""
+    return hide_credentials(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+
+
+def _commit() -> str:
+    """Return the commit of the package's repository, `-dirty` where changed, or `unknown`."""
+    folder = Path(__file__).resolve().parents[1]
+    try:
+        answers = [
+            subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", str(folder)))
+        ]
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    if answers[0].returncode != 0:
+        return "unknown"
+    return answers[0].stdout.strip() + ("-dirty" if answers[1].stdout.strip() else "")

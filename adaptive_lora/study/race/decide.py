@@ -1,0 +1,317 @@
+"""The race of learning rates: which trials go how far, decided by what the store has.
+
+Nothing is remembered between two decisions but the losses in the store, and a decision is a
+function of them and of the study's grid alone. So every process at a study decides the same, in
+whatever order trials ran, and a study that is killed and continued ends as one that never was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.analysis.stats import RaceRule, nearest_passes, standing
+from adaptive_lora.config import TrialSpec
+from adaptive_lora.errors import ConfigError
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.tracking import Run, StudyRun
+from adaptive_lora.tracking.runs import SIGNATURE
+from adaptive_lora.tracking.study_run import rung_reached
+from adaptive_lora.tracking.trials import is_raced
+from adaptive_lora.training import is_validated, total_steps
+
+RACE = "race.json"
+_CURVE, _TOKENS = "validation/loss", "train/tokens"
+_AWAY = " A race decides by the losses in the store: run the same command again when it answers."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leg:
+    """A piece of a trial that can be trained now."""
+
+    trial: TrialSpec
+    pause_at: int | None
+    """Optimiser step of the rung where it waits for the other rates; None: to its end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RungResult:
+    """Decision at one rung of one method."""
+
+    step: int
+    """Optimiser step, in the first fold."""
+    steps: int
+    """Optimiser steps of the whole training."""
+    losses: Mapping[float, float]
+    """Learning rate -> mean validation loss over the racing seeds; infinite where all failed."""
+    failed: Mapping[float, int]
+    """Learning rate -> seeds that failed up to here."""
+    seeds: int
+    kept: tuple[float, ...]
+
+    def reason(self, lr: float, rule: str) -> str:
+        """Return why a rate does not go on from here, with the rule in words."""
+        best = min(self.kept, key=lambda kept: (self.failed[kept], self.losses[kept], kept))
+        failed = f", {self.failed[lr]} of them failed" if self.failed[lr] else ""
+        return (
+            f"stopped at step {self.step} of {self.steps}: validation loss "
+            f"{self.losses[lr]:.4f} there (mean of {self.seeds} seeds{failed}), "
+            f"{self.losses[best]:.4f} at rate {best:g} ({rule})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodRace:
+    """The race of one method as far as it has been decided."""
+
+    label: str
+    left: tuple[float, ...]
+    """Rates that were not stopped."""
+    rungs: tuple[RungResult, ...]
+    waiting: int | None
+    """Number of the rung, from 0, at which results are missing; None: all is decided."""
+    stopped: Mapping[float, str]
+    """Learning rate -> why it was stopped."""
+
+
+class Race:
+    """The race of a study, for every method alike."""
+
+    def __init__(self, bench: Workbench, study: StudyRun, rule: RaceRule) -> None:
+        """Prepare a race; nothing is read yet."""
+        self._bench, self._study, self._rule = bench, study, rule
+        self._trials = tuple(bench.config.trials())
+        self._signatures = {key_of(trial): bench.signature(trial) for trial in self._trials}
+        self._curves: dict[tuple[str, str, int], dict[int, float]] = {}
+        self.methods: tuple[MethodRace, ...] = ()
+        """As decided by `look`."""
+
+    def look(self) -> tuple[list[Leg], list[TrialSpec]]:
+        """Decide what can be decided, and end the trials of rates that were stopped.
+
+        Returns:
+            What can be trained now, and the trials that were stopped, in the order of the grid.
+
+        Raises:
+            TrackingError: the store does not answer, or did not take what was recorded.
+        """
+        self._study.store.settle(_AWAY)
+        runs: dict[str, list[Run]] = {signature: [] for signature in self._signatures.values()}
+        for run in self._study.children():
+            runs.setdefault(run.data.tags.get(SIGNATURE, ""), []).append(run)
+        before = self.methods
+        self.methods = tuple(self._decided(spec, runs) for spec in self._bench.config.specs)
+        stopped = list(self._stopped(runs))
+        if self.methods != before:
+            self._study.json(RACE, self.to_dict())
+        ended = {run.info.run_id: reason for _, own, reason in stopped for run in own if not is_raced(run)}
+        if ended:
+            self._study.end_raced(ended)
+        return list(self._legs(runs)), [trial for trial, _, _ in stopped]
+
+    def _legs(self, runs: Mapping[str, Sequence[Run]]) -> Iterator[Leg]:
+        races = {race.label: race for race in self.methods}
+        racing = self._rule.racing(self._bench.config.seeds)
+        for trial in self._trials:
+            race, own = races[trial.method.label], runs[self._signatures[key_of(trial)]]
+            if trial.lr not in race.left or _is_over(own, self._study.failed_before):
+                continue
+            if race.waiting is None:
+                yield Leg(trial=trial, pause_at=None)
+            elif trial.seed in racing and self._loss(trial, own, race.waiting) is None:
+                step = _rungs(self._bench, trial.method, trial.fold)[race.waiting]
+                yield Leg(trial=trial, pause_at=step)
+
+    def _stopped(self, runs: Mapping[str, Sequence[Run]]) -> Iterator[tuple[TrialSpec, Sequence[Run], str]]:
+        reasons = {race.label: race.stopped for race in self.methods}
+        for trial in self._trials:
+            own = runs[self._signatures[key_of(trial)]]
+            reason = reasons[trial.method.label].get(trial.lr)
+            if reason is not None and not _is_over(own, frozenset()):
+                yield trial, own, reason
+
+    def _decided(self, spec: MethodSpec, runs: Mapping[str, Sequence[Run]]) -> MethodRace:
+        config = self._bench.config
+        left, decided = tuple(sorted(config.lr)), []
+        seeds = self._rule.racing(config.seeds)
+        waiting = None
+        for number, step in enumerate(_rungs(self._bench, spec, 0)):
+            if len(left) == 1:
+                break
+            found = {lr: {seed: self._seed_loss(spec, seed, lr, runs, number) for seed in seeds} for lr in left}
+            losses = {lr: {seed: loss for seed, loss in own.items() if loss is not None} for lr, own in found.items()}
+            if any(len(own) < len(seeds) for own in losses.values()):
+                waiting = number
+                break
+            left = self._rule.survivors(losses, number)
+            order = {lr: standing(losses, lr) for lr in losses}
+            decided.append(
+                RungResult(
+                    step=step,
+                    steps=_steps(self._bench, spec, 0),
+                    losses={lr: mean for lr, (_, mean, _) in order.items()},
+                    failed={lr: failed for lr, (failed, _, _) in order.items()},
+                    seeds=len(seeds),
+                    kept=left,
+                )
+            )
+        return MethodRace(
+            label=spec.label,
+            left=left,
+            rungs=tuple(decided),
+            waiting=waiting,
+            stopped={
+                lr: rung.reason(lr, self._rule.text)
+                for rung in decided
+                for lr in sorted(rung.losses.keys() - set(rung.kept))
+            },
+        )
+
+    def _seed_loss(
+        self, spec: MethodSpec, seed: int, lr: float, runs: Mapping[str, Sequence[Run]], number: int
+    ) -> float | None:
+        """Return the mean over folds at a rung; None where one has not come so far."""
+        total = 0.0
+        folds = range(self._bench.config.data.folds)
+        for fold in folds:
+            trial = TrialSpec(study=self._bench.config, method=spec, seed=seed, fold=fold, lr=lr)
+            loss = self._loss(trial, runs[self._signatures[key_of(trial)]], number)
+            if loss is None:
+                return None
+            total += loss
+        return total / len(folds)
+
+    def _loss(self, trial: TrialSpec, runs: Sequence[Run], number: int) -> float | None:
+        """Return a trial's loss at a rung: infinite where it failed before, None: not there yet."""
+        step = _rungs(self._bench, trial.method, trial.fold)[number]
+        ranks = {"FINISHED": 0, "FAILED": 2}
+        for run in sorted(runs, key=lambda run: ranks.get(run.info.status, 1)):
+            if run.info.status in ranks or rung_reached(run) >= step:
+                one = _steps(self._bench, trial.method, trial.fold) // trial.method.trainings
+                begun = (step - 1) // one * one  # of the same training, where there are several
+                patience = trial.study.train.patience
+                return loss_at(self._curve(run), step, since=begun if patience else None)
+        return None
+
+    def _curve(self, run: Run) -> dict[int, float]:
+        """Return step -> validation loss as the store has it."""
+        key = (run.info.run_id, run.info.status, rung_reached(run))
+        if key not in self._curves:
+            points = self._study.store.client.get_metric_history(run.info.run_id, _CURVE)
+            self._curves[key] = {point.step: point.value for point in points}
+        return self._curves[key]
+
+    def steps(self) -> tuple[int, int]:
+        """Return the optimiser steps that all trials have taken, and those of the full grid."""
+        signatures = set(self._signatures.values())
+        runs = [run for run in self._study.children() if run.data.tags.get(SIGNATURE) in signatures]
+        client = self._study.store.client
+
+        def last(run: Run) -> tuple[str, int]:
+            history = client.get_metric_history(run.info.run_id, _TOKENS)
+            return run.data.tags[SIGNATURE], max((point.step for point in history), default=0)
+
+        taken: dict[str, int] = {}
+        with ThreadPoolExecutor(max_workers=8) as workers:
+            for signature, step in workers.map(last, runs):
+                taken[signature] = max(step, taken.get(signature, 0))
+        full = sum(_steps(self._bench, trial.method, trial.fold) for trial in self._trials)
+        return sum(taken.values()), full
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return rule and decisions as JSON-ready values; what is not finite is None."""
+        return {
+            "rule": self._rule.text,
+            "methods": {
+                race.label: {
+                    "left": list(race.left),
+                    "rungs": [
+                        {
+                            "step": rung.step,
+                            "steps": rung.steps,
+                            "seeds": rung.seeds,
+                            "kept": list(rung.kept),
+                            "rates": [
+                                {
+                                    "lr": lr,
+                                    "validation_loss": loss if math.isfinite(loss) else None,
+                                    "failed_seeds": rung.failed[lr],
+                                }
+                                for lr, loss in sorted(rung.losses.items())
+                            ],
+                        }
+                        for rung in race.rungs
+                    ],
+                }
+                for race in self.methods
+            },
+        }
+
+
+def key_of(trial: TrialSpec) -> tuple[str, int, int, float]:
+    """Return what tells a trial from the others of its study."""
+    return trial.method.label, trial.seed, trial.fold, trial.lr
+
+
+def require_rungs(bench: Workbench) -> None:
+    """Refuse a study whose trainings are too short for a race, before anything is written.
+
+    Raises:
+        ConfigError: no validation pass comes before the end.
+    """
+    for spec in bench.config.specs:
+        if not _rungs(bench, spec, 0):
+            raise ConfigError(
+                f"race: {spec.label} is trained for {_steps(bench, spec, 0)} step, without a "
+                "validation pass before its end; train longer, or leave --race out."
+            )
+
+
+def _steps(bench: Workbench, spec: MethodSpec, fold: int) -> int:
+    """Return the optimiser steps of a trial."""
+    return spec.trainings * total_steps(len(bench.parts(fold).train), bench.config.train)
+
+
+def _rungs(bench: Workbench, spec: MethodSpec, fold: int) -> tuple[int, ...]:
+    """Return the steps at which a method's rates are judged."""
+    one = _steps(bench, spec, fold) // spec.trainings
+    return rungs_of(one, bench.config.train.validations, spec.trainings)
+
+
+def rungs_of(steps: int, validations: int, trainings: int = 1) -> tuple[int, ...]:
+    """Return the optimiser steps of the rungs.
+
+    Args:
+        steps: of one training.
+        validations: passes spread over it.
+        trainings: that the method takes one after another; steps are counted through.
+    """
+    passes = [step for step in range(1, steps + 1) if is_validated(step, steps, validations)]
+    through = [number * steps + step for number in range(trainings) for step in passes]
+    return nearest_passes(tuple(through), trainings * steps)
+
+
+def loss_at(curve: Mapping[int, float], step: int, *, since: int | None) -> float:
+    """Return a validation loss at a step; infinite where none is recorded.
+
+    Args:
+        curve: step -> validation loss; losses that are not finite have no point.
+        step: of the rung.
+        since: with early stopping, which keeps the weights of the best pass: the best pass after
+            this step counts, also where the trial ended before the rung. None: the rung's alone.
+    """
+    if since is None:
+        return curve.get(step, math.inf)
+    return min((loss for at, loss in curve.items() if since < at <= step), default=math.inf)
+
+
+def _is_over(runs: Sequence[Run], failed_before: frozenset[str]) -> bool:
+    """Return whether a trial is not to be trained any more in this process."""
+    return any(
+        run.info.status == "FINISHED" or (run.info.status == "FAILED" and run.info.run_id not in failed_before)
+        for run in runs
+    )

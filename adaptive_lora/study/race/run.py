@@ -1,0 +1,107 @@
+"""A study whose learning rates race: legs of trials, a decision, the next legs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from adaptive_lora.analysis.stats import RACE_RULE
+from adaptive_lora.config import TrialSpec
+from adaptive_lora.errors import TrialFailed
+from adaptive_lora.redaction import shown
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.executors import run_trials
+from adaptive_lora.study.progress import StudyProgress
+from adaptive_lora.study.race.decide import MethodRace, Race, key_of
+from adaptive_lora.study.tracked_trial import trial_checkpoints
+from adaptive_lora.tracking import StudyRun
+from adaptive_lora.training import Runner
+
+Pauses = dict[tuple[str, int, int, float], int | None]
+"""Trial -> optimiser step at which it is paused; None: it is not."""
+
+
+class RunLeg(Protocol):
+    """Runs a trial to a step, or to its end; returns False where another process is at it."""
+
+    def __call__(self, trial: TrialSpec, runner: Runner, pause_at: int | None) -> bool:
+        """Run it; None: to its end."""
+
+
+def run_race(
+    bench: Workbench,
+    study: StudyRun,
+    run: RunLeg,
+    on_failure: Callable[[TrialSpec, TrialFailed], None],
+    progress: StudyProgress,
+) -> None:
+    """Run the trials of a study, each method's learning rates in a race.
+
+    Args:
+        bench: of the study.
+        study: its parent run.
+        run: runs a leg of a trial.
+        on_failure: told of trials that failed.
+        progress: what a person sees.
+
+    Raises:
+        TrackingError: the store does not answer at a decision.
+    """
+    race = Race(bench, study, RACE_RULE)
+    finished = study.finished().keys()
+    done = sum(bench.signature(trial) in finished for trial in bench.config.trials())
+    told: set[tuple[str, int]] = set()
+    dropped: set[str] | None = None
+    while True:
+        legs, stopped = race.look()
+        for method in race.methods:
+            _tell(method, told, progress)
+        if dropped is None:
+            progress.skip(done, len(stopped))
+        else:
+            progress.drop({trial.label for trial in stopped} - dropped)
+        dropped = {trial.label for trial in stopped}
+        for trial in stopped:
+            trial_checkpoints(bench, trial).remove()
+        if not legs:
+            break
+        pauses = {key_of(leg.trial): leg.pause_at for leg in legs}
+
+        def run_leg(trial: TrialSpec, runner: Runner, pauses: Pauses = pauses) -> bool:
+            return run(trial, runner, pauses[key_of(trial)])
+
+        run_trials([leg.trial for leg in legs], run_leg, on_failure, progress.wait, engine="serial")
+    _record_steps(race, study, progress)
+
+
+def _tell(method: MethodRace, told: set[tuple[str, int]], progress: StudyProgress) -> None:
+    """Print each decision once."""
+    for number, rung in enumerate(method.rungs):
+        if (method.label, number) in told:
+            continue
+        told.add((method.label, number))
+        texts = [
+            f"{lr:g} ({loss:.4f}{f', {rung.failed[lr]} failed' if rung.failed[lr] else ''})"
+            for lr, loss in sorted(rung.losses.items())
+        ]
+        rates = dict(zip(sorted(rung.losses), texts, strict=True))
+        kept = ", ".join(text for lr, text in rates.items() if lr in rung.kept)
+        out = ", ".join(text for lr, text in rates.items() if lr not in rung.kept)
+        progress.note(
+            f"race   {shown(method.label)} at step {rung.step} of {rung.steps}: "
+            f"{kept} kept{f'; {out} stopped' if out else ''}"
+        )
+
+
+def _record_steps(race: Race, study: StudyRun, progress: StudyProgress) -> None:
+    """Log and print what the race saved."""
+    trained, full = race.steps()
+    study.metric("race/trained_steps", trained)
+    study.metric("race/full_grid_steps", full)
+    study.metric("race/share_of_full_grid", trained / full)
+    stopped = sum(len(method.stopped) for method in race.methods)
+    rates = sum(len(method.left) for method in race.methods) + stopped
+    progress.note(
+        f"race   {trained:,} of {full:,} optimiser steps of the full grid trained "
+        f"({trained / full:.0%}); {stopped} of {rates} learning rates stopped"
+    )

@@ -1,0 +1,388 @@
+"""The one place where the stages meet: profile, train, evaluate, compare, register."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from adaptive_lora import __version__
+from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.config import StudyConfig, TrackingConfig, TrialSpec, study_from
+from adaptive_lora.config.study import SIGNATURE_VERSION
+from adaptive_lora.data.token_cache import asks_for_the_time
+from adaptive_lora.errors import (
+    AdapterError,
+    AdaptiveLoraError,
+    ConfigError,
+    DataError,
+    ModelError,
+    TrackingError,
+    TrialFailed,
+)
+from adaptive_lora.redaction import shown
+from adaptive_lora.results import EvalResult, TrialRecord
+from adaptive_lora.signals import interruptible
+from adaptive_lora.study.comparison_input import (
+    CONFIG,
+    DATA,
+    EXAMPLES,
+    FROZEN,
+    Selection,
+    read_dossier,
+    recorded_frozen,
+    study_dossier,
+    study_settings,
+)
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.executors import resolve_engine, run_trials
+from adaptive_lora.study.progress import StudyProgress, say_lines, say_place
+from adaptive_lora.study.provenance import provenance
+from adaptive_lora.study.race import require_rungs, run_race
+from adaptive_lora.study.result import Judgement, judge
+from adaptive_lora.study.tracked_trial import run_tracked, trial_checkpoints
+from adaptive_lora.study.trial import TrialOutcome
+from adaptive_lora.tracking import Store, StudyRun, connect
+from adaptive_lora.tracking.runs import LINEAGE, STUDY_ID, TOKENS, run_name
+from adaptive_lora.tracking.study_run import Standing
+from adaptive_lora.tracking.trials import eval_to_dict
+from adaptive_lora.training.trainer import Runner
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyOutcome:
+    """A study that ran to its end."""
+
+    judgement: Judgement
+    store: Store
+    trials_run: int
+    """Trials of this call; the others had been finished before."""
+
+
+def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
+    """Run what is missing of a study, compare its trials and register the winner.
+
+    Interrupted studies continue: finished trials are found by their signature and left out.
+
+    Raises:
+        AdaptiveLoraError: the study cannot start; nothing was written then.
+    """
+    bench = Workbench(config)
+    say_lines(console, bench.data_lines())
+    if config.race:
+        require_rungs(bench)
+    with interruptible():
+        return _run_study(bench, connect(config.tracking), console)
+
+
+def _run_study(bench: Workbench, store: Store, console: Console) -> StudyOutcome:
+    say_place(store, console)
+    config, study = bench.config, open_study(bench, store)
+    status = "FAILED"
+    run_here: set[str] = set()
+
+    def run(trial: TrialSpec, runner: Runner, pause_at: int | None = None) -> bool:
+        outcome = run_tracked(bench, study, trial, progress, runner=runner, pause_at=pause_at)
+        if outcome is Standing.PAUSED or not isinstance(outcome, Standing):
+            run_here.add(trial.label)
+        return outcome is not Standing.TAKEN
+
+    def failed(trial: TrialSpec, failure: TrialFailed) -> None:
+        run_here.add(trial.label)
+        progress.end(trial.label, f"[red]FAILED[/]: {shown(failure)}")
+
+    try:
+        trials = missing_trials(bench, study)
+        with StudyProgress(console, len(list(config.trials()))) as progress:
+            if config.race:
+                run_race(bench, study, run, failed, progress)
+            else:
+                progress.skip(len(list(config.trials())) - len(trials))
+                engine = resolve_engine(config.engine, bench.runtime)
+                run_trials(trials, run, failed, progress.wait, engine=engine)
+        store.settle(" The trials were trained, not compared: then run the same command again.")
+        for trial in config.trials():  # one may have been killed between its end and this
+            trial_checkpoints(bench, trial).remove()
+        with study.comparing():
+            judgement = judge(study_dossier(study), config, console, lambda trial: bench)
+        status = "FINISHED"
+    except (KeyboardInterrupt, TrackingError, OSError, MemoryError):
+        status = "KILLED"
+        raise
+    finally:
+        study.end(status)
+    return StudyOutcome(judgement=judgement, store=store, trials_run=len(run_here))
+
+
+def run_single(config: StudyConfig, console: Console) -> tuple[TrialSpec, TrialOutcome | None, StudyRun, str]:
+    """Run the only trial of a configuration as a child of its study.
+
+    Under `mlflow run` the run made for this process becomes the trial's run.
+
+    Returns:
+        The trial, its outcome (None where it had been finished before), the study, and the trial's
+        signature.
+
+    Raises:
+        ConfigError: the configuration has several trials.
+        TrialFailed: training was not stable.
+    """
+    trial = config.only_trial()
+    bench = Workbench(config)
+    say_lines(console, bench.data_lines())
+    with interruptible():
+        return _run_single(bench, trial, console)
+
+
+def _run_single(
+    bench: Workbench, trial: TrialSpec, console: Console
+) -> tuple[TrialSpec, TrialOutcome | None, StudyRun, str]:
+    store = connect(bench.config.tracking)
+    say_place(store, console)
+    study = open_study(bench, store, single=True)
+    signature = bench.signature(trial)
+    status = "FINISHED"
+    try:
+        if not missing_trials(bench, study):
+            return trial, None, study, signature
+        with StudyProgress(console, 1) as progress:
+            found = run_tracked(bench, study, trial, progress, adopt=True)
+        if found is Standing.TAKEN:
+            raise TrackingError(f"another process is at {trial.label} just now.")
+        outcome = None if isinstance(found, Standing) else found
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        study.end(status)
+    return trial, outcome, study, signature
+
+
+def open_study(bench: Workbench, store: Store, *, single: bool = False) -> StudyRun:
+    """Find or make the study's parent run and record what all trials share.
+
+    Args:
+        bench: of the study.
+        store: where it is tracked.
+        single: only one trial is run: it adds to the recorded grid instead of replacing it, and
+            the run of `mlflow run` is the trial's.
+
+    Raises:
+        ModelError: the base itself gives no finite loss.
+    """
+    config = bench.config
+    frozen = {str(fold): bench.frozen(fold) for fold in range(config.data.folds)}
+    if not all(math.isfinite(result.loss) for result in frozen.values()):
+        raise ModelError(
+            f"base {bench.base.reference.name} gives a non-finite test loss in "
+            f"{bench.runtime.precision} before any training; check its weights or use fp32."
+        )
+    _refuse_changed(bench, store)
+    _refuse_earlier(bench, store)
+    unnamed = config.study == StudyConfig.study
+    study = StudyRun.open(
+        store,
+        study_id=bench.study_id,
+        name=run_name(config.study) if unnamed and not single else config.study,
+        adopt=not single,
+        silence=60 * config.tracking.claim_minutes,
+    )
+    try:
+        _describe(bench, study, frozen, single=single)
+    except BaseException:
+        study.end("KILLED")  # to be continued
+        raise
+    return study
+
+
+def _describe(bench: Workbench, study: StudyRun, frozen: Mapping[str, EvalResult], *, single: bool) -> None:
+    """Record what all trials share."""
+    config, settings = bench.config, bench.settings()
+    study.json(CONFIG, _widened(study, settings) if single else settings)
+    if not (single and bench.base.quantisation and _has_frozen(study)):  # theirs may be as saved
+        study.json(FROZEN, {fold: eval_to_dict(result) for fold, result in frozen.items()})
+    study.json(EXAMPLES, bench.test_texts())
+    study.json(DATA, bench.data_summary.to_dict())
+    study.tags(
+        {
+            LINEAGE: bench.lineage,
+            "base": bench.base.reference.name,
+            "base_hash": bench.base.reference.content_hash,
+            "data": bench.data.source,
+            "data_digest": bench.data.digest,
+            TOKENS: bench.tokens_digest,
+            "precision": bench.runtime.precision,
+            "trust_remote_code": str(config.model.trust_remote_code).lower(),
+            **{f"provenance.{key}": value for key, value in provenance().items()},
+        }
+    )
+    study.metric("frozen/test_loss", bench.frozen(0).loss)
+    study.flush()
+    study.data(bench.data.source, bench.data.digest, config.data.data, len(bench.data.examples))
+
+
+def _has_frozen(study: StudyRun) -> bool:
+    """Return whether the scores of the study's base are recorded, and can be read."""
+    try:
+        return recorded_frozen(study) is not None
+    except TrackingError:
+        return False
+
+
+def _refuse_changed(bench: Workbench, store: Store) -> None:
+    """Refuse a study whose base, data or rendered text changed under the same name since it began.
+
+    Its finished trials would be left behind in silence, and a new study begun under their name.
+
+    Raises:
+        DataError, ModelError: with both digests.
+        ConfigError: it began before identities held the text, so that a change cannot be told.
+    """
+    earlier = StudyRun.of_lineage(store, bench.lineage)
+    if not earlier or any(run.data.tags[STUDY_ID] == bench.study_id for run in earlier):
+        return
+    tags, reference = earlier[0].data.tags, bench.base.reference
+    way = (
+        f"since study {tags[STUDY_ID]} began. Put it back to continue that study, or begin a new "
+        "one with another name: --study NAME."
+    )
+    if not bench.base.is_recorded_as(tags["base_hash"]):
+        raise ModelError(
+            f"base {reference.name} changed (SHA-256 {tags['base_hash'][:16]} then, "
+            f"{reference.content_hash[:16]} now) {way}"
+        )
+    data = bench.config.data.data
+    if tags["data_digest"] != bench.data.digest:
+        raise DataError(f"data {data} changed (digest {tags['data_digest']} then, {bench.data.digest} now) {way}")
+    if TOKENS not in tags or tags["base_hash"] != reference.content_hash:
+        version = tags.get("provenance.adaptive_lora", "0.1")
+        raise ConfigError(
+            f"study {tags[STUDY_ID]} was begun by adaptive-lora {version} before the identity of a "
+            f"trial held chat template and token ids. This is {__version__}, which does not "
+            "continue it: begin a new study, --study NAME."
+        )
+    raise DataError(
+        f"the token ids or loss masks that are made of data {data} changed (digest {tags[TOKENS]} "
+        f"then, {bench.tokens_digest} now){_why_other_tokens(bench)} {way}"
+    )
+
+
+def _why_other_tokens(bench: Workbench) -> str:
+    """Return what makes other tokens of the same data on the same base, for a message."""
+    if asks_for_the_time(bench.base.tokenizer):
+        return ", because the base's chat template writes the date or time,"
+    versions = "by another version of transformers or of adaptive-lora"
+    if bench.data.test is not None:
+        return f", {versions}, or because examples moved between data and test data,"
+    return f", {versions},"
+
+
+def _refuse_earlier(bench: Workbench, store: Store) -> None:
+    """Refuse to continue a study of version 0.1, whose trials had another scaling by default.
+
+    Raises:
+        ConfigError: with both versions and policies.
+    """
+    if StudyRun.of_lineage(store, bench.lineage):
+        return  # begun anew by this version
+    for lineage in bench.earlier_lineages():
+        for run in StudyRun.of_lineage(store, lineage):
+            tags, name = run.data.tags, run.data.tags[STUDY_ID]
+            version = tags.get("provenance.adaptive_lora", "0.1")
+            settings = study_settings(StudyRun.find(store, name))
+            raise ConfigError(
+                f"study {name} was begun by adaptive-lora {version} with scaling "
+                f"{settings.get('scaling', 'constant')} (trial signatures of version 2). This is "
+                f"{__version__} with scaling {bench.config.train.scaling} (version "
+                f"{SIGNATURE_VERSION}), which does not continue it. Begin a new study: --study "
+                f"NAME, with --scaling constant for the earlier default. What is stored can be "
+                f"compared: `adaptive-lora compare --study-id {name}`."
+            )
+
+
+def _widened(study: StudyRun, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings whose grid also has the methods, seeds and rates recorded before."""
+    try:
+        before = study_settings(study)
+    except TrackingError:
+        return settings
+    methods: dict[str, str] = {}
+    for text in (*before["methods"], *settings["methods"]):
+        methods.setdefault(MethodSpec.parse(text).label, text)
+    return {
+        **settings,
+        "methods": list(methods.values()),
+        "seeds": list(dict.fromkeys([*before["seeds"], *settings["seeds"]])),
+        "lr": list(dict.fromkeys([*before["lr"], *settings["lr"]])),
+        "baseline": before.get("baseline"),
+    }
+
+
+def missing_trials(bench: Workbench, study: StudyRun) -> list[TrialSpec]:
+    """Return the trials of the grid that have no finished run."""
+    finished = study.finished()
+    return [trial for trial in bench.config.trials() if bench.signature(trial) not in finished]
+
+
+def compare_study(
+    tracking: TrackingConfig, selection: Selection, changes: Mapping[str, object], console: Console
+) -> tuple[Judgement, Store]:
+    """Compare finished trials again and register the winner, from the tracking store alone.
+
+    Args:
+        tracking: where to look.
+        selection: which trials.
+        changes: options that replace the recorded ones (output, registered_model, margin ...).
+        console: where the table goes.
+
+    Raises:
+        TrackingError: no such study or trials, or records that cannot be read.
+        DataError: trials that cannot be compared.
+    """
+    store = connect(tracking, must_exist=True)
+    dossier = read_dossier(store, selection)
+    rules = ("margin", "margin_percent", "correction", "registered_model")
+    recorded = {name: dossier.settings[name] for name in rules if name in dossier.settings}
+    baseline = changes.get("baseline")
+    config = study_from({**recorded, **changes, "baseline": None})
+    config = dataclasses.replace(config, baseline=None if baseline is None else str(baseline))
+    trust = config.model.trust_remote_code
+    try:
+        judgement = judge(dossier, config, console, lambda trial: _bench_of(store, trial, trust))
+        store.settle()
+    finally:
+        store.close(hasty=True)
+    return judgement, store
+
+
+def _bench_of(store: Store, trial: TrialRecord, trust_remote_code: bool) -> Workbench:
+    """Load base and data of a trial that anybody ran.
+
+    Whether the base's own code runs is for who compares to say, not for who ran the trial.
+
+    Raises:
+        AdapterError: they are not at hand, or not those of the trial.
+    """
+    try:
+        settings = study_settings(StudyRun.find(store, trial.tags["study_id"]))
+        # `auto` may mean another precision here than where the trial ran.
+        own = {"precision": trial.tags["precision"], "trust_remote_code": trust_remote_code}
+        own["task"] = trial.tags.get("task", "causal")  # `auto` may have become a question
+        bench = Workbench(study_from({**settings, **own}))
+    except AdaptiveLoraError as error:
+        raise AdapterError(
+            f"an adapter is registered only after a proof on its base and data, and these are not at hand here: {error}"
+        ) from error
+    for name, here in (("base", "base_hash"), ("data", "data_digest"), ("tokens", TOKENS)):
+        required, found = trial.tags.get(here), bench.surroundings[name]
+        same = required == found or (name == "base" and bench.base.is_recorded_as(str(required)))
+        if not same and (required is not None or name != "tokens"):  # 0.1 recorded no tokens
+            raise AdapterError(
+                f"an adapter is registered only after a proof on its base and data, and the {name} "
+                f"at hand differs: required {required}, found {found}."
+            )
+    return bench

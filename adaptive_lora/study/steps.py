@@ -1,0 +1,223 @@
+"""The single steps of a study, as commands run them: profile, train, evaluate."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+from rich.console import Console
+
+from adaptive_lora import serving
+from adaptive_lora.analysis.report.profile_figure import profile_figure, spectrum_figure
+from adaptive_lora.config import StudyConfig, study_from
+from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, brief, unknown_name
+from adaptive_lora.methods.export import export_merged, export_uniform
+from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile
+from adaptive_lora.models.base import locate
+from adaptive_lora.models.errors import is_bug, model_errors
+from adaptive_lora.redaction import shown
+from adaptive_lora.serving import saved_quantisation
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.encoder_context import bench_for
+from adaptive_lora.study.progress import say_lines, say_place
+from adaptive_lora.study.run import run_single
+from adaptive_lora.tracking import connect
+from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
+from adaptive_lora.tracking.runs import single_run
+from adaptive_lora.tracking.trials import eval_to_dict
+from adaptive_lora.training import total_steps
+
+_PRECISION_OF = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: bool) -> None:
+    """Measure one profile, log it with its figures, write it to the output folder and print it.
+
+    Raises:
+        ConfigError: unknown metric, or several seeds or folds.
+    """
+    if metric not in PROFILERS:
+        raise ConfigError(unknown_name("metric", metric, PROFILERS))
+    seed = config.seeds[0]
+    bench = bench_for(_as_saved(config), metric)
+    say_lines(Console(stderr=True) if as_json else console, bench.data_lines())
+    store = connect(config.tracking)
+    profile = bench.profile(metric, seed=seed, fold=0)
+    share = _share_of_training(bench, profile)
+    folder = Path(config.tracking.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"profile_{metric}_seed{seed}.json"
+    path.write_text(profile.to_json(), encoding="utf-8")
+    with single_run(store, "profile", f"profile·{metric}·seed{seed}") as run:
+        run.params({"profile.metric": metric, "profile.seed": seed})
+        run.json(path.name, profile.to_dict())
+        run.metric("profile/seconds", profile.seconds)
+        run.metric("profile/stability", profile.stability)
+        run.metric("profile/tokens", profile.tokens)
+        run.metric("profile/processed_tokens", profile.processed_tokens)
+        run.metric("profile/share_of_training_tokens", share)
+        run.flush()
+        with TemporaryDirectory() as figures:
+            profile_figure(bench.sites, profile.scores, metric, Path(figures))
+            if profile.spectra is not None:
+                spectrum_figure(bench.sites, profile.spectra, metric, Path(figures))
+            run.files(Path(figures), "figures")
+    if as_json:
+        click.echo(profile.to_json())
+    else:
+        say_place(store, console)
+        _print_profile(profile, share, path, console)
+
+
+def _as_saved(config: StudyConfig) -> StudyConfig:
+    """Return a study without methods of its own over its base as that is saved: in 4 bit or not."""
+    _, _, folder = locate(config.model)
+    saved = saved_quantisation(folder)
+    if saved is None or saved.use != "nf4":
+        return config
+    return study_from({**config.flat(), "methods": "uniform:rank=1,base=nf4", "baseline": None})
+
+
+def _print_profile(profile: ImportanceProfile, share: float, path: Path, console: Console) -> None:
+    shares = sorted(profile.scores.items(), key=lambda item: -item[1])
+    total = sum(profile.scores.values())
+    for name, score in shares:
+        console.print(f"{score / total:7.2%}  {shown(name)}", highlight=False)
+    halves = f"rank correlation between halves {profile.stability:.2f}"
+    seen = f"{profile.tokens:,} supervised tokens" if profile.tokens else f"{profile.processed_tokens:,} tokens"
+    cost = "" if math.isnan(share) else f" ({share:.1%} of the tokens of one training)"
+    console.print(
+        f"\n{profile.metric} over {seen} in {profile.seconds:.1f} s{cost}; "
+        f"{profile.stability_note or halves}\nwritten to {shown(path)}; use it with "
+        f"`adaptive-lora plan --method empirical:metric={profile.metric} --profile {shown(path)}`",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _share_of_training(bench: object, profile: ImportanceProfile) -> float:
+    """Return the tokens that a profile ran through the model over those of one training.
+
+    NaN for models that are profiled but not trained here. A forward pass alone counts like one with
+    its backward pass, so forward-only metrics look dearer than they are.
+    """
+    if not isinstance(bench, Workbench):
+        return math.nan
+    config, examples = bench.config.train, bench.parts(0).train
+    steps = total_steps(len(examples), config)
+    passes = steps * config.batch_size * config.accumulation / len(examples)
+    seen: float = passes * sum(example.length for example in examples)
+    return profile.processed_tokens / seen
+
+
+def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> None:
+    """Run one trial and, where asked, write its adapter to a folder.
+
+    Raises:
+        ConfigError: the folder holds something already.
+    """
+    if adapter is not None and adapter.exists() and any(adapter.iterdir()):
+        raise ConfigError(f"{adapter} is not empty; give a new folder for the adapter.")
+    trial, outcome, study, signature = run_single(config, console)
+    run = next(run for run in study.runs_of(signature) if run.info.status == "FINISHED")
+    if outcome is None:
+        console.print(f"{shown(trial.label)} was finished before; nothing to train", highlight=False)
+    if adapter is not None:
+        shutil.copytree(adapter_folder(run.data.tags[MODEL_TAG]), adapter, dirs_exist_ok=True)
+        console.print(f"adapter written to {shown(adapter)}", highlight=False)
+    console.print(
+        f"study {study.study_id}, run {run.info.run_id}; compare with "
+        f"`adaptive-lora compare --study-id {study.study_id}`",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console, *, as_json: bool) -> None:
+    """Load an adapter as serving does and score it on a fold's test part.
+
+    Raises:
+        AdapterError: no adapter there, or its base is not the one it was trained on.
+        ConfigError: no such fold.
+    """
+    if not 0 <= fold < config.data.folds:
+        raise ConfigError(f"fold must be 0 to {config.data.folds - 1}; got {fold}.")
+    folder = _adapter(adapter, config)
+    try:
+        model, _, record = serving.load_adapter(folder, trust_remote_code=config.model.trust_remote_code)
+    except Exception as error:  # PEFT, transformers and safetensors raise their own types
+        if is_bug(error):
+            raise
+        raise AdapterError(f"adapter {adapter} cannot be loaded: {brief(error)}") from error
+    base = record["base"]
+    where = os.environ.get(serving.BASE_VARIABLE) or base["name"]
+    changes: dict[str, object] = {"model": where, "revision": base["revision"]}
+    changes["task"] = record["task"]["name"]
+    changes["trust_remote_code"] = bool(base.get("trust_remote_code"))  # or it had not loaded
+    if config.train.precision == "auto":  # as it was trained, so that its scores come back
+        changes["precision"] = _PRECISION_OF[record["dtype"]]
+    bench = Workbench(_as_saved(study_from({**config.flat(), **changes})))
+    say_lines(Console(stderr=True) if as_json else console, bench.data_lines())
+    model.to(bench.runtime.device)
+    with model_errors(f"adapter {adapter} does not run on this data", model):
+        test = bench.score(model, bench.parts(fold).test)
+    scores = {
+        **{f"test/{name}": value for name, value in bench.task.metrics(test).items()},
+        "test/examples": float(len(test.example_ids)),
+    }
+    store = connect(config.tracking)
+    with single_run(store, "evaluation", f"evaluate·{bench.data.source}") as run:
+        run.params({"evaluate.adapter": adapter, "evaluate.fold": fold})
+        run.data(bench.data.source, bench.data.digest, config.data.data, len(test.example_ids))
+        for key, value in scores.items():
+            run.metric(key, value)
+        run.flush()
+        run.json("evaluation.json", eval_to_dict(test))
+    if as_json:
+        click.echo(json.dumps({**scores, "data_digest": bench.data.digest}, indent=1))
+        return
+    say_place(store, console)
+    for key, value in scores.items():
+        console.print(f"{key:<24} {value:,.6g}", highlight=False)
+
+
+def run_export(config: StudyConfig, adapter: str, out: Path, console: Console, *, merged: bool) -> None:
+    """Write an adapter with one rank, or merged into its base.
+
+    Raises:
+        AdapterError: no adapter there, or it cannot be written so.
+        ConfigError: the folder holds something already.
+    """
+    source = _adapter(adapter, config)
+    if merged:
+        export_merged(source, out, trust_remote_code=config.model.trust_remote_code)
+        console.print(f"merged model written to {shown(out)}", highlight=False, soft_wrap=True)
+        return
+    rank = export_uniform(source, out)
+    console.print(f"adapter written to {shown(out)}; a server must allow rank {rank}", highlight=False, soft_wrap=True)
+
+
+def _adapter(adapter: str, config: StudyConfig) -> Path:
+    """Return the local folder of an adapter given as a folder or a `models:/` URI."""
+    if adapter.startswith(("models:/", "runs:/")):
+        connect(config.tracking, must_exist=True)
+        try:
+            return adapter_folder(adapter)
+        except TrackingError as error:
+            raise AdapterError(str(error)) from error
+    folder = Path(adapter)
+    try:
+        found = (folder / serving.RECORD).is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        found = False
+    if not found:
+        raise AdapterError(
+            f"{adapter:.200} is no adapter folder: required {serving.RECORD} beside PEFT's "
+            "files, or give a models:/ URI."
+        )
+    return folder

@@ -1,0 +1,210 @@
+"""One trial as a run: what is tracked of it, and the checkpoints from which it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptive_lora.config import TrackingConfig, TrialSpec
+from adaptive_lora.errors import AdaptiveLoraError, ClaimLost, TrialFailed
+from adaptive_lora.models.threads import shared_cores
+from adaptive_lora.redaction import shown
+from adaptive_lora.signals import TrainingPaused
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.progress import StudyProgress
+from adaptive_lora.study.provenance import packages, provenance
+from adaptive_lora.study.trial import TrialOutcome, run_trial, trial_metrics
+from adaptive_lora.tracking import StudyRun, TrialRun, log_adapter
+from adaptive_lora.tracking.runs import PAUSED, RACE, RACE_STEP, SIGNATURE, TOKENS, run_name
+from adaptive_lora.tracking.study_run import Standing
+from adaptive_lora.tracking.trials import HISTORY, PLAN, RESULT, result_to_dict
+from adaptive_lora.training import Frequency, Runner, StepEvent, TrialCheckpoints
+
+
+def run_tracked(
+    bench: Workbench,
+    study: StudyRun,
+    trial: TrialSpec,
+    progress: StudyProgress,
+    *,
+    adopt: bool = False,
+    runner: Runner | None = None,
+    pause_at: int | None = None,
+) -> TrialOutcome | Standing:
+    """Run one trial under its own MLflow run and log what it gives.
+
+    Args:
+        bench: of the study.
+        study: its parent run.
+        trial: what to run.
+        progress: what a person sees.
+        adopt: use the run that `mlflow run` made for this process, where there is one.
+        runner: takes the steps of a training; None: one after another by itself.
+        pause_at: optimiser step at which it is put down with a checkpoint; None: it is not.
+
+    Returns:
+        The outcome, or how the trial stands where there is nothing to do for this process.
+
+    Raises:
+        TrialFailed: training was not stable.
+    """
+    name = run_name(trial.label) if adopt else trial.label
+    run = study.take(name, _tags(bench, trial), adopt=adopt, pause_at=pause_at)
+    if isinstance(run, Standing):
+        return run
+    progress.begin(trial.label)
+    checkpoints = trial_checkpoints(bench, trial)
+    try:
+        with study.trial(run) as check:
+            way = _Way(progress, check, checkpoints, runner, pause_at)
+            with shared_cores():
+                outcome = _run_claimed(bench, run, trial, way)
+    except TrainingPaused:
+        return Standing.PAUSED
+    except ClaimLost as lost:
+        progress.note(shown(f"{trial.label}: {lost}"))
+        return Standing.TAKEN
+    except TrialFailed:
+        checkpoints.remove()  # from there it would only fail again
+        raise
+    checkpoints.remove()
+    progress.end(trial.label, _summary(outcome))
+    return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a trial is run: who looks at every step, where it goes on, who takes steps, how far."""
+
+    progress: StudyProgress
+    check_claim: Callable[[], None]
+    checkpoints: TrialCheckpoints
+    runner: Runner | None
+    pause_at: int | None
+
+
+def _run_claimed(bench: Workbench, run: TrialRun, trial: TrialSpec, way: _Way) -> TrialOutcome:
+    """Run a trial that is this process's and log what it gives."""
+    run.params(_parameters(bench, trial))
+    run.tags({"threads": str(torch.get_num_threads())})
+    parts = bench.parts(trial.fold)
+    run.data(bench.data.source, bench.data.digest, bench.config.data.data, len(parts.train))
+
+    def on_step(event: StepEvent) -> None:
+        way.check_claim()
+        way.progress.step(trial.label, event)
+        _buffer(run, event)
+        if event.step == way.pause_at:
+            run.tags({RACE: PAUSED, RACE_STEP: str(event.step)})
+            raise TrainingPaused
+
+    try:
+        with way.checkpoints.workplace() as folder:
+            adapter, kept = folder / "adapter", way.checkpoints
+            outcome = run_trial(bench, trial, adapter, on_step, kept, runner=way.runner)
+            _log_outcome(bench, run, trial, outcome)
+    except AdaptiveLoraError as failure:
+        run.flush()
+        run.tags({"failure": str(failure)[:5000]})
+        raise
+    return outcome
+
+
+def _summary(outcome: TrialOutcome) -> str:
+    """Return what a person is told of a finished trial."""
+    test = outcome.test
+    exact = "" if test.exact_match is None else f"  exact match {test.exact_match:6.1%}"
+    skipped = f"  [red]{outcome.train.skipped_steps} steps skipped[/]" if outcome.train.skipped_steps else ""
+    return f"test loss {test.loss:.4f}{exact}  {outcome.seconds:.1f} s{skipped}"
+
+
+def _tags(bench: Workbench, trial: TrialSpec) -> dict[str, str]:
+    return {
+        "method": trial.method.label,
+        "seed": str(trial.seed),
+        "fold": str(trial.fold),
+        "lr": repr(trial.lr),
+        SIGNATURE: bench.signature(trial),
+        "precision": bench.runtime.precision,
+        "device": str(bench.runtime.device),
+        "data_digest": bench.data.digest,
+        TOKENS: bench.tokens_digest,
+        "base_hash": bench.base.reference.content_hash,
+        **({"plugins": " ".join(plugins)} if (plugins := trial.method.packages) else {}),
+        **({} if trial.method.base == "full" else {"quantisation": trial.method.base}),
+        "task": bench.task.name,
+        "code_version": provenance()["commit"],
+        "packages": packages(),
+    }
+
+
+def trial_checkpoints(bench: Workbench, trial: TrialSpec) -> TrialCheckpoints:
+    """Return a trial's checkpoints: a folder for the study and in it one for each signature."""
+    config = bench.config.tracking
+    home = Path(config.checkpoints or Path(config.output) / "checkpoints")
+    return TrialCheckpoints(
+        home / bench.study_id / bench.signature(trial),
+        Frequency(minutes=config.checkpoint_minutes, steps=config.checkpoint_steps),
+    )
+
+
+def _parameters(bench: Workbench, trial: TrialSpec) -> Mapping[str, Any]:
+    places = {field.name for field in dataclasses.fields(TrackingConfig)}
+    kept = {"experiment", "registered_model"}
+    shared = {
+        f"cfg.{key}": value
+        for key, value in trial.study.flat().items()
+        if key not in ("methods", "seeds", "lr") and (key not in places or key in kept)
+    }
+    method = {f"method.{key}": value for key, value in trial.method.to_dict().items()}
+    parts = bench.parts(trial.fold)
+    tokens = sum(example.supervised_tokens for example in parts.train)
+    return {
+        **shared,
+        **method,
+        "trial.lr": repr(trial.lr),
+        "trial.seed": trial.seed,
+        "trial.fold": trial.fold,
+        "data.train_examples": len(parts.train),
+        "data.validation_examples": len(parts.validation),
+        "data.train_supervised_tokens": tokens,
+        **bench.data_summary.parameters(),
+        "model.dtype": str(bench.runtime.base_dtype),
+        "model.adapter_dtype": "torch.float32",
+    }
+
+
+def _buffer(run: TrialRun, event: StepEvent) -> None:
+    """Keep metrics; at validations send them in the background."""
+    run.metric("train/loss", event.loss, event.step)
+    run.metric("train/tokens", event.tokens, event.step)  # an x-axis for the other metrics
+    if event.validation_loss is not None:
+        run.metric("validation/loss", event.validation_loss, event.step)
+        run.send()
+
+
+def _log_outcome(bench: Workbench, run: TrialRun, trial: TrialSpec, outcome: TrialOutcome) -> None:
+    metadata = {
+        "method": trial.method.label,
+        "base": bench.base.reference.name,
+        "base_hash": bench.base.reference.content_hash,
+        "test_loss": outcome.test.loss,
+    }
+    log_adapter(run, outcome.folder, metadata)
+    run.tags({"order_digest": outcome.train.order_digest})
+    run.json(RESULT, result_to_dict(outcome.train, outcome.test))
+    run.json(PLAN, outcome.plan.to_dict())
+    if outcome.history:
+        run.json(HISTORY, [dataclasses.asdict(event) for event in outcome.history])
+        for event in outcome.history:
+            run.metric("ranks/total", sum(event.ranks.values()), event.step)
+    if outcome.profile is not None:
+        run.json(f"profile_{outcome.profile.metric}.json", outcome.profile.to_dict())
+    for key, value in trial_metrics(bench, outcome, trial.fold).items():
+        run.metric(key, value)
+    run.flush()

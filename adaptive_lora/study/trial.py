@@ -1,0 +1,183 @@
+"""One trial: its method's recipe makes a trained model; audit, test, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from adaptive_lora.allocation import Plan, RankPlan
+from adaptive_lora.config import TrialSpec
+from adaptive_lora.errors import TrialFailed
+from adaptive_lora.methods import audit_as_built, save_adapter
+from adaptive_lora.methods.importance import ImportanceProfile
+from adaptive_lora.models.errors import model_errors
+from adaptive_lora.results import EvalResult, TrainResult
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.recipes import RECIPES, Job, RankEvent, Trained
+from adaptive_lora.training import Runner, StepEvent, TrialCheckpoints
+
+PROBE = "probe.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialOutcome:
+    """Everything that a finished trial produced."""
+
+    plan: Plan
+    """As built and saved."""
+    profile: ImportanceProfile | None
+    train: TrainResult
+    test: EvalResult
+    folder: Path
+    """Adapter folder."""
+    seconds: float
+    """Wall time of the whole trial, without that in which other trials had their turn."""
+    training_parameters: int
+    """Most parameters that were trained at once; above those of the plan where ranks were cut."""
+    history: tuple[RankEvent, ...]
+    """Ranks during training, where they changed."""
+    search_seconds: float
+    """Wall time spent on finding ranks and initial weights."""
+    trainings: int
+    """More than one where the first only finds ranks."""
+    extra: dict[str, float]
+    """Further metrics of the method's recipe."""
+
+
+def run_trial(
+    bench: Workbench,
+    trial: TrialSpec,
+    folder: Path,
+    on_step: Callable[[StepEvent], None] = lambda event: None,
+    checkpoints: TrialCheckpoints | None = None,
+    *,
+    runner: Runner | None = None,
+) -> TrialOutcome:
+    """Run a trial on the shared base, which is left without adapters.
+
+    Args:
+        bench: base, data and plans.
+        trial: what to run.
+        folder: for the adapter.
+        on_step: called after every optimiser step.
+        checkpoints: of this trial, from which it goes on; None: it cannot be resumed.
+        runner: takes the steps of a training; None: one after another by itself.
+
+    Raises:
+        TrialFailed: training was not stable.
+        AdapterError: the model as built differs from the plan, or a site did not learn.
+        ModelError: a library raised while the trial was attached, trained or scored.
+    """
+    started = time.perf_counter()
+    bench = bench.on_base(trial.method.base)
+    metric = trial.method.allocator.metric
+    job = Job(bench, trial, on_step, checkpoints, runner)
+    try:
+        with model_errors(f"{trial.label} on {bench.architecture.kind} failed", bench.base.model):
+            trained = RECIPES[trial.method.recipe](job)
+            _require_finite("validation", trained.result.validation_loss)
+            audit_as_built(trained.model, trained.plan, job.head)
+            test = bench.score(trained.model, bench.parts(trial.fold).test)
+            _require_finite("test", test.loss)
+            _save(bench, trial, trained, folder)
+    finally:
+        job.release()
+    before = 0.0 if checkpoints is None else checkpoints.seconds_before
+    return TrialOutcome(
+        plan=trained.plan,
+        profile=None if metric is None else bench.profile(metric, seed=trial.seed, fold=trial.fold),
+        train=trained.result,
+        test=test,
+        folder=folder,
+        seconds=before + time.perf_counter() - started - trained.result.waited_seconds,
+        training_parameters=trained.training_parameters,
+        history=trained.history,
+        search_seconds=trained.search_seconds,
+        trainings=job.trainings,
+        extra=trained.extra,
+    )
+
+
+def _require_finite(part: str, loss: float) -> None:
+    """The guard sees training steps; the last one may still have ruined the weights."""
+    if not math.isfinite(loss):
+        raise TrialFailed(
+            f"{part} loss is {loss:g} after training. Lower the learning rate or use precision bf16 or fp32."
+        )
+
+
+def _save(bench: Workbench, trial: TrialSpec, trained: Trained, folder: Path) -> None:
+    save_adapter(
+        trained.model,
+        folder,
+        plan=trained.plan,
+        base=bench.base.reference,
+        dtype=str(bench.runtime.base_dtype).removeprefix("torch."),
+        template=bench.data.template,
+        task=bench.task.served,
+        quantisation=bench.base.quantisation,
+    )
+    save_file({"logits": probe_logits(bench, trained.model, trial.fold)}, folder / PROBE)
+
+
+def probe_logits(bench: Workbench, model: Any, fold: int) -> torch.Tensor:
+    """Return the task's outputs for the first test examples, (up to 4, ...), float32.
+
+    The reloaded adapter must give these again.
+    """
+    return bench.task.probe(model, bench.parts(fold).test)
+
+
+def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[str, float]:
+    """Return the metrics of a finished trial under their stable names.
+
+    `efficiency_ratio` is (frozen loss - test loss) / (trainable parameters / 10^6): nats per
+    supervised token that a million trainable parameters bought. The published study (its
+    `analyze_results.py`, `perplexity_per_param`) divides perplexity by millions of parameters, a
+    figure that improves when a method spends more; the gain over the frozen base does not.
+    `reduction_vs_full` is 1 - trainable / all parameters of the base. `trainable_parameters` are
+    those of the final adapter, `training_parameters` the most that were trained at once, neither
+    with `head_parameters`, which every method of a task trains beside them.
+    """
+    train, test, plan = outcome.train, outcome.test, outcome.plan
+    gained = bench.frozen(fold).loss - test.loss
+    metrics = {
+        "validation/final_loss": train.validation_loss,
+        **{f"test/{name}": value for name, value in bench.task.metrics(test).items()},
+        "trainable_parameters": float(plan.trainable_parameters),
+        "training_parameters": float(outcome.training_parameters),
+        "head_parameters": float(bench.base.head_parameters),
+        "total_parameters": float(bench.base.total_parameters),
+        "reduction_vs_full": 1 - plan.trainable_parameters / bench.base.total_parameters,
+        "efficiency_ratio": gained / (plan.trainable_parameters / 1e6),
+        "train/supervised_tokens": float(train.supervised_tokens),
+        "tokens_per_second": train.tokens / train.seconds,
+        "train_seconds": train.seconds,
+        "wall_seconds": outcome.seconds,
+        "search_seconds": outcome.search_seconds,
+        "trainings": float(outcome.trainings),
+        "micro_batch": float(train.micro_batch),
+        "trials_together": float(train.trials_together),
+        "skipped_steps": float(train.skipped_steps),
+        "stopped_early": float(train.stopped_early),
+        **outcome.extra,
+    }
+    if train.peak_memory_bytes is not None:
+        metrics["peak_memory_bytes"] = float(train.peak_memory_bytes)
+    if plan.base != "full":
+        metrics["base/quantised_loss"] = bench.on_base(plan.base).frozen(fold).loss
+    if outcome.profile is not None:
+        metrics["profile/seconds"] = outcome.profile.seconds
+        metrics["profile/stability"] = outcome.profile.stability
+        metrics["profile/share_of_training"] = outcome.profile.seconds / train.seconds
+    if isinstance(plan, RankPlan) and plan.certificate is not None:
+        metrics["plan/headroom"] = plan.certificate.headroom
+        metrics["plan/abstained"] = float(plan.certificate.abstained)
+    return metrics

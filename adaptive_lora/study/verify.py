@@ -1,0 +1,81 @@
+"""Proof that a logged adapter, loaded back, is the one that was trained and tested."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from adaptive_lora.errors import AdapterError
+from adaptive_lora.models.errors import is_bug
+from adaptive_lora.results import TrialRecord
+from adaptive_lora.serving import load_adapter
+from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.trial import PROBE, probe_logits
+from adaptive_lora.tracking.registry import adapter_folder, require_own_code
+
+_TOLERANCE = {"fp32": 0.0, "bf16": 2.0**-7, "fp16": 2.0**-10}
+"""Largest accepted relative difference: none in fp32, one unit of the last place below that."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proof:
+    """Differences between the trained and the reloaded adapter."""
+
+    max_logit_difference: float
+    """Largest absolute difference over the probe's logits."""
+    max_loss_difference: float
+    """Largest absolute difference of a test example's summed nll, in nats."""
+    test_loss: float
+    """Of the reloaded adapter, in nats per supervised token."""
+
+
+def prove(bench: Workbench, record: TrialRecord, model_uri: str) -> Proof:
+    """Load an adapter as serving does and compare logits and test loss with the trial's.
+
+    Args:
+        bench: base and test part of the study.
+        record: the trial, as read from the tracking store.
+        model_uri: its MLflow model.
+
+    Raises:
+        AdapterError: the base differs, or a difference is above the precision's tolerance.
+    """
+    assert record.test is not None
+    try:
+        require_own_code(model_uri)  # so that what is loaded here is what will be served
+        folder = adapter_folder(model_uri)
+        trust = bench.base.reference.trust_remote_code
+        model, _, _ = load_adapter(folder, trust_remote_code=trust)
+        trained = load_file(folder / PROBE)["logits"]
+    except Exception as error:  # PEFT, transformers and safetensors raise their own types
+        if is_bug(error):
+            raise
+        raise AdapterError(
+            f"the adapter of run {record.run_id} cannot be loaded back ({error}). It was not registered."
+        ) from error
+    again = bench.losses(model, bench.parts(record.fold).test)
+    logits = probe_logits(bench, model, record.fold)
+    proof = Proof(
+        max_logit_difference=float((logits - trained).abs().max()),
+        max_loss_difference=float(np.abs(again.nll_E - record.test.nll_E).max()),
+        test_loss=again.loss,
+    )
+    limit = _TOLERANCE[bench.runtime.precision]
+    scale = float(trained.abs().max())
+    if again.example_ids != record.test.example_ids or not (
+        proof.max_logit_difference <= limit * scale
+        and proof.max_loss_difference <= limit * float(record.test.nll_E.max())
+    ):
+        raise AdapterError(
+            f"the adapter of run {record.run_id} does not reload as it was trained: logits differ "
+            f"by up to {proof.max_logit_difference:.3g}, test losses by "
+            f"{proof.max_loss_difference:.3g} nats (allowed in {bench.runtime.precision}: "
+            f"{limit:.3g} relative, on the machine that trained it). It was not registered."
+        )
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return proof

@@ -1,0 +1,222 @@
+"""Several processes on one study: who does what, and what becomes of it when one of them dies.
+
+Everything is in the tracking store, as tags. MLflow has no "set this tag if nobody has"; two
+processes that both read a tag and then write it would both believe that they have it. So whatever
+is decided by reading and writing is done in the study's *turn*, which one process has at a time.
+Turns are given by Lamport's bakery algorithm (CACM 17(8), 1974): it needs nothing but registers of
+which each has one writer. The registers are tags of the experiment, one an owner.
+
+A *claim* is a tag of a run: its owner and a counter that the owner raises while it lives. Nobody
+compares clocks: whoever waits for an owner measures, on its own monotonic clock, for how long it
+has seen the counter stand still. A process of the same machine that has ended is seen at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from adaptive_lora.errors import ClaimLost, TrackingError
+from adaptive_lora.tracking.owner import Owner
+from adaptive_lora.tracking.recorder import Recorder
+from adaptive_lora.tracking.retries import STORE_ERRORS
+from adaptive_lora.tracking.store import Store
+
+CLAIM = "adaptive_lora.claim"
+_TURN = "adaptive_lora.turn"
+_BEATS = 8
+"""Beats within the silence after which an owner is taken for dead."""
+_LONGEST_GAP = 5.0
+"""Seconds between two looks that count at most: a store that is away is no silence of the owner."""
+_LAST_WORD = 2.0
+"""Seconds for which a process that ends waits for the store to note it."""
+
+
+class Patience:
+    """How long others have been silent, as far as this process has watched them."""
+
+    def __init__(self, silence: float) -> None:
+        """Take an owner for dead after so many seconds without a sign of life."""
+        self.silence = silence
+        self._seen: dict[str, tuple[str, float, float]] = {}
+
+    def is_over(self, place: str, value: str) -> bool:
+        """Take note of a claim's value now; return whether its owner is dead.
+
+        Args:
+            place: where it is written.
+            value: owner and counter.
+        """
+        owner = Owner.parse(value.partition("#")[0])
+        if owner is None or owner.is_gone:
+            return True
+        now = time.monotonic()
+        before, looked, waited = self._seen.get(place, ("", now, 0.0))
+        waited = waited + min(now - looked, _LONGEST_GAP) if value == before else 0.0
+        self._seen[place] = (value, now, waited)
+        return waited >= self.silence
+
+
+@dataclass(kw_only=True, slots=True)
+class Heartbeat:
+    """Raises the counter of one tag in the background until it is stopped."""
+
+    write: Callable[[int], None]
+    """Writes the counter."""
+    interval: float
+    """Seconds."""
+    _over: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; the first write comes after one interval."""
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self, *, wait: bool = True) -> None:
+        """End.
+
+        Args:
+            wait: for a write on its way, so that none comes later.
+        """
+        self._over.set()
+        if wait and self._thread is not None:
+            self._thread.join(timeout=self.interval)
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._over.wait(self.interval):
+            count += 1
+            with suppress(*STORE_ERRORS, TrackingError):  # away: others do not see it either
+                self.write(count)
+
+
+class Claims:
+    """The claims of one process on one study."""
+
+    def __init__(self, store: Store, study_id: str, silence: float) -> None:
+        """Take part in a study.
+
+        Args:
+            store: where the study is.
+            study_id: of the study.
+            silence: seconds after which a silent owner is taken for dead; the same everywhere.
+        """
+        self.store, self.owner = store, Owner.here()
+        self.patience = Patience(silence)
+        self._interval = silence / _BEATS
+        self._prefix = f"{_TURN}.{study_id}."
+
+    @property
+    def mine(self) -> str:
+        """The value of a fresh claim."""
+        return f"{self.owner}#0"
+
+    def is_free(self, run_id: str, claim: str) -> bool:
+        """Return whether a claim has no living owner, or is this process's own."""
+        if not claim or claim.startswith(f"{self.owner}#"):
+            return True
+        return self.patience.is_over(run_id, claim)
+
+    def release(self, run: Recorder) -> None:
+        """Give a claim up at once where the store answers; else others see that it is silent."""
+        if self.store.spool.away:
+            return
+
+        def write() -> None:
+            with suppress(*STORE_ERRORS, TrackingError):
+                self.store.client.set_tag(run.run_id, CLAIM, "")
+
+        thread = threading.Thread(target=write, name="release", daemon=True)
+        thread.start()
+        thread.join(timeout=_LAST_WORD)
+
+    @contextmanager
+    def held(self, run_id: Callable[[], str]) -> Iterator[Callable[[], None]]:
+        """Keep a claim alive inside the block.
+
+        The result raises `ClaimLost` where another process has taken the claim.
+
+        Args:
+            run_id: of the claimed run; may raise while the store has not given it one.
+        """
+        lost = threading.Event()
+
+        def write(count: int) -> None:
+            run = self.store.client.get_run(run_id())
+            if not run.data.tags.get(CLAIM, "").startswith(str(self.owner)):
+                lost.set()
+            else:
+                self.store.client.set_tag(run_id(), CLAIM, f"{self.owner}#{count}")
+
+        def check() -> None:
+            if lost.is_set():
+                raise ClaimLost("another process took this trial while this one seemed dead.")
+
+        heart = Heartbeat(write=write, interval=self._interval)
+        heart.start()
+        try:
+            yield check
+        finally:
+            heart.stop(wait=not self.store.spool.away)  # a user who stops it waits for nothing
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Have the study to oneself inside the block, which should be short.
+
+        Raises:
+            TrackingError: the store does not answer.
+        """
+        key = f"{self._prefix}{self.owner.token}"
+        self._write(key, 0, 0)  # "choosing"
+        ticket = 1 + max((number for number, _ in self._tickets().values()), default=0)
+        self._write(key, ticket, 0)
+        heart = Heartbeat(write=lambda count: self._write(key, ticket, count), interval=self._interval)
+        heart.start()
+        try:
+            self._await(key, ticket)
+            yield
+        finally:
+            heart.stop()
+            with suppress(*STORE_ERRORS):
+                self.store.client.delete_experiment_tag(self.store.experiment_id, key)
+
+    def _await(self, key: str, ticket: int) -> None:
+        """Wait until nobody living is choosing or has a lower ticket."""
+        pause = 0.05
+        while True:
+            before = {
+                other: value
+                for other, (number, value) in self._tickets().items()
+                if other != key and (number, other) < (ticket, key)
+            }
+            dead = [other for other, value in before.items() if self.patience.is_over(other, value)]
+            for other in dead:
+                with suppress(*STORE_ERRORS):  # somebody else removed it
+                    self.store.client.delete_experiment_tag(self.store.experiment_id, other)
+            if len(dead) == len(before):
+                return
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+    def _write(self, key: str, ticket: int, count: int) -> None:
+        value = f"{self.owner}#{ticket}#{count}"
+        self.store.client.set_experiment_tag(self.store.experiment_id, key, value)
+
+    def _tickets(self) -> dict[str, tuple[int, str]]:
+        """Return tag -> (ticket, whole value) of everybody at the study; 0 is choosing one."""
+        tags = self.store.client.get_experiment(self.store.experiment_id).tags
+        found = {}
+        for key, value in tags.items():
+            if key.startswith(self._prefix):
+                parts = value.split("#")
+                number = int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else 0
+                found[key] = (number, value)
+        return found
+
+    def end(self) -> None:
+        """Leave the study."""
+        self.owner.ended()

@@ -1,0 +1,223 @@
+"""Records wait on local disk and are sent in the background; training never waits for a server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from adaptive_lora.tracking.journal import Journal
+from adaptive_lora.tracking.retries import STORE_ERRORS, Backoff, passes, reason_of
+from adaptive_lora.tracking.uploader import Delivery
+
+log = logging.getLogger(__name__)
+
+FOLDER = "spool"
+"""Inside a study's output folder."""
+_LAST_REQUEST = 5.0
+"""Seconds that the end of a process waits for a request on its way."""
+_WORTH_SAYING = 5
+"""Failures in a row, at least 2 s, after which a person is told."""
+_DOUBTFUL = 8
+"""Times that a record is sent again after MLflow's BAD_REQUEST: a database that went away gives it,
+and so does a record that it will never take."""
+
+
+class Spool:
+    """The journals of a process and the thread that sends them, run by run, in order."""
+
+    def __init__(self, folder: Path, delivery: Delivery) -> None:
+        self.folder, self.delivery = folder, delivery
+        self._journals: list[Journal] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._backoff = Backoff()
+        self._bug: BaseException | None = None
+        self.away = ""
+        """Why the store does not take anything just now; empty where it does."""
+        self._told = False
+        self._deliveries = 0
+        self._said: set[str] = set()
+
+    def create(self, header: Mapping[str, Any]) -> Journal:
+        """Begin a journal for a run.
+
+        Raises:
+            TrackingError: the folder cannot be written.
+        """
+        journal = Journal.create(self.folder, new_key(), header)
+        with self._changed:
+            self._journals.append(journal)
+        self.nudge()
+        return journal
+
+    def nudge(self) -> None:
+        """Send what there is, in the background.
+
+        Raises:
+            Exception: a bug that ended the sender.
+        """
+        if self._bug is not None:
+            raise self._bug
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def drain(self, patience: float, journal: Journal | None = None) -> bool:
+        """Wait until everything (or one journal) has arrived; return whether it has.
+
+        Args:
+            patience: seconds without any progress after which to give up.
+            journal: wait for this one alone.
+        """
+        self.nudge()
+        with self._changed:
+            seen, since = self._deliveries, time.monotonic()
+            while self._bug is None and any(j.pending for j in self._watched(journal)):
+                left = since + patience - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(min(left, 1.0))
+                if self._deliveries != seen:
+                    seen, since = self._deliveries, time.monotonic()
+            if self._bug is not None:
+                raise self._bug
+            return not any(undelivered(j) for j in self._watched(journal))
+
+    def undelivered(self) -> list[Journal]:
+        """Return the journals whose records the store does not all have."""
+        with self._changed:
+            return [journal for journal in self._journals if undelivered(journal)]
+
+    def holds(self, folder: Path) -> bool:
+        """Return whether a journal is this process's, which sends it in order by itself."""
+        with self._changed:
+            return any(journal.folder == folder for journal in self._journals)
+
+    def retry_refused(self) -> None:
+        """Try once more what the store refused."""
+        with self._changed:
+            for journal in self._journals:
+                journal.retry()
+
+    def close(self) -> None:
+        """End the sender and let go of all journals; undelivered ones stay on disk."""
+        with self._changed:
+            thread, self._thread = self._thread, None
+            self._changed.notify_all()
+        if thread is not None:
+            thread.join(timeout=_LAST_REQUEST)
+            if thread.is_alive():  # a server that hangs; the journals stay ours until we end
+                return
+        with self._changed:
+            journals, self._journals = self._journals, []
+        for journal in journals:
+            if undelivered(journal):
+                journal.release()
+            else:
+                journal.remove()
+        with suppress(OSError):  # others may use it
+            self.folder.rmdir()
+
+    def _watched(self, journal: Journal | None) -> list[Journal]:
+        return self._journals if journal is None else [journal]
+
+    def _work(self) -> None:
+        try:
+            while self._thread is threading.current_thread():
+                journal = self._next()
+                if journal is None:
+                    self._tidy()
+                else:
+                    self._send(journal)
+        except BaseException as bug:  # shown on the main thread, by `nudge` or `drain`
+            self._bug = bug
+            with self._changed:
+                self._changed.notify_all()
+
+    def _next(self) -> Journal | None:
+        with self._changed:
+            return next((journal for journal in self._journals if journal.pending), None)
+
+    def _tidy(self) -> None:
+        """Wait for something to send; force records to the disk; delete what is done with."""
+        with self._changed:
+            self._changed.wait(1.0)
+            done = [j for j in self._journals if j.finished and not undelivered(j)]
+            self._journals = [j for j in self._journals if j not in done]
+            left = list(self._journals)
+        for journal in done:
+            journal.remove()
+        for journal in left:
+            journal.settle()
+
+    def _send(self, journal: Journal) -> None:
+        before = len(journal.done)
+        try:
+            journal.settle()
+            self.delivery.next(journal)
+        except STORE_ERRORS as error:
+            if len(journal.done) > before:
+                self._progressed()
+            self._failed(journal, error)
+            return
+        if self._told:
+            log.warning("The tracking store is back; what was kept is being delivered.")
+        self.away, self._told = "", False
+        self._progressed()
+
+    def _progressed(self) -> None:
+        """Note that a record, or a part of one, has arrived."""
+        self._backoff.reset()
+        with self._changed:
+            self._deliveries += 1
+            self._changed.notify_all()
+
+    def _say_refused(self, journal: Journal) -> None:
+        """Say once a run that the store does not take it."""
+        if journal.key in self._said:
+            return
+        self._said.add(journal.key)
+        log.warning(
+            "The tracking store refuses run %s: %s. Its records stay in %s.",
+            journal.facts.get("run_id", journal.key),
+            journal.facts["refused"],
+            journal.folder,
+        )
+
+    def _failed(self, journal: Journal, error: BaseException) -> None:
+        wait = self._backoff.next()
+        doubtful = getattr(error, "error_code", "") == "BAD_REQUEST"
+        if not passes(error) or (doubtful and self._backoff.failures > _DOUBTFUL):
+            journal.learn(refused=reason_of(error))
+            self._backoff.reset()
+            self._say_refused(journal)
+            with self._changed:
+                self._changed.notify_all()
+            return
+        self.away = reason_of(error)
+        if self._backoff.failures == _WORTH_SAYING:
+            self._told = True
+            log.warning(
+                "The tracking store does not answer (%s). Training goes on; records wait in %s.", self.away, self.folder
+            )
+        with self._changed:
+            this = threading.current_thread()
+            self._changed.wait_for(lambda: self._thread is not this, wait)
+
+
+def new_key() -> str:
+    """Return a name for a run that sorts by time and that no other has."""
+    return f"{time.time_ns() // 1_000_000:013d}-{uuid4().hex[:12]}"
+
+
+def undelivered(journal: Journal) -> bool:
+    """Return whether a journal has records that the store lacks, refused ones included."""
+    return journal.pending or "refused" in journal.facts

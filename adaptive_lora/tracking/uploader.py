@@ -1,0 +1,220 @@
+"""From a journal into the store. Everything here may be repeated without making anything twice.
+
+What MLflow 3.17 itself makes idempotent: metrics (the primary key holds key, step, value and time,
+and the time is the journal's), parameters, tags, the end of a run, inputs, artifacts (overwritten).
+What it does not: creating a run, creating a logged model, linking the two. These are looked for
+before they are made, and looked for once more when the run ends: a request that timed out may
+still be obeyed later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.models import Model
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from adaptive_lora.tracking.journal import Journal
+from adaptive_lora.tracking.records import DamagedJournal, Record
+
+RUN_KEY = "adaptive_lora.run_key"
+"""Tag with the name that a run had before the store gave it an id."""
+MODEL_TAG = "adapter_model_uri"
+MODEL_NAME = "adapter"
+_BATCH, _PARAMS = 1000, 100
+"""Most metrics and parameters of a request that MLflow takes."""
+_MLMODEL = "MLmodel"
+
+
+class Delivery:
+    """Sends the records of journals to one store, each as often as asked and with one effect."""
+
+    def __init__(self, client: MlflowClient, uri: str) -> None:
+        self.client, self.uri = client, uri
+
+    def next(self, journal: Journal) -> None:
+        """Send the next record of a journal, or a batch of metrics, and note it as delivered.
+
+        Raises:
+            MlflowException, OSError: it did not arrive, or nobody knows whether it did.
+            ValueError: the journal or an answer is damaged.
+        """
+        records = list(islice(journal.records(), _BATCH))
+        if records[0].op != "metric":
+            SENDERS[records[0].op](self, journal, records[0])
+            journal.acknowledge(records[0])
+            return
+        batch = list(takewhile(lambda record: record.op == "metric", records))
+        wanted = [r.values for r in batch if (r.values["k"], r.values["s"]) not in journal.known]
+        metrics = [Metric(v["k"], v["v"], v["t"], v["s"]) for v in wanted]
+        if metrics:
+            self.client.log_batch(journal.facts["run_id"], metrics=metrics)
+        journal.acknowledge(batch[-1], metrics=len(metrics))
+
+    def run(self, journal: Journal, record: Record) -> None:
+        """Find the run or make it."""
+        if "run_id" not in journal.facts:
+            run_id = record.values.get("run_id") or make_run(self.client, record.values)
+            journal.learn(run_id=run_id)
+        self._find_artifacts(journal)
+
+    def params(self, journal: Journal, record: Record) -> None:
+        """Log parameters."""
+        items = [Param(key, value) for key, value in record.values["values"].items()]
+        for start in range(0, len(items), _PARAMS):
+            self.client.log_batch(journal.facts["run_id"], params=items[start : start + _PARAMS])
+
+    def tags(self, journal: Journal, record: Record) -> None:
+        """Set tags."""
+        items = [RunTag(key, value) for key, value in record.values["values"].items()]
+        for start in range(0, len(items), _PARAMS):
+            self.client.log_batch(journal.facts["run_id"], tags=items[start : start + _PARAMS])
+
+    def data(self, journal: Journal, record: Record) -> None:
+        """Log a data set as an input."""
+        context = InputTag(key="mlflow.data.context", value="training")
+        inputs = [DatasetInput(dataset=Dataset(**record.values["dataset"]), tags=[context])]
+        self.client.log_inputs(journal.facts["run_id"], datasets=inputs)
+
+    def artifacts(self, journal: Journal, record: Record) -> None:
+        """Upload files beneath the run's artifacts."""
+        folder = journal.folder / record.values["held"]
+        if "artifact_uri" not in journal.facts:
+            self._find_artifacts(journal)
+        self._upload(journal, folder, journal.facts["artifact_uri"], record.values["path"])
+
+    def model(self, journal: Journal, record: Record) -> None:
+        """Make the run's logged model, or find the one it has, and upload its files."""
+        if "model_uri" not in journal.facts:
+            self._find_model(journal)
+        run_id, model_id = journal.facts["run_id"], journal.facts["model_id"]
+        folder, place = journal.folder / record.values["held"], journal.facts["model_uri"]
+        _address(folder, journal.folder / _MLMODEL, journal.facts)
+        self._upload(journal, folder, place, None)
+        journal.step("ready", lambda: self.client.finalize_logged_model(model_id, "READY"))
+        journal.step("output", lambda: self._link(run_id, model_id))
+        self.client.set_tag(run_id, MODEL_TAG, f"models:/{model_id}")
+
+    def status(self, journal: Journal, record: Record) -> None:
+        """Set a run's status; a final one also removes what late requests made twice."""
+        run_id, status, client = journal.facts["run_id"], record.values["status"], self.client
+        if status == "RUNNING":
+            client.update_run(run_id, status=status)
+            return
+        journal.step("ended", lambda: client.set_terminated(run_id, status, record.values["time"]))
+        run = client.get_run(run_id)
+        if RUN_KEY in run.data.tags:
+            for other in runs_of_key(client, run.info.experiment_id, run.data.tags[RUN_KEY]):
+                if other.info.run_id != run_id:
+                    client.delete_run(other.info.run_id)
+        if "model_id" in journal.facts:
+            for model in self._models(run):
+                if model.model_id != journal.facts["model_id"]:
+                    client.delete_logged_model(model.model_id)
+
+    def _upload(self, journal: Journal, folder: Path, uri: str, where: str | None) -> None:
+        """Upload file by file, so that a fault repeats one file and not all of them."""
+        place = get_artifact_repository(uri, tracking_uri=self.uri)
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            if path.is_symlink():  # copies have none: somebody put it there to be sent
+                raise DamagedJournal(f"{path} is a link")
+            name = path.relative_to(folder)
+            inside = [where] if where else []
+            inside += [] if name.parent == Path() else [name.parent.as_posix()]
+            send = partial(place.log_artifact, str(path), "/".join(inside) or None)
+            journal.step(f"file {name}", send)
+
+    def _find_artifacts(self, journal: Journal) -> None:
+        """Note where the run's artifacts go, as the store says, not the journal."""
+        run = self.client.get_run(journal.facts["run_id"])
+        journal.learn(artifact_uri=run.info.artifact_uri)
+
+    def _find_model(self, journal: Journal) -> None:
+        """Note which logged model is the run's, and where its files go."""
+        run = self.client.get_run(journal.facts["run_id"])
+        made = self._models(run)
+        known = [model for model in made if model.model_id == journal.facts.get("model_id")]
+        model = next(iter([*known, *made]), None) or self._make_model(run)
+        journal.learn(model_id=model.model_id, model_uri=model.artifact_location)
+
+    def _link(self, run_id: str, model_id: str) -> None:
+        """Say that the run made the model, unless the run knows it."""
+        run = self.client.get_run(run_id)
+        outputs = run.outputs.model_outputs if run.outputs else []
+        if model_id not in {output.model_id for output in outputs}:
+            self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+
+    def _models(self, run: Run) -> list[LoggedModel]:
+        """Return the logged adapters of a run, oldest first."""
+        query = f"source_run_id = '{run.info.run_id}'"
+        found = self.client.search_logged_models([run.info.experiment_id], query)
+        own = [model for model in found if model.name == MODEL_NAME]
+        return sorted(own, key=lambda model: (model.creation_timestamp, model.model_id))
+
+    def _make_model(self, run: Run) -> LoggedModel:
+        return self.client.create_logged_model(run.info.experiment_id, name=MODEL_NAME, source_run_id=run.info.run_id)
+
+
+SENDERS: Mapping[str, Callable[[Delivery, Journal, Record], None]] = {
+    "run": Delivery.run,
+    "params": Delivery.params,
+    "tags": Delivery.tags,
+    "data": Delivery.data,
+    "artifacts": Delivery.artifacts,
+    "model": Delivery.model,
+    "status": Delivery.status,
+}
+
+
+def make_run(client: MlflowClient, new: Mapping[str, Any]) -> str:
+    """Make a run, or find the one that an earlier request made; return its id.
+
+    Args:
+        client: of the store.
+        new: `key`, by which it is found again, `experiment_id`, `name`, `tags` and `time` (its
+            start, in milliseconds).
+    """
+    found = runs_of_key(client, new["experiment_id"], new["key"])
+    if found:
+        return str(found[0].info.run_id)
+    run = client.create_run(
+        new["experiment_id"], start_time=new["time"], tags={**new["tags"], RUN_KEY: new["key"]}, run_name=new["name"]
+    )
+    return str(run.info.run_id)
+
+
+def runs_of_key(client: MlflowClient, experiment_id: str, key: str) -> Sequence[Run]:
+    """Return the runs that were made for one key, one unless a request was obeyed late."""
+    found = client.search_runs([experiment_id], f"tags.`{RUN_KEY}` = '{key}'")
+    return sorted(found, key=lambda run: run.info.run_id)
+
+
+def _address(folder: Path, draft: Path, facts: Mapping[str, str]) -> None:
+    """Write into a model's folder which logged model of which run it is, whole or not at all."""
+    text = (folder / _MLMODEL).read_text(encoding="utf-8")
+    description = Model.from_dict(yaml.safe_load(text))  # `load` decodes %20 in a path
+    description.run_id = facts["run_id"]
+    description.model_id = description.model_uuid = facts["model_id"]
+    description.artifact_path = facts["model_uri"]
+    description.save(str(draft))
+    os.replace(draft, folder / _MLMODEL)
+
+
+def dataset_of(name: str, digest: str, source: str, rows: int) -> dict[str, str]:
+    """Return a data set as MLflow names it, by digest; its rows stay where they are."""
+    return {
+        "name": name[:500],
+        "digest": digest,
+        "source_type": "local",
+        "source": json.dumps({"uri": source}),
+        "profile": json.dumps({"num_rows": rows}),
+    }

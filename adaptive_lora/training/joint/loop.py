@@ -1,0 +1,235 @@
+"""Several trainings in one process over one frozen base: joint passes, everything else apart.
+
+Each training keeps its own course: order of examples, loss mean, clipping, optimiser, schedule,
+validation, guard. Joint is the pass through the base alone. The rows of a joint batch do not
+mix, and every trial's weights meet its own rows only, so that the gradient of the sum of the
+trials' losses holds for each trial the gradient that it would have alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from adaptive_lora.data.batches import Batch, stacked
+from adaptive_lora.errors import TrialFailed
+from adaptive_lora.methods.dropout import set_dropout_step
+from adaptive_lora.models.kernels import attends_packed
+from adaptive_lora.signals import whole
+from adaptive_lora.training.callback import Steady
+from adaptive_lora.training.joint.grouped import GroupedSite, Layers, Routing, Share, grouping_problem, mount
+from adaptive_lora.training.joint.memory import passes_at_once
+from adaptive_lora.training.memory.shortage import halved, is_out_of_memory
+from adaptive_lora.training.trainer import Course
+
+
+def base_of(course: Course) -> nn.Module:
+    """Return the frozen base of a course's model."""
+    model: Any = course.model
+    base: nn.Module = model.get_base_model()
+    return base
+
+
+def joining_problem(course: Course) -> str | None:
+    """Return why a course cannot take its steps together with others, or None."""
+    if course.inputs.losses_by_example is None:
+        return "the task has no loss by example"
+    if not isinstance(course.regime, Steady):
+        return "the method changes its ranks in training"
+    if course.runtime.accelerator.scaler is not None:
+        return "fp16 scales gradients by one factor for all"
+    if course.config.gradient_checkpointing:
+        return "gradient checkpointing"
+    return grouping_problem(course.model)
+
+
+@dataclass(kw_only=True)
+class Member:
+    """One training of a group."""
+
+    course: Course
+    layers: Layers
+    """What stands in the base while this training has it alone."""
+    failure: TrialFailed | None = None
+    """Why it ended early, if it did."""
+    own_seconds: float = 0.0
+    """Wall time of its share of the joint passes and of what was done for it alone."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it has steps to take."""
+        return self.failure is None and not self.course.finished
+
+
+@contextmanager
+def _clocked(member: Member) -> Iterator[None]:
+    """Count the block's wall time as the member's own."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        member.own_seconds += time.perf_counter() - started
+
+
+class JointTraining:
+    """Trains a group of members to their ends; between passes the base is bare."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        """Prepare a group.
+
+        Args:
+            members: at least one, on one bare base, each with a course that has not begun or that
+                was put back to a snapshot.
+        """
+        self._members = members
+        self._base = base_of(members[0].course)
+        self._bare = {name: layer.get_base_layer() for member in members for name, layer in member.layers.items()}
+        self._routing = Routing()
+        course = members[0].course
+        self._most = passes_at_once(
+            [member.course.inputs.memory for member in members],
+            limit=course.config.max_memory,
+            device=course.runtime.device,
+        )
+        self._joint = {
+            name: GroupedSite(
+                module, {i: m.layers[name] for i, m in enumerate(members) if name in m.layers}, self._routing
+            )
+            for name, module in self._bare.items()
+        }
+
+    def run(self) -> None:
+        """Take all steps of all members; a failed one does not stop the others."""
+        for member in self._members:
+            member.course.trials_together = len(self._members)
+            with self._alone(member), _clocked(member):
+                member.course.start()
+        while active := [i for i, member in enumerate(self._members) if member.active]:
+            self._step(active)
+        for member in self._members:
+            if member.failure is None:
+                member.course.early.restore_best(member.course.parameters)
+
+    def _step(self, active: Sequence[int]) -> None:
+        """Take one optimiser step of each active member."""
+        courses = {i: self._members[i].course for i in active}
+        started = time.perf_counter()
+        windows = {i: course.next_window() for i, course in courses.items()}
+        losses = self._learn(windows)
+        seconds = time.perf_counter() - started
+        tokens = {i: sum(batch.tokens for batch in window) for i, window in windows.items()}
+        for i, loss in losses.items():
+            share = seconds * tokens[i] / sum(tokens.values())
+            self._members[i].own_seconds += share
+            courses[i].seconds += share
+            self._apply(self._members[i], windows[i], loss)
+
+    def _apply(self, member: Member, window: Sequence[Batch], loss: float) -> None:
+        """Let a member take its step with the gradient that is there."""
+        with self._alone(member), _clocked(member):
+            started = time.perf_counter()
+            try:
+                with whole():
+                    member.course.apply(window, loss)
+                    member.course.seconds += time.perf_counter() - started
+            except TrialFailed as failure:
+                member.failure = failure
+                return
+            member.course.report()
+
+    def _learn(self, windows: Mapping[int, Sequence[Batch]]) -> dict[int, float]:
+        """Form the gradients of a step of some members; return the loss of each that has one.
+
+        Out of memory, fewer members run at once from here on; a single one divides its own batch.
+        """
+        losses: dict[int, float] = {}
+        left = list(windows)
+        while left:
+            some = {i: windows[i] for i in left[: self._most]}
+            found = self._alone_or_together(some)
+            if found is None:
+                self._most = halved(len(some), what="trials per forward pass")
+                continue
+            losses |= found
+            left = left[len(some) :]
+        return losses
+
+    def _alone_or_together(self, windows: Mapping[int, Sequence[Batch]]) -> dict[int, float] | None:
+        """Return the losses of a step of some members, or None where memory is short."""
+        if len(windows) == 1:
+            ((i, window),) = windows.items()
+            member = self._members[i]
+            try:
+                with self._alone(member):
+                    member.course.model.train()
+                    return {i: member.course.learn(window)}
+            except TrialFailed as failure:
+                member.failure = failure
+                return {}
+        passes = {i: self._members[i].course.forward_passes for i in windows}
+        try:
+            return self._joint_passes(windows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        for i in windows:
+            self._members[i].course.optimizer.zero_grad()
+            self._members[i].course.forward_passes = passes[i]
+        return None
+
+    def _joint_passes(self, windows: Mapping[int, Sequence[Batch]]) -> dict[int, float]:
+        """Run the batches of some members through the base together; `accumulation` passes."""
+        supervised = {i: sum(b.supervised_tokens for b in w) for i, w in windows.items()}
+        totals = dict.fromkeys(windows, 0.0)
+        any_course = self._members[next(iter(windows))].course
+        with self._mounted(self._joint), any_course.inputs.running(self._base):
+            self._base.train()
+            for batches in zip(*windows.values(), strict=True):
+                own = dict(zip(windows, batches, strict=True))
+                losses = self._losses(own)
+                any_course.runtime.accelerator.backward(
+                    torch.stack([loss / supervised[i] for i, loss in losses.items()]).sum()
+                )
+                for i, loss in losses.items():
+                    totals[i] += float(loss.detach() / supervised[i])
+                    self._members[i].course.forward_passes += 1
+        return totals
+
+    def _losses(self, batches: Mapping[int, Batch]) -> dict[int, torch.Tensor]:
+        """Run one batch of each member through the base; return each one's summed loss."""
+        packed = attends_packed(self._base)  # then every token is a row of its own
+        self._routing.shares = [
+            Share(member=i, rows=batch.tokens, width=1)
+            if packed
+            else Share(member=i, rows=batch.examples, width=batch.positions)
+            for i, batch in batches.items()
+        ]
+        for i in batches:
+            course = self._members[i].course
+            for layer in self._members[i].layers.values():
+                set_dropout_step(layer, course.forward_passes)
+        sizes = [batch.examples for batch in batches.values()]
+        course = self._members[0].course
+        assert course.inputs.losses_by_example is not None
+        with course.runtime.accelerator.autocast():
+            losses = course.inputs.losses_by_example(self._base, stacked(list(batches.values())))
+        return {i: own.sum() for i, own in zip(batches, losses.split(sizes), strict=True)}
+
+    @contextmanager
+    def _mounted(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Have modules in the base inside the block, the bare ones after it."""
+        mount(self._base, modules)
+        try:
+            yield
+        finally:
+            mount(self._base, {name: self._bare[name] for name in modules})
+
+    def _alone(self, member: Member) -> AbstractContextManager[None]:
+        """Have one member's adapters on the base inside the block."""
+        return self._mounted(member.layers)

@@ -1,0 +1,340 @@
+"""One trial's training: the same for every method, so that only the plan differs."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from adaptive_lora.config import TrainConfig
+from adaptive_lora.data import Batch, training_batches
+from adaptive_lora.methods.dropout import set_dropout_step
+from adaptive_lora.models.device import Runtime
+from adaptive_lora.models.losses import Loss, LossByExample, causal_loss
+from adaptive_lora.results import TrainResult
+from adaptive_lora.seeding import torch_stream
+from adaptive_lora.signals import whole
+from adaptive_lora.training.callback import Regime, Steady
+from adaptive_lora.training.early_stop import EarlyStop
+from adaptive_lora.training.groups import parameter_groups
+from adaptive_lora.training.guard import StabilityGuard
+from adaptive_lora.training.memory import Estimate
+from adaptive_lora.training.memory.peak import PeakMemory
+from adaptive_lora.training.memory.shortage import halved, is_out_of_memory, random_state, set_random_state, too_large
+from adaptive_lora.training.state import Snapshot, put_back, stand_of, take
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepEvent:
+    """What a progress display or tracker sees after an optimiser step."""
+
+    step: int
+    total_steps: int
+    loss: float
+    tokens: int
+    """Tokens that went through the model so far, padding not counted."""
+    validation_loss: float | None = None
+
+
+def total_steps(examples: int, config: TrainConfig) -> int:
+    """Return the optimiser steps of a training over so many examples."""
+    per_epoch = math.ceil(math.ceil(examples / config.batch_size) / config.accumulation)
+    steps = max(1, math.ceil(config.epochs * per_epoch))
+    return steps if config.max_steps is None else min(steps, config.max_steps)
+
+
+def is_validated(step: int, steps: int, validations: int) -> bool:
+    """Return whether a validation pass comes after an optimiser step, from 1, of so many."""
+    return (step * validations) // steps > ((step - 1) * validations) // steps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainInputs:
+    """What a training consumes, apart from the model and its settings."""
+
+    examples: Sequence[Any]
+    """Training part, prepared by the task."""
+    collate: Callable[[Sequence[Any]], Batch]
+    """Makes a batch of examples."""
+    validate: Callable[[nn.Module], float]
+    """Returns the validation loss of the model as it stands."""
+    loss: Loss = causal_loss
+    """What is minimised; the same for every method of a comparison."""
+    losses_by_example: LossByExample | None = None
+    """The same by example, where the task has it: what training together takes."""
+    running: Callable[[nn.Module], AbstractContextManager[None]] = lambda model: nullcontext()
+    """The block in which the model is trained, as the loss asks for."""
+    on_step: Callable[[StepEvent], None] = lambda event: None
+    """Called after every optimiser step."""
+    lr_multipliers: Mapping[str, float] = field(default_factory=dict)
+    """Site name -> factor of its learning rate; sites not named have 1."""
+    lora_plus: float = 1.0
+    """Factor of the learning rate of every B."""
+    regime: Regime = field(default_factory=Steady)
+    """What the method does beside the gradient step."""
+    on_snapshot: Callable[[int, Callable[[], Snapshot]], None] = lambda step, take: None
+    """Called after every optimiser step with what makes a snapshot of the training there."""
+    on_stop: Callable[[int, Callable[[], Snapshot]], None] = lambda step, take: None
+    """Called likewise where the training ends or the user stops it, also within a step."""
+    resume: Snapshot | None = None
+    """Snapshot of the same training from which to go on."""
+    micro_batch: int | None = None
+    """Most examples per forward pass; None: the whole batch, until memory is short."""
+    memory: Estimate | None = None
+    """Of the whole batch in one forward pass, by the formula: how many trials go together."""
+
+
+def train(
+    model: nn.Module,
+    inputs: TrainInputs,
+    config: TrainConfig,
+    runtime: Runtime,
+    *,
+    lr: float,
+    seed: int,
+    run: Runner | None = None,
+) -> TrainResult:
+    """Train the trainable parameters of a model in place.
+
+    Args:
+        model: adapted model.
+        inputs: examples, validation and progress.
+        config: the optimisation, the same for every method.
+        runtime: device and precision.
+        lr: peak learning rate.
+        seed: of the order of examples and of the base model's own dropout.
+        run: takes the steps of the course; None: one after another by itself.
+
+    Raises:
+        TrialFailed: too many non-finite steps.
+    """
+    course = Course(model, inputs, config, runtime, lr=lr, seed=seed)
+    try:
+        with torch_stream(seed, "base dropout"), inputs.running(model):
+            if inputs.resume is not None:
+                put_back(course, inputs.resume)
+            try:
+                (run or Course.run)(course)
+            except KeyboardInterrupt:
+                inputs.on_stop(len(course.losses), lambda: take(course))
+                raise
+            inputs.on_stop(len(course.losses), lambda: take(course))
+    finally:
+        runtime.accelerator.free_memory()
+    return course.result()
+
+
+def events_of(snapshot: Snapshot, total: int) -> Iterator[StepEvent]:
+    """Yield the events of the steps that a snapshot has reported.
+
+    Args:
+        snapshot: of a training.
+        total: optimiser steps of the whole training.
+    """
+    losses, tokens = snapshot["losses"], snapshot["step_tokens"]
+    validation = dict(snapshot["validation"])
+    for step in range(1, snapshot["reported"] + 1):
+        yield StepEvent(
+            step=step,
+            total_steps=total,
+            loss=losses[step - 1],
+            tokens=tokens[step - 1],
+            validation_loss=validation.get(step),
+        )
+
+
+class Course:
+    """The course of one training: model, optimiser and what has been measured so far."""
+
+    def __init__(
+        self, model: nn.Module, inputs: TrainInputs, config: TrainConfig, runtime: Runtime, *, lr: float, seed: int
+    ) -> None:
+        self.config, self.inputs, self.runtime = config, inputs, runtime
+        self.raw_optimizer = torch.optim.AdamW(
+            parameter_groups(model, inputs.lr_multipliers, lr, lora_plus=inputs.lora_plus),
+            lr=lr,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.model, self.optimizer = runtime.accelerator.prepare(model, self.raw_optimizer)
+        self.steps, self.regime = total_steps(len(inputs.examples), config), inputs.regime
+        self.regime.start(self.raw_optimizer, self.steps)
+        self.scheduler = get_scheduler(
+            config.schedule, self.raw_optimizer, round(config.warmup_share * self.steps), self.steps
+        )
+        self.batches = training_batches(
+            inputs.examples, batch_size=config.batch_size, seed=seed, collate=inputs.collate
+        )
+        scaled = runtime.accelerator.scaler is not None
+        self.guard = StabilityGuard(config.max_skipped_steps, gradient_scaler=scaled)
+        self.early = EarlyStop(config.patience)
+        self.memory = PeakMemory(runtime.device, model)
+        self.losses: list[float] = []
+        self.validation: list[tuple[int, float]] = []
+        self.tokens = self.supervised = self.forward_passes = 0
+        self.micro_batch = min(inputs.micro_batch or config.batch_size, config.batch_size)
+        self.step_tokens: list[int] = []
+        self.order = hashlib.sha256()
+        self.batches_drawn = self.reported = 0
+        self.trials_together, self.waited_seconds = 1, 0.0
+        self.seconds = 0.0
+        self.stand = stand_of(self)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained now; a regime may have replaced some."""
+        return [p for group in self.raw_optimizer.param_groups for p in group["params"]]
+
+    @property
+    def finished(self) -> bool:
+        """Whether no step is left to take."""
+        return len(self.losses) >= self.steps or self.early.stop
+
+    def run(self) -> None:
+        """Take all steps, or fewer where early stopping ends the training."""
+        self.start()
+        while not self.finished:
+            started = time.perf_counter()
+            window = self.next_window()
+            loss = self.learn(window)
+            with whole():
+                self.apply(window, loss)
+                self.seconds += time.perf_counter() - started
+            self.report()
+        self.early.restore_best(self.parameters)
+
+    def start(self) -> None:
+        """Validate the untrained model where this is the beginning; end a step cut in two."""
+        self.stand = stand_of(self)
+        self.model.train()  # PEFT's wrapper is born in training mode around a base that is not
+        if not self.validation:
+            self._validate(0)
+        if self.reported < len(self.losses):
+            self.report()
+
+    def next_window(self) -> list[Batch]:
+        """Return the batches of the next optimiser step."""
+        if not self.model.training:
+            self.model.train()
+        return [self.next_batch() for _ in range(self.config.accumulation)]
+
+    def learn(self, window: Sequence[Batch]) -> float:
+        """Form the gradient of a step; return its loss in nats per supervised token.
+
+        Where memory is short, the step begins anew with half as many examples per forward pass.
+        Loss and gradient remain sums over the examples of the step, so only the order of additions
+        changes (about 1e-7), and the masks of dropout where there is any.
+        """
+        passes, random = self.forward_passes, random_state()
+        while True:
+            try:
+                return self._forward_and_backward(window)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error)
+            self.optimizer.zero_grad()  # after the except block: its traceback held activations
+            if self.micro_batch == 1:
+                raise too_large(reason)
+            self.micro_batch = halved(self.micro_batch, what="examples per forward pass")
+            self.forward_passes = passes
+            set_random_state(random)
+
+    def _forward_and_backward(self, window: Sequence[Batch]) -> float:
+        supervised = sum(batch.supervised_tokens for batch in window)
+        total = 0.0
+        for batch in window:
+            for part in batch.parts(self.micro_batch):
+                set_dropout_step(self.model, self.forward_passes)
+                with self.runtime.accelerator.autocast():
+                    loss = self.inputs.loss(self.model, part) / supervised
+                self.runtime.accelerator.backward(loss)
+                total += float(loss.detach())
+            self.forward_passes += 1
+        return total
+
+    def apply(self, window: Sequence[Batch], loss: float) -> None:
+        """Take an optimiser step with the gradient that is there, unless it is not finite."""
+        accelerator, step = self.runtime.accelerator, len(self.losses) + 1
+        penalty = self.regime.penalty()
+        if penalty is not None:
+            accelerator.backward(penalty)
+        norm = float(accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf))
+        allowed = self.guard.allows(step, loss, norm)
+        if not (allowed or self.guard.gradient_scaler):
+            self.optimizer.zero_grad()  # the step below then changes nothing
+        self.optimizer.step()  # a scaler leaves out overflown steps itself and lowers its scale
+        self.regime.stepped(step, taken=allowed)
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        self.tokens += sum(batch.tokens for batch in window)
+        self.step_tokens.append(self.tokens)
+        self.supervised += sum(batch.supervised_tokens for batch in window)
+        self.losses.append(loss if allowed else math.nan)
+        self.stand = stand_of(self)
+
+    def report(self) -> None:
+        """Validate where it is due and tell who listens of the step just taken."""
+        step = len(self.losses)
+        due = is_validated(step, self.steps, self.config.validations)
+        loss = self._validate(step) if due else None
+        with whole():
+            self.reported = step
+            self.inputs.on_step(
+                StepEvent(
+                    step=step, total_steps=self.steps, loss=self.losses[-1], tokens=self.tokens, validation_loss=loss
+                )
+            )
+        self.inputs.on_snapshot(step, lambda: take(self))
+
+    def _validate(self, step: int) -> float:
+        """Return the validation loss, measured once a step also where a stop came in between."""
+        if self.validation and self.validation[-1][0] == step:
+            return self.validation[-1][1]
+        loss = self.inputs.validate(self.model)
+        with whole():
+            self.validation.append((step, loss))
+            if step > 0 and self.regime.settled(step):  # the untrained adapter is no candidate
+                self.early.see(loss, self.parameters)
+            self.stand = stand_of(self)
+        return loss
+
+    def next_batch(self) -> Batch:
+        """Return the next batch of the seed's order."""
+        batch = next(self.batches)
+        self.batches_drawn += 1
+        self.order.update(batch.content())
+        return batch.to(self.runtime.device)
+
+    def result(self) -> TrainResult:
+        """Return what was measured."""
+        return TrainResult(
+            losses=tuple(self.losses),
+            validation_curve=tuple(self.validation),
+            validation_loss=self.early.kept_loss,
+            tokens=self.tokens,
+            step_tokens=tuple(self.step_tokens),
+            order_digest=self.order.hexdigest()[:16],
+            supervised_tokens=self.supervised,
+            seconds=self.seconds,
+            peak_memory_bytes=self.memory.bytes,
+            micro_batch=self.micro_batch,
+            trials_together=self.trials_together,
+            waited_seconds=self.waited_seconds,
+            skipped_steps=self.guard.skipped,
+            stopped_early=len(self.losses) < self.steps,
+            precision=self.runtime.precision,
+            device=str(self.runtime.device),
+        )
+
+
+Runner = Callable[[Course], None]
+"""Takes all steps of a course."""
