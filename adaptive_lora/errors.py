@@ -70,7 +70,7 @@ class Undelivered(TrackingError):
     exit_code = 3
 
 
-class ClaimLost(TrackingError):
+class LeaseLost(TrackingError):
     """This process seemed dead for so long that another one took its trial."""
 
 

@@ -29,7 +29,7 @@ def measured(arguments: argparse.Namespace) -> Losses:
 
     from adaptive_lora.allocation import MethodSpec
     from adaptive_lora.config import study_from
-    from adaptive_lora.study.comparison_input import Selection, read_dossier
+    from adaptive_lora.study.comparison_input import Selection, read_comparison_input
     from adaptive_lora.study.run import run_study
 
     methods = {
@@ -60,7 +60,7 @@ def measured(arguments: argparse.Namespace) -> Losses:
     outcome = run_study(study, Console(width=140))
     names = {MethodSpec.parse(text).label: cell for text, cell in methods.items()}
     found: dict[tuple[tuple[str, int], float], list[float]] = defaultdict(list)
-    for record in read_dossier(outcome.store, Selection()).records:
+    for record in read_comparison_input(outcome.store, Selection()).records:
         if record.test is not None:
             found[names[record.method], record.lr].append(record.test.loss)
     losses: dict[tuple[str, int], dict[float, float]] = defaultdict(dict)

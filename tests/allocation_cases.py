@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from itertools import product
 
-from adaptive_lora.allocation import Evidence
+from adaptive_lora.allocation import ProfileSummary
 from adaptive_lora.allocation.site import AdapterSite, Role
 
 GPT2_BLOCK = (
@@ -33,7 +33,7 @@ def gpt2_sites(layers: int, width: int) -> tuple[AdapterSite, ...]:
 DIALOGPT_MEDIUM = gpt2_sites(24, 1024)
 
 
-def evidence(sites: tuple[AdapterSite, ...], seed: int = 0, noise: float = 0.1) -> Evidence:
+def evidence(sites: tuple[AdapterSite, ...], seed: int = 0, noise: float = 0.1) -> ProfileSummary:
     """Return scores and spectra that differ by site, with spectra measured again four times."""
     draw = random.Random(seed)
     level = {site.name: draw.lognormvariate(0, 1) * site.parameters_per_rank for site in sites}
@@ -50,6 +50,6 @@ def evidence(sites: tuple[AdapterSite, ...], seed: int = 0, noise: float = 0.1) 
             for name in level
         }
 
-    return Evidence(
+    return ProfileSummary(
         metric="whitened_gradient", scores=level, spectra=measured(), replicates=tuple(measured() for _ in range(4))
     )

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from tracked import Finished, quiet, store_in
 
 from adaptive_lora.config import StudyConfig, study_from
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # nothing here needs it
 settings.register_profile("suite", deadline=None)  # no test may fail because a machine is busy
@@ -162,11 +162,11 @@ def make_study(options: Options) -> Callable[..., StudyConfig]:
 
 
 @pytest.fixture
-def make_bench(make_study: Callable[..., StudyConfig]) -> Callable[..., Workbench]:
+def make_bench(make_study: Callable[..., StudyConfig]) -> Callable[..., StudyContext]:
     """Return a function that loads a small study's workbench."""
 
-    def make(**changes: object) -> Workbench:
-        return Workbench(make_study(**changes))
+    def make(**changes: object) -> StudyContext:
+        return StudyContext(make_study(**changes))
 
     return make
 

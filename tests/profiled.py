@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 from adaptive_lora.methods.importance import ImportanceProfile, profile_importance
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 
 SITE = "transformer.h.1.mlp.c_fc"
 """A Conv1D site of the test base."""
 
 
-def profile(bench: Workbench, metric: str, seed: int = 0, **changes: object) -> ImportanceProfile:
+def profile(context: StudyContext, metric: str, seed: int = 0, **changes: object) -> ImportanceProfile:
     """Measure a profile without the workbench's cache."""
-    task = dataclasses.replace(bench.profile_task(seed=seed, fold=0), **changes)  # type: ignore[arg-type]
+    task = dataclasses.replace(context.profile_task(seed=seed, fold=0), **changes)  # type: ignore[arg-type]
     return profile_importance(task, metric=metric, seed=seed)

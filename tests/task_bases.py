@@ -17,7 +17,7 @@ from tracked import quiet
 
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.results import TrialRecord
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.steps import run_evaluate
 from adaptive_lora.study.verify import prove
 from adaptive_lora.tracking import StudyRun, read_trials
@@ -100,22 +100,22 @@ class Proven:
 def run_and_prove(config: StudyConfig) -> Proven:
     """Run a study, load every logged adapter back, and score the winner by its registry URI."""
     outcome, shown = quiet(config)
-    assert outcome.judgement.champion is not None, outcome.judgement.no_champion
-    runs = StudyRun.find(outcome.store, outcome.judgement.study_id).children()
+    assert outcome.study_result.champion is not None, outcome.study_result.no_champion
+    runs = StudyRun.find(outcome.store, outcome.study_result.study_id).children()
     records = read_trials(outcome.store, runs)
     assert [record.reason for record in records if record.status != "FINISHED"] == []
-    bench = Workbench(config)
+    context = StudyContext(config)
     for record in records:
-        prove(bench, record, record.tags[MODEL_TAG])
+        prove(context, record, record.tags[MODEL_TAG])
     champion = f"models:/{config.tracking.registered_model}@champion"
-    winner = next(r for r in records if r.tags[MODEL_TAG] == outcome.judgement.champion.model_uri)
+    winner = next(r for r in records if r.tags[MODEL_TAG] == outcome.study_result.champion.model_uri)
     console = Console(file=StringIO(), width=200)
     run_evaluate(config, champion, 0, console, as_json=False)
     lines = console.file.getvalue().splitlines()
     found = dict(line.split() for line in lines if line.startswith("test/"))
     loss = winner.metrics["test/loss"]
     assert float(found["test/loss"].replace(",", "")) == pytest.approx(loss, rel=1e-5)
-    return Proven(records=records, champion=champion, shown=shown, report=outcome.judgement.report)
+    return Proven(records=records, champion=champion, shown=shown, report=outcome.study_result.report)
 
 
 def save_seeing_base(folder: Path, kind: str, settings: dict[str, Any], head: str) -> Path:

@@ -30,12 +30,12 @@ from adaptive_lora.methods.adalora import (
 )
 from adaptive_lora.methods.attach import ADAPTER, lora_layers
 from adaptive_lora.methods.factors import write_factors
-from adaptive_lora.study.context import Workbench
-from adaptive_lora.study.recipes.adalora import AdaLoraRegime
+from adaptive_lora.study.context import StudyContext
+from adaptive_lora.study.recipes.adalora import AdaLoraCallback
 from adaptive_lora.study.trial import run_trial, trial_metrics
 from adaptive_lora.training import TrainInputs, train
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 IDS = torch.arange(24).reshape(2, 12)
 
 
@@ -53,36 +53,36 @@ def test_one_step_is_too_few() -> None:
         AdaLora().phases(1)
 
 
-def adalora_on(bench: Workbench, start_rank: int = 4) -> tuple[PeftModel, AdaLoraRegime]:
+def adalora_on(context: StudyContext, start_rank: int = 4) -> tuple[PeftModel, AdaLoraCallback]:
     """Attach AdaLoRA layers and the regime that ends at uniform rank 2's parameters."""
-    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
+    plan = context.plan(context.config.specs[0], seed=0, fold=0)
     start = equal_rank(plan, start_rank)
-    phases = AdaLora(warmup_share=0.2, final_share=0.3).phases(bench.config.train.max_steps or 0)
-    adapted = attach_adalora(bench.base.model, start, AdaLora(), phases, seed=0, dropout=bench.config.train.dropout)
+    phases = AdaLora(warmup_share=0.2, final_share=0.3).phases(context.config.train.max_steps or 0)
+    adapted = attach_adalora(context.base.model, start, AdaLora(), phases, seed=0, dropout=context.config.train.dropout)
     assert plan.budget is not None
-    return adapted, AdaLoraRegime(adapted, start, phases, plan.budget)
+    return adapted, AdaLoraCallback(adapted, start, phases, plan.budget)
 
 
-def course(bench: Workbench, adapted: PeftModel, regime: AdaLoraRegime, **more: Any) -> Any:
+def trainer(context: StudyContext, adapted: PeftModel, callback: AdaLoraCallback, **more: Any) -> Any:
     """Train an adapted model as a trial would."""
-    parts = bench.parts(0)
+    parts = context.splits(0)
     inputs = TrainInputs(
         examples=parts.train,
-        collate=bench.task.collate,
-        validate=lambda model: bench.losses(model, parts.validation).loss,
-        regime=regime,
+        collate=context.task.collate,
+        validate=lambda model: context.losses(model, parts.validation).loss,
+        callback=callback,
         **more,
     )
-    return train(adapted, inputs, bench.config.train, bench.runtime, lr=1e-2, seed=0)
+    return train(adapted, inputs, context.config.train, context.runtime, lr=1e-2, seed=0)
 
 
 @pytest.fixture
-def adalora_bench(make_bench: Bench) -> Workbench:
+def adalora_bench(make_bench: BaseContext) -> StudyContext:
     """Ten steps of AdaLoRA with dropout of both kinds."""
     return make_bench(methods="adalora:rank=2", max_steps=10, epochs=9, dropout=0.1, validations=2, seeds="0")
 
 
-def test_start_is_the_bases_function_from_the_seeds_own_streams(adalora_bench: Workbench) -> None:
+def test_start_is_the_bases_function_from_the_seeds_own_streams(adalora_bench: StudyContext) -> None:
     before = adalora_bench.base.model(IDS).logits
     adapted, _ = adalora_on(adalora_bench)
     assert torch.equal(adapted.eval()(IDS).logits, before)
@@ -93,20 +93,20 @@ def test_start_is_the_bases_function_from_the_seeds_own_streams(adalora_bench: W
 
 
 def test_trial_ends_as_plain_lora_within_the_budget(
-    adalora_bench: Workbench, tmp_path: Path, base_folder: Path
+    adalora_bench: StudyContext, tmp_path: Path, base_folder: Path
 ) -> None:
-    bench, trial = adalora_bench, next(adalora_bench.config.trials())
-    outcome = run_trial(bench, trial, tmp_path / "adapter")
-    plan, start = outcome.plan, equal_rank(bench.plan(trial.method, seed=0, fold=0), 3)
+    context, trial = adalora_bench, next(adalora_bench.config.trials())
+    outcome = run_trial(context, trial, tmp_path / "adapter")
+    plan, start = outcome.plan, equal_rank(context.plan(trial.method, seed=0, fold=0), 3)
     assert plan.budget is not None
-    dearest = max(site.parameters_per_rank for site in bench.sites)
+    dearest = max(site.parameters_per_rank for site in context.sites)
     assert plan.budget - dearest < plan.trainable_parameters <= plan.budget
     assert outcome.training_parameters == training_parameters(start)
     totals = [sum(event.ranks.values()) for event in outcome.history]
     assert [event.step for event in outcome.history] == [0, 2, 3, 4, 5, 6]
-    assert totals[0] == 3 * len(bench.sites)
+    assert totals[0] == 3 * len(context.sites)
     assert totals[-1] == sum(plan.rank_pattern().values())
-    metrics = trial_metrics(bench, outcome, 0)
+    metrics = trial_metrics(context, outcome, 0)
     assert metrics["training_parameters"] > metrics["trainable_parameters"]
     base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
     with warnings.catch_warnings():
@@ -114,64 +114,64 @@ def test_trial_ends_as_plain_lora_within_the_budget(
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"), is_trainable=True)
     audit_as_built(loaded, plan)
-    again = bench.losses(loaded.eval(), bench.parts(0).test)
+    again = context.losses(loaded.eval(), context.splits(0).test)
     assert again.nll_E.tolist() == outcome.test.nll_E.tolist()
-    assert lora_layers(bench.base.model) == {}
+    assert lora_layers(context.base.model) == {}
 
 
 @pytest.mark.parametrize("policy", ["standard", "rslora", "constant"])
-def test_fold_gives_the_same_logits_with_sites_of_rank_0(make_bench: Bench, policy: str) -> None:
-    bench = make_bench(methods="adalora:rank=2", max_steps=10, epochs=9, scaling=policy)
-    adapted, regime = adalora_on(bench)
-    course(bench, adapted, regime)
-    gone = bench.sites[3].name
-    regime.kept[gone] = [False] * 4
+def test_fold_gives_the_same_logits_with_sites_of_rank_0(make_bench: BaseContext, policy: str) -> None:
+    context = make_bench(methods="adalora:rank=2", max_steps=10, epochs=9, scaling=policy)
+    adapted, callback = adalora_on(context)
+    trainer(context, adapted, callback)
+    gone = context.sites[3].name
+    callback.kept[gone] = [False] * 4
     with torch.no_grad():
         adalora_layers(adapted)[gone].lora_E[ADAPTER].zero_()
     logits = adapted.eval()(IDS).logits
-    plan = revised(equal_rank(bench.plan(bench.config.specs[0], seed=0, fold=0), 4), regime.ranks())
-    factors = fold(adapted, regime.kept, plan)
+    plan = revised(equal_rank(context.plan(context.config.specs[0], seed=0, fold=0), 4), callback.ranks())
+    factors = fold(adapted, callback.kept, plan)
     adapted.unload()
-    plain = attach(bench.base.model, plan, seed=0, dropout=0.0).eval()
+    plain = attach(context.base.model, plan, seed=0, dropout=0.0).eval()
     write_factors(plain, factors)
     audit_as_built(plain, plan)
     assert gone in plan.left_out
     torch.testing.assert_close(plain(IDS).logits, logits, rtol=1e-5, atol=1e-5)
     plain.unload()
-    assert not torch.allclose(logits, bench.base.model(IDS).logits, atol=1e-3)
+    assert not torch.allclose(logits, context.base.model(IDS).logits, atol=1e-3)
 
 
-def test_penalty_is_pefts_and_stays_out_of_the_losses(adalora_bench: Workbench, tmp_path: Path) -> None:
-    adapted, regime = adalora_on(adalora_bench)
+def test_penalty_is_pefts_and_stays_out_of_the_losses(adalora_bench: StudyContext, tmp_path: Path) -> None:
+    adapted, callback = adalora_on(adalora_bench)
     adapted.eval()
     with_penalty = adapted(input_ids=IDS, labels=IDS).loss
     without = adapted.base_model.model(input_ids=IDS, labels=IDS).loss
-    penalty = regime.penalty()
+    penalty = callback.penalty()
     assert penalty is not None
     torch.testing.assert_close(with_penalty - without, penalty, rtol=1e-4, atol=1e-5)
     adapted.unload()
     losses = []
     for weight in (0, 0.5):
-        bench = adalora_bench
+        context = adalora_bench
         spec = f"adalora:rank=2,orthogonality={weight}"
-        trial = next(type(bench.config)(**{
-            **{f: getattr(bench.config, f) for f in ("model", "data", "train", "evaluation",
+        trial = next(type(context.config)(**{
+            **{f: getattr(context.config, f) for f in ("model", "data", "train", "evaluation",
                "profile", "tracking", "seeds", "lr")}, "methods": (spec,),
         }).trials())  # fmt: skip
-        losses.append(run_trial(bench, trial, tmp_path / str(weight)).train.losses)
+        losses.append(run_trial(context, trial, tmp_path / str(weight)).train.losses)
     assert losses[0][0] == losses[1][0]  # step 1 starts from the base either way
     assert losses[0][1:] != losses[1][1:]  # and learns otherwise
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_was_built_is_audited(make_bench: Bench, precision: str) -> None:
+def test_what_was_built_is_audited(make_bench: BaseContext, precision: str) -> None:
     """On a bf16 base PEFT would also train `ranknum`, the rank in the scale."""
-    bench = make_bench(methods="adalora:rank=2", max_steps=10, precision=precision)
-    adapted, _ = adalora_on(bench)
-    start = equal_rank(bench.plan(bench.config.specs[0], seed=0, fold=0), 4)
+    context = make_bench(methods="adalora:rank=2", max_steps=10, precision=precision)
+    adapted, _ = adalora_on(context)
+    start = equal_rank(context.plan(context.config.specs[0], seed=0, fold=0), 4)
     audit_adalora(adapted, start)
     for layer in adalora_layers(adapted).values():
-        assert scale_of(layer) == pytest.approx(bench.config.train.alpha / 4, rel=1e-5)
+        assert scale_of(layer) == pytest.approx(context.config.train.alpha / 4, rel=1e-5)
     layer.ranknum[ADAPTER].requires_grad_(True)
     with pytest.raises(AdapterError, match="parameters trainable, planned"):
         audit_adalora(adapted, start)
@@ -181,9 +181,9 @@ def test_what_was_built_is_audited(make_bench: Bench, precision: str) -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7, 9])
-def test_interrupted_and_resumed_is_the_uninterrupted_run(adalora_bench: Workbench, stop: int) -> None:
+def test_interrupted_and_resumed_is_the_uninterrupted_run(adalora_bench: StudyContext, stop: int) -> None:
     """Before the first cut, between cuts, at the last cut and after it."""
-    bench = adalora_bench
+    context = adalora_bench
     kept: dict[str, Any] = {}
 
     def keep(step: int, take: Callable[[], Any]) -> None:
@@ -194,56 +194,56 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(adalora_bench: Workben
     def weights(adapted: PeftModel) -> dict[str, torch.Tensor]:
         return {n: p.detach().clone() for n, p in adapted.named_parameters() if p.requires_grad}
 
-    adapted, regime = adalora_on(bench)
-    whole = course(bench, adapted, regime)
+    adapted, callback = adalora_on(context)
+    whole = trainer(context, adapted, callback)
     expected = weights(adapted)
     adapted.unload()
-    adapted, interrupted = adalora_on(bench)
+    adapted, interrupted = adalora_on(context)
     with pytest.raises(KeyboardInterrupt):
-        course(bench, adapted, interrupted, on_snapshot=keep)
+        trainer(context, adapted, interrupted, on_snapshot=keep)
     adapted.unload()
-    adapted, resumed = adalora_on(bench)
-    result = course(bench, adapted, resumed, resume=kept["snapshot"])
+    adapted, resumed = adalora_on(context)
+    result = trainer(context, adapted, resumed, resume=kept["snapshot"])
     assert result.losses == whole.losses
     assert result.validation_curve == whole.validation_curve
     assert result.order_digest == whole.order_digest
-    assert resumed.history == regime.history
-    assert resumed.kept == regime.kept
+    assert resumed.history == callback.history
+    assert resumed.kept == callback.kept
     found = weights(adapted)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     adapted.unload()
 
 
-def test_skipped_steps_do_not_lose_the_last_cut(adalora_bench: Workbench, tmp_path: Path) -> None:
+def test_skipped_steps_do_not_lose_the_last_cut(adalora_bench: StudyContext, tmp_path: Path) -> None:
     """The step of the last cut itself is not finite; PEFT alone would crash at the next."""
-    bench = adalora_bench
+    context = adalora_bench
     settle = AdaLora().phases(10).settle
     calls = {"count": 0}
 
     def poison(module: object, inputs: object, output: torch.Tensor) -> torch.Tensor | None:
-        if not bench.base.model.training:
+        if not context.base.model.training:
             return None
         calls["count"] += 1
         return output * float("nan") if calls["count"] == settle else None
 
-    hook = bench.base.model.transformer.ln_f.register_forward_hook(poison)
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    hook = context.base.model.transformer.ln_f.register_forward_hook(poison)
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     hook.remove()
     assert outcome.train.skipped_steps == 1
     assert outcome.history[-1].step == settle
     assert outcome.plan.trainable_parameters <= (outcome.plan.budget or 0)
 
 
-def test_schedule_counts_optimiser_steps(make_bench: Bench, tmp_path: Path) -> None:
+def test_schedule_counts_optimiser_steps(make_bench: BaseContext, tmp_path: Path) -> None:
     """With accumulation a step is several batches; what counts is the step."""
-    bench = make_bench(methods="adalora:rank=2", max_steps=10, accumulation=2, epochs=9, seeds="0")
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    context = make_bench(methods="adalora:rank=2", max_steps=10, accumulation=2, epochs=9, seeds="0")
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     assert [event.step for event in outcome.history] == [0, 2, 3, 4, 5, 6]
     assert len(outcome.train.losses) == 10
 
 
-def test_start_must_be_above_the_budget(make_bench: Bench) -> None:
+def test_start_must_be_above_the_budget(make_bench: BaseContext) -> None:
     """Seen before any training; PEFT alone fails in it (`kthvalue(): selected number k ...`)."""
     with pytest.raises(AllocationError, match="nothing would be cut"):
         make_bench(methods="adalora:rank=3,start_rank=3")

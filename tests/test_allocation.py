@@ -13,7 +13,7 @@ from allocation_cases import DIALOGPT_MEDIUM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_lora.allocation import METHODS, Evidence, MethodSpec, RankPlan, allocate, uniform_cost
+from adaptive_lora.allocation import METHODS, MethodSpec, ProfileSummary, RankPlan, allocate, uniform_cost
 from adaptive_lora.allocation.budget import fit_to_budget
 from adaptive_lora.allocation.reading import is_family
 from adaptive_lora.allocation.site import Role
@@ -63,14 +63,14 @@ def test_one_alpha_for_all_ranks() -> None:
 
 SCORES = {site.name: 1.0 + site.layer * 3 + site.in_features / 500 for site in DIALOGPT_MEDIUM}
 SPECTRA = {name: tuple(score / i**2 for i in range(1, 33)) for name, score in SCORES.items()}
-EVIDENCE = Evidence(metric="test", scores=SCORES, spectra=SPECTRA)
+EVIDENCE = ProfileSummary(metric="test", scores=SCORES, spectra=SPECTRA)
 
 
 @pytest.mark.parametrize("name", sorted(n for n, kind in METHODS.items() if not is_family(kind)))
 @pytest.mark.parametrize("budget", ["uniform-8", "1000000", "5432109"])
 def test_every_method_fills_a_budget(name: str, budget: str) -> None:
     spec = MethodSpec.build(name, {"budget": budget})
-    plan = allocate(spec, DIALOGPT_MEDIUM, evidence=EVIDENCE)
+    plan = allocate(spec, DIALOGPT_MEDIUM, profile=EVIDENCE)
     limit = uniform_cost(DIALOGPT_MEDIUM, 8) if budget == "uniform-8" else int(budget)
     slack = limit - plan.trainable_parameters
     if plan.trainable_parameters < limit and all(e.rank >= 64 for e in plan.entries):
@@ -84,7 +84,7 @@ def test_uniform_under_a_uniform_budget_is_uniform() -> None:
 
 
 def test_empirical_follows_scores_within_gora_limits() -> None:
-    plan = allocate(MethodSpec.parse("empirical:rank=8"), DIALOGPT_MEDIUM, evidence=EVIDENCE)
+    plan = allocate(MethodSpec.parse("empirical:rank=8"), DIALOGPT_MEDIUM, profile=EVIDENCE)
     assert all(4 <= entry.rank <= 32 for entry in plan.entries)
     queries = [entry.rank for entry in plan.entries if entry.site.role == Role.QKV]
     assert queries == sorted(queries)
@@ -97,9 +97,9 @@ def test_proportional_tempers_the_scores(p: str) -> None:
     decay = [i ** -float(p) for i in range(1, 60)]
     scores = {site.name: 16.0 if site.layer % 2 else 1.0 for site in DIALOGPT_MEDIUM}
     spectra = {name: tuple(score * value for value in decay) for name, score in scores.items()}
-    known = Evidence(metric="whitened_gradient", scores=scores, spectra=spectra)
+    known = ProfileSummary(metric="whitened_gradient", scores=scores, spectra=spectra)
     text = "proportional:rank=64,metric=whitened_gradient,target_names=c_attn,p="
-    given, fitted = (allocate(MethodSpec.parse(text + value), DIALOGPT_MEDIUM, evidence=known) for value in (p, "none"))
+    given, fitted = (allocate(MethodSpec.parse(text + value), DIALOGPT_MEDIUM, profile=known) for value in (p, "none"))
     low, high = (given.entries[index].rank for index in (0, 1))
     ratio = 16 ** (1 / float(p))
     assert abs(high - ratio * low) <= ratio + 1
@@ -110,15 +110,15 @@ def test_proportional_tempers_the_scores(p: str) -> None:
 def test_a_decay_that_cannot_be_fitted_is_an_error() -> None:
     spec, short = MethodSpec.parse("proportional:p=none"), dict.fromkeys(SCORES, (1.0, 0.5))
     for spectra, message in ((None, "needs a spectrum"), (short, "fewer than three")):
-        known = Evidence(metric="weight_gradient", scores=SCORES, spectra=spectra)
+        known = ProfileSummary(metric="weight_gradient", scores=SCORES, spectra=spectra)
         with pytest.raises(AllocationError, match=message):
-            allocate(spec, DIALOGPT_MEDIUM, evidence=known)
+            allocate(spec, DIALOGPT_MEDIUM, profile=known)
 
 
 def test_equal_scores_per_parameter_give_uniform() -> None:
     scores = {site.name: 0.3 * site.parameters_per_rank for site in DIALOGPT_MEDIUM}
     plan = allocate(
-        MethodSpec.parse("empirical:rank=8"), DIALOGPT_MEDIUM, evidence=Evidence(metric="test", scores=scores)
+        MethodSpec.parse("empirical:rank=8"), DIALOGPT_MEDIUM, profile=ProfileSummary(metric="test", scores=scores)
     )
     assert {entry.rank for entry in plan.entries} == {8}
 
@@ -127,7 +127,7 @@ def test_equal_scores_per_parameter_give_uniform() -> None:
 def test_degenerate_profile_is_an_error(bad: float) -> None:
     scores = dict.fromkeys(SCORES, bad)
     with pytest.raises(AllocationError, match="degenerate"):
-        allocate(MethodSpec.parse("empirical"), DIALOGPT_MEDIUM, evidence=Evidence(metric="test", scores=scores))
+        allocate(MethodSpec.parse("empirical"), DIALOGPT_MEDIUM, profile=ProfileSummary(metric="test", scores=scores))
 
 
 site_lists = st.lists(st.tuples(st.floats(0.01, 100), st.integers(1, 50), st.integers(1, 20)), min_size=1, max_size=8)

@@ -13,7 +13,7 @@ from allocation_cases import DIALOGPT_MEDIUM, evidence, gpt2_sites
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive_lora.allocation import METHODS, Evidence, MethodSpec, RankPlan, allocate, uniform_cost
+from adaptive_lora.allocation import METHODS, MethodSpec, ProfileSummary, RankPlan, allocate, uniform_cost
 from adaptive_lora.allocation.reading import LIMITS, decides_in_training
 from adaptive_lora.allocation.site import ATTENTION_ROLES, FEED_FORWARD_ROLES, AdapterSite, Role
 from adaptive_lora.errors import AllocationError, ConfigError
@@ -54,9 +54,9 @@ def made(rows: list[tuple[int, Role, int, int]]) -> tuple[AdapterSite, ...]:
 site_lists = site_rows.map(made)
 
 
-def plan_of(name: str, sites: Sequence[AdapterSite], options: dict[str, Any], evidence: Evidence) -> RankPlan:
+def plan_of(name: str, sites: Sequence[AdapterSite], options: dict[str, Any], evidence: ProfileSummary) -> RankPlan:
     """Allocate with a method and options."""
-    return allocate(MethodSpec.build(name, options), sites, evidence=evidence, seed=3)
+    return allocate(MethodSpec.build(name, options), sites, profile=evidence, seed=3)
 
 
 def most_of(site: AdapterSite, options: dict[str, Any]) -> int:
@@ -123,7 +123,7 @@ def test_the_order_of_sites_does_not_matter(name: str, order: list[int], seed: i
 def test_more_important_sites_of_equal_cost_get_no_less(name: str, seed: int, budget: int) -> None:
     sites = gpt2_sites(6, 64)
     measured = evidence(sites, seed)
-    ordered = Evidence(
+    ordered = ProfileSummary(
         metric="whitened_gradient",
         scores=measured.scores,
         spectra={name: tuple(s / i for i in range(1, 33)) for name, s in measured.scores.items()},
@@ -141,7 +141,7 @@ def test_equal_evidence_gives_uniform(name: str) -> None:
     """Equal per parameter, because parameters are the budget."""
     scores = {site.name: 0.3 * site.parameters_per_rank for site in DIALOGPT_MEDIUM}
     spectra = {key: tuple(value / i for i in range(1, 40)) for key, value in scores.items()}
-    measured = Evidence(metric="whitened_gradient", scores=scores, spectra=spectra, replicates=(spectra,) * 3)
+    measured = ProfileSummary(metric="whitened_gradient", scores=scores, spectra=spectra, replicates=(spectra,) * 3)
     options: dict[str, Any] = {"rank": 8}
     if name in ("linear_decay", "attention_heavy", "three_band", "family_uniform"):
         pytest.skip("looks at no evidence")
@@ -213,7 +213,7 @@ def test_rank_zero_leaves_sites_out() -> None:
 def test_limits_that_cannot_be_met(text: str, message: str) -> None:
     spec = MethodSpec.parse(text)
     with pytest.raises(AllocationError, match=message):
-        allocate(spec, DIALOGPT_MEDIUM, evidence=evidence(DIALOGPT_MEDIUM))
+        allocate(spec, DIALOGPT_MEDIUM, profile=evidence(DIALOGPT_MEDIUM))
 
 
 def test_ranks_without_a_budget_are_cut_and_rounded_down() -> None:

@@ -20,10 +20,10 @@ from adaptive_lora.data.images import load_classes
 from adaptive_lora.data.labelled import load_labelled
 from adaptive_lora.data.rows import drawn
 from adaptive_lora.errors import DataError
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 
 Row = dict[str, Any]
-Make = Callable[..., Workbench]
+Make = Callable[..., StudyContext]
 EMPTY = "column 'output' is empty"
 
 
@@ -133,8 +133,8 @@ def test_prompts_that_the_test_part_has_are_not_judged(tmp_path: Path, make_benc
     long = {"instruction": "x" * 200}
     tested = save(tmp_path, rows(8), "test.jsonl")
     data = save(tmp_path, [*with_bad(40, {}), {**rows(1)[0], "output": "y" * 500}])
-    bench = make_bench(data=data, test_data=tested)
-    assert bench.data_summary.tested_prompts == 9
+    context = make_bench(data=data, test_data=tested)
+    assert context.data_summary.tested_prompts == 9
     with pytest.raises(DataError, match=r"test\.jsonl line 3: no supervised token"):
         make_bench(data=data, test_data=save(tmp_path, with_bad(8, {2: long}), "test.jsonl"))
 
@@ -151,7 +151,7 @@ def test_the_rest_is_what_a_file_without_them_gives(
     with caplog.at_level(logging.WARNING):
         skipped = make_bench(data=data, on_bad_row="skip")
     whole = make_bench(data=clean)
-    assert skipped.parts(0) == whole.parts(0)
+    assert skipped.splits(0) == whole.splits(0)
     assert skipped.data.digest == whole.data.digest
     assert skipped.data.reasons == {
         EMPTY: 1,
@@ -171,12 +171,12 @@ def test_rows_left_out_are_part_of_the_identity(tmp_path: Path, make_bench: Make
     (trial, *_), (same, *_) = plain.config.trials(), skipping.config.trials()
     assert plain.study_id == skipping.study_id
     assert plain.signature(trial) == skipping.signature(same)
-    assert plain.lineage == skipping.lineage
+    assert plain.study_key == skipping.study_key
     lossy = make_bench(data=save(tmp_path, [*rows(40), {"instruction": "a", "output": ""}]), on_bad_row="skip")
     assert lossy.data.digest == plain.data.digest
     assert lossy.study_id != plain.study_id
     assert lossy.signature(same) != plain.signature(trial)
-    assert lossy.lineage == plain.lineage  # so that the change is said
+    assert lossy.study_key == plain.study_key  # so that the change is said
 
 
 def test_lines_that_are_no_row_can_be_left_out(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2LMHeadModel
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.models.kernels import attends_packed
 from adaptive_lora.results import EvalResult, TrainResult
-from adaptive_lora.study.context import Workbench
-from adaptive_lora.study.recipes import RECIPES, Job
+from adaptive_lora.study.context import StudyContext
+from adaptive_lora.study.recipes import RECIPES, TrialContext
 
-MakeBench = Callable[..., Workbench]
+MakeBench = Callable[..., StudyContext]
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def still_base(base_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "still"
 
 
-def trained(bench: Workbench) -> tuple[TrainResult, EvalResult]:
-    job = Job(bench, next(iter(bench.config.trials())), lambda event: None)
+def trained(context: StudyContext) -> tuple[TrainResult, EvalResult]:
+    job = TrialContext(context, next(iter(context.config.trials())), lambda event: None)
     try:
         done = RECIPES[job.trial.method.recipe](job)
-        return done.result, bench.score(done.model, bench.parts(0).test)
+        return done.result, context.score(done.model, context.splits(0).test)
     finally:
         job.release()
 
@@ -46,12 +46,12 @@ def trained(bench: Workbench) -> tuple[TrainResult, EvalResult]:
 def test_losses_are_those_of_padded_batches(make_bench: MakeBench, still_base: Path, method: str) -> None:
     curves = {}
     for batching in ("auto", "padded"):
-        bench = make_bench(
+        context = make_bench(
             model=str(still_base), methods=method, seeds="0", max_steps=8, lr="3e-3",
             batching=batching, validations=2,
         )  # fmt: skip
-        curves[batching] = trained(bench)
-        assert not attends_packed(bench.base.model)
+        curves[batching] = trained(context)
+        assert not attends_packed(context.base.model)
     (packed, score), (padded, plain) = curves["auto"], curves["padded"]
     np.testing.assert_allclose(packed.losses, padded.losses, rtol=1e-5)
     np.testing.assert_allclose(packed.validation_loss, padded.validation_loss, rtol=1e-5)
@@ -73,9 +73,9 @@ def bloom(tmp_path: Path) -> Path:
 def test_a_base_that_cannot_pack_is_padded_and_said_so(
     make_bench: MakeBench, bloom: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench = make_bench(model=str(bloom), methods="uniform:rank=2", seeds="0")
-    with caplog.at_level(logging.WARNING), bench.running(bench.base.model):
-        assert not attends_packed(bench.base.model)
+    context = make_bench(model=str(bloom), methods="uniform:rank=2", seeds="0")
+    with caplog.at_level(logging.WARNING), context.running(context.base.model):
+        assert not attends_packed(context.base.model)
     assert "batches of BloomForCausalLM are padded" in caplog.text
     with pytest.raises(ConfigError, match="BloomForCausalLM cannot run on packed rows"):
         make_bench(model=str(bloom), methods="uniform:rank=2", seeds="0", batching="packed")
@@ -84,8 +84,8 @@ def test_a_base_that_cannot_pack_is_padded_and_said_so(
 def test_scores_do_not_depend_on_how_examples_are_grouped(make_bench: MakeBench, options: Options) -> None:
     found = []
     for size in (1, 2, 64):
-        bench = make_bench(eval_batch_size=size)
-        found.append(bench.losses(bench.base.model, bench.parts(0).train))
+        context = make_bench(eval_batch_size=size)
+        found.append(context.losses(context.base.model, context.splits(0).train))
     for other in found[1:]:
         np.testing.assert_allclose(other.nll_E, found[0].nll_E, rtol=1e-5)
         assert (other.correct_E == found[0].correct_E).all()

@@ -17,7 +17,7 @@ from adaptive_lora.allocation import FamilyPlan, MethodSpec, make_plan
 from adaptive_lora.allocation.architecture import Architecture
 from adaptive_lora.allocation.site import Role
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.methods.custom_tuner import attach_own_family
+from adaptive_lora.methods.custom_tuner import attach_custom_tuner
 from adaptive_lora.models.sites import read_architecture
 from adaptive_lora.serving.custom_tuner import AdaptedModel
 
@@ -60,7 +60,7 @@ def test_it_computes_the_published_formula(model: Any, nonlinearity: str) -> Non
     """H + f(h·W_down + b_down)·W_up + b_up, with h the projection's own output."""
     plan = planned(model, f"houlsby:width=3,nonlinearity={nonlinearity},norms=false")
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    adapted = attach_own_family(model, plan, seed=0)
+    adapted = attach_custom_tuner(model, plan, seed=0)
     drawn(adapted)
     places = list(plan.settings["bottlenecks"])
     for name in places:  # a hook that comes later sees what the adapter made of the output
@@ -121,7 +121,7 @@ def test_parameters_by_hand(model: Any) -> None:
 def test_a_smaller_width_starts_with_the_first_rows_of_a_larger(model: Any) -> None:
     starts = []
     for width in (2, 5):
-        adapted = attach_own_family(model, planned(model, f"pfeiffer:width={width}"), seed=3)
+        adapted = attach_custom_tuner(model, planned(model, f"pfeiffer:width={width}"), seed=3)
         starts.append({n: t.clone() for n, t in adapted.trained_state().items()})
         adapted.release()
     for name, small in starts[0].items():

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive_lora.signals import Interrupted, interruptible
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import TrialOutcome, run_trial
 from adaptive_lora.training import Frequency, StepEvent, TrialCheckpoints
-from adaptive_lora.training.checkpoint_files import DamagedCheckpoint, read_checkpoint, write_checkpoint
+from adaptive_lora.training.checkpoint_files import CorruptCheckpoint, read_checkpoint, write_checkpoint
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 EVERY_STEP = Frequency(minutes=1e9, steps=1)
 NEVER = Frequency(minutes=1e9)
 
@@ -33,7 +33,7 @@ SETTINGS = {
 
 
 @contextmanager
-def signal_at_forward(bench: Workbench, number: int, kind: signal.Signals) -> Iterator[None]:
+def signal_at_forward(context: StudyContext, number: int, kind: signal.Signals) -> Iterator[None]:
     """Send a real signal to this process within the n-th forward pass of training."""
     calls = {"count": 0}
 
@@ -43,7 +43,7 @@ def signal_at_forward(bench: Workbench, number: int, kind: signal.Signals) -> It
             if calls["count"] == number:
                 signal.raise_signal(kind)
 
-    handle = bench.base.model.get_submodule("transformer.ln_f").register_forward_hook(hook)
+    handle = context.base.model.get_submodule("transformer.ln_f").register_forward_hook(hook)
     try:
         yield
     finally:
@@ -81,21 +81,23 @@ def numbers(outcome: TrialOutcome) -> dict[str, Any]:
         ("p_tuning:tokens=2,encoder_width=3", 11),
     ],
 )
-def test_a_stopped_trial_goes_on_bit_for_bit(make_bench: Bench, tmp_path: Path, method: str, forward: int) -> None:
+def test_a_stopped_trial_goes_on_bit_for_bit(
+    make_bench: BaseContext, tmp_path: Path, method: str, forward: int
+) -> None:
     """Also where the signal comes in the middle of a step, and in a second training."""
-    bench = make_bench(methods=method, **SETTINGS)
-    (trial,) = bench.config.trials()
+    context = make_bench(methods=method, **SETTINGS)
+    (trial,) = context.config.trials()
     whole_events: list[StepEvent] = []
-    expected = numbers(run_trial(bench, trial, tmp_path / "whole", whole_events.append))
+    expected = numbers(run_trial(context, trial, tmp_path / "whole", whole_events.append))
     kept = tmp_path / "kept"
     kind = signal.SIGTERM if forward % 2 else signal.SIGINT
-    with signal_at_forward(bench, forward, kind), interruptible(), pytest.raises(Interrupted) as stopped:
-        run_trial(bench, trial, tmp_path / "cut", checkpoints=TrialCheckpoints(kept, NEVER))
+    with signal_at_forward(context, forward, kind), interruptible(), pytest.raises(Interrupted) as stopped:
+        run_trial(context, trial, tmp_path / "cut", checkpoints=TrialCheckpoints(kept, NEVER))
     assert stopped.value.exit_code == (143 if forward % 2 else 130)
-    bench = make_bench(methods=method, **SETTINGS)  # as in another process
+    context = make_bench(methods=method, **SETTINGS)  # as in another process
     events: list[StepEvent] = []
     again = TrialCheckpoints(kept, NEVER)
-    outcome = run_trial(bench, trial, tmp_path / "again", events.append, again)
+    outcome = run_trial(context, trial, tmp_path / "again", events.append, again)
     assert numbers(outcome) == expected
     assert events == whole_events  # told once more, and none twice
     assert again.seconds_before > 0
@@ -103,9 +105,9 @@ def test_a_stopped_trial_goes_on_bit_for_bit(make_bench: Bench, tmp_path: Path, 
     assert not kept.exists()
 
 
-def with_scaler(bench: Workbench) -> torch.amp.GradScaler:
+def with_scaler(context: StudyContext) -> torch.amp.GradScaler:
     """Give a CPU what float16 on a GPU has: autocast, and a scaler that overflows at first."""
-    accelerator = bench.runtime.accelerator
+    accelerator = context.runtime.accelerator
     accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=2)
     return accelerator.scaler
@@ -114,44 +116,44 @@ def with_scaler(bench: Workbench) -> torch.amp.GradScaler:
 @pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")  # accelerate overrides it
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # the first overflows
 @pytest.mark.parametrize("forward", [3, 10])
-def test_a_gradient_scaler_goes_on_where_it_was(make_bench: Bench, tmp_path: Path, forward: int) -> None:
+def test_a_gradient_scaler_goes_on_where_it_was(make_bench: BaseContext, tmp_path: Path, forward: int) -> None:
     settings = {**SETTINGS, "max_skipped_steps": 8}
-    bench = make_bench(methods="uniform:rank=2", **settings)
-    (trial,) = bench.config.trials()
-    scaler = with_scaler(bench)
-    expected, scale = numbers(run_trial(bench, trial, tmp_path / "whole")), scaler.get_scale()
+    context = make_bench(methods="uniform:rank=2", **settings)
+    (trial,) = context.config.trials()
+    scaler = with_scaler(context)
+    expected, scale = numbers(run_trial(context, trial, tmp_path / "whole")), scaler.get_scale()
     assert 0 < expected["train"].skipped_steps < 8  # it fell, and it rose again
     kept = tmp_path / "kept"
-    with_scaler(bench)
-    with signal_at_forward(bench, forward, signal.SIGTERM), interruptible(), pytest.raises(Interrupted):
-        run_trial(bench, trial, tmp_path / "cut", checkpoints=TrialCheckpoints(kept, NEVER))
-    scaler = with_scaler(bench)
-    found = numbers(run_trial(bench, trial, tmp_path / "again", checkpoints=TrialCheckpoints(kept, NEVER)))
+    with_scaler(context)
+    with signal_at_forward(context, forward, signal.SIGTERM), interruptible(), pytest.raises(Interrupted):
+        run_trial(context, trial, tmp_path / "cut", checkpoints=TrialCheckpoints(kept, NEVER))
+    scaler = with_scaler(context)
+    found = numbers(run_trial(context, trial, tmp_path / "again", checkpoints=TrialCheckpoints(kept, NEVER)))
     assert scaler.get_scale() == scale != 2.0**20
     assert repr(found.pop("train")) == repr(expected.pop("train"))  # NaN differs from itself
     assert found == expected
 
 
-def test_a_finished_training_is_not_repeated(make_bench: Bench, tmp_path: Path) -> None:
+def test_a_finished_training_is_not_repeated(make_bench: BaseContext, tmp_path: Path) -> None:
     """Where the process ends in the test after training, the adapter is there without a step."""
-    bench = make_bench(methods="uniform:rank=2", patience=2, **SETTINGS)
-    (trial,) = bench.config.trials()
+    context = make_bench(methods="uniform:rank=2", patience=2, **SETTINGS)
+    (trial,) = context.config.trials()
     kept = TrialCheckpoints(tmp_path / "kept", NEVER)
-    expected = numbers(run_trial(bench, trial, tmp_path / "one", checkpoints=kept))
-    with signal_at_forward(bench, 1, signal.SIGTERM):  # a training step would end this test
+    expected = numbers(run_trial(context, trial, tmp_path / "one", checkpoints=kept))
+    with signal_at_forward(context, 1, signal.SIGTERM):  # a training step would end this test
         again = TrialCheckpoints(tmp_path / "kept", NEVER)
-        assert numbers(run_trial(bench, trial, tmp_path / "two", checkpoints=again)) == expected
+        assert numbers(run_trial(context, trial, tmp_path / "two", checkpoints=again)) == expected
 
 
 def test_the_last_two_are_kept_and_a_damaged_one_falls_back(
-    make_bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_bench: BaseContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench = make_bench(methods="uniform:rank=2", **SETTINGS)
-    (trial,) = bench.config.trials()
-    expected = numbers(run_trial(bench, trial, tmp_path / "whole"))
+    context = make_bench(methods="uniform:rank=2", **SETTINGS)
+    (trial,) = context.config.trials()
+    expected = numbers(run_trial(context, trial, tmp_path / "whole"))
     kept = tmp_path / "kept"
-    with signal_at_forward(bench, 12, signal.SIGTERM), interruptible(), pytest.raises(Interrupted):
-        run_trial(bench, trial, tmp_path / "a", checkpoints=TrialCheckpoints(kept, EVERY_STEP))
+    with signal_at_forward(context, 12, signal.SIGTERM), interruptible(), pytest.raises(Interrupted):
+        run_trial(context, trial, tmp_path / "a", checkpoints=TrialCheckpoints(kept, EVERY_STEP))
     names = sorted(path.name for path in kept.iterdir())
     assert names == ["training1-step000000004", "training1-step000000005"]
     damaged = kept / names[1] / "tensors.safetensors"
@@ -161,7 +163,7 @@ def test_the_last_two_are_kept_and_a_damaged_one_falls_back(
     (kept / "training1-step000000009.partial-1").mkdir()  # a process died while it wrote
     first: list[StepEvent] = []
     with caplog.at_level(logging.WARNING):
-        outcome = run_trial(bench, trial, tmp_path / "b", first.append, TrialCheckpoints(kept, NEVER))
+        outcome = run_trial(context, trial, tmp_path / "b", first.append, TrialCheckpoints(kept, NEVER))
     assert "is damaged and left out" in caplog.text
     assert names[1] in caplog.text
     assert numbers(outcome) == expected
@@ -169,15 +171,15 @@ def test_the_last_two_are_kept_and_a_damaged_one_falls_back(
 
 
 def test_checkpoints_of_other_ranks_are_left_out(
-    make_bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_bench: BaseContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench = make_bench(methods="uniform:rank=2 uniform:rank=3", **SETTINGS)
-    two, three = bench.config.trials()
-    expected = numbers(run_trial(bench, three, tmp_path / "whole"))
+    context = make_bench(methods="uniform:rank=2 uniform:rank=3", **SETTINGS)
+    two, three = context.config.trials()
+    expected = numbers(run_trial(context, three, tmp_path / "whole"))
     kept = tmp_path / "kept"
-    run_trial(bench, two, tmp_path / "two", checkpoints=TrialCheckpoints(kept, NEVER))
+    run_trial(context, two, tmp_path / "two", checkpoints=TrialCheckpoints(kept, NEVER))
     with caplog.at_level(logging.WARNING):
-        outcome = run_trial(bench, three, tmp_path / "three", checkpoints=TrialCheckpoints(kept, NEVER))
+        outcome = run_trial(context, three, tmp_path / "three", checkpoints=TrialCheckpoints(kept, NEVER))
     assert "is of other ranks" in caplog.text
     assert numbers(outcome) == expected
 
@@ -231,5 +233,5 @@ def test_every_damage_is_found(tmp_path: Path, name: str, how: str) -> None:
         file.unlink()
     else:
         file.write_bytes({"cut": content[:middle], "changed": changed, "empty": b""}[how])
-    with pytest.raises(DamagedCheckpoint):
+    with pytest.raises(CorruptCheckpoint):
         read_checkpoint(folder)

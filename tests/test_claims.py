@@ -15,15 +15,15 @@ from mlflow import MlflowClient
 from tracked import store_in
 
 from adaptive_lora.config import TrackingConfig
-from adaptive_lora.errors import ClaimLost, TrackingError
+from adaptive_lora.errors import LeaseLost, TrackingError
 from adaptive_lora.tracking import Store, StudyRun, TrialRun, connect
 from adaptive_lora.tracking.journal import Journal
-from adaptive_lora.tracking.leases import CLAIM, Claims, Heartbeat, Patience
+from adaptive_lora.tracking.leases import LEASE, Heartbeat, Leases, Patience
 from adaptive_lora.tracking.outbox import new_key
 from adaptive_lora.tracking.owner import Owner
 from adaptive_lora.tracking.recorder import new_run
 from adaptive_lora.tracking.runs import KIND, SIGNATURE, STUDY_ID
-from adaptive_lora.tracking.study_run import Standing
+from adaptive_lora.tracking.study_run import TrialStatus
 
 ELSEWHERE = "0123456789ab/1/1/abcdef"
 """An owner on another machine."""
@@ -38,9 +38,9 @@ def store(empty_store: Path, tmp_path: Path) -> Store:
 
 def add_in_turns(uri: str, place: Path, rounds: int) -> None:
     """Read a number, wait, write it back one higher: without turns most additions get lost."""
-    claims = Claims(connect(TrackingConfig(tracking_uri=uri)), "race", 60.0)
+    leases = Leases(connect(TrackingConfig(tracking_uri=uri)), "race", 60.0)
     for _ in range(rounds):
-        with claims.turn():
+        with leases.turn():
             number = int(place.read_text())
             time.sleep(0.03)
             place.write_text(str(number + 1))
@@ -69,14 +69,14 @@ def turns_in(store: Store) -> list[str]:
 
 def test_a_dead_process_does_not_block_the_turn(store: Store) -> None:
     """One died while it had its turn, one while it was choosing; one is of another machine."""
-    claims = Claims(store, "study", 0.5)
+    leases = Leases(store, "study", 0.5)
     gone = Owner.here()
     gone.ended()
     for owner, ticket in ((gone, 0), (ELSEWHERE, 1)):
         key = f"adaptive_lora.turn.study.{ticket}"
         store.client.set_experiment_tag(store.experiment_id, key, f"{owner}#{ticket}#0")
     started = time.monotonic()
-    with claims.turn():
+    with leases.turn():
         assert time.monotonic() - started >= 0.5  # nothing is known of the other machine
         assert len(turns_in(store)) == 1
     assert turns_in(store) == []
@@ -121,13 +121,13 @@ def test_a_trial_is_taken_once(store: Store) -> None:
     assert one.run_id == two.run_id
     run = one.take("trial", TAGS)
     assert isinstance(run, TrialRun)
-    assert two.take("trial", TAGS) is Standing.TAKEN
+    assert two.take("trial", TAGS) is TrialStatus.TAKEN
     with one.trial(run) as check:
         check()
         run.metric("train/loss", 1.0, 1)
     run.flush(60)
-    assert two.take("trial", TAGS) is Standing.DONE
-    assert one.take("trial", TAGS) is Standing.DONE
+    assert two.take("trial", TAGS) is TrialStatus.DONE
+    assert one.take("trial", TAGS) is TrialStatus.DONE
     assert len(one.children()) == 1
 
 
@@ -135,7 +135,7 @@ def test_a_run_that_a_dead_process_never_got_is_not_made_beside_the_trial(store:
     """It was killed between writing its journal and making the run; another trained the trial."""
     study = open_study(store)
     tags = {**TAGS, STUDY_ID: "s-1", KIND: "trial"}
-    left = Journal.create(store.spool.folder, new_key(), new_run(store, "trial", tags))
+    left = Journal.create(store.outbox.folder, new_key(), new_run(store, "trial", tags))
     left.append("tags", {"values": tags})
     left.release()
     run = study.take("trial", TAGS)
@@ -155,8 +155,8 @@ def test_the_run_of_a_dead_process_is_gone_on_with(store: Store) -> None:
     run.metric("train/loss", 1.0, 1)
     run.flush(60)
     run.leave()
-    store.client.set_tag(run.run_id, CLAIM, f"{ELSEWHERE}#7")
-    assert study.take("trial", TAGS) is Standing.TAKEN
+    store.client.set_tag(run.run_id, LEASE, f"{ELSEWHERE}#7")
+    assert study.take("trial", TAGS) is TrialStatus.TAKEN
     time.sleep(0.5)
     again = study.take("trial", TAGS)
     assert isinstance(again, TrialRun)
@@ -180,9 +180,9 @@ def test_records_that_another_process_is_delivering_are_waited_for(store: Store)
     run.leave()
     gone = Owner.here()
     gone.ended()
-    store.client.set_tag(run.run_id, CLAIM, f"{gone}#7")
+    store.client.set_tag(run.run_id, LEASE, f"{gone}#7")
     header = {"run_id": run.run_id, "store": store.shown_uri, "ends": True, "once": True}
-    left = Journal.create(store.spool.folder, "left", header)
+    left = Journal.create(store.outbox.folder, "left", header)
     left.append("metric", {"k": "train/loss", "v": 1.0, "s": 1, "t": 1})
     with ThreadPoolExecutor(1) as pool:
         taking = pool.submit(study.take, "trial", TAGS)
@@ -202,18 +202,18 @@ def test_a_living_process_beats_and_sees_what_it_lost(store: Store) -> None:
     assert isinstance(run, TrialRun)
 
     def claim() -> str:
-        return MlflowClient(store.uri).get_run(run.run_id).data.tags[CLAIM]
+        return MlflowClient(store.uri).get_run(run.run_id).data.tags[LEASE]
 
     def lose() -> None:
         with study.trial(run) as check:
             first = claim()
             wait_for(lambda: claim() != first)
             check()
-            store.client.set_tag(run.run_id, CLAIM, f"{ELSEWHERE}#0")
+            store.client.set_tag(run.run_id, LEASE, f"{ELSEWHERE}#0")
             wait_for(lambda: _raises(check))
             check()
 
-    with pytest.raises(ClaimLost):
+    with pytest.raises(LeaseLost):
         lose()
     assert claim() == f"{ELSEWHERE}#0"  # it is the other's now
     assert store.client.get_run(run.run_id).info.status == "RUNNING"
@@ -236,9 +236,9 @@ def test_a_sign_of_life_on_its_way_holds_nobody_up_while_the_store_is_away(
 
     whole = Heartbeat.stop
     monkeypatch.setattr(Heartbeat, "stop", stop)
-    claims = Claims(store, "study-0", silence=0.4)
-    monkeypatch.setattr(store.spool, "away", "it does not answer")
-    with claims.held(run_id):
+    leases = Leases(store, "study-0", silence=0.4)
+    monkeypatch.setattr(store.outbox, "away", "it does not answer")
+    with leases.held(run_id):
         begun.wait()
     assert not answered.is_set()
     answered.set()  # the thread ends
@@ -247,7 +247,7 @@ def test_a_sign_of_life_on_its_way_holds_nobody_up_while_the_store_is_away(
 def _raises(check: Callable[[], None]) -> bool:
     try:
         check()
-    except ClaimLost:
+    except LeaseLost:
         return True
     return False
 
@@ -279,13 +279,13 @@ def test_duplicates_of_earlier_versions_leave_the_study(store: Store) -> None:
     taken.flush(60)
     (only,) = study.children()
     assert only.info.status == "KILLED"
-    assert only.data.tags[CLAIM] == ""
+    assert only.data.tags[LEASE] == ""
 
 
 def test_one_process_compares_at_a_time(store: Store) -> None:
     study = open_study(store)
     with study.comparing():
-        claim = study.recorded().data.tags[CLAIM]
-        assert claim.startswith(str(study.claims.owner))
-        assert not open_study(store).claims.is_free(study.run_id, claim)
-    assert study.recorded().data.tags[CLAIM] == ""
+        claim = study.recorded().data.tags[LEASE]
+        assert claim.startswith(str(study.leases.owner))
+        assert not open_study(store).leases.is_free(study.run_id, claim)
+    assert study.recorded().data.tags[LEASE] == ""

@@ -15,7 +15,7 @@ from adaptive_lora.analysis.comparison import VerdictKind, compare
 from adaptive_lora.errors import DataError
 from adaptive_lora.results import EvalResult, TrialRecord
 
-FROZEN = scores(FROZEN_LOSS, 0)
+BASE_SCORES = scores(FROZEN_LOSS, 0)
 
 
 def two_methods(effect: float, seeds: int = 8, noise: float = 0.01) -> list[TrialRecord]:
@@ -58,7 +58,7 @@ def test_no_difference_is_said_as_clearly_and_keeps_the_baseline() -> None:
 
 def test_numbers_are_those_of_the_records() -> None:
     records = two_methods(-0.1)
-    comparison = compare(records, baseline="uniform-r8", frozen=FROZEN)
+    comparison = compare(records, baseline="uniform-r8", base_scores=BASE_SCORES)
     losses = {(r.method, r.seed): r.test.loss for r in records}
     expected = [losses["linear_decay-r16-4", s] - losses["uniform-r8", s] for s in range(8)]
     base, method = comparison.methods
@@ -92,7 +92,7 @@ def test_test_loss_is_weighted_by_tokens() -> None:
 
 def test_order_of_records_and_examples_changes_nothing() -> None:
     records = study(EFFECTS)
-    expected = compare(records, baseline="uniform-r8", frozen=FROZEN)
+    expected = compare(records, baseline="uniform-r8", base_scores=BASE_SCORES)
     shuffled = []
     for record in random.Random(0).sample(records, len(records)):
         order = np.random.default_rng(record.seed).permutation(len(record.test.example_ids))
@@ -104,7 +104,7 @@ def test_order_of_records_and_examples_changes_nothing() -> None:
             exact_match_E=record.test.exact_match_E[order],
         )
         shuffled.append(dataclasses.replace(record, test=test))
-    again = compare(shuffled, baseline="uniform-r8", frozen=FROZEN)
+    again = compare(shuffled, baseline="uniform-r8", base_scores=BASE_SCORES)
     for method in expected.methods:
         other = again.method(method.label)
         assert other.verdict.kind is method.verdict.kind
@@ -163,7 +163,7 @@ def test_folds_are_averaged_within_a_seed_and_do_not_count_as_seeds() -> None:
             records.append(trial("m", seed, BASE_LOSS + gap + 0.01 * seed, fold=fold))
     records = [r for r in records if (r.method, r.seed, r.fold) != ("m", 2, 1)]
     frozen = {fold: scores(FROZEN_LOSS, 0, fold=fold) for fold in (0, 1)}
-    comparison = compare(records, baseline="uniform-r8", frozen=frozen)
+    comparison = compare(records, baseline="uniform-r8", base_scores=frozen)
     method = comparison.methods[1]
     assert method.difference.seeds == (0, 1)  # seed 2 lacks a fold
     assert method.missing_seeds == (2,)
@@ -196,7 +196,7 @@ def test_holm_needs_more_seeds_with_more_methods_and_says_so() -> None:
 
 
 def test_one_seed_gives_no_interval_and_no_deviation() -> None:
-    comparison = compare(two_methods(-0.3, seeds=1), baseline="uniform-r8", frozen=FROZEN)
+    comparison = compare(two_methods(-0.3, seeds=1), baseline="uniform-r8", base_scores=BASE_SCORES)
     method = comparison.methods[1]
     assert method.loss.sd is None
     assert method.difference.interval.low is None
@@ -285,7 +285,7 @@ def test_what_cannot_be_compared_is_an_error(records: list[TrialRecord], message
 
 def test_frozen_scores_of_other_examples_and_a_margin_of_nothing_are_refused() -> None:
     with pytest.raises(DataError, match="frozen base"):
-        compare(two_methods(0.0), baseline="uniform-r8", frozen=scores(3.0, 0, examples=10))
+        compare(two_methods(0.0), baseline="uniform-r8", base_scores=scores(3.0, 0, examples=10))
     with pytest.raises(DataError, match="margin"):
         compare(two_methods(0.0), baseline="uniform-r8", margin=0.0)
 

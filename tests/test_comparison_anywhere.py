@@ -17,11 +17,11 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
 from adaptive_lora.errors import ConfigError, DataError, TrackingError
 from adaptive_lora.study.comparison_input import Selection
-from adaptive_lora.study.result import Judgement
+from adaptive_lora.study.result import StudyResult
 from adaptive_lora.study.run import compare_study
 
 
-def compare_in(folder: Path, selection: Selection, **changes: object) -> Judgement:
+def compare_in(folder: Path, selection: Selection, **changes: object) -> StudyResult:
     """Compare what is in the store of a folder, as somebody without base and data would."""
     tracking = TrackingConfig(tracking_uri=store_in(folder))
     given = {"output": "elsewhere", **changes}
@@ -32,13 +32,13 @@ def test_without_base_and_data_all_but_the_registration_is_there(
     in_store: Callable[..., StudyConfig], tmp_path: Path, data_file: Path
 ) -> None:
     before, _ = quiet(in_store(methods="uniform:rank=2 uniform:rank=1", seeds="0 1"))
-    assert before.judgement.champion is not None
+    assert before.study_result.champion is not None
     data_file.unlink()
     again = compare_in(tmp_path, Selection())
     assert again.champion is None
     assert "not at hand here" in again.no_champion
     assert "rows.json" in again.no_champion
-    assert again.comparison.to_dict() == before.judgement.comparison.to_dict()
+    assert again.comparison.to_dict() == before.study_result.comparison.to_dict()
     page = again.report.read_text(encoding="utf-8")
     assert "Swap" in page  # the texts of changed examples come from the store
 
@@ -56,11 +56,11 @@ def test_other_data_under_the_same_name_are_not_taken_for_the_same(
 def test_several_studies_and_a_query_give_one_comparison(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
     mine, _ = quiet(in_store(study="mine", seeds="0 1"))
     theirs, _ = quiet(in_store(study="theirs", seeds="0 1", methods="uniform:rank=1"))
-    ids = (mine.judgement.study_id, theirs.judgement.study_id)
+    ids = (mine.study_result.study_id, theirs.study_result.study_id)
     both = compare_in(tmp_path, Selection(study_ids=ids))
     assert [m.label for m in both.comparison.methods] == ["uniform-r2", "uniform-r1"]
     assert both.comparison.methods[1].difference is not None
-    assert both.comparison.frozen_loss == pytest.approx(mine.judgement.comparison.frozen_loss)
+    assert both.comparison.frozen_loss == pytest.approx(mine.study_result.comparison.frozen_loss)
     assert both.champion is not None
     assert all(study_id in both.comparison.facts["study id"] for study_id in ids)
     (home,) = [run for run in runs_in(tmp_path) if run.data.tags.get("adaptive_lora.kind") == "comparison"]
@@ -88,7 +88,7 @@ def test_other_data_and_splits_are_refused_by_name_unless_told(
     grid = {"methods": "uniform:rank=2 uniform:rank=1", "seeds": "0 1"}
     one, _ = quiet(in_store(**grid))
     two, _ = quiet(in_store(**grid, data=str(other), split_seed=4))
-    ids = (one.judgement.study_id, two.judgement.study_id)
+    ids = (one.study_result.study_id, two.study_result.study_id)
     with pytest.raises(DataError, match="allow-mixed") as caught:
         compare_in(tmp_path, Selection(study_ids=ids))
     assert "data digest differs" in str(caught.value)
@@ -98,7 +98,7 @@ def test_other_data_and_splits_are_refused_by_name_unless_told(
     difference = mixed.comparison.methods[1].difference
     assert difference is not None
     assert difference.seeds == (0, 1, 10_000, 10_001)
-    alone = [o.judgement.comparison.methods[1].difference for o in (one, two)]
+    alone = [o.study_result.comparison.methods[1].difference for o in (one, two)]
     assert difference.values == (*alone[0].values, *alone[1].values)
     assert mixed.champion is None
     assert "no one adapter" in mixed.no_champion
@@ -124,7 +124,7 @@ def test_a_query_without_a_recorded_study_needs_a_baseline(
 
 def test_compare_takes_ids_repeated_or_with_commas(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.folder)
-    study_id = finished.outcome.judgement.study_id
+    study_id = finished.outcome.study_result.study_id
     for words in (["--study-id", study_id], ["--study-id", f"{study_id},"]):
         result = CliRunner().invoke(main, ["compare", *words, "--output", "by-id"])
         assert result.exit_code == 0, result.output

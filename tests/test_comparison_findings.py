@@ -15,7 +15,7 @@ from adaptive_lora.analysis import stats
 from adaptive_lora.analysis.comparison import AgreementKind, AuditKind, Comparison, Cost, compare
 from adaptive_lora.results import TrialRecord
 
-FROZEN = scores(FROZEN_LOSS, 0)
+BASE_SCORES = scores(FROZEN_LOSS, 0)
 
 
 def change(records: list[TrialRecord], label: str, **fields: object) -> list[TrialRecord]:
@@ -23,7 +23,7 @@ def change(records: list[TrialRecord], label: str, **fields: object) -> list[Tri
 
 
 def against_uniform(records: list[TrialRecord], **options: object) -> Comparison:
-    return compare(records, baseline="uniform-r8", frozen=FROZEN, **options)
+    return compare(records, baseline="uniform-r8", base_scores=BASE_SCORES, **options)
 
 
 def entry(comparison: Comparison, topic: str) -> tuple[AuditKind, str]:

@@ -14,7 +14,7 @@ from allocation_cases import DIALOGPT_MEDIUM, evidence
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.allocation.site import ATTENTION_ROLES
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial, trial_metrics
 
 KNOWN = evidence(DIALOGPT_MEDIUM)
@@ -23,7 +23,7 @@ WRAPPED = ("empirical:rank=8", "waterfill:rank=8", "linear_decay", "proportional
 
 def plan_of(text: str, seed: int = 0) -> RankPlan:
     """Allocate on DialoGPT-medium."""
-    return allocate(MethodSpec.parse(text), DIALOGPT_MEDIUM, evidence=KNOWN, seed=seed)
+    return allocate(MethodSpec.parse(text), DIALOGPT_MEDIUM, profile=KNOWN, seed=seed)
 
 
 def of(control: str, wrapped: str) -> str:
@@ -109,22 +109,22 @@ def test_lr_only_is_uniform_with_the_ranks_as_rates(wrapped: str) -> None:
     assert RankPlan.from_dict(rates.to_dict()) == rates
 
 
-def test_lr_only_trains_at_its_rates(make_bench: Callable[..., Workbench], tmp_path: Path) -> None:
-    bench = make_bench(methods="uniform:rank=2 lr_only:of=linear_decay,rank=3,low_rank=1", seeds="0", max_steps=2)
-    uniform, rates = (run_trial(bench, trial, tmp_path / trial.method.name) for trial in bench.config.trials())
+def test_lr_only_trains_at_its_rates(make_bench: Callable[..., StudyContext], tmp_path: Path) -> None:
+    context = make_bench(methods="uniform:rank=2 lr_only:of=linear_decay,rank=3,low_rank=1", seeds="0", max_steps=2)
+    uniform, rates = (run_trial(context, trial, tmp_path / trial.method.name) for trial in context.config.trials())
     assert rates.plan.rank_pattern() == uniform.plan.rank_pattern()
     assert {entry.lr_multiplier for entry in rates.plan.entries} == {0.5, 1.0, 1.5}
     assert rates.train.losses[0] == uniform.train.losses[0]
     assert rates.train.losses[1] != uniform.train.losses[1]
 
 
-def test_a_trial_saves_its_certificate(make_bench: Callable[..., Workbench], tmp_path: Path) -> None:
-    bench = make_bench(methods="waterfill:rank=2,abstain=1000", seeds="0", max_steps=1)
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+def test_a_trial_saves_its_certificate(make_bench: Callable[..., StudyContext], tmp_path: Path) -> None:
+    context = make_bench(methods="waterfill:rank=2,abstain=1000", seeds="0", max_steps=1)
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     saved = RankPlan.from_dict(json.loads((tmp_path / "adapter" / "rank_plan.json").read_text()))
     assert saved == outcome.plan
     assert saved.certificate is not None
-    metrics = trial_metrics(bench, outcome, 0)
+    metrics = trial_metrics(context, outcome, 0)
     assert metrics["plan/headroom"] == saved.certificate.headroom
     assert metrics["plan/abstained"] == 1.0
 

@@ -20,10 +20,10 @@ from adaptive_lora.data.packed import pack
 from adaptive_lora.errors import ConfigError, DataError
 from adaptive_lora.models.tasks.text_scores import answer_matches, chrf, final_answer, text_scores
 from adaptive_lora.serving import answer, load_adapter
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
     "<{{ m.role }}>{{ m.content }}<|endoftext|>{% endfor %}"
@@ -142,33 +142,35 @@ def test_templates_that_cannot_be_used(tokenizer: PreTrainedTokenizerBase, tmp_p
     assert not Path("ran").exists()
 
 
-def test_a_trial_on_conversations_is_served_by_the_template(make_bench: Bench, chat_base: Path, tmp_path: Path) -> None:
-    bench = make_bench(
+def test_a_trial_on_conversations_is_served_by_the_template(
+    make_bench: BaseContext, chat_base: Path, tmp_path: Path
+) -> None:
+    context = make_bench(
         model=str(chat_base), data=write(tmp_path, talks(30)), template="auto", max_tokens=128,
         methods="uniform:rank=2", seeds="0", generate="on", max_steps=4,
     )  # fmt: skip
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
-    assert outcome.test.loss < bench.frozen(0).loss
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
+    assert outcome.test.loss < context.base_scores(0).loss
     assert outcome.test.exact_match is not None
     loaded = load_adapter(outcome.folder)
     (by_template,) = answer(loaded, [{"instruction": "red?"}], 8)
     (verbatim,) = answer(loaded, [{"prompt": "<user>red?<|endoftext|><assistant>"}], 8)
     assert by_template == verbatim
-    again = bench.losses(loaded[0], bench.parts(0).test)
+    again = context.losses(loaded[0], context.splits(0).test)
     assert (again.nll_E == outcome.test.nll_E).all()
 
 
 # --- plain text
 
 
-def test_plain_text_is_learned_whole_and_divided_by_text(make_bench: Bench, tmp_path: Path) -> None:
+def test_plain_text_is_learned_whole_and_divided_by_text(make_bench: BaseContext, tmp_path: Path) -> None:
     rows: list[dict[str, object]] = [{"text": f"line {number} of text"} for number in range(30)]
     rows += [{"text": "LINE 0  of text"}]
-    bench = make_bench(
+    context = make_bench(
         data=write(tmp_path, rows), template="auto", methods="uniform:rank=2", seeds="0",
         max_steps=8, generate="auto",
     )  # fmt: skip
-    parts = bench.parts(0)
+    parts = context.splits(0)
     assert len(parts.test) >= 4
     where = {
         part: [e for e in getattr(parts, part) if e.response.lower().startswith("line 0")]
@@ -176,11 +178,11 @@ def test_plain_text_is_learned_whole_and_divided_by_text(make_bench: Bench, tmp_
     }
     assert sorted(map(len, where.values())) == [0, 0, 2]  # the same text stands in one part
     assert all(e.supervised_tokens == len(e.input_ids) - 1 for e in parts.train)
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     assert outcome.test.exact_match is None
-    assert outcome.test.loss < bench.frozen(0).loss
+    assert outcome.test.loss < context.base_scores(0).loss
     with pytest.raises(ConfigError, match="generate=on needs prompts"):
-        make_bench(data=write(tmp_path, rows), template="auto", generate="on").frozen(0)
+        make_bench(data=write(tmp_path, rows), template="auto", generate="on").base_scores(0)
 
 
 # --- scores of generated text
@@ -230,7 +232,7 @@ def test_chrf_and_rouge_are_the_libraries() -> None:
     )
 
 
-def test_gsm8k_is_scored_by_its_answers(make_bench: Bench, shared_data: Path, tmp_path: Path) -> None:
+def test_gsm8k_is_scored_by_its_answers(make_bench: BaseContext, shared_data: Path, tmp_path: Path) -> None:
     lines = (shared_data / "gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()
     rows = sorted(map(json.loads, lines), key=lambda row: len(row["question"]))
     path = tmp_path / "gsm8k.jsonl"
@@ -239,13 +241,13 @@ def test_gsm8k_is_scored_by_its_answers(make_bench: Bench, shared_data: Path, tm
     found = answer_matches([row["answer"] for row in rows], references)
     assert found is not None
     assert found.all()  # all 7,473 references have an answer, equal to itself
-    bench = make_bench(
+    context = make_bench(
         data=str(path), template="plain", max_tokens=128, methods="uniform:rank=2", seeds="0",
         generate="on", max_steps=2, eval_batch_size=8,
     )  # fmt: skip
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     assert {"answer", "chrf", "rouge_l"} <= set(outcome.test.further_E)
-    metrics = bench.task.metrics(outcome.test)
+    metrics = context.task.metrics(outcome.test)
     assert metrics["answer"] == outcome.test.further_E["answer"].mean() == 0.0  # it knows nothing
     assert 0 <= metrics["rouge_l"] <= 1
     assert len(outcome.test.further_E["chrf"]) == len(outcome.test.example_ids)

@@ -19,29 +19,29 @@ from adaptive_lora.config import DataConfig, study_from
 from adaptive_lora.data import load_examples
 from adaptive_lora.data.summary import reading_lines, shortened
 from adaptive_lora.errors import ConfigError, DataError
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 
-Make = Callable[..., Workbench]
+Make = Callable[..., StudyContext]
 
 
 def test_the_block(tmp_path: Path, make_bench: Make) -> None:
     table = [{**row, "id": n, "source": "x"} for n, row in enumerate(rows(40))]
     table[6]["output"] = ""
-    bench = make_bench(
+    context = make_bench(
         data=save(tmp_path, table),
         test_data=save(tmp_path, rows(6), "test.jsonl"),
         on_bad_row="skip",
         image_column="picture",
         loss_on="response",
     )
-    parts = bench.parts(0)
+    parts = context.splits(0)
     sizes = [
         f"{name} {len(part)} examples ({sum(e.supervised_tokens for e in part)} supervised)"
         for name, part in (
             ("train", parts.train), ("validation", parts.validation), ("test", parts.test),
         )
     ]  # fmt: skip
-    lines = bench.data_lines()
+    lines = context.data_lines()
     assert lines[:9] == [
         "data      rows.jsonl: 40 rows",
         "columns   instruction: prompt, input: input, output: response; not used: id, source",
@@ -56,7 +56,7 @@ def test_the_block(tmp_path: Path, make_bench: Make) -> None:
     assert lines[9] == "          6 examples not used: the test part has their prompts"
     assert lines[10].startswith("cut       none of 39 examples at 120 tokens")
     first = parts.train[0]
-    where = bench.data_summary.where
+    where = context.data_summary.where
     row = table[int(where.split()[-1]) - 1]
     assert where.startswith("rows.jsonl line ")
     assert lines[11] == f"example   {where}, what is learned in [[ ]]:"
@@ -72,39 +72,39 @@ def test_the_block(tmp_path: Path, make_bench: Make) -> None:
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "image_classification"])
 def test_cuts_are_counted_on_every_task(task: str, tmp_path: Path) -> None:
     options = {**study_of(task, tmp_path), "methods": "uniform:rank=2"}
-    whole = Workbench(study_from(options)).data_summary
+    whole = StudyContext(study_from(options)).data_summary
     assert whole.cut_examples == whole.lost_tokens == 0
-    lengths = [e.length for part in vars_of(Workbench(study_from(options))) for e in part]
+    lengths = [e.length for part in vars_of(StudyContext(study_from(options))) for e in part]
     limit = max(lengths) - 1 if task != "seq2seq" else 9
-    bench = Workbench(study_from({**options, "max_tokens": limit}))
-    summary = bench.data_summary
-    kept = sum(e.length for part in vars_of(bench) for e in part)
+    context = StudyContext(study_from({**options, "max_tokens": limit}))
+    summary = context.data_summary
+    kept = sum(e.length for part in vars_of(context) for e in part)
     assert summary.cut_examples > 0
     assert summary.lost_tokens == sum(lengths) - kept
     assert summary.tokens == kept
     assert summary.share_lost == summary.lost_tokens / sum(lengths)
-    text = next(line for line in bench.data_lines() if line.startswith("cut"))
+    text = next(line for line in context.data_lines() if line.startswith("cut"))
     assert f"{summary.cut_examples} of {summary.examples} examples at {limit} tokens" in text
     assert f"{summary.lost_tokens:,} of {sum(lengths):,} tokens" in text
-    assert Workbench(bench.config).data_summary == summary  # from tokens on disk
+    assert StudyContext(context.config).data_summary == summary  # from tokens on disk
 
 
-def vars_of(bench: Workbench) -> list[tuple[Any, ...]]:
-    parts = bench.parts(0)
+def vars_of(context: StudyContext) -> list[tuple[Any, ...]]:
+    parts = context.splits(0)
     return [parts.train, parts.validation, parts.test]
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_example_marks_what_is_learned(task: str, tmp_path: Path) -> None:
-    bench = Workbench(study_from({**study_of(task, tmp_path), "methods": "uniform:rank=2"}))
-    first = next(e for e in bench.data.examples if e.where == bench.data_summary.where)
-    _, opened, learned = bench.data_summary.example.partition("[[")
+    context = StudyContext(study_from({**study_of(task, tmp_path), "methods": "uniform:rank=2"}))
+    first = next(e for e in context.data.examples if e.where == context.data_summary.where)
+    _, opened, learned = context.data_summary.example.partition("[[")
     assert opened
     assert first.response in learned
     assert learned.endswith("]]")
-    texts = bench.test_texts()
-    tested = [e for e in bench.data.examples if e.id in texts]
-    assert len(tested) == len(bench.parts(0).test)
+    texts = context.test_texts()
+    tested = [e for e in context.data.examples if e.id in texts]
+    assert len(tested) == len(context.splits(0).test)
     for e in tested:
         said = (e.prompt, e.second, e.question, e.response)
         assert all(text in texts[e.id] for text in said if text)
@@ -142,7 +142,7 @@ def test_the_block_is_printed_and_kept(finished: Finished) -> None:
         assert run.data.params["data.template"] == "compact"
         assert run.data.params["data.examples_cut"] == "0"
         assert run.data.params["data.share_of_tokens_cut"] == "0.0"
-    report = finished.folder / finished.outcome.judgement.report
+    report = finished.folder / finished.outcome.study_result.report
     assert "data      rows.json: 40 rows" in report.read_text(encoding="utf-8")
     assert "    data      rows.json: 40 rows" in report.with_name("report.md").read_text("utf-8")
 

@@ -15,7 +15,7 @@ from test_family_architectures import CAUSAL
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as HEADS
 
 from adaptive_lora.serving import answer, load_adapter
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 
 BYTES = {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
@@ -36,29 +36,31 @@ def decoder(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_from_plan_to_answer(name: str, make_bench: Callable[..., Workbench], tmp_path: Path) -> None:
+def test_from_plan_to_answer(name: str, make_bench: Callable[..., StudyContext], tmp_path: Path) -> None:
     train_and_serve(make_bench, name, METHODS, tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", CAUSAL)
-def test_from_plan_to_answer_by_other_methods(name: str, make_bench: Callable[..., Workbench], tmp_path: Path) -> None:
+def test_from_plan_to_answer_by_other_methods(
+    name: str, make_bench: Callable[..., StudyContext], tmp_path: Path
+) -> None:
     train_and_serve(make_bench, name, MORE, tmp_path)
 
 
-def train_and_serve(make_bench: Callable[..., Workbench], name: str, methods: tuple[str, ...], folder: Path) -> None:
-    bench = make_bench(
+def train_and_serve(make_bench: Callable[..., StudyContext], name: str, methods: tuple[str, ...], folder: Path) -> None:
+    context = make_bench(
         model=str(decoder(name, folder / "base")), methods=" ".join(methods), seeds="0",
         max_steps=8, profile_batches=2,
     )  # fmt: skip
-    frozen = bench.frozen(0).loss
-    for trial in bench.config.trials():
-        outcome = run_trial(bench, trial, folder / trial.method.label)
+    frozen = context.base_scores(0).loss
+    for trial in context.config.trials():
+        outcome = run_trial(context, trial, folder / trial.method.label)
         assert outcome.test.loss < frozen or outcome.plan.positions  # prompts do not start as it
         loaded = load_adapter(outcome.folder)
         model = loaded[0]
         probe = load_file(outcome.folder / PROBE)["logits"]
-        torch.testing.assert_close(probe_logits(bench, model, 0), probe, rtol=0, atol=0)
-        assert (bench.losses(model, bench.parts(0).test).nll_E == outcome.test.nll_E).all()
+        torch.testing.assert_close(probe_logits(context, model, 0), probe, rtol=0, atol=0)
+        assert (context.losses(model, context.splits(0).test).nll_E == outcome.test.nll_E).all()
         told = answer(loaded, [{"instruction": "Say a"}, {"instruction": "Say"}], 3)
         assert all(isinstance(text, str) for text in told)

@@ -33,7 +33,7 @@ from adaptive_lora.data import Batch
 from adaptive_lora.errors import ModelError
 from adaptive_lora.methods.importance import ProfileTask, profile_importance
 from adaptive_lora.models.losses import masked_loss
-from adaptive_lora.study.encoder_context import MASKED_SHARE, EncoderBench, bench_for
+from adaptive_lora.study.encoder_context import MASKED_SHARE, EncoderContext, context_for
 
 SIZE = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -67,19 +67,19 @@ def saved(tmp_path: Path) -> Callable[[nn.Module], Path]:
 Saved = Callable[[nn.Module], Path]
 
 
-def bench(folder: Path, data_file: Path, metric: str, **changes: object) -> EncoderBench:
+def context(folder: Path, data_file: Path, metric: str, **changes: object) -> EncoderContext:
     """Open the bench of a saved encoder."""
     options = {
         "model": str(folder), "data": str(data_file), "template": "plain", "precision": "fp32",
         "profile_batches": 2, "profile_batch_size": 4, "max_tokens": 64, **changes,
     }  # fmt: skip
-    found = bench_for(study_from(options), metric)
-    assert isinstance(found, EncoderBench)
+    found = context_for(study_from(options), metric)
+    assert isinstance(found, EncoderContext)
     return found
 
 
 def test_masked_gradients_are_those_of_autograd(saved: Saved, data_file: Path) -> None:
-    here = bench(saved(BertForMaskedLM(BERT)), data_file, "gradient_norm")
+    here = context(saved(BertForMaskedLM(BERT)), data_file, "gradient_norm")
     profile = here.profile("gradient_norm", seed=0, fold=0)
     batches = here._calibration(0, 0)
     tokens = sum(batch.supervised_tokens for batch in batches)
@@ -94,7 +94,7 @@ def test_masked_gradients_are_those_of_autograd(saved: Saved, data_file: Path) -
 
 
 def test_masks_depend_on_the_seed_and_hide_what_is_predicted(saved: Saved, data_file: Path) -> None:
-    here = bench(saved(BertForMaskedLM(BERT)), data_file, "weight_gradient")
+    here = context(saved(BertForMaskedLM(BERT)), data_file, "weight_gradient")
     batch, again, other = (here._calibration(seed, 0)[0] for seed in (0, 0, 1))
     assert torch.equal(batch.input_ids, again.input_ids)
     assert not torch.equal(batch.input_ids, other.input_ids)
@@ -108,7 +108,7 @@ def test_masks_depend_on_the_seed_and_hide_what_is_predicted(saved: Saved, data_
 def test_activations_and_weights_need_no_head(saved: Saved, data_file: Path) -> None:
     folder = saved(BertModel(BERT))
     for metric in ("activation_spectrum", "stable_rank", "heavy_tail", "condition_number"):
-        profile = bench(folder, data_file, metric).profile(metric, seed=0, fold=0)
+        profile = context(folder, data_file, metric).profile(metric, seed=0, fold=0)
         assert len(profile.scores) == 12
         assert all(score > 0 for score in profile.scores.values())
     plan = invoke("plan", "--model", folder, "--json")
@@ -168,14 +168,14 @@ def test_what_a_task_lacks_is_said(saved: Saved, data_file: Path, model: nn.Modu
     ids=["t5", "vit"],
 )
 def test_weights_alone_are_measured_on_any_model(saved: Saved, data_file: Path, model: nn.Module) -> None:
-    here = bench(saved(model), data_file, "stable_rank")
+    here = context(saved(model), data_file, "stable_rank")
     scores = here.profile("stable_rank", seed=0, fold=0).scores
     assert set(scores) == {site.name for site in here.sites}
 
 
 def test_towers_stand_side_by_side_in_the_figure(saved: Saved, data_file: Path) -> None:
     model = T5ForConditionalGeneration(T5Config(d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, vocab_size=99))
-    here = bench(saved(model), data_file, "stable_rank")
+    here = context(saved(model), data_file, "stable_rank")
     scores = here.profile("stable_rank", seed=0, fold=0).scores
     with Image.open(profile_figure(here.sites, scores, "stable_rank", Path())) as two:
         narrow = [site for site in here.sites if site.tower == "encoder"]
@@ -188,7 +188,7 @@ def test_a_checkpoint_of_something_else(saved: Saved, data_file: Path) -> None:
     BertConfig(**{**SIZE, "num_hidden_layers": 3}, vocab_size=261, max_position_embeddings=128,
                architectures=["BertModel"]).save_pretrained(folder)  # fmt: skip
     with pytest.raises(ModelError, match=r"lacks the weights of 6 sites, such as encoder\.lay"):
-        bench(folder, data_file, "stable_rank")
+        context(folder, data_file, "stable_rank")
 
 
 @pytest.fixture(scope="session")
@@ -229,7 +229,7 @@ def test_a_real_encoder_is_profiled_and_the_profile_planned(minilm: Path, tmp_pa
 
 def test_a_real_encoder_with_a_loss_of_ones_own(minilm: Path, data_file: Path) -> None:
     """Gradients of a task head: which of two words stands first, from the mean embedding."""
-    here = bench(minilm, data_file, "activation_spectrum", profile_batches=1)
+    here = context(minilm, data_file, "activation_spectrum", profile_batches=1)
     torch.manual_seed(0)
     head = torch.nn.Linear(384, 2)
 

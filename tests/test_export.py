@@ -26,7 +26,7 @@ from adaptive_lora.methods.export import SERVED_RANKS, export_merged, export_uni
 from adaptive_lora.models.base import load_base
 from adaptive_lora.models.sites import find_sites
 from adaptive_lora.serving import load_adapter
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 
 IDS = torch.arange(24).reshape(2, 12)
@@ -178,12 +178,12 @@ RANKED = {getattr(kind(), "recipe", "lora") for kind in METHODS.values() if not 
 
 @pytest.mark.parametrize("recipe", sorted(RANKED))
 def test_what_every_recipe_saves_can_be_exported(
-    recipe: str, make_bench: Callable[..., Workbench], base_folder: Path, tmp_path: Path
+    recipe: str, make_bench: Callable[..., StudyContext], base_folder: Path, tmp_path: Path
 ) -> None:
     method = next(name for name, kind in METHODS.items() if getattr(kind(), "recipe", "lora") == recipe)
-    bench = make_bench(methods=f"{method}:rank=3", max_steps=20, seeds="0")
-    trial = next(bench.config.trials())
-    run_trial(bench, trial, tmp_path / "adapter")
+    context = make_bench(methods=f"{method}:rank=3", max_steps=20, seeds="0")
+    trial = next(context.config.trials())
+    run_trial(context, trial, tmp_path / "adapter")
     with torch.no_grad():
         trained, _, _ = load_adapter(tmp_path / "adapter")
         before = trained(IDS).logits
@@ -227,7 +227,7 @@ def test_command_line(base_folder: Path, tmp_path: Path) -> None:
 
 def test_export_from_the_registry(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.folder)
-    name = finished.outcome.judgement.champion.name
+    name = finished.outcome.study_result.champion.name
     result = export(f"models:/{name}@champion", tmp_path / "out", "--uniform")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()

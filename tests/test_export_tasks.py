@@ -13,7 +13,7 @@ from task_studies import TASKS, study_of
 from adaptive_lora.config import study_from
 from adaptive_lora.methods.export import export_merged
 from adaptive_lora.serving import AUTO_CLASSES, class_of, open_processor
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import PROBE, run_trial
 
 PACKS = importlib.util.find_spec("bitsandbytes") is not None
@@ -23,14 +23,14 @@ PACKS = importlib.util.find_spec("bitsandbytes") is not None
 def test_merged(task: str, tmp_path: Path) -> None:
     methods = "uniform:rank=2 full" + (" uniform:rank=2,base=nf4" if PACKS else "")
     options = {**study_of(task, tmp_path), "methods": methods, "max_steps": 4}
-    bench = Workbench(study_from(options))
-    for trial in bench.config.trials():
+    context = StudyContext(study_from(options))
+    for trial in context.config.trials():
         folder = tmp_path / trial.method.label
-        run_trial(bench, trial, folder)
+        run_trial(context, trial, folder)
         export_merged(folder, folder / "merged")
         model = class_of(task).from_pretrained(folder / "merged", dtype=torch.float32)
         assert not hasattr(model.config, "quantization_config")
-        found = bench.task.probe(model, bench.parts(0).test)
+        found = context.task.probe(model, context.splits(0).test)
         torch.testing.assert_close(found, load_file(folder / PROBE)["logits"], rtol=1e-4, atol=1e-4)
         card = (folder / "merged" / "README.md").read_text(encoding="utf-8")
         assert f"{AUTO_CLASSES[task]}.from_pretrained" in card

@@ -14,18 +14,18 @@ from transformers import AutoModelForCausalLM
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, RankPlan, read_plan
 from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
-from adaptive_lora.methods.audit_tuner import audit_family, audit_family_moved, trained_tensors
+from adaptive_lora.methods.audit_tuner import audit_tuner, audit_tuner_moved, trained_tensors
 from adaptive_lora.models.base import skeleton
 from adaptive_lora.serving import load_adapter
 from adaptive_lora.serving.custom_tuner import AdaptedModel
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.plan import plan_method
 from adaptive_lora.study.planted.config import PlantedConfig
 from adaptive_lora.study.recipes import RECIPES
-from adaptive_lora.study.recipes.trial_context import Job
+from adaptive_lora.study.recipes.trial_context import TrialContext
 from adaptive_lora.study.trial import PROBE, TrialOutcome, probe_logits, run_trial
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 
 EVERYWHERE = (
     "prompt_tuning:tokens=3",
@@ -52,46 +52,46 @@ CASES = [*(("gpt2", method) for method in ON_GPT2), *(("llama", method) for meth
 every_case = pytest.mark.parametrize(("base", "method"), CASES)
 
 
-def states(bench: Workbench) -> dict[str, torch.Tensor]:
+def states(context: StudyContext) -> dict[str, torch.Tensor]:
     """Return a copy of everything in the base."""
-    return {name: tensor.clone() for name, tensor in bench.base.model.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in context.base.model.state_dict().items()}
 
 
-def one(bench: Workbench, folder: Path) -> TrialOutcome:
+def one(context: StudyContext, folder: Path) -> TrialOutcome:
     """Run the first trial."""
-    return run_trial(bench, next(bench.config.trials()), folder)
+    return run_trial(context, next(context.config.trials()), folder)
 
 
 @every_case
 def test_a_trial_leaves_the_base_and_reloads_exactly(
-    base: str, method: str, folders: dict[str, Path], make_bench: Bench, tmp_path: Path
+    base: str, method: str, folders: dict[str, Path], make_bench: BaseContext, tmp_path: Path
 ) -> None:
-    bench = make_bench(methods=method, seeds="0", model=str(folders[base]), max_steps=4)
-    before, flags = states(bench), [p.requires_grad for p in bench.base.model.parameters()]
-    logits = probe_logits(bench, bench.base.model, 0)
-    outcome = one(bench, tmp_path / "adapter")
-    after = bench.base.model.state_dict()
+    context = make_bench(methods=method, seeds="0", model=str(folders[base]), max_steps=4)
+    before, flags = states(context), [p.requires_grad for p in context.base.model.parameters()]
+    logits = probe_logits(context, context.base.model, 0)
+    outcome = one(context, tmp_path / "adapter")
+    after = context.base.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    assert [p.requires_grad for p in bench.base.model.parameters()] == flags
-    assert torch.equal(probe_logits(bench, bench.base.model, 0), logits)
+    assert [p.requires_grad for p in context.base.model.parameters()] == flags
+    assert torch.equal(probe_logits(context, context.base.model, 0), logits)
     assert isinstance(outcome.plan, FamilyPlan)
     assert outcome.training_parameters == outcome.plan.trainable_parameters
     model, _, _ = load_adapter(tmp_path / "adapter")
-    again = bench.losses(model, bench.parts(0).test)
+    again = context.losses(model, context.splits(0).test)
     assert again.nll_E.tolist() == outcome.test.nll_E.tolist()
     saved = load_file(tmp_path / "adapter" / PROBE)["logits"]
-    assert torch.equal(probe_logits(bench, model, 0), saved)
+    assert torch.equal(probe_logits(context, model, 0), saved)
     assert not torch.equal(saved, logits)
     first = outcome.train.losses[0]
-    assert (first == pytest.approx(_first_loss(bench), rel=1e-5)) == (not outcome.plan.positions)
+    assert (first == pytest.approx(_first_loss(context), rel=1e-5)) == (not outcome.plan.positions)
 
 
-def _first_loss(bench: Workbench) -> float:
+def _first_loss(context: StudyContext) -> float:
     """Return the first training loss of LoRA: that of the base, with its own dropout."""
-    trial = next(bench.config.trials())
+    trial = next(context.config.trials())
     spec = MethodSpec.parse("uniform:rank=1")
-    job = Job(bench, dataclasses.replace(trial, method=spec), lambda event: None)
+    job = TrialContext(context, dataclasses.replace(trial, method=spec), lambda event: None)
     try:
         return RECIPES["lora"](job).result.losses[0]
     finally:
@@ -100,12 +100,12 @@ def _first_loss(bench: Workbench) -> float:
 
 @every_case
 def test_the_plan_without_weights_is_what_is_built(
-    base: str, method: str, folders: dict[str, Path], make_bench: Bench
+    base: str, method: str, folders: dict[str, Path], make_bench: BaseContext
 ) -> None:
     spec = MethodSpec.parse(method)
     report = plan_method(study_from({"model": str(folders[base])}), spec)
-    bench = make_bench(methods=method, model=str(folders[base]))
-    plan = bench.plan(spec, seed=0, fold=0)
+    context = make_bench(methods=method, model=str(folders[base]))
+    plan = context.plan(spec, seed=0, fold=0)
     assert report.plan == plan
     assert isinstance(plan, FamilyPlan)
     assert read_plan(plan.to_dict()) == plan
@@ -113,16 +113,16 @@ def test_the_plan_without_weights_is_what_is_built(
     assert report.reduction_vs_full == 1 - plan.trainable_parameters / total
 
 
-def test_full_fine_tuning_trains_everything_once(base_folder: Path, make_bench: Bench) -> None:
-    bench = make_bench(methods="full")
-    plan = bench.plan(MethodSpec.parse("full"), seed=0, fold=0)
-    assert plan.trainable_parameters == bench.base.total_parameters
+def test_full_fine_tuning_trains_everything_once(base_folder: Path, make_bench: BaseContext) -> None:
+    context = make_bench(methods="full")
+    plan = context.plan(MethodSpec.parse("full"), seed=0, fold=0)
+    assert plan.trainable_parameters == context.base.total_parameters
     assert plan.budget is None
     with pytest.raises(AllocationError, match=r"full@10 trains [\d,]+ parameters, above"):
-        bench.plan(MethodSpec.parse("full:budget=10"), seed=0, fold=0)
+        context.plan(MethodSpec.parse("full:budget=10"), seed=0, fold=0)
 
 
-def test_full_fine_tuning_holds_the_base_beside_its_copy(base_folder: Path, make_bench: Bench) -> None:
+def test_full_fine_tuning_holds_the_base_beside_its_copy(base_folder: Path, make_bench: BaseContext) -> None:
     """The base in its own type and a float32 copy that is trained: nothing else of that size."""
     plan = make_bench().plan(MethodSpec.parse("full"), seed=0, fold=0)
     assert isinstance(plan, FamilyPlan)
@@ -137,12 +137,12 @@ def test_full_fine_tuning_holds_the_base_beside_its_copy(base_folder: Path, make
     assert {parameter.data_ptr() for parameter in model.parameters()} == places
 
 
-def test_bitfit_needs_biases(llama_folder: Path, make_bench: Bench) -> None:
+def test_bitfit_needs_biases(llama_folder: Path, make_bench: BaseContext) -> None:
     with pytest.raises(AllocationError, match="LlamaForCausalLM has no bias terms"):
         make_bench(methods="bitfit", model=str(llama_folder))
 
 
-def test_bitfit_below_its_budget_says_so(make_bench: Bench) -> None:
+def test_bitfit_below_its_budget_says_so(make_bench: BaseContext) -> None:
     plan = make_bench().plan(MethodSpec.parse("bitfit:budget=uniform-8"), seed=0, fold=0)
     assert isinstance(plan, FamilyPlan)
     assert plan.trainable_parameters < (plan.budget or 0)
@@ -161,30 +161,30 @@ def test_what_compares_ranks_takes_no_family() -> None:
         PlantedConfig(methods=("houlsby:width=2",))
 
 
-def test_read_plan_tells_families_from_ranks(make_bench: Bench) -> None:
-    bench = make_bench()
-    ranks = bench.plan(MethodSpec.parse("uniform:rank=2"), seed=0, fold=0)
+def test_read_plan_tells_families_from_ranks(make_bench: BaseContext) -> None:
+    context = make_bench()
+    ranks = context.plan(MethodSpec.parse("uniform:rank=2"), seed=0, fold=0)
     assert isinstance(ranks, RankPlan)
     assert read_plan(ranks.to_dict()) == ranks
-    values = bench.plan(MethodSpec.parse("bitfit"), seed=0, fold=0).to_dict()
+    values = context.plan(MethodSpec.parse("bitfit"), seed=0, fold=0).to_dict()
     with pytest.raises(AllocationError, match="contradicts itself"):
         read_plan({**values, "trainable_parameters": 1})
 
 
-def test_the_audit_sees_every_difference(make_bench: Bench) -> None:
-    bench = make_bench(methods="bitfit")
-    job = Job(bench, next(bench.config.trials()), lambda event: None)
+def test_the_audit_sees_every_difference(make_bench: BaseContext) -> None:
+    context = make_bench(methods="bitfit")
+    job = TrialContext(context, next(context.config.trials()), lambda event: None)
     plan = job.family_plan
-    model = bench.base.model
+    model = context.base.model
     with pytest.raises(AdapterError, match="is not trainable"):
-        audit_family(model, plan.tensors)
+        audit_tuner(model, plan.tensors)
     wte = model.get_parameter("transformer.wte.weight")
     wte.requires_grad_(True)
     with pytest.raises(AdapterError, match=r"wte\.weight is not planned"):
-        audit_family(model, {})
+        audit_tuner(model, {})
     with pytest.raises(AdapterError, match="shape is"):
-        audit_family(model, {"transformer.wte.weight": (3, 3)})
+        audit_tuner(model, {"transformer.wte.weight": (3, 3)})
     start = {name: p.detach().clone() for name, p in trained_tensors(model).items()}
     with pytest.raises(AdapterError, match="did not move 1 tensors"):
-        audit_family_moved(model, start)
+        audit_tuner_moved(model, start)
     wte.requires_grad_(False)

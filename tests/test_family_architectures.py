@@ -11,9 +11,9 @@ from architectures import ARCHITECTURES
 
 from adaptive_lora.allocation import FamilyPlan, MethodSpec, make_plan
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.methods.audit_tuner import audit_family
-from adaptive_lora.methods.custom_tuner import attach_own_family
-from adaptive_lora.methods.peft_tuner import attach_peft_family, detach_peft_family
+from adaptive_lora.methods.audit_tuner import audit_tuner
+from adaptive_lora.methods.custom_tuner import attach_custom_tuner
+from adaptive_lora.methods.peft_tuner import attach_peft_tuner, detach_peft_tuner
 from adaptive_lora.models.classes import auto_class
 from adaptive_lora.models.sites import read_architecture
 from adaptive_lora.serving.custom_tuner import AdaptedModel
@@ -56,15 +56,15 @@ def test_every_family_is_built_as_planned(name: str) -> None:
         plan = make_plan(spec, base)
         assert isinstance(plan, FamilyPlan)
         ours = spec.recipe == "own_family"
-        adapted: Any = (attach_own_family if ours else attach_peft_family)(model, plan, seed=0)
-        audit_family(adapted, plan.tensors)
+        adapted: Any = (attach_custom_tuner if ours else attach_peft_tuner)(model, plan, seed=0)
+        audit_tuner(adapted, plan.tensors)
         found = logits(adapted.eval())
         if not plan.positions:
             torch.testing.assert_close(found, before, rtol=0, atol=0)
         found.square().mean().backward()
         moved = [p.grad is not None for p in adapted.parameters() if p.requires_grad]
         assert all(moved), method
-        AdaptedModel.release(adapted) if ours else detach_peft_family(adapted)
+        AdaptedModel.release(adapted) if ours else detach_peft_tuner(adapted)
         assert torch.equal(logits(model), before)
         assert not any(p.requires_grad for p in model.parameters())
 
@@ -83,10 +83,10 @@ def test_families_without_prompts_serve_encoders(name: str) -> None:
         plan = make_plan(spec, base)
         assert isinstance(plan, FamilyPlan)
         ours = spec.recipe == "own_family"
-        adapted: Any = (attach_own_family if ours else attach_peft_family)(model, plan, seed=0)
-        audit_family(adapted, plan.tensors)
+        adapted: Any = (attach_custom_tuner if ours else attach_peft_tuner)(model, plan, seed=0)
+        audit_tuner(adapted, plan.tensors)
         assert torch.equal(adapted(inputs).last_hidden_state, before)
-        AdaptedModel.release(adapted) if ours else detach_peft_family(adapted)
+        AdaptedModel.release(adapted) if ours else detach_peft_tuner(adapted)
         assert torch.equal(model(inputs).last_hidden_state, before)
 
 
@@ -102,9 +102,9 @@ def test_families_without_prompts_fit_models_of_two_towers(name: str) -> None:
         plan = make_plan(spec, base)
         assert isinstance(plan, FamilyPlan)
         ours = spec.recipe == "own_family"
-        adapted: Any = (attach_own_family if ours else attach_peft_family)(model, plan, seed=0)
-        audit_family(adapted, plan.tensors)
-        AdaptedModel.release(adapted) if ours else detach_peft_family(adapted)
+        adapted: Any = (attach_custom_tuner if ours else attach_peft_tuner)(model, plan, seed=0)
+        audit_tuner(adapted, plan.tensors)
+        AdaptedModel.release(adapted) if ours else detach_peft_tuner(adapted)
         after = model.state_dict()
         assert after.keys() == before.keys()
         assert all(torch.equal(after[key], tensor) for key, tensor in before.items())

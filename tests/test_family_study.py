@@ -16,7 +16,7 @@ from adaptive_lora.allocation import FamilyPlan, RankPlan, read_plan
 from adaptive_lora.config import study_from
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.methods.export import export_merged, export_uniform
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.verify import prove
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.trials import PLAN, read_trials
@@ -79,19 +79,19 @@ def test_plans_and_counts_are_recorded(studied: Finished) -> None:
 
 
 def test_every_method_is_compared_and_reported(studied: Finished) -> None:
-    comparison = studied.outcome.judgement.comparison
+    comparison = studied.outcome.study_result.comparison
     assert {method.label for method in comparison.methods} == set(by_label(studied))
     assert {found.method for found in comparison.budgets} == {"uniform-r2"}
-    page = (studied.folder / studied.outcome.judgement.report).read_text(encoding="utf-8")
+    page = (studied.folder / studied.outcome.study_result.report).read_text(encoding="utf-8")
     for label in by_label(studied):
         assert label in page
 
 
 def test_every_adapter_is_proven_without_any_difference(studied: Finished) -> None:
-    bench = Workbench(studied.config)
+    context = StudyContext(studied.config)
     for record in read_trials(studied.outcome.store, studied.children):
         run = by_label(studied)[record.method]
-        proof = prove(bench, record, run.data.tags[MODEL_TAG])
+        proof = prove(context, record, run.data.tags[MODEL_TAG])
         assert proof.max_logit_difference == proof.max_loss_difference == 0.0
 
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.serving import generate, load_adapter
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import PROBE, run_trial
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 METHODS = (
     "prompt_tuning:tokens=3", "prefix_tuning:tokens=3", "p_tuning:tokens=3,encoder_width=5",
     "ia3", "houlsby:width=3", "pfeiffer:width=3", "full", "ln_tuning", "head_only", "bitfit",
@@ -30,17 +30,17 @@ every_method = pytest.mark.parametrize(
 
 @every_method
 def test_bf16_with_checkpointing_and_early_stopping(
-    method: str, base: str, make_bench: Bench, tmp_path: Path, request: pytest.FixtureRequest
+    method: str, base: str, make_bench: BaseContext, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """The trained weights stay float32; the saved adapter gives the tested scores again."""
-    bench = make_bench(
+    context = make_bench(
         methods=method, seeds="0", model=str(request.getfixturevalue(base)), precision="bf16",
         gradient_checkpointing="false" if method.startswith("prefix") else "true",
         max_steps=6, epochs=9, validations=6, patience=1, lr="3e-2",
     )  # fmt: skip
-    before = {name: tensor.clone() for name, tensor in bench.base.model.state_dict().items()}
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
-    for name, tensor in bench.base.model.state_dict().items():
+    before = {name: tensor.clone() for name, tensor in context.base.model.state_dict().items()}
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
+    for name, tensor in context.base.model.state_dict().items():
         assert torch.equal(tensor, before[name])
         assert tensor.dtype == before[name].dtype
     curve = [loss for step, loss in outcome.train.validation_curve if step > 0]
@@ -49,7 +49,7 @@ def test_bf16_with_checkpointing_and_early_stopping(
         if path.name != PROBE:
             assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float32}
     model, tokenizer, _ = load_adapter(tmp_path / "adapter")
-    again = bench.losses(model, bench.parts(0).test)
+    again = context.losses(model, context.splits(0).test)
     assert again.nll_E.tolist() == outcome.test.nll_E.tolist()
     assert len(generate(model, tokenizer, [[1, 2], [4, 5, 6]], max_new_tokens=3)) == 2
 
@@ -60,13 +60,13 @@ PROMPTS = [[72, 101, 108], [72, 101, 108, 65, 66, 67, 68], [90, 91], [72, 101, 1
 @pytest.mark.parametrize("base", ["base_folder", "llama_folder"])
 @pytest.mark.parametrize("method", [*METHODS[:3], "houlsby:width=3"])
 def test_generation_in_batches_with_a_cache_is_that_of_one_token_at_a_time(
-    method: str, base: str, make_bench: Bench, tmp_path: Path, request: pytest.FixtureRequest
+    method: str, base: str, make_bench: BaseContext, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Padding must not move virtual tokens, nor the cache lose them."""
     folder = str(request.getfixturevalue(base))
     lr = "1e-3" if method.startswith("houlsby") else "1e-1"  # above it every answer is the same
-    bench = make_bench(methods=method, seeds="0", model=folder, max_steps=8, epochs=9, lr=lr)
-    run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    context = make_bench(methods=method, seeds="0", model=folder, max_steps=8, epochs=9, lr=lr)
+    run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     model, tokenizer, _ = load_adapter(tmp_path / "adapter")
     texts = generate(model, tokenizer, PROMPTS, max_new_tokens=5)
     assert any(texts)
@@ -83,17 +83,17 @@ def test_generation_in_batches_with_a_cache_is_that_of_one_token_at_a_time(
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning:tokens=3", "p_tuning:tokens=2", "houlsby"])
-def test_seeds_decide_the_start(method: str, make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(methods=method, seeds="0 1", max_steps=2)
-    first, other = (run_trial(bench, t, tmp_path / t.label) for t in bench.config.trials())
-    again = run_trial(bench, next(bench.config.trials()), tmp_path / "again")
+def test_seeds_decide_the_start(method: str, make_bench: BaseContext, tmp_path: Path) -> None:
+    context = make_bench(methods=method, seeds="0 1", max_steps=2)
+    first, other = (run_trial(context, t, tmp_path / t.label) for t in context.config.trials())
+    again = run_trial(context, next(context.config.trials()), tmp_path / "again")
     assert again.test.nll_E.tolist() == first.test.nll_E.tolist()
     assert other.test.nll_E.tolist() != first.test.nll_E.tolist()
 
 
 @pytest.mark.parametrize("method", ["ia3", "houlsby:width=2", "bitfit"])
-def test_a_rate_that_moves_nothing_is_an_error(method: str, make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(methods=method, seeds="0", lr="1e-60")
+def test_a_rate_that_moves_nothing_is_an_error(method: str, make_bench: BaseContext, tmp_path: Path) -> None:
+    context = make_bench(methods=method, seeds="0", lr="1e-60")
     with pytest.raises(AdapterError, match="training did not move"):
-        run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
-    assert not any(p.requires_grad for p in bench.base.model.parameters())
+        run_trial(context, next(context.config.trials()), tmp_path / "adapter")
+    assert not any(p.requires_grad for p in context.base.model.parameters())

@@ -32,10 +32,10 @@ from adaptive_lora.serving.greedy import end_tokens, turn_end
 from adaptive_lora.serving.images import inputs_of
 from adaptive_lora.serving.padded import pads_left
 from adaptive_lora.serving.text import generate
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 PROPOSED = {
     "do_sample": True, "temperature": 1.5, "top_k": 50, "num_beams": 3, "repetition_penalty": 1.7,
     "no_repeat_ngram_size": 2, "min_new_tokens": 3, "suppress_tokens": [32, 97, 101, 116],
@@ -57,16 +57,16 @@ def propose(folder: Path, settings: dict[str, Any]) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}), encoding="utf-8")
 
 
-def trained(folder: Path, base: Path, data: Path, **changes: object) -> tuple[Path, Workbench]:
+def trained(folder: Path, base: Path, data: Path, **changes: object) -> tuple[Path, StudyContext]:
     """Train an adapter for a few steps at a high rate; return its folder, and the bench."""
     options = {
         "model": str(base), "data": str(data), "methods": "uniform:rank=4", "seeds": "0",
         "lr": "5e-2", "max_steps": 6, "batch_size": 4, "validations": 1, "precision": "fp32",
         "max_tokens": 120, "generate": "on",
     }  # fmt: skip
-    bench = Workbench(study_from({**options, **changes}))
-    outcome = run_trial(bench, next(bench.config.trials()), folder / "adapter")
-    return outcome.folder, bench
+    context = StudyContext(study_from({**options, **changes}))
+    outcome = run_trial(context, next(context.config.trials()), folder / "adapter")
+    return outcome.folder, context
 
 
 def loaded_base(base: Path) -> tuple[Any, Any]:
@@ -100,17 +100,17 @@ def ids(values: Any) -> torch.Tensor:
 def test_texts_are_those_of_stock_greedy_generation(llama_folder: Path, data_file: Path, tmp_path: Path) -> None:
     base = shutil.copytree(llama_folder, tmp_path / "base")
     propose(base, PROPOSED)
-    adapter, bench = trained(tmp_path, base, data_file, template="compact")
-    test = bench.parts(0).test
+    adapter, context = trained(tmp_path, base, data_file, template="compact")
+    test = context.splits(0).test
     prompts = [each.input_ids[: each.prompt_length] for each in test]
-    model, tokenizer = stock(base, adapter, "causal"), bench.base.tokenizer
+    model, tokenizer = stock(base, adapter, "causal"), context.base.tokenizer
     ends = {"pad_token_id": 256, "eos_token_id": 256}
     wanted = [stock_text(model, tokenizer, {"input_ids": ids(p)}, len(p), **ends) for p in prompts]
     assert len(set(wanted)) > 1 or wanted[0], wanted
     loaded = load_adapter(adapter)
     assert generate(loaded[0], tokenizer, prompts, max_new_tokens=MOST) == wanted
     assert answer(loaded, [{"prompt": tokenizer.decode(p)} for p in prompts], MOST) == wanted
-    scored = continuations(loaded[0], tokenizer, test, runtime=bench.runtime, batch_size=3)
+    scored = continuations(loaded[0], tokenizer, test, runtime=context.runtime, batch_size=3)
     assert all(text.startswith(short) or short.startswith(text)
                for text, short in zip(scored, wanted, strict=True))  # fmt: skip
     # what the checkpoint proposes would give others; it is kept for whoever exports the model
@@ -140,8 +140,8 @@ def test_targets_are_those_of_stock_greedy_generation(tmp_path: Path) -> None:
     draw = random.Random(0)
     made = [{"input": " ".join(draw.sample(WORDS, 2)) + f" {n}", "target": "a"} for n in range(30)]
     data = write_rows(tmp_path / "rows.json", made)
-    adapter, bench = trained(tmp_path, base, data, template="plain")
-    model, tokenizer = stock(base, adapter, "seq2seq"), bench.base.tokenizer
+    adapter, context = trained(tmp_path, base, data, template="plain")
+    model, tokenizer = stock(base, adapter, "seq2seq"), context.base.tokenizer
     inputs = [row["input"] for row in made[:5]]
     wanted = [
         stock_text(
@@ -152,10 +152,10 @@ def test_targets_are_those_of_stock_greedy_generation(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert any(wanted)
     assert answer(load_adapter(adapter), [{"prompt": text} for text in inputs], MOST) == wanted
-    clean = bench.score(bench.base.model, bench.parts(0).test)
+    clean = context.score(context.base.model, context.splits(0).test)
     propose(base, {name: None for name in PROPOSED | ENCODER_DECODER})
-    again = Workbench(bench.config)
-    assert again.score(again.base.model, again.parts(0).test).further_E["rouge_l"].tolist() == (
+    again = StudyContext(context.config)
+    assert again.score(again.base.model, again.splits(0).test).further_E["rouge_l"].tolist() == (
         clean.further_E["rouge_l"].tolist()
     )
 
@@ -166,9 +166,9 @@ def test_answers_about_pictures_are_those_of_stock_greedy_generation(tmp_path: P
     propose(base, PROPOSED)
     made = save_pictures(tmp_path / "pictures", 20)
     data = write_rows(tmp_path / "pictures" / "rows.json", made)
-    adapter, bench = trained(tmp_path, base, data, prompt_column="question",
+    adapter, context = trained(tmp_path, base, data, prompt_column="question",
                              response_column="answer")  # fmt: skip
-    model, processor = stock(base, adapter, "vision_language"), bench.base.tokenizer
+    model, processor = stock(base, adapter, "vision_language"), context.base.tokenizer
     asked = [
         {"image": str(tmp_path / "pictures" / row["image"]), "question": f"Which colour? {n}"}
         for n, row in enumerate(made[:4])
@@ -267,7 +267,9 @@ def test_an_answer_ends_at_each_of_its_end_tokens(
         assert written(model, tokenizer, end - 1) == min(later, 9), end
 
 
-def test_answers_of_a_chat_end_at_the_turns_token_in_scores_and_in_serving(make_bench: Bench, tmp_path: Path) -> None:
+def test_answers_of_a_chat_end_at_the_turns_token_in_scores_and_in_serving(
+    make_bench: BaseContext, tmp_path: Path
+) -> None:
     model, tokenizer = counting_base(tmp_path / "base", CHATML)
     record = {"template": CHAT, "dtype": "float32", "task": {"name": "causal"}}
     asked = [{"prompt": "!"}, {"prompt": "<|im_start|>"}]

@@ -27,7 +27,7 @@ from adaptive_lora.models.base import load_base, skeleton
 from adaptive_lora.serving import BASE_VARIABLE, BaseMismatch, load_adapter
 from adaptive_lora.serving.gguf_file import gguf_in, read_header
 from adaptive_lora.serving.safety import UnsafeFiles
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import PROBE, probe_logits
 from adaptive_lora.tracking.registry import MODEL_TAG
 from adaptive_lora.tracking.served_folder import requirements_of
@@ -234,13 +234,13 @@ def test_a_trained_adapter_comes_back(tiny: Path, adapter: Path) -> None:
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny)
     home = adapter.parent
     config = study_from({"model": str(tiny), "data": str(home / "chats.jsonl"), "precision": "fp32"})
-    bench = Workbench(config)
+    context = StudyContext(config)
     model, _, _ = load_adapter(adapter)
     trained = load_file(adapter / PROBE)["logits"]
-    assert torch.equal(probe_logits(bench, model, 0), trained)
-    assert not torch.equal(probe_logits(bench, bench.base.model, 0), trained)
-    asked = bench.parts(0).test[0]
-    prompt = bench.base.tokenizer.decode(asked.input_ids[: asked.prompt_length])
+    assert torch.equal(probe_logits(context, model, 0), trained)
+    assert not torch.equal(probe_logits(context, context.base.model, 0), trained)
+    asked = context.splits(0).test[0]
+    prompt = context.base.tokenizer.decode(asked.input_ids[: asked.prompt_length])
     assert prompt.startswith("<|im_start|>user\nSay ")
     assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
     scores = invoke(
@@ -248,7 +248,7 @@ def test_a_trained_adapter_comes_back(tiny: Path, adapter: Path) -> None:
         "--tracking-uri", store_in(home),
     )  # fmt: skip
     assert scores.exit_code == 0, scores.output
-    test = bench.score(model, bench.parts(0).test)
+    test = context.score(model, context.splits(0).test)
     assert json.loads(scores.stdout)["test/loss"] == pytest.approx(test.loss)
 
 
@@ -314,9 +314,9 @@ def cut(share: float) -> Callable[[bytes], bytes]:
         (lambda content: content[:16] + b"\xff" * 8 + content[24:], "make no sense"),
     ],
 )  # fmt: skip
-def test_a_damaged_file_is_refused(tiny: Path, tmp_path: Path, damage: Callable[[bytes], bytes], says: str) -> None:
+def test_a_damaged_file_is_refused(tiny: Path, tmp_path: Path, corruption: Callable[[bytes], bytes], says: str) -> None:
     bad = tmp_path / "bad.gguf"
-    bad.write_bytes(damage(tiny.read_bytes()))
+    bad.write_bytes(corruption(tiny.read_bytes()))
     refused(invoke(*ARGUMENTS, bad), says)
 
 
@@ -419,16 +419,16 @@ def test_a_real_model(smollm2: Path, tmp_path: Path) -> None:
         for country, city in CAPITALS.items()
     ]
     (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, turns)), encoding="utf-8")
-    bench = Workbench(
+    context = StudyContext(
         study_from(
             {"model": str(smollm2), "data": str(tmp_path / "chats.jsonl"), "precision": "fp32",
              "methods": "uniform:rank=4", "test_share": 0.3}
         )
     )  # fmt: skip
-    assert len(bench.sites) == 210
-    assert bench.base.reference.stored_as == "Q4_1, Q8_0, F32"
-    assert bench.base.total_parameters == 134_515_008
-    asked = bench.parts(0).test[0]
-    prompt = bench.base.tokenizer.decode(asked.input_ids[: asked.prompt_length])
+    assert len(context.sites) == 210
+    assert context.base.reference.stored_as == "Q4_1, Q8_0, F32"
+    assert context.base.total_parameters == 134_515_008
+    asked = context.splits(0).test[0]
+    prompt = context.base.tokenizer.decode(asked.input_ids[: asked.prompt_length])
     assert prompt.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
-    assert 0.01 < bench.frozen(0).loss < 1.5  # it knows them; ln 49,152 = 10.8 if it knew nothing
+    assert 0.01 < context.base_scores(0).loss < 1.5  # it knows them; ln 49,152 = 10.8 if it knew nothing

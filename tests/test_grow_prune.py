@@ -17,12 +17,12 @@ from adaptive_lora.allocation.revised import revised
 from adaptive_lora.methods import attach
 from adaptive_lora.methods.attach import ADAPTER, initial_a, lora_layers
 from adaptive_lora.methods.resize import NewRank, resize
-from adaptive_lora.study.context import Workbench
-from adaptive_lora.study.recipes.grow_prune import GrowPruneRegime
+from adaptive_lora.study.context import StudyContext
+from adaptive_lora.study.recipes.grow_prune import GrowPruneCallback
 from adaptive_lora.study.trial import run_trial
 from adaptive_lora.training import TrainInputs, train
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 IDS = torch.arange(24).reshape(2, 12)
 
 
@@ -88,10 +88,10 @@ def test_moves_stay_within_budget_and_bounds(sites: list[SiteView], slack: int, 
 
 
 @pytest.mark.parametrize("policy", ["standard", "rslora", "constant"])
-def test_survivors_keep_moments_and_growth_does_not_change_the_function(make_bench: Bench, policy: str) -> None:
-    bench = make_bench(methods="grow_prune:rank=3", scaling=policy)
-    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
-    adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
+def test_survivors_keep_moments_and_growth_does_not_change_the_function(make_bench: BaseContext, policy: str) -> None:
+    context = make_bench(methods="grow_prune:rank=3", scaling=policy)
+    plan = context.plan(context.config.specs[0], seed=0, fold=0)
+    adapted = attach(context.base.model, plan, seed=0, dropout=0.0)
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(3):
         adapted(input_ids=IDS, labels=IDS).loss.backward()
@@ -99,7 +99,7 @@ def test_survivors_keep_moments_and_growth_does_not_change_the_function(make_ben
         optimizer.zero_grad()
     adapted.eval()
     before = adapted(IDS).logits.detach()
-    name = bench.sites[2].name
+    name = context.sites[2].name
     layer, entry = lora_layers(adapted)[name], plan.entries[2]
     old = {
         part: {k: v.clone() for k, v in optimizer.state[weight].items()}
@@ -133,18 +133,18 @@ OPTIONS = "grow_prune:rank=3,interval=3,move_share=0.3"
 
 
 @pytest.fixture
-def bench(make_bench: Bench) -> Workbench:
+def context(make_bench: BaseContext) -> StudyContext:
     """Thirty steps with dropout of both kinds."""
     return make_bench(methods=OPTIONS, max_steps=30, epochs=9, dropout=0.1, validations=2, seeds="0")
 
 
-def test_trial_moves_ranks_and_never_exceeds_the_budget(bench: Workbench, tmp_path: Path) -> None:
-    trial, seen = next(bench.config.trials()), []
+def test_trial_moves_ranks_and_never_exceeds_the_budget(context: StudyContext, tmp_path: Path) -> None:
+    trial, seen = next(context.config.trials()), []
 
     def count(event: object) -> None:
-        seen.append(sum(p.numel() for p in bench.base.model.parameters() if p.requires_grad))
+        seen.append(sum(p.numel() for p in context.base.model.parameters() if p.requires_grad))
 
-    outcome = run_trial(bench, trial, tmp_path / "adapter", count)
+    outcome = run_trial(context, trial, tmp_path / "adapter", count)
     budget = outcome.plan.budget
     assert budget is not None
     assert len(seen) == 30
@@ -153,28 +153,28 @@ def test_trial_moves_ranks_and_never_exceeds_the_budget(bench: Workbench, tmp_pa
     assert len(outcome.history) > 1
     assert outcome.history[-1].ranks == outcome.plan.rank_pattern()
     assert set(outcome.plan.rank_pattern().values()) != {3}
-    dearest = max(site.parameters_per_rank for site in bench.sites)
+    dearest = max(site.parameters_per_rank for site in context.sites)
     assert budget - dearest < outcome.plan.trainable_parameters
     phases = GrowPrune(interval=3).phases(30)
     assert all(phases.due(event.step) for event in outcome.history[1:])
-    again = run_trial(bench, trial, tmp_path / "again")
+    again = run_trial(context, trial, tmp_path / "again")
     assert again.test.nll_E.tolist() == outcome.test.nll_E.tolist()
     assert again.history == outcome.history
-    assert lora_layers(bench.base.model) == {}
+    assert lora_layers(context.base.model) == {}
 
 
-def test_before_the_first_move_it_is_uniform(make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(methods=f"uniform:rank=3 {OPTIONS}", max_steps=30, epochs=9, seeds="0")
-    uniform, moved = (run_trial(bench, t, tmp_path / t.label) for t in bench.config.trials())
+def test_before_the_first_move_it_is_uniform(make_bench: BaseContext, tmp_path: Path) -> None:
+    context = make_bench(methods=f"uniform:rank=3 {OPTIONS}", max_steps=30, epochs=9, seeds="0")
+    uniform, moved = (run_trial(context, t, tmp_path / t.label) for t in context.config.trials())
     first = moved.history[1].step
     assert moved.train.losses[:first] == uniform.train.losses[:first]
     assert moved.train.losses != uniform.train.losses
 
 
 @pytest.mark.parametrize("stop", [2, 12, 25])
-def test_interrupted_and_resumed_is_the_uninterrupted_run(bench: Workbench, stop: int) -> None:
-    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
-    options, parts = bench.config.specs[0].allocator, bench.parts(0)
+def test_interrupted_and_resumed_is_the_uninterrupted_run(context: StudyContext, stop: int) -> None:
+    plan = context.plan(context.config.specs[0], seed=0, fold=0)
+    options, parts = context.config.specs[0].allocator, context.splits(0)
     kept: dict[str, Any] = {}
 
     def keep(step: int, take: Callable[[], Any]) -> None:
@@ -182,29 +182,29 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(bench: Workbench, stop
             kept["snapshot"] = take()
             raise KeyboardInterrupt
 
-    def course(**more: Any) -> tuple[Any, GrowPruneRegime, dict[str, torch.Tensor]]:
-        adapted = attach(bench.base.model, plan, seed=0, dropout=0.1)
+    def trainer(**more: Any) -> tuple[Any, GrowPruneCallback, dict[str, torch.Tensor]]:
+        adapted = attach(context.base.model, plan, seed=0, dropout=0.1)
         try:
-            regime = GrowPruneRegime(adapted, plan, options, seed=0)  # type: ignore[arg-type]
+            callback = GrowPruneCallback(adapted, plan, options, seed=0)  # type: ignore[arg-type]
             inputs = TrainInputs(
                 examples=parts.train,
-                collate=bench.task.collate,
-                validate=lambda model: bench.losses(model, parts.validation).loss,
-                regime=regime,
+                collate=context.task.collate,
+                validate=lambda model: context.losses(model, parts.validation).loss,
+                callback=callback,
                 **more,
             )
-            result = train(adapted, inputs, bench.config.train, bench.runtime, lr=1e-2, seed=0)
+            result = train(adapted, inputs, context.config.train, context.runtime, lr=1e-2, seed=0)
             weights = {n: p.detach() for n, p in adapted.named_parameters() if p.requires_grad}
         finally:
             adapted.unload()
-        return result, regime, weights
+        return result, callback, weights
 
-    whole, regime, expected = course()
+    whole, callback, expected = trainer()
     with pytest.raises(KeyboardInterrupt):
-        course(on_snapshot=keep)
-    result, resumed, found = course(resume=kept["snapshot"])
+        trainer(on_snapshot=keep)
+    result, resumed, found = trainer(resume=kept["snapshot"])
     assert result.losses == whole.losses
-    assert resumed.history == regime.history
-    assert len(regime.history) > 1
+    assert resumed.history == callback.history
+    assert len(callback.history) > 1
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)

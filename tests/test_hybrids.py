@@ -27,10 +27,10 @@ from adaptive_lora.models.classes import auto_class
 from adaptive_lora.models.sites import survey_sites
 from adaptive_lora.models.sites.adaptable import PASSED_BY, UNREACHED
 from adaptive_lora.serving import load_adapter
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 
 TEXT = {
     "vocab_size": 258, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -86,7 +86,7 @@ def save_hybrid(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", HYBRIDS)
-def test_plan_emitted_configuration_and_training_agree(name: str, make_bench: Bench, tmp_path: Path) -> None:
+def test_plan_emitted_configuration_and_training_agree(name: str, make_bench: BaseContext, tmp_path: Path) -> None:
     folder = save_hybrid(name, tmp_path / "base")
     method = "uniform:rank=2"
     values = json.loads(emit(folder, method, "--json"))
@@ -99,14 +99,14 @@ def test_plan_emitted_configuration_and_training_agree(name: str, make_bench: Be
     stock = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert built_by(stock, tmp_path) == {entry.site.name: (2, entry.alpha, entry.alpha / 2) for entry in plan.entries}
 
-    bench = make_bench(methods=method, seeds="0", model=str(folder), max_steps=2)
-    assert dict(bench.architecture.left_out) == left_out
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    context = make_bench(methods=method, seeds="0", model=str(folder), max_steps=2)
+    assert dict(context.architecture.left_out) == left_out
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     assert isinstance(outcome.plan, RankPlan)
     assert outcome.plan.entries == plan.entries
     model, _, _ = load_adapter(tmp_path / "adapter")
     probe = load_file(tmp_path / "adapter" / PROBE)["logits"]
-    torch.testing.assert_close(probe_logits(bench, model, 0), probe, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(probe_logits(context, model, 0), probe, rtol=1e-5, atol=1e-5)
 
     if name == "zamba2":  # its blocks share weights, and have adapters of their own
         with pytest.raises(AdapterError, match="share one weight"):
@@ -197,7 +197,7 @@ def test_a_model_of_ones_own_is_read_like_any_other() -> None:
 
 
 def test_where_a_plan_cannot_tell_training_refuses_before_its_first_step(
-    make_bench: Bench, monkeypatch: pytest.MonkeyPatch
+    make_bench: BaseContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with code that does not run without weights: then an example of the data tells."""
     from adaptive_lora.models.sites import adaptable
@@ -207,9 +207,9 @@ def test_where_a_plan_cannot_tell_training_refuses_before_its_first_step(
 
     monkeypatch.setattr(adaptable, "_summed", fails)
     monkeypatch.setattr(adaptable, "TESTED_TYPES", frozenset())
-    bench = make_bench(methods="uniform:rank=2", seeds="0")
-    assert bench.architecture.untried == {site.name for site in bench.sites}
-    lost = bench.base.model.transformer.h[1]
+    context = make_bench(methods="uniform:rank=2", seeds="0")
+    assert context.architecture.untried == {site.name for site in context.sites}
+    lost = context.base.model.transformer.h[1]
     monkeypatch.setattr(type(lost), "forward", _skipping(type(lost).forward, lost))
     with pytest.raises(ModelError, match=r"4 linear maps of GPT2LMHeadModel .* transformer\.h\.1"):
         make_bench(methods="uniform:rank=2", seeds="0")

@@ -24,13 +24,13 @@ from adaptive_lora.data.token_files import numbers_digest
 from adaptive_lora.errors import ConfigError, DataError, ModelError
 from adaptive_lora.models.tasks import CausalTask
 from adaptive_lora.serving import BaseMismatch, content_hash, content_hashes, load_adapter
-from adaptive_lora.study.comparison_input import EXAMPLES, Selection, read_dossier
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.comparison_input import EXAMPLES, Selection, read_comparison_input
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 from adaptive_lora.tracking import StudyRun, connect
 
 Study = Callable[..., StudyConfig]
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|endoftext|>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -155,17 +155,17 @@ def test_the_embedded_base_has_the_hash_that_version_0_1_gave_it() -> None:
 
 
 def test_an_adapter_that_version_0_1_recorded_is_served_as_then(
-    chat: dict[str, Any], make_bench: Bench, tmp_path: Path
+    chat: dict[str, Any], make_bench: BaseContext, tmp_path: Path
 ) -> None:
-    bench = make_bench(**chat, methods="uniform:rank=2", max_steps=1)
-    folder = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter").folder
+    context = make_bench(**chat, methods="uniform:rank=2", max_steps=1)
+    folder = run_trial(context, next(context.config.trials()), tmp_path / "adapter").folder
     base = Path(chat["model"])
     now, then = content_hashes(base)
     record = json.loads((folder / serving.RECORD).read_text())
-    assert record["base"]["content_hash"] == now == bench.base.reference.content_hash
-    assert bench.base.is_recorded_as(now)
-    assert bench.base.is_recorded_as(then)
-    assert not bench.base.is_recorded_as("0" * 64)
+    assert record["base"]["content_hash"] == now == context.base.reference.content_hash
+    assert context.base.is_recorded_as(now)
+    assert context.base.is_recorded_as(then)
+    assert not context.base.is_recorded_as("0" * 64)
     (base / "chat_template.jinja").write_text(TEMPLATE + "!")
     with pytest.raises(BaseMismatch, match=f"the adapter was trained on {now[:12]}"):
         load_adapter(folder)
@@ -183,9 +183,9 @@ def test_an_adapter_that_version_0_1_recorded_is_served_as_then(
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_has_a_digest_of_what_it_learns_from(task: str, tmp_path: Path) -> None:
     config = study_from({**study_of(task, tmp_path), "methods": "uniform:rank=2"})
-    bench = Workbench(config)
-    parts, trial = bench.parts(0), next(config.trials())
-    assert bench.surroundings["tokens"] == parts.digest == Workbench(config).tokens_digest
+    context = StudyContext(config)
+    parts, trial = context.splits(0), next(config.trials())
+    assert context.fingerprint["tokens"] == parts.digest == StudyContext(config).tokens_digest
     fewer = dataclasses.replace(parts, test=parts.test[1:], train=(*parts.train, parts.test[0]))
     assert fewer.digest != parts.digest
     names = [field.name for field in dataclasses.fields(parts.train[0])]
@@ -198,14 +198,14 @@ def test_every_task_has_a_digest_of_what_it_learns_from(task: str, tmp_path: Pat
     }
     changed = [name for name in names if name in changes]
     assert changed or task == "image_classification"
-    signature = bench.signature(trial)
+    signature = context.signature(trial)
     for name in changed:
         first = parts.train[0]
         other = dataclasses.replace(first, **{name: changes[name](getattr(first, name))})
-        bench._parts = [dataclasses.replace(parts, train=(other, *parts.train[1:]))]
+        context._parts = [dataclasses.replace(parts, train=(other, *parts.train[1:]))]
         for kept in ("tokens_digest", "surroundings", "study_id", "lineage"):
-            bench.__dict__.pop(kept, None)
-        assert bench.signature(trial) != signature, name
+            context.__dict__.pop(kept, None)
+        assert context.signature(trial) != signature, name
 
 
 def test_numbers_that_stand_elsewhere_have_another_digest() -> None:
@@ -261,13 +261,13 @@ def test_the_date_in_a_template_decides_by_the_text_that_it_gives(
     digest = trials_in(tmp_path)[0].data.tags["tokens_digest"]
     assert quiet(config)[0].trials_run == 0  # on the same day
     monkeypatch.setattr(chat_template_utils, "datetime", Later)
-    bench = Workbench(config)
-    shown = bench.base.tokenizer.decode(bench.parts(0).train[0].input_ids)
+    context = StudyContext(config)
+    shown = context.base.tokenizer.decode(context.splits(0).train[0].input_ids)
     assert shown.startswith("04 May 2031 <user>")  # no tokens of the day before
     with pytest.raises(DataError) as refused:
         quiet(config)
     text = str(refused.value)
-    assert f"changed (digest {digest} then, {bench.tokens_digest} now)" in text
+    assert f"changed (digest {digest} then, {context.tokens_digest} now)" in text
     assert "the base's chat template writes the date or time" in text
     assert len(trials_in(tmp_path)) == 1
 
@@ -290,13 +290,13 @@ def test_other_tokens_of_the_same_data_and_base_are_refused(
         quiet(config)
     quiet(dataclasses.replace(config, study="new"))
     with pytest.raises(DataError, match="token ids differs"):
-        read_dossier(connect(config.tracking), Selection(query="tags.method = 'uniform-r2'"))
+        read_comparison_input(connect(config.tracking), Selection(query="tags.method = 'uniform-r2'"))
 
 
 def test_a_study_without_digests_of_tokens_is_refused_by_its_version(in_store: Study, tmp_path: Path) -> None:
     config = in_store()
     outcome, _ = quiet(config)
-    study = StudyRun.find(outcome.store, outcome.judgement.study_id)
+    study = StudyRun.find(outcome.store, outcome.study_result.study_id)
     client = outcome.store.client
     client.delete_tag(study.run_id, "tokens_digest")
     client.set_tag(study.run_id, "study_id", "study-0000000000")
@@ -305,16 +305,16 @@ def test_a_study_without_digests_of_tokens_is_refused_by_its_version(in_store: S
 
 
 def test_profiles_of_other_data_count_with_their_tokens(
-    make_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_bench: BaseContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "other.json"
     other.write_text(json.dumps(rows(40, seed=3)), encoding="utf-8")
-    bench = make_bench(methods=f"empirical:rank=2,profiled_on={other}")
-    borrowed = bench.profiled_on((str(other),))
-    parts = borrowed.parts(0)
+    context = make_bench(methods=f"empirical:rank=2,profiled_on={other}")
+    borrowed = context.profiled_on((str(other),))
+    parts = borrowed.splits(0)
     shifted = tuple(dataclasses.replace(e, first_label=e.first_label + 1) for e in parts.train)
     monkeypatch.setattr(type(borrowed), "parts", lambda self, fold: dataclasses.replace(parts, train=shifted))
-    again = type(borrowed)(bench, (str(other),))
+    again = type(borrowed)(context, (str(other),))
     assert again.digest != borrowed.digest
 
 
@@ -323,10 +323,10 @@ def test_examples_of_a_test_file_have_their_texts(in_store: Study, data_file: Pa
     test_data.write_text(json.dumps(rows(8, seed=5)), encoding="utf-8")
     config = in_store(test_data=str(test_data))
     outcome, _ = quiet(config)
-    study = StudyRun.find(outcome.store, outcome.judgement.study_id)
+    study = StudyRun.find(outcome.store, outcome.study_result.study_id)
     texts = outcome.store.read_json(study.run_id, EXAMPLES)
-    bench = Workbench(config)
-    wanted = {e.id: f"{e.prompt}{e.response}" for e in bench.data.test or ()}
+    context = StudyContext(config)
+    wanted = {e.id: f"{e.prompt}{e.response}" for e in context.data.test or ()}
     assert texts == wanted
     assert len(texts) == 8
     assert re.search(r"[a-z]", "".join(texts.values()))

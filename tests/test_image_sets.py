@@ -30,19 +30,19 @@ Rows = list[dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
     """Thirty pictures of three colours in turn."""
     folder = tmp_path_factory.mktemp("pictures")
     return folder, save_pictures(folder, 30)
 
 
-def hub_set(folder: Path, parts: dict[str, Rows], pictures: Path) -> Path:
+def hub_set(folder: Path, parts: dict[str, Rows], images: Path) -> Path:
     """Write what `push_to_hub` writes: Parquet files with the pictures and their features."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(COLOURS))})
     (folder / "data").mkdir(parents=True)
     for split, rows in parts.items():
         columns = {
-            "image": [{"bytes": (pictures / row["image"]).read_bytes()} for row in rows],
+            "image": [{"bytes": (images / row["image"]).read_bytes()} for row in rows],
             "label": [COLOURS.index(row["label"]) for row in rows],
         }
         file = folder / "data" / f"{split}-00000-of-00001.parquet"
@@ -54,8 +54,8 @@ def config_of(data: Path, **changes: Any) -> DataConfig:
     return DataConfig(data=str(data), **changes)
 
 
-def test_a_hub_set_with_a_test_split(pictures: tuple[Path, Rows], own_store: str, tmp_path: Path) -> None:
-    home, rows = pictures
+def test_a_hub_set_with_a_test_split(images: tuple[Path, Rows], own_store: str, tmp_path: Path) -> None:
+    home, rows = images
     data = hub_set(tmp_path / "set", {"train": rows[:21], "test": rows[21:]}, home)
     found = load_classes(config_of(data, test_split="test"))
     assert found.labels == COLOURS
@@ -79,8 +79,8 @@ def study(model: Path, data: Path, store: str) -> StudyConfig:
     )  # fmt: skip
 
 
-def test_a_picture_of_the_test_split_leaves_the_others(pictures: tuple[Path, Rows], tmp_path: Path) -> None:
-    home, rows = pictures
+def test_a_picture_of_the_test_split_leaves_the_others(images: tuple[Path, Rows], tmp_path: Path) -> None:
+    home, rows = images
     data = hub_set(tmp_path / "set", {"train": rows[:24], "test": rows[20:]}, home)
     found = load_classes(config_of(data, test_split="test"))
     assert found.test is not None
@@ -91,8 +91,8 @@ def test_a_picture_of_the_test_split_leaves_the_others(pictures: tuple[Path, Row
     assert len(parts.train) + len(parts.validation) == 20
 
 
-def test_one_subset_of_several(pictures: tuple[Path, Rows], tmp_path: Path) -> None:
-    home, rows = pictures
+def test_one_subset_of_several(images: tuple[Path, Rows], tmp_path: Path) -> None:
+    home, rows = images
     hub_set(tmp_path / "set" / "warm", {"train": rows[:9]}, home)
     hub_set(tmp_path / "set" / "all", {"train": rows}, home)
     card = "".join(f"- config_name: {name}\n  data_files: {name}/data/*.parquet\n" for name in ("warm", "all"))
@@ -108,9 +108,9 @@ def test_one_subset_of_several(pictures: tuple[Path, Rows], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("held", ["bytes", "path"])
-def test_parquet_without_features(pictures: tuple[Path, Rows], tmp_path: Path, held: str) -> None:
+def test_parquet_without_features(images: tuple[Path, Rows], tmp_path: Path, held: str) -> None:
     """Other writers leave {bytes, path} as a struct; a path is relative to the table."""
-    home, rows = pictures
+    home, rows = images
     shutil.copytree(home, tmp_path / "set" / "images")
     images = [
         {"bytes": (home / row["image"]).read_bytes() if held == "bytes" else None, "path": f"images/{row['image']}"}
@@ -124,8 +124,8 @@ def test_parquet_without_features(pictures: tuple[Path, Rows], tmp_path: Path, h
     assert [e.image for e in found.examples] == [(home / r["image"]).read_bytes() for r in rows]
 
 
-def test_folders_of_classes_in_folders_of_splits(pictures: tuple[Path, Rows], tmp_path: Path) -> None:
-    home, rows = pictures
+def test_folders_of_classes_in_folders_of_splits(images: tuple[Path, Rows], tmp_path: Path) -> None:
+    home, rows = images
     for number, row in enumerate(rows):
         part = tmp_path / ("train" if number < 20 else "test") / row["label"]
         part.mkdir(parents=True, exist_ok=True)
@@ -138,8 +138,8 @@ def test_folders_of_classes_in_folders_of_splits(pictures: tuple[Path, Rows], tm
         assert example.response == found.labels[int(example.target or 0)] == source["label"]
 
 
-def test_a_folder_with_captions(pictures: tuple[Path, Rows], tmp_path: Path) -> None:
-    home, rows = pictures
+def test_a_folder_with_captions(images: tuple[Path, Rows], tmp_path: Path) -> None:
+    home, rows = images
     for split, chosen in (("train", rows[:20]), ("test", rows[20:])):
         (tmp_path / split).mkdir()
         for row in chosen:
@@ -153,8 +153,8 @@ def test_a_folder_with_captions(pictures: tuple[Path, Rows], tmp_path: Path) -> 
     assert len(found.test) == 10
 
 
-def test_files_are_named_relative_to_the_table_that_names_them(pictures: tuple[Path, Rows], tmp_path: Path) -> None:
-    home, rows = pictures
+def test_files_are_named_relative_to_the_table_that_names_them(images: tuple[Path, Rows], tmp_path: Path) -> None:
+    home, rows = images
     for part, chosen in (("one", rows[:20]), ("other", rows[20:])):
         (tmp_path / part).mkdir()
         for row in chosen:

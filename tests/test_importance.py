@@ -23,16 +23,16 @@ from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError, ModelError
 from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile, capture, passes, profile_importance
 from adaptive_lora.models.losses import causal_loss
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.steps import run_profile
 from adaptive_lora.study.trial import run_trial, trial_metrics
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 WEIGHTS_ONLY = {"heavy_tail", "stable_rank", "condition_number"}
 
 
 @pytest.fixture
-def bench(make_bench: Bench) -> Workbench:
+def context(make_bench: BaseContext) -> StudyContext:
     return make_bench(profile_batches=4, profile_batch_size=3)
 
 
@@ -61,23 +61,23 @@ def test_every_metric_has_a_profiler() -> None:
 class TestContract:
     """What every profiler promises."""
 
-    def test_scores_and_spectra(self, bench: Workbench, metric: str) -> None:
-        found = profile(bench, metric)
-        names = [site.name for site in bench.sites]
+    def test_scores_and_spectra(self, context: StudyContext, metric: str) -> None:
+        found = profile(context, metric)
+        names = [site.name for site in context.sites]
         assert list(found.scores) == names
         assert all(math.isfinite(score) and score >= 0 for score in found.scores.values())
         assert any(found.scores.values())
         assert (found.spectra is not None) == (metric in SPECTRAL_METRICS)
         for spectra in [found.spectra] if found.spectra else []:
             assert list(spectra) == names
-            for site in bench.sites:
+            for site in context.sites:
                 values = np.array(spectra[site.name])
                 assert 1 <= len(values) <= min(256, site.max_rank)
                 assert (np.diff(values) <= 0).all()
                 assert (values >= 0).all()
 
-    def test_halves(self, bench: Workbench, metric: str) -> None:
-        found = profile(bench, metric)
+    def test_halves(self, context: StudyContext, metric: str) -> None:
+        found = profile(context, metric)
         if metric in WEIGHTS_ONLY:
             assert found.replicates == ()
             assert math.isnan(found.stability)
@@ -91,17 +91,17 @@ class TestContract:
         for spectra in found.replicates:
             assert list(spectra) == list(found.scores)
             assert all(values for values in spectra.values())
-        evidence = found.evidence()
+        evidence = found.summary()
         assert evidence.replicates == found.replicates
         assert evidence.spectra == found.spectra
 
-    def test_same_seed_same_profile(self, bench: Workbench, metric: str) -> None:
-        one, same, other = (profile(bench, metric, seed) for seed in (0, 0, 1))
+    def test_same_seed_same_profile(self, context: StudyContext, metric: str) -> None:
+        one, same, other = (profile(context, metric, seed) for seed in (0, 0, 1))
         assert timeless(one) == timeless(same)
         assert (one.scores == other.scores) == (metric in WEIGHTS_ONLY)
 
-    def test_model_is_left_as_it_was(self, bench: Workbench, metric: str) -> None:
-        model = bench.base.model
+    def test_model_is_left_as_it_was(self, context: StudyContext, metric: str) -> None:
+        model = context.base.model
         model.train()
         model.transformer.h[1].eval()
         for index, parameter in enumerate(model.parameters()):
@@ -110,25 +110,25 @@ class TestContract:
                 parameter.grad = torch.full_like(parameter, 0.5)
         weights = {name: value.clone() for name, value in model.state_dict().items()}
         before = state(model)
-        profile(bench, metric)
+        profile(context, metric)
         assert state(model) == before
         assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
         for index, parameter in enumerate(model.parameters()):
             assert (parameter.grad is None) == (index % 2 == 0)
             assert parameter.grad is None or bool((parameter.grad == 0.5).all())
 
-    def test_json_round_trip(self, bench: Workbench, metric: str) -> None:
-        found = profile(bench, metric)
+    def test_json_round_trip(self, context: StudyContext, metric: str) -> None:
+        found = profile(context, metric)
         read = ImportanceProfile.from_json(found.to_json())
         assert read.to_dict() == found.to_dict()
         assert read.spectra == found.spectra
         assert read.replicates == found.replicates
 
-    def test_many_passes_equal_one(self, bench: Workbench, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        one = profile(bench, metric)
+    def test_many_passes_equal_one(self, context: StudyContext, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = profile(context, metric)
         monkeypatch.setattr(passes, "PASS_TOKENS", 1)
-        assert len(passes.joined(bench.calibration(0, 0))) == 4
-        many = profile(bench, metric)
+        assert len(passes.joined(context.calibration(0, 0))) == 4
+        many = profile(context, metric)
         for name, score in one.scores.items():
             # `ablation` is a difference of two losses: it keeps their rounding
             assert many.scores[name] == pytest.approx(score, rel=1e-3, abs=2e-6)
@@ -137,35 +137,35 @@ class TestContract:
             for name in first:
                 np.testing.assert_allclose(first[name], second[name], rtol=1e-2, atol=1e-6)
 
-    def test_bf16_base_agrees(self, make_bench: Bench, metric: str) -> None:
+    def test_bf16_base_agrees(self, make_bench: BaseContext, metric: str) -> None:
         full, half = (make_bench(precision=p, profile_batches=4) for p in ("fp32", "bf16"))
         exact, rounded = (list(profile(b, metric).scores.values()) for b in (full, half))
         assert np.corrcoef(exact, rounded)[0, 1] > 0.9
 
 
-def test_a_profile_of_nothing_is_an_error(bench: Workbench) -> None:
+def test_a_profile_of_nothing_is_an_error(context: StudyContext) -> None:
     def constant(model: nn.Module, batch: Batch) -> torch.Tensor:
         return causal_loss(model, batch) * 0
 
     with pytest.raises(AllocationError, match=r"every site scores 0.*more calibration batches"):
-        profile(bench, "weight_gradient", loss=constant)
+        profile(context, "weight_gradient", loss=constant)
 
 
-def test_a_broken_base_is_an_error(bench: Workbench) -> None:
+def test_a_broken_base_is_an_error(context: StudyContext) -> None:
     with torch.no_grad():
-        bench.base.model.transformer.h[0].mlp.c_fc.weight[0, 0] = math.nan
+        context.base.model.transformer.h[0].mlp.c_fc.weight[0, 0] = math.nan
     with pytest.raises(ModelError, match="loss on the calibration data is nan"):
-        profile(bench, "weight_gradient")
+        profile(context, "weight_gradient")
 
 
-def test_one_example_has_no_stability(make_bench: Bench) -> None:
+def test_one_example_has_no_stability(make_bench: BaseContext) -> None:
     found = profile(make_bench(profile_batches=1, profile_batch_size=1), "weight_gradient")
     assert math.isnan(found.stability)
     assert found.stability_note
 
 
-def test_padding_changes_nothing(bench: Workbench) -> None:
-    task = bench.profile_task(seed=0, fold=0)
+def test_padding_changes_nothing(context: StudyContext) -> None:
+    task = context.profile_task(seed=0, fold=0)
     (whole,) = passes.joined(task.batches)
     wider = Batch.of_text(
         input_ids=nn.functional.pad(whole.input_ids, (0, 5), value=7),
@@ -173,7 +173,7 @@ def test_padding_changes_nothing(bench: Workbench) -> None:
         labels=nn.functional.pad(whole.labels, (0, 5), value=-100),
     )
     for metric in PROFILERS:
-        one, other = (profile(bench, metric, batches=batches) for batches in ([whole], [wider]))
+        one, other = (profile(context, metric, batches=batches) for batches in ([whole], [wider]))
         for name, score in one.scores.items():
             assert other.scores[name] == pytest.approx(score, rel=1e-3, abs=1e-9), metric
 
@@ -197,12 +197,12 @@ class Flat(nn.Module):
         return type("Output", (), {"logits": self.head(rows).view(*input_ids.shape, -1)})()
 
 
-def test_shared_and_unused_maps(bench: Workbench) -> None:
+def test_shared_and_unused_maps(context: StudyContext) -> None:
     from adaptive_lora.models.sites import find_sites
 
     torch.manual_seed(0)
     model = Flat()
-    task = dataclasses.replace(bench.profile_task(seed=0, fold=0), model=model, sites=find_sites(model))
+    task = dataclasses.replace(context.profile_task(seed=0, fold=0), model=model, sites=find_sites(model))
     found = profile_importance(task, metric="gradient_norm", seed=0)
     loss = sum(causal_loss(model, batch) for batch in task.batches)
     (gradient,) = torch.autograd.grad(loss, model.h[0]["up"].weight)
@@ -231,18 +231,18 @@ def test_passes_join_up_to_a_limit() -> None:
     assert one.half(1).input_ids.shape == (1, 4)
 
 
-def test_groups_hold_no_more_than_the_models_own_gradient(bench: Workbench) -> None:
+def test_groups_hold_no_more_than_the_models_own_gradient(context: StudyContext) -> None:
     def floats(site: object) -> int:
         return 2 * site.in_features * site.out_features  # type: ignore[attr-defined]
 
-    own = sum(site.in_features * site.out_features for site in bench.sites)
-    groups = capture._groups(bench.sites, floats, own)
-    assert [site for group in groups for site in group] == list(bench.sites)
+    own = sum(site.in_features * site.out_features for site in context.sites)
+    groups = capture._groups(context.sites, floats, own)
+    assert [site for group in groups for site in group] == list(context.sites)
     assert all(sum(map(floats, group)) <= own or len(group) == 1 for group in groups)
-    assert len(capture._groups(bench.sites, floats, 0)) == len(bench.sites)
+    assert len(capture._groups(context.sites, floats, 0)) == len(context.sites)
 
 
-def test_one_site_at_a_time(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_site_at_a_time(context: StudyContext, monkeypatch: pytest.MonkeyPatch) -> None:
     from adaptive_lora.methods.importance import gradient
 
     alive, most = 0, 0
@@ -262,7 +262,7 @@ def test_one_site_at_a_time(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -
         pass
 
     monkeypatch.setattr(gradient, "_Variance", CountedVariance)
-    profile(bench, "gradient_variance")
+    profile(context, "gradient_variance")
     assert (alive, most) == (0, 1)
 
 
@@ -271,7 +271,7 @@ def test_the_command_logs_cost_and_draws_the_spectrum(in_store: Callable[..., St
     run_profile(config, "whitened_gradient", Console(quiet=True), as_json=False)
     client = MlflowClient(store_in(tmp_path))
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    examples = Workbench(config).parts(0).train
+    examples = StudyContext(config).splits(0).train
     per_training = 2 * sum(len(example.input_ids) for example in examples)
     share = run.data.metrics["profile/processed_tokens"] / per_training
     assert run.data.metrics["profile/share_of_training_tokens"] == pytest.approx(share, rel=0.2)
@@ -279,9 +279,9 @@ def test_the_command_logs_cost_and_draws_the_spectrum(in_store: Callable[..., St
     assert drawn == {"figures/profile_whitened_gradient.png", "figures/spectrum_whitened_gradient.png"}
 
 
-def test_a_trial_reports_the_share_of_its_training(make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(methods="empirical:rank=1", profile_batches=2)
-    trial = next(bench.config.trials())
-    outcome = run_trial(bench, trial, tmp_path / "adapter")
-    metrics = trial_metrics(bench, outcome, 0)
+def test_a_trial_reports_the_share_of_its_training(make_bench: BaseContext, tmp_path: Path) -> None:
+    context = make_bench(methods="empirical:rank=1", profile_batches=2)
+    trial = next(context.config.trials())
+    outcome = run_trial(context, trial, tmp_path / "adapter")
+    metrics = trial_metrics(context, outcome, 0)
     assert metrics["profile/share_of_training"] == pytest.approx(metrics["profile/seconds"] / metrics["train_seconds"])

@@ -21,22 +21,22 @@ from adaptive_lora.methods.importance.trained import lora_layers
 from adaptive_lora.methods.importance.weights import heavy_tail
 from adaptive_lora.methods.importance.whitened import DAMPING, gains, second_moment, whiten
 from adaptive_lora.models.losses import causal_loss
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 
 
 @pytest.fixture
-def bench(make_bench: Bench) -> Workbench:
+def context(make_bench: BaseContext) -> StudyContext:
     return make_bench(profile_batches=4, profile_batch_size=3)
 
 
-def example_gradients(bench: Workbench, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def example_gradients(context: StudyContext, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (E, out, in) gradients of single examples' summed loss, and their token counts."""
-    model = bench.base.model.double()
+    model = context.base.model.double()
     weight = model.get_submodule(name).weight.requires_grad_(True)
     gradients, tokens = [], []
-    for batch in bench.profile_task(seed=0, fold=0).batches:
+    for batch in context.profile_task(seed=0, fold=0).batches:
         for row in range(len(batch.input_ids)):
             single = Batch.of_text(
                 input_ids=batch.input_ids[row : row + 1],
@@ -50,10 +50,10 @@ def example_gradients(bench: Workbench, name: str) -> tuple[torch.Tensor, torch.
     return torch.stack(gradients), torch.tensor(tokens)
 
 
-def test_weight_gradient_and_norm_equal_autograd(bench: Workbench) -> None:
-    found = {metric: profile(bench, metric) for metric in ("weight_gradient", "gradient_norm")}
-    each, tokens = example_gradients(bench, SITE)
-    weight = bench.base.model.get_submodule(SITE).weight.T
+def test_weight_gradient_and_norm_equal_autograd(context: StudyContext) -> None:
+    found = {metric: profile(context, metric) for metric in ("weight_gradient", "gradient_norm")}
+    each, tokens = example_gradients(context, SITE)
+    weight = context.base.model.get_submodule(SITE).weight.T
     parts = (slice(None), slice(0, None, 2), slice(1, None, 2))
     for index, part in enumerate(parts):
         mean = each[part].sum(dim=0) / tokens[part].sum()
@@ -67,9 +67,9 @@ def test_weight_gradient_and_norm_equal_autograd(bench: Workbench) -> None:
             assert found["gradient_norm"].scores[SITE] == pytest.approx(float(mean.norm()), rel=1e-4)
 
 
-def test_variance_equals_a_loop_over_examples(bench: Workbench) -> None:
-    found = profile(bench, "gradient_variance")
-    each, _ = example_gradients(bench, SITE)
+def test_variance_equals_a_loop_over_examples(context: StudyContext) -> None:
+    found = profile(context, "gradient_variance")
+    each, _ = example_gradients(context, SITE)
     assert found.scores[SITE] == pytest.approx(float(each.var(dim=0).mean()), rel=1e-3)
     assert found.replicates[1][SITE][0] == pytest.approx(float(each[1::2].var(dim=0).mean()), rel=1e-3)
 
@@ -126,10 +126,10 @@ def test_whitening_in_blocks(block: int) -> None:
     )
 
 
-def test_whitened_gradient_equals_dense_kfac(bench: Workbench) -> None:
-    found = profile(bench, "whitened_gradient")
-    each, tokens = example_gradients(bench, SITE)
-    inputs, outputs = kfac_factors(bench, SITE)
+def test_whitened_gradient_equals_dense_kfac(context: StudyContext) -> None:
+    found = profile(context, "whitened_gradient")
+    each, tokens = example_gradients(context, SITE)
+    inputs, outputs = kfac_factors(context, SITE)
     total = tokens.sum()
     share = [tokens[half::2].sum() / total for half in (0, 1)]
     whitened = [
@@ -149,9 +149,9 @@ def test_whitened_gradient_equals_dense_kfac(bench: Workbench) -> None:
     assert found.scores[SITE] == pytest.approx(sum(found.spectra[SITE]), rel=1e-6)
 
 
-def kfac_factors(bench: Workbench, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def kfac_factors(context: StudyContext, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return damped K-FAC factors of a site by one loop over examples, in float64."""
-    model, seen = bench.base.model.double(), []
+    model, seen = context.base.model.double(), []
 
     @contextmanager
     def watched() -> Iterator[None]:
@@ -167,7 +167,7 @@ def kfac_factors(bench: Workbench, name: str) -> tuple[torch.Tensor, torch.Tenso
 
     supervised = 0
     with watched():
-        for batch in bench.profile_task(seed=0, fold=0).batches:
+        for batch in context.profile_task(seed=0, fold=0).batches:
             for row in range(len(batch.input_ids)):
                 length = int(batch.attention_mask[row].sum())
                 single = Batch.of_text(
@@ -201,23 +201,23 @@ def test_pure_noise_gains_nothing_and_signal_stands_out() -> None:
     assert found[3:].sum() < 0.02 * found[:3].sum()
 
 
-def inputs_of(bench: Workbench, name: str) -> list[torch.Tensor]:
+def inputs_of(context: StudyContext, name: str) -> list[torch.Tensor]:
     """Return the inputs (tokens, in) of a site, float64, for every calibration example."""
-    model, seen = bench.base.model.double(), []
+    model, seen = context.base.model.double(), []
     handle = model.get_submodule(name).register_forward_hook(
         lambda module, given, output: seen.append(given[0].detach()[0])
     )
     with torch.no_grad():
-        for batch in bench.profile_task(seed=0, fold=0).batches:
+        for batch in context.profile_task(seed=0, fold=0).batches:
             for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True):
                 model(input_ids=row[mask.bool()][None])
     handle.remove()
     return seen
 
 
-def test_activation_spectrum_equals_a_full_decomposition(bench: Workbench) -> None:
-    found = profile(bench, "activation_spectrum")
-    seen = inputs_of(bench, SITE)
+def test_activation_spectrum_equals_a_full_decomposition(context: StudyContext) -> None:
+    found = profile(context, "activation_spectrum")
+    seen = inputs_of(context, SITE)
     assert found.spectra is not None
     for values, part in (
         (found.spectra[SITE], seen),
@@ -231,10 +231,10 @@ def test_activation_spectrum_equals_a_full_decomposition(bench: Workbench) -> No
     assert found.scores[SITE] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
 
 
-def test_activation_spectrum_equals_pefts(bench: Workbench) -> None:
+def test_activation_spectrum_equals_pefts(context: StudyContext) -> None:
     from peft.utils.incremental_pca import IncrementalPCA
 
-    rows = torch.cat(inputs_of(bench, SITE)).float()
+    rows = torch.cat(inputs_of(context, SITE)).float()
     reference = IncrementalPCA(n_components=8).partial_fit(rows.clone())
     scatter = Scatter()
     scatter.add(rows)
@@ -272,8 +272,8 @@ def test_a_cut_scatter_keeps_its_leading_components() -> None:
     torch.testing.assert_close(cut.shares()[:6], whole.shares()[:6], rtol=2e-2, atol=1e-6)
 
 
-def test_weight_metrics_equal_their_formulas(bench: Workbench) -> None:
-    weight = bench.base.model.get_submodule(SITE).weight.detach().double().numpy()
+def test_weight_metrics_equal_their_formulas(context: StudyContext) -> None:
+    weight = context.base.model.get_submodule(SITE).weight.detach().double().numpy()
     values = np.sort(np.linalg.svd(weight, compute_uv=False) ** 2)  # ascending
     count = len(values)
     k = count // 2
@@ -284,7 +284,7 @@ def test_weight_metrics_equal_their_formulas(bench: Workbench) -> None:
         "condition_number": 1 / np.linalg.cond(weight),
     }
     for metric, value in expected.items():
-        assert profile(bench, metric).scores[SITE] == pytest.approx(value, rel=1e-5)
+        assert profile(context, metric).scores[SITE] == pytest.approx(value, rel=1e-5)
 
 
 def test_heavy_tail_finds_the_exponent_of_a_power_law() -> None:
@@ -294,9 +294,9 @@ def test_heavy_tail_finds_the_exponent_of_a_power_law() -> None:
         assert heavy_tail(torch.from_numpy(sample.copy())) == pytest.approx(exponent, rel=0.1)
 
 
-def test_ablation_equals_the_loss_without_an_adapter(bench: Workbench) -> None:
-    task = bench.profile_task(seed=0, fold=0)
-    found = profile(bench, "ablation")
+def test_ablation_equals_the_loss_without_an_adapter(context: StudyContext) -> None:
+    task = context.profile_task(seed=0, fold=0)
+    found = profile(context, "ablation")
     assert task.trained is not None
     with task.trained() as probe, torch.no_grad():
         probe.model.eval()
@@ -314,9 +314,9 @@ def test_ablation_equals_the_loss_without_an_adapter(bench: Workbench) -> None:
     assert found.processed_tokens > probe.tokens
 
 
-def test_output_energy_equals_what_the_adapter_adds(bench: Workbench) -> None:
-    task = bench.profile_task(seed=0, fold=0)
-    found = profile(bench, "output_energy")
+def test_output_energy_equals_what_the_adapter_adds(context: StudyContext) -> None:
+    task = context.profile_task(seed=0, fold=0)
+    found = profile(context, "output_energy")
     assert task.trained is not None
     with task.trained() as probe, torch.no_grad():
         probe.model.eval()
@@ -335,6 +335,6 @@ def test_output_energy_equals_what_the_adapter_adds(bench: Workbench) -> None:
 
 
 @pytest.mark.parametrize("metric", ["ablation", "output_energy"])
-def test_without_a_training_there_is_nothing_to_ablate(bench: Workbench, metric: str) -> None:
+def test_without_a_training_there_is_nothing_to_ablate(context: StudyContext, metric: str) -> None:
     with pytest.raises(AllocationError, match=r"required a training .*Use a metric of the frozen"):
-        profile(bench, metric, trained=None)
+        profile(context, metric, trained=None)

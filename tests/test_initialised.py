@@ -13,7 +13,7 @@ import torch
 from peft import EvaConfig, LoraConfig, get_peft_model, initialize_lora_eva_weights
 from transformers.pytorch_utils import Conv1D
 
-from adaptive_lora.allocation import Evidence, MethodSpec, allocate, uniform_cost
+from adaptive_lora.allocation import MethodSpec, ProfileSummary, allocate, uniform_cost
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
 from adaptive_lora.methods import attach, audit_moved
@@ -21,27 +21,27 @@ from adaptive_lora.methods.attach import ADAPTER, lora_layers
 from adaptive_lora.methods.eva import EvaSettings, eva_directions
 from adaptive_lora.methods.importance.passes import joined
 from adaptive_lora.models.losses import token_scores
-from adaptive_lora.study.context import Workbench
-from adaptive_lora.study.recipes import Job
+from adaptive_lora.study.context import StudyContext
+from adaptive_lora.study.recipes import TrialContext
 from adaptive_lora.study.recipes.eva import _batches
 from adaptive_lora.study.recipes.gora import _initial_b, compressed_gradient
 from adaptive_lora.study.trial import TrialOutcome, run_trial
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 IDS = torch.arange(24).reshape(2, 12)
 
 
-def run(bench: Workbench, folder: Path) -> list[TrialOutcome]:
+def run(context: StudyContext, folder: Path) -> list[TrialOutcome]:
     """Run every trial of a workbench's study."""
-    return [run_trial(bench, trial, folder / trial.label) for trial in bench.config.trials()]
+    return [run_trial(context, trial, folder / trial.label) for trial in context.config.trials()]
 
 
-def attached(bench: Workbench, trial: TrialSpec) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def attached(context: StudyContext, trial: TrialSpec) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return A and B of every site as training first sees them."""
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    original = Job.train
+    original = TrialContext.train
 
-    def stop(job: Job, adapted: Any, *args: Any, **more: Any) -> Any:
+    def stop(job: TrialContext, adapted: Any, *args: Any, **more: Any) -> Any:
         for name, layer in lora_layers(adapted).items():
             seen[name] = tuple(  # type: ignore[assignment]
                 part[ADAPTER].weight.detach().clone() for part in (layer.lora_A, layer.lora_B)
@@ -49,24 +49,24 @@ def attached(bench: Workbench, trial: TrialSpec) -> dict[str, tuple[torch.Tensor
         return original(job, adapted, *args, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Job, "train", stop)
-        run_trial(bench, trial, Path("adapter"))
+        patch.setattr(TrialContext, "train", stop)
+        run_trial(context, trial, Path("adapter"))
     return seen
 
 
 # --- EVA
 
 
-def test_eva_is_pefts_own(make_bench: Bench) -> None:
+def test_eva_is_pefts_own(make_bench: BaseContext) -> None:
     """Ranks, A and scale equal what `initialize_lora_eva_weights` makes of the same batches.
 
     PEFT keeps alpha / rank the same at every site, which is scaling `constant`.
     """
-    bench = make_bench(methods="eva:rank=3", seeds="0", scaling="constant")
-    trial = next(bench.config.trials())
-    ours = attached(bench, trial)
-    plan = run_trial(bench, trial, Path("again")).plan
-    job = Job(bench, trial, lambda event: None)
+    context = make_bench(methods="eva:rank=3", seeds="0", scaling="constant")
+    trial = next(context.config.trials())
+    ours = attached(context, trial)
+    plan = run_trial(context, trial, Path("again")).plan
+    job = TrialContext(context, trial, lambda event: None)
     passes = _batches(job, EvaSettings(rank=3, rho=2.0, tau=0.99), causal=True)
     batches = [{**each.inputs, "labels": each.labels} for each in passes]
     assert len(batches) > 1
@@ -74,14 +74,14 @@ def test_eva_is_pefts_own(make_bench: Bench) -> None:
         task_type="CAUSAL_LM",
         r=3,
         lora_alpha=6,
-        target_modules=[site.name for site in bench.sites],
+        target_modules=[site.name for site in context.sites],
         init_lora_weights="eva",
         eva_config=EvaConfig(rho=2.0, tau=0.99),
         fan_in_fan_out=True,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on memory
-        model = get_peft_model(bench.base.model, config)
+        model = get_peft_model(context.base.model, config)
     initialize_lora_eva_weights(
         model,
         batches,
@@ -96,27 +96,27 @@ def test_eva_is_pefts_own(make_bench: Bench) -> None:
         assert layer.scaling[ADAPTER] == pytest.approx(plan.scale_of(entry))
         assert torch.equal(layer.lora_A[ADAPTER].weight, ours[entry.site.name][0])
         assert not ours[entry.site.name][1].any()
-    assert sum(plan.rank_pattern().values()) == 3 * len(bench.sites)  # the budget is ranks
+    assert sum(plan.rank_pattern().values()) == 3 * len(context.sites)  # the budget is ranks
     assert len(set(plan.rank_pattern().values())) > 1
     assert plan.budget is None
     model.unload()
 
 
-def test_directions_explain_the_inputs_variance(make_bench: Bench) -> None:
-    bench = make_bench()
-    batch = joined(bench.calibration(0, 0))[0]
-    name = bench.sites[0].name
+def test_directions_explain_the_inputs_variance(make_bench: BaseContext) -> None:
+    context = make_bench()
+    batch = joined(context.calibration(0, 0))[0]
+    name = context.sites[0].name
     found = eva_directions(
-        bench.base.model,
+        context.base.model,
         {name: lambda batch, rows: batch.supervised},
         [batch],
         EvaSettings(rank=4, rho=1.0, tau=0.99),
         lambda model, batch: model(input_ids=batch.input_ids),
     )
     kept: list[torch.Tensor] = []
-    module = bench.base.model.get_submodule(name)
+    module = context.base.model.get_submodule(name)
     hook = module.register_forward_hook(lambda m, args, out: kept.append(args[0].detach()))
-    bench.base.model(input_ids=batch.input_ids)
+    context.base.model(input_ids=batch.input_ids)
     hook.remove()
     rows = kept[0][batch.labels != -100].double()
     rows = rows - rows.mean(dim=0)
@@ -128,15 +128,15 @@ def test_directions_explain_the_inputs_variance(make_bench: Bench) -> None:
     assert not module._forward_hooks
 
 
-def test_eva_separates_ranks_from_initial_weights(make_bench: Bench, tmp_path: Path) -> None:
+def test_eva_separates_ranks_from_initial_weights(make_bench: BaseContext, tmp_path: Path) -> None:
     methods = "uniform:rank=3 eva:rank=3 eva:rank=3,init=default eva:rank=3,ranks=uniform"
-    bench = make_bench(methods=methods, seeds="0")
-    uniform, whole, ranks_only, init_only = run(bench, tmp_path)
+    context = make_bench(methods=methods, seeds="0")
+    uniform, whole, ranks_only, init_only = run(context, tmp_path)
     assert ranks_only.plan.rank_pattern() == whole.plan.rank_pattern()
     assert init_only.plan.rank_pattern() == uniform.plan.rank_pattern()
-    trials = list(bench.config.trials())
-    default, own = attached(bench, trials[2]), attached(bench, trials[3])
-    start = attached(bench, trials[0])
+    trials = list(context.config.trials())
+    default, own = attached(context, trials[2]), attached(context, trials[3])
+    start = attached(context, trials[0])
     for name, (a, _) in default.items():
         shared = min(len(a), len(start[name][0]))
         assert torch.equal(a[:shared], start[name][0][:shared])  # common random numbers
@@ -145,29 +145,29 @@ def test_eva_separates_ranks_from_initial_weights(make_bench: Bench, tmp_path: P
     assert whole.search_seconds > 0
 
 
-def test_eva_under_a_budget_matches_parameters(make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(methods="uniform:rank=3 eva:budget=uniform-3", seeds="0")
-    uniform, matched = run(bench, tmp_path)
+def test_eva_under_a_budget_matches_parameters(make_bench: BaseContext, tmp_path: Path) -> None:
+    context = make_bench(methods="uniform:rank=3 eva:budget=uniform-3", seeds="0")
+    uniform, matched = run(context, tmp_path)
     budget = uniform.plan.trainable_parameters
-    least = min(site.parameters_per_rank for site in bench.sites)
-    dearest = max(site.parameters_per_rank for site in bench.sites)
+    least = min(site.parameters_per_rank for site in context.sites)
+    dearest = max(site.parameters_per_rank for site in context.sites)
     assert matched.plan.budget == budget
     assert budget - dearest < matched.plan.trainable_parameters <= budget
     assert least < dearest
     assert max(matched.plan.rank_pattern().values()) <= 6  # rho x 3
 
 
-def test_eva_says_what_it_lacks(make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(methods="eva:rank=9", seeds="0")
+def test_eva_says_what_it_lacks(make_bench: BaseContext, tmp_path: Path) -> None:
+    context = make_bench(methods="eva:rank=9", seeds="0")
     with pytest.raises(AllocationError, match="the narrowest has 32"):
-        run(bench, tmp_path)
-    bench = make_bench(methods="eva:rank=4", seeds="0", profile_batches=1, profile_batch_size=1)
+        run(context, tmp_path)
+    context = make_bench(methods="eva:rank=4", seeds="0", profile_batches=1, profile_batch_size=1)
     with pytest.raises(AllocationError, match="needs 16 tokens a calibration batch"):
-        run(bench, tmp_path)
-    bench = make_bench(methods="eva:rank=2,tau=1", seeds="0", profile_batches=2)
+        run(context, tmp_path)
+    context = make_bench(methods="eva:rank=2,tau=1", seeds="0", profile_batches=2)
     with pytest.raises(AllocationError, match="still turn after"):
-        run(bench, tmp_path)
-    model = bench.base.model
+        run(context, tmp_path)
+    model = context.base.model
     assert not any(module._forward_hooks for module in model.modules())
     assert lora_layers(model) == {}
     assert not model.training
@@ -199,16 +199,16 @@ def test_gora_start_is_the_papers_formula_in_float64(scale: float) -> None:
     assert sum(ratios) / len(ratios) == pytest.approx(1, rel=0.1)
 
 
-def test_gora_starts_from_the_calibration_gradient(make_bench: Bench) -> None:
-    bench = make_bench(methods="gora:rank=2", seeds="0")
-    job = Job(bench, next(bench.config.trials()), lambda event: None)
+def test_gora_starts_from_the_calibration_gradient(make_bench: BaseContext) -> None:
+    context = make_bench(methods="gora:rank=2", seeds="0")
+    job = TrialContext(context, next(context.config.trials()), lambda event: None)
     initial = _initial_b(job, job.plan, 0.05)
-    batches = bench.calibration(0, 0)
+    batches = context.calibration(0, 0)
     tokens = sum(batch.supervised_tokens for batch in batches)
     for entry in job.plan.entries[::5]:
-        module = bench.base.model.get_submodule(entry.site.name)
+        module = context.base.model.get_submodule(entry.site.name)
         weight = module.weight.requires_grad_(True)
-        loss = sum(token_scores(bench.base.model, batch).nll.sum() for batch in batches) / tokens
+        loss = sum(token_scores(context.base.model, batch).nll.sum() for batch in batches) / tokens
         (gradient,) = torch.autograd.grad(loss, weight)
         weight.requires_grad_(False)
         gradient = gradient.T if isinstance(module, Conv1D) else gradient
@@ -216,12 +216,12 @@ def test_gora_starts_from_the_calibration_gradient(make_bench: Bench) -> None:
         torch.testing.assert_close(initial[entry.site.name], wanted, rtol=1e-3, atol=1e-6)
 
 
-def test_gora_ranks_are_the_papers(make_bench: Bench) -> None:
-    bench = make_bench()
-    sites = bench.sites
+def test_gora_ranks_are_the_papers(make_bench: BaseContext) -> None:
+    context = make_bench()
+    sites = context.sites
     scores = {site.name: 1.0 + (index % 5) ** 2 for index, site in enumerate(sites)}
-    evidence = Evidence(metric="weight_gradient", scores=scores)
-    plan = allocate(MethodSpec.parse("gora:rank=4"), sites, evidence=evidence)
+    evidence = ProfileSummary(metric="weight_gradient", scores=scores)
+    plan = allocate(MethodSpec.parse("gora:rank=4"), sites, profile=evidence)
     roots = {site.name: math.sqrt(site.in_features + site.out_features) for site in sites}
     total = sum(scores.values())
     for site in sites:
@@ -229,14 +229,14 @@ def test_gora_ranks_are_the_papers(make_bench: Bench) -> None:
         wanted = round(sum(roots.values()) * 4 * share / roots[site.name])
         assert plan.rank_pattern()[site.name] == min(max(wanted, 2), 16)
     assert plan.budget is None
-    matched = allocate(MethodSpec.parse("gora:budget=uniform-4"), sites, evidence=evidence)
+    matched = allocate(MethodSpec.parse("gora:budget=uniform-4"), sites, profile=evidence)
     assert 0 <= uniform_cost(sites, 4) - matched.trainable_parameters < 160
 
 
-def test_gora_separates_ranks_from_initial_weights(make_bench: Bench, tmp_path: Path) -> None:
+def test_gora_separates_ranks_from_initial_weights(make_bench: BaseContext, tmp_path: Path) -> None:
     methods = "uniform:rank=2 gora:rank=2 gora:rank=2,init=default gora:rank=2,ranks=uniform"
-    bench = make_bench(methods=methods, seeds="0")
-    uniform, whole, ranks_only, init_only = run(bench, tmp_path)
+    context = make_bench(methods=methods, seeds="0")
+    uniform, whole, ranks_only, init_only = run(context, tmp_path)
     assert ranks_only.plan.rank_pattern() == whole.plan.rank_pattern()
     assert init_only.plan.rank_pattern() == uniform.plan.rank_pattern()
     assert ranks_only.train.losses[0] == uniform.train.losses[0]
@@ -248,9 +248,9 @@ def test_gora_separates_ranks_from_initial_weights(make_bench: Bench, tmp_path: 
     assert init_only.profile is None
 
 
-def test_a_start_other_than_zero_must_be_left(make_bench: Bench) -> None:
-    bench = make_bench(methods="uniform:rank=2")
-    adapted = attach(bench.base.model, bench.plan(bench.config.specs[0], seed=0, fold=0), seed=0, dropout=0.0)
+def test_a_start_other_than_zero_must_be_left(make_bench: BaseContext) -> None:
+    context = make_bench(methods="uniform:rank=2")
+    adapted = attach(context.base.model, context.plan(context.config.specs[0], seed=0, fold=0), seed=0, dropout=0.0)
     start = {}
     for name, layer in lora_layers(adapted).items():
         torch.nn.init.ones_(layer.lora_B[ADAPTER].weight)

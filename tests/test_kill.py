@@ -32,14 +32,14 @@ FAULTS: tuple[Fault, ...] = (
     (CHECKPOINTS, "_sync", 8, "before"),
     (CHECKPOINTS, "_sync", 10, "after"),
     # inside artifact logging: of the adapter, of a JSON file, between record and delivery
-    (DELIVERY, "Delivery._make_model", 1, "after"),
-    (DELIVERY, "Delivery._upload", 1, "before"),
-    (DELIVERY, "Delivery._upload", 4, "after"),
+    (DELIVERY, "Uploader._make_model", 1, "after"),
+    (DELIVERY, "Uploader._upload", 1, "before"),
+    (DELIVERY, "Uploader._upload", 4, "after"),
     ("adaptive_lora.tracking.recorder", "Recorder.model", 1, "after"),
     ("adaptive_lora.tracking.recorder", "Recorder.end", 1, "after"),
     ("adaptive_lora.tracking.journal", "Journal.append", 20, "after"),
     # inside claims and their turns
-    ("adaptive_lora.tracking.leases", "Claims._await", 2, "after"),
+    ("adaptive_lora.tracking.leases", "Leases._await", 2, "after"),
     ("adaptive_lora.tracking.study_run", "StudyRun._take", 1, "after"),
     # inside registration: before a version, with a version and no alias, with both
     ("mlflow", "MlflowClient.create_model_version", 1, "before"),

@@ -14,11 +14,11 @@ from transformers import get_scheduler
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.methods import attach
 from adaptive_lora.methods.attach import lora_layers
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.training import TrainInputs, train
 from adaptive_lora.training.groups import parameter_groups
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 FIRST, SECOND = "transformer.h.0.attn.c_attn", "transformer.h.2.mlp.c_proj"
 
 
@@ -29,10 +29,10 @@ def with_multipliers(plan: RankPlan, **factors: float) -> RankPlan:
     return dataclasses.replace(plan, entries=entries)
 
 
-def test_groups_hold_every_parameter_once_and_the_schedule_scales_all(make_bench: Bench) -> None:
-    bench = make_bench()
-    plan = with_multipliers(bench.plan(bench.config.specs[0], seed=0, fold=0), first=3, second=0.5)
-    adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
+def test_groups_hold_every_parameter_once_and_the_schedule_scales_all(make_bench: BaseContext) -> None:
+    context = make_bench()
+    plan = with_multipliers(context.plan(context.config.specs[0], seed=0, fold=0), first=3, second=0.5)
+    adapted = attach(context.base.model, plan, seed=0, dropout=0.0)
     groups = parameter_groups(adapted, plan.lr_multipliers(), 0.1)
     trainable = [id(p) for p in adapted.parameters() if p.requires_grad]
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(trainable)
@@ -52,28 +52,28 @@ def test_groups_hold_every_parameter_once_and_the_schedule_scales_all(make_bench
     assert np.allclose(shares, [[share] * 3 for share in (0.75, 0.5, 0.25, 0.0)])
 
 
-def test_no_multiplier_is_one_group_in_the_models_order(make_bench: Bench) -> None:
-    bench = make_bench()
-    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
-    adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
+def test_no_multiplier_is_one_group_in_the_models_order(make_bench: BaseContext) -> None:
+    context = make_bench()
+    plan = context.plan(context.config.specs[0], seed=0, fold=0)
+    adapted = attach(context.base.model, plan, seed=0, dropout=0.0)
     (group,) = parameter_groups(adapted, plan.lr_multipliers(), 0.1)
     assert [id(p) for p in group["params"]] == [id(p) for p in adapted.parameters() if p.requires_grad]
 
 
-def test_a_multiplier_trains_like_another_rate(make_bench: Bench) -> None:
+def test_a_multiplier_trains_like_another_rate(make_bench: BaseContext) -> None:
     """One step of AdamW from B = 0: B moves by the rate, so by multiplier times the rate."""
-    bench = make_bench(max_steps=1, warmup_share=0)
-    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
+    context = make_bench(max_steps=1, warmup_share=0)
+    plan = context.plan(context.config.specs[0], seed=0, fold=0)
 
     def trained_b(plan: RankPlan) -> dict[str, torch.Tensor]:
-        adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
+        adapted = attach(context.base.model, plan, seed=0, dropout=0.0)
         inputs = TrainInputs(
-            examples=bench.parts(0).train,
-            collate=bench.task.collate,
+            examples=context.splits(0).train,
+            collate=context.task.collate,
             validate=lambda model: 0.0,
             lr_multipliers=plan.lr_multipliers(),
         )
-        train(adapted, inputs, bench.config.train, bench.runtime, lr=1e-3, seed=0)
+        train(adapted, inputs, context.config.train, context.runtime, lr=1e-3, seed=0)
         found = {name: layer.lora_B["default"].weight.detach().clone() for name, layer in lora_layers(adapted).items()}
         adapted.unload()
         return found
@@ -85,15 +85,15 @@ def test_a_multiplier_trains_like_another_rate(make_bench: Bench) -> None:
 
 
 def test_a_trial_trains_with_its_plans_multipliers(
-    make_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_bench: BaseContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from adaptive_lora.study.trial import run_trial
 
-    bench = make_bench(methods="uniform:rank=2", seeds="0")
-    trial = next(bench.config.trials())
-    plain = run_trial(bench, trial, tmp_path / "plain")
+    context = make_bench(methods="uniform:rank=2", seeds="0")
+    trial = next(context.config.trials())
+    plain = run_trial(context, trial, tmp_path / "plain")
     plan = with_multipliers(plain.plan, first=3, second=0.5)
-    monkeypatch.setattr(bench, "plan", lambda *args, **kwargs: plan)
-    other = run_trial(bench, trial, tmp_path / "other")
+    monkeypatch.setattr(context, "plan", lambda *args, **kwargs: plan)
+    other = run_trial(context, trial, tmp_path / "other")
     assert other.train.losses[0] == plain.train.losses[0]
     assert other.train.losses[1:] != plain.train.losses[1:]

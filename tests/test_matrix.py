@@ -15,7 +15,7 @@ from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import study_from
 from adaptive_lora.config.sections import TASKS as TASK_NAMES
 from adaptive_lora.errors import AdaptiveLoraError
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 
 NUMBERS_ALONE = (
@@ -94,5 +94,5 @@ def test_what_is_refused(task: str, tmp_path: Path) -> None:
 
 def run_once(options: dict[str, object], folder: Path) -> None:
     """Run the only trial of a study."""
-    bench = Workbench(study_from(options))
-    run_trial(bench, next(bench.config.trials()), folder / "adapter")
+    context = StudyContext(study_from(options))
+    run_trial(context, next(context.config.trials()), folder / "adapter")

@@ -23,7 +23,7 @@ from adaptive_lora.errors import ConfigError
 from adaptive_lora.methods import attach, detach
 from adaptive_lora.models.base import gradient_checkpointing
 from adaptive_lora.models.sites import find_sites
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 from adaptive_lora.training.memory import Load, choose, estimate, load_of
 
@@ -171,19 +171,19 @@ def test_sizes_are_shown() -> None:
 
 
 def test_a_limit_gives_the_same_training_in_parts(
-    make_bench: Callable[..., Workbench], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_bench: Callable[..., StudyContext], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     more = {"methods": "uniform:rank=2", "batch_size": 8}
     found = []
     for name, limit in (("whole", None), ("parts", "3MB"), ("least", "1.05MB")):
-        bench = make_bench(**more, **({} if limit is None else {"max_memory": limit}))
-        for module in bench.base.model.modules():
+        context = make_bench(**more, **({} if limit is None else {"max_memory": limit}))
+        for module in context.base.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-        plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
+        plan = context.plan(context.config.specs[0], seed=0, fold=0)
         assert isinstance(plan, RankPlan)
-        outcome = run_trial(bench, next(bench.config.trials()), tmp_path / name)
-        found.append((outcome.train, bench.memory(plan, 0)))
+        outcome = run_trial(context, next(context.config.trials()), tmp_path / name)
+        found.append((outcome.train, context.memory(plan, 0)))
     (whole, _), (parts, first), (least, second) = found
     assert whole.micro_batch == 8
     assert parts.micro_batch == first.micro_batch < 8
@@ -196,6 +196,6 @@ def test_a_limit_gives_the_same_training_in_parts(
     assert caplog.records[0].levelno == logging.WARNING
 
 
-def test_a_limit_that_cannot_be_kept_stops_before_training(make_bench: Callable[..., Workbench]) -> None:
+def test_a_limit_that_cannot_be_kept_stops_before_training(make_bench: Callable[..., StudyContext]) -> None:
     with pytest.raises(ConfigError, match=r"max_memory 97\.7 KiB is too little"):
         make_bench(max_memory="100KB")

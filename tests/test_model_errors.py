@@ -19,7 +19,7 @@ from transformers.models.gpt2 import modeling_gpt2
 from adaptive_lora.cli import main
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.errors import is_bug, model_errors, of_a_library
-from adaptive_lora.training.trainer import Course
+from adaptive_lora.training.trainer import Trainer
 
 Train = Callable[..., Result]
 
@@ -119,10 +119,10 @@ def test_a_damaged_base_keeps_the_librarys_traceback(train: Train, tmp_path: Pat
 def test_a_mistake_of_our_own_is_no_status(
     error: type[Exception], train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def mistaken(self: Course, window: Any) -> float:
+    def mistaken(self: Trainer, window: Any) -> float:
         raise error("ours")
 
-    monkeypatch.setattr(Course, "learn", mistaken)
+    monkeypatch.setattr(Trainer, "learn", mistaken)
     result = train()
     assert isinstance(result.exception, error)
     assert "Error: " not in result.output

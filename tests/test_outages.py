@@ -23,7 +23,7 @@ from adaptive_lora.config import StudyConfig, TrackingConfig
 from adaptive_lora.errors import Undelivered
 from adaptive_lora.study import tracked_trial
 from adaptive_lora.tracking import TrialRun, connect, store
-from adaptive_lora.tracking import outbox as spool
+from adaptive_lora.tracking import outbox as outbox
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 
 
@@ -179,15 +179,15 @@ def test_a_study_trains_on_without_its_server_and_is_compared_after_a_sync(
     trained = []
     real = tracked_trial.run_trial
 
-    def run_trial(bench: Any, trial: Any, *rest: Any, **more: Any) -> Any:
+    def run_trial(context: Any, trial: Any, *rest: Any, **more: Any) -> Any:
         if len(trained) == 1:
             site.proxy.down = True
         trained.append(trial.label)
-        return real(bench, trial, *rest, **more)
+        return real(context, trial, *rest, **more)
 
     monkeypatch.setattr(tracked_trial, "run_trial", run_trial)
     monkeypatch.setattr(store, "PATIENCE", 2.0)
-    monkeypatch.setattr(spool, "_WORTH_SAYING", 1)
+    monkeypatch.setattr(outbox, "_WORTH_SAYING", 1)
     with pytest.raises(Undelivered, match="trained, not compared: then run the same command again"):
         quiet(config)
     assert len(trained) == 4
@@ -203,7 +203,7 @@ def test_a_study_trains_on_without_its_server_and_is_compared_after_a_sync(
     outcome, _ = quiet(config)
     assert outcome.trials_run == 0
     assert len(trained) == 4
-    assert outcome.judgement.champion is not None
+    assert outcome.study_result.champion is not None
     runs = site.client.search_runs([outcome.store.experiment_id])
     trials = [run for run in runs if "trial_signature" in run.data.tags]
     assert sorted(run.info.run_name for run in trials) == sorted(trained)

@@ -20,7 +20,7 @@ from adaptive_lora.options import read_options
 from adaptive_lora.seeding import rng_for
 from adaptive_lora.study.planted.cell import ORACLE, UNIFORM, CellResult, Planter
 from adaptive_lora.study.planted.config import PlantedConfig
-from adaptive_lora.study.planted.context import PlantedBench
+from adaptive_lora.study.planted.context import PlantedContext
 from adaptive_lora.study.planted.findings import Outcome, conclude
 from adaptive_lora.study.planted.patterns import PATTERNS, SPECTRA, planted_energy, planted_ranks
 from adaptive_lora.study.planted.teacher import make_teacher, planted_changes, token_kl, written_by
@@ -145,12 +145,12 @@ def test_texts_start_and_end_as_asked_and_follow_the_seed(planter: Planter) -> N
 
 def test_a_model_equal_to_the_teacher_is_at_distance_zero(planter: Planter) -> None:
     texts = written_by(planter.base.model, count=8, length=6, start=planter.start, seed=0, purpose="x")
-    from adaptive_lora.models.tasks.prepared import PreparedParts
+    from adaptive_lora.models.tasks.prepared import PreparedSplits
 
-    parts = PreparedParts(train=texts, validation=texts, test=texts)
+    parts = PreparedSplits(train=texts, validation=texts, test=texts)
     model = planter.base.model
-    bench = PlantedBench(planter.study, planter.runtime, planter.base, model, parts)
-    assert abs(bench.losses(model, texts).loss) < 1e-6
+    context = PlantedContext(planter.study, planter.runtime, planter.base, model, parts)
+    assert abs(context.losses(model, texts).loss) < 1e-6
 
 
 def test_benchmark_runs_resumes_and_reports(config: PlantedConfig, tmp_path: Path) -> None:

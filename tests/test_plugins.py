@@ -18,7 +18,7 @@ from adaptive_lora.allocation import METHODS, METRICS, MethodSpec, allocate, met
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import AllocationError, ConfigError
 from adaptive_lora.methods.importance import PROFILERS
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
@@ -114,7 +114,7 @@ def test_its_version_is_part_of_a_trials_identity(
 def test_a_study_with_them(at_hand: Path, in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
     config = in_store(methods="uniform:rank=2 edges:rank=2 empirical:rank=2,metric=frobenius")
     outcome, _ = quiet(config)
-    assert outcome.judgement.champion is not None
+    assert outcome.study_result.champion is not None
     tags = {run.data.tags["method"]: run.data.tags for run in trials_in(tmp_path)}
     assert tags["edges-r2-edge3"]["plugins"] == "lora-edges==1.2"
     assert tags["empirical-r2-frobenius"]["plugins"] == "lora-edges==1.2"
@@ -177,7 +177,7 @@ def test_a_name_that_two_have_is_refused(at_hand: Path, tmp_path: Path) -> None:
 
 
 def test_a_profiler_of_other_sites_is_refused(
-    at_hand: Path, make_bench: Callable[..., Workbench], tmp_path: Path,
+    at_hand: Path, make_bench: Callable[..., StudyContext], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     import lora_edges
@@ -188,6 +188,6 @@ def test_a_profiler_of_other_sites_is_refused(
         return type(found)(whole={name: found.whole[name]})
 
     monkeypatch.setattr(lora_edges, "frobenius", first_only)
-    bench = make_bench(methods="empirical:rank=2,metric=frobenius")
+    context = make_bench(methods="empirical:rank=2,metric=frobenius")
     with pytest.raises(AllocationError, match="measured other sites than the 12"):
-        run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+        run_trial(context, next(context.config.trials()), tmp_path / "adapter")

@@ -30,13 +30,13 @@ from adaptive_lora.methods.importance.gradient import weight_of
 from adaptive_lora.models.base import count_parameters, load_base, skeleton
 from adaptive_lora.models.sites import find_sites
 from adaptive_lora.serving import NF4, load_adapter, load_model, packed_maps
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.plan import plan_method
 from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.training.memory import estimate, load_of
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 IDS = torch.arange(24).reshape(2, 12)
 CAUSAL = {"name": "causal"}
 
@@ -163,7 +163,7 @@ def test_a_head_is_never_in_4_bit(name: str, tmp_path: Path) -> None:
     folder = save_base(tmp_path / "base", kind, {**settings, **wide}, saved_as)
     task = {"name": "classification", "labels": ["no", "yes"]}
     base = load_base(ModelConfig(model=str(folder)), torch.bfloat16, task, NF4)
-    assert base.gaps == ()
+    assert base.missing_keys == ()
     sites = find_sites(base.model)
     assert all(site.packable for site in sites)
     assert packed_maps(base.model) == {site.name for site in sites}
@@ -187,18 +187,18 @@ def test_a_head_is_never_in_4_bit(name: str, tmp_path: Path) -> None:
         "truncate:rank=2",
     ],
 )
-def test_any_allocation_over_a_4_bit_base(make_bench: Bench, tmp_path: Path, method: str) -> None:
-    bench = make_bench(methods=f"{method},base=nf4", seeds="0", max_steps=8, profile_batches=2)
-    assert bench.base_kind == "nf4"  # no method of this study needs the weights as saved
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+def test_any_allocation_over_a_4_bit_base(make_bench: BaseContext, tmp_path: Path, method: str) -> None:
+    context = make_bench(methods=f"{method},base=nf4", seeds="0", max_steps=8, profile_batches=2)
+    assert context.base_kind == "nf4"  # no method of this study needs the weights as saved
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     assert outcome.plan.base == outcome.plan.to_dict()["base"] == "nf4"
-    assert outcome.test.loss < bench.frozen(0).loss
+    assert outcome.test.loss < context.base_scores(0).loss
     model, _, record = load_adapter(outcome.folder)
     assert record["quantisation"] == {"scheme": "nf4", "double": True}
-    again = bench.losses(model, bench.parts(0).test)
+    again = context.losses(model, context.splits(0).test)
     assert (again.nll_E == outcome.test.nll_E).all()
     probe = load_file(outcome.folder / PROBE)["logits"]
-    assert torch.equal(probe_logits(bench, model, 0), probe)
+    assert torch.equal(probe_logits(context, model, 0), probe)
 
 
 def test_lora_and_qlora_in_one_study(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
@@ -220,17 +220,17 @@ def test_lora_and_qlora_in_one_study(in_store: Callable[..., StudyConfig], tmp_p
     assert "bitsandbytes==" in requirements
     plain_folder = adapter_folder(plain.data.tags[MODEL_TAG]).parents[1]
     assert "bitsandbytes" not in (plain_folder / "requirements.txt").read_text()
-    assert outcome.judgement.champion is not None
+    assert outcome.study_result.champion is not None
 
 
 def test_a_qlora_adapter_is_proven_and_registered(in_store: Callable[..., StudyConfig]) -> None:
     outcome, _ = quiet(in_store(methods="uniform:rank=2,base=nf4", seeds="0 1"))
-    assert outcome.judgement.champion is not None
+    assert outcome.study_result.champion is not None
     found = outcome.store.client.get_model_version_by_alias("adaptive-lora", "champion")
     assert found.tags["method"] == "uniform-r2-nf4"
 
 
-def test_each_trial_has_its_own_base(make_bench: Bench, tmp_path: Path) -> None:
+def test_each_trial_has_its_own_base(make_bench: BaseContext, tmp_path: Path) -> None:
     """A QLoRA trial gives the same numbers alone and beside LoRA, and leaves the other base be."""
     both = make_bench(methods="uniform:rank=2 uniform:rank=2,base=nf4", seeds="0")
     before = both.base.model(IDS).logits
@@ -246,10 +246,10 @@ def test_each_trial_has_its_own_base(make_bench: Bench, tmp_path: Path) -> None:
     assert both.signature(packed) != both.signature(plain)
 
 
-def test_a_plan_for_one_base_on_the_other(make_bench: Bench) -> None:
-    bench = make_bench(methods="uniform:rank=2,base=nf4 uniform:rank=2")
-    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
-    adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
+def test_a_plan_for_one_base_on_the_other(make_bench: BaseContext) -> None:
+    context = make_bench(methods="uniform:rank=2,base=nf4 uniform:rank=2")
+    plan = context.plan(context.config.specs[0], seed=0, fold=0)
+    adapted = attach(context.base.model, plan, seed=0, dropout=0.0)
     with pytest.raises(AdapterError, match="base is full, planned nf4"):
         audit_as_built(adapted, plan)
     detach(adapted)
@@ -258,11 +258,11 @@ def test_a_plan_for_one_base_on_the_other(make_bench: Bench) -> None:
 @pytest.mark.parametrize("base", ["wide_gpt2", "wide_llama"])
 @pytest.mark.parametrize("variant", ["", ",dora=true"])
 def test_exports_compute_what_was_trained(
-    make_bench: Bench, tmp_path: Path, base: str, variant: str, request: pytest.FixtureRequest
+    make_bench: BaseContext, tmp_path: Path, base: str, variant: str, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(base)
-    bench = make_bench(methods=f"three_band:rank=4,base=nf4{variant}", model=str(folder), seeds="0")
-    run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    context = make_bench(methods=f"three_band:rank=4,base=nf4{variant}", model=str(folder), seeds="0")
+    run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     model, _, _ = load_adapter(tmp_path / "adapter")
     export_merged(tmp_path / "adapter", tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
@@ -298,17 +298,17 @@ def test_without_bitsandbytes(
     )
     assert json.loads(plan.stdout)["base"] == "nf4"  # a plan needs no quantiser
     with pytest.raises(ConfigError, match="needs bitsandbytes"):
-        Workbench(make_study(methods="uniform:rank=2,base=nf4"))
+        StudyContext(make_study(methods="uniform:rank=2,base=nf4"))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_only_the_base_in_use_is_on_the_gpu(make_bench: Bench) -> None:
-    bench = make_bench(methods="uniform:rank=2 uniform:rank=2,base=nf4", seeds="0")
-    other = bench.on_base("nf4")
-    assert (bench.base.model.device.type, other.base.model.device.type) == ("cpu", "cuda")
-    assert bench.on_base("full") is bench
-    assert (bench.base.model.device.type, other.base.model.device.type) == ("cuda", "cpu")
+def test_only_the_base_in_use_is_on_the_gpu(make_bench: BaseContext) -> None:
+    context = make_bench(methods="uniform:rank=2 uniform:rank=2,base=nf4", seeds="0")
+    other = context.on_base("nf4")
+    assert (context.base.model.device.type, other.base.model.device.type) == ("cpu", "cuda")
+    assert context.on_base("full") is context
+    assert (context.base.model.device.type, other.base.model.device.type) == ("cuda", "cpu")
 
 
 def test_served_from_the_same_files(wide_gpt2: Path) -> None:
@@ -317,7 +317,7 @@ def test_served_from_the_same_files(wide_gpt2: Path) -> None:
         assert torch.equal(first(IDS).logits, second(IDS).logits)
 
 
-def test_widths_that_a_cpu_decodes_wrongly(make_bench: Bench, base_folder: Path) -> None:
+def test_widths_that_a_cpu_decodes_wrongly(make_bench: BaseContext, base_folder: Path) -> None:
     with pytest.raises(ModelError, match="takes 32 inputs: in 4 bit on a CPU required"):
         make_bench(methods="uniform:rank=2,base=nf4", model=str(base_folder))
 

@@ -257,7 +257,7 @@ class TestStudy:
 
     def test_survivors_are_bit_for_bit_those_of_the_full_grid(self, raced: Finished, full: Finished) -> None:
         found, expected = record(raced.folder), record(full.folder)
-        assert raced.outcome.judgement.study_id == full.outcome.judgement.study_id
+        assert raced.outcome.study_result.study_id == full.outcome.study_result.study_id
         assert len(expected) == 16
         assert 4 <= len(found) < 16
         assert found == {trial: expected[trial] for trial in found}
@@ -274,7 +274,7 @@ class TestStudy:
                 assert "trial.json" not in [item.path for item in raced.client.list_artifacts(run.info.run_id)]
 
     def test_they_are_never_compared_or_counted_as_failed(self, raced: Finished) -> None:
-        comparison = raced.outcome.judgement.comparison
+        comparison = raced.outcome.study_result.comparison
         assert comparison.failed_trials == 0
         assert comparison.raced_rates == sum(bool(r.raced) for m in comparison.methods for r in m.rates)
         for method in comparison.methods:
@@ -291,7 +291,7 @@ class TestStudy:
         assert bool(edge and "better one may lie outside" in edge[0].text) == (3e-2 in best)
 
     def test_the_report_lists_them(self, raced: Finished) -> None:
-        text = raced.outcome.judgement.report.with_suffix(".md").read_text()
+        text = raced.outcome.study_result.report.with_suffix(".md").read_text()
         assert "stopped at step" in text
         assert "successive halving" in text
 
@@ -323,7 +323,7 @@ class TestStudy:
         result = CliRunner().invoke(main, words)
         assert result.exit_code == 0, result.output
         found = json.loads(result.stdout[: result.stdout.rindex("}") + 1])
-        assert found["raced_rates"] == raced.outcome.judgement.comparison.raced_rates
+        assert found["raced_rates"] == raced.outcome.study_result.comparison.raced_rates
 
 
 def test_without_the_option_the_grid_is_finished(place: Place, full: Finished) -> None:
@@ -337,7 +337,7 @@ def test_without_the_option_the_grid_is_finished(place: Place, full: Finished) -
     assert len(found) == 8
     assert found == {name: expected[name] for name in found}
     assert not [run for run in ended.children if run.data.tags.get("race")]
-    assert ended.outcome.judgement.comparison.raced_rates == 0
+    assert ended.outcome.study_result.comparison.raced_rates == 0
 
 
 def test_no_order_of_trials_matters(raced: Finished, place: Place) -> None:
@@ -390,7 +390,7 @@ def test_more_seeds_and_rates_end_as_if_the_study_had_begun_with_them(raced: Fin
     expected = of_method("uniform-r2", record(raced.folder))
     found = record(folder)
     assert {name: found[name] for name in expected} == expected
-    method, shared = ended.outcome.judgement.comparison, raced.outcome.judgement.comparison
+    method, shared = ended.outcome.study_result.comparison, raced.outcome.study_result.comparison
     assert method.method("uniform-r2").lr == shared.method("uniform-r2").lr
 
 
@@ -459,7 +459,7 @@ def test_a_rate_that_diverges_goes_first_and_is_not_tried_again(place: Place, wa
     statuses = {key(run): run.info.status for run in first.children}
     assert {statuses["uniform-r2", seed, 1e38] for seed in "01"} == {status}
     assert statuses["uniform-r2", "0", 1e-2] == "FINISHED"
-    comparison = first.outcome.judgement.comparison
+    comparison = first.outcome.study_result.comparison
     assert comparison.methods[0].lr == 1e-2
     assert comparison.failed_trials == (2 if status == "FAILED" else 0)
     (rung, *_) = decisions(folder)["methods"]["uniform-r2"]["rungs"]

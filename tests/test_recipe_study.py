@@ -12,7 +12,7 @@ from tracked import Finished, quiet
 
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import StudyConfig, study_from
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.plan import plan_method
 from adaptive_lora.study.verify import prove
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
@@ -87,7 +87,7 @@ def test_every_trial_finished_within_its_budget(studied: Finished) -> None:
 
 
 def test_the_audit_names_who_trained_more(studied: Finished) -> None:
-    findings = " ".join(entry.text for entry in studied.outcome.judgement.comparison.audit)
+    findings = " ".join(entry.text for entry in studied.outcome.study_result.comparison.audit)
     for label in ("adalora-r2", "truncate-r2", "truncate_retrain-r2"):
         assert f"{label}: trained up to" in findings
     assert "grow_prune-r2-every3-move0.3: trained up to" not in findings
@@ -111,13 +111,13 @@ def test_rank_histories_are_logged(studied: Finished) -> None:
 
 
 def test_every_adapter_reloads_as_it_was_tested(studied: Finished) -> None:
-    bench = Workbench(studied.config)
+    context = StudyContext(studied.config)
     runs = {run.info.run_id: run for run in studied.children if run.data.tags["seed"] == "0"}
     records = read_trials(studied.outcome.store, runs.values())
     assert len(records) == len(METHODS)
     for record in records:
         uri = runs[record.run_id].data.tags[MODEL_TAG]
-        assert prove(bench, record, uri).max_logit_difference == 0
+        assert prove(context, record, uri).max_logit_difference == 0
         config = json.loads((adapter_folder(uri) / "adapter_config.json").read_text())
         assert config["peft_type"] == "LORA"  # folded: every server of LoRA loads it
         assert config["init_lora_weights"] is True
@@ -125,8 +125,8 @@ def test_every_adapter_reloads_as_it_was_tested(studied: Finished) -> None:
 
 def test_a_study_plans_what_is_decided_in_training(make_study: Callable[..., StudyConfig]) -> None:
     config = make_study(methods="adalora:rank=2")
-    bench = Workbench(config)
-    plan = bench.plan(config.specs[0], seed=0, fold=0)
+    context = StudyContext(config)
+    plan = context.plan(config.specs[0], seed=0, fold=0)
     assert plan.trainable_parameters == plan.budget
     report = plan_method(config, config.specs[0])
     assert report.plan.rank_pattern() == plan.rank_pattern()

@@ -29,8 +29,8 @@ from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import AdapterError, TrackingError
 from adaptive_lora.serving import BASE_VARIABLE, load_adapter
 from adaptive_lora.study.comparison_input import Selection
-from adaptive_lora.study.context import Workbench
-from adaptive_lora.study.result import Judgement
+from adaptive_lora.study.context import StudyContext
+from adaptive_lora.study.result import StudyResult
 from adaptive_lora.study.run import compare_study
 from adaptive_lora.study.trial import PROBE, probe_logits
 from adaptive_lora.study.verify import prove
@@ -49,9 +49,9 @@ def _in_the_study(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def bench(finished: Finished) -> Workbench:
+def context(finished: Finished) -> StudyContext:
     """The workbench of the finished study."""
-    return Workbench(finished.config)
+    return StudyContext(finished.config)
 
 
 def winner(finished: Finished) -> Run:
@@ -100,17 +100,17 @@ def test_champion_generates_text() -> None:
 
 def test_champion_has_the_decision_as_tags(finished: Finished) -> None:
     found = finished.client.get_model_version_by_alias("adaptive-lora", "champion")
-    judgement = finished.outcome.judgement
-    assert judgement.champion is not None
-    assert str(found.version) == judgement.champion.version
+    study_result = finished.outcome.study_result
+    assert study_result.champion is not None
+    assert str(found.version) == study_result.champion.version
     run = finished.client.get_run(found.run_id)
     tags = found.tags
-    assert tags["method"] == run.data.tags["method"] == judgement.comparison.winner
-    assert tags["study_id"] == judgement.study_id
+    assert tags["method"] == run.data.tags["method"] == study_result.comparison.winner
+    assert tags["study_id"] == study_result.study_id
     assert tags["decided_by_run"] == finished.parent.info.run_id
     assert tags["n_seeds"] == "2"
-    assert tags["headline"] == judgement.comparison.headline
-    assert tags["decision"] == judgement.comparison.decision
+    assert tags["headline"] == study_result.comparison.headline
+    assert tags["decision"] == study_result.comparison.decision
     assert {"p_value", "p_value_corrected", "verdict", "baseline", "decided_at"} <= set(tags)
     assert f"**{tags['method']}**" in found.description
     assert tags["decision"] in found.description
@@ -118,21 +118,21 @@ def test_champion_has_the_decision_as_tags(finished: Finished) -> None:
     assert tags["reload_max_loss_difference"] == "0.0"
 
 
-def test_every_adapter_reloads_exactly_in_fp32(finished: Finished, bench: Workbench) -> None:
-    assert bench.runtime.precision == "fp32"
+def test_every_adapter_reloads_exactly_in_fp32(finished: Finished, context: StudyContext) -> None:
+    assert context.runtime.precision == "fp32"
     for record in read_trials(finished.outcome.store, finished.children):
         run = finished.client.get_run(record.run_id)
-        proof = prove(bench, record, run.data.tags[MODEL_TAG])
+        proof = prove(context, record, run.data.tags[MODEL_TAG])
         assert proof.max_logit_difference == proof.max_loss_difference == 0.0
         assert proof.test_loss == run.data.metrics["test/loss"]
 
 
-def test_stock_peft_loads_the_adapter(finished: Finished, bench: Workbench, base_folder: Path) -> None:
+def test_stock_peft_loads_the_adapter(finished: Finished, context: StudyContext, base_folder: Path) -> None:
     folder = adapter_folder(CHAMPION)
     base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(folder)).eval()
-    assert torch.equal(probe_logits(bench, model, 0), load_file(folder / PROBE)["logits"])
-    frozen = probe_logits(bench, bench.base.model, 0)
+    assert torch.equal(probe_logits(context, model, 0), load_file(folder / PROBE)["logits"])
+    frozen = probe_logits(context, context.base.model, 0)
     assert not torch.equal(frozen, load_file(folder / PROBE)["logits"])
 
 
@@ -147,15 +147,17 @@ def changed(path: Path, content: bytes) -> Iterator[None]:
         path.write_bytes(before)
 
 
-def compare_into(name: str) -> Judgement:
+def compare_into(name: str) -> StudyResult:
     """Compare the study again with another name in the registry."""
     changes = {"registered_model": name, "output": f"report-{name}"}
-    judgement, _ = compare_study(TrackingConfig(), Selection(), changes, Console(file=io.StringIO()))
-    return judgement
+    study_result, _ = compare_study(TrackingConfig(), Selection(), changes, Console(file=io.StringIO()))
+    return study_result
 
 
 @pytest.mark.parametrize("how", ["weights", "truncated", "probe gone"])
-def test_a_tampered_adapter_is_not_registered(finished: Finished, bench: Workbench, tmp_path: Path, how: str) -> None:
+def test_a_tampered_adapter_is_not_registered(
+    finished: Finished, context: StudyContext, tmp_path: Path, how: str
+) -> None:
     run = winner(finished)
     folder = adapter_folder(run.data.tags[MODEL_TAG])
     path = folder / (PROBE if how == "probe gone" else "adapter_model.safetensors")
@@ -170,14 +172,14 @@ def test_a_tampered_adapter_is_not_registered(finished: Finished, bench: Workben
     (record,) = read_trials(finished.outcome.store, [run])
     with changed(path, content):
         with pytest.raises(AdapterError, match=words):
-            prove(bench, record, run.data.tags[MODEL_TAG])
+            prove(context, record, run.data.tags[MODEL_TAG])
         if how == "weights":
-            judgement = compare_into("tampered")
-            assert judgement.champion is None
-            assert "It was not registered" in judgement.no_champion
+            study_result = compare_into("tampered")
+            assert study_result.champion is None
+            assert "It was not registered" in study_result.no_champion
     names = [model.name for model in finished.client.search_registered_models()]
     assert names == ["adaptive-lora"]
-    prove(bench, record, run.data.tags[MODEL_TAG])  # and untouched again, it is accepted
+    prove(context, record, run.data.tags[MODEL_TAG])  # and untouched again, it is accepted
 
 
 @pytest.fixture
@@ -227,7 +229,7 @@ def test_a_model_of_others_is_an_error(finished: Finished) -> None:
 
 
 def test_mlflows_transformers_flavour_loses_the_adapter(
-    finished: Finished, bench: Workbench, base_folder: Path, tmp_path: Path
+    finished: Finished, context: StudyContext, base_folder: Path, tmp_path: Path
 ) -> None:
     """MLflow issue 23761: why adapters are not logged with `mlflow.transformers`.
 
@@ -237,15 +239,15 @@ def test_mlflows_transformers_flavour_loses_the_adapter(
     config = LoraConfig(r=2, target_modules=["c_fc"], fan_in_fan_out=True, init_lora_weights=False)
     model = get_peft_model(base, config).eval()
     model.name_or_path = model.base_model.model.name_or_path = str(base_folder)
-    trained = probe_logits(bench, model, 0)
+    trained = probe_logits(context, model, 0)
     parts: dict[str, Any] = {"model": model, "tokenizer": AutoTokenizer.from_pretrained(base_folder)}
     saved = tmp_path / "flavour"
     mlflow.transformers.save_model(parts, str(saved), task="text-generation", pip_requirements=["transformers", "peft"])
     theirs = mlflow.transformers.load_model(str(saved), return_type="components")["model"].eval()
-    for logits in (trained, probe_logits(bench, bench.base.model, 0)):  # not even the base's own
-        assert not torch.allclose(probe_logits(bench, theirs, 0), logits, atol=1e-2)
+    for logits in (trained, probe_logits(context, context.base.model, 0)):  # not even the base's own
+        assert not torch.allclose(probe_logits(context, theirs, 0), logits, atol=1e-2)
 
     model.save_pretrained(str(tmp_path / "ours"), save_embedding_layers=False)
     shutil.copy(adapter_folder(CHAMPION) / "adaptive_lora.json", tmp_path / "ours")
     ours, _, _ = load_adapter(tmp_path / "ours")
-    assert torch.equal(probe_logits(bench, ours, 0), trained)
+    assert torch.equal(probe_logits(context, ours, 0), trained)

@@ -47,7 +47,7 @@ def evil_study() -> list[TrialRecord]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     records = evil_study()
-    comparison = compare(records, baseline="uniform-r8", frozen=scores(FROZEN_LOSS, 0), facts=FACTS)
+    comparison = compare(records, baseline="uniform-r8", base_scores=scores(FROZEN_LOSS, 0), facts=FACTS)
     changed = comparison.methods[1].most_changed[0].example_id
     path = write_report(
         comparison,

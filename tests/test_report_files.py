@@ -27,7 +27,7 @@ LABELS = ('a,"b"', "50%_of$all&more#{x}", "back\\slash~hat^")
 def comparison() -> Comparison:
     records = study({**EFFECTS, **dict.fromkeys(LABELS, 0.01)}, range(3))
     records.append(failed("never", 0, "out of memory"))
-    return compare(records, baseline="uniform-r8", frozen=scores(FROZEN_LOSS, 0))
+    return compare(records, baseline="uniform-r8", base_scores=scores(FROZEN_LOSS, 0))
 
 
 def test_csv_has_every_digit(comparison: Comparison) -> None:

@@ -46,7 +46,7 @@ def records_with(
 
 
 def text_of(records: Sequence[TrialRecord], **options: Any) -> str:
-    comparison = compare(records, baseline="uniform-r8", frozen=scores(FROZEN_LOSS, 0), **options)
+    comparison = compare(records, baseline="uniform-r8", base_scores=scores(FROZEN_LOSS, 0), **options)
     return methods_text(comparison, records)
 
 

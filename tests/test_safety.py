@@ -101,12 +101,12 @@ def test_an_adapter_of_a_base_with_code_says_so(
 ) -> None:  # fmt: skip
     config = in_store(model=str(own_code), trust_remote_code=True)
     outcome, shown = quiet(config)
-    assert outcome.judgement.champion is not None, shown
+    assert outcome.study_result.champion is not None, shown
     parents = [run for run in runs_in(tmp_path) if "verdict" in run.data.tags]
     assert parents[0].data.tags["trust_remote_code"] == "true"
-    assert "code of the base" in outcome.judgement.report.read_text(encoding="utf-8")
+    assert "code of the base" in outcome.study_result.report.read_text(encoding="utf-8")
 
-    folder = adapter_folder(outcome.judgement.champion.model_uri)
+    folder = adapter_folder(outcome.study_result.champion.model_uri)
     with pytest.raises(UnsafeFiles, match=TRUST_VARIABLE):
         load_adapter(folder)
     load_adapter(folder, trust_remote_code=True)

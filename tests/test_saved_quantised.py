@@ -25,11 +25,11 @@ from adaptive_lora.models.base import load_base, skeleton
 from adaptive_lora.models.sites import find_sites
 from adaptive_lora.serving import load_adapter
 from adaptive_lora.serving.quantised import quantisation_in
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 
 pytest.importorskip("bitsandbytes")
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 IDS = torch.tensor([[1, 5, 7, 9, 11, 3]])
 SIZES = {"vocab_size": 258, "bos_token_id": None, "eos_token_id": 256, "pad_token_id": 257}
 LLAMA = LlamaConfig(
@@ -96,21 +96,21 @@ def kind_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_trained_served_and_merged(name: str, make_bench: Bench, tmp_path: Path) -> None:
+def test_trained_served_and_merged(name: str, make_bench: BaseContext, tmp_path: Path) -> None:
     folder, kind = save_quantised(name, tmp_path / "base"), kind_of(name)
     method = f"uniform:rank=2,base={kind}"
     planned = json.loads(invoke("plan", "--model", folder, "--method", method, "--json").stdout)
-    bench = make_bench(methods=method, seeds="0", model=str(folder), max_steps=6)
-    assert bench.base_kind == kind
-    assert bench.sites == find_sites(skeleton(ModelConfig(model=str(folder))))
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    context = make_bench(methods=method, seeds="0", model=str(folder), max_steps=6)
+    assert context.base_kind == kind
+    assert context.sites == find_sites(skeleton(ModelConfig(model=str(folder))))
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     assert isinstance(outcome.plan, RankPlan)
     assert outcome.plan.entries == RankPlan.from_dict(planned).entries
-    assert outcome.test.loss < bench.frozen(0).loss
+    assert outcome.test.loss < context.base_scores(0).loss
     model, _, record = load_adapter(tmp_path / "adapter")
     assert ("quantisation" in record) == (kind == "nf4")
     probe = load_file(tmp_path / "adapter" / PROBE)["logits"]
-    torch.testing.assert_close(probe_logits(bench, model, 0), probe, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(probe_logits(context, model, 0), probe, rtol=1e-5, atol=1e-5)
 
     export_merged(tmp_path / "adapter", tmp_path / "merged")
     assert "quantization_config" not in json.loads((tmp_path / "merged/config.json").read_text())
@@ -129,14 +129,14 @@ def test_trained_served_and_merged(name: str, make_bench: Bench, tmp_path: Path)
             torch.testing.assert_close(served(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_losses_are_those_of_stock_peft_on_the_same_base(make_bench: Bench, tmp_path: Path) -> None:
+def test_losses_are_those_of_stock_peft_on_the_same_base(make_bench: BaseContext, tmp_path: Path) -> None:
     folder = save_quantised("nf4", tmp_path / "base")
-    bench = make_bench(methods="uniform:rank=2,base=nf4", seeds="0", model=str(folder))
+    context = make_bench(methods="uniform:rank=2,base=nf4", seeds="0", model=str(folder))
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     adapted = get_peft_model(stock, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
     adapted.train()  # in evaluation bitsandbytes rounds to bfloat16 on some CPUs
     with torch.no_grad():
-        torch.testing.assert_close(adapted(IDS).logits, bench.base.model(IDS).logits)
+        torch.testing.assert_close(adapted(IDS).logits, context.base.model(IDS).logits)
 
 
 @pytest.mark.parametrize("command", ["plan", "train", "study"])

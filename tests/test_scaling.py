@@ -23,10 +23,10 @@ from adaptive_lora.methods import attach
 from adaptive_lora.methods.adalora import adalora_layers, attach_adalora, scale_of
 from adaptive_lora.methods.attach import ADAPTER, lora_layers
 from adaptive_lora.models.sites import find_sites
-from adaptive_lora.study.context import Workbench
-from adaptive_lora.study.recipes import RECIPES, Job
+from adaptive_lora.study.context import StudyContext
+from adaptive_lora.study.recipes import RECIPES, TrialContext
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 RANKS = (4, 8, 16, 32, 64)
 
 
@@ -108,29 +108,31 @@ def test_alpha_alone_scales_the_factor() -> None:
 # --- what recipes do inside
 
 
-def test_adalora_keeps_the_factor_of_its_start_rank(make_bench: Bench) -> None:
-    bench = make_bench(methods="adalora:rank=2", max_steps=10)
-    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
+def test_adalora_keeps_the_factor_of_its_start_rank(make_bench: BaseContext) -> None:
+    context = make_bench(methods="adalora:rank=2", max_steps=10)
+    plan = context.plan(context.config.specs[0], seed=0, fold=0)
     assert isinstance(plan, RankPlan)
-    options = bench.config.specs[0].allocator
+    options = context.config.specs[0].allocator
     assert isinstance(options, AdaLora)
     start = options.start_plan(plan)
     assert start.trained_rank == 3
-    adapted = attach_adalora(bench.base.model, start, options, options.phases(10), seed=0, dropout=0.0)
+    adapted = attach_adalora(context.base.model, start, options, options.phases(10), seed=0, dropout=0.0)
     for layer in adalora_layers(adapted).values():
         assert scale_of(layer) == pytest.approx(32 / 3, rel=1e-4)
     final = revised(start, {name: 1 + at % 3 for at, name in enumerate(start.rank_pattern())})
     assert {final.step_size_of(entry) for entry in final.entries} == {32.0}
-    constant = dataclasses.replace(allocate(bench.config.specs[0], bench.sites, scaling="constant"), trained_rank=3)
-    assert [constant.step_size_of(e) for e in constant.entries] == pytest.approx([2.0 * 3] * len(bench.sites))
+    constant = dataclasses.replace(allocate(context.config.specs[0], context.sites, scaling="constant"), trained_rank=3)
+    assert [constant.step_size_of(e) for e in constant.entries] == pytest.approx([2.0 * 3] * len(context.sites))
 
 
 @pytest.mark.parametrize(
     ("method", "trained"), [("truncate:rank=2", 4), ("truncate_retrain:rank=2", None), ("grow_prune:rank=3", None)]
 )
-def test_final_plans_say_at_which_rank_they_were_trained(make_bench: Bench, method: str, trained: int | None) -> None:
-    bench = make_bench(methods=method, max_steps=6, lr="1e-3")
-    job = Job(bench, next(bench.config.trials()), lambda event: None)
+def test_final_plans_say_at_which_rank_they_were_trained(
+    make_bench: BaseContext, method: str, trained: int | None
+) -> None:
+    context = make_bench(methods=method, max_steps=6, lr="1e-3")
+    job = TrialContext(context, next(context.config.trials()), lambda event: None)
     found = RECIPES[job.trial.method.recipe](job)
     assert isinstance(found.plan, RankPlan)
     assert found.plan.trained_rank == trained

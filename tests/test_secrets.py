@@ -93,7 +93,7 @@ CACHES = ("ADAPTIVE_LORA_CACHE", "XDG_CACHE_HOME", "HF_HOME", "MPLCONFIGDIR")
 """Left out, so that all of them are in the home folder."""
 
 
-def surroundings(folder: Path) -> dict[str, str]:
+def fingerprint(folder: Path) -> dict[str, str]:
     """Return the environment of a command: secrets, and a home folder of its own."""
     source = Path(__file__).resolve().parents[1]
     path = os.pathsep.join([str(source), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -106,11 +106,7 @@ def run(folder: Path, commands: list[tuple[str, ...]], seen: Path) -> list[tuple
     """Run commands in one process; return exit code, what was printed and what was raised."""
     (folder / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "command.py", str(seen)],
-        cwd=folder,
-        env=surroundings(folder),
-        capture_output=True,
-        check=False,
+        [sys.executable, "command.py", str(seen)], cwd=folder, env=fingerprint(folder), capture_output=True, check=False
     )
     (folder / "commands.json").unlink()
     assert done.returncode == 0, done.stderr.decode()
@@ -171,7 +167,7 @@ def test_no_secret_is_in_what_an_outage_and_a_stop_leave(project: Path, tmp_path
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "command.py", str(tmp_path / "seen.json")],
-            cwd=project, env=surroundings(project), stdout=log, stderr=log,
+            cwd=project, env=fingerprint(project), stdout=log, stderr=log,
         )  # fmt: skip
     left = project / "adaptive-lora-out"
     try:
@@ -210,7 +206,7 @@ cli.main(["doctor"])
 
 def test_the_traceback_of_a_bug_holds_no_secret(project: Path) -> None:
     words = [sys.executable, "-c", BUG]
-    done = subprocess.run(words, cwd=project, env=surroundings(project), capture_output=True)
+    done = subprocess.run(words, cwd=project, env=fingerprint(project), capture_output=True)
     assert done.returncode == 1
     assert b"RuntimeError: a bug: http://***@h ***" in done.stderr
     assert b"in broken" in done.stderr  # where it is remains

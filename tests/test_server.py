@@ -57,7 +57,7 @@ def test_a_study_on_a_server_is_served(server: str, make_study: Callable[..., St
     config = make_study(tracking_uri=server, methods="uniform:rank=2", max_steps=2)
     outcome, shown = quiet(config)
     assert outcome.trials_run == 2
-    assert outcome.judgement.champion is not None, shown
+    assert outcome.study_result.champion is not None, shown
     again, _ = quiet(config)
     assert again.trials_run == 0
 
@@ -67,8 +67,8 @@ def test_a_study_on_a_server_is_served(server: str, make_study: Callable[..., St
     assert all(run.info.artifact_uri.startswith("mlflow-artifacts:/") for run in runs)
     assert not (tmp_path / "mlruns").exists()
     assert not (tmp_path / "mlflow.db").exists()
-    judgement, _ = compare_study(TrackingConfig(tracking_uri=server), Selection(), {}, Console(file=io.StringIO()))
-    assert judgement.champion == outcome.judgement.champion
+    study_result, _ = compare_study(TrackingConfig(tracking_uri=server), Selection(), {}, Console(file=io.StringIO()))
+    assert study_result.champion == outcome.study_result.champion
 
     assert (adapter_folder(CHAMPION) / "adapter_model.safetensors").is_file()
     rows = [{"instruction": "Swap 7", "input": "red blue"}, {"instruction": "Say hello"}]

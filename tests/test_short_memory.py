@@ -13,12 +13,12 @@ from tracked import trials_in
 
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import ModelError, TrialFailed
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.run import run_single
 from adaptive_lora.study.trial import TrialOutcome, run_trial
 from adaptive_lora.training.memory.shortage import is_out_of_memory
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     MemoryError(),
@@ -45,21 +45,21 @@ def room_for(model: torch.nn.Module, examples: int, error: Exception) -> Iterato
         hook.remove()
 
 
-def run(bench: Workbench, folder: Path) -> TrialOutcome:
-    return run_trial(bench, next(bench.config.trials()), folder)
+def run(context: StudyContext, folder: Path) -> TrialOutcome:
+    return run_trial(context, next(context.config.trials()), folder)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 def test_a_smaller_micro_batch_gives_the_same_losses(
-    make_bench: Bench, tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
+    make_bench: BaseContext, tmp_path: Path, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench = make_bench(
+    context = make_bench(
         methods="uniform:rank=2", batch_size=8, accumulation=2, batching="padded",
         base_dropout=False,
     )  # fmt: skip
-    expected = run(bench, tmp_path / "whole")
-    with room_for(bench.base.model, 3, error) as sizes:
-        found = run(bench, tmp_path / "parts")
+    expected = run(context, tmp_path / "whole")
+    with room_for(context.base.model, 3, error) as sizes:
+        found = run(context, tmp_path / "parts")
     assert sizes[0] == 8
     assert sizes.count(8) == 1  # later steps do not try again
     assert found.train.losses == pytest.approx(expected.train.losses, rel=1e-6)
@@ -95,9 +95,9 @@ def test_one_example_that_does_not_fit_fails_the_trial_and_is_recorded(
     assert "one example per forward pass" in trial.data.tags["failure"]
 
 
-def test_other_errors_are_no_shortage(make_bench: Bench, tmp_path: Path) -> None:
+def test_other_errors_are_no_shortage(make_bench: BaseContext, tmp_path: Path) -> None:
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    bench = make_bench(methods="uniform:rank=2")
+    context = make_bench(methods="uniform:rank=2")
     matched = pytest.raises(ModelError, match=r"failed: ZeroDivisionError at transformer.h.1")
-    with room_for(bench.base.model, 0, ZeroDivisionError()), matched:
-        run(bench, tmp_path / "broken")
+    with room_for(context.base.model, 0, ZeroDivisionError()), matched:
+        run(context, tmp_path / "broken")

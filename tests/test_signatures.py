@@ -15,7 +15,7 @@ import pytest
 
 from adaptive_lora.allocation.catalogue import METHODS
 from adaptive_lora.config import study_from
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 
 LIST = Path(__file__).parent / "fixtures" / "signatures.json"
 WITH_OPTIONS = (
@@ -57,10 +57,10 @@ def of_settings() -> dict[str, str]:
 def of_embedded() -> dict[str, str]:
     """Return study id, lineage and signatures on the embedded base and tasks."""
     methods = "uniform:rank=2 empirical:rank=2"
-    bench = Workbench(study_from({**SMALL, "methods": methods}))
-    found = {"study_id": bench.study_id, "lineage": bench.lineage, **bench.surroundings}
-    for trial in bench.config.trials():
-        found[trial.label] = bench.signature(trial)
+    context = StudyContext(study_from({**SMALL, "methods": methods}))
+    found = {"study_id": context.study_id, "lineage": context.study_key, **context.fingerprint}
+    for trial in context.config.trials():
+        found[trial.label] = context.signature(trial)
     return found
 
 

@@ -22,7 +22,7 @@ from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.base import load_base, skeleton
 from adaptive_lora.models.sites import TESTED_TYPES, adaptable, find_sites, role_of, site_notes, survey_sites
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.plan import PlanReport, plan_method
 
 Folder = Callable[[str], Path]
@@ -164,7 +164,7 @@ def test_a_profile_of_an_unknown_architecture_says_so_in_the_log(
     ).save_pretrained(tmp_path / "mamba")
     save_byte_tokenizer(tmp_path / "mamba")
     options = {"model": str(tmp_path / "mamba"), "data": str(data_file), "precision": "fp32"}
-    Workbench(study_from({**options, "template": "compact", "methods": "uniform:rank=1"}))
+    StudyContext(study_from({**options, "template": "compact", "methods": "uniform:rank=1"}))
     assert "architecture 'mamba' is not among the tested ones" in caplog.text
 
 

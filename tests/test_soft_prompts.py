@@ -19,13 +19,13 @@ from adaptive_lora.allocation.architecture import Architecture, Decoder
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import AllocationError, ConfigError
-from adaptive_lora.methods.audit_tuner import audit_family
-from adaptive_lora.methods.peft_tuner import attach_peft_family, detach_peft_family
+from adaptive_lora.methods.audit_tuner import audit_tuner
+from adaptive_lora.methods.peft_tuner import attach_peft_tuner, detach_peft_tuner
 from adaptive_lora.models.base import skeleton
 from adaptive_lora.models.sites import read_architecture
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 SIZES = Decoder(width=32, layers=3, kv_heads=2, head_dim=8, max_positions=None)
 BASE = Architecture(kind="Any", sites=(), decoder=SIZES)
 
@@ -60,10 +60,10 @@ def test_labels(method: str, label: str) -> None:
 
 @given(
     budget=st.integers(2_000, 10**6),
-    knob=st.sampled_from(["prompt_tuning:tokens", "prefix_tuning:tokens", "p_tuning:encoder_width"]),
+    size_parameter=st.sampled_from(["prompt_tuning:tokens", "prefix_tuning:tokens", "p_tuning:encoder_width"]),
 )
-def test_the_knob_is_the_largest_within_the_budget(budget: int, knob: str) -> None:
-    name, option = knob.split(":")
+def test_the_knob_is_the_largest_within_the_budget(budget: int, size_parameter: str) -> None:
+    name, option = size_parameter.split(":")
     plan = planned(f"{name}:budget={budget}")
     more = planned(f"{name}:{option}={plan.settings[option] + 1}")
     assert plan.trainable_parameters <= budget < more.trainable_parameters
@@ -84,10 +84,10 @@ def test_a_budget_takes_at_most_half_of_the_positions() -> None:
     assert not planned("prefix_tuning:budget=3072", short).notes  # 32 tokens exactly
 
 
-def test_virtual_tokens_take_positions(make_bench: Bench) -> None:
-    bench = make_bench()
+def test_virtual_tokens_take_positions(make_bench: BaseContext) -> None:
+    context = make_bench()
     longest = max(e.length for part in ("train", "validation", "test")
-                  for e in getattr(bench.parts(0), part))  # fmt: skip
+                  for e in getattr(context.splits(0), part))  # fmt: skip
     room = 128 - longest
     make_bench(methods=f"prompt_tuning:tokens={room}")
     words = f"virtual tokens and the longest example .* set max_tokens to {127 - room}"
@@ -97,7 +97,7 @@ def test_virtual_tokens_take_positions(make_bench: Bench) -> None:
         make_bench(methods="prefix_tuning:tokens=128")
 
 
-def test_a_prefix_and_gradient_checkpointing_exclude_each_other(make_bench: Bench) -> None:
+def test_a_prefix_and_gradient_checkpointing_exclude_each_other(make_bench: BaseContext) -> None:
     with pytest.raises(ConfigError, match="keeps its prefix in the cache, which gradient"):
         make_bench(methods="prefix_tuning", gradient_checkpointing="true")
 
@@ -111,9 +111,9 @@ def test_fewer_tokens_are_the_first_of_more(base: str, request: pytest.FixtureRe
         starts = []
         for tokens in (3, 5):
             plan = planned(f"{family}:tokens={tokens}", read_architecture(model))
-            adapted = attach_peft_family(model, plan, seed=0)
+            adapted = attach_peft_tuner(model, plan, seed=0)
             starts.append(adapted.prompt_encoder["default"].embedding.weight.detach().clone())
-            detach_peft_family(adapted)
+            detach_peft_tuner(adapted)
         assert torch.equal(starts[0], starts[1][:3])
         if family == "prompt_tuning":  # they are embeddings of words
             assert all(any(torch.equal(row, word) for word in words) for row in starts[0])
@@ -133,7 +133,7 @@ def test_stock_peft_builds_the_emitted_configuration(
     config.inference_mode = False
     model = AutoModelForCausalLM.from_pretrained(folder)
     architecture = read_architecture(skeleton(ModelConfig(model=folder)))
-    audit_family(get_peft_model(model, config), planned(method, architecture).tensors)
+    audit_tuner(get_peft_model(model, config), planned(method, architecture).tensors)
 
 
 def test_what_peft_does_not_build_has_no_configuration(base_folder: Path) -> None:

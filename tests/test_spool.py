@@ -159,9 +159,9 @@ def test_what_a_killed_process_left_is_delivered_once(tracking: TrackingConfig) 
 
 def test_a_journal_of_a_run_that_another_process_finished_changes_nothing(tracking: TrackingConfig) -> None:
     leave_behind(tracking, 20)
-    spool = Path(tracking.output) / "spool"
-    kept = spool.with_name("kept")
-    shutil.copytree(spool, kept)
+    outbox = Path(tracking.output) / "spool"
+    kept = outbox.with_name("kept")
+    shutil.copytree(outbox, kept)
     (first,) = sync_folder(tracking)
     store = connect(tracking)
     TrialRun.resume(store, first.run_id).end("FINISHED")
@@ -170,7 +170,7 @@ def test_a_journal_of_a_run_that_another_process_finished_changes_nothing(tracki
     folder = journals(kept)[0]
     note = f'{{"facts": {{"run_id": "{first.run_id}"}}}}\n'
     (folder / "delivered.jsonl").write_text(note, encoding="utf-8")
-    kept.rename(spool)
+    kept.rename(outbox)
     (second,) = sync_folder(tracking)
     assert second.left == ""
     run = store.client.get_run(first.run_id)
@@ -225,10 +225,10 @@ def test_what_a_late_request_made_twice_is_removed(tracking: TrackingConfig) -> 
 def test_journals_of_another_store_are_left_alone(tracking: TrackingConfig) -> None:
     leave_behind(tracking, 3)
     store: Store = connect(tracking)
-    spool = Path(tracking.output) / "spool"
-    (one,) = deliver_left(spool, store.spool.delivery, "http://elsewhere:5000")
+    outbox = Path(tracking.output) / "spool"
+    (one,) = deliver_left(outbox, store.outbox.uploader, "http://elsewhere:5000")
     assert one.left == f"it belongs to {tracking.tracking_uri}"
-    assert journals(spool)
+    assert journals(outbox)
 
 
 def test_a_journal_that_another_process_has_just_delivered_is_no_error(
@@ -237,14 +237,14 @@ def test_a_journal_that_another_process_has_just_delivered_is_no_error(
     """Its folder may go away between its lock file being made and being opened."""
     leave_behind(tracking, 3)
     store = connect(tracking)
-    spool = store.spool.folder
+    outbox = store.outbox.folder
 
     def gone(folder: Path) -> None:
         shutil.rmtree(folder)
         raise FileNotFoundError(folder / "lock")
 
     monkeypatch.setattr(Journal, "take", gone)
-    assert list(deliver_left(spool, store.spool.delivery, store.shown_uri)) == []
+    assert list(deliver_left(outbox, store.outbox.uploader, store.shown_uri)) == []
     store.close(hasty=True)
 
 

@@ -213,8 +213,8 @@ def test_a_study_in_a_folder_with_an_odd_name(
     os.chdir(folder)
     config = make_study(methods="uniform:rank=2", max_steps=2, seeds="0 1", output=f"out {name}")
     outcome, shown = quiet(config)
-    assert outcome.judgement.champion is not None, shown
-    assert outcome.judgement.report.is_relative_to(Path(f"out {name}"))
+    assert outcome.study_result.champion is not None, shown
+    assert outcome.study_result.report.is_relative_to(Path(f"out {name}"))
     again, _ = quiet(config)
     assert again.trials_run == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, name])
@@ -280,5 +280,5 @@ def test_a_trial_is_asked_for_by_its_signature(own_store: str, monkeypatch: pyte
         return found
 
     monkeypatch.setattr(study_run, "search", search)
-    assert study.take("trial", {**tags, "trial_signature": "s1"}) is study_run.Standing.DONE
+    assert study.take("trial", {**tags, "trial_signature": "s1"}) is study_run.TrialStatus.DONE
     assert fetched == [1]

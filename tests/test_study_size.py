@@ -81,11 +81,11 @@ def test_bad_questions_exit_with_2(
 def test_a_finished_study_answers_from_what_it_saw(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.folder)
     before = sorted(path.name for path in Path().iterdir())
-    study_id = finished.outcome.judgement.study_id
+    study_id = finished.outcome.study_result.study_id
     result = power("--study-id", study_id, "--gain-percent", 50, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.output)
-    comparison = finished.outcome.judgement.comparison
+    comparison = finished.outcome.study_result.comparison
     base, method = comparison.methods
     assert found["question"]["difference"] == pytest.approx((comparison.frozen_loss - base.loss.mean) / 2)
     parts = found["question"]["components"]
@@ -98,7 +98,7 @@ def test_a_finished_study_answers_from_what_it_saw(finished: Finished, monkeypat
 
 def test_observed_noise_and_difference_of_a_comparison() -> None:
     records = study({"uniform-r8": 0.0, "m-r8": 0.01}, range(6), noise=0.02)
-    comparison = compare(records, baseline="uniform-r8", frozen=scores(FROZEN_LOSS, 0))
+    comparison = compare(records, baseline="uniform-r8", base_scores=scores(FROZEN_LOSS, 0))
     difference = comparison.methods[1].difference
     assert difference is not None
     assert observed_noise(comparison).spread(40) == pytest.approx(difference.sd)

@@ -29,7 +29,7 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.signals import Interrupted, interruptible, whole
 from adaptive_lora.study import tracked_trial
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 from adaptive_lora.tracking import connect
 from adaptive_lora.training import TrialCheckpoints
@@ -37,7 +37,7 @@ from adaptive_lora.training import checkpoint_files as files
 
 __all__ = ["make_place", "zygote"]  # fixtures
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 
 
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -48,8 +48,8 @@ def test_a_stopped_study_says_how_to_go_on_and_does(
     place: Place = make_place("stopped")
     words = [*place.words, "--max-steps=2000", "--epochs=900", "--checkpoint-steps=1000000"]
     pid = zygote.start(words, place.folder)
-    spool = place.folder / "adaptive-lora-out"
-    while not any("train/loss" in path.read_text() for path in spool.rglob("journal.jsonl")):
+    outbox = place.folder / "adaptive-lora-out"
+    while not any("train/loss" in path.read_text() for path in outbox.rglob("journal.jsonl")):
         time.sleep(0.05)
     os.kill(pid, kind)
     assert zygote.wait(pid) == code
@@ -59,13 +59,13 @@ def test_a_stopped_study_says_how_to_go_on_and_does(
     assert {run.info.status for run in runs_in(place.folder)} == {"KILLED"}
     (trial,) = trials_in(place.folder)
     assert trial.data.tags["adaptive_lora.claim"] == ""
-    (checkpoint,) = spool.glob("checkpoints/*/*/training1-step*")
+    (checkpoint,) = outbox.glob("checkpoints/*/*/training1-step*")
     assert files.read_checkpoint(checkpoint)["snapshot"]["losses"]
 
 
 STAGES = (
     ("adaptive_lora.study.run", "_describe", 1, "before"),
-    ("adaptive_lora.study.recipes.trial_context", "Job.train", 1, "before"),
+    ("adaptive_lora.study.recipes.trial_context", "TrialContext.train", 1, "before"),
     ("adaptive_lora.tracking.recorder", "Recorder.model", 1, "before"),
     ("adaptive_lora.study.tracked_trial", "trial_metrics", 2, "after"),
     ("adaptive_lora.study.run", "judge", 1, "before"),
@@ -198,12 +198,12 @@ def fill(path: Path) -> None:
 
 @pytest.mark.parametrize("state", ["full", "read-only"])
 def test_a_disk_that_takes_nothing_costs_checkpoints_not_the_trial(
-    make_bench: Bench, tmp_path: Path, small_disk: Path, state: str,
+    make_bench: BaseContext, tmp_path: Path, small_disk: Path, state: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    bench = make_bench(methods="uniform:rank=2", seeds="0", max_steps=4)
-    (trial,) = bench.config.trials()
-    expected = numbers(run_trial(bench, trial, tmp_path / "whole"))
+    context = make_bench(methods="uniform:rank=2", seeds="0", max_steps=4)
+    (trial,) = context.config.trials()
+    expected = numbers(run_trial(context, trial, tmp_path / "whole"))
     if state == "full":
         with pytest.raises(OSError, match="No space left"):
             fill(small_disk / "filler")
@@ -212,7 +212,7 @@ def test_a_disk_that_takes_nothing_costs_checkpoints_not_the_trial(
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
         reason = "Read-only file system"
     kept = TrialCheckpoints(small_disk / "kept", EVERY_STEP)
-    outcome = run_trial(bench, trial, tmp_path / "again", checkpoints=kept)
+    outcome = run_trial(context, trial, tmp_path / "again", checkpoints=kept)
     assert numbers(outcome) == expected
     assert reason in caplog.text
     assert "The trial goes on without." in caplog.text
@@ -277,10 +277,10 @@ def test_a_read_only_output_folder_is_a_clear_error(
 
 
 @pytest.mark.parametrize("poisoned", [1, 2, 3, 4, 5])
-def test_nan_at_any_step_also_of_a_resumed_trial(make_bench: Bench, tmp_path: Path, poisoned: int) -> None:
+def test_nan_at_any_step_also_of_a_resumed_trial(make_bench: BaseContext, tmp_path: Path, poisoned: int) -> None:
     """The step is left out and counted, whether it comes before the stop, at it or after it."""
-    bench = make_bench(methods="uniform:rank=2", seeds="0", max_steps=5, batch_size=4)
-    (trial,) = bench.config.trials()
+    context = make_bench(methods="uniform:rank=2", seeds="0", max_steps=5, batch_size=4)
+    (trial,) = context.config.trials()
 
     def poison(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> Any:
         if not module.training:
@@ -289,23 +289,23 @@ def test_nan_at_any_step_also_of_a_resumed_trial(make_bench: Bench, tmp_path: Pa
         return output * torch.nan if calls["count"] == poisoned else None
 
     calls = {"count": 0}
-    layer = bench.base.model.get_submodule("transformer.ln_f")
+    layer = context.base.model.get_submodule("transformer.ln_f")
     hook = layer.register_forward_hook(poison)
-    expected = numbers(run_trial(bench, trial, tmp_path / "whole"))
+    expected = numbers(run_trial(context, trial, tmp_path / "whole"))
     assert expected["train"].skipped_steps == 1
     calls["count"] = 0
     kept = tmp_path / "kept"
-    with signal_at_forward(bench, 3, signal.SIGTERM), interruptible(), pytest.raises(Interrupted):
-        run_trial(bench, trial, tmp_path / "cut", checkpoints=TrialCheckpoints(kept, NEVER))
+    with signal_at_forward(context, 3, signal.SIGTERM), interruptible(), pytest.raises(Interrupted):
+        run_trial(context, trial, tmp_path / "cut", checkpoints=TrialCheckpoints(kept, NEVER))
     calls["count"] = 2  # the third step begins anew
-    outcome = run_trial(bench, trial, tmp_path / "again", checkpoints=TrialCheckpoints(kept, NEVER))
+    outcome = run_trial(context, trial, tmp_path / "again", checkpoints=TrialCheckpoints(kept, NEVER))
     hook.remove()
     found = numbers(outcome)
     assert repr(found.pop("train")) == repr(expected.pop("train"))  # NaN differs from itself
     assert found == expected
 
 
-def test_more_methods_and_seeds_change_no_other_trial(make_bench: Bench, tmp_path: Path) -> None:
+def test_more_methods_and_seeds_change_no_other_trial(make_bench: BaseContext, tmp_path: Path) -> None:
     """A trial alone, and as the last of a grid with other methods and seeds: the same bits."""
     own = {"dropout": 0.1, "max_steps": 6, "epochs": 9}
     moving = "grow_prune:rank=2,interval=2"

@@ -22,18 +22,18 @@ from tracked import Finished, store_in
 from adaptive_lora.cli import main
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.signals import Interrupted, interruptible
-from adaptive_lora.study.comparison_input import study_dossier
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.comparison_input import comparison_input_of
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 from adaptive_lora.tracking import StudyRun
 from adaptive_lora.tracking.journal import RECORDS, Journal
-from adaptive_lora.tracking.records import DamagedJournal, read_record
+from adaptive_lora.tracking.records import CorruptJournal, read_record
 from adaptive_lora.training import TrialCheckpoints
-from adaptive_lora.training.checkpoint_files import DamagedCheckpoint, read_checkpoint, write_checkpoint
+from adaptive_lora.training.checkpoint_files import CorruptCheckpoint, read_checkpoint, write_checkpoint
 from adaptive_lora.training.state import is_snapshot
 
 Values = dict[str, Any]
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 
 
 def _set(*path: str | int, to: object) -> Callable[[str], str]:
@@ -119,12 +119,12 @@ def test_changed_artifacts_are_refused(changed: str, finished: Finished) -> None
 
 def test_what_is_unchanged_is_read(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.folder)
-    dossier = study_dossier(StudyRun.find(finished.outcome.store, None))
-    for record in dossier.records:
+    comparison_input = comparison_input_of(StudyRun.find(finished.outcome.store, None))
+    for record in comparison_input.records:
         run = finished.client.get_run(record.run_id)
         assert record.plan == json.loads(_file(run, "rank_plan.json").read_text(encoding="utf-8"))
-    assert dossier.frozen is not None
-    assert dossier.examples
+    assert comparison_input.frozen is not None
+    assert comparison_input.examples
 
 
 @pytest.mark.parametrize(("tag", "value"), [("seed", "<b>0</b>"), ("lr", "fast"), ("fold", "")])
@@ -160,13 +160,13 @@ def test_what_is_read_of_a_checkpoint_is_what_it_should_be(value: object) -> Non
 
 
 def test_changed_checkpoints_are_left_out_or_refused(
-    make_bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_bench: BaseContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench = make_bench(methods="uniform:rank=2", **SETTINGS)
-    (trial,) = bench.config.trials()
+    context = make_bench(methods="uniform:rank=2", **SETTINGS)
+    (trial,) = context.config.trials()
     kept = tmp_path / "kept"
-    with signal_at_forward(bench, 3, signal.SIGTERM), interruptible(), pytest.raises(Interrupted):
-        run_trial(bench, trial, tmp_path / "a", checkpoints=TrialCheckpoints(kept, EVERY_STEP))
+    with signal_at_forward(context, 3, signal.SIGTERM), interruptible(), pytest.raises(Interrupted):
+        run_trial(context, trial, tmp_path / "a", checkpoints=TrialCheckpoints(kept, EVERY_STEP))
     (folder,) = kept.glob("training1-*")
     good = read_checkpoint(folder)["snapshot"]
     one = next(iter(good["weights"]))
@@ -177,12 +177,12 @@ def test_changed_checkpoints_are_left_out_or_refused(
     ):  # fmt: skip
         _rewritten(folder, snapshot={**good, **change})
         with pytest.raises(AdapterError, match="does not fit the training"):
-            run_trial(bench, trial, tmp_path / "b", checkpoints=TrialCheckpoints(kept, NEVER))
+            run_trial(context, trial, tmp_path / "b", checkpoints=TrialCheckpoints(kept, NEVER))
     _rewritten(folder, snapshot=good, seconds=-1.0)
     with caplog.at_level(logging.WARNING):
-        again = run_trial(bench, trial, tmp_path / "c", checkpoints=TrialCheckpoints(kept, NEVER))
+        again = run_trial(context, trial, tmp_path / "c", checkpoints=TrialCheckpoints(kept, NEVER))
     assert "is not as it was written and left out" in caplog.text
-    assert numbers(again) == numbers(run_trial(bench, trial, tmp_path / "whole"))
+    assert numbers(again) == numbers(run_trial(context, trial, tmp_path / "whole"))
 
 
 def test_a_checkpoint_names_its_own_files_and_known_devices(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_checkpoint_names_its_own_files_and_known_devices(tmp_path: Path) -> N
     for names in ({}, {**manifest["sha256"], "../outside": "0" * 64}, ["../outside"]):
         text = json.dumps({**manifest, "sha256": names})
         (folder / "manifest.json").write_text(text, encoding="utf-8")
-        with pytest.raises(DamagedCheckpoint):
+        with pytest.raises(CorruptCheckpoint):
             read_checkpoint(folder)
 
     def say(state: str) -> None:
@@ -209,7 +209,7 @@ def test_a_checkpoint_names_its_own_files_and_known_devices(tmp_path: Path) -> N
     for state in ('{"map":' * 50_000, "7", '{"map": [[{"list": []}, 1]]}', '{"tensor": ["9", 0]}',
                   '{"a": 1, "b": 2}'):  # fmt: skip
         say(state)
-        with pytest.raises(DamagedCheckpoint):
+        with pytest.raises(CorruptCheckpoint):
             read_checkpoint(folder)
 
 
@@ -232,13 +232,13 @@ LINES: dict[str, Values | str] = {
 }
 
 
-def _journal(spool: Path, store: str, *lines: Values | str) -> Path:
+def _journal(outbox: Path, store: str, *lines: Values | str) -> Path:
     """Leave a journal behind whose lines somebody else wrote."""
     header = {
         "store": store, "experiment_id": "0", "name": "a", "tags": {}, "time": 1, "key": "a",
         "ends": True, "once": True,
     }  # fmt: skip
-    journal = Journal.create(spool, "one", header)
+    journal = Journal.create(outbox, "one", header)
     journal.release()
     with (journal.folder / RECORDS).open("a", encoding="utf-8") as file:
         file.writelines(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines)
@@ -248,7 +248,7 @@ def _journal(spool: Path, store: str, *lines: Values | str) -> Path:
 @pytest.mark.parametrize("line", LINES.values(), ids=LINES)
 def test_a_line_of_a_journal_is_as_written_or_refused(line: Values | str, tmp_path: Path) -> None:
     text = line if isinstance(line, str) else json.dumps(line)
-    with pytest.raises(DamagedJournal, match="is damaged"):
+    with pytest.raises(CorruptJournal, match="is damaged"):
         read_record(text.encode(), 0, tmp_path / RECORDS)
 
 
@@ -256,14 +256,14 @@ def test_a_journal_of_others_sends_and_deletes_only_its_own(own_store: str, tmp_
     precious = tmp_path / "out" / "precious"
     precious.mkdir(parents=True)
     (precious / "key").write_text("private", encoding="utf-8")
-    spool = tmp_path / "out" / "spool"
-    folder = _journal(spool, own_store, {"op": "artifacts", "held": "../../precious", "path": None})
+    outbox = tmp_path / "out" / "spool"
+    folder = _journal(outbox, own_store, {"op": "artifacts", "held": "../../precious", "path": None})
     link = _journal(tmp_path / "linked", own_store, {"op": "artifacts", "held": HELD, "path": None})
     (link / HELD).mkdir(parents=True)
     (link / HELD / "plan.json").symlink_to(precious / "key")
-    shutil.copytree(link, spool / "two", symlinks=True)
+    shutil.copytree(link, outbox / "two", symlinks=True)
     for facts in ({"facts": []}, {"delivered": "all"}, ["facts"]):
-        other = shutil.copytree(folder, spool / "three", dirs_exist_ok=True)
+        other = shutil.copytree(folder, outbox / "three", dirs_exist_ok=True)
         (other / "delivered.jsonl").write_text(json.dumps(facts) + "\n", encoding="utf-8")
         result = CliRunner().invoke(main, ["sync", "out", "--tracking-uri", own_store])
         assert result.exit_code == 3, (result.output, result.exception)
@@ -274,12 +274,12 @@ def test_a_journal_of_others_sends_and_deletes_only_its_own(own_store: str, tmp_
     assert (precious / "key").read_text(encoding="utf-8") == "private"
     sent = [path for path in tmp_path.rglob("mlruns/**/plan.json")]
     assert not sent
-    assert (spool / "two" / HELD / "plan.json").is_symlink()
+    assert (outbox / "two" / HELD / "plan.json").is_symlink()
 
 
 def test_where_files_go_is_asked_of_the_store(own_store: str, tmp_path: Path) -> None:
-    spool = tmp_path / "out" / "spool"
-    folder = _journal(spool, own_store, {"op": "artifacts", "held": HELD, "path": None})
+    outbox = tmp_path / "out" / "spool"
+    folder = _journal(outbox, own_store, {"op": "artifacts", "held": HELD, "path": None})
     (folder / HELD).mkdir(parents=True)
     (folder / HELD / "plan.json").write_text("{}", encoding="utf-8")
     elsewhere = {"facts": {"artifact_uri": (tmp_path / "elsewhere").as_uri()}}

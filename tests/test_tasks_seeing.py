@@ -18,7 +18,7 @@ from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.errors import AllocationError, ConfigError, DataError
 from adaptive_lora.models.tasks.image_text import pair_losses, recall
 from adaptive_lora.serving import content_hash, load_adapter
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 
 
@@ -31,7 +31,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty-six pictures in one folder, with a table of what is on them."""
     folder = tmp_path_factory.mktemp("pictures")
     rows = save_pictures(folder, 36)
@@ -81,11 +81,11 @@ def test_a_folder_of_images(bases: dict[str, Path], own_store: str, tmp_path: Pa
     assert set(served.predict([{"image": text}])) <= {"red", "green", "blue"}
 
 
-def test_captions(bases: dict[str, Path], own_store: str, pictures: Path) -> None:
+def test_captions(bases: dict[str, Path], own_store: str, images: Path) -> None:
     """Both towers are measured and trained; one can be left out."""
     config = study(
         bases["clip"],
-        pictures / "rows.json",
+        images / "rows.json",
         methods="uniform:rank=2 empirical:rank=1 uniform:rank=2,towers=vision",
         tracking_uri=own_store,
     )
@@ -99,11 +99,11 @@ def test_captions(bases: dict[str, Path], own_store: str, pictures: Path) -> Non
         first = record.metrics["test/image_to_text_recall_at_1"]
         assert 0 <= first <= record.metrics["test/image_to_text_recall_at_5"] <= 1
     served = mlflow.pyfunc.load_model(proven.champion)
-    rows = [{"image": str(pictures / "0.png"), "text": "number 0 is red"}]
+    rows = [{"image": str(images / "0.png"), "text": "number 0 is red"}]
     assert -1 <= served.predict(rows)[0] <= 1
 
 
-def test_losses_of_pairs_by_hand(bases: dict[str, Path], pictures: Path) -> None:
+def test_losses_of_pairs_by_hand(bases: dict[str, Path], images: Path) -> None:
     logits = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
     first = -torch.log_softmax(torch.tensor([2.0, 0.0]), 0)[0]
     second = -torch.log_softmax(torch.tensor([2.0, 1.0]), 0)[0]
@@ -111,32 +111,32 @@ def test_losses_of_pairs_by_hand(bases: dict[str, Path], pictures: Path) -> None
     same = torch.eye(2).bool()
     assert recall(torch.tensor([[2.0, 0.0], [1.0, 0.5]]), same, 1).tolist() == [1, 0]
     assert recall(logits, same, 5).tolist() == [1, 1]
-    bench = Workbench(study(bases["clip"], pictures / "rows.json"))
-    test = bench.parts(0).test
-    batch = bench.task.collate(test)
-    found = bench.base.model(**batch.inputs)
+    context = StudyContext(study(bases["clip"], images / "rows.json"))
+    test = context.splits(0).test
+    batch = context.task.collate(test)
+    found = context.base.model(**batch.inputs)
     wanted = torch.arange(len(test))
     both = functional.cross_entropy(found.logits_per_image, wanted) + functional.cross_entropy(
         found.logits_per_text, wanted
     )
-    assert bench.losses(bench.base.model, test).loss == pytest.approx(float(both) / 2, rel=1e-5)
-    assert bench.task.loss(bench.base.model, batch).item() == pytest.approx(float(both) / 2 * len(test), rel=1e-5)
+    assert context.losses(context.base.model, test).loss == pytest.approx(float(both) / 2, rel=1e-5)
+    assert context.task.loss(context.base.model, batch).item() == pytest.approx(float(both) / 2 * len(test), rel=1e-5)
 
 
-def test_pairs_cannot_be_taken_apart(bases: dict[str, Path], pictures: Path) -> None:
-    bench = Workbench(study(bases["clip"], pictures / "rows.json"))
-    batch = bench.task.collate(bench.parts(0).train[:4])
+def test_pairs_cannot_be_taken_apart(bases: dict[str, Path], images: Path) -> None:
+    context = StudyContext(study(bases["clip"], images / "rows.json"))
+    batch = context.task.collate(context.splits(0).train[:4])
     assert batch.parts(1) == [batch]
     with pytest.raises(AllocationError, match="gradients of single examples"):
-        bench.profile("gradient_variance", seed=0, fold=0)
+        context.profile("gradient_variance", seed=0, fold=0)
     with pytest.raises(ConfigError, match="batch_size must be at least 2"):
-        Workbench(study(bases["clip"], pictures / "rows.json", batch_size=1))
+        StudyContext(study(bases["clip"], images / "rows.json", batch_size=1))
 
 
-def test_questions_about_pictures(bases: dict[str, Path], own_store: str, pictures: Path) -> None:
+def test_questions_about_pictures(bases: dict[str, Path], own_store: str, images: Path) -> None:
     config = study(
         bases["llava"],
-        pictures / "rows.json",
+        images / "rows.json",
         methods="uniform:rank=2 empirical:rank=1,towers=language",
         tracking_uri=own_store,
         generate="on",
@@ -148,30 +148,30 @@ def test_questions_about_pictures(bases: dict[str, Path], own_store: str, pictur
         assert test.exact_match_E is not None
         assert record.metrics["test/supervised_tokens"] == test.tokens_E.sum()
     served = mlflow.pyfunc.load_model(proven.champion)
-    rows = [{"image": str(pictures / "0.png"), "question": "Which colour?"}]
+    rows = [{"image": str(images / "0.png"), "question": "Which colour?"}]
     assert isinstance(served.predict(rows, params={"max_new_tokens": 3})[0], str)
 
 
-def test_the_picture_of_another_architecture(bases: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
+def test_the_picture_of_another_architecture(bases: dict[str, Path], images: Path, tmp_path: Path) -> None:
     """Idefics3, whose architecture SmolVLM has: one row a picture where it is not split."""
-    bench = Workbench(study(bases["idefics3"], pictures / "rows.json", generate="on"))
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
-    assert outcome.test.loss < bench.frozen(0).loss
+    context = StudyContext(study(bases["idefics3"], images / "rows.json", generate="on"))
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
+    assert outcome.test.loss < context.base_scores(0).loss
     assert {entry.site.tower for entry in outcome.plan.entries} == {"vision_model", "text_model"}
     model, _, _ = load_adapter(outcome.folder)
     probe = load_file(outcome.folder / PROBE)["logits"]
-    assert torch.equal(probe_logits(bench, model, 0), probe)
+    assert torch.equal(probe_logits(context, model, 0), probe)
 
 
 @pytest.mark.parametrize("name", ["llava", "idefics3"])
-def test_answers_score_as_the_model_scores_them(bases: dict[str, Path], pictures: Path, name: str) -> None:
+def test_answers_score_as_the_model_scores_them(bases: dict[str, Path], images: Path, name: str) -> None:
     """Padding and batching change nothing; the model's own loss is the same mean."""
-    bench = Workbench(study(bases[name], pictures / "rows.json"))
-    test = bench.parts(0).test
-    result = bench.losses(bench.base.model, test)
+    context = StudyContext(study(bases[name], images / "rows.json"))
+    test = context.splits(0).test
+    result = context.losses(context.base.model, test)
     for example, nll in zip(test, result.nll_E, strict=True):
-        batch = bench.task.collate([example])
-        own = bench.base.model(**batch.inputs, labels=batch.labels).loss
+        batch = context.task.collate([example])
+        own = context.base.model(**batch.inputs, labels=batch.labels).loss
         assert nll == pytest.approx(float(own) * example.supervised_tokens, rel=1e-4)
 
 
@@ -180,7 +180,7 @@ def test_what_is_no_picture(bases: dict[str, Path], tmp_path: Path) -> None:
     rows = [{"image": "0.png", "label": "a"}, {"image": "0.png", "label": "b"}]
     (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     with pytest.raises(DataError, match=r"rows.json item 0 \(line 1\): column 'image' must be"):
-        Workbench(study(bases["vit"], tmp_path / "rows.json"))
+        StudyContext(study(bases["vit"], tmp_path / "rows.json"))
 
 
 def test_how_images_are_prepared_is_part_of_the_base(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.tasks.tokens import exact, rouge
 from adaptive_lora.serving import answer, load_adapter
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 
 T5 = {
@@ -79,25 +79,25 @@ def test_study(t5: Path, own_store: str, tmp_path: Path) -> None:
 
 def test_loss_is_the_models_own(t5: Path, tmp_path: Path) -> None:
     """The decoder sees the target moved by one, as T5 itself moves it; padding changes nothing."""
-    bench = Workbench(study(t5, tmp_path))
-    test = bench.parts(0).test
-    batch = bench.task.collate(test)
-    model = bench.base.model
+    context = StudyContext(study(t5, tmp_path))
+    test = context.splits(0).test
+    batch = context.task.collate(test)
+    model = context.base.model
     own = model.prepare_decoder_input_ids_from_labels(batch.labels)
     mask = batch.inputs["decoder_attention_mask"].bool()
     assert torch.equal(batch.inputs["decoder_input_ids"][mask], own[mask])
-    result = bench.losses(model, test)
+    result = context.losses(model, test)
     for example, nll in zip(test, result.nll_E, strict=True):
-        alone = bench.task.collate([example])
+        alone = context.task.collate([example])
         loss = model(input_ids=alone.input_ids, attention_mask=alone.attention_mask, labels=alone.labels).loss
         assert nll == pytest.approx(float(loss) * example.supervised_tokens, rel=1e-4)
 
 
 def test_generation_does_not_depend_on_the_batch(t5: Path, tmp_path: Path) -> None:
-    bench = Workbench(study(t5, tmp_path))
-    test = bench.parts(0).test
-    together = bench.score(bench.base.model, test)
-    single = Workbench(study(t5, tmp_path, eval_batch_size=1)).score(bench.base.model, test)
+    context = StudyContext(study(t5, tmp_path))
+    test = context.splits(0).test
+    together = context.score(context.base.model, test)
+    single = StudyContext(study(t5, tmp_path, eval_batch_size=1)).score(context.base.model, test)
     assert together.exact_match_E is not None
     assert together.exact_match_E.tolist() == single.exact_match_E.tolist()
     assert together.further_E["rouge_l"].tolist() == single.further_E["rouge_l"].tolist()
@@ -116,9 +116,9 @@ def test_a_tokenizer_without_padding_and_a_decoder_of_few_positions(tmp_path: Pa
     settings = json.loads((base / "tokenizer_config.json").read_text())
     del settings["pad_token"]
     (base / "tokenizer_config.json").write_text(json.dumps(settings))
-    bench = Workbench(study(base, tmp_path))
-    assert bench.base.tokenizer.pad_token_id is None
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    context = StudyContext(study(base, tmp_path))
+    assert context.base.tokenizer.pad_token_id is None
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     assert outcome.test.exact_match_E is not None
     loaded = load_adapter(tmp_path / "adapter")
     inputs = [{"prompt": text} for text in ("red old 7", "blue")]
@@ -127,7 +127,7 @@ def test_a_tokenizer_without_padding_and_a_decoder_of_few_positions(tmp_path: Pa
     del settings["eos_token"]
     (base / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(ModelError, match="neither a pad nor an end-of-text token"):
-        Workbench(bench.config)
+        StudyContext(context.config)
 
 
 def test_rouge_by_hand() -> None:

@@ -31,8 +31,8 @@ from adaptive_lora.errors import ConfigError, DataError, ModelError
 from adaptive_lora.methods.export import export_merged
 from adaptive_lora.models.tasks.catalogue import task_named
 from adaptive_lora.models.tasks.class_scores import class_scores
-from adaptive_lora.study.context import Workbench
-from adaptive_lora.study.recipes import RECIPES, Job
+from adaptive_lora.study.context import StudyContext
+from adaptive_lora.study.recipes import RECIPES, TrialContext
 from adaptive_lora.tracking.registry import adapter_folder
 
 
@@ -96,30 +96,30 @@ def test_stock_peft_loads_adapter_and_head(encoders: dict[str, Path], own_store:
     proven = run_and_prove(config)
     base = AutoModelForSequenceClassification.from_pretrained(encoders["distilbert"], num_labels=3)
     stock = PeftModel.from_pretrained(base, str(adapter_folder(proven.champion))).eval()
-    bench = Workbench(config)
+    context = StudyContext(config)
     test = proven.records[0].test
     assert test is not None
-    assert np.array_equal(bench.losses(stock, bench.parts(0).test).nll_E, test.nll_E)
+    assert np.array_equal(context.losses(stock, context.splits(0).test).nll_E, test.nll_E)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_methods_of_a_seed_share_the_first_head(encoders: dict[str, Path], tmp_path: Path, name: str) -> None:
-    bench = Workbench(study(encoders[name], tmp_path))
+    context = StudyContext(study(encoders[name], tmp_path))
     head = {
         name: p
-        for name, p in bench.base.model.named_parameters()
-        if any(name.startswith(f"{part}.") for part in bench.base.head)
+        for name, p in context.base.model.named_parameters()
+        if any(name.startswith(f"{part}.") for part in context.base.head)
     }
-    assert set(bench.base.gaps) == set(head)
+    assert set(context.base.missing_keys) == set(head)
 
     def started(seed: int) -> torch.Tensor:
-        bench.start_head(seed)
+        context.start_head(seed)
         return torch.cat([p.flatten() for p in head.values()])
 
     first = started(0).clone()
     assert not torch.equal(started(1), first)
     assert torch.equal(started(0), first)
-    frozen = bench.frozen(0)
+    frozen = context.base_scores(0)
     assert frozen.loss == pytest.approx(np.log(3), abs=0.1)  # a fresh head knows nothing
 
 
@@ -155,7 +155,7 @@ def test_pairs_and_a_test_part_of_its_own(encoders: dict[str, Path], own_store: 
     ]
     train, test = write_rows(tmp_path / "a.json", rows), write_rows(tmp_path / "b.json", rows[30:])
     config = study(encoders["deberta"], tmp_path, data=train, test_data=test, tracking_uri=own_store)
-    parts = Workbench(config).parts(0)
+    parts = StudyContext(config).splits(0)
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [27, 3, 10]
     assert len(run_and_prove(config).records) == 1
 
@@ -176,9 +176,9 @@ def test_what_cannot_be_told_is_asked_for(encoders: dict[str, Path], tmp_path: P
     with pytest.raises(ConfigError, match="required --task, one of"):
         task_named(many)
     with pytest.raises(DataError, match=r"column 'label' must be a number; got"):
-        Workbench(study(encoders["bert"], tmp_path, task="regression"))
+        StudyContext(study(encoders["bert"], tmp_path, task="regression"))
     with pytest.raises(DataError, match="required a column of text"):
-        Workbench(
+        StudyContext(
             study(
                 encoders["bert"],
                 tmp_path,
@@ -188,7 +188,7 @@ def test_what_cannot_be_told_is_asked_for(encoders: dict[str, Path], tmp_path: P
         )
     odd = write_rows(tmp_path / "odd.json", [{"text": "a", "label": "unheard of"}])
     with pytest.raises(DataError, match="must be one of colour, other, size; got 'unheard of'"):
-        Workbench(study(encoders["bert"], tmp_path, test_data=odd))
+        StudyContext(study(encoders["bert"], tmp_path, test_data=odd))
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta"])
@@ -198,23 +198,23 @@ def test_the_plan_of_a_task_is_what_its_training_builds(encoders: dict[str, Path
     )
     assert result.exit_code == 0, result.output
     emitted = json.loads(result.stdout)
-    bench = Workbench(study(encoders[name], tmp_path))
-    assert set(emitted["target_modules"]) == {site.name for site in bench.sites}
-    heads = [part for part in bench.base.head if "pooler" not in part]
+    context = StudyContext(study(encoders[name], tmp_path))
+    assert set(emitted["target_modules"]) == {site.name for site in context.sites}
+    heads = [part for part in context.base.head if "pooler" not in part]
     assert emitted["modules_to_save"] == heads
 
 
 def test_memory_counts_the_head_once(encoders: dict[str, Path], tmp_path: Path) -> None:
     methods = "uniform:rank=2 full head_only bitfit"
-    bench = Workbench(study(encoders["roberta"], tmp_path, methods=methods))
-    for trial in bench.config.trials():
-        job = Job(bench, trial, lambda event: None)
+    context = StudyContext(study(encoders["roberta"], tmp_path, methods=methods))
+    for trial in context.config.trials():
+        job = TrialContext(context, trial, lambda event: None)
         try:
             model = RECIPES[trial.method.recipe](job).model
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         finally:
             job.release()
-        found = bench.memory(bench.plan(trial.method, seed=0, fold=0), fold=0).estimate
+        found = context.memory(context.plan(trial.method, seed=0, fold=0), fold=0).estimate
         assert found.adapters == 16 * trained
 
 
@@ -287,13 +287,13 @@ def save_decoder(folder: Path, kind: str, pad: str) -> Path:
 @pytest.mark.parametrize("kind", DECODERS)
 def test_a_decoder_classifies_alone_as_in_a_batch(tmp_path: Path, kind: str, pad: str) -> None:
     base = save_decoder(tmp_path / "base", kind, pad)
-    bench = Workbench(study(base, tmp_path, task="classification"))
-    bench.start_head(0)
-    model, examples = bench.base.model, bench.parts(0).train
-    assert model.config.pad_token_id == PADS[pad][2] == bench.task.served["pad_token_id"]
+    context = StudyContext(study(base, tmp_path, task="classification"))
+    context.start_head(0)
+    model, examples = context.base.model, context.splits(0).train
+    assert model.config.pad_token_id == PADS[pad][2] == context.task.served["pad_token_id"]
     assert len({example.length for example in examples}) > 1
-    together = bench.losses(model, examples).nll_E
-    alone = np.array([bench.losses(model, [example]).nll_E[0] for example in examples])
+    together = context.losses(model, examples).nll_E
+    alone = np.array([context.losses(model, [example]).nll_E[0] for example in examples])
     assert together == pytest.approx(alone, rel=1e-5)
     with torch.no_grad():  # and as transformers computes it, without padding
         ids = torch.tensor([examples[0].inputs["input_ids"]])
@@ -355,17 +355,17 @@ def test_a_head_of_the_same_classes_keeps_what_it_knows_of_each(
 ) -> None:
     base = save_decoder(tmp_path / "base", "llama", "none")
     weight = with_trained_head(base, ["size", "other", "colour"])
-    bench = Workbench(study(base, tmp_path, task="classification"))
-    assert bench.data.labels == ("colour", "other", "size")
-    assert bench.base.gaps == ()
-    head = bench.base.model.score.weight
+    context = StudyContext(study(base, tmp_path, task="classification"))
+    assert context.data.labels == ("colour", "other", "size")
+    assert context.base.missing_keys == ()
+    head = context.base.model.score.weight
     torch.testing.assert_close(head, weight[[2, 1, 0]], rtol=0, atol=0)
-    assert bench.base.model.config.label2id == {"colour": 0, "other": 1, "size": 2}
+    assert context.base.model.config.label2id == {"colour": 0, "other": 1, "size": 2}
     assert "starts from the head" not in caplog.text
 
     weight = with_trained_head(base, ["LABEL_0", "LABEL_1", "LABEL_2"])
-    bench = Workbench(study(base, tmp_path, task="classification"))
-    torch.testing.assert_close(bench.base.model.score.weight, weight, rtol=0, atol=0)
+    context = StudyContext(study(base, tmp_path, task="classification"))
+    torch.testing.assert_close(context.base.model.score.weight, weight, rtol=0, atol=0)
     assert "whose classes (LABEL_0, LABEL_1, LABEL_2) are taken for colour, other" in caplog.text
 
 
@@ -374,9 +374,9 @@ def test_the_kind_of_problem_of_a_checkpoint_is_not_that_of_the_task(kind: str, 
     base = save_decoder(tmp_path / "base", "llama", "none")
     with_trained_head(base, ["a", "b", "c"], problem_type="multi_label_classification")
     column = "label" if kind == "classification" else "score"
-    bench = Workbench(study(base, tmp_path, task=kind, response_column=column))
+    context = StudyContext(study(base, tmp_path, task=kind, response_column=column))
     wanted = "single_label_classification" if kind == "classification" else "regression"
-    assert bench.base.model.config.problem_type == wanted  # export writes it
+    assert context.base.model.config.problem_type == wanted  # export writes it
 
 
 @pytest.mark.parametrize(
@@ -398,4 +398,4 @@ def test_bases_that_cannot_classify_are_refused_by_name(
     ends = {"vocab_size": 258, "bos_token_id": None, "eos_token_id": 256, "pad_token_id": 257}
     base = save_base(tmp_path / "base", config, {**settings, **ends}, head)
     with pytest.raises(ModelError, match=message):
-        Workbench(study(base, tmp_path, task="classification"))
+        StudyContext(study(base, tmp_path, task="classification"))

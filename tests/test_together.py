@@ -24,7 +24,7 @@ from adaptive_lora.methods.attach import lora_layers
 from adaptive_lora.methods.dropout import own_dropout, switch_off_dropout
 from adaptive_lora.results import TrainResult
 from adaptive_lora.signals import Interrupted
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.executors import resolve_engine, run_trials
 from adaptive_lora.study.progress import StudyProgress
 from adaptive_lora.study.run import open_study
@@ -37,9 +37,9 @@ from adaptive_lora.training.joint.loop import JointTraining, Member, joining_pro
 from adaptive_lora.training.joint.memory import passes_at_once
 from adaptive_lora.training.memory import Estimate
 from adaptive_lora.training.memory.estimate import SPREAD
-from adaptive_lora.training.trainer import Course
+from adaptive_lora.training.trainer import Trainer
 
-Bench = Callable[..., Workbench]
+MakeContext = Callable[..., StudyContext]
 Weights = dict[str, torch.Tensor]
 MIXED = {
     "methods": "uniform:rank=3 linear_decay:rank=4,low_rank=1 uniform:rank=2,placement=attention "
@@ -55,24 +55,24 @@ MIXED = {
 }
 
 
-class Trainer:
+class Trainings:
     """Trains trials of a workbench alone or together, without recipes and records."""
 
-    def __init__(self, bench: Workbench) -> None:
-        switch_off_dropout(bench.base.model)
-        self.bench = bench
-        self.base = bench.base.model
+    def __init__(self, context: StudyContext) -> None:
+        switch_off_dropout(context.base.model)
+        self.context = context
+        self.base = context.base.model
 
     def parts(self, trial: TrialSpec, **more: Any) -> tuple[torch.nn.Module, TrainInputs]:
-        bench = self.bench
-        plan = bench.plan(trial.method, seed=trial.seed, fold=trial.fold)
-        adapted = attach(self.base, plan, seed=trial.seed, dropout=bench.config.train.dropout)
+        context = self.context
+        plan = context.plan(trial.method, seed=trial.seed, fold=trial.fold)
+        adapted = attach(self.base, plan, seed=trial.seed, dropout=context.config.train.dropout)
         inputs = TrainInputs(
-            examples=bench.parts(trial.fold).train,
-            collate=bench.task.collate,
-            losses_by_example=bench.task.losses_by_example,
-            running=bench.task.running,
-            validate=lambda model: bench.losses(model, bench.parts(trial.fold).validation).loss,
+            examples=context.splits(trial.fold).train,
+            collate=context.task.collate,
+            losses_by_example=context.task.losses_by_example,
+            running=context.task.running,
+            validate=lambda model: context.losses(model, context.splits(trial.fold).validation).loss,
             lr_multipliers=plan.lr_multipliers(),
             **more,
         )
@@ -80,21 +80,21 @@ class Trainer:
 
     def alone(self, trial: TrialSpec) -> tuple[TrainResult, Weights]:
         adapted, inputs = self.parts(trial)
-        config = self.bench.config.train
+        config = self.context.config.train
         try:
-            result = train(adapted, inputs, config, self.bench.runtime, lr=trial.lr, seed=trial.seed)
+            result = train(adapted, inputs, config, self.context.runtime, lr=trial.lr, seed=trial.seed)
             return result, weights_of(adapted)
         finally:
             detach(adapted)
 
     def member(self, trial: TrialSpec, **more: Any) -> Member:
         adapted, inputs = self.parts(trial, **more)
-        course = Course(
-            adapted, inputs, self.bench.config.train, self.bench.runtime,
+        trainer = Trainer(
+            adapted, inputs, self.context.config.train, self.context.runtime,
             lr=trial.lr, seed=trial.seed,
         )  # fmt: skip
-        assert joining_problem(course) is None
-        return Member(course=course, layers=take_off(adapted))
+        assert joining_problem(trainer) is None
+        return Member(trainer=trainer, layers=take_off(adapted))
 
     def together(self, trials: list[TrialSpec]) -> list[tuple[TrainResult, Weights]]:
         members = [self.member(trial) for trial in trials]
@@ -104,8 +104,8 @@ class Trainer:
         for member in members:
             assert member.failure is None
             mount(self.base, member.layers)
-            found.append((member.course.result(), weights_of(member.course.model)))
-            detach(member.course.model)
+            found.append((member.trainer.result(), weights_of(member.trainer.model)))
+            detach(member.trainer.model)
         return found
 
 
@@ -133,9 +133,9 @@ LONG = (("padded", "0"), ("packed", "0 1"))
 @pytest.mark.parametrize(
     ("batching", "seeds"), [("packed", "0"), *(pytest.param(*long, marks=pytest.mark.long) for long in LONG)]
 )
-def test_every_trial_learns_as_if_alone(make_bench: Bench, batching: str, seeds: str) -> None:
-    trainer = Trainer(make_bench(**{**MIXED, "batching": batching, "seeds": seeds}))
-    trials = list(trainer.bench.config.trials())
+def test_every_trial_learns_as_if_alone(make_bench: MakeContext, batching: str, seeds: str) -> None:
+    trainer = Trainings(make_bench(**{**MIXED, "batching": batching, "seeds": seeds}))
+    trials = list(trainer.context.config.trials())
     assert len(trials) == 8 * len(seeds.split())
     alone = [trainer.alone(trial) for trial in trials]
     assert len({result.losses for result, _ in alone}) == len(trials)
@@ -163,10 +163,10 @@ def test_every_trial_learns_as_if_alone(make_bench: Bench, batching: str, seeds:
         "early stopping",
     ],
 )
-def test_equal_under_other_settings(make_bench: Bench, changes: dict[str, object]) -> None:
+def test_equal_under_other_settings(make_bench: MakeContext, changes: dict[str, object]) -> None:
     methods = "uniform:rank=2 linear_decay:rank=3,low_rank=1"
-    trainer = Trainer(make_bench(**{**MIXED, "methods": methods, **changes}))
-    trials = list(trainer.bench.config.trials())
+    trainer = Trainings(make_bench(**{**MIXED, "methods": methods, **changes}))
+    trials = list(trainer.context.config.trials())
     alone = [trainer.alone(trial) for trial in trials]
     if "patience" in changes:
         assert {result.stopped_early for result, _ in alone} == {True, False}
@@ -174,9 +174,9 @@ def test_equal_under_other_settings(make_bench: Bench, changes: dict[str, object
         require_equal(found, expected)
 
 
-def test_a_trial_that_becomes_nan_touches_no_other(make_bench: Bench) -> None:
-    trainer = Trainer(make_bench(**{**MIXED, "seeds": "0", "max_skipped_steps": 1}))
-    trials = list(trainer.bench.config.trials())
+def test_a_trial_that_becomes_nan_touches_no_other(make_bench: MakeContext) -> None:
+    trainer = Trainings(make_bench(**{**MIXED, "seeds": "0", "max_skipped_steps": 1}))
+    trials = list(trainer.context.config.trials())
     alone = [trainer.alone(trial) for trial in trials]
     members = [trainer.member(trial) for trial in trials]
     bad = members[2]
@@ -189,13 +189,15 @@ def test_a_trial_that_becomes_nan_touches_no_other(make_bench: Bench) -> None:
         mount(trainer.base, member.layers)
         if number != 2:
             assert member.failure is None
-            require_equal((member.course.result(), weights_of(member.course.model)), expected)
-        detach(member.course.model)
+            require_equal((member.trainer.result(), weights_of(member.trainer.model)), expected)
+        detach(member.trainer.model)
 
 
-def test_out_of_memory_divides_the_group_then_the_batch(make_bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    trainer = Trainer(make_bench(**{**MIXED, "seeds": "0", "batch_size": 4, "max_steps": 3}))
-    trials = list(trainer.bench.config.trials())
+def test_out_of_memory_divides_the_group_then_the_batch(
+    make_bench: MakeContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = Trainings(make_bench(**{**MIXED, "seeds": "0", "batch_size": 4, "max_steps": 3}))
+    trials = list(trainer.context.config.trials())
     alone = [trainer.alone(trial) for trial in trials]
     for room, sizes in ((16, {32, 16}), (3, {32, 16, 8, 4, 2})):
         seen: list[int] = []
@@ -217,30 +219,30 @@ def test_out_of_memory_divides_the_group_then_the_batch(make_bench: Bench, caplo
     assert "trials per forward pass; going on with 4" in caplog.text
 
 
-def test_as_many_go_together_as_memory_takes(make_bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_as_many_go_together_as_memory_takes(make_bench: MakeContext, caplog: pytest.LogCaptureFixture) -> None:
     """The base's weights count once; with room for no more than one, each divides its batch."""
     options = {**MIXED, "seeds": "0", "lr": "1e-2", "methods": "uniform:rank=2 uniform:rank=3"}
     options |= {"seeds": "0 1", "batch_size": 4, "max_steps": 2}
-    bench = make_bench(**options)
-    plans = [bench.plan(spec, seed=0, fold=0) for spec in bench.config.specs]
-    whole = max((bench.memory(plan, 0).whole for plan in plans), key=lambda each: each.share)
+    context = make_bench(**options)
+    plans = [context.plan(spec, seed=0, fold=0) for spec in context.config.specs]
+    whole = max((context.memory(plan, 0).whole for plan in plans), key=lambda each: each.share)
     for trials_at_once, rows_at_once in ((3, {12, 4}), (1.9, {4}), (0.9, {2})):
         limit = SPREAD * (whole.weights + trials_at_once * whole.share)
-        trainer = Trainer(make_bench(**options, max_memory=f"{limit / 2**10:.0f}KiB"))
+        trainer = Trainings(make_bench(**options, max_memory=f"{limit / 2**10:.0f}KiB"))
         seen: set[int] = set()
 
         def note(module: torch.nn.Module, inputs: Any, seen: set[int] = seen) -> None:
             if module.training:
                 seen.add(len(inputs[0]))
 
-        def joined(trial: TrialSpec, trainer: Trainer = trainer) -> Member:
-            bench = trainer.bench
-            plan = bench.plan(trial.method, seed=trial.seed, fold=0)
-            choice = bench.memory(plan, 0)
+        def joined(trial: TrialSpec, trainer: Trainings = trainer) -> Member:
+            context = trainer.context
+            plan = context.plan(trial.method, seed=trial.seed, fold=0)
+            choice = context.memory(plan, 0)
             return trainer.member(trial, micro_batch=choice.micro_batch, memory=choice.whole)
 
         hook = trainer.base.get_submodule("transformer.h.2").register_forward_pre_hook(note)
-        members = [joined(trial) for trial in trainer.bench.config.trials()]
+        members = [joined(trial) for trial in trainer.context.config.trials()]
         JointTraining(members).run()
         hook.remove()
         assert seen == rows_at_once
@@ -268,15 +270,15 @@ def studies(empty_store: Path, make_study: Callable[..., StudyConfig], tmp_path:
         folder.mkdir()
         shutil.copy(empty_store, folder / "mlflow.db")
         store = {"tracking_uri": store_in(folder), "output": str(folder)}
-        bench = Workbench(make_study(**{"base_dropout": False, "engine": name, **store, **changes}))
-        study = open_study(bench, connect(bench.config.tracking))
+        context = StudyContext(make_study(**{"base_dropout": False, "engine": name, **store, **changes}))
+        study = open_study(context, connect(context.config.tracking))
         with StudyProgress(Console(file=StringIO()), 6) as progress:
             run_trials(
-                list(bench.config.trials()),
-                lambda trial, runner: bool(run_tracked(bench, study, trial, progress, runner=runner)),
+                list(context.config.trials()),
+                lambda trial, runner: bool(run_tracked(context, study, trial, progress, runner=runner)),
                 lambda trial, failure: pytest.fail(str(failure)),
                 lambda taken: pytest.fail("no other process is there"),
-                engine=bench.config.engine,
+                engine=context.config.engine,
             )
         study.store.settle()
         return sorted(trials_in(folder), key=lambda run: run.info.run_name)
@@ -371,13 +373,13 @@ def test_what_cannot_join_runs_alone_and_an_unstable_trial_fails_alone(
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_dropout_of_the_base_is_kept_or_switched_off(make_bench: Bench, kept: bool) -> None:
-    bench = make_bench(base_dropout=kept)
-    found = [p for m in bench.base.model.modules() for p in own_dropout(m).values()]
+def test_dropout_of_the_base_is_kept_or_switched_off(make_bench: MakeContext, kept: bool) -> None:
+    context = make_bench(base_dropout=kept)
+    found = [p for m in context.base.model.modules() for p in own_dropout(m).values()]
     assert found
     assert (max(found) == 0.1) == kept
     assert (max(found) == 0.0) != kept
-    model = bench.base.model.train()
+    model = context.base.model.train()
     ids = torch.arange(5)[None]
     assert torch.equal(model(ids).logits, model(ids).logits) != kept
 
@@ -393,7 +395,7 @@ def test_dropout_that_a_base_keeps_as_an_attribute_is_switched_off(name: str, se
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
-def test_the_engine_is_chosen_by_the_device(make_bench: Bench) -> None:
+def test_the_engine_is_chosen_by_the_device(make_bench: MakeContext) -> None:
     runtime = make_bench().runtime
     assert resolve_engine("auto", runtime) == "serial"
     assert resolve_engine("together", runtime) == "together"

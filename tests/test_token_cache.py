@@ -24,12 +24,12 @@ from transformers import AutoTokenizer
 from adaptive_lora.config import study_from
 from adaptive_lora.data import Example, TokenizedExample, cached_tokens, token_cache
 from adaptive_lora.data.token_cache import token_folder, tokenizer_digest
-from adaptive_lora.data.token_files import DamagedTokens, read_rows, write_rows
+from adaptive_lora.data.token_files import CorruptTokens, read_rows, write_rows
 from adaptive_lora.errors import DataError
 from adaptive_lora.models.tasks import CausalTask, task_named
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 
 
 @pytest.fixture(autouse=True)
@@ -62,19 +62,19 @@ def test_tokens_from_disk_are_those_of_a_fresh_start(
     task: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = study_from({**study_of(task, tmp_path / "study"), "methods": "uniform:rank=2"})
-    first = Workbench(config).parts(0)
+    first = StudyContext(config).splits(0)
     assert len(kept(folder)) == 1
     with monkeypatch.context() as patch:
         patch.setattr(task_named(config), "prepare", None)  # a second time it is not asked for
-        again = Workbench(config).parts(0)
+        again = StudyContext(config).splits(0)
     monkeypatch.setenv("ADAPTIVE_LORA_CACHE", "")
-    fresh = Workbench(config).parts(0)
+    fresh = StudyContext(config).splits(0)
     assert first == again == fresh
     assert type(again.train[0].input_ids if task != "classification" else ()) is tuple
 
 
 def test_conversations_keep_their_gaps(
-    folder: Path, base_folder: Path, tmp_path: Path, make_bench: Bench, made: list[int]
+    folder: Path, base_folder: Path, tmp_path: Path, make_bench: BaseContext, made: list[int]
 ) -> None:
     base = shutil.copytree(base_folder, tmp_path / "chat")
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -85,17 +85,17 @@ def test_conversations_keep_their_gaps(
     data = tmp_path / "talks.json"
     data.write_text(json.dumps(talks), encoding="utf-8")
     options = {"model": str(base), "data": str(data), "template": "auto", "max_tokens": 120}
-    first, again = (make_bench(**options).parts(0) for _ in range(2))
+    first, again = (make_bench(**options).splits(0) for _ in range(2))
     assert made == [12]
     assert first == again
     assert all(example.gaps for example in again.train)
 
 
-def test_an_example_is_tokenised_once_for_all_folds(make_bench: Bench, made: list[int]) -> None:
-    bench = make_bench(folds=3)
-    assert made == [len(bench.data.examples)]
-    parts = [bench.parts(fold) for fold in range(3)]
-    assert sum(len(part.test) for part in parts) == len(bench.data.examples)
+def test_an_example_is_tokenised_once_for_all_folds(make_bench: BaseContext, made: list[int]) -> None:
+    context = make_bench(folds=3)
+    assert made == [len(context.data.examples)]
+    parts = [context.splits(fold) for fold in range(3)]
+    assert sum(len(part.test) for part in parts) == len(context.data.examples)
     by_id = {example.id: example for example in parts[0].train}
     shared = [example for example in parts[1].train if example.id in by_id]
     assert shared
@@ -103,7 +103,7 @@ def test_an_example_is_tokenised_once_for_all_folds(make_bench: Bench, made: lis
 
 
 def test_the_collector_of_cycles_rests_while_a_data_set_is_built_and_no_longer(
-    make_bench: Bench, monkeypatch: pytest.MonkeyPatch
+    make_bench: BaseContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
 
@@ -119,7 +119,7 @@ def test_the_collector_of_cycles_rests_while_a_data_set_is_built_and_no_longer(
 
 
 def test_what_decides_tokens_enters_their_name(
-    folder: Path, make_bench: Bench, made: list[int], options: dict[str, Any], tmp_path: Path
+    folder: Path, make_bench: BaseContext, made: list[int], options: dict[str, Any], tmp_path: Path
 ) -> None:
     other = tmp_path / "other.json"
     other.write_text(json.dumps([*rows(39), {**rows(40)[39], "output": "other"}]))
@@ -198,15 +198,19 @@ def _flipped(content: bytes, at: int) -> bytes:
     ids=["empty", "cut", "number", "head", "format"],
 )
 def test_a_damaged_file_is_made_anew_with_a_warning(
-    folder: Path, make_bench: Bench, made: list[int], caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
+    folder: Path,
+    make_bench: BaseContext,
+    made: list[int],
+    caplog: pytest.LogCaptureFixture,
+    corruption: Callable[[bytes], bytes],
 ) -> None:
-    first = make_bench().parts(0)
+    first = make_bench().splits(0)
     (path,) = kept(folder)
-    path.write_bytes(damage(path.read_bytes()))
-    assert make_bench().parts(0) == first
+    path.write_bytes(corruption(path.read_bytes()))
+    assert make_bench().splits(0) == first
     assert len(made) == 2
     assert f"tokens in {path} are made anew: the file is damaged" in caplog.text
-    assert make_bench().parts(0) == first
+    assert make_bench().splits(0) == first
     assert len(made) == 2  # the file is sound again
 
 
@@ -217,13 +221,13 @@ def test_a_file_of_other_tokens_is_not_taken(tmp_path: Path) -> None:
     assert read_rows(path, "key", 2) == numbers
     assert path.stat().st_mode & 0o077 == 0  # the data may be private
     for key, count in (("other", 2), ("key", 3)):
-        with pytest.raises(DamagedTokens):
+        with pytest.raises(CorruptTokens):
             read_rows(path, key, count)
 
 
 def test_a_disk_that_takes_nothing_is_gone_without(
     folder: Path,
-    make_bench: Bench,
+    make_bench: BaseContext,
     made: list[int],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -234,19 +238,21 @@ def test_a_disk_that_takes_nothing_is_gone_without(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        first = make_bench().parts(0)
+        first = make_bench().splits(0)
     assert "tokens are not kept for the next time" in caplog.text
     assert "No space left" in caplog.text
     assert list(folder.iterdir()) == []
     caplog.clear()
     (tmp_path / "file").touch()
     monkeypatch.setenv("ADAPTIVE_LORA_CACHE", str(tmp_path / "file"))
-    assert make_bench().parts(0) == first
+    assert make_bench().splits(0) == first
     assert caplog.text.count("tokens are not kept for the next time") == 1
     assert len(made) == 2
 
 
-def test_the_folder_is_bounded_and_tidied(folder: Path, make_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_is_bounded_and_tidied(
+    folder: Path, make_bench: BaseContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_bench()
     (oldest,) = kept(folder)
     make_bench(max_tokens=100)

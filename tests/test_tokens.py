@@ -30,10 +30,10 @@ from adaptive_lora.serving import text as serving_text
 from adaptive_lora.serving.images import answer_ids, inputs_of
 from adaptive_lora.serving.prompts import asked_ids
 from adaptive_lora.serving.tokens import position_limit, prompt_ids
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 FUZZED = int(os.environ.get("FUZZED", "40"))
 """Texts, or conversations, that are made up per kind of tokenizer."""
 TEMPLATES = ("alpaca", "compact", "plain")
@@ -303,13 +303,13 @@ def save_base(folder: Path, tokenizer: Any, kind: str = "LlamaConfig", **changed
 
 @pytest.mark.parametrize("kind", ["byte level with an end", "SentencePiece, always a blank", "WordPiece"])
 def test_served_and_scored_prompts_have_the_ids_of_training(
-    kind: str, make_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, make_bench: BaseContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = save_base(tmp_path / "base", made(kind), pad_token_id=0)
-    bench = make_bench(model=str(base), methods="uniform:rank=2", seeds="0", max_steps=2, generate="on")
+    context = make_bench(model=str(base), methods="uniform:rank=2", seeds="0", max_steps=2, generate="on")
     seen: list[list[int]] = []
-    wanted = [list(e.input_ids[: e.prompt_length]) for e in bench.parts(0).test]
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    wanted = [list(e.input_ids[: e.prompt_length]) for e in context.splits(0).test]
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     loaded = load_adapter(outcome.folder)
 
     def watched(*_: Any, **given: Any) -> list[str]:
@@ -321,22 +321,22 @@ def test_served_and_scored_prompts_have_the_ids_of_training(
     monkeypatch.setattr(serving_text, "greedy", watched)
     asked = {
         e.prompt: {"instruction": row["instruction"], "input": row["input"]}
-        for row, e in zip(rows(40), load_examples(bench.config.data).examples, strict=True)
+        for row, e in zip(rows(40), load_examples(context.config.data).examples, strict=True)
     }
-    ids = {e.id: e.prompt for e in load_examples(bench.config.data).examples}
-    for example in bench.parts(0).test:
+    ids = {e.id: e.prompt for e in load_examples(context.config.data).examples}
+    for example in context.splits(0).test:
         answer(loaded, [asked[ids[example.id]]], 2)
     assert seen == wanted
     assert all(made(kind).eos_token_id not in row[1:] for row in seen)
 
 
-def test_ids_without_a_row_are_refused_by_name(make_bench: Bench, tmp_path: Path) -> None:
+def test_ids_without_a_row_are_refused_by_name(make_bench: BaseContext, tmp_path: Path) -> None:
     tokenizer = byte_level(model_max_length=500)
     known = len(tokenizer)
     tokenizer.add_tokens(["<think>", "</think>"])
     base = save_base(tmp_path / "base", tokenizer, vocab_size=known)
-    bench = make_bench(model=str(base), methods="uniform:rank=2", seeds="0", max_steps=1)
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")  # none is used
+    context = make_bench(model=str(base), methods="uniform:rank=2", seeds="0", max_steps=1)
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")  # none is used
     message = (
         f"ids up to {known + 1}, and the embeddings have {known} rows .*no row for '<think>' "
         rf"\({known}\), '</think>' \({known + 1}\)"
@@ -350,16 +350,16 @@ def test_ids_without_a_row_are_refused_by_name(make_bench: Bench, tmp_path: Path
         make_bench(model=str(base), data=str(data), methods="uniform:rank=2", seeds="0")
 
 
-def test_a_pad_token_without_a_row_is_not_used(make_bench: Bench, tmp_path: Path) -> None:
+def test_a_pad_token_without_a_row_is_not_used(make_bench: BaseContext, tmp_path: Path) -> None:
     tokenizer = byte_level()
     known = len(tokenizer)
     tokenizer.add_special_tokens({"pad_token": "<|added pad|>"})
     base = save_base(tmp_path / "base", tokenizer, vocab_size=known)
-    bench = make_bench(model=str(base), methods="uniform:rank=2", seeds="0", batching="padded")
-    examples = bench.parts(0).train[:5]
-    assert int(bench.task.collate(examples).input_ids.max()) < known
-    alone = [bench.losses(bench.base.model, [e]).nll_E[0] for e in examples]
-    assert bench.losses(bench.base.model, examples).nll_E == pytest.approx(alone, rel=1e-5)
+    context = make_bench(model=str(base), methods="uniform:rank=2", seeds="0", batching="padded")
+    examples = context.splits(0).train[:5]
+    assert int(context.task.collate(examples).input_ids.max()) < known
+    alone = [context.losses(context.base.model, [e]).nll_E[0] for e in examples]
+    assert context.losses(context.base.model, examples).nll_E == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -378,17 +378,17 @@ def test_limits_of_positions(kind: str, stated: dict[str, Any], limit: int | Non
     assert position_limit(getattr(transformers, kind)(**stated)) == limit
 
 
-def test_without_a_limit_max_tokens_alone_cuts(make_bench: Bench, tmp_path: Path) -> None:
+def test_without_a_limit_max_tokens_alone_cuts(make_bench: BaseContext, tmp_path: Path) -> None:
     sizes = {"n_embd": 32, "n_head": 4, "n_layer": 2, "d_model": 32, "n_heads": 4, "n_layers": 2}
     base = save_base(tmp_path / "base", byte_level(model_max_length=-1), "MptConfig", **sizes)
-    bench = make_bench(model=str(base), methods="uniform:rank=2", seeds="0", max_steps=1, generate="on")
-    assert bench.base.max_positions is None
-    assert max(e.length for e in bench.parts(0).train) > 20
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    context = make_bench(model=str(base), methods="uniform:rank=2", seeds="0", max_steps=1, generate="on")
+    assert context.base.max_positions is None
+    assert max(e.length for e in context.splits(0).train) > 20
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     assert answer(load_adapter(outcome.folder), [{"instruction": "a"}], 3) != [""]
 
 
-def test_models_that_read_both_ways_are_no_causal_ones(make_bench: Bench, tmp_path: Path) -> None:
+def test_models_that_read_both_ways_are_no_causal_ones(make_bench: BaseContext, tmp_path: Path) -> None:
     sizes = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64, "pad_token_id": 0}
     base = save_base(tmp_path / "base", byte_level(), "XLNetConfig", **sizes)
     with pytest.raises(ModelError, match=r"XLNetLMHeadModel\) is no causal language model: tokens"):

@@ -32,9 +32,9 @@ def test_one_parent_and_one_level_of_children(finished: Finished) -> None:
     assert (finished.folder / "mlflow.db").is_file()
     assert len(finished.runs) == 5
     assert finished.parent.info.status == "FINISHED"
-    assert finished.parent.data.tags["study_id"] == finished.outcome.judgement.study_id
+    assert finished.parent.data.tags["study_id"] == finished.outcome.study_result.study_id
     assert {run.data.tags["mlflow.parentRunId"] for run in finished.children} == {finished.parent.info.run_id}
-    tags, comparison = finished.parent.data.tags, finished.outcome.judgement.comparison
+    tags, comparison = finished.parent.data.tags, finished.outcome.study_result.comparison
     assert tags["mlflow.note.content"].startswith("# Study study\n\n**")
     assert tags["verdict"] == comparison.answer
     assert tags["champion"] == comparison.winner
@@ -61,7 +61,7 @@ def test_children_carry_their_identity_as_tags(finished: Finished) -> None:
     for run in finished.children:
         tags = run.data.tags
         assert run.info.status == "FINISHED"
-        assert tags["study_id"] == finished.outcome.judgement.study_id
+        assert tags["study_id"] == finished.outcome.study_result.study_id
         assert tags["lr"] == "0.002"
         assert tags["fold"] == "0"
         assert len(tags["trial_signature"]) == 16
@@ -142,7 +142,7 @@ def test_the_same_command_again_runs_nothing(finished: Finished, monkeypatch: py
     assert outcome.trials_run == 0
     assert "4 trials are finished already" in shown
     assert {run.info.run_id for run in finished.runs} == before
-    assert outcome.judgement.champion == finished.outcome.judgement.champion
+    assert outcome.study_result.champion == finished.outcome.study_result.champion
     name = finished.config.tracking.registered_model
     assert len(finished.client.search_model_versions(f"name='{name}'")) == 1
     (given,) = finished.parent.inputs.dataset_inputs
@@ -151,11 +151,11 @@ def test_the_same_command_again_runs_nothing(finished: Finished, monkeypatch: py
 
 def test_compare_again_adds_no_version(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.folder)
-    judgement, _ = compare_study(TrackingConfig(), Selection(), {"output": "again"}, Console(file=io.StringIO()))
-    assert judgement.champion == finished.outcome.judgement.champion
-    assert judgement.report.is_relative_to("again")
+    study_result, _ = compare_study(TrackingConfig(), Selection(), {"output": "again"}, Console(file=io.StringIO()))
+    assert study_result.champion == finished.outcome.study_result.champion
+    assert study_result.report.is_relative_to("again")
     assert len(finished.runs) == 5
-    before, again = (one.comparison.to_dict() for one in (finished.outcome.judgement, judgement))
+    before, again = (one.comparison.to_dict() for one in (finished.outcome.study_result, study_result))
     # Facts are those of the last process that ran the study: threads and command may differ.
     assert before.pop("facts").keys() == again.pop("facts").keys()
     assert again == before
@@ -166,7 +166,7 @@ def test_only_new_trials_run(in_store: Callable[..., StudyConfig], tmp_path: Pat
     before = [run.info.run_id for run in trials_in(tmp_path)]
     more, _ = quiet(in_store(seeds="0 1", methods="uniform:rank=2 uniform:rank=1"))
     assert (first.trials_run, more.trials_run) == (1, 3)
-    assert more.judgement.study_id == first.judgement.study_id
+    assert more.study_result.study_id == first.study_result.study_id
     trials = trials_in(tmp_path)
     assert [run.info.run_id for run in trials][:1] == before
     labels = {(run.data.tags["method"], run.data.tags["seed"]) for run in trials}
@@ -182,9 +182,9 @@ def test_trained_trials_make_one_study(in_store: Callable[..., StudyConfig], tmp
     assert "was finished before" in console.file.getvalue()  # type: ignore[attr-defined]
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     tracking = TrackingConfig(tracking_uri=store_in(tmp_path))
-    judgement, _ = compare_study(tracking, Selection(), {}, console)
-    assert {method.label for method in judgement.comparison.methods} == {"uniform-r1", "uniform-r2"}
-    assert judgement.comparison.baseline == "uniform-r2"
+    study_result, _ = compare_study(tracking, Selection(), {}, console)
+    assert {method.label for method in study_result.comparison.methods} == {"uniform-r1", "uniform-r2"}
+    assert study_result.comparison.baseline == "uniform-r2"
     assert len(runs_in(tmp_path)) == 3
 
 
@@ -217,7 +217,7 @@ def test_an_interrupted_study_continues(
     assert [run.info.status for run in trials_in(tmp_path)] == ["FINISHED", "FINISHED"]
     losses = client.get_metric_history(killed.info.run_id, "train/loss")
     assert [point.step for point in losses] == [1, 2]
-    assert {seed for method in outcome.judgement.comparison.methods for seed in method.seeds} == {0, 1}
+    assert {seed for method in outcome.study_result.comparison.methods for seed in method.seeds} == {0, 1}
 
 
 def test_an_unstable_trial_fails_and_the_study_goes_on(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
@@ -228,9 +228,9 @@ def test_an_unstable_trial_fails_and_the_study_goes_on(in_store: Callable[..., S
     assert (stable.info.status, unstable.info.status) == ("FINISHED", "FAILED")
     assert "non-finite at step 2" in unstable.data.tags["failure"]
     assert "FAILED" in shown
-    text = json.dumps(outcome.judgement.comparison.to_dict(), allow_nan=False)
+    text = json.dumps(outcome.study_result.comparison.to_dict(), allow_nan=False)
     assert "non-finite at step 2" in text
-    assert "non-finite" in outcome.judgement.report.read_text(encoding="utf-8")
+    assert "non-finite" in outcome.study_result.report.read_text(encoding="utf-8")
 
 
 def test_a_last_step_that_ruins_the_weights_fails_the_trial(
@@ -240,7 +240,7 @@ def test_a_last_step_that_ruins_the_weights_fails_the_trial(
     outcome, _ = quiet(config)
     failed = next(run for run in trials_in(tmp_path) if run.info.status == "FAILED")
     assert "validation loss is nan after training" in failed.data.tags["failure"]
-    assert outcome.judgement.champion is not None
+    assert outcome.study_result.champion is not None
     for run in trials_in(tmp_path):
         assert all(math.isfinite(value) for value in run.data.metrics.values())
 

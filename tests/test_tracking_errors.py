@@ -77,10 +77,10 @@ def test_credentials_are_hidden(text: str, shown: str) -> None:
 
 
 def test_no_credentials_in_what_a_study_records(make_bench: Callable[..., Any]) -> None:
-    bench = make_bench(tracking_uri=f"http://user:{SECRET}@127.0.0.1:1")
-    assert SECRET not in json.dumps(bench.settings())
-    trial = next(iter(bench.config.trials()))
-    assert SECRET not in json.dumps(dict(tracked_trial._parameters(bench, trial)))
+    context = make_bench(tracking_uri=f"http://user:{SECRET}@127.0.0.1:1")
+    assert SECRET not in json.dumps(context.settings())
+    trial = next(iter(context.config.trials()))
+    assert SECRET not in json.dumps(dict(tracked_trial._parameters(context, trial)))
 
 
 def test_a_deleted_experiment_is_named(empty_store: Path, tmp_path: Path) -> None:

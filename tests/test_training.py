@@ -23,29 +23,29 @@ from adaptive_lora.models.losses import token_scores
 from adaptive_lora.models.scoring import continuations, wants_generation
 from adaptive_lora.models.tasks.tokens import exact
 from adaptive_lora.results import TrainResult
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import TrialOutcome, run_trial, trial_metrics
 from adaptive_lora.training import StabilityGuard, TrainInputs, train
 from adaptive_lora.training.early_stop import EarlyStop
-from adaptive_lora.training.state import Snapshot
+from adaptive_lora.training.state import TrainerState
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 
 
-def trials_of(bench: Workbench) -> list[TrialSpec]:
+def trials_of(context: StudyContext) -> list[TrialSpec]:
     """Return the trials of a workbench's study."""
-    return list(bench.config.trials())
+    return list(context.config.trials())
 
 
-def run(bench: Workbench, trial: TrialSpec, folder: Path) -> TrialOutcome:
+def run(context: StudyContext, trial: TrialSpec, folder: Path) -> TrialOutcome:
     """Run a trial into a folder of its label."""
-    return run_trial(bench, trial, folder / trial.label)
+    return run_trial(context, trial, folder / trial.label)
 
 
-def test_loss_equals_the_definition_in_float64(make_bench: Bench) -> None:
-    bench = make_bench()
-    batch = bench.task.collate(bench.parts(0).train[:5])
-    model = bench.base.model.double()
+def test_loss_equals_the_definition_in_float64(make_bench: BaseContext) -> None:
+    context = make_bench()
+    batch = context.task.collate(context.splits(0).train[:5])
+    model = context.base.model.double()
     scores = token_scores(model, batch)
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     for row, labels in enumerate(batch.labels):
@@ -56,32 +56,32 @@ def test_loss_equals_the_definition_in_float64(make_bench: Bench) -> None:
         assert int(scores.correct[row].sum()) == int(right)
 
 
-def test_scores_do_not_depend_on_the_batch_size(make_bench: Bench) -> None:
+def test_scores_do_not_depend_on_the_batch_size(make_bench: BaseContext) -> None:
     one, many = (make_bench(eval_batch_size=size) for size in (1, 7))
-    first, second = (b.losses(b.base.model, b.parts(0).test) for b in (one, many))
+    first, second = (b.losses(b.base.model, b.splits(0).test) for b in (one, many))
     np.testing.assert_allclose(first.nll_E, second.nll_E, rtol=1e-5)
     assert first.example_ids == second.example_ids
     assert first.loss == pytest.approx(first.nll_E.sum() / first.tokens_E.sum())
     assert first.perplexity == pytest.approx(math.exp(first.loss))
 
 
-def test_same_trial_twice_is_bit_identical(make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(dropout=0.2)
-    trial = trials_of(bench)[0]
-    one, two = (run_trial(bench, trial, tmp_path / name) for name in "ab")
+def test_same_trial_twice_is_bit_identical(make_bench: BaseContext, tmp_path: Path) -> None:
+    context = make_bench(dropout=0.2)
+    trial = trials_of(context)[0]
+    one, two = (run_trial(context, trial, tmp_path / name) for name in "ab")
     assert one.train.losses == two.train.losses
     assert one.test.nll_E.tolist() == two.test.nll_E.tolist()
     files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in "ab"]
     assert files[0] == files[1]
 
 
-def test_seeds_differ(make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(methods="uniform:rank=2")
-    one, two = (run(bench, trial, tmp_path) for trial in trials_of(bench))
+def test_seeds_differ(make_bench: BaseContext, tmp_path: Path) -> None:
+    context = make_bench(methods="uniform:rank=2")
+    one, two = (run(context, trial, tmp_path) for trial in trials_of(context))
     assert one.train.losses != two.train.losses
 
 
-def test_other_methods_change_nothing(make_bench: Bench, tmp_path: Path) -> None:
+def test_other_methods_change_nothing(make_bench: BaseContext, tmp_path: Path) -> None:
     alone = make_bench(methods="uniform:rank=2", dropout=0.2, seeds="0")
     among = make_bench(methods="three_band:rank=3 empirical:rank=2 uniform:rank=2", dropout=0.2, seeds="0")
     expected = run(alone, trials_of(alone)[0], tmp_path / "alone")
@@ -92,53 +92,53 @@ def test_other_methods_change_nothing(make_bench: Bench, tmp_path: Path) -> None
     assert len(first_losses) == 1  # B is zero: same examples, same base dropout, same loss
 
 
-def test_a_duplicate_of_uniform_is_uniform(make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(methods="uniform:rank=2 linear_decay:rank=2,low_rank=2", seeds="0", dropout=0.1)
-    one, two = (run(bench, trial, tmp_path) for trial in trials_of(bench))
+def test_a_duplicate_of_uniform_is_uniform(make_bench: BaseContext, tmp_path: Path) -> None:
+    context = make_bench(methods="uniform:rank=2 linear_decay:rank=2,low_rank=2", seeds="0", dropout=0.1)
+    one, two = (run(context, trial, tmp_path) for trial in trials_of(context))
     assert one.train.losses == two.train.losses
     assert one.test.nll_E.tolist() == two.test.nll_E.tolist()
 
 
-def test_accumulation_equals_a_larger_batch(make_bench: Bench, tmp_path: Path) -> None:
+def test_accumulation_equals_a_larger_batch(make_bench: BaseContext, tmp_path: Path) -> None:
     whole = make_bench(batch_size=8, methods="uniform:rank=2", seeds="0", max_steps=2)
     parts = make_bench(batch_size=4, accumulation=2, methods="uniform:rank=2", seeds="0", max_steps=2)
-    for bench in (whole, parts):
-        bench.base.model.config.resid_pdrop = 0.0
-        for module in bench.base.model.modules():
+    for context in (whole, parts):
+        context.base.model.config.resid_pdrop = 0.0
+        for module in context.base.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
     one, two = (run(b, trials_of(b)[0], tmp_path / str(b.config.train.batch_size)) for b in (whole, parts))
     np.testing.assert_allclose(one.train.losses, two.train.losses, rtol=1e-5)
 
 
-def test_gradient_checkpointing_changes_nothing(make_bench: Bench, tmp_path: Path) -> None:
+def test_gradient_checkpointing_changes_nothing(make_bench: BaseContext, tmp_path: Path) -> None:
     outcomes = []
     for enabled in ("false", "true"):
-        bench = make_bench(gradient_checkpointing=enabled, dropout=0.2, methods="uniform:rank=2", seeds="0")
-        outcomes.append(run(bench, trials_of(bench)[0], tmp_path / enabled))
-        assert not bench.base.model.transformer.gradient_checkpointing
+        context = make_bench(gradient_checkpointing=enabled, dropout=0.2, methods="uniform:rank=2", seeds="0")
+        outcomes.append(run(context, trials_of(context)[0], tmp_path / enabled))
+        assert not context.base.model.transformer.gradient_checkpointing
     assert outcomes[0].train.losses == outcomes[1].train.losses
 
 
-def test_bf16_trains_with_fp32_adapters(make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(precision="bf16", methods="uniform:rank=2", seeds="0")
-    outcome = run(bench, trials_of(bench)[0], tmp_path)
+def test_bf16_trains_with_fp32_adapters(make_bench: BaseContext, tmp_path: Path) -> None:
+    context = make_bench(precision="bf16", methods="uniform:rank=2", seeds="0")
+    outcome = run(context, trials_of(context)[0], tmp_path)
     assert outcome.train.precision == "bf16"
     assert math.isfinite(outcome.test.loss)
-    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
-    layers = lora_layers(attach(bench.base.model, plan, seed=0, dropout=0.0))
+    plan = context.plan(context.config.specs[0], seed=0, fold=0)
+    layers = lora_layers(attach(context.base.model, plan, seed=0, dropout=0.0))
     assert all(layer.lora_A["default"].weight.dtype == torch.float32 for layer in layers.values())
-    assert bench.base.model.dtype == torch.bfloat16
+    assert context.base.model.dtype == torch.bfloat16
 
 
-def test_training_learns(make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(epochs=99, max_steps=40, methods="uniform:rank=8", seeds="0", validations=4)
-    outcome = run(bench, trials_of(bench)[0], tmp_path)
+def test_training_learns(make_bench: BaseContext, tmp_path: Path) -> None:
+    context = make_bench(epochs=99, max_steps=40, methods="uniform:rank=8", seeds="0", validations=4)
+    outcome = run(context, trials_of(context)[0], tmp_path)
     curve = dict(outcome.train.validation_curve)
     assert list(curve) == [0, 10, 20, 30, 40]
     assert curve[40] < curve[0] - 0.1
-    metrics = trial_metrics(bench, outcome, 0)
-    gain = bench.frozen(0).loss - outcome.test.loss
+    metrics = trial_metrics(context, outcome, 0)
+    gain = context.base_scores(0).loss - outcome.test.loss
     assert metrics["efficiency_ratio"] == pytest.approx(gain / metrics["trainable_parameters"] * 1e6)
     assert metrics["reduction_vs_full"] == pytest.approx(
         1 - metrics["trainable_parameters"] / metrics["total_parameters"]
@@ -155,9 +155,9 @@ def test_guard_counts_and_fails() -> None:
         guard.allows(4, math.nan, math.nan)
 
 
-def test_non_finite_steps_are_skipped_then_fail(make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(methods="uniform:rank=2", seeds="0", max_steps=4, max_skipped_steps=1)
-    trial = trials_of(bench)[0]
+def test_non_finite_steps_are_skipped_then_fail(make_bench: BaseContext, tmp_path: Path) -> None:
+    context = make_bench(methods="uniform:rank=2", seeds="0", max_steps=4, max_skipped_steps=1)
+    trial = trials_of(context)[0]
     poison = {2}
     calls = {"count": 0}
 
@@ -167,16 +167,16 @@ def test_non_finite_steps_are_skipped_then_fail(make_bench: Bench, tmp_path: Pat
         calls["count"] += 1
         return output * math.nan if calls["count"] in poison else None
 
-    hook = bench.base.model.transformer.ln_f.register_forward_hook(poisoned)
-    outcome = run(bench, trial, tmp_path)
+    hook = context.base.model.transformer.ln_f.register_forward_hook(poisoned)
+    outcome = run(context, trial, tmp_path)
     assert outcome.train.skipped_steps == 1
     assert math.isnan(outcome.train.losses[1])
     assert math.isfinite(outcome.test.loss)
     calls["count"], poison = 0, {1, 2, 3, 4}
     with pytest.raises(TrialFailed, match="Lower the learning rate"):
-        run(bench, trial, tmp_path / "again")
+        run(context, trial, tmp_path / "again")
     hook.remove()
-    assert lora_layers(bench.base.model) == {}
+    assert lora_layers(context.base.model) == {}
 
 
 def test_early_stop_keeps_the_best() -> None:
@@ -191,23 +191,23 @@ def test_early_stop_keeps_the_best() -> None:
     assert weight.item() == stop.kept_loss == 1.0
 
 
-def test_early_stopping_ends_a_trial(make_bench: Bench, tmp_path: Path) -> None:
-    bench = make_bench(
+def test_early_stopping_ends_a_trial(make_bench: BaseContext, tmp_path: Path) -> None:
+    context = make_bench(
         methods="uniform:rank=2", seeds="0", lr="3", epochs=99, max_steps=40, validations=40, patience=1, warmup_share=0
     )
-    outcome = run(bench, trials_of(bench)[0], tmp_path)
+    outcome = run(context, trials_of(context)[0], tmp_path)
     assert outcome.train.stopped_early
     assert len(outcome.train.losses) < 40
     trained = [loss for step, loss in outcome.train.validation_curve if step > 0]
     assert outcome.train.validation_loss == min(trained)
 
 
-def test_greedy_exact_match(make_bench: Bench) -> None:
-    bench = make_bench(generate="auto", short_answer_tokens=3)
-    test = bench.parts(0).test
-    assert not wants_generation(test, bench.config.evaluation)
-    model, tokenizer = bench.base.model, bench.base.tokenizer  # it never swaps words
-    texts = continuations(model, tokenizer, test, runtime=bench.runtime, batch_size=3)
+def test_greedy_exact_match(make_bench: BaseContext) -> None:
+    context = make_bench(generate="auto", short_answer_tokens=3)
+    test = context.splits(0).test
+    assert not wants_generation(test, context.config.evaluation)
+    model, tokenizer = context.base.model, context.base.tokenizer  # it never swaps words
+    texts = continuations(model, tokenizer, test, runtime=context.runtime, batch_size=3)
     answers = [example.input_ids[example.prompt_length :] for example in test]
     assert exact(texts, test, tokenizer, answers).tolist() == [0.0] * len(test)
 
@@ -229,37 +229,37 @@ def test_an_answer_that_its_tokenizer_writes_otherwise_can_be_right() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 5])
-def test_interrupted_and_resumed_is_the_uninterrupted_training(make_bench: Bench, stop: int) -> None:
-    bench = make_bench(
+def test_interrupted_and_resumed_is_the_uninterrupted_training(make_bench: BaseContext, stop: int) -> None:
+    context = make_bench(
         methods="uniform:rank=2", max_steps=6, epochs=9, dropout=0.1, accumulation=2,
         validations=6, patience=3,
     )  # fmt: skip
-    plan, parts = bench.plan(bench.config.specs[0], seed=0, fold=0), bench.parts(0)
-    kept: dict[str, Snapshot] = {}
+    plan, parts = context.plan(context.config.specs[0], seed=0, fold=0), context.splits(0)
+    kept: dict[str, TrainerState] = {}
 
-    def keep(step: int, take: Callable[[], Snapshot]) -> None:
+    def keep(step: int, take: Callable[[], TrainerState]) -> None:
         if step == stop:
             kept["snapshot"] = take()
             raise KeyboardInterrupt
 
-    def course(**more: Any) -> tuple[TrainResult, list[torch.Tensor]]:
-        adapted = attach(bench.base.model, plan, seed=0, dropout=0.1)
+    def trainer(**more: Any) -> tuple[TrainResult, list[torch.Tensor]]:
+        adapted = attach(context.base.model, plan, seed=0, dropout=0.1)
         inputs = TrainInputs(
             examples=parts.train,
-            collate=bench.task.collate,
-            validate=lambda model: bench.losses(model, parts.validation).loss,
+            collate=context.task.collate,
+            validate=lambda model: context.losses(model, parts.validation).loss,
             **more,
         )
         try:
-            result = train(adapted, inputs, bench.config.train, bench.runtime, lr=1e-2, seed=0)
+            result = train(adapted, inputs, context.config.train, context.runtime, lr=1e-2, seed=0)
             return result, [p.detach() for p in adapted.parameters() if p.requires_grad]
         finally:
             detach(adapted)
 
-    whole, expected = course()
+    whole, expected = trainer()
     with pytest.raises(KeyboardInterrupt):
-        course(on_snapshot=keep)
-    result, found = course(resume=kept["snapshot"])
+        trainer(on_snapshot=keep)
+    result, found = trainer(resume=kept["snapshot"])
     timed = {"seconds": 0.0, "peak_memory_bytes": 0}
     assert dataclasses.replace(result, **timed) == dataclasses.replace(whole, **timed)
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))

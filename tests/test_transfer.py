@@ -16,10 +16,10 @@ from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import ConfigError, DataError
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.transfer import SHARED, run_transfer
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def other(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_profile_from_another_task_is_that_tasks_own(make_bench: Bench, other: Path) -> None:
+def test_a_profile_from_another_task_is_that_tasks_own(make_bench: BaseContext, other: Path) -> None:
     here = make_bench(methods=f"empirical:rank=2,profiled_on={other}")
     there = make_bench(data=str(other), methods="empirical:rank=2")
     (spec,) = here.config.specs
@@ -46,20 +46,20 @@ def test_a_profile_from_another_task_is_that_tasks_own(make_bench: Bench, other:
     assert plan.rank_pattern() == own.rank_pattern()
 
 
-def test_a_shared_profile_takes_the_tasks_in_turn(make_bench: Bench, other: Path) -> None:
-    bench = make_bench(methods=f"empirical:rank=2,profiled_on=own+{other}")
-    (spec,) = bench.config.specs
-    shared = bench.profiled_on(spec.profiled_on).parts(0).train
-    own = bench.parts(0).train
+def test_a_shared_profile_takes_the_tasks_in_turn(make_bench: BaseContext, other: Path) -> None:
+    context = make_bench(methods=f"empirical:rank=2,profiled_on=own+{other}")
+    (spec,) = context.config.specs
+    shared = context.profiled_on(spec.profiled_on).splits(0).train
+    own = context.splits(0).train
     assert shared[0::2] == own[: len(shared) // 2]
     assert not {e.id for e in shared[1::2]} & {e.id for e in own}
     assert len(shared) == 2 * len(own)  # the other task is larger and counts no more
 
 
-def test_what_was_profiled_on_is_part_of_the_identity_by_content(make_bench: Bench, other: Path) -> None:
+def test_what_was_profiled_on_is_part_of_the_identity_by_content(make_bench: BaseContext, other: Path) -> None:
     methods = f"empirical:rank=2 empirical:rank=2,profiled_on={other}"
-    bench = make_bench(methods=methods, seeds="0")
-    before = [bench.signature(trial) for trial in bench.config.trials()]
+    context = make_bench(methods=methods, seeds="0")
+    before = [context.signature(trial) for trial in context.config.trials()]
     assert len(set(before)) == 2
     other.write_text(json.dumps(rows(50, seed=9)), encoding="utf-8")
     changed = make_bench(methods=methods, seeds="0")
@@ -68,9 +68,9 @@ def test_what_was_profiled_on_is_part_of_the_identity_by_content(make_bench: Ben
     assert after[1] != before[1]
 
 
-def test_own_alone_is_the_study_itself(make_bench: Bench) -> None:
-    bench = make_bench(methods="empirical:rank=2,profiled_on=own")
-    assert bench.profiled_on(("own",)) is bench
+def test_own_alone_is_the_study_itself(make_bench: BaseContext) -> None:
+    context = make_bench(methods="empirical:rank=2,profiled_on=own")
+    assert context.profiled_on(("own",)) is context
 
 
 @pytest.mark.parametrize("text", ["uniform:profiled_on=x.json", "adalora:profiled_on=x.json"])
@@ -79,7 +79,7 @@ def test_methods_without_a_profile_refuse_it(text: str) -> None:
         MethodSpec.parse(text)
 
 
-def test_missing_task_is_said_before_anything_is_written(make_bench: Bench) -> None:
+def test_missing_task_is_said_before_anything_is_written(make_bench: BaseContext) -> None:
     with pytest.raises(DataError, match="does not exist"):
         make_bench(methods="empirical:rank=2,profiled_on=nowhere.json")
 

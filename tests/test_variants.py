@@ -22,11 +22,11 @@ from adaptive_lora.methods import attach, audit_as_built, detach
 from adaptive_lora.methods.attach import ADAPTER, lora_layers
 from adaptive_lora.methods.export import export_merged, export_uniform
 from adaptive_lora.serving import load_adapter
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 from adaptive_lora.training.groups import parameter_groups
 
-Bench = Callable[..., Workbench]
+BaseContext = Callable[..., StudyContext]
 IDS = torch.arange(24).reshape(2, 12)
 OUTPUTS = sum(site.out_features for site in DIALOGPT_MEDIUM)
 
@@ -84,8 +84,8 @@ def test_magnitudes_are_counted() -> None:
 
 def test_a_methods_own_budget_is_one_of_ranks() -> None:
     found = evidence(DIALOGPT_MEDIUM)
-    with_dora = planned("waterfill:rank=8,dora=true", evidence=found)
-    assert with_dora.rank_pattern() == planned("waterfill:rank=8", evidence=found).rank_pattern()
+    with_dora = planned("waterfill:rank=8,dora=true", profile=found)
+    assert with_dora.rank_pattern() == planned("waterfill:rank=8", profile=found).rank_pattern()
     assert with_dora.budget == 3_145_728 + OUTPUTS
 
 
@@ -97,7 +97,7 @@ PLANNED = [n for n, kind in METHODS.items() if n != "adalora" and not is_family(
 @given(budget=st.integers(1_000_000, 6_000_000))
 def test_a_named_budget_covers_magnitudes_and_is_spent(name: str, budget: int) -> None:
     spec = MethodSpec.build(name, {"dora": "true", "budget": str(budget)})
-    plan = allocate(spec, DIALOGPT_MEDIUM, evidence=evidence(DIALOGPT_MEDIUM))
+    plan = allocate(spec, DIALOGPT_MEDIUM, profile=evidence(DIALOGPT_MEDIUM))
     assert plan.budget == budget
     assert plan.magnitudes == OUTPUTS
     assert 0 <= budget - plan.trainable_parameters < 5 * 1024
@@ -105,7 +105,7 @@ def test_a_named_budget_covers_magnitudes_and_is_spent(name: str, budget: int) -
 
 def test_sites_that_are_left_out_pay_no_magnitudes() -> None:
     text = "waterfill:rank=8,min_rank=0,dora=true,budget=400000"
-    plan = planned(text, evidence=evidence(DIALOGPT_MEDIUM))
+    plan = planned(text, profile=evidence(DIALOGPT_MEDIUM))
     assert plan.left_out
     assert plan.magnitudes == sum(entry.site.out_features for entry in plan.entries) < OUTPUTS
     assert 0 <= 400_000 - plan.trainable_parameters < 5 * 1024
@@ -115,7 +115,7 @@ def test_budgets_that_magnitudes_alone_exceed() -> None:
     with pytest.raises(AllocationError, match="its magnitudes alone cost 221,184"):
         planned("uniform:dora=true,budget=200000")
     with pytest.raises(AllocationError, match="a control arm with dora needs a rank of 1 or more"):
-        planned("random:of=waterfill,min_rank=0,dora=true,budget=400000", evidence=evidence(DIALOGPT_MEDIUM))
+        planned("random:of=waterfill,min_rank=0,dora=true,budget=400000", profile=evidence(DIALOGPT_MEDIUM))
 
 
 # --- as built
@@ -124,34 +124,34 @@ def test_budgets_that_magnitudes_alone_exceed() -> None:
 @pytest.mark.parametrize("base", ["base_folder", "llama_folder"])
 @pytest.mark.parametrize("method", ["uniform:rank=3", "linear_decay:rank=5,low_rank=1,scaling=rslora"])
 def test_dora_is_built_as_planned_and_starts_as_the_base(
-    make_bench: Bench, base: str, method: str, request: pytest.FixtureRequest
+    make_bench: BaseContext, base: str, method: str, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(base)
-    bench = make_bench(methods=f"{method},dora=true", model=str(folder))
-    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
-    before = bench.base.model(IDS).logits
-    adapted = attach(bench.base.model, plan, seed=0, dropout=0.1).eval()
+    context = make_bench(methods=f"{method},dora=true", model=str(folder))
+    plan = context.plan(context.config.specs[0], seed=0, fold=0)
+    before = context.base.model(IDS).logits
+    adapted = attach(context.base.model, plan, seed=0, dropout=0.1).eval()
     audit_as_built(adapted, plan)
     trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    assert trainable == plan.trainable_parameters > uniform_cost(bench.sites, 1)
+    assert trainable == plan.trainable_parameters > uniform_cost(context.sites, 1)
     assert torch.equal(adapted(IDS).logits, before)
     detach(adapted)
-    assert torch.equal(bench.base.model(IDS).logits, before)
+    assert torch.equal(context.base.model(IDS).logits, before)
 
 
-def test_a_plan_without_dora_is_not_what_a_dora_model_is(make_bench: Bench) -> None:
-    bench = make_bench(methods="uniform:rank=2,dora=true uniform:rank=2")
-    dora, plain = (bench.plan(spec, seed=0, fold=0) for spec in bench.config.specs)
-    adapted = attach(bench.base.model, dora, seed=0, dropout=0.0)
+def test_a_plan_without_dora_is_not_what_a_dora_model_is(make_bench: BaseContext) -> None:
+    context = make_bench(methods="uniform:rank=2,dora=true uniform:rank=2")
+    dora, plain = (context.plan(spec, seed=0, fold=0) for spec in context.config.specs)
+    adapted = attach(context.base.model, dora, seed=0, dropout=0.0)
     with pytest.raises(AdapterError, match=r"shape of DoRA's magnitudes is \(96,\), planned None"):
         audit_as_built(adapted, plain)
     detach(adapted)
 
 
-def test_dora_computes_the_published_formula(make_bench: Bench) -> None:
-    bench = make_bench(methods="uniform:rank=2,dora=true,alpha=4")
-    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
-    adapted = attach(bench.base.model, plan, seed=0, dropout=0.0).eval()
+def test_dora_computes_the_published_formula(make_bench: BaseContext) -> None:
+    context = make_bench(methods="uniform:rank=2,dora=true,alpha=4")
+    plan = context.plan(context.config.specs[0], seed=0, fold=0)
+    adapted = attach(context.base.model, plan, seed=0, dropout=0.0).eval()
     numbers = torch.Generator().manual_seed(0)
     for layer in lora_layers(adapted).values():
         w = layer.get_base_layer().weight.T.double()  # Conv1D holds (in, out)
@@ -171,10 +171,10 @@ def test_dora_computes_the_published_formula(make_bench: Bench) -> None:
 # --- training
 
 
-def test_lora_plus_is_a_rate_of_b(make_bench: Bench) -> None:
-    bench = make_bench(methods="lr_only:of=linear_decay,rank=4,low_rank=1,lora_plus=16,dora=true")
-    plan = bench.plan(bench.config.specs[0], seed=0, fold=0)
-    adapted = attach(bench.base.model, plan, seed=0, dropout=0.0)
+def test_lora_plus_is_a_rate_of_b(make_bench: BaseContext) -> None:
+    context = make_bench(methods="lr_only:of=linear_decay,rank=4,low_rank=1,lora_plus=16,dora=true")
+    plan = context.plan(context.config.specs[0], seed=0, fold=0)
+    adapted = attach(context.base.model, plan, seed=0, dropout=0.0)
     groups = parameter_groups(adapted, plan.lr_multipliers(), 0.5, lora_plus=plan.lora_plus)
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert len(rate) == len([p for p in adapted.parameters() if p.requires_grad])
@@ -186,10 +186,10 @@ def test_lora_plus_is_a_rate_of_b(make_bench: Bench) -> None:
     detach(adapted)
 
 
-def test_one_step_moves_b_sixteen_times_as_far(make_bench: Bench, tmp_path: Path) -> None:
+def test_one_step_moves_b_sixteen_times_as_far(make_bench: BaseContext, tmp_path: Path) -> None:
     """Adam's first step is the learning rate, whatever the gradient."""
-    bench = make_bench(methods="uniform:rank=2,lora_plus=16", seeds="0", max_steps=1, warmup_share=0, lr="1e-3")
-    outcome = run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    context = make_bench(methods="uniform:rank=2,lora_plus=16", seeds="0", max_steps=1, warmup_share=0, lr="1e-3")
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     model, _, _ = load_adapter(outcome.folder)
     for layer in lora_layers(model).values():
         moved = layer.lora_B[ADAPTER].weight.abs().max()
@@ -209,17 +209,17 @@ def test_one_step_moves_b_sixteen_times_as_far(make_bench: Bench, tmp_path: Path
         "adalora:rank=2,scaling=rslora",
     ],
 )
-def test_any_allocation_goes_with_any_variant(make_bench: Bench, tmp_path: Path, method: str) -> None:
-    bench = make_bench(methods=method, seeds="0", max_steps=8, profile_batches=2)
-    trial = next(bench.config.trials())
-    outcome = run_trial(bench, trial, tmp_path / "adapter")
+def test_any_allocation_goes_with_any_variant(make_bench: BaseContext, tmp_path: Path, method: str) -> None:
+    context = make_bench(methods=method, seeds="0", max_steps=8, profile_batches=2)
+    trial = next(context.config.trials())
+    outcome = run_trial(context, trial, tmp_path / "adapter")
     budget = outcome.plan.budget
     assert budget is None or outcome.plan.trainable_parameters <= budget
     assert outcome.plan.dora == ("dora" in method)
     model, _, _ = load_adapter(outcome.folder)
-    again = bench.losses(model, bench.parts(0).test)
+    again = context.losses(model, context.splits(0).test)
     assert (again.nll_E == outcome.test.nll_E).all()
-    assert outcome.test.loss < bench.frozen(0).loss
+    assert outcome.test.loss < context.base_scores(0).loss
 
 
 # --- what becomes of it
@@ -227,11 +227,11 @@ def test_any_allocation_goes_with_any_variant(make_bench: Bench, tmp_path: Path,
 
 @pytest.mark.parametrize("base", ["base_folder", "llama_folder"])
 def test_dora_is_exported_merged_and_refused_for_servers(
-    make_bench: Bench, tmp_path: Path, base: str, request: pytest.FixtureRequest
+    make_bench: BaseContext, tmp_path: Path, base: str, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(base)
-    bench = make_bench(methods="three_band:rank=4,dora=true", model=str(folder), seeds="0")
-    run_trial(bench, next(bench.config.trials()), tmp_path / "adapter")
+    context = make_bench(methods="three_band:rank=4,dora=true", model=str(folder), seeds="0")
+    run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     with pytest.raises(AdapterError, match=r"no plain LoRA adapter \(use_dora=True\).*--merged"):
         export_uniform(tmp_path / "adapter", tmp_path / "uniform")
     export_merged(tmp_path / "adapter", tmp_path / "merged")
@@ -246,7 +246,7 @@ def test_dora_is_exported_merged_and_refused_for_servers(
 def test_a_dora_adapter_is_proven_and_registered(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
     config = in_store(methods="uniform:rank=2,dora=true,lora_plus=8", seeds="0 1")
     outcome, _ = quiet(config)
-    champion = outcome.judgement.champion
+    champion = outcome.study_result.champion
     assert champion is not None
     found = outcome.store.client.get_model_version_by_alias("adaptive-lora", "champion")
     assert found.tags["method"] == "uniform-r2-dora-plus8"

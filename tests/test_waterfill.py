@@ -13,16 +13,16 @@ from allocation_cases import DIALOGPT_MEDIUM, evidence, gpt2_sites
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive_lora.allocation import Evidence, MethodSpec, RankPlan, allocate, uniform_cost
+from adaptive_lora.allocation import MethodSpec, ProfileSummary, RankPlan, allocate, uniform_cost
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import AllocationError, ConfigError
 
 Spectra = dict[str, tuple[float, ...]]
 
 
-def plan_of(sites: tuple[AdapterSite, ...], known: Evidence | None, **options: Any) -> RankPlan:
+def plan_of(sites: tuple[AdapterSite, ...], known: ProfileSummary | None, **options: Any) -> RankPlan:
     """Allocate by waterfill."""
-    return allocate(MethodSpec.build("waterfill", options), sites, evidence=known)
+    return allocate(MethodSpec.build("waterfill", options), sites, profile=known)
 
 
 def captured(plan: RankPlan, spectra: Any) -> float:
@@ -40,7 +40,7 @@ def test_sites_that_gain_more_per_parameter_get_more() -> None:
     }
     plan = plan_of(
         sites,
-        Evidence(metric="whitened_gradient", scores={}, spectra=known),
+        ProfileSummary(metric="whitened_gradient", scores={}, spectra=known),
         budget=str(32 * 2 + 16 * 1 + 40 * 3 + 40 * 1),
     )
     assert [entry.rank for entry in plan.entries] == [2, 1, 3, 1]
@@ -102,7 +102,7 @@ def noise(sites: tuple[AdapterSite, ...], seed: int) -> Spectra:
 def test_headroom_of_noise_is_seen_through() -> None:
     """Ranks chosen on noise look good on the same noise, and not on other noise."""
     sites = gpt2_sites(12, 64)
-    known = Evidence(
+    known = ProfileSummary(
         metric="whitened_gradient",
         scores={},
         spectra=noise(sites, 0),
@@ -137,7 +137,7 @@ def test_real_headroom_is_used() -> None:
 def test_ranks_beyond_the_spectra_are_spread_evenly() -> None:
     sites = gpt2_sites(3, 64)
     spectra = {site.name: (1.0, 0.5) for site in sites}
-    known = Evidence(metric="whitened_gradient", scores={}, spectra=spectra)
+    known = ProfileSummary(metric="whitened_gradient", scores={}, spectra=spectra)
     plan = plan_of(sites, known, rank=8)
     assert {entry.rank for entry in plan.entries} == {8}
     assert plan.certificate is not None
@@ -157,20 +157,20 @@ def spectra_of(values: tuple[float, ...]) -> Spectra:
     ("known", "options", "message"),
     [
         (None, {}, "none was given"),
-        (Evidence(metric="stable_rank", scores={}), {}, "Metrics that have one: .*whitened"),
-        (Evidence(metric="m", scores={}, spectra={}), {}, "do not hold transformer.h.0"),
-        (Evidence(metric="m", scores={}, spectra=spectra_of((0.0, 0.0))), {}, "degenerate"),
-        (Evidence(metric="m", scores={}, spectra=spectra_of((2.0, -1.0))), {}, "degenerate"),
-        (Evidence(metric="m", scores={}, spectra=spectra_of((float("nan"),))), {}, "degenerate"),
-        (Evidence(metric="m", scores={}, spectra=spectra_of((1.0, 2.0))), {}, "largest value first"),
+        (ProfileSummary(metric="stable_rank", scores={}), {}, "Metrics that have one: .*whitened"),
+        (ProfileSummary(metric="m", scores={}, spectra={}), {}, "do not hold transformer.h.0"),
+        (ProfileSummary(metric="m", scores={}, spectra=spectra_of((0.0, 0.0))), {}, "degenerate"),
+        (ProfileSummary(metric="m", scores={}, spectra=spectra_of((2.0, -1.0))), {}, "degenerate"),
+        (ProfileSummary(metric="m", scores={}, spectra=spectra_of((float("nan"),))), {}, "degenerate"),
+        (ProfileSummary(metric="m", scores={}, spectra=spectra_of((1.0, 2.0))), {}, "largest value first"),
         (
-            Evidence(metric="m", scores={}, spectra=spectra_of((1.0,)), replicates=({},)),
+            ProfileSummary(metric="m", scores={}, spectra=spectra_of((1.0,)), replicates=({},)),
             {"abstain": 0.1},
             "2 or more parts",
         ),
     ],
 )
-def test_evidence_that_will_not_do(known: Evidence | None, options: dict[str, Any], message: str) -> None:
+def test_evidence_that_will_not_do(known: ProfileSummary | None, options: dict[str, Any], message: str) -> None:
     with pytest.raises(AllocationError, match=message):
         plan_of(FOUR, known, rank=2, **options)
 

@@ -7,24 +7,24 @@ from adaptive_lora.allocation.family_plan import Family, FamilyPlan, Plan, read_
 from adaptive_lora.allocation.make import make_plan
 from adaptive_lora.allocation.methods import MethodSpec, method_options
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
-from adaptive_lora.allocation.problem import Problem, Solution, Solver
-from adaptive_lora.allocation.request import METRICS, SPECTRAL_METRICS, Allocator, Evidence, RankDemand
+from adaptive_lora.allocation.problem import AllocationProblem, Solution, Solver
+from adaptive_lora.allocation.request import METRICS, SPECTRAL_METRICS, Allocator, ProfileSummary, RankRequest
 from adaptive_lora.allocation.scaling import Scaling
 
 __all__ = [
     "METHODS",
     "METRICS",
     "SPECTRAL_METRICS",
+    "AllocationProblem",
     "Allocator",
     "Certificate",
-    "Evidence",
     "Family",
     "FamilyPlan",
     "MethodSpec",
     "Plan",
-    "Problem",
-    "RankDemand",
+    "ProfileSummary",
     "RankPlan",
+    "RankRequest",
     "Scaling",
     "SiteRank",
     "Solution",

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from adaptive_lora.allocation.limits import RankLimits, rank_limits
 from adaptive_lora.allocation.methods import MethodSpec
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
-from adaptive_lora.allocation.problem import Problem, Solution, solve
+from adaptive_lora.allocation.problem import AllocationProblem, Solution, solve
 from adaptive_lora.allocation.reading import decides_in_training
-from adaptive_lora.allocation.request import Evidence
+from adaptive_lora.allocation.request import ProfileSummary
 from adaptive_lora.allocation.scaling import DEFAULT_ALPHA, Scaling
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.allocation.site_choice import select_sites
@@ -23,7 +23,7 @@ def allocate(
     *,
     alpha: float = DEFAULT_ALPHA,
     scaling: str = Scaling.STANDARD,
-    evidence: Evidence | None = None,
+    profile: ProfileSummary | None = None,
     seed: int = 0,
 ) -> RankPlan:
     """Turn a method into the rank of every site.
@@ -33,7 +33,7 @@ def allocate(
         sites: all sites of the model; the method's placement selects among them.
         alpha: LoRA's alpha, for methods without one of their own.
         scaling: how alpha and rank become the factor, for methods without one of their own.
-        evidence: importance profile, for data-driven methods.
+        profile: importance profile, for data-driven methods.
         seed: of the trial, for methods that draw.
 
     Raises:
@@ -46,13 +46,13 @@ def allocate(
     limits = _limits_of_plan(spec, ordered)
     solution = (solve_with_magnitudes if spec.dora else solve)(
         spec.allocator,
-        Problem(
+        AllocationProblem(
             sites=ordered,
             lower=limits.lower,
             upper=limits.upper,
             multiple=limits.multiple,
             budget=resolve_budget(spec.budget, everything),
-            evidence=evidence,
+            profile=profile,
             seed=seed,
         ),
     )

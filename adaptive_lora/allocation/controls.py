@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adaptive_lora.allocation.measured import Empirical
-from adaptive_lora.allocation.problem import Problem, Solution, Solver, solve
+from adaptive_lora.allocation.problem import AllocationProblem, Solution, Solver, solve
 from adaptive_lora.allocation.request import Allocator
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import option
@@ -44,7 +44,7 @@ class Random(Control):
     same to the last one. The draw depends on seed and site names alone.
     """
 
-    def solve(self, problem: Problem) -> Solution:
+    def solve(self, problem: AllocationProblem) -> Solution:
         """Return the wrapped method's ranks, permuted."""
         solution = solve(self.of, problem)
         groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
@@ -59,7 +59,7 @@ class Random(Control):
         return Solution(ranks=tuple(ranks), budget=solution.budget)
 
     @staticmethod
-    def _draw(problem: Problem, index: int) -> int:
+    def _draw(problem: AllocationProblem, index: int) -> int:
         return stream_key(problem.seed, "random ranks", problem.sites[index].name)
 
 
@@ -71,7 +71,7 @@ class Inverse(Control):
     proportions under the wrapped method's budget (its cost, where it has none).
     """
 
-    def solve(self, problem: Problem) -> Solution:
+    def solve(self, problem: AllocationProblem) -> Solution:
         """Return the wrapped method's ranks, mirrored and fitted to the budget."""
         solution = solve(self.of, problem)
         budget = problem.cost_of(solution.ranks) if solution.budget is None else solution.budget
@@ -96,7 +96,7 @@ class LrOnly(Control):
     this arm has the rates without the ranks.
     """
 
-    def solve(self, problem: Problem) -> Solution:
+    def solve(self, problem: AllocationProblem) -> Solution:
         """Return uniform ranks of the same budget, with a learning rate per site.
 
         Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from adaptive_lora.allocation.plan import RankPlan, uniform_cost
-from adaptive_lora.allocation.request import RANK, Evidence, RankDemand
+from adaptive_lora.allocation.request import RANK, ProfileSummary, RankRequest
 from adaptive_lora.allocation.revised import equal_rank, start_rank
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import AllocationError
@@ -115,9 +115,9 @@ class AdaLora:
 
     check = start_plan
 
-    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
         """Return equal ranks, which set the budget; training decides the rest."""
-        return RankDemand(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
+        return RankRequest(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +159,9 @@ class GrowPrune:
             interval=self.interval or max(1, steps // 20),
         )
 
-    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
         """Return equal ranks: the start and the budget."""
-        return RankDemand(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
+        return RankRequest(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
 
 
 def _label(options: object, rank: str, **short: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from adaptive_lora.allocation.budget import check_budget, fit_to_budget
 from adaptive_lora.allocation.knapsack import Ints
 from adaptive_lora.allocation.plan import uniform_cost
-from adaptive_lora.allocation.problem import Problem, Solution
+from adaptive_lora.allocation.problem import AllocationProblem, Solution
 from adaptive_lora.allocation.request import RANK
 from adaptive_lora.allocation.site import ATTENTION_ROLES
 from adaptive_lora.options import Limits, option
@@ -35,7 +35,7 @@ class FamilyUniform:
         """Return `r16-2to1`."""
         return f"r{self.rank}-{self.ratio:g}to1"
 
-    def solve(self, problem: Problem) -> Solution:
+    def solve(self, problem: AllocationProblem) -> Solution:
         """Return the two levels and what is left over on top."""
         budget = uniform_cost(problem.sites, self.rank) if problem.budget is None else problem.budget
         check_budget(problem.costs, problem.lower, problem.upper, budget)
@@ -51,7 +51,7 @@ class FamilyUniform:
         filled = fit_to_budget(weights, problem.costs, ranks, problem.upper, budget, problem.multiple)
         return Solution(ranks=tuple(filled), budget=budget)
 
-    def _levels(self, problem: Problem, attention: list[bool], budget: int) -> dict[bool, int]:
+    def _levels(self, problem: AllocationProblem, attention: list[bool], budget: int) -> dict[bool, int]:
         """Return the rank of attention (True) and of the others (False)."""
         lower, upper, costs = map(np.asarray, (problem.lower, problem.upper, problem.costs))
 

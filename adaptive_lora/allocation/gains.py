@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptive_lora.allocation.knapsack import Floats
-from adaptive_lora.allocation.problem import Problem
+from adaptive_lora.allocation.problem import AllocationProblem
 from adaptive_lora.errors import AllocationError
 
 Spectra = Mapping[str, tuple[float, ...]]
 
 
-def gain_table(problem: Problem, spectra: Spectra) -> Floats:
+def gain_table(problem: AllocationProblem, spectra: Spectra) -> Floats:
     """Return what each rank of each site is worth, shape (sites, longest spectrum); 0 beyond it."""
     rows = []
     for site in problem.sites:
@@ -38,7 +38,7 @@ def captured(gains_SR: Floats, ranks: Sequence[int]) -> float:
     return float(gains_SR[_kept(gains_SR, ranks)].sum())
 
 
-def idle_parameters(problem: Problem, gains_SR: Floats, ranks: Sequence[int]) -> int:
+def idle_parameters(problem: AllocationProblem, gains_SR: Floats, ranks: Sequence[int]) -> int:
     """Return the parameters of ranks that gain nothing by the spectra."""
     gaining_S = (_kept(gains_SR, ranks) & (gains_SR > 0)).sum(axis=1)
     return problem.cost_of(ranks) - problem.cost_of([int(count) for count in gaining_S])
@@ -48,7 +48,7 @@ def _kept(gains_SR: Floats, ranks: Sequence[int]) -> NDArray[np.bool_]:
     return np.arange(gains_SR.shape[1])[None, :] < np.asarray(ranks)[:, None]
 
 
-def unit_gains(gains_SR: Floats, problem: Problem) -> Floats:
+def unit_gains(gains_SR: Floats, problem: AllocationProblem) -> Floats:
     """Return the gain of each unit of `multiple` ranks between a site's limits, shape (S, U)."""
     sites, ranks = gains_SR.shape
     step = problem.multiple

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptive_lora.allocation.request import RANK, Evidence, RankDemand
+from adaptive_lora.allocation.request import RANK, ProfileSummary, RankRequest
 from adaptive_lora.allocation.site import ATTENTION_ROLES, AdapterSite
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits, option
@@ -37,9 +37,9 @@ class Uniform:
         """Return `r16`."""
         return f"r{self.rank}"
 
-    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
         """Return the same rank everywhere."""
-        return RankDemand(ranks=(float(self.rank),) * len(sites))
+        return RankRequest(ranks=(float(self.rank),) * len(sites))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +64,14 @@ class LinearDecay:
         ends = (self.rank, self.low_rank)
         return "r{}-{}".format(*(ends if self.direction == "down" else ends[::-1]))
 
-    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
         """Return the linear ramp over the layers."""
         if self.low_rank > self.rank:
             raise AllocationError(
                 f"linear_decay needs low_rank <= rank; got low_rank={self.low_rank}, "
                 f"rank={self.rank}; use direction=up for ranks that rise with depth."
             )
-        return RankDemand(ranks=tuple(self._at(_position(site, sites)) for site in sites))
+        return RankRequest(ranks=tuple(self._at(_position(site, sites)) for site in sites))
 
     def _at(self, position: float) -> float:
         if self.direction == "up":
@@ -97,9 +97,9 @@ class AttentionHeavy:
     def _feed_forward(self) -> int:
         return self.feed_forward_rank or max(1, self.rank // 2)
 
-    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
         """Return the two levels."""
-        return RankDemand(
+        return RankRequest(
             ranks=tuple(float(self.rank if site.role in ATTENTION_ROLES else self._feed_forward) for site in sites)
         )
 
@@ -120,9 +120,9 @@ class ThreeBand:
         """Return `r16`."""
         return f"r{self.rank}"
 
-    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
         """Return the three levels."""
-        return RankDemand(ranks=tuple(self._at(_position(site, sites)) for site in sites))
+        return RankRequest(ranks=tuple(self._at(_position(site, sites)) for site in sites))
 
     def _at(self, position: float) -> float:
         factor = 0.6 if position < 0.3 else 1.2 if position < 0.7 else 1.0

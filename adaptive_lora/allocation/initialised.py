@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from adaptive_lora.allocation.measured import per_parameter
-from adaptive_lora.allocation.problem import Problem, Solution
-from adaptive_lora.allocation.request import RANK, Evidence, RankDemand
+from adaptive_lora.allocation.problem import AllocationProblem, Solution
+from adaptive_lora.allocation.request import RANK, ProfileSummary, RankRequest
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.options import Limits, option
@@ -69,9 +69,9 @@ class Eva:
         tau = "" if self.tau == 0.99 else f"-tau{self.tau:g}"
         return _label(self.rank, self.ranks, self.init) + rho + tau
 
-    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
         """Return equal ranks; EVA's own are measured on the base before training."""
-        return RankDemand(ranks=(float(self.rank),) * len(sites))
+        return RankRequest(ranks=(float(self.rank),) * len(sites))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class Gora:
         gamma = "" if self.gamma == 0.05 else f"-gamma{self.gamma:g}"
         return _label(self.rank, self.ranks, self.init) + gamma
 
-    def solve(self, problem: Problem) -> Solution:
+    def solve(self, problem: AllocationProblem) -> Solution:
         """Return the paper's ranks, or the same shares under a budget."""
         if self.ranks == "uniform":
             weights = [1.0] * len(problem.sites)
@@ -124,7 +124,7 @@ class Gora:
             weights = [
                 value * math.sqrt(site.parameters_per_rank)
                 for value, site in zip(
-                    per_parameter("gora", problem.sites, problem.evidence), problem.sites, strict=True
+                    per_parameter("gora", problem.sites, problem.profile), problem.sites, strict=True
                 )
             ]  # importance / sqrt(m + n)
         if problem.budget is not None:

@@ -6,7 +6,7 @@ from adaptive_lora.allocation.allocate import allocate, resolve_budget
 from adaptive_lora.allocation.architecture import Architecture
 from adaptive_lora.allocation.family_plan import Family, Plan
 from adaptive_lora.allocation.methods import MethodSpec
-from adaptive_lora.allocation.request import Evidence
+from adaptive_lora.allocation.request import ProfileSummary
 from adaptive_lora.allocation.scaling import DEFAULT_ALPHA, Scaling
 
 
@@ -16,7 +16,7 @@ def make_plan(
     *,
     alpha: float = DEFAULT_ALPHA,
     scaling: str = Scaling.STANDARD,
-    evidence: Evidence | None = None,
+    profile: ProfileSummary | None = None,
     seed: int = 0,
 ) -> Plan:
     """Return what a method trains on a base: ranks, or the tensors of another family.
@@ -26,7 +26,7 @@ def make_plan(
         base: its sites, tensors and sizes.
         alpha: LoRA's alpha, for methods without one of their own; other families have none.
         scaling: how alpha and rank become the factor of the update.
-        evidence: importance profile, for data-driven methods.
+        profile: importance profile, for data-driven methods.
         seed: of the trial, for methods that draw.
 
     Raises:
@@ -35,4 +35,4 @@ def make_plan(
     method = spec.allocator
     if isinstance(method, Family):
         return method.design(base, resolve_budget(spec.budget, base.sites), spec.label)
-    return allocate(spec, base.sites, alpha=alpha, scaling=scaling, evidence=evidence, seed=seed)
+    return allocate(spec, base.sites, alpha=alpha, scaling=scaling, profile=profile, seed=seed)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adaptive_lora.allocation.plan import uniform_cost
-from adaptive_lora.allocation.request import METRICS, RANK, SPECTRAL_METRICS, Evidence, RankDemand
+from adaptive_lora.allocation.request import METRICS, RANK, SPECTRAL_METRICS, ProfileSummary, RankRequest
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits, option
@@ -33,10 +33,10 @@ class Empirical:
         """Return `r16`, with the metric where it is not the default."""
         return f"r{self.rank}" + ("" if self.metric == "weight_gradient" else f"-{self.metric}")
 
-    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
         """Return shares of importance per parameter as proportions under a budget."""
-        return RankDemand(
-            ranks=tuple(per_parameter("empirical", sites, evidence)),
+        return RankRequest(
+            ranks=tuple(per_parameter("empirical", sites, profile)),
             bounds=(0.5, 4.0),
             budget=uniform_cost(sites, self.rank),
         )
@@ -66,23 +66,23 @@ class Proportional:
         metric = "" if self.metric == "weight_gradient" else f"-{self.metric}"
         return f"r{self.rank}-p" + ("fit" if self.p is None else f"{self.p:g}") + metric
 
-    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
         """Return the tempered shares as proportions under a budget."""
-        values = per_parameter("proportional", sites, evidence)
-        largest, p = max(values), self.p or _fitted_decay(sites, evidence)
-        return RankDemand(
+        values = per_parameter("proportional", sites, profile)
+        largest, p = max(values), self.p or _fitted_decay(sites, profile)
+        return RankRequest(
             ranks=tuple((value / largest) ** (1 / p) for value in values), budget=uniform_cost(sites, self.rank)
         )
 
 
-def _fitted_decay(sites: Sequence[AdapterSite], evidence: Evidence | None) -> float:
+def _fitted_decay(sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> float:
     """Return p of i^-p: the median over sites of minus the slope of log worth on log rank.
 
     Raises:
         AllocationError: no spectra, none with three components above zero, or flat ones.
     """
     slopes = []
-    for spectrum in _spectra(sites, evidence):
+    for spectrum in _spectra(sites, profile):
         worth = np.asarray([value for value in spectrum if value > 0])
         if len(worth) >= 3:
             slopes.append(np.polyfit(np.log(np.arange(1, len(worth) + 1)), np.log(worth), 1)[0])
@@ -95,26 +95,26 @@ def _fitted_decay(sites: Sequence[AdapterSite], evidence: Evidence | None) -> fl
     return decay
 
 
-def _spectra(sites: Sequence[AdapterSite], evidence: Evidence | None) -> list[tuple[float, ...]]:
-    if evidence is None or evidence.spectra is None:
+def _spectra(sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> list[tuple[float, ...]]:
+    if profile is None or profile.spectra is None:
         raise AllocationError(
             f"proportional with p=none needs a spectrum per site. Metrics that have one: {', '.join(SPECTRAL_METRICS)}."
         )
-    return [evidence.spectra[site.name] for site in sites]
+    return [profile.spectra[site.name] for site in sites]
 
 
-def per_parameter(method: str, sites: Sequence[AdapterSite], evidence: Evidence | None) -> list[float]:
+def per_parameter(method: str, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> list[float]:
     """Return importance over cost of each site.
 
     Raises:
         AllocationError: no profile, or one that says nothing.
     """
-    if evidence is None:
+    if profile is None:
         raise AllocationError(f"{method} needs an importance profile; none was given.")
-    values = [evidence.scores[site.name] for site in sites]
+    values = [profile.scores[site.name] for site in sites]
     if not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
         raise AllocationError(
-            f"the {evidence.metric} profile is degenerate (all zero, negative or non-finite); "
+            f"the {profile.metric} profile is degenerate (all zero, negative or non-finite); "
             "use more calibration batches or another metric."
         )
     return [value / site.parameters_per_rank for value, site in zip(values, sites, strict=True)]

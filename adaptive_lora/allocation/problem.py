@@ -9,13 +9,13 @@ from typing import Protocol, runtime_checkable
 
 from adaptive_lora.allocation.budget import fit_to_budget
 from adaptive_lora.allocation.certificate import Certificate
-from adaptive_lora.allocation.request import Allocator, Evidence
+from adaptive_lora.allocation.request import Allocator, ProfileSummary
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import AllocationError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
+class AllocationProblem:
     """Which sites take ranks, within which limits, and what is known about them."""
 
     sites: tuple[AdapterSite, ...]
@@ -28,7 +28,7 @@ class Problem:
     """Every rank is a multiple of it."""
     budget: int | None = None
     """Most parameters, or None where the user names none."""
-    evidence: Evidence | None = None
+    profile: ProfileSummary | None = None
     seed: int = 0
     """Of the trial, for allocators that draw."""
 
@@ -110,15 +110,15 @@ class Solver(Protocol):
     def rank_label(self) -> str:
         """Short form of its options for run names."""
 
-    def solve(self, problem: Problem) -> Solution:
+    def solve(self, problem: AllocationProblem) -> Solution:
         """Return ranks within the problem's limits and budget."""
 
 
-def solve(allocator: Allocator | Solver, problem: Problem) -> Solution:
+def solve(allocator: Allocator | Solver, problem: AllocationProblem) -> Solution:
     """Return the integer ranks of any allocator."""
     if isinstance(allocator, Solver):
         return allocator.solve(problem)
-    demand = allocator.demand(problem.sites, problem.evidence)
+    demand = allocator.demand(problem.sites, problem.profile)
     budget = demand.budget if problem.budget is None else problem.budget
     if budget is None:
         return Solution(ranks=problem.rounded(demand.ranks), budget=None)

@@ -47,7 +47,7 @@ RANK = Limits(low=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evidence:
+class ProfileSummary:
     """What was measured about the sites: the input of data-driven allocators."""
 
     metric: str
@@ -62,7 +62,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RankDemand:
+class RankRequest:
     """What an allocator asks for, before integers and budgets."""
 
     ranks: tuple[float, ...]
@@ -85,5 +85,5 @@ class Allocator(Protocol):
     def rank_label(self) -> str:
         """Short form of its options for run names, such as `r16-4`."""
 
-    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
         """Return the ranks wanted for these sites."""

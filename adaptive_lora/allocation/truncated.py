@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from adaptive_lora.allocation.plan import RankPlan, uniform_cost
-from adaptive_lora.allocation.request import RANK, Evidence, RankDemand
+from adaptive_lora.allocation.request import RANK, ProfileSummary, RankRequest
 from adaptive_lora.allocation.revised import equal_rank, start_rank
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.options import option
@@ -54,9 +54,9 @@ class Truncate:
         """Return `r8`, or `r8-from32` with a rank of the start."""
         return _label(self.rank, self.start_rank)
 
-    def demand(self, sites: Sequence[AdapterSite], evidence: Evidence | None) -> RankDemand:
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
         """Return equal ranks, which set the budget; training decides the rest."""
-        return RankDemand(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
+        return RankRequest(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
 
     start_plan = check = _start_plan
 

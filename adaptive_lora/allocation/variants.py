@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptive_lora.allocation.controls import Control
-from adaptive_lora.allocation.problem import Problem, Solution, Solver, solve
+from adaptive_lora.allocation.problem import AllocationProblem, Solution, Solver, solve
 from adaptive_lora.allocation.request import Allocator
 from adaptive_lora.errors import AllocationError
 
@@ -46,7 +46,7 @@ def marks(spec: Any) -> list[str]:
     return [word for name, word in words.items() if getattr(spec, name) != VARIANTS[name]]
 
 
-def solve_with_magnitudes(allocator: Allocator | Solver, problem: Problem) -> Solution:
+def solve_with_magnitudes(allocator: Allocator | Solver, problem: AllocationProblem) -> Solution:
     """Return ranks for DoRA, whose magnitudes (one per output of an adapted site) are paid first.
 
     A named budget covers ranks and magnitudes together. Where none is named, the budget of the

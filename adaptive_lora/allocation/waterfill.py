@@ -12,8 +12,8 @@ from adaptive_lora.allocation.certificate import Certificate
 from adaptive_lora.allocation.gains import Spectra, captured, gain_table, idle_parameters, unit_gains
 from adaptive_lora.allocation.knapsack import Floats, Items, exact, greedy
 from adaptive_lora.allocation.plan import uniform_cost
-from adaptive_lora.allocation.problem import Problem, Solution
-from adaptive_lora.allocation.request import MAYBE_SPECTRAL, RANK, SPECTRAL_METRICS, Evidence
+from adaptive_lora.allocation.problem import AllocationProblem, Solution
+from adaptive_lora.allocation.request import MAYBE_SPECTRAL, RANK, SPECTRAL_METRICS, ProfileSummary
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits, option
 
@@ -51,56 +51,56 @@ class Waterfill:
         metric = "" if self.metric == "whitened_gradient" else f"-{self.metric}"
         return f"r{self.rank}{metric}" + ("" if self.abstain is None else f"-ab{self.abstain:g}")
 
-    def solve(self, problem: Problem) -> Solution:
+    def solve(self, problem: AllocationProblem) -> Solution:
         """Return the ranks with their certificate.
 
         Raises:
             AllocationError: no spectra, degenerate ones, or no replicates to abstain by.
         """
-        evidence = self._evidence(problem)
+        profile = self._evidence(problem)
         budget = uniform_cost(problem.sites, self.rank) if problem.budget is None else problem.budget
-        gains_SR = gain_table(problem, evidence.spectra or {})
+        gains_SR = gain_table(problem, profile.spectra or {})
         filled = _fill(problem, gains_SR, budget)
         uniform = problem.uniform(budget)
         worth = captured(gains_SR, uniform)
         if worth <= 0:
             raise AllocationError(
-                f"the {evidence.metric} spectra are degenerate: uniform ranks capture nothing; use "
+                f"the {profile.metric} spectra are degenerate: uniform ranks capture nothing; use "
                 "more calibration batches, another metric or a larger budget."
             )
         best = captured(gains_SR, filled.ranks)
         certificate = Certificate(
-            metric=evidence.metric,
+            metric=profile.metric,
             captured=best,
             bound=max(best, filled.bound),
             optimal=filled.optimal,
             best=best,
             uniform=worth,
             idle_parameters=idle_parameters(problem, gains_SR, filled.ranks),
-            replicates=len(evidence.replicates),
-            headroom_lower=_headroom_lower(problem, evidence.replicates, budget, uniform),
+            replicates=len(profile.replicates),
+            headroom_lower=_headroom_lower(problem, profile.replicates, budget, uniform),
             threshold=self.abstain,
         )
         if not certificate.abstained:
             return Solution(ranks=filled.ranks, budget=budget, certificate=certificate)
         return Solution(ranks=uniform, budget=budget, certificate=certificate.of_uniform())
 
-    def _evidence(self, problem: Problem) -> Evidence:
-        evidence = problem.evidence
-        if evidence is None:
+    def _evidence(self, problem: AllocationProblem) -> ProfileSummary:
+        profile = problem.profile
+        if profile is None:
             raise AllocationError("waterfill needs an importance profile; none was given.")
-        if evidence.spectra is None:
+        if profile.spectra is None:
             raise AllocationError(
-                f"waterfill needs a spectrum per site; the {evidence.metric} profile has none. "
+                f"waterfill needs a spectrum per site; the {profile.metric} profile has none. "
                 f"Metrics that have one: {', '.join(SPECTRAL_METRICS)}."
             )
-        if self.abstain is not None and len(evidence.replicates) < 2:
+        if self.abstain is not None and len(profile.replicates) < 2:
             raise AllocationError(
                 "waterfill with abstain needs spectra measured on 2 or more parts of the "
-                f"calibration data; the {evidence.metric} profile has "
-                f"{len(evidence.replicates)}. Use more calibration batches or leave out abstain."
+                f"calibration data; the {profile.metric} profile has "
+                f"{len(profile.replicates)}. Use more calibration batches or leave out abstain."
             )
-        return evidence
+        return profile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +110,7 @@ class _Filled:
     optimal: bool
 
 
-def _fill(problem: Problem, gains_SR: Floats, budget: int, *, prove: bool = True) -> _Filled:
+def _fill(problem: AllocationProblem, gains_SR: Floats, budget: int, *, prove: bool = True) -> _Filled:
     """Return the best ranks, the most that any could capture, and whether that is proved."""
     costs, step = problem.costs, problem.multiple
     spent = check_budget(costs, problem.lower, problem.upper, budget)
@@ -129,7 +129,7 @@ def _fill(problem: Problem, gains_SR: Floats, budget: int, *, prove: bool = True
 
 
 def _headroom_lower(
-    problem: Problem, replicates: Sequence[Spectra], budget: int, uniform: Sequence[int]
+    problem: AllocationProblem, replicates: Sequence[Spectra], budget: int, uniform: Sequence[int]
 ) -> float | None:
     """Return the lower bound of the headroom, cross-fitted over replicates of the spectra.
 

@@ -89,14 +89,14 @@ def _question(options: dict[str, Any]) -> Any:
 
 
 def _from_study(options: dict[str, Any], config: Any) -> Any:
-    from adaptive_lora.study.comparison_input import Selection, read_dossier
+    from adaptive_lora.study.comparison_input import Selection, read_comparison_input
     from adaptive_lora.study.power import Question, difference_of_interest, observed_noise
-    from adaptive_lora.study.result import compare_dossier
+    from adaptive_lora.study.result import compare_input
     from adaptive_lora.tracking import connect
 
     ids = () if options["study_id"] == "latest" else (options["study_id"],)
-    dossier = read_dossier(connect(config.tracking, must_exist=True), Selection(study_ids=ids))
-    comparison = compare_dossier(dossier, config, options["baseline"])
+    comparison_input = read_comparison_input(connect(config.tracking, must_exist=True), Selection(study_ids=ids))
+    comparison = compare_input(comparison_input, config, options["baseline"])
     parts = observed_noise(comparison)
     if options["examples"] is not None:
         parts = dataclasses.replace(parts, examples=options["examples"])
@@ -109,5 +109,5 @@ def _from_study(options: dict[str, Any], config: Any) -> Any:
         correction=cast(Any, config.correction),
         alpha=options["alpha"],
         power=options["power"],
-        source=f"observed in {dossier.name}, {parts.seeds} seeds",
+        source=f"observed in {comparison_input.name}, {parts.seeds} seeds",
     )

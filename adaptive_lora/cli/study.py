@@ -33,21 +33,21 @@ def study(file: Path | None, **options: Any) -> None:
 
     console = make_console()
     outcome = run_study(config, console)
-    _print_judgement(console, outcome.judgement, outcome.store)
+    _print_result(console, outcome.study_result, outcome.store)
 
 
-def _print_judgement(console: Console, judgement: Any, store: Any) -> None:
+def _print_result(console: Console, study_result: Any, store: Any) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    say(f"\n[bold]report[/]    {shown(judgement.report.resolve())}")
-    if judgement.champion is None:
-        say(f"[bold]registry[/]  [red]nothing registered: {shown(judgement.no_champion)}[/]")
+    say(f"\n[bold]report[/]    {shown(study_result.report.resolve())}")
+    if study_result.champion is None:
+        say(f"[bold]registry[/]  [red]nothing registered: {shown(study_result.no_champion)}[/]")
     else:
-        champion = judgement.champion
+        champion = study_result.champion
         say(
             f"[bold]registry[/]  models:/{champion.name}@champion is version {champion.version} "
-            f"({shown(judgement.comparison.winner)}); reloaded and equal"
+            f"({shown(study_result.comparison.winner)}); reloaded and equal"
         )
     say(f"[bold]tracking[/]  adaptive-lora ui --tracking-uri {shown(store.shown_uri)}")
 
@@ -95,7 +95,7 @@ def compare(study_ids: tuple[str, ...], query: str | None, allow_mixed: bool, as
     selection = Selection(
         study_ids=tuple(" ".join(study_ids).replace(",", " ").split()), query=query, allow_mixed=allow_mixed
     )
-    judgement, store = compare_study(tracking, selection, given, console)
+    study_result, store = compare_study(tracking, selection, given, console)
     if as_json:
-        click.echo(json.dumps(judgement.comparison.to_dict(), indent=1))
-    _print_judgement(console, judgement, store)
+        click.echo(json.dumps(study_result.comparison.to_dict(), indent=1))
+    _print_result(console, study_result, store)

@@ -155,11 +155,11 @@ class TrialSpec:
         fold = f"·fold{self.fold}" if self.study.data.folds > 1 else ""
         return f"{self.method.label}·seed{self.seed}{fold}·lr{self.lr:g}"
 
-    def signature(self, surroundings: Mapping[str, str]) -> str:
+    def signature(self, fingerprint: Mapping[str, str]) -> str:
         """Return 16 hexadecimal digits over everything that determines the trial's numbers.
 
         Args:
-            surroundings: content hash of the base, digests of the data and of its tokens, resolved
+            fingerprint: content hash of the base, digests of the data and of its tokens, resolved
                 precision.
         """
         return digest(
@@ -169,7 +169,7 @@ class TrialSpec:
                 "seed": self.seed,
                 "fold": self.fold,
                 "lr": self.lr,
-                "surroundings": dict(surroundings),
+                "surroundings": dict(fingerprint),
                 "version": SIGNATURE_VERSION,
                 # Other packages can change a method without a word from this one.
                 **({"packages": list(packages)} if (packages := self.method.packages) else {}),

@@ -4,7 +4,7 @@ from adaptive_lora.data.batches import Batch, collate, stacked, training_batches
 from adaptive_lora.data.examples import Example, ExampleSet
 from adaptive_lora.data.packed import PackedBatch, pack, unpadded
 from adaptive_lora.data.sources import load_examples
-from adaptive_lora.data.splits import Parts, split_examples, split_set
+from adaptive_lora.data.splits import Splits, split_examples, split_set
 from adaptive_lora.data.templates import load_template
 from adaptive_lora.data.token_cache import Tokenised, cached_tokens
 from adaptive_lora.data.tokens import TokenizedExample, tokenize
@@ -14,7 +14,7 @@ __all__ = [
     "Example",
     "ExampleSet",
     "PackedBatch",
-    "Parts",
+    "Splits",
     "Tokenised",
     "TokenizedExample",
     "cached_tokens",

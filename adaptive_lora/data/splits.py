@@ -13,7 +13,7 @@ from adaptive_lora.seeding import rng_for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Parts:
+class Splits:
     """The three parts of one fold."""
 
     train: tuple[Example, ...]
@@ -21,7 +21,7 @@ class Parts:
     test: tuple[Example, ...]
 
 
-def split_set(data: ExampleSet, config: DataConfig, fold: int = 0) -> Parts:
+def split_set(data: ExampleSet, config: DataConfig, fold: int = 0) -> Splits:
     """Divide all examples of a study; a test part of its own stays whole.
 
     Prompts that the test part has are left out of the other parts.
@@ -42,10 +42,10 @@ def split_set(data: ExampleSet, config: DataConfig, fold: int = 0) -> Parts:
             "examples or another share."
         )
     train, validation = chain.from_iterable(groups[cut:]), chain.from_iterable(groups[:cut])
-    return Parts(train=tuple(train), validation=tuple(validation), test=data.test)
+    return Splits(train=tuple(train), validation=tuple(validation), test=data.test)
 
 
-def split_examples(examples: Sequence[Example], config: DataConfig, fold: int = 0) -> Parts:
+def split_examples(examples: Sequence[Example], config: DataConfig, fold: int = 0) -> Splits:
     """Divide examples by prompt, so that repetitions of a prompt never leak between parts.
 
     Prompts are compared without case and white space. With `folds` of 2 or more, each prompt is in
@@ -62,15 +62,15 @@ def split_examples(examples: Sequence[Example], config: DataConfig, fold: int = 
         cut = round(config.test_share * len(shuffled))
         test, rest = shuffled[:cut], shuffled[cut:]
     cut = round(config.validation_share * len(shuffled))
-    parts = {"validation": rest[:cut], "test": test, "train": rest[cut:]}
-    empty = [name for name, part in parts.items() if not part]
+    splits = {"validation": rest[:cut], "test": test, "train": rest[cut:]}
+    empty = [name for name, part in splits.items() if not part]
     if empty:
         raise DataError(
             f"{len(shuffled)} different prompts leave the {' and '.join(empty)} part empty "
             f"(shares: validation {config.validation_share:g}, test {config.test_share:g}, folds "
             f"{config.folds}); give more examples or other shares."
         )
-    return Parts(**{name: tuple(chain.from_iterable(part)) for name, part in parts.items()})
+    return Splits(**{name: tuple(chain.from_iterable(part)) for name, part in splits.items()})
 
 
 def _shuffled(examples: Sequence[Example], config: DataConfig) -> list[list[Example]]:

@@ -24,7 +24,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from adaptive_lora import __version__
 from adaptive_lora.data.examples import Example
-from adaptive_lora.data.token_files import PARTIAL, SUFFIX, DamagedTokens, read_rows, write_rows
+from adaptive_lora.data.token_files import PARTIAL, SUFFIX, CorruptTokens, read_rows, write_rows
 
 CACHE_VARIABLE = "ADAPTIVE_LORA_CACHE"
 """Environment variable: folder of what can be made again; empty: nothing is kept."""
@@ -80,8 +80,8 @@ def cached_tokens(
         return kept
     except FileNotFoundError:
         pass
-    except DamagedTokens as damage:
-        log.warning("tokens in %s are made anew: the file is damaged: %s", path, damage)
+    except CorruptTokens as corruption:
+        log.warning("tokens in %s are made anew: the file is damaged: %s", path, corruption)
     except OSError as error:
         log.warning("tokens are made anew: %s cannot be read: %s", path, error)
     made = tuple(make(examples))

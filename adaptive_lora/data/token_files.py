@@ -27,7 +27,7 @@ SUFFIX, PARTIAL = ".safetensors", ".partial"
 _AT = ".at"
 
 
-class DamagedTokens(Exception):
+class CorruptTokens(Exception):
     """A file does not hold what was written to it."""
 
 
@@ -66,22 +66,22 @@ def read_rows(path: Path, key: str, count: int) -> Rows:
 
     Raises:
         FileNotFoundError: there is none.
-        DamagedTokens: it differs from what was written.
+        CorruptTokens: it differs from what was written.
     """
     try:
         with safe_open(path, framework="np") as file:
             written = file.metadata() or {}
             arrays: Arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError) as error:
-        raise DamagedTokens(str(error)) from error
+        raise CorruptTokens(str(error)) from error
     if written.get("key") != key:
-        raise DamagedTokens("it was made from something else")
+        raise CorruptTokens("it was made from something else")
     if written.get("sha256") != _digest(arrays):
-        raise DamagedTokens("its content is not what was written")
+        raise CorruptTokens("its content is not what was written")
     names = tuple(name for name in arrays if not name.endswith(_AT))
     columns = [_sequences(arrays[name], arrays[name + _AT]) for name in names]
     if {len(sequences) for sequences in columns} != {count}:
-        raise DamagedTokens(f"it does not hold {count} examples")
+        raise CorruptTokens(f"it does not hold {count} examples")
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 

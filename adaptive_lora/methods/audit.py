@@ -12,7 +12,7 @@ from torch import nn
 from adaptive_lora.allocation import FamilyPlan, Plan, SiteRank
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.methods.attach import ADAPTER, lora_layers
-from adaptive_lora.methods.audit_tuner import audit_family, trained_tensors
+from adaptive_lora.methods.audit_tuner import audit_tuner, trained_tensors
 from adaptive_lora.methods.head import head_problems, in_head
 
 
@@ -33,7 +33,7 @@ def audit_as_built(adapted: nn.Module, plan: Plan, head: Sequence[str] = ()) -> 
         AdapterError: lists every difference; also where anything else is trainable.
     """
     if isinstance(plan, FamilyPlan):
-        audit_family(adapted, plan.tensors if plan.kept is None else plan.kept, head)
+        audit_tuner(adapted, plan.tensors if plan.kept is None else plan.kept, head)
         return
     layers, problems = lora_layers(adapted), []
     planned = {entry.site.name: entry for entry in plan.entries}

@@ -22,7 +22,7 @@ def trained_tensors(adapted: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def audit_family(adapted: nn.Module, tensors: Mapping[str, Shape], head: Sequence[str] = ()) -> None:
+def audit_tuner(adapted: nn.Module, tensors: Mapping[str, Shape], head: Sequence[str] = ()) -> None:
     """Compare names and shapes of all that is trainable with the plan's, and its type.
 
     Raises:
@@ -44,7 +44,7 @@ def audit_family(adapted: nn.Module, tensors: Mapping[str, Shape], head: Sequenc
         raise AdapterError("the model differs from its plan: " + "; ".join(shown) + more)
 
 
-def audit_family_moved(
+def audit_tuner_moved(
     adapted: nn.Module, start: Mapping[str, torch.Tensor], must_move: Callable[[str], bool] = lambda name: False
 ) -> int:
     """Check that training changed the tensors; return how many it left as they were.

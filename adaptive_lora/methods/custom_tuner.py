@@ -15,7 +15,7 @@ from adaptive_lora.seeding import rng_for
 from adaptive_lora.serving.custom_tuner import FAMILY, WEIGHTS, AdaptedModel
 
 
-def attach_own_family(model: Any, plan: FamilyPlan, *, seed: int, head: Sequence[str] = ()) -> AdaptedModel:
+def attach_custom_tuner(model: Any, plan: FamilyPlan, *, seed: int, head: Sequence[str] = ()) -> AdaptedModel:
     """Make the plan's tensors trainable in a base; `AdaptedModel.release` undoes it.
 
     The function is the base's: weights start as they are, adapters as the identity. W_down starts
@@ -47,7 +47,7 @@ def attach_own_family(model: Any, plan: FamilyPlan, *, seed: int, head: Sequence
     return adapted
 
 
-def save_own_family(adapted: AdaptedModel, folder: Path, plan: FamilyPlan) -> None:
+def save_custom_tuner(adapted: AdaptedModel, folder: Path, plan: FamilyPlan) -> None:
     """Write what was trained and where it belongs; above 5 GB in several files."""
     from huggingface_hub import save_torch_state_dict
 

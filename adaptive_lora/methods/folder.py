@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.allocation import FamilyPlan, Plan
-from adaptive_lora.methods.custom_tuner import save_own_family
+from adaptive_lora.methods.custom_tuner import save_custom_tuner
 from adaptive_lora.methods.model_card import trained_card
 from adaptive_lora.serving import CAUSAL, RECORD
 from adaptive_lora.serving.custom_tuner import AdaptedModel
@@ -45,7 +45,7 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(adapted, AdaptedModel):
         assert isinstance(plan, FamilyPlan)
-        save_own_family(adapted, folder, plan)
+        save_custom_tuner(adapted, folder, plan)
     else:
         config = adapted.peft_config["default"]
         config.base_model_name_or_path = base.name

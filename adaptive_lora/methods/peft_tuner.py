@@ -31,7 +31,7 @@ _PREFIX_SPREAD = 0.02
 """Standard deviation of a prefix's keys and values at the start, that of the base's own weights."""
 
 
-def attach_peft_family(model: Any, plan: FamilyPlan, *, seed: int, head: Sequence[str] = ()) -> PeftModel:
+def attach_peft_tuner(model: Any, plan: FamilyPlan, *, seed: int, head: Sequence[str] = ()) -> PeftModel:
     """Attach what the plan says; `detach_peft_family` gives the untouched base back.
 
     Args:
@@ -40,7 +40,7 @@ def attach_peft_family(model: Any, plan: FamilyPlan, *, seed: int, head: Sequenc
         seed: of the initial weights.
         head: modules of the task that are trained beside the plan.
     """
-    config: Any = family_config(model, plan)
+    config: Any = tuner_config(model, plan)
     if head:
         config.modules_to_save = list(head)
     with warnings.catch_warnings():
@@ -55,7 +55,7 @@ def attach_peft_family(model: Any, plan: FamilyPlan, *, seed: int, head: Sequenc
     return adapted
 
 
-def detach_peft_family(adapted: PeftModel) -> None:
+def detach_peft_tuner(adapted: PeftModel) -> None:
     """Give the base back; soft prompts stand beside it and leave nothing in it."""
     if not adapted.active_peft_config.is_prompt_learning:
         detach(adapted)
@@ -64,7 +64,7 @@ def detach_peft_family(adapted: PeftModel) -> None:
     vars(adapted.base_model).pop("prepare_inputs_for_generation", None)
 
 
-def family_config(model: nn.Module, plan: FamilyPlan) -> PeftConfig:
+def tuner_config(model: nn.Module, plan: FamilyPlan) -> PeftConfig:
     """Return the stock PEFT configuration of a plan."""
     return CONFIGURATIONS[plan.family](model, plan.settings)
 

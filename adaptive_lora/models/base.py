@@ -84,7 +84,7 @@ class BaseModel:
     """What loading it for its task took, for serving."""
     head: tuple[str, ...] = ()
     """Modules that the task trains beside adapters."""
-    gaps: tuple[str, ...] = ()
+    missing_keys: tuple[str, ...] = ()
     """Weights of the head that the checkpoint does not have; each trial's seed gives them."""
     quantisation: Mapping[str, Any] | None = None
     """Record of how its weights were quantised; None where they are as they were saved."""
@@ -214,7 +214,7 @@ def load_base(
         reference=reference,
         task={**task, "head": list(head)} if head else dict(task),
         head=head,
-        gaps=differences.gaps if head else (),
+        missing_keys=differences.missing_keys if head else (),
         quantisation=quantisation,
         earlier_hashes=tuple(earlier),
         max_positions=position_limit(model.config),
@@ -240,13 +240,13 @@ def _require_end(processor: Any, task: str, folder: Path) -> None:
 
 def _head_of(model: PreTrainedModel, task: Mapping[str, Any], found: Differences, folder: Path) -> tuple[str, ...]:
     """Return the modules of a task's head, in float32; check that nothing else lacks weights."""
-    head = find_head(model, found.gaps) if task["name"] in WITH_HEAD else ()
+    head = find_head(model, found.missing_keys) if task["name"] in WITH_HEAD else ()
     require_complete(found, head)
     if folder.is_file():
         require_all_read(model, folder, head)
     else:
         require_read(model, found, head)
-    if head and not found.gaps:
+    if head and not found.missing_keys:
         warn_of_classes(folder, task.get("labels", ()))
     for part in head:
         model.get_submodule(part).float()

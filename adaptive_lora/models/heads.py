@@ -26,12 +26,12 @@ _SPREAD = 0.02
 """Standard deviation of fresh weights where the configuration states none (BERT's, 1810.04805)."""
 
 
-def find_head(model: Any, gaps: Sequence[str]) -> tuple[str, ...]:
+def find_head(model: Any, missing_keys: Sequence[str]) -> tuple[str, ...]:
     """Return the modules that a task trains beside adapters: what stands on top of the base.
 
     Args:
         model: loaded for its task.
-        gaps: weights that its checkpoint lacks; a pooler among them is trained too.
+        missing_keys: weights that its checkpoint lacks; a pooler among them is trained too.
     """
     tops = [
         name
@@ -40,7 +40,7 @@ def find_head(model: Any, gaps: Sequence[str]) -> tuple[str, ...]:
     ]
     poolers = {
         name.rpartition(".")[0]
-        for name in gaps
+        for name in missing_keys
         if not _within(name, tops) and any(part in name for part in _OUTSIDE_BLOCKS)
     }
     return (*sorted(poolers), *tops)
@@ -168,13 +168,13 @@ def _within(name: str, modules: Sequence[str]) -> bool:
     return any(name.startswith(f"{module}.") for module in modules)
 
 
-def start_head(model: nn.Module, gaps: Iterable[str], *, seed: int) -> None:
+def start_head(model: nn.Module, missing_keys: Iterable[str], *, seed: int) -> None:
     """Give weights that the checkpoint lacks the seed's values, the same on every machine.
 
     Matrices are normal with the configuration's deviation, biases 0 and scales of norms 1.
     """
     spread = float(getattr(model.config, "initializer_range", None) or _SPREAD)
-    for name in gaps:
+    for name in missing_keys:
         weight = model.get_parameter(name)
         if weight.ndim > 1:
             draws = rng_for(seed, "head", name).standard_normal(tuple(weight.shape), "float32")

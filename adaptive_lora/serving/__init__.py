@@ -14,6 +14,7 @@ from .answers import COLUMNS, GENERATING, NUMBERS, answer, open_image
 from .base import BASE_VARIABLE, HUB_FILES, TRUST_VARIABLE, BaseMismatch, base_folder, content_hash, content_hashes
 from .prompts import LISTS
 from .quantised import NF4, SavedQuantisation, packed_maps, quantisation_in, saved_quantisation
+from .safety import UnsafeFiles
 from .task_models import (
     AUTO_CLASSES,
     CAUSAL,
@@ -26,7 +27,6 @@ from .task_models import (
     without_weights,
 )
 from .text import generate, generate_targets, render, virtual_tokens
-from .vetting import UnsafeFiles
 
 __all__ = [
     "AUTO_CLASSES",

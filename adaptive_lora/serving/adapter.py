@@ -10,8 +10,8 @@ from typing import Any
 
 from .base import BASE_VARIABLE, TRUST_VARIABLE, BaseMismatch, base_folder, content_hashes
 from .gguf_file import require_gguf
+from .safety import RECORD, UnsafeFiles, read_record, require_adapter, require_base, require_loaded
 from .task_models import AUTO_CLASSES, CAUSAL, load_dequantised, load_model, open_processor
-from .vetting import RECORD, UnsafeFiles, read_record, require_adapter, require_base, require_loaded
 
 __all__ = ["RECORD", "load_adapter"]
 
@@ -76,10 +76,10 @@ def _recorded_base(base: Mapping[str, Any], allowed: bool) -> tuple[Path, bool]:
 def _adapted(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
-    from .own_family import FAMILY, load_own_family
+    from .custom_tuner import FAMILY, load_custom_tuner
 
     if (folder / FAMILY).is_file():
-        return load_own_family(model, folder)
+        return load_custom_tuner(model, folder)
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)

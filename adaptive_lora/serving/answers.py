@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .pictures import answer_questions
+from .images import answer_questions
 from .prompts import LISTS, asked_ids, prompt_of, text_in
 from .text import free_positions, generate, generate_targets
 from .tokens import known_ids, unknown_ids

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .gguf_file import gguf_in
-from .vetting import UnsafeFiles, pickled
+from .safety import UnsafeFiles, pickled
 
 BASE_VARIABLE = "ADAPTIVE_LORA_BASE"
 """Environment variable: folder or file to use as the base instead of the recorded reference."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from .vetting import UnsafeFiles, read_json
+from .safety import UnsafeFiles, read_json
 
 FAMILY = "family.json"
 WEIGHTS = "trained{suffix}.safetensors"
@@ -154,7 +154,7 @@ class AdaptedModel(nn.Module):
         return self._dtype in (torch.bfloat16, torch.float16)
 
 
-def load_own_family(base: Any, folder: Path) -> AdaptedModel:
+def load_custom_tuner(base: Any, folder: Path) -> AdaptedModel:
     """Put a saved adapter of these families onto its base.
 
     Raises:

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .vetting import UnsafeFiles
+from .safety import UnsafeFiles
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)

@@ -66,7 +66,7 @@ def split_inputs(inputs: Mapping[str, Any]) -> tuple[dict[str, list[int]], dict[
     return by_token, shown
 
 
-def joined_pictures(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def joined_images(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the pictures of several questions as one batch.
 
     Raises:
@@ -107,7 +107,7 @@ def answer_questions(
         lengths = [len(tokens["input_ids"]) for tokens, _ in chosen]
         mask = [[0] * (width - length) + [1] * length for length in lengths]
         inputs = {**inputs, "attention_mask": torch.tensor(mask)}
-        inputs |= joined_pictures([shown for _, shown in chosen])
+        inputs |= joined_images([shown for _, shown in chosen])
         found = greedy(
             model,
             tokenizer,

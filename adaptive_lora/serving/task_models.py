@@ -49,7 +49,7 @@ class Differences:
     """Those of the checkpoint for which the model has no place."""
 
     @property
-    def gaps(self) -> tuple[str, ...]:
+    def missing_keys(self) -> tuple[str, ...]:
         """All weights of the model that have no values of the checkpoint."""
         return tuple(sorted({*self.missing, *self.sizes}))
 

@@ -25,14 +25,14 @@ from adaptive_lora.models.heads import start_head
 from adaptive_lora.models.losses import Loss
 from adaptive_lora.models.sites import read_architecture, unreached_maps, warn_of_sites
 from adaptive_lora.models.tasks import Task
-from adaptive_lora.models.tasks.prepared import PreparedParts
+from adaptive_lora.models.tasks.prepared import PreparedSplits
 from adaptive_lora.results import EvalResult
 from adaptive_lora.seeding import rng_for, torch_stream
 from adaptive_lora.training import TrainInputs, train
 from adaptive_lora.training.memory import MemoryChoice, choose, describe, load_of
 
 
-class Bench(ABC):
+class BaseContext(ABC):
     """The frozen base, what it is trained on and the loss: all that a method needs to be run."""
 
     def __init__(self, task: Task) -> None:
@@ -54,7 +54,7 @@ class Bench(ABC):
         quantisation = self.base.quantisation
         return "full" if quantisation is None else str(quantisation["scheme"])
 
-    def on_base(self, kind: str) -> Bench:
+    def on_base(self, kind: str) -> BaseContext:
         """Return the bench with the base kept so, on its device.
 
         Raises:
@@ -68,7 +68,7 @@ class Bench(ABC):
         """Return the block in which the loss is trained on: fused steps where they serve."""
         return self.task.running(model)
 
-    def profiled_on(self, tasks: tuple[str, ...]) -> Bench:
+    def profiled_on(self, tasks: tuple[str, ...]) -> BaseContext:
         """Return the bench on which a method that names tasks is profiled.
 
         Raises:
@@ -80,10 +80,10 @@ class Bench(ABC):
 
     def start_head(self, seed: int) -> None:
         """Give the task's head, where its checkpoint lacks it, the initial weights of a seed."""
-        start_head(self.base.model, self.base.gaps, seed=seed)
+        start_head(self.base.model, self.base.missing_keys, seed=seed)
 
     @abstractmethod
-    def parts(self, fold: int) -> PreparedParts:
+    def splits(self, fold: int) -> PreparedSplits:
         """Return the prepared parts of a fold."""
 
     def profile(self, metric: str, *, seed: int, fold: int) -> ImportanceProfile:
@@ -104,7 +104,7 @@ class Bench(ABC):
             batches=self.calibration(seed, fold),
             runtime=self.runtime,
             loss=self.loss,
-            validation=self._drawn(self.parts(fold).validation, seed, "ablation", fold),
+            validation=self._drawn(self.splits(fold).validation, seed, "ablation", fold),
             trained=lambda: self._trained_probe(seed, fold),
         )
 
@@ -124,9 +124,9 @@ class Bench(ABC):
         )
         rates = sorted(self.config.lr)
         inputs = TrainInputs(
-            examples=self.parts(fold).train,
+            examples=self.splits(fold).train,
             collate=self.task.collate,
-            validate=lambda adapted: self.losses(adapted, self.parts(fold).validation).loss,
+            validate=lambda adapted: self.losses(adapted, self.splits(fold).validation).loss,
             loss=self.loss,
             running=self.running,
         )
@@ -142,7 +142,7 @@ class Bench(ABC):
 
     def calibration(self, seed: int, fold: int) -> list[Batch]:
         """Return the calibration batches of a seed, drawn from the fold's training part."""
-        return self._drawn(self.parts(fold).train, seed, "calibration", fold)
+        return self._drawn(self.splits(fold).train, seed, "calibration", fold)
 
     def _drawn(self, examples: Sequence[Any], seed: int, purpose: str, fold: int) -> list[Batch]:
         config = self.config.profile
@@ -163,16 +163,16 @@ class Bench(ABC):
             ModelError: adapters would stand where nothing reaches the loss.
         """
         metric = spec.allocator.metric
-        evidence = None
+        profile = None
         if metric is not None:
             where = self.profiled_on(spec.profiled_on)
-            evidence = where.profile(metric, seed=seed, fold=fold).evidence()
+            profile = where.profile(metric, seed=seed, fold=fold).summary()
         plan = make_plan(
             spec,
             self.architecture,
             alpha=self.config.train.alpha,
             scaling=self.config.train.scaling,
-            evidence=evidence,
+            profile=profile,
             seed=seed,
         )
         if isinstance(plan, FamilyPlan):
@@ -193,7 +193,7 @@ class Bench(ABC):
         untried = sorted(self.architecture.untried)
         if not untried:
             return frozenset()
-        batch = self.task.collate(self.parts(0).train[:2]).to(self.runtime.device)
+        batch = self.task.collate(self.splits(0).train[:2]).to(self.runtime.device)
         model = self.base.model
         kind = self.architecture.kind
         with model_errors(f"{kind} does not run on this data", model), self.runtime.accelerator.autocast():
@@ -206,8 +206,8 @@ class Bench(ABC):
         Raises:
             ConfigError: says what to change.
         """
-        parts, most = self.parts(fold), self.base.max_positions
-        longest = max(item.length for item in (*parts.train, *parts.validation, *parts.test))
+        splits, most = self.splits(fold), self.base.max_positions
+        longest = max(item.length for item in (*splits.train, *splits.validation, *splits.test))
         if most is not None and longest + plan.positions > most:
             raise ConfigError(
                 f"{plan.method}: its {plan.positions} virtual tokens and the longest example "
@@ -226,7 +226,7 @@ class Bench(ABC):
         Raises:
             ConfigError: one example does not fit into the limit.
         """
-        longest = max(example.length for example in self.parts(fold).train)
+        longest = max(example.length for example in self.splits(fold).train)
         load = load_of(
             self.base.model,
             self.sites,

@@ -30,10 +30,10 @@ from adaptive_lora.tracking import (
     read_trials,
 )
 from adaptive_lora.tracking.runs import STUDY_ID, TOKENS
-from adaptive_lora.tracking.trials import DAMAGE, identity_of
+from adaptive_lora.tracking.trials import CORRUPTION, identity_of
 
 CONFIG = "study.json"
-FROZEN = "frozen.json"
+BASE_SCORES = "frozen.json"
 EXAMPLES = "examples.json"
 DATA = "data.json"
 
@@ -60,7 +60,7 @@ class Selection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Dossier:
+class ComparisonInput:
     """Trials to be compared, and what they share."""
 
     name: str
@@ -71,7 +71,7 @@ class Dossier:
     records: tuple[TrialRecord, ...]
     settings: Mapping[str, Any]
     """Recorded settings of the (first) study; empty where a query found trials without one."""
-    frozen: Mapping[int, EvalResult] | None
+    base_scores: Mapping[int, EvalResult] | None
     """Scores of the base without adapter per fold; None where not recorded or mixed."""
     examples: Mapping[str, str]
     """Example id -> prompt and response, as far as recorded."""
@@ -102,7 +102,7 @@ class Dossier:
         return first
 
 
-def read_dossier(store: Store, selection: Selection) -> Dossier:
+def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput:
     """Find the trials of a selection and read them.
 
     Raises:
@@ -111,7 +111,7 @@ def read_dossier(store: Store, selection: Selection) -> Dossier:
     """
     if selection.query is None and len(selection.study_ids) < 2:
         study = StudyRun.find(store, next(iter(selection.study_ids), None))
-        return study_dossier(study)
+        return comparison_input_of(study)
     studies = [StudyRun.find(store, study_id) for study_id in selection.study_ids]
     runs = [run for study in studies for run in _in_grid(study.children(), study_settings(study))]
     if selection.query is not None:
@@ -138,13 +138,13 @@ def read_dossier(store: Store, selection: Selection) -> Dossier:
     facts = _facts(store, parents)
     if selection.query is not None:
         facts["query"] = selection.query
-    return Dossier(
+    return ComparisonInput(
         name=f"compare-{key}",
         title=f"Comparison of {title}",
         home=home,
         records=tuple(_apart(records) if mixed else records),
         settings=study_settings(parents[0]) if parents else {},
-        frozen=None if mixed else _frozen(parents),
+        base_scores=None if mixed else _base_scores(parents),
         examples=_examples(parents),
         facts=facts,
         data=_data(parents),
@@ -152,7 +152,7 @@ def read_dossier(store: Store, selection: Selection) -> Dossier:
     )
 
 
-def study_dossier(study: StudyRun) -> Dossier:
+def comparison_input_of(study: StudyRun) -> ComparisonInput:
     """Read the trials of one study's recorded grid.
 
     Raises:
@@ -162,13 +162,13 @@ def study_dossier(study: StudyRun) -> Dossier:
     settings = study_settings(study)
     records = read_trials(study.store, _newest(_in_grid(study.children(), settings)))
     _require_finished(records, f"study {study.study_id}")
-    return Dossier(
+    return ComparisonInput(
         name=study.study_id,
         title=f"Study {settings.get('study', study.study_id)}",
         home=study,
         records=tuple(records),
         settings=settings,
-        frozen=_frozen([study]),
+        base_scores=_base_scores([study]),
         examples=_examples([study]),
         facts=_facts(study.store, [study]),
         data=_data([study]),
@@ -184,8 +184,8 @@ def study_settings(study: StudyRun) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = study.store.read_json(study.run_id, CONFIG)
         _require_grid(settings)
-    except (OSError, *DAMAGE) as error:
-        raise _damaged(study, CONFIG, error) from error
+    except (OSError, *CORRUPTION) as error:
+        raise _corrupt(study, CONFIG, error) from error
     return current_settings(settings)[0]
 
 
@@ -284,25 +284,25 @@ def _apart(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     ]
 
 
-def _frozen(studies: Sequence[StudyRun]) -> dict[int, EvalResult] | None:
-    return next((found for study in studies if (found := recorded_frozen(study))), None)
+def _base_scores(studies: Sequence[StudyRun]) -> dict[int, EvalResult] | None:
+    return next((found for study in studies if (found := recorded_base_scores(study))), None)
 
 
-def recorded_frozen(study: StudyRun) -> dict[int, EvalResult] | None:
+def recorded_base_scores(study: StudyRun) -> dict[int, EvalResult] | None:
     """Return the recorded scores of a study's base per fold; None where none were recorded.
 
     Raises:
         TrackingError: they are damaged.
     """
     try:
-        values = study.store.read_json(study.run_id, FROZEN)
+        values = study.store.read_json(study.run_id, BASE_SCORES)
         found = {int(fold): eval_from_dict(result) for fold, result in values.items()}
         if not all(math.isfinite(loss) for one in found.values() for loss in one.nll_E):
             raise ValueError("a loss is not finite")
     except OSError:
         return None
-    except DAMAGE as error:
-        raise _damaged(study, FROZEN, error) from error
+    except CORRUPTION as error:
+        raise _corrupt(study, BASE_SCORES, error) from error
     return found
 
 
@@ -315,8 +315,8 @@ def _examples(studies: Sequence[StudyRun]) -> dict[str, str]:
                 raise TypeError("required texts by example id")
         except OSError:
             continue  # studies of earlier versions did not record them
-        except DAMAGE as error:
-            raise _damaged(study, EXAMPLES, error) from error
+        except CORRUPTION as error:
+            raise _corrupt(study, EXAMPLES, error) from error
         found.update(texts)
     return found
 
@@ -330,13 +330,13 @@ def _data(studies: Sequence[StudyRun]) -> dict[str, tuple[str, ...]]:
                 raise TypeError("required a list of lines")
         except OSError:
             continue  # studies of earlier versions did not record them
-        except DAMAGE as error:
-            raise _damaged(study, DATA, error) from error
+        except CORRUPTION as error:
+            raise _corrupt(study, DATA, error) from error
         found[study.study_id] = tuple(lines)
     return found
 
 
-def _damaged(study: StudyRun, name: str, error: Exception) -> TrackingError:
+def _corrupt(study: StudyRun, name: str, error: Exception) -> TrackingError:
     return TrackingError(
         f"study {study.study_id} has no readable {name} ({brief(error)}); the study command with "
         "the settings of then writes it anew."

@@ -21,10 +21,10 @@ from adaptive_lora.models.base import BaseModel, load_base, require_quantiser
 from adaptive_lora.models.device import Runtime, start_runtime
 from adaptive_lora.models.errors import model_errors
 from adaptive_lora.models.tasks import task_named
-from adaptive_lora.models.tasks.prepared import PARTS, PreparedParts, prepare_set
+from adaptive_lora.models.tasks.prepared import SPLITS, PreparedSplits, prepare_set
 from adaptive_lora.results import EvalResult
 from adaptive_lora.serving import NF4
-from adaptive_lora.study.base_context import Bench
+from adaptive_lora.study.base_context import BaseContext
 
 _TEXT_LIMIT, _TEXTS_LIMIT = 2_000, 5_000_000
 """Characters kept of one example's text, and of all together."""
@@ -32,7 +32,7 @@ OWN = "own"
 """Name of a study's own data among the tasks that a method is profiled on."""
 
 
-class Workbench(Bench):
+class StudyContext(BaseContext):
     """The bench of a study: loads its base and data once; every trial works on them."""
 
     def __init__(self, config: StudyConfig) -> None:
@@ -54,12 +54,12 @@ class Workbench(Bench):
         base = _load(config, runtime, record, NF4 if alone else None)
         super().__init__(kind(config, runtime, base))
         self.task.require_usable()
-        self._other: OtherBase | None = None
+        self._other: OtherBaseContext | None = None
         with _without_collector():
             prepared = prepare_set(self.task, self.data)
-        self.data, self._parts, self.data_summary = prepared.data, prepared.folds, prepared.summary
-        self._frozen: dict[int, EvalResult] = {}
-        self._borrowed: dict[tuple[str, ...], BorrowedBench] = {}
+        self.data, self._splits, self.data_summary = prepared.data, prepared.folds, prepared.summary
+        self._base_scores: dict[int, EvalResult] = {}
+        self._borrowed: dict[tuple[str, ...], OtherTasksContext] = {}
         for spec in config.specs:  # ranks and budgets that cannot be met fail before any training
             self.profiled_on(spec.profiled_on)
             if spec.allocator.metric is None:
@@ -67,7 +67,7 @@ class Workbench(Bench):
                 self.memory(plan, fold=0)
 
     @cached_property
-    def surroundings(self) -> Mapping[str, str]:
+    def fingerprint(self) -> Mapping[str, str]:
         """What a trial's identity holds beside its configuration."""
         return {
             "base": self.base.reference.content_hash,
@@ -85,16 +85,16 @@ class Workbench(Bench):
 
         All folds divide the same examples, so that those of the first hold them all.
         """
-        return self.parts(0).digest
+        return self.splits(0).digest
 
     def signature(self, trial: TrialSpec) -> str:
         """Return a trial's identity on this base, this data and what it was profiled on."""
         tasks = trial.method.profiled_on
         where = self.profiled_on(tasks)
-        borrowed = {"profiled_on": where.digest} if isinstance(where, BorrowedBench) else {}
-        return trial.signature({**self.surroundings, **borrowed})
+        borrowed = {"profiled_on": where.digest} if isinstance(where, OtherTasksContext) else {}
+        return trial.signature({**self.fingerprint, **borrowed})
 
-    def profiled_on(self, tasks: tuple[str, ...]) -> Bench:
+    def profiled_on(self, tasks: tuple[str, ...]) -> BaseContext:
         """Return this bench, or one with the training parts of the tasks that are named.
 
         Raises:
@@ -103,10 +103,10 @@ class Workbench(Bench):
         if not tasks or tasks == (OWN,):
             return self
         if tasks not in self._borrowed:
-            self._borrowed[tasks] = BorrowedBench(self, tasks)
+            self._borrowed[tasks] = OtherTasksContext(self, tasks)
         return self._borrowed[tasks]
 
-    def on_base(self, kind: str) -> Workbench:
+    def on_base(self, kind: str) -> StudyContext:
         """Return the bench with the base kept so; the one not in use leaves a GPU.
 
         The second base is loaded when a method first asks for it.
@@ -119,8 +119,8 @@ class Workbench(Bench):
         if resting is not None:
             resting.base.model.to("cpu")  # type: ignore[arg-type]
         if not own and self._other is None:
-            self._other = OtherBase(self, kind)
-        chosen: Workbench | None = self if own else self._other
+            self._other = OtherBaseContext(self, kind)
+        chosen: StudyContext | None = self if own else self._other
         assert chosen is not None
         chosen.base.model.to(self.runtime.device)  # type: ignore[arg-type]
         return chosen
@@ -131,32 +131,32 @@ class Workbench(Bench):
 
         Methods, seeds and learning rates do not enter: adding some continues the same study.
         """
-        shared = {**self.config.identity(), **self.surroundings}
+        shared = {**self.config.identity(), **self.fingerprint}
         return f"{self.config.study}-{digest(shared)[:10]}"
 
     @cached_property
-    def lineage(self) -> str:
+    def study_key(self) -> str:
         """Return a digest of the study by names alone: what the same command gives again.
 
         Two study ids of one lineage mean that base or data changed under the same name.
         """
-        return self._lineage(self.config.identity())
+        return self._study_key(self.config.identity())
 
-    def earlier_lineages(self) -> list[str]:
+    def earlier_study_keys(self) -> list[str]:
         """Return the lineages that version 0.1 gave studies of this name and these settings."""
-        return [self._lineage(identity) for identity in earlier_settings(self.config.identity())]
+        return [self._study_key(identity) for identity in earlier_settings(self.config.identity())]
 
-    def _lineage(self, identity: Mapping[str, Any]) -> str:
+    def _study_key(self, identity: Mapping[str, Any]) -> str:
         sections = (self.config.model, self.config.data)
         named = {key: _place(value) for s in sections for key, value in vars(s).items()}
         del named["on_bad_row"]  # the same data; studies of version 0.1 did not have it
         contents = {"base", "data", "tokens", "left_out"}
-        rest = {key: value for key, value in self.surroundings.items() if key not in contents}
+        rest = {key: value for key, value in self.fingerprint.items() if key not in contents}
         return digest({**identity, **named, **rest, "study": self.config.study})
 
-    def parts(self, fold: int) -> PreparedParts:
+    def splits(self, fold: int) -> PreparedSplits:
         """Return the prepared parts of a fold."""
-        return self._parts[fold]
+        return self._splits[fold]
 
     def data_lines(self) -> list[str]:
         """Return the block that a run begins with: how its data were read, and others' too."""
@@ -167,21 +167,21 @@ class Workbench(Bench):
         """Score a model on examples by all that the task has."""
         return self.task.score(model, examples)  # type: ignore[arg-type]
 
-    def frozen(self, fold: int) -> EvalResult:
+    def base_scores(self, fold: int) -> EvalResult:
         """Return the base's own scores on the fold's test part, without any adapter.
 
         A head that the checkpoint lacks has its first initial weights.
         """
-        if fold not in self._frozen:
+        if fold not in self._base_scores:
             self.on_base(self.base_kind)
             self.start_head(0)
             with model_errors(f"{self.architecture.kind} does not run on this data", self.base.model):
-                self._frozen[fold] = self.score(self.base.model, self.parts(fold).test)
-        return self._frozen[fold]
+                self._base_scores[fold] = self.score(self.base.model, self.splits(fold).test)
+        return self._base_scores[fold]
 
     def test_texts(self) -> dict[str, str]:
         """Return id -> texts of the test examples, for readers without the data."""
-        tested = {item.id for f in range(self.config.data.folds) for item in self.parts(f).test}
+        tested = {item.id for f in range(self.config.data.folds) for item in self.splits(f).test}
         texts: dict[str, str] = {}
         room = _TEXTS_LIMIT
         for example in (*self.data.examples, *(self.data.test or ())):
@@ -195,10 +195,10 @@ class Workbench(Bench):
         return {key: value for key, value in self.config.flat().items() if key != "tracking_uri"}
 
 
-class OtherBase(Workbench):
+class OtherBaseContext(StudyContext):
     """The same data on the same base, kept another way: where QLoRA is trained beside LoRA."""
 
-    def __init__(self, home: Workbench, kind: str) -> None:
+    def __init__(self, home: StudyContext, kind: str) -> None:
         """Load the base once more.
 
         Raises:
@@ -206,27 +206,27 @@ class OtherBase(Workbench):
         """
         quantisation = None if kind == "full" else NF4
         base = _load(home.config, home.runtime, home.base.task, quantisation)
-        Bench.__init__(self, type(home.task)(home.config, home.runtime, base))
+        BaseContext.__init__(self, type(home.task)(home.config, home.runtime, base))
         self.data, self._home = home.data, home
-        self._frozen, self._borrowed = {}, {}
+        self._base_scores, self._borrowed = {}, {}
 
-    def parts(self, fold: int) -> PreparedParts:
+    def splits(self, fold: int) -> PreparedSplits:
         """Return the parts of the study."""
-        return self._home.parts(fold)
+        return self._home.splits(fold)
 
-    def on_base(self, kind: str) -> Workbench:
+    def on_base(self, kind: str) -> StudyContext:
         """Return the bench of the study with the base kept so."""
         return self._home.on_base(kind)
 
 
-class BorrowedBench(Bench):
+class OtherTasksContext(BaseContext):
     """The same base with the training parts of other tasks: where transferred profiles come from.
 
     Every task has the same weight: as many examples as the smallest one has, drawn from the
     beginning of its training part and taken in turn.
     """
 
-    def __init__(self, home: Workbench, tasks: tuple[str, ...]) -> None:
+    def __init__(self, home: StudyContext, tasks: tuple[str, ...]) -> None:
         """Read the tasks' data with the study's settings for columns, template and division.
 
         Raises:
@@ -236,10 +236,10 @@ class BorrowedBench(Bench):
         self._home = home
         self.summaries: list[DataSummary] = []
         """How the data of the other tasks were read."""
-        self._folds: list[list[PreparedParts]] = []
+        self._folds: list[list[PreparedSplits]] = []
         digests, left_out = [], Counter[str]()
         for task in tasks:
-            data, folds = home.data, [home.parts(n) for n in range(home.config.data.folds)]
+            data, folds = home.data, [home.splits(n) for n in range(home.config.data.folds)]
             if task != OWN:
                 data = home.task.read(dataclasses.replace(home.config.data, data=task))
                 if data.labels != home.data.labels:
@@ -253,21 +253,21 @@ class BorrowedBench(Bench):
                 left_out += data.reasons
             digests.append(data.digest)
             self._folds.append(folds)
-        self._parts: dict[int, PreparedParts] = {}
-        shared = {"tasks": digests, "tokens": self.parts(0).digest}
+        self._splits: dict[int, PreparedSplits] = {}
+        shared = {"tasks": digests, "tokens": self.splits(0).digest}
         self.digest = digest({**shared, **({"left_out": left_out} if left_out else {})})
         """Digest over the data of all tasks, and over their token ids and loss masks."""
 
-    def parts(self, fold: int) -> PreparedParts:
+    def splits(self, fold: int) -> PreparedSplits:
         """Return the tasks' parts, each task with the same number of examples, in turn."""
-        if fold not in self._parts:
-            parts = [folds[fold] for folds in self._folds]
+        if fold not in self._splits:
+            splits = [folds[fold] for folds in self._folds]
             taken = {
-                name: tuple(chain.from_iterable(zip(*(getattr(p, name) for p in parts), strict=False)))
-                for name in PARTS
+                name: tuple(chain.from_iterable(zip(*(getattr(p, name) for p in splits), strict=False)))
+                for name in SPLITS
             }
-            self._parts[fold] = PreparedParts(**taken)
-        return self._parts[fold]
+            self._splits[fold] = PreparedSplits(**taken)
+        return self._splits[fold]
 
 
 def _load(

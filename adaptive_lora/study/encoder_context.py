@@ -32,7 +32,7 @@ from adaptive_lora.seeding import rng_for
 from adaptive_lora.serving import saved_quantisation
 from adaptive_lora.serving.gguf_file import as_transformers_reads
 from adaptive_lora.serving.tokens import known_ids, position_limit, unknown_ids
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +45,7 @@ _FORWARD = frozenset({"activation_spectrum"})
 _TRAINED = frozenset({"ablation", "output_energy"})
 
 
-def bench_for(config: StudyConfig, metric: str) -> Workbench | EncoderBench:
+def context_for(config: StudyConfig, metric: str) -> StudyContext | EncoderContext:
     """Return the bench on which a model can be profiled: that of its task, where it has one.
 
     A model without a task that base and data tell can still be measured by what needs no loss, and
@@ -53,11 +53,11 @@ def bench_for(config: StudyConfig, metric: str) -> Workbench | EncoderBench:
     """
     task = config.data.task if config.data.task != "auto" else found_task(config)
     if task is None or (task != "causal" and config.data.task == "auto" and metric in _DATA_FREE):
-        return EncoderBench(config, metric)
-    return Workbench(config)
+        return EncoderContext(config, metric)
+    return StudyContext(config)
 
 
-class EncoderBench:
+class EncoderContext:
     """A model that is not causal, and the examples to profile it on."""
 
     def __init__(self, config: StudyConfig, metric: str) -> None:

@@ -156,9 +156,9 @@ def plan_method(
         )
     if profile is not None:
         _require_scores(profile, architecture.sites)
-    evidence = None if profile is None else profile.evidence()
+    summary = None if profile is None else profile.summary()
     train = config.train
-    plan = make_plan(spec, architecture, alpha=train.alpha, scaling=train.scaling, evidence=evidence, seed=seed)
+    plan = make_plan(spec, architecture, alpha=train.alpha, scaling=train.scaling, profile=summary, seed=seed)
     head = find_head(base, ()) if task in WITH_HEAD else ()
     load = _load(base, architecture.sites, plan, config, head)
     return PlanReport(
@@ -207,13 +207,13 @@ def peft_config(report: PlanReport) -> str:
         ConfigError: PEFT does not have the family.
     """
     from adaptive_lora.methods.attach import lora_config
-    from adaptive_lora.methods.peft_tuner import CONFIGURATIONS, family_config
+    from adaptive_lora.methods.peft_tuner import CONFIGURATIONS, tuner_config
 
     plan = report.plan
     if isinstance(plan, RankPlan):
         config: PeftConfig = lora_config(report.base, plan, 0.0, report.head)
     elif plan.family in CONFIGURATIONS:
-        config = family_config(report.base, plan)
+        config = tuner_config(report.base, plan)
     else:
         raise ConfigError(f"{plan.method} has no PEFT configuration: PEFT does not build it.")
     config.base_model_name_or_path = report.base_name

@@ -17,15 +17,15 @@ from adaptive_lora.analysis.stats import Correction
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.results import TrialRecord
-from adaptive_lora.study.comparison_input import Dossier
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.comparison_input import ComparisonInput
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.verify import prove
 from adaptive_lora.tracking import RegisteredAdapter, promote, register
 from adaptive_lora.tracking.registry import MODEL_TAG
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judgement:
+class StudyResult:
     """What a study found."""
 
     study_id: str
@@ -37,49 +37,57 @@ class Judgement:
 
 
 def judge(
-    dossier: Dossier, config: StudyConfig, console: Console, bench_for: Callable[[TrialRecord], Workbench]
-) -> Judgement:
+    comparison_input: ComparisonInput,
+    config: StudyConfig,
+    console: Console,
+    context_for: Callable[[TrialRecord], StudyContext],
+) -> StudyResult:
     """Compare trials, write and log the report, register the winner.
 
     Args:
-        dossier: the trials, read from the store.
+        comparison_input: the trials, read from the store.
         config: baseline, margin, correction, output folder and registered model.
         console: where the table goes.
-        bench_for: loads base and data of a trial for the proof of its adapter; an error there
+        context_for: loads base and data of a trial for the proof of its adapter; an error there
             leaves the registration out and nothing else.
     """
-    comparison = compare_dossier(dossier, config, config.baseline)
-    folder = Path(config.tracking.output) / dossier.name
+    comparison = compare_input(comparison_input, config, config.baseline)
+    folder = Path(config.tracking.output) / comparison_input.name
     report = write_report(
-        comparison, dossier.records, folder, About(title=dossier.title, examples=dossier.examples, data=dossier.data)
+        comparison,
+        comparison_input.records,
+        folder,
+        About(title=comparison_input.title, examples=comparison_input.examples, data=comparison_input.data),
     )
     render_terminal(comparison, console)
-    dossier.home.files(folder, "report")
-    dossier.home.describe(render_markdown(comparison, dossier.title))
-    _summarise(dossier, comparison)
+    comparison_input.home.files(folder, "report")
+    comparison_input.home.describe(render_markdown(comparison, comparison_input.title))
+    _summarise(comparison_input, comparison)
     try:
-        if dossier.mixed:
+        if comparison_input.mixed:
             raise AdapterError(
                 "trials of several data sets, splits or bases were compared, so there is no one adapter to register."
             )
-        champion, reason = _register(dossier, config, comparison, bench_for), ""
+        champion, reason = _register(comparison_input, config, comparison, context_for), ""
     except AdapterError as error:
         champion, reason = None, str(error)
-    return Judgement(study_id=dossier.name, comparison=comparison, report=report, champion=champion, no_champion=reason)
+    return StudyResult(
+        study_id=comparison_input.name, comparison=comparison, report=report, champion=champion, no_champion=reason
+    )
 
 
-def compare_dossier(dossier: Dossier, config: StudyConfig, baseline: str | None) -> Comparison:
+def compare_input(comparison_input: ComparisonInput, config: StudyConfig, baseline: str | None) -> Comparison:
     """Return the comparison alone, without writing anything."""
     comparison = compare(
-        dossier.records,
-        baseline=dossier.baseline(baseline),
-        frozen=dossier.frozen,
+        comparison_input.records,
+        baseline=comparison_input.baseline(baseline),
+        base_scores=comparison_input.base_scores,
         margin=config.margin,
         margin_share=config.margin_percent / 100,
         correction=cast(Correction, config.correction),
-        facts=dossier.facts,
+        facts=comparison_input.facts,
     )
-    notes = (*comparison.notes, *_mixed_notes(dossier.mixed))
+    notes = (*comparison.notes, *_mixed_notes(comparison_input.mixed))
     return dataclasses.replace(comparison, notes=notes)
 
 
@@ -94,20 +102,23 @@ def _mixed_notes(mixed: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _register(
-    dossier: Dossier, config: StudyConfig, comparison: Comparison, bench_for: Callable[[TrialRecord], Workbench]
+    comparison_input: ComparisonInput,
+    config: StudyConfig,
+    comparison: Comparison,
+    context_for: Callable[[TrialRecord], StudyContext],
 ) -> RegisteredAdapter:
     """Prove, register and promote the winner's best trial by validation loss."""
-    store = dossier.store
+    store = comparison_input.store
     winner = comparison.method(comparison.winner)
     trials = [
         record
-        for record in dossier.records
+        for record in comparison_input.records
         if record.status == "FINISHED" and record.method == winner.label and record.lr == winner.lr
     ]
     best = min(trials, key=lambda record: record.validation_loss)
-    bench = bench_for(best)
+    context = context_for(best)
     run = store.client.get_run(best.run_id)
-    proof = prove(bench, best, run.data.tags[MODEL_TAG])
+    proof = prove(context, best, run.data.tags[MODEL_TAG])
     adapter = register(store, config.tracking.registered_model, run)
     tests = None if winner.difference is None else winner.difference.tests
     promote(
@@ -123,19 +134,21 @@ def _register(
             "p_value": "none (the baseline itself)" if tests is None else f"{tests.sign_flip:.4g}",
             "p_value_corrected": _corrected_p(comparison, winner),
             "correction": comparison.correction,
-            "study_id": dossier.name,
-            "decided_by_run": dossier.home.run_id,
+            "study_id": comparison_input.name,
+            "decided_by_run": comparison_input.home.run_id,
             "decided_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "reload_max_logit_difference": repr(proof.max_logit_difference),
             "reload_max_loss_difference": repr(proof.max_loss_difference),
-            "base_hash": bench.base.reference.content_hash,
+            "base_hash": context.base.reference.content_hash,
         },
-        _version_text(dossier, config, comparison, best),
+        _version_text(comparison_input, config, comparison, best),
     )
     return adapter
 
 
-def _version_text(dossier: Dossier, config: StudyConfig, comparison: Comparison, best: TrialRecord) -> str:
+def _version_text(
+    comparison_input: ComparisonInput, config: StudyConfig, comparison: Comparison, best: TrialRecord
+) -> str:
     """Return a version's description in Markdown: what it is, why it is champion, how to load it.
 
     A version lists its tags by the alphabet, so that the decision stands somewhere in the middle.
@@ -146,21 +159,21 @@ def _version_text(dossier: Dossier, config: StudyConfig, comparison: Comparison,
         f"**{best.method}**, seed {best.seed}, learning rate {best.lr:g}: test loss "
         f"{best.test.loss:.4f} {comparison.unit}{exact}, {best.trainable_parameters:,} "
         "parameters.\n\n"
-        f"Champion of {dossier.title}: {comparison.decision}.\n\n{comparison.headline}\n\n"
+        f"Champion of {comparison_input.title}: {comparison.decision}.\n\n{comparison.headline}\n\n"
         f"```python\nadapter = mlflow.pyfunc.load_model("
         f'"models:/{config.tracking.registered_model}@champion")\n```'
     )
 
 
-def _summarise(dossier: Dossier, comparison: Comparison) -> None:
+def _summarise(comparison_input: ComparisonInput, comparison: Comparison) -> None:
     """Put the outcome into tags and metrics, which the tables of runs can show and sort."""
     base, winner = comparison.methods[0], comparison.method(comparison.winner)
-    dossier.home.tags({"verdict": comparison.answer[:5000], "champion": comparison.winner})
+    comparison_input.home.tags({"verdict": comparison.answer[:5000], "champion": comparison.winner})
     means = {"study/baseline_test_loss": base.loss.mean, "study/champion_test_loss": winner.loss.mean}
     for name, value in means.items():
         if value is not None:
-            dossier.home.metric(name, value)
-    dossier.home.flush()
+            comparison_input.home.metric(name, value)
+    comparison_input.home.flush()
 
 
 def _corrected_p(comparison: Comparison, winner: MethodSummary) -> str:

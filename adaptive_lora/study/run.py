@@ -28,27 +28,27 @@ from adaptive_lora.redaction import shown
 from adaptive_lora.results import EvalResult, TrialRecord
 from adaptive_lora.signals import interruptible
 from adaptive_lora.study.comparison_input import (
+    BASE_SCORES,
     CONFIG,
     DATA,
     EXAMPLES,
-    FROZEN,
     Selection,
-    read_dossier,
-    recorded_frozen,
-    study_dossier,
+    comparison_input_of,
+    read_comparison_input,
+    recorded_base_scores,
     study_settings,
 )
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.executors import resolve_engine, run_trials
 from adaptive_lora.study.progress import StudyProgress, say_lines, say_place
 from adaptive_lora.study.provenance import provenance
 from adaptive_lora.study.race import require_rungs, run_race
-from adaptive_lora.study.result import Judgement, judge
+from adaptive_lora.study.result import StudyResult, judge
 from adaptive_lora.study.tracked_trial import run_tracked, trial_checkpoints
 from adaptive_lora.study.trial import TrialOutcome
 from adaptive_lora.tracking import Store, StudyRun, connect
-from adaptive_lora.tracking.runs import LINEAGE, STUDY_ID, TOKENS, run_name
-from adaptive_lora.tracking.study_run import Standing
+from adaptive_lora.tracking.runs import STUDY_ID, STUDY_KEY, TOKENS, run_name
+from adaptive_lora.tracking.study_run import TrialStatus
 from adaptive_lora.tracking.trials import eval_to_dict
 from adaptive_lora.training.trainer import Runner
 
@@ -57,7 +57,7 @@ from adaptive_lora.training.trainer import Runner
 class StudyOutcome:
     """A study that ran to its end."""
 
-    judgement: Judgement
+    study_result: StudyResult
     store: Store
     trials_run: int
     """Trials of this call; the others had been finished before."""
@@ -71,51 +71,51 @@ def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
     Raises:
         AdaptiveLoraError: the study cannot start; nothing was written then.
     """
-    bench = Workbench(config)
-    say_lines(console, bench.data_lines())
+    context = StudyContext(config)
+    say_lines(console, context.data_lines())
     if config.race:
-        require_rungs(bench)
+        require_rungs(context)
     with interruptible():
-        return _run_study(bench, connect(config.tracking), console)
+        return _run_study(context, connect(config.tracking), console)
 
 
-def _run_study(bench: Workbench, store: Store, console: Console) -> StudyOutcome:
+def _run_study(context: StudyContext, store: Store, console: Console) -> StudyOutcome:
     say_place(store, console)
-    config, study = bench.config, open_study(bench, store)
+    config, study = context.config, open_study(context, store)
     status = "FAILED"
     run_here: set[str] = set()
 
     def run(trial: TrialSpec, runner: Runner, pause_at: int | None = None) -> bool:
-        outcome = run_tracked(bench, study, trial, progress, runner=runner, pause_at=pause_at)
-        if outcome is Standing.PAUSED or not isinstance(outcome, Standing):
+        outcome = run_tracked(context, study, trial, progress, runner=runner, pause_at=pause_at)
+        if outcome is TrialStatus.PAUSED or not isinstance(outcome, TrialStatus):
             run_here.add(trial.label)
-        return outcome is not Standing.TAKEN
+        return outcome is not TrialStatus.TAKEN
 
     def failed(trial: TrialSpec, failure: TrialFailed) -> None:
         run_here.add(trial.label)
         progress.end(trial.label, f"[red]FAILED[/]: {shown(failure)}")
 
     try:
-        trials = missing_trials(bench, study)
+        trials = missing_trials(context, study)
         with StudyProgress(console, len(list(config.trials()))) as progress:
             if config.race:
-                run_race(bench, study, run, failed, progress)
+                run_race(context, study, run, failed, progress)
             else:
                 progress.skip(len(list(config.trials())) - len(trials))
-                engine = resolve_engine(config.engine, bench.runtime)
+                engine = resolve_engine(config.engine, context.runtime)
                 run_trials(trials, run, failed, progress.wait, engine=engine)
         store.settle(" The trials were trained, not compared: then run the same command again.")
         for trial in config.trials():  # one may have been killed between its end and this
-            trial_checkpoints(bench, trial).remove()
+            trial_checkpoints(context, trial).remove()
         with study.comparing():
-            judgement = judge(study_dossier(study), config, console, lambda trial: bench)
+            study_result = judge(comparison_input_of(study), config, console, lambda trial: context)
         status = "FINISHED"
     except (KeyboardInterrupt, TrackingError, OSError, MemoryError):
         status = "KILLED"
         raise
     finally:
         study.end(status)
-    return StudyOutcome(judgement=judgement, store=store, trials_run=len(run_here))
+    return StudyOutcome(study_result=study_result, store=store, trials_run=len(run_here))
 
 
 def run_single(config: StudyConfig, console: Console) -> tuple[TrialSpec, TrialOutcome | None, StudyRun, str]:
@@ -132,28 +132,28 @@ def run_single(config: StudyConfig, console: Console) -> tuple[TrialSpec, TrialO
         TrialFailed: training was not stable.
     """
     trial = config.only_trial()
-    bench = Workbench(config)
-    say_lines(console, bench.data_lines())
+    context = StudyContext(config)
+    say_lines(console, context.data_lines())
     with interruptible():
-        return _run_single(bench, trial, console)
+        return _run_single(context, trial, console)
 
 
 def _run_single(
-    bench: Workbench, trial: TrialSpec, console: Console
+    context: StudyContext, trial: TrialSpec, console: Console
 ) -> tuple[TrialSpec, TrialOutcome | None, StudyRun, str]:
-    store = connect(bench.config.tracking)
+    store = connect(context.config.tracking)
     say_place(store, console)
-    study = open_study(bench, store, single=True)
-    signature = bench.signature(trial)
+    study = open_study(context, store, single=True)
+    signature = context.signature(trial)
     status = "FINISHED"
     try:
-        if not missing_trials(bench, study):
+        if not missing_trials(context, study):
             return trial, None, study, signature
         with StudyProgress(console, 1) as progress:
-            found = run_tracked(bench, study, trial, progress, adopt=True)
-        if found is Standing.TAKEN:
+            found = run_tracked(context, study, trial, progress, adopt=True)
+        if found is TrialStatus.TAKEN:
             raise TrackingError(f"another process is at {trial.label} just now.")
-        outcome = None if isinstance(found, Standing) else found
+        outcome = None if isinstance(found, TrialStatus) else found
     except KeyboardInterrupt:
         status = "KILLED"
         raise
@@ -162,11 +162,11 @@ def _run_single(
     return trial, outcome, study, signature
 
 
-def open_study(bench: Workbench, store: Store, *, single: bool = False) -> StudyRun:
+def open_study(context: StudyContext, store: Store, *, single: bool = False) -> StudyRun:
     """Find or make the study's parent run and record what all trials share.
 
     Args:
-        bench: of the study.
+        context: of the study.
         store: where it is tracked.
         single: only one trial is run: it adds to the recorded grid instead of replacing it, and
             the run of `mlflow run` is the trial's.
@@ -174,66 +174,66 @@ def open_study(bench: Workbench, store: Store, *, single: bool = False) -> Study
     Raises:
         ModelError: the base itself gives no finite loss.
     """
-    config = bench.config
-    frozen = {str(fold): bench.frozen(fold) for fold in range(config.data.folds)}
-    if not all(math.isfinite(result.loss) for result in frozen.values()):
+    config = context.config
+    base_scores = {str(fold): context.base_scores(fold) for fold in range(config.data.folds)}
+    if not all(math.isfinite(result.loss) for result in base_scores.values()):
         raise ModelError(
-            f"base {bench.base.reference.name} gives a non-finite test loss in "
-            f"{bench.runtime.precision} before any training; check its weights or use fp32."
+            f"base {context.base.reference.name} gives a non-finite test loss in "
+            f"{context.runtime.precision} before any training; check its weights or use fp32."
         )
-    _refuse_changed(bench, store)
-    _refuse_earlier(bench, store)
+    _refuse_changed(context, store)
+    _refuse_earlier(context, store)
     unnamed = config.study == StudyConfig.study
     study = StudyRun.open(
         store,
-        study_id=bench.study_id,
+        study_id=context.study_id,
         name=run_name(config.study) if unnamed and not single else config.study,
         adopt=not single,
         silence=60 * config.tracking.claim_minutes,
     )
     try:
-        _describe(bench, study, frozen, single=single)
+        _describe(context, study, base_scores, single=single)
     except BaseException:
         study.end("KILLED")  # to be continued
         raise
     return study
 
 
-def _describe(bench: Workbench, study: StudyRun, frozen: Mapping[str, EvalResult], *, single: bool) -> None:
+def _describe(context: StudyContext, study: StudyRun, base_scores: Mapping[str, EvalResult], *, single: bool) -> None:
     """Record what all trials share."""
-    config, settings = bench.config, bench.settings()
+    config, settings = context.config, context.settings()
     study.json(CONFIG, _widened(study, settings) if single else settings)
-    if not (single and bench.base.quantisation and _has_frozen(study)):  # theirs may be as saved
-        study.json(FROZEN, {fold: eval_to_dict(result) for fold, result in frozen.items()})
-    study.json(EXAMPLES, bench.test_texts())
-    study.json(DATA, bench.data_summary.to_dict())
+    if not (single and context.base.quantisation and _has_base_scores(study)):  # theirs may be as saved
+        study.json(BASE_SCORES, {fold: eval_to_dict(result) for fold, result in base_scores.items()})
+    study.json(EXAMPLES, context.test_texts())
+    study.json(DATA, context.data_summary.to_dict())
     study.tags(
         {
-            LINEAGE: bench.lineage,
-            "base": bench.base.reference.name,
-            "base_hash": bench.base.reference.content_hash,
-            "data": bench.data.source,
-            "data_digest": bench.data.digest,
-            TOKENS: bench.tokens_digest,
-            "precision": bench.runtime.precision,
+            STUDY_KEY: context.study_key,
+            "base": context.base.reference.name,
+            "base_hash": context.base.reference.content_hash,
+            "data": context.data.source,
+            "data_digest": context.data.digest,
+            TOKENS: context.tokens_digest,
+            "precision": context.runtime.precision,
             "trust_remote_code": str(config.model.trust_remote_code).lower(),
             **{f"provenance.{key}": value for key, value in provenance().items()},
         }
     )
-    study.metric("frozen/test_loss", bench.frozen(0).loss)
+    study.metric("frozen/test_loss", context.base_scores(0).loss)
     study.flush()
-    study.data(bench.data.source, bench.data.digest, config.data.data, len(bench.data.examples))
+    study.data(context.data.source, context.data.digest, config.data.data, len(context.data.examples))
 
 
-def _has_frozen(study: StudyRun) -> bool:
+def _has_base_scores(study: StudyRun) -> bool:
     """Return whether the scores of the study's base are recorded, and can be read."""
     try:
-        return recorded_frozen(study) is not None
+        return recorded_base_scores(study) is not None
     except TrackingError:
         return False
 
 
-def _refuse_changed(bench: Workbench, store: Store) -> None:
+def _refuse_changed(context: StudyContext, store: Store) -> None:
     """Refuse a study whose base, data or rendered text changed under the same name since it began.
 
     Its finished trials would be left behind in silence, and a new study begun under their name.
@@ -242,22 +242,22 @@ def _refuse_changed(bench: Workbench, store: Store) -> None:
         DataError, ModelError: with both digests.
         ConfigError: it began before identities held the text, so that a change cannot be told.
     """
-    earlier = StudyRun.of_lineage(store, bench.lineage)
-    if not earlier or any(run.data.tags[STUDY_ID] == bench.study_id for run in earlier):
+    earlier = StudyRun.of_study_key(store, context.study_key)
+    if not earlier or any(run.data.tags[STUDY_ID] == context.study_id for run in earlier):
         return
-    tags, reference = earlier[0].data.tags, bench.base.reference
+    tags, reference = earlier[0].data.tags, context.base.reference
     way = (
         f"since study {tags[STUDY_ID]} began. Put it back to continue that study, or begin a new "
         "one with another name: --study NAME."
     )
-    if not bench.base.is_recorded_as(tags["base_hash"]):
+    if not context.base.is_recorded_as(tags["base_hash"]):
         raise ModelError(
             f"base {reference.name} changed (SHA-256 {tags['base_hash'][:16]} then, "
             f"{reference.content_hash[:16]} now) {way}"
         )
-    data = bench.config.data.data
-    if tags["data_digest"] != bench.data.digest:
-        raise DataError(f"data {data} changed (digest {tags['data_digest']} then, {bench.data.digest} now) {way}")
+    data = context.config.data.data
+    if tags["data_digest"] != context.data.digest:
+        raise DataError(f"data {data} changed (digest {tags['data_digest']} then, {context.data.digest} now) {way}")
     if TOKENS not in tags or tags["base_hash"] != reference.content_hash:
         version = tags.get("provenance.adaptive_lora", "0.1")
         raise ConfigError(
@@ -267,37 +267,37 @@ def _refuse_changed(bench: Workbench, store: Store) -> None:
         )
     raise DataError(
         f"the token ids or loss masks that are made of data {data} changed (digest {tags[TOKENS]} "
-        f"then, {bench.tokens_digest} now){_why_other_tokens(bench)} {way}"
+        f"then, {context.tokens_digest} now){_why_other_tokens(context)} {way}"
     )
 
 
-def _why_other_tokens(bench: Workbench) -> str:
+def _why_other_tokens(context: StudyContext) -> str:
     """Return what makes other tokens of the same data on the same base, for a message."""
-    if asks_for_the_time(bench.base.tokenizer):
+    if asks_for_the_time(context.base.tokenizer):
         return ", because the base's chat template writes the date or time,"
     versions = "by another version of transformers or of adaptive-lora"
-    if bench.data.test is not None:
+    if context.data.test is not None:
         return f", {versions}, or because examples moved between data and test data,"
     return f", {versions},"
 
 
-def _refuse_earlier(bench: Workbench, store: Store) -> None:
+def _refuse_earlier(context: StudyContext, store: Store) -> None:
     """Refuse to continue a study of version 0.1, whose trials had another scaling by default.
 
     Raises:
         ConfigError: with both versions and policies.
     """
-    if StudyRun.of_lineage(store, bench.lineage):
+    if StudyRun.of_study_key(store, context.study_key):
         return  # begun anew by this version
-    for lineage in bench.earlier_lineages():
-        for run in StudyRun.of_lineage(store, lineage):
+    for study_key in context.earlier_study_keys():
+        for run in StudyRun.of_study_key(store, study_key):
             tags, name = run.data.tags, run.data.tags[STUDY_ID]
             version = tags.get("provenance.adaptive_lora", "0.1")
             settings = study_settings(StudyRun.find(store, name))
             raise ConfigError(
                 f"study {name} was begun by adaptive-lora {version} with scaling "
                 f"{settings.get('scaling', 'constant')} (trial signatures of version 2). This is "
-                f"{__version__} with scaling {bench.config.train.scaling} (version "
+                f"{__version__} with scaling {context.config.train.scaling} (version "
                 f"{SIGNATURE_VERSION}), which does not continue it. Begin a new study: --study "
                 f"NAME, with --scaling constant for the earlier default. What is stored can be "
                 f"compared: `adaptive-lora compare --study-id {name}`."
@@ -322,15 +322,15 @@ def _widened(study: StudyRun, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def missing_trials(bench: Workbench, study: StudyRun) -> list[TrialSpec]:
+def missing_trials(context: StudyContext, study: StudyRun) -> list[TrialSpec]:
     """Return the trials of the grid that have no finished run."""
     finished = study.finished()
-    return [trial for trial in bench.config.trials() if bench.signature(trial) not in finished]
+    return [trial for trial in context.config.trials() if context.signature(trial) not in finished]
 
 
 def compare_study(
     tracking: TrackingConfig, selection: Selection, changes: Mapping[str, object], console: Console
-) -> tuple[Judgement, Store]:
+) -> tuple[StudyResult, Store]:
     """Compare finished trials again and register the winner, from the tracking store alone.
 
     Args:
@@ -344,22 +344,22 @@ def compare_study(
         DataError: trials that cannot be compared.
     """
     store = connect(tracking, must_exist=True)
-    dossier = read_dossier(store, selection)
+    comparison_input = read_comparison_input(store, selection)
     rules = ("margin", "margin_percent", "correction", "registered_model")
-    recorded = {name: dossier.settings[name] for name in rules if name in dossier.settings}
+    recorded = {name: comparison_input.settings[name] for name in rules if name in comparison_input.settings}
     baseline = changes.get("baseline")
     config = study_from({**recorded, **changes, "baseline": None})
     config = dataclasses.replace(config, baseline=None if baseline is None else str(baseline))
     trust = config.model.trust_remote_code
     try:
-        judgement = judge(dossier, config, console, lambda trial: _bench_of(store, trial, trust))
+        study_result = judge(comparison_input, config, console, lambda trial: _context_of(store, trial, trust))
         store.settle()
     finally:
         store.close(hasty=True)
-    return judgement, store
+    return study_result, store
 
 
-def _bench_of(store: Store, trial: TrialRecord, trust_remote_code: bool) -> Workbench:
+def _context_of(store: Store, trial: TrialRecord, trust_remote_code: bool) -> StudyContext:
     """Load base and data of a trial that anybody ran.
 
     Whether the base's own code runs is for who compares to say, not for who ran the trial.
@@ -372,17 +372,17 @@ def _bench_of(store: Store, trial: TrialRecord, trust_remote_code: bool) -> Work
         # `auto` may mean another precision here than where the trial ran.
         own = {"precision": trial.tags["precision"], "trust_remote_code": trust_remote_code}
         own["task"] = trial.tags.get("task", "causal")  # `auto` may have become a question
-        bench = Workbench(study_from({**settings, **own}))
+        context = StudyContext(study_from({**settings, **own}))
     except AdaptiveLoraError as error:
         raise AdapterError(
             f"an adapter is registered only after a proof on its base and data, and these are not at hand here: {error}"
         ) from error
     for name, here in (("base", "base_hash"), ("data", "data_digest"), ("tokens", TOKENS)):
-        required, found = trial.tags.get(here), bench.surroundings[name]
-        same = required == found or (name == "base" and bench.base.is_recorded_as(str(required)))
+        required, found = trial.tags.get(here), context.fingerprint[name]
+        same = required == found or (name == "base" and context.base.is_recorded_as(str(required)))
         if not same and (required is not None or name != "tokens"):  # 0.1 recorded no tokens
             raise AdapterError(
                 f"an adapter is registered only after a proof on its base and data, and the {name} "
                 f"at hand differs: required {required}, found {found}."
             )
-    return bench
+    return context

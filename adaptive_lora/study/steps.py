@@ -22,8 +22,8 @@ from adaptive_lora.models.base import locate
 from adaptive_lora.models.errors import is_bug, model_errors
 from adaptive_lora.redaction import shown
 from adaptive_lora.serving import saved_quantisation
-from adaptive_lora.study.context import Workbench
-from adaptive_lora.study.encoder_context import bench_for
+from adaptive_lora.study.context import StudyContext
+from adaptive_lora.study.encoder_context import context_for
 from adaptive_lora.study.progress import say_lines, say_place
 from adaptive_lora.study.run import run_single
 from adaptive_lora.tracking import connect
@@ -44,11 +44,11 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
     if metric not in PROFILERS:
         raise ConfigError(unknown_name("metric", metric, PROFILERS))
     seed = config.seeds[0]
-    bench = bench_for(_as_saved(config), metric)
-    say_lines(Console(stderr=True) if as_json else console, bench.data_lines())
+    context = context_for(_as_saved(config), metric)
+    say_lines(Console(stderr=True) if as_json else console, context.data_lines())
     store = connect(config.tracking)
-    profile = bench.profile(metric, seed=seed, fold=0)
-    share = _share_of_training(bench, profile)
+    profile = context.profile(metric, seed=seed, fold=0)
+    share = _share_of_training(context, profile)
     folder = Path(config.tracking.output)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"profile_{metric}_seed{seed}.json"
@@ -63,9 +63,9 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
         run.metric("profile/share_of_training_tokens", share)
         run.flush()
         with TemporaryDirectory() as figures:
-            profile_figure(bench.sites, profile.scores, metric, Path(figures))
+            profile_figure(context.sites, profile.scores, metric, Path(figures))
             if profile.spectra is not None:
-                spectrum_figure(bench.sites, profile.spectra, metric, Path(figures))
+                spectrum_figure(context.sites, profile.spectra, metric, Path(figures))
             run.files(Path(figures), "figures")
     if as_json:
         click.echo(profile.to_json())
@@ -100,15 +100,15 @@ def _print_profile(profile: ImportanceProfile, share: float, path: Path, console
     )
 
 
-def _share_of_training(bench: object, profile: ImportanceProfile) -> float:
+def _share_of_training(context: object, profile: ImportanceProfile) -> float:
     """Return the tokens that a profile ran through the model over those of one training.
 
     NaN for models that are profiled but not trained here. A forward pass alone counts like one with
     its backward pass, so forward-only metrics look dearer than they are.
     """
-    if not isinstance(bench, Workbench):
+    if not isinstance(context, StudyContext):
         return math.nan
-    config, examples = bench.config.train, bench.parts(0).train
+    config, examples = context.config.train, context.splits(0).train
     steps = total_steps(len(examples), config)
     passes = steps * config.batch_size * config.accumulation / len(examples)
     seen: float = passes * sum(example.length for example in examples)
@@ -161,25 +161,25 @@ def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console,
     changes["trust_remote_code"] = bool(base.get("trust_remote_code"))  # or it had not loaded
     if config.train.precision == "auto":  # as it was trained, so that its scores come back
         changes["precision"] = _PRECISION_OF[record["dtype"]]
-    bench = Workbench(_as_saved(study_from({**config.flat(), **changes})))
-    say_lines(Console(stderr=True) if as_json else console, bench.data_lines())
-    model.to(bench.runtime.device)
+    context = StudyContext(_as_saved(study_from({**config.flat(), **changes})))
+    say_lines(Console(stderr=True) if as_json else console, context.data_lines())
+    model.to(context.runtime.device)
     with model_errors(f"adapter {adapter} does not run on this data", model):
-        test = bench.score(model, bench.parts(fold).test)
+        test = context.score(model, context.splits(fold).test)
     scores = {
-        **{f"test/{name}": value for name, value in bench.task.metrics(test).items()},
+        **{f"test/{name}": value for name, value in context.task.metrics(test).items()},
         "test/examples": float(len(test.example_ids)),
     }
     store = connect(config.tracking)
-    with single_run(store, "evaluation", f"evaluate·{bench.data.source}") as run:
+    with single_run(store, "evaluation", f"evaluate·{context.data.source}") as run:
         run.params({"evaluate.adapter": adapter, "evaluate.fold": fold})
-        run.data(bench.data.source, bench.data.digest, config.data.data, len(test.example_ids))
+        run.data(context.data.source, context.data.digest, config.data.data, len(test.example_ids))
         for key, value in scores.items():
             run.metric(key, value)
         run.flush()
         run.json("evaluation.json", eval_to_dict(test))
     if as_json:
-        click.echo(json.dumps({**scores, "data_digest": bench.data.digest}, indent=1))
+        click.echo(json.dumps({**scores, "data_digest": context.data.digest}, indent=1))
         return
     say_place(store, console)
     for key, value in scores.items():

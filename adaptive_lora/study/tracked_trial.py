@@ -11,23 +11,23 @@ from typing import Any
 import torch
 
 from adaptive_lora.config import TrackingConfig, TrialSpec
-from adaptive_lora.errors import AdaptiveLoraError, ClaimLost, TrialFailed
+from adaptive_lora.errors import AdaptiveLoraError, LeaseLost, TrialFailed
 from adaptive_lora.models.threads import shared_cores
 from adaptive_lora.redaction import shown
 from adaptive_lora.signals import TrainingPaused
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.progress import StudyProgress
 from adaptive_lora.study.provenance import packages, provenance
 from adaptive_lora.study.trial import TrialOutcome, run_trial, trial_metrics
 from adaptive_lora.tracking import StudyRun, TrialRun, log_adapter
 from adaptive_lora.tracking.runs import PAUSED, RACE, RACE_STEP, SIGNATURE, TOKENS, run_name
-from adaptive_lora.tracking.study_run import Standing
+from adaptive_lora.tracking.study_run import TrialStatus
 from adaptive_lora.tracking.trials import HISTORY, PLAN, RESULT, result_to_dict
 from adaptive_lora.training import Frequency, Runner, StepEvent, TrialCheckpoints
 
 
 def run_tracked(
-    bench: Workbench,
+    context: StudyContext,
     study: StudyRun,
     trial: TrialSpec,
     progress: StudyProgress,
@@ -35,11 +35,11 @@ def run_tracked(
     adopt: bool = False,
     runner: Runner | None = None,
     pause_at: int | None = None,
-) -> TrialOutcome | Standing:
+) -> TrialOutcome | TrialStatus:
     """Run one trial under its own MLflow run and log what it gives.
 
     Args:
-        bench: of the study.
+        context: of the study.
         study: its parent run.
         trial: what to run.
         progress: what a person sees.
@@ -54,21 +54,21 @@ def run_tracked(
         TrialFailed: training was not stable.
     """
     name = run_name(trial.label) if adopt else trial.label
-    run = study.take(name, _tags(bench, trial), adopt=adopt, pause_at=pause_at)
-    if isinstance(run, Standing):
+    run = study.take(name, _tags(context, trial), adopt=adopt, pause_at=pause_at)
+    if isinstance(run, TrialStatus):
         return run
     progress.begin(trial.label)
-    checkpoints = trial_checkpoints(bench, trial)
+    checkpoints = trial_checkpoints(context, trial)
     try:
         with study.trial(run) as check:
             way = _Way(progress, check, checkpoints, runner, pause_at)
             with shared_cores():
-                outcome = _run_claimed(bench, run, trial, way)
+                outcome = _run_leased(context, run, trial, way)
     except TrainingPaused:
-        return Standing.PAUSED
-    except ClaimLost as lost:
+        return TrialStatus.PAUSED
+    except LeaseLost as lost:
         progress.note(shown(f"{trial.label}: {lost}"))
-        return Standing.TAKEN
+        return TrialStatus.TAKEN
     except TrialFailed:
         checkpoints.remove()  # from there it would only fail again
         raise
@@ -82,21 +82,21 @@ class _Way:
     """How a trial is run: who looks at every step, where it goes on, who takes steps, how far."""
 
     progress: StudyProgress
-    check_claim: Callable[[], None]
+    check_lease: Callable[[], None]
     checkpoints: TrialCheckpoints
     runner: Runner | None
     pause_at: int | None
 
 
-def _run_claimed(bench: Workbench, run: TrialRun, trial: TrialSpec, way: _Way) -> TrialOutcome:
+def _run_leased(context: StudyContext, run: TrialRun, trial: TrialSpec, way: _Way) -> TrialOutcome:
     """Run a trial that is this process's and log what it gives."""
-    run.params(_parameters(bench, trial))
+    run.params(_parameters(context, trial))
     run.tags({"threads": str(torch.get_num_threads())})
-    parts = bench.parts(trial.fold)
-    run.data(bench.data.source, bench.data.digest, bench.config.data.data, len(parts.train))
+    splits = context.splits(trial.fold)
+    run.data(context.data.source, context.data.digest, context.config.data.data, len(splits.train))
 
     def on_step(event: StepEvent) -> None:
-        way.check_claim()
+        way.check_lease()
         way.progress.step(trial.label, event)
         _buffer(run, event)
         if event.step == way.pause_at:
@@ -106,8 +106,8 @@ def _run_claimed(bench: Workbench, run: TrialRun, trial: TrialSpec, way: _Way) -
     try:
         with way.checkpoints.workplace() as folder:
             adapter, kept = folder / "adapter", way.checkpoints
-            outcome = run_trial(bench, trial, adapter, on_step, kept, runner=way.runner)
-            _log_outcome(bench, run, trial, outcome)
+            outcome = run_trial(context, trial, adapter, on_step, kept, runner=way.runner)
+            _log_outcome(context, run, trial, outcome)
     except AdaptiveLoraError as failure:
         run.flush()
         run.tags({"failure": str(failure)[:5000]})
@@ -123,37 +123,37 @@ def _summary(outcome: TrialOutcome) -> str:
     return f"test loss {test.loss:.4f}{exact}  {outcome.seconds:.1f} s{skipped}"
 
 
-def _tags(bench: Workbench, trial: TrialSpec) -> dict[str, str]:
+def _tags(context: StudyContext, trial: TrialSpec) -> dict[str, str]:
     return {
         "method": trial.method.label,
         "seed": str(trial.seed),
         "fold": str(trial.fold),
         "lr": repr(trial.lr),
-        SIGNATURE: bench.signature(trial),
-        "precision": bench.runtime.precision,
-        "device": str(bench.runtime.device),
-        "data_digest": bench.data.digest,
-        TOKENS: bench.tokens_digest,
-        "base_hash": bench.base.reference.content_hash,
+        SIGNATURE: context.signature(trial),
+        "precision": context.runtime.precision,
+        "device": str(context.runtime.device),
+        "data_digest": context.data.digest,
+        TOKENS: context.tokens_digest,
+        "base_hash": context.base.reference.content_hash,
         **({"plugins": " ".join(plugins)} if (plugins := trial.method.packages) else {}),
         **({} if trial.method.base == "full" else {"quantisation": trial.method.base}),
-        "task": bench.task.name,
+        "task": context.task.name,
         "code_version": provenance()["commit"],
         "packages": packages(),
     }
 
 
-def trial_checkpoints(bench: Workbench, trial: TrialSpec) -> TrialCheckpoints:
+def trial_checkpoints(context: StudyContext, trial: TrialSpec) -> TrialCheckpoints:
     """Return a trial's checkpoints: a folder for the study and in it one for each signature."""
-    config = bench.config.tracking
+    config = context.config.tracking
     home = Path(config.checkpoints or Path(config.output) / "checkpoints")
     return TrialCheckpoints(
-        home / bench.study_id / bench.signature(trial),
+        home / context.study_id / context.signature(trial),
         Frequency(minutes=config.checkpoint_minutes, steps=config.checkpoint_steps),
     )
 
 
-def _parameters(bench: Workbench, trial: TrialSpec) -> Mapping[str, Any]:
+def _parameters(context: StudyContext, trial: TrialSpec) -> Mapping[str, Any]:
     places = {field.name for field in dataclasses.fields(TrackingConfig)}
     kept = {"experiment", "registered_model"}
     shared = {
@@ -162,19 +162,19 @@ def _parameters(bench: Workbench, trial: TrialSpec) -> Mapping[str, Any]:
         if key not in ("methods", "seeds", "lr") and (key not in places or key in kept)
     }
     method = {f"method.{key}": value for key, value in trial.method.to_dict().items()}
-    parts = bench.parts(trial.fold)
-    tokens = sum(example.supervised_tokens for example in parts.train)
+    splits = context.splits(trial.fold)
+    tokens = sum(example.supervised_tokens for example in splits.train)
     return {
         **shared,
         **method,
         "trial.lr": repr(trial.lr),
         "trial.seed": trial.seed,
         "trial.fold": trial.fold,
-        "data.train_examples": len(parts.train),
-        "data.validation_examples": len(parts.validation),
+        "data.train_examples": len(splits.train),
+        "data.validation_examples": len(splits.validation),
         "data.train_supervised_tokens": tokens,
-        **bench.data_summary.parameters(),
-        "model.dtype": str(bench.runtime.base_dtype),
+        **context.data_summary.parameters(),
+        "model.dtype": str(context.runtime.base_dtype),
         "model.adapter_dtype": "torch.float32",
     }
 
@@ -188,11 +188,11 @@ def _buffer(run: TrialRun, event: StepEvent) -> None:
         run.send()
 
 
-def _log_outcome(bench: Workbench, run: TrialRun, trial: TrialSpec, outcome: TrialOutcome) -> None:
+def _log_outcome(context: StudyContext, run: TrialRun, trial: TrialSpec, outcome: TrialOutcome) -> None:
     metadata = {
         "method": trial.method.label,
-        "base": bench.base.reference.name,
-        "base_hash": bench.base.reference.content_hash,
+        "base": context.base.reference.name,
+        "base_hash": context.base.reference.content_hash,
         "test_loss": outcome.test.loss,
     }
     log_adapter(run, outcome.folder, metadata)
@@ -205,6 +205,6 @@ def _log_outcome(bench: Workbench, run: TrialRun, trial: TrialSpec, outcome: Tri
             run.metric("ranks/total", sum(event.ranks.values()), event.step)
     if outcome.profile is not None:
         run.json(f"profile_{outcome.profile.metric}.json", outcome.profile.to_dict())
-    for key, value in trial_metrics(bench, outcome, trial.fold).items():
+    for key, value in trial_metrics(context, outcome, trial.fold).items():
         run.metric(key, value)
     run.flush()

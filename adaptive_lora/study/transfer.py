@@ -92,10 +92,10 @@ def run_transfer(config: StudyConfig, tasks: Sequence[str], method: str, console
             baseline=None,
         )
         console.rule(f"trained on {name}")
-        judgement = run_study(study, console).judgement
-        studies[name] = judgement.study_id
+        study_result = run_study(study, console).study_result
+        studies[name] = study_result.study_id
         labels = {source: MethodSpec.parse(text).label for source, text in arms.items()}
-        cells += [_cell(source, name, judgement.comparison, label) for source, label in labels.items()]
+        cells += [_cell(source, name, study_result.comparison, label) for source, label in labels.items()]
     table = TransferTable(tasks=tuple(names), method=spec.label, cells=tuple(cells), studies=studies)
     _log(table, config)
     return table

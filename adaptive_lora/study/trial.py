@@ -19,8 +19,8 @@ from adaptive_lora.methods import audit_as_built, save_adapter
 from adaptive_lora.methods.importance import ImportanceProfile
 from adaptive_lora.models.errors import model_errors
 from adaptive_lora.results import EvalResult, TrainResult
-from adaptive_lora.study.context import Workbench
-from adaptive_lora.study.recipes import RECIPES, Job, RankEvent, Trained
+from adaptive_lora.study.context import StudyContext
+from adaptive_lora.study.recipes import RECIPES, RankEvent, TrainedTrial, TrialContext
 from adaptive_lora.training import Runner, StepEvent, TrialCheckpoints
 
 PROBE = "probe.safetensors"
@@ -52,7 +52,7 @@ class TrialOutcome:
 
 
 def run_trial(
-    bench: Workbench,
+    context: StudyContext,
     trial: TrialSpec,
     folder: Path,
     on_step: Callable[[StepEvent], None] = lambda event: None,
@@ -63,7 +63,7 @@ def run_trial(
     """Run a trial on the shared base, which is left without adapters.
 
     Args:
-        bench: base, data and plans.
+        context: base, data and plans.
         trial: what to run.
         folder: for the adapter.
         on_step: called after every optimiser step.
@@ -76,23 +76,23 @@ def run_trial(
         ModelError: a library raised while the trial was attached, trained or scored.
     """
     started = time.perf_counter()
-    bench = bench.on_base(trial.method.base)
+    context = context.on_base(trial.method.base)
     metric = trial.method.allocator.metric
-    job = Job(bench, trial, on_step, checkpoints, runner)
+    job = TrialContext(context, trial, on_step, checkpoints, runner)
     try:
-        with model_errors(f"{trial.label} on {bench.architecture.kind} failed", bench.base.model):
+        with model_errors(f"{trial.label} on {context.architecture.kind} failed", context.base.model):
             trained = RECIPES[trial.method.recipe](job)
             _require_finite("validation", trained.result.validation_loss)
             audit_as_built(trained.model, trained.plan, job.head)
-            test = bench.score(trained.model, bench.parts(trial.fold).test)
+            test = context.score(trained.model, context.splits(trial.fold).test)
             _require_finite("test", test.loss)
-            _save(bench, trial, trained, folder)
+            _save(context, trial, trained, folder)
     finally:
         job.release()
     before = 0.0 if checkpoints is None else checkpoints.seconds_before
     return TrialOutcome(
         plan=trained.plan,
-        profile=None if metric is None else bench.profile(metric, seed=trial.seed, fold=trial.fold),
+        profile=None if metric is None else context.profile(metric, seed=trial.seed, fold=trial.fold),
         train=trained.result,
         test=test,
         folder=folder,
@@ -113,29 +113,29 @@ def _require_finite(part: str, loss: float) -> None:
         )
 
 
-def _save(bench: Workbench, trial: TrialSpec, trained: Trained, folder: Path) -> None:
+def _save(context: StudyContext, trial: TrialSpec, trained: TrainedTrial, folder: Path) -> None:
     save_adapter(
         trained.model,
         folder,
         plan=trained.plan,
-        base=bench.base.reference,
-        dtype=str(bench.runtime.base_dtype).removeprefix("torch."),
-        template=bench.data.template,
-        task=bench.task.served,
-        quantisation=bench.base.quantisation,
+        base=context.base.reference,
+        dtype=str(context.runtime.base_dtype).removeprefix("torch."),
+        template=context.data.template,
+        task=context.task.served,
+        quantisation=context.base.quantisation,
     )
-    save_file({"logits": probe_logits(bench, trained.model, trial.fold)}, folder / PROBE)
+    save_file({"logits": probe_logits(context, trained.model, trial.fold)}, folder / PROBE)
 
 
-def probe_logits(bench: Workbench, model: Any, fold: int) -> torch.Tensor:
+def probe_logits(context: StudyContext, model: Any, fold: int) -> torch.Tensor:
     """Return the task's outputs for the first test examples, (up to 4, ...), float32.
 
     The reloaded adapter must give these again.
     """
-    return bench.task.probe(model, bench.parts(fold).test)
+    return context.task.probe(model, context.splits(fold).test)
 
 
-def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[str, float]:
+def trial_metrics(context: StudyContext, outcome: TrialOutcome, fold: int) -> dict[str, float]:
     """Return the metrics of a finished trial under their stable names.
 
     `efficiency_ratio` is (frozen loss - test loss) / (trainable parameters / 10^6): nats per
@@ -147,15 +147,15 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
     with `head_parameters`, which every method of a task trains beside them.
     """
     train, test, plan = outcome.train, outcome.test, outcome.plan
-    gained = bench.frozen(fold).loss - test.loss
+    gained = context.base_scores(fold).loss - test.loss
     metrics = {
         "validation/final_loss": train.validation_loss,
-        **{f"test/{name}": value for name, value in bench.task.metrics(test).items()},
+        **{f"test/{name}": value for name, value in context.task.metrics(test).items()},
         "trainable_parameters": float(plan.trainable_parameters),
         "training_parameters": float(outcome.training_parameters),
-        "head_parameters": float(bench.base.head_parameters),
-        "total_parameters": float(bench.base.total_parameters),
-        "reduction_vs_full": 1 - plan.trainable_parameters / bench.base.total_parameters,
+        "head_parameters": float(context.base.head_parameters),
+        "total_parameters": float(context.base.total_parameters),
+        "reduction_vs_full": 1 - plan.trainable_parameters / context.base.total_parameters,
         "efficiency_ratio": gained / (plan.trainable_parameters / 1e6),
         "train/supervised_tokens": float(train.supervised_tokens),
         "tokens_per_second": train.tokens / train.seconds,
@@ -172,7 +172,7 @@ def trial_metrics(bench: Workbench, outcome: TrialOutcome, fold: int) -> dict[st
     if train.peak_memory_bytes is not None:
         metrics["peak_memory_bytes"] = float(train.peak_memory_bytes)
     if plan.base != "full":
-        metrics["base/quantised_loss"] = bench.on_base(plan.base).frozen(fold).loss
+        metrics["base/quantised_loss"] = context.on_base(plan.base).base_scores(fold).loss
     if outcome.profile is not None:
         metrics["profile/seconds"] = outcome.profile.seconds
         metrics["profile/stability"] = outcome.profile.stability

@@ -12,7 +12,7 @@ from adaptive_lora.errors import AdapterError
 from adaptive_lora.models.errors import is_bug
 from adaptive_lora.results import TrialRecord
 from adaptive_lora.serving import load_adapter
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import PROBE, probe_logits
 from adaptive_lora.tracking.registry import adapter_folder, require_own_code
 
@@ -32,11 +32,11 @@ class Proof:
     """Of the reloaded adapter, in nats per supervised token."""
 
 
-def prove(bench: Workbench, record: TrialRecord, model_uri: str) -> Proof:
+def prove(context: StudyContext, record: TrialRecord, model_uri: str) -> Proof:
     """Load an adapter as serving does and compare logits and test loss with the trial's.
 
     Args:
-        bench: base and test part of the study.
+        context: base and test part of the study.
         record: the trial, as read from the tracking store.
         model_uri: its MLflow model.
 
@@ -47,7 +47,7 @@ def prove(bench: Workbench, record: TrialRecord, model_uri: str) -> Proof:
     try:
         require_own_code(model_uri)  # so that what is loaded here is what will be served
         folder = adapter_folder(model_uri)
-        trust = bench.base.reference.trust_remote_code
+        trust = context.base.reference.trust_remote_code
         model, _, _ = load_adapter(folder, trust_remote_code=trust)
         trained = load_file(folder / PROBE)["logits"]
     except Exception as error:  # PEFT, transformers and safetensors raise their own types
@@ -56,14 +56,14 @@ def prove(bench: Workbench, record: TrialRecord, model_uri: str) -> Proof:
         raise AdapterError(
             f"the adapter of run {record.run_id} cannot be loaded back ({error}). It was not registered."
         ) from error
-    again = bench.losses(model, bench.parts(record.fold).test)
-    logits = probe_logits(bench, model, record.fold)
+    again = context.losses(model, context.splits(record.fold).test)
+    logits = probe_logits(context, model, record.fold)
     proof = Proof(
         max_logit_difference=float((logits - trained).abs().max()),
         max_loss_difference=float(np.abs(again.nll_E - record.test.nll_E).max()),
         test_loss=again.loss,
     )
-    limit = _TOLERANCE[bench.runtime.precision]
+    limit = _TOLERANCE[context.runtime.precision]
     scale = float(trained.abs().max())
     if again.example_ids != record.test.example_ids or not (
         proof.max_logit_difference <= limit * scale
@@ -72,7 +72,7 @@ def prove(bench: Workbench, record: TrialRecord, model_uri: str) -> Proof:
         raise AdapterError(
             f"the adapter of run {record.run_id} does not reload as it was trained: logits differ "
             f"by up to {proof.max_logit_difference:.3g}, test losses by "
-            f"{proof.max_loss_difference:.3g} nats (allowed in {bench.runtime.precision}: "
+            f"{proof.max_loss_difference:.3g} nats (allowed in {context.runtime.precision}: "
             f"{limit:.3g} relative, on the machine that trained it). It was not registered."
         )
     del model

@@ -32,10 +32,10 @@ from adaptive_lora.config.store_place import (
 from adaptive_lora.errors import TrackingError
 from adaptive_lora.redaction import hide_credentials
 from adaptive_lora.tracking.create import DATABASE_ERRORS, State, artifact_root, ensure_store, require_current, state_of
-from adaptive_lora.tracking.outbox import FOLDER, Spool
+from adaptive_lora.tracking.outbox import FOLDER, Outbox
 from adaptive_lora.tracking.retries import STORE_ERRORS, outlast, patient, suppress_existing
 from adaptive_lora.tracking.store import Store
-from adaptive_lora.tracking.uploader import Delivery
+from adaptive_lora.tracking.uploader import Uploader
 
 TRAINING = "custom_model_development"
 """Kind of experiment that the tracking UI shows as model training, not as evaluations of agents."""
@@ -83,11 +83,11 @@ def connect(config: TrackingConfig, *, must_exist: bool = False) -> Store:
         experiment_id=str(experiment.experiment_id),
         experiment=f"'{experiment.name}'{f' ({choice.by})' if choice.by else ''}",
         parent_run_id=parent,
-        spool=Spool(Path(config.output).absolute() / FOLDER, Delivery(client, uri)),
+        outbox=Outbox(Path(config.output).absolute() / FOLDER, Uploader(client, uri)),
     )
 
 
-def reach(uri: str) -> Delivery:
+def reach(uri: str) -> Uploader:
     """Reach a store in order to deliver to it, without making anything there.
 
     Raises:
@@ -100,7 +100,7 @@ def reach(uri: str) -> Delivery:
         ensure_store(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         outlast(lambda: client.search_experiments(max_results=1), _START)
-    return Delivery(client, uri)
+    return Uploader(client, uri)
 
 
 def probe(config: TrackingConfig) -> str:

@@ -26,7 +26,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from adaptive_lora.errors import TrackingError
-from adaptive_lora.tracking.records import DamagedJournal, Record, read_object, read_record
+from adaptive_lora.tracking.records import CorruptJournal, Record, read_object, read_record
 
 RECORDS, DELIVERED, FILES, LOCK = "journal.jsonl", "delivered.jsonl", "files", "lock"
 KEY = re.compile(r"\d{13}-[0-9a-f]{12}")
@@ -65,13 +65,13 @@ class Journal:
         """The first record: which run, which store."""
 
     @classmethod
-    def create(cls, spool: Path, key: str, header: Mapping[str, Any]) -> Journal:
+    def create(cls, outbox: Path, key: str, header: Mapping[str, Any]) -> Journal:
         """Begin a journal; the header says which run of which store it belongs to.
 
         Raises:
             TrackingError: the folder cannot be written.
         """
-        folder = spool / key
+        folder = outbox / key
         try:
             journal = cls(folder, _made(folder))
         except OSError as error:
@@ -86,7 +86,7 @@ class Journal:
         """Take over a journal that its process left; None where one still holds it.
 
         Raises:
-            DamagedJournal: it cannot be read.
+            CorruptJournal: it cannot be read.
         """
         try:
             lock = _held(folder / LOCK)
@@ -94,7 +94,7 @@ class Journal:
             return None
         try:
             return cls(folder, lock)
-        except DamagedJournal:
+        except CorruptJournal:
             lock.release()
             raise
 
@@ -161,7 +161,7 @@ class Journal:
         """Read the records from a byte on; by default those that the store does not have.
 
         Raises:
-            DamagedJournal: a line cannot be read.
+            CorruptJournal: a line cannot be read.
         """
         end = self._end
         position = self.delivered if start is None else start
@@ -227,7 +227,7 @@ class Journal:
             facts = values.get("facts", {})
             numbers = [values.get("delivered", 0), values.get("metrics", 0)]
             if not isinstance(facts, dict) or not all(type(n) is int and n >= 0 for n in numbers):
-                raise DamagedJournal(f"{path} is damaged: {line[:80]!r}")
+                raise CorruptJournal(f"{path} is damaged: {line[:80]!r}")
             # Where files go is asked of the store anew, not taken from a file.
             self.facts.update({name: str(facts[name]) for name in _LASTING if name in facts})
             self.delivered = values.get("delivered", self.delivered)
@@ -237,17 +237,17 @@ class Journal:
 _NOTHING = Record(op="run", values={}, end=0)
 
 
-def journals(spool: Path) -> list[Path]:
+def journals(outbox: Path) -> list[Path]:
     """Return the folders of all journals in a spool, oldest first."""
-    return sorted(path.parent for path in spool.glob(f"*/{RECORDS}"))
+    return sorted(path.parent for path in outbox.glob(f"*/{RECORDS}"))
 
 
-def sweep(spool: Path) -> None:
+def sweep(outbox: Path) -> None:
     """Remove what is left of journals whose process died before the first record, or removing them.
 
     Nothing but folders that `new_key` named, with nothing in them but what belongs to a journal.
     """
-    for folder in spool.glob("*"):
+    for folder in outbox.glob("*"):
         if not KEY.fullmatch(folder.name) or not folder.is_dir() or (folder / RECORDS).exists():
             continue
         if {path.name for path in folder.iterdir()} - {DELIVERED, FILES, LOCK}:
@@ -261,7 +261,7 @@ def sweep(spool: Path) -> None:
 
 def header_of(folder: Path) -> Mapping[str, Any]:
     """Return the header of a journal that another process may hold; empty where it has none yet."""
-    with suppress(OSError, DamagedJournal), (folder / RECORDS).open("rb") as file:
+    with suppress(OSError, CorruptJournal), (folder / RECORDS).open("rb") as file:
         return read_record(file.readline(), 0, folder / RECORDS).values
     return {}
 

@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from adaptive_lora.errors import ClaimLost, TrackingError
+from adaptive_lora.errors import LeaseLost, TrackingError
 from adaptive_lora.tracking.owner import Owner
 from adaptive_lora.tracking.recorder import Recorder
 from adaptive_lora.tracking.retries import STORE_ERRORS
 from adaptive_lora.tracking.store import Store
 
-CLAIM = "adaptive_lora.claim"
+LEASE = "adaptive_lora.claim"
 _TURN = "adaptive_lora.turn"
 _BEATS = 8
 """Beats within the silence after which an owner is taken for dead."""
@@ -94,7 +94,7 @@ class Heartbeat:
                 self.write(count)
 
 
-class Claims:
+class Leases:
     """The claims of one process on one study."""
 
     def __init__(self, store: Store, study_id: str, silence: float) -> None:
@@ -115,20 +115,20 @@ class Claims:
         """The value of a fresh claim."""
         return f"{self.owner}#0"
 
-    def is_free(self, run_id: str, claim: str) -> bool:
+    def is_free(self, run_id: str, lease: str) -> bool:
         """Return whether a claim has no living owner, or is this process's own."""
-        if not claim or claim.startswith(f"{self.owner}#"):
+        if not lease or lease.startswith(f"{self.owner}#"):
             return True
-        return self.patience.is_over(run_id, claim)
+        return self.patience.is_over(run_id, lease)
 
     def release(self, run: Recorder) -> None:
         """Give a claim up at once where the store answers; else others see that it is silent."""
-        if self.store.spool.away:
+        if self.store.outbox.away:
             return
 
         def write() -> None:
             with suppress(*STORE_ERRORS, TrackingError):
-                self.store.client.set_tag(run.run_id, CLAIM, "")
+                self.store.client.set_tag(run.run_id, LEASE, "")
 
         thread = threading.Thread(target=write, name="release", daemon=True)
         thread.start()
@@ -138,7 +138,7 @@ class Claims:
     def held(self, run_id: Callable[[], str]) -> Iterator[Callable[[], None]]:
         """Keep a claim alive inside the block.
 
-        The result raises `ClaimLost` where another process has taken the claim.
+        The result raises `LeaseLost` where another process has taken the claim.
 
         Args:
             run_id: of the claimed run; may raise while the store has not given it one.
@@ -147,21 +147,21 @@ class Claims:
 
         def write(count: int) -> None:
             run = self.store.client.get_run(run_id())
-            if not run.data.tags.get(CLAIM, "").startswith(str(self.owner)):
+            if not run.data.tags.get(LEASE, "").startswith(str(self.owner)):
                 lost.set()
             else:
-                self.store.client.set_tag(run_id(), CLAIM, f"{self.owner}#{count}")
+                self.store.client.set_tag(run_id(), LEASE, f"{self.owner}#{count}")
 
         def check() -> None:
             if lost.is_set():
-                raise ClaimLost("another process took this trial while this one seemed dead.")
+                raise LeaseLost("another process took this trial while this one seemed dead.")
 
         heart = Heartbeat(write=write, interval=self._interval)
         heart.start()
         try:
             yield check
         finally:
-            heart.stop(wait=not self.store.spool.away)  # a user who stops it waits for nothing
+            heart.stop(wait=not self.store.outbox.away)  # a user who stops it waits for nothing
 
     @contextmanager
     def turn(self) -> Iterator[None]:

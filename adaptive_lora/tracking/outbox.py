@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from adaptive_lora.tracking.journal import Journal
 from adaptive_lora.tracking.retries import STORE_ERRORS, Backoff, passes, reason_of
-from adaptive_lora.tracking.uploader import Delivery
+from adaptive_lora.tracking.uploader import Uploader
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,11 @@ _DOUBTFUL = 8
 and so does a record that it will never take."""
 
 
-class Spool:
+class Outbox:
     """The journals of a process and the thread that sends them, run by run, in order."""
 
-    def __init__(self, folder: Path, delivery: Delivery) -> None:
-        self.folder, self.delivery = folder, delivery
+    def __init__(self, folder: Path, uploader: Uploader) -> None:
+        self.folder, self.uploader = folder, uploader
         self._journals: list[Journal] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -41,7 +41,7 @@ class Spool:
         self.away = ""
         """Why the store does not take anything just now; empty where it does."""
         self._told = False
-        self._deliveries = 0
+        self._uploaders = 0
         self._said: set[str] = set()
 
     def create(self, header: Mapping[str, Any]) -> Journal:
@@ -53,10 +53,10 @@ class Spool:
         journal = Journal.create(self.folder, new_key(), header)
         with self._changed:
             self._journals.append(journal)
-        self.nudge()
+        self.notify()
         return journal
 
-    def nudge(self) -> None:
+    def notify(self) -> None:
         """Send what there is, in the background.
 
         Raises:
@@ -77,16 +77,16 @@ class Spool:
             patience: seconds without any progress after which to give up.
             journal: wait for this one alone.
         """
-        self.nudge()
+        self.notify()
         with self._changed:
-            seen, since = self._deliveries, time.monotonic()
+            seen, since = self._uploaders, time.monotonic()
             while self._bug is None and any(j.pending for j in self._watched(journal)):
                 left = since + patience - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(min(left, 1.0))
-                if self._deliveries != seen:
-                    seen, since = self._deliveries, time.monotonic()
+                if self._uploaders != seen:
+                    seen, since = self._uploaders, time.monotonic()
             if self._bug is not None:
                 raise self._bug
             return not any(undelivered(j) for j in self._watched(journal))
@@ -162,7 +162,7 @@ class Spool:
         before = len(journal.done)
         try:
             journal.settle()
-            self.delivery.next(journal)
+            self.uploader.next(journal)
         except STORE_ERRORS as error:
             if len(journal.done) > before:
                 self._progressed()
@@ -177,7 +177,7 @@ class Spool:
         """Note that a record, or a part of one, has arrived."""
         self._backoff.reset()
         with self._changed:
-            self._deliveries += 1
+            self._uploaders += 1
             self._changed.notify_all()
 
     def _say_refused(self, journal: Journal) -> None:

@@ -85,7 +85,7 @@ class Recorder:
         if not self._header.get("run_id"):
             raise TrackingError(
                 f"run {self._header['key']} has not reached the tracking store yet "
-                f"({self.store.spool.away or 'it was begun just now'})."
+                f"({self.store.outbox.away or 'it was begun just now'})."
             )
         return str(self._header["run_id"])
 
@@ -98,7 +98,7 @@ class Recorder:
     def send(self) -> None:
         """Send what was recorded, in the background."""
         if self._journal is not None:
-            self.store.spool.nudge()
+            self.store.outbox.notify()
 
     def flush(self, patience: float = 0.0) -> bool:
         """Send what was recorded; return whether the store has all of it.
@@ -107,7 +107,7 @@ class Recorder:
             patience: seconds without progress for which to wait. 0: do not wait.
         """
         written = [journal for journal in (self._ended, self._journal) if journal is not None]
-        return all([self.store.spool.drain(patience, journal) for journal in written])
+        return all([self.store.outbox.drain(patience, journal) for journal in written])
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; the names carry a prefix and never meet those of `mlflow run`."""
@@ -158,19 +158,19 @@ class Recorder:
         self._append("status", {"status": status, "time": _now()})
         self._open.finish()
         self._ended, self._journal = self._journal, None
-        self.store.spool.nudge()
+        self.store.outbox.notify()
 
     def leave(self) -> None:
         """Write no more: the run is another process's now."""
         self._open.finish()
         self._ended, self._journal = self._journal, None
-        self.store.spool.nudge()
+        self.store.outbox.notify()
 
     @property
     def _open(self) -> Journal:
         """The run's journal, begun with the first record."""
         if self._journal is None:
-            self._journal = self.store.spool.create(self._header)
+            self._journal = self.store.outbox.create(self._header)
         return self._journal
 
     def _append(self, op: str, values: Mapping[str, Any]) -> None:

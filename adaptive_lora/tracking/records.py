@@ -17,7 +17,7 @@ _HELD = re.compile(r"files/[0-9a-f]{32}")
 _DATASET = {"name", "digest", "source_type", "source", "profile"}
 
 
-class DamagedJournal(ValueError):
+class CorruptJournal(ValueError):
     """A line of a journal cannot be read."""
 
 
@@ -41,17 +41,17 @@ def read_record(line: bytes, end: int, place: Path) -> Record:
         place: the file, for messages.
 
     Raises:
-        DamagedJournal: it is none that a recorder writes.
+        CorruptJournal: it is none that a recorder writes.
     """
     values = read_object(line, place)
     op = values.pop("op", None)
     if not isinstance(op, str) or op not in _FIELDS:
-        raise DamagedJournal(f"{place} is damaged: it asks for {op!s:.80}")
+        raise CorruptJournal(f"{place} is damaged: it asks for {op!s:.80}")
     wrong = [name for name, fits in _FIELDS[op].items() if name not in values or not fits(values[name])]
     if op == "run" and not _text(values.get("run_id")):
         wrong += [name for name, fits in _NEW_RUN.items() if not fits(values.get(name))]
     if wrong or not _text(values.get("store", "")):
-        raise DamagedJournal(f"{place} is damaged: {op} with {', '.join(wrong) or 'store'}")
+        raise CorruptJournal(f"{place} is damaged: {op} with {', '.join(wrong) or 'store'}")
     return Record(op=op, values=values, end=end)
 
 
@@ -59,14 +59,14 @@ def read_object(line: bytes, place: Path) -> dict[str, Any]:
     """Read one JSON object.
 
     Raises:
-        DamagedJournal: it is none.
+        CorruptJournal: it is none.
     """
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DamagedJournal(f"{place} is damaged: {error!s:.200}") from error
+        raise CorruptJournal(f"{place} is damaged: {error!s:.200}") from error
     if not isinstance(values, dict):
-        raise DamagedJournal(f"{place} is damaged: {type(values).__name__} where an object belongs")
+        raise CorruptJournal(f"{place} is damaged: {type(values).__name__} where an object belongs")
     return values
 
 

@@ -19,7 +19,7 @@ from adaptive_lora.tracking.uploader import make_run
 KIND = "adaptive_lora.kind"
 STUDY_ID = "study_id"
 SIGNATURE = "trial_signature"
-LINEAGE = "study_lineage"
+STUDY_KEY = "study_lineage"
 TOKENS = "tokens_digest"
 """Tag: digest of the token ids and loss masks of a study's examples."""
 RACE = "race"

@@ -17,7 +17,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from adaptive_lora.errors import Undelivered
 from adaptive_lora.redaction import hide_credentials
-from adaptive_lora.tracking.outbox import Spool
+from adaptive_lora.tracking.outbox import Outbox
 from adaptive_lora.tracking.retries import outlast_or_say
 
 PATIENCE = 60.0
@@ -40,7 +40,7 @@ class Store:
     """Name of the experiment for people, with who chose it where the option did not."""
     parent_run_id: str | None
     """The run that `mlflow run` made for this process, or None."""
-    spool: Spool
+    outbox: Outbox
     """What was recorded and is on its way. `spool.away` says why nothing is taken just now."""
 
     @property
@@ -93,8 +93,8 @@ class Store:
         Raises:
             Undelivered: it does not take something; that stays on local disk.
         """
-        self.spool.retry_refused()
-        if not self.spool.drain(PATIENCE):
+        self.outbox.retry_refused()
+        if not self.outbox.drain(PATIENCE):
             raise Undelivered(f"{self.left()}{then}")
 
     def close(self, *, hasty: bool = False) -> None:
@@ -103,16 +103,16 @@ class Store:
         Args:
             hasty: wait for seconds only: the command was stopped or failed.
         """
-        self.spool.drain(HASTE if hasty else PATIENCE)
-        self.spool.close()
+        self.outbox.drain(HASTE if hasty else PATIENCE)
+        self.outbox.close()
 
     def left(self) -> str:
         """Say what the store did not take, why, and which command sends it."""
-        journals = self.spool.undelivered()
-        reasons = {j.facts.get("refused") or self.spool.away or "too slow" for j in journals}
+        journals = self.outbox.undelivered()
+        reasons = {j.facts.get("refused") or self.outbox.away or "too slow" for j in journals}
         return (
             f"the tracking store {self.shown_uri} did not take the records of {len(journals)} "
             f"{'run' if len(journals) == 1 else 'runs'} ({'; '.join(sorted(reasons))}). They are "
-            f"kept in {self.spool.folder}; send them with `adaptive-lora sync "
-            f"{self.spool.folder.parent}`."
+            f"kept in {self.outbox.folder}; send them with `adaptive-lora sync "
+            f"{self.outbox.folder.parent}`."
         )

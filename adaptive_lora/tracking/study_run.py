@@ -14,18 +14,18 @@ from pathlib import Path
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
-from adaptive_lora.errors import ClaimLost, TrackingError
-from adaptive_lora.tracking.leases import CLAIM, Claims
+from adaptive_lora.errors import LeaseLost, TrackingError
+from adaptive_lora.tracking.leases import LEASE, Leases
 from adaptive_lora.tracking.recorder import Recorder, TrialRun
 from adaptive_lora.tracking.runs import (
     KIND,
-    LINEAGE,
     RACE,
     RACE_REASON,
     RACE_STEP,
     RACED,
     SIGNATURE,
     STUDY_ID,
+    STUDY_KEY,
     create,
     let_go,
     search,
@@ -43,7 +43,7 @@ _ARRIVAL = 60.0
 """Seconds without progress for which a new claim is waited for."""
 
 
-class Standing(StrEnum):
+class TrialStatus(StrEnum):
     """How a trial stands that is not for this process."""
 
     DONE = "done"
@@ -62,7 +62,7 @@ class StudyRun(Recorder):
         super().__init__(store, run_id)
         self.study_id = study_id
         self.ends_itself = True
-        self._claims: Claims | None = None
+        self._leases: Leases | None = None
         self._failed_before: set[str] = set()
 
     @classmethod
@@ -81,8 +81,8 @@ class StudyRun(Recorder):
             silence: seconds after which other processes that give no sign of life count as dead.
         """
         _deliver_left(store)
-        claims = Claims(store, study_id, silence)
-        with claims.turn():
+        leases = Leases(store, study_id, silence)
+        with leases.turn():
             earlier = search(store, f"tags.{STUDY_ID} = '{study_id}' and tags.`{KIND}` = 'study'")
             adopted = store.parent_run_id if adopt else None
             if adopted is not None:
@@ -92,7 +92,7 @@ class StudyRun(Recorder):
             else:
                 run_id = create(store, name, {STUDY_ID: study_id, KIND: "study"})
             study = cls(store, run_id, study_id)
-            study._claims = claims
+            study._leases = leases
             study.ends_itself = study._header["ends"] = adopted is None
             study.tags({STUDY_ID: study_id, KIND: "study", MLFLOW_RUN_NAME: name})
             store.client.update_run(run_id, status="RUNNING")
@@ -129,9 +129,9 @@ class StudyRun(Recorder):
         return cls(home, runs[0].info.run_id, runs[0].data.tags[STUDY_ID])
 
     @staticmethod
-    def of_lineage(store: Store, lineage: str) -> list[Run]:
+    def of_study_key(store: Store, study_key: str) -> list[Run]:
         """Return the parent runs that carry a lineage, newest first."""
-        return search(store, f"tags.{LINEAGE} = '{lineage}' and tags.`{KIND}` = 'study'")
+        return search(store, f"tags.{STUDY_KEY} = '{study_key}' and tags.`{KIND}` = 'study'")
 
     def children(self) -> list[Run]:
         """Return the runs of all trials of this study, newest first."""
@@ -162,14 +162,14 @@ class StudyRun(Recorder):
         return self.store.client.get_run(self.run_id)
 
     @property
-    def claims(self) -> Claims:
+    def leases(self) -> Leases:
         """The claims of this process; a study that was only found has none."""
-        assert self._claims is not None, "open the study"
-        return self._claims
+        assert self._leases is not None, "open the study"
+        return self._leases
 
     def take(
         self, name: str, tags: Mapping[str, str], *, adopt: bool = False, pause_at: int | None = None
-    ) -> TrialRun | Standing:
+    ) -> TrialRun | TrialStatus:
         """Take a trial for this process: go on with its run, or begin one.
 
         Args:
@@ -182,34 +182,34 @@ class StudyRun(Recorder):
             The run, or how the trial stands where there is nothing to do for this process.
         """
         tags = {MLFLOW_PARENT_RUN_ID: self.run_id, STUDY_ID: self.study_id, KIND: "trial", **tags}
-        tags[CLAIM] = self.claims.mine
-        if self.store.spool.away:
+        tags[LEASE] = self.leases.mine
+        if self.store.outbox.away:
             return self._begin_alone(name, tags)
         try:
-            standing = self._standing(self.runs_of(tags[SIGNATURE]), pause_at)
-            if standing is not None:
-                return standing
-            with self.claims.turn():
+            status = self._status(self.runs_of(tags[SIGNATURE]), pause_at)
+            if status is not None:
+                return status
+            with self.leases.turn():
                 runs = self.runs_of(tags[SIGNATURE])
-                return self._standing(runs, pause_at) or self._take(runs, name, tags, adopt)
+                return self._status(runs, pause_at) or self._take(runs, name, tags, adopt)
         except TrackingError:
-            if not self.store.spool.away:
+            if not self.store.outbox.away:
                 raise
             return self._begin_alone(name, tags)
 
-    def _standing(self, runs: Sequence[Run], pause_at: int | None) -> Standing | None:
+    def _status(self, runs: Sequence[Run], pause_at: int | None) -> TrialStatus | None:
         """Return how a trial stands, or None where this process may take it."""
         for run in runs:
             if run.info.status == "FINISHED":
-                return Standing.DONE
+                return TrialStatus.DONE
             if run.info.status == "FAILED" and run.info.run_id not in self._failed_before:
-                return Standing.DONE  # by another process, just now
+                return TrialStatus.DONE  # by another process, just now
             paused = run.info.status == "KILLED" and pause_at is not None
             if paused and rung_reached(run) >= (pause_at or 0):
-                return Standing.DONE
-        claims = {run.info.run_id: run.data.tags.get(CLAIM, "") for run in _unfinished(runs)}
-        free = [self.claims.is_free(run_id, claim) for run_id, claim in claims.items()]
-        return None if all(free) else Standing.TAKEN
+                return TrialStatus.DONE
+        leases = {run.info.run_id: run.data.tags.get(LEASE, "") for run in _unfinished(runs)}
+        free = [self.leases.is_free(run_id, lease) for run_id, lease in leases.items()]
+        return None if all(free) else TrialStatus.TAKEN
 
     def _take(self, runs: Sequence[Run], name: str, tags: Mapping[str, str], adopt: bool) -> TrialRun:
         """Go on with the oldest unfinished run of a trial, or begin one; needs the turn."""
@@ -218,7 +218,7 @@ class StudyRun(Recorder):
             run = TrialRun(self.store, given)
         elif left:
             oldest = left.pop()
-            self.store.client.set_tag(oldest.info.run_id, CLAIM, tags[CLAIM])
+            self.store.client.set_tag(oldest.info.run_id, LEASE, tags[LEASE])
             if RACE in oldest.data.tags:
                 tags = {**tags, RACE: ""}  # it goes on
             _deliver_of(self.store, oldest)
@@ -240,15 +240,15 @@ class StudyRun(Recorder):
     def trial(self, run: TrialRun) -> Iterator[Callable[[], None]]:
         """Keep a taken trial's claim; the run ends FINISHED, FAILED, or KILLED: to be continued.
 
-        The result is to be called now and then: it raises `ClaimLost` where another process had to
+        The result is to be called now and then: it raises `LeaseLost` where another process had to
         believe that this one is dead.
         """
         status = "FAILED"
         try:
-            with self.claims.held(lambda: run.run_id) as check:
+            with self.leases.held(lambda: run.run_id) as check:
                 yield check
             status = "FINISHED"
-        except ClaimLost:
+        except LeaseLost:
             status = ""
             raise
         except (KeyboardInterrupt, TrackingError, OSError, MemoryError):
@@ -260,7 +260,7 @@ class StudyRun(Recorder):
             else:
                 run.leave()
             if status == "KILLED":
-                self.claims.release(run)
+                self.leases.release(run)
 
     def end_raced(self, reasons: Mapping[str, str]) -> None:
         """End trials whose learning rate fell behind; those that a process is at are left to it.
@@ -268,10 +268,10 @@ class StudyRun(Recorder):
         Args:
             reasons: run id -> why.
         """
-        with self.claims.turn():
+        with self.leases.turn():
             for run in self.children():
                 reason = reasons.get(run.info.run_id)
-                free = self.claims.is_free(run.info.run_id, run.data.tags.get(CLAIM, ""))
+                free = self.leases.is_free(run.info.run_id, run.data.tags.get(LEASE, ""))
                 if reason is None or not free or run.info.status in ("FINISHED", "FAILED"):
                     continue
                 for key, value in ((RACE_REASON, reason), (RACE, RACED)):
@@ -289,17 +289,17 @@ class StudyRun(Recorder):
         """Wait until no other process compares this study, and keep them waiting meanwhile."""
         _deliver_left(self.store)  # of processes that died beside this one
         while True:
-            with self.claims.turn():
-                claim = self.recorded().data.tags.get(CLAIM, "")
-                if self.claims.is_free(self.run_id, claim):
-                    self.store.client.set_tag(self.run_id, CLAIM, self.claims.mine)
+            with self.leases.turn():
+                lease = self.recorded().data.tags.get(LEASE, "")
+                if self.leases.is_free(self.run_id, lease):
+                    self.store.client.set_tag(self.run_id, LEASE, self.leases.mine)
                     break
             time.sleep(_POLL)
         try:
-            with self.claims.held(lambda: self.run_id):
+            with self.leases.held(lambda: self.run_id):
                 yield
         finally:
-            self.claims.release(self)
+            self.leases.release(self)
 
     def end(self, status: str) -> None:
         """End the parent run, unless `mlflow run` does that itself, and let go of the store.
@@ -307,8 +307,8 @@ class StudyRun(Recorder):
         Raises:
             Undelivered: the study finished and the store did not take everything.
         """
-        if self._claims is not None:
-            self._claims.end()
+        if self._leases is not None:
+            self._leases.end()
         if self.ends_itself:
             super().end(status)
         let_go(self.store, status)
@@ -341,14 +341,14 @@ def _deliver_left(store: Store) -> list[Path]:
         TrackingError: the store did not answer.
     """
     held = []
-    for one in deliver_left(store.spool.folder, store.spool.delivery, store.shown_uri):
+    for one in deliver_left(store.outbox.folder, store.outbox.uploader, store.shown_uri):
         if one.waiting:
             raise TrackingError(
                 f"records of an earlier process in {one.folder} could not be delivered: "
                 f"{one.left}. Run the same command again when the tracking store answers."
             )
         if one.held:
-            if not store.spool.holds(one.folder):
+            if not store.outbox.holds(one.folder):
                 held.append(one.folder)
         elif one.left:
             log.warning("Records in %s are kept: %s.", one.folder, one.left)

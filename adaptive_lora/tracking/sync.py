@@ -16,10 +16,10 @@ from adaptive_lora.redaction import HIDDEN, hide_credentials
 from adaptive_lora.tracking.connection import reach
 from adaptive_lora.tracking.journal import Journal, header_of, journals, sweep
 from adaptive_lora.tracking.outbox import FOLDER
-from adaptive_lora.tracking.records import DamagedJournal
+from adaptive_lora.tracking.records import CorruptJournal
 from adaptive_lora.tracking.retries import STORE_ERRORS, outlast, passes, reason_of
 from adaptive_lora.tracking.runs import SIGNATURE, STUDY_ID
-from adaptive_lora.tracking.uploader import RUN_KEY, Delivery
+from adaptive_lora.tracking.uploader import RUN_KEY, Uploader
 
 PATIENCE = 30.0
 """Seconds for which one record is tried while a store does not answer."""
@@ -53,16 +53,16 @@ def sync_folder(config: TrackingConfig) -> Iterator[Synced]:
     Raises:
         TrackingError: a store is unreachable.
     """
-    spool = Path(config.output).absolute() / FOLDER
+    outbox = Path(config.output).absolute() / FOLDER
     given = store_uri(config)
-    headers = [header_of(folder) for folder in journals(spool)]
+    headers = [header_of(folder) for folder in journals(outbox)]
     for shown in sorted({str(header["store"]) for header in headers if "store" in header}):
         same = hide_credentials(given) == shown
         uri = given if same or config.tracking_uri else shown.replace(f"{HIDDEN}@", "")
-        yield from deliver_left(spool, reach(uri), shown)
+        yield from deliver_left(outbox, reach(uri), shown)
 
 
-def deliver_left(spool: Path, delivery: Delivery, shown_uri: str) -> Iterator[Synced]:
+def deliver_left(outbox: Path, uploader: Uploader, shown_uri: str) -> Iterator[Synced]:
     """Deliver the journals of processes that have ended; those of living ones are left to them.
 
     May be interrupted and repeated at any point. A run whose process ended without a word becomes
@@ -70,17 +70,17 @@ def deliver_left(spool: Path, delivery: Delivery, shown_uri: str) -> Iterator[Sy
     from a process that continued it are not sent again.
 
     Args:
-        spool: folder of journals.
-        delivery: to the store.
+        outbox: folder of journals.
+        uploader: to the store.
         shown_uri: journals of other stores are left alone.
     """
-    sweep(spool)
-    for folder in journals(spool):
+    sweep(outbox)
+    for folder in journals(outbox):
         try:
             journal = Journal.take(folder)
         except FileNotFoundError:
             continue  # another process delivered and removed it just now
-        except DamagedJournal as error:
+        except CorruptJournal as error:
             yield Synced(folder=folder, left=str(error))
             continue
         if journal is None:
@@ -91,7 +91,7 @@ def deliver_left(spool: Path, delivery: Delivery, shown_uri: str) -> Iterator[Sy
             journal.release()
             yield Synced(folder=folder, left=f"it belongs to {store}")
         else:
-            yield _deliver(journal, delivery)
+            yield _deliver(journal, uploader)
 
 
 def belongs(folder: Path, run: Run) -> bool:
@@ -101,16 +101,16 @@ def belongs(folder: Path, run: Run) -> bool:
     return not own.isdisjoint({header.get("run_id"), header.get("key")})
 
 
-def _deliver(journal: Journal, delivery: Delivery) -> Synced:
+def _deliver(journal: Journal, uploader: Uploader) -> Synced:
     """Deliver one journal, read it back, and delete it where nothing is missing."""
     journal.retry()
     sent, found, left = set[Point](), set[Point](), ""
     waiting = False
     try:
         sent = set(_points(journal))
-        if not _superseded(journal, delivery.client):
-            _send(journal, delivery)
-            found = _in_store(journal, delivery.client) & sent
+        if not _superseded(journal, uploader.client):
+            _send(journal, uploader)
+            found = _in_store(journal, uploader.client) & sent
             if found != sent:
                 left = f"{len(sent - found)} of {len(sent)} points were not found in the store"
     except STORE_ERRORS as error:
@@ -155,15 +155,15 @@ def _made_elsewhere(journal: Journal, client: MlflowClient) -> bool:
     return bool(runs) and new["key"] not in {run.data.tags.get(RUN_KEY) for run in runs}
 
 
-def _send(journal: Journal, delivery: Delivery) -> None:
+def _send(journal: Journal, uploader: Uploader) -> None:
     if journal.header.get("once") and "run_id" in journal.facts and journal.pending:
-        journal.known = _in_store(journal, delivery.client)
+        journal.known = _in_store(journal, uploader.client)
     while journal.pending:
-        outlast(lambda: delivery.next(journal), PATIENCE)
+        outlast(lambda: uploader.next(journal), PATIENCE)
     status = [r.values["status"] for r in journal.records(0) if r.op == "status"]
     if not journal.header.get("ends") or (status and status[-1] != "RUNNING"):
         return
-    run_id, client = journal.facts["run_id"], delivery.client
+    run_id, client = journal.facts["run_id"], uploader.client
     if outlast(lambda: client.get_run(run_id), PATIENCE).info.status == "RUNNING":
         outlast(lambda: client.set_terminated(run_id, "KILLED"), PATIENCE)
 

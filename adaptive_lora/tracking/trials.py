@@ -23,7 +23,7 @@ PLAN = "rank_plan.json"
 HISTORY = "rank_history.json"
 _EARLIER = {"scale_policy": "constant_alpha_over_r", "left_out": (), "certificate": None}
 """Fields that plans from before there were scaling policies lack, with their values then."""
-DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+CORRUPTION = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 """What reading the values of a file that somebody changed can raise."""
 
 
@@ -157,7 +157,7 @@ def _record(store: Store, run: Run) -> TrialRecord:
             test=eval_from_dict(result["test"]),
             plan=planned.to_dict(),
         )
-    except (OSError, *DAMAGE, AllocationError) as error:
+    except (OSError, *CORRUPTION, AllocationError) as error:
         raise TrackingError(
             f"run {run.info.run_id} ({method}, seed {seed}) is FINISHED but its "
             f"artifacts cannot be read ({brief(error)}); delete the run and "

@@ -24,7 +24,7 @@ from mlflow.models import Model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from adaptive_lora.tracking.journal import Journal
-from adaptive_lora.tracking.records import DamagedJournal, Record
+from adaptive_lora.tracking.records import CorruptJournal, Record
 
 RUN_KEY = "adaptive_lora.run_key"
 """Tag with the name that a run had before the store gave it an id."""
@@ -35,7 +35,7 @@ _BATCH, _PARAMS = 1000, 100
 _MLMODEL = "MLmodel"
 
 
-class Delivery:
+class Uploader:
     """Sends the records of journals to one store, each as often as asked and with one effect."""
 
     def __init__(self, client: MlflowClient, uri: str) -> None:
@@ -126,7 +126,7 @@ class Delivery:
         place = get_artifact_repository(uri, tracking_uri=self.uri)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             if path.is_symlink():  # copies have none: somebody put it there to be sent
-                raise DamagedJournal(f"{path} is a link")
+                raise CorruptJournal(f"{path} is a link")
             name = path.relative_to(folder)
             inside = [where] if where else []
             inside += [] if name.parent == Path() else [name.parent.as_posix()]
@@ -164,14 +164,14 @@ class Delivery:
         return self.client.create_logged_model(run.info.experiment_id, name=MODEL_NAME, source_run_id=run.info.run_id)
 
 
-SENDERS: Mapping[str, Callable[[Delivery, Journal, Record], None]] = {
-    "run": Delivery.run,
-    "params": Delivery.params,
-    "tags": Delivery.tags,
-    "data": Delivery.data,
-    "artifacts": Delivery.artifacts,
-    "model": Delivery.model,
-    "status": Delivery.status,
+SENDERS: Mapping[str, Callable[[Uploader, Journal, Record], None]] = {
+    "run": Uploader.run,
+    "params": Uploader.params,
+    "tags": Uploader.tags,
+    "data": Uploader.data,
+    "artifacts": Uploader.artifacts,
+    "model": Uploader.model,
+    "status": Uploader.status,
 }
 
 

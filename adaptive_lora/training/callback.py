@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 
 
-class Regime(Protocol):
-    """Called by the training loop; `Steady` does nothing.
+class TrainerCallback(Protocol):
+    """Called by the training loop; `NoCallback` does nothing.
 
     Methods that decide ranks in training (AdaLoRA, grow and prune) change the model here. What they
     need to go on after an interruption is in `state`.
@@ -39,7 +39,7 @@ class Regime(Protocol):
         """Continue from what `state` gave; parameters take the shapes of then."""
 
 
-class Steady:
+class NoCallback:
     """No change in training: the gradient step alone."""
 
     def start(self, optimizer: torch.optim.Optimizer, steps: int) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 from torch import nn
 
 from adaptive_lora.config import digest
-from adaptive_lora.training.checkpoint_files import PARTIAL, DamagedCheckpoint, read_checkpoint, write_checkpoint
-from adaptive_lora.training.state import Snapshot, is_snapshot, steps_of
+from adaptive_lora.training.checkpoint_files import PARTIAL, CorruptCheckpoint, read_checkpoint, write_checkpoint
+from adaptive_lora.training.state import TrainerState, is_snapshot, steps_of
 
 _KEPT = 2
 _log = logging.getLogger(__name__)
@@ -110,12 +110,12 @@ class TrainingCheckpoints:
         self._trial, self._training, self._layout = trial, training, layout
         self._step, self._written = 0, time.monotonic()
 
-    def latest(self) -> Snapshot | None:
+    def latest(self) -> TrainerState | None:
         """Return the newest snapshot that can be read, with a warning for each that cannot."""
         for folder in reversed(self._folders()):
             try:
                 values = read_checkpoint(folder)
-            except DamagedCheckpoint as error:
+            except CorruptCheckpoint as error:
                 _log.warning("checkpoint %s is damaged and left out: %s", folder, error)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
@@ -127,20 +127,20 @@ class TrainingCheckpoints:
                 _log.warning("checkpoint %s is of other ranks or sites and left out.", folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
-            snapshot: Snapshot = values["snapshot"]
+            snapshot: TrainerState = values["snapshot"]
             self._step = steps_of(snapshot)
             self._trial.seconds_before = values["seconds"]
             return snapshot
         return None
 
-    def stepped(self, step: int, take: Callable[[], Snapshot]) -> None:
+    def stepped(self, step: int, take: Callable[[], TrainerState]) -> None:
         """Write a checkpoint where one is due."""
         frequency = self._trial.frequency
         by_steps = frequency.steps is not None and step - self._step >= frequency.steps
         if by_steps or time.monotonic() - self._written >= 60 * frequency.minutes:
             self.write(step, take)
 
-    def write(self, step: int, take: Callable[[], Snapshot]) -> None:
+    def write(self, step: int, take: Callable[[], TrainerState]) -> None:
         """Write a checkpoint now; a disk that takes none is a warning, not the trial's end."""
         self._step, self._written = step, time.monotonic()
         values: dict[str, Any] = {"layout": self._layout, "seconds": self._trial.seconds, "snapshot": take()}

@@ -24,7 +24,7 @@ PARTIAL = ".partial-"
 """Part of the name of a folder that is being written."""
 
 
-class DamagedCheckpoint(Exception):
+class CorruptCheckpoint(Exception):
     """A checkpoint's files are missing, cut short or changed."""
 
 
@@ -65,27 +65,27 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     """Read what `write_checkpoint` wrote, every bit as it was.
 
     Raises:
-        DamagedCheckpoint: a file is missing, or differs from what was written.
+        CorruptCheckpoint: a file is missing, or differs from what was written.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            raise DamagedCheckpoint(f"format {manifest['format']}, required {FORMAT}")
+            raise CorruptCheckpoint(f"format {manifest['format']}, required {FORMAT}")
         if set(manifest["sha256"]) != {STATE, TENSORS}:
-            raise DamagedCheckpoint(f"{MANIFEST} names other files than {STATE} and {TENSORS}")
+            raise CorruptCheckpoint(f"{MANIFEST} names other files than {STATE} and {TENSORS}")
         for name, expected in manifest["sha256"].items():
             found = _sha256(folder / name)
             if found != expected:
-                raise DamagedCheckpoint(f"{name} has SHA-256 {found[:16]}, written {expected[:16]}")
+                raise CorruptCheckpoint(f"{name} has SHA-256 {found[:16]}, written {expected[:16]}")
         tensors = load_file(folder / TENSORS)
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         values: dict[str, Any] = _decoded(state, tensors)
         if not isinstance(values, dict):
-            raise DamagedCheckpoint(f"{STATE} holds no mapping")
+            raise CorruptCheckpoint(f"{STATE} holds no mapping")
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError,
     ) as error:  # fmt: skip
-        raise DamagedCheckpoint(f"{type(error).__name__}: {error!s:.200}") from error
+        raise CorruptCheckpoint(f"{type(error).__name__}: {error!s:.200}") from error
     return values
 
 

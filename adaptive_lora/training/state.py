@@ -13,9 +13,9 @@ from adaptive_lora.seeding import GlobalState, global_state, set_global_state
 from adaptive_lora.training.memory.shortage import is_out_of_memory
 
 if TYPE_CHECKING:
-    from adaptive_lora.training.trainer import Course
+    from adaptive_lora.training.trainer import Trainer
 
-Snapshot = Mapping[str, Any]
+TrainerState = Mapping[str, Any]
 """Tensors and plain values, in nested mappings, lists and tuples."""
 
 _COUNTERS = ("tokens", "supervised", "seconds", "reported", "micro_batch")
@@ -23,7 +23,7 @@ _LISTS = ("losses", "validation", "step_tokens")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stand:
+class StepStart:
     """What a step uses up before it changes any weight: where a step cut in two begins anew."""
 
     random: GlobalState
@@ -31,43 +31,43 @@ class Stand:
     forward_passes: int
 
 
-def stand_of(course: Course) -> Stand:
+def step_start_of(trainer: Trainer) -> StepStart:
     """Return where a course stands between two steps."""
-    return Stand(random=global_state(), batches_drawn=course.batches_drawn, forward_passes=course.forward_passes)
+    return StepStart(random=global_state(), batches_drawn=trainer.batches_drawn, forward_passes=trainer.forward_passes)
 
 
-def take(course: Course) -> Snapshot:
+def take(trainer: Trainer) -> TrainerState:
     """Return a copy of all that the next step depends on or that the result reports.
 
     Within a step, before its weights change, this is the end of the step before.
     """
-    stand = course.stand
-    state: Snapshot = _copied(
+    step_start = trainer.step_start
+    state: TrainerState = _copied(
         {
-            "weights": {n: p for n, p in course.model.named_parameters() if p.requires_grad},
-            "optimizer": course.raw_optimizer.state_dict(),
-            "scheduler": course.scheduler.state_dict(),
-            "scaler": _scaler(course).state_dict() if _scaler(course) is not None else None,
-            "regime": course.regime.state(),
-            "early": course.early.state(),
-            "random": stand.random,
-            "batches_drawn": stand.batches_drawn,
-            "forward_passes": stand.forward_passes,
-            "skipped": course.guard.skipped,
-            **{name: getattr(course, name) for name in (*_COUNTERS, *_LISTS)},
+            "weights": {n: p for n, p in trainer.model.named_parameters() if p.requires_grad},
+            "optimizer": trainer.raw_optimizer.state_dict(),
+            "scheduler": trainer.scheduler.state_dict(),
+            "scaler": _scaler(trainer).state_dict() if _scaler(trainer) is not None else None,
+            "regime": trainer.callback.state(),
+            "early": trainer.early.state(),
+            "random": step_start.random,
+            "batches_drawn": step_start.batches_drawn,
+            "forward_passes": step_start.forward_passes,
+            "skipped": trainer.guard.skipped,
+            **{name: getattr(trainer, name) for name in (*_COUNTERS, *_LISTS)},
         }
     )
     return state
 
 
-def put_back(course: Course, snapshot: Snapshot) -> None:
+def load_state_dict(trainer: Trainer, snapshot: TrainerState) -> None:
     """Bring a fresh course of the same training to where a snapshot was taken.
 
     Raises:
         AdapterError: the snapshot is of no such training, since somebody changed it.
     """
     try:
-        _put_back(course, _copied(snapshot))
+        _load_state_dict(trainer, _copied(snapshot))
     except (
         KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError,
     ) as error:  # fmt: skip
@@ -80,28 +80,28 @@ def put_back(course: Course, snapshot: Snapshot) -> None:
         ) from error
 
 
-def _put_back(course: Course, state: dict[str, Any]) -> None:
+def _load_state_dict(trainer: Trainer, state: dict[str, Any]) -> None:
     """Put back the parts; the regime goes first: it gives parameters the shapes of then."""
-    course.regime.restore(state["regime"])
-    weights = {n: p for n, p in course.model.named_parameters() if p.requires_grad}
+    trainer.callback.restore(state["regime"])
+    weights = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for name, parameter in weights.items():
             parameter.copy_(state["weights"][name])
-    course.raw_optimizer.load_state_dict(state["optimizer"])
-    course.scheduler.load_state_dict(state["scheduler"])
-    if _scaler(course) is not None:
-        _scaler(course).load_state_dict(state["scaler"])
-    course.early.restore(state["early"])
-    if state["batches_drawn"] > course.steps * course.config.accumulation:
-        raise ValueError(f"{state['batches_drawn']} batches of {course.steps} steps")
-    while course.batches_drawn < state["batches_drawn"]:
-        course.next_batch()  # the digest of the order is that of all batches
-    course.forward_passes = state["forward_passes"]
-    course.guard.skipped = state["skipped"]
+    trainer.raw_optimizer.load_state_dict(state["optimizer"])
+    trainer.scheduler.load_state_dict(state["scheduler"])
+    if _scaler(trainer) is not None:
+        _scaler(trainer).load_state_dict(state["scaler"])
+    trainer.early.restore(state["early"])
+    if state["batches_drawn"] > trainer.steps * trainer.config.accumulation:
+        raise ValueError(f"{state['batches_drawn']} batches of {trainer.steps} steps")
+    while trainer.batches_drawn < state["batches_drawn"]:
+        trainer.next_batch()  # the digest of the order is that of all batches
+    trainer.forward_passes = state["forward_passes"]
+    trainer.guard.skipped = state["skipped"]
     for name in (*_COUNTERS, *_LISTS):
-        setattr(course, name, state[name])
+        setattr(trainer, name, state[name])
     set_global_state(state["random"])
-    course.stand = stand_of(course)
+    trainer.step_start = step_start_of(trainer)
 
 
 def is_snapshot(value: Any) -> bool:
@@ -116,13 +116,13 @@ def is_snapshot(value: Any) -> bool:
     return known and all(isinstance(number, int | float) for number in numbers)
 
 
-def steps_of(snapshot: Snapshot) -> int:
+def steps_of(snapshot: TrainerState) -> int:
     """Return the optimiser steps that a snapshot holds."""
     return len(snapshot["losses"])
 
 
-def _scaler(course: Course) -> Any:
-    return course.runtime.accelerator.scaler
+def _scaler(trainer: Trainer) -> Any:
+    return trainer.runtime.accelerator.scaler
 
 
 def _copied(value: Any) -> Any:

@@ -22,14 +22,14 @@ from adaptive_lora.models.losses import Loss, LossByExample, causal_loss
 from adaptive_lora.results import TrainResult
 from adaptive_lora.seeding import torch_stream
 from adaptive_lora.signals import whole
-from adaptive_lora.training.callback import Regime, Steady
+from adaptive_lora.training.callback import NoCallback, TrainerCallback
 from adaptive_lora.training.early_stop import EarlyStop
 from adaptive_lora.training.groups import parameter_groups
 from adaptive_lora.training.guard import StabilityGuard
 from adaptive_lora.training.memory import Estimate
 from adaptive_lora.training.memory.peak import PeakMemory
 from adaptive_lora.training.memory.shortage import halved, is_out_of_memory, random_state, set_random_state, too_large
-from adaptive_lora.training.state import Snapshot, put_back, stand_of, take
+from adaptive_lora.training.state import TrainerState, load_state_dict, step_start_of, take
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,13 +78,13 @@ class TrainInputs:
     """Site name -> factor of its learning rate; sites not named have 1."""
     lora_plus: float = 1.0
     """Factor of the learning rate of every B."""
-    regime: Regime = field(default_factory=Steady)
+    callback: TrainerCallback = field(default_factory=NoCallback)
     """What the method does beside the gradient step."""
-    on_snapshot: Callable[[int, Callable[[], Snapshot]], None] = lambda step, take: None
+    on_snapshot: Callable[[int, Callable[[], TrainerState]], None] = lambda step, take: None
     """Called after every optimiser step with what makes a snapshot of the training there."""
-    on_stop: Callable[[int, Callable[[], Snapshot]], None] = lambda step, take: None
+    on_stop: Callable[[int, Callable[[], TrainerState]], None] = lambda step, take: None
     """Called likewise where the training ends or the user stops it, also within a step."""
-    resume: Snapshot | None = None
+    resume: TrainerState | None = None
     """Snapshot of the same training from which to go on."""
     micro_batch: int | None = None
     """Most examples per forward pass; None: the whole batch, until memory is short."""
@@ -116,23 +116,23 @@ def train(
     Raises:
         TrialFailed: too many non-finite steps.
     """
-    course = Course(model, inputs, config, runtime, lr=lr, seed=seed)
+    trainer = Trainer(model, inputs, config, runtime, lr=lr, seed=seed)
     try:
         with torch_stream(seed, "base dropout"), inputs.running(model):
             if inputs.resume is not None:
-                put_back(course, inputs.resume)
+                load_state_dict(trainer, inputs.resume)
             try:
-                (run or Course.run)(course)
+                (run or Trainer.run)(trainer)
             except KeyboardInterrupt:
-                inputs.on_stop(len(course.losses), lambda: take(course))
+                inputs.on_stop(len(trainer.losses), lambda: take(trainer))
                 raise
-            inputs.on_stop(len(course.losses), lambda: take(course))
+            inputs.on_stop(len(trainer.losses), lambda: take(trainer))
     finally:
         runtime.accelerator.free_memory()
-    return course.result()
+    return trainer.result()
 
 
-def events_of(snapshot: Snapshot, total: int) -> Iterator[StepEvent]:
+def events_of(snapshot: TrainerState, total: int) -> Iterator[StepEvent]:
     """Yield the events of the steps that a snapshot has reported.
 
     Args:
@@ -151,7 +151,7 @@ def events_of(snapshot: Snapshot, total: int) -> Iterator[StepEvent]:
         )
 
 
-class Course:
+class Trainer:
     """The course of one training: model, optimiser and what has been measured so far."""
 
     def __init__(
@@ -165,8 +165,8 @@ class Course:
             fused=True,
         )
         self.model, self.optimizer = runtime.accelerator.prepare(model, self.raw_optimizer)
-        self.steps, self.regime = total_steps(len(inputs.examples), config), inputs.regime
-        self.regime.start(self.raw_optimizer, self.steps)
+        self.steps, self.callback = total_steps(len(inputs.examples), config), inputs.callback
+        self.callback.start(self.raw_optimizer, self.steps)
         self.scheduler = get_scheduler(
             config.schedule, self.raw_optimizer, round(config.warmup_share * self.steps), self.steps
         )
@@ -186,7 +186,7 @@ class Course:
         self.batches_drawn = self.reported = 0
         self.trials_together, self.waited_seconds = 1, 0.0
         self.seconds = 0.0
-        self.stand = stand_of(self)
+        self.step_start = step_start_of(self)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -213,7 +213,7 @@ class Course:
 
     def start(self) -> None:
         """Validate the untrained model where this is the beginning; end a step cut in two."""
-        self.stand = stand_of(self)
+        self.step_start = step_start_of(self)
         self.model.train()  # PEFT's wrapper is born in training mode around a base that is not
         if not self.validation:
             self._validate(0)
@@ -264,7 +264,7 @@ class Course:
     def apply(self, window: Sequence[Batch], loss: float) -> None:
         """Take an optimiser step with the gradient that is there, unless it is not finite."""
         accelerator, step = self.runtime.accelerator, len(self.losses) + 1
-        penalty = self.regime.penalty()
+        penalty = self.callback.penalty()
         if penalty is not None:
             accelerator.backward(penalty)
         norm = float(accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf))
@@ -272,14 +272,14 @@ class Course:
         if not (allowed or self.guard.gradient_scaler):
             self.optimizer.zero_grad()  # the step below then changes nothing
         self.optimizer.step()  # a scaler leaves out overflown steps itself and lowers its scale
-        self.regime.stepped(step, taken=allowed)
+        self.callback.stepped(step, taken=allowed)
         self.optimizer.zero_grad()
         self.scheduler.step()
         self.tokens += sum(batch.tokens for batch in window)
         self.step_tokens.append(self.tokens)
         self.supervised += sum(batch.supervised_tokens for batch in window)
         self.losses.append(loss if allowed else math.nan)
-        self.stand = stand_of(self)
+        self.step_start = step_start_of(self)
 
     def report(self) -> None:
         """Validate where it is due and tell who listens of the step just taken."""
@@ -302,9 +302,9 @@ class Course:
         loss = self.inputs.validate(self.model)
         with whole():
             self.validation.append((step, loss))
-            if step > 0 and self.regime.settled(step):  # the untrained adapter is no candidate
+            if step > 0 and self.callback.settled(step):  # the untrained adapter is no candidate
                 self.early.see(loss, self.parameters)
-            self.stand = stand_of(self)
+            self.step_start = step_start_of(self)
         return loss
 
     def next_batch(self) -> Batch:
@@ -336,5 +336,5 @@ class Course:
         )
 
 
-Runner = Callable[[Course], None]
+Runner = Callable[[Trainer], None]
 """Takes all steps of a course."""

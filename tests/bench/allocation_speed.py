@@ -15,7 +15,7 @@ from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from adaptive_lora.allocation import METHODS, Evidence, MethodSpec, RankPlan, allocate
+from adaptive_lora.allocation import METHODS, MethodSpec, ProfileSummary, RankPlan, allocate
 from adaptive_lora.allocation.reading import decides_in_training
 from adaptive_lora.allocation.site import AdapterSite, Role
 
@@ -49,7 +49,7 @@ def sites_of(count: int, *, odd: bool) -> tuple[AdapterSite, ...]:
     return tuple(made)
 
 
-def evidence_of(sites: tuple[AdapterSite, ...], length: int, replicates: int) -> Evidence:
+def evidence_of(sites: tuple[AdapterSite, ...], length: int, replicates: int) -> ProfileSummary:
     """Return noisy power-law spectra of this length, measured again so many times."""
     draw = random.Random(1)
     level = {site.name: draw.lognormvariate(0, 1) * site.parameters_per_rank for site in sites}
@@ -60,7 +60,7 @@ def evidence_of(sites: tuple[AdapterSite, ...], length: int, replicates: int) ->
         return tuple(sorted(values, reverse=True))
 
     measured = [{name: spectrum(name) for name in level} for _ in range(replicates + 1)]
-    return Evidence(metric="whitened_gradient", scores=level, spectra=measured[0], replicates=tuple(measured[1:]))
+    return ProfileSummary(metric="whitened_gradient", scores=level, spectra=measured[0], replicates=tuple(measured[1:]))
 
 
 def timed(work: Callable[[], RankPlan], runs: int) -> tuple[float, RankPlan]:
@@ -83,7 +83,7 @@ def measure(count: int, runs: int) -> dict[str, Any]:
         if decides_in_training(kind):
             continue
         spec = MethodSpec.build(name, {"budget": "uniform-16"})
-        seconds, _ = timed(lambda s=spec: allocate(s, sites, evidence=alone), runs)
+        seconds, _ = timed(lambda s=spec: allocate(s, sites, profile=alone), runs)
         found["seconds"][name] = round(seconds, 4)
     for label, odd, replicates in (
         ("shared divisor", False, 0),
@@ -93,7 +93,7 @@ def measure(count: int, runs: int) -> dict[str, Any]:
         these = sites_of(count, odd=odd)
         known = evidence_of(these, 64, replicates)
         spec = MethodSpec.parse("waterfill:rank=16")
-        seconds, plan = timed(lambda s=these, e=known, m=spec: allocate(m, s, evidence=e), runs)
+        seconds, plan = timed(lambda s=these, e=known, m=spec: allocate(m, s, profile=e), runs)
         proof = plan.certificate
         assert proof is not None
         found["waterfill"][label] = {

@@ -51,7 +51,7 @@ def write(folder: Path) -> None:
     """Write the study to a store in the folder."""
     from adaptive_lora.config import study_from
     from adaptive_lora.results import EvalResult
-    from adaptive_lora.study.comparison_input import CONFIG, FROZEN
+    from adaptive_lora.study.comparison_input import BASE_SCORES, CONFIG
     from adaptive_lora.study.comparison_input import EXAMPLES as TEXTS
     from adaptive_lora.tracking import StudyRun, TrialRun, connect
     from adaptive_lora.tracking.trials import PLAN, RESULT, eval_to_dict
@@ -79,7 +79,7 @@ def write(folder: Path) -> None:
         )
 
     study.json(CONFIG, {k: v for k, v in config.flat().items() if k != "tracking_uri"})
-    study.json(FROZEN, {"0": eval_to_dict(scores(3.0, shared))})
+    study.json(BASE_SCORES, {"0": eval_to_dict(scores(3.0, shared))})
     study.json(TEXTS, {name: f"prompt of {name} " * 20 for name in ids})
     for seed in range(SEEDS):
         common = np.random.default_rng([seed, 1]).normal(0, 0.02)
@@ -98,17 +98,17 @@ def write(folder: Path) -> None:
             with study.trial(run):
                 run.params({f"cfg.{key}": value for key, value in config.flat().items()})
                 run.params({"method.name": "uniform", "method.rank": method + 1})
-                course = np.linspace(3.0, loss, STEPS)
-                for step, value in enumerate(course, 1):
+                trainer = np.linspace(3.0, loss, STEPS)
+                for step, value in enumerate(trainer, 1):
                     run.metric("train/loss", float(value), step)
                 for name in ("tokens_per_second", "peak_memory_bytes", "train_seconds"):
                     run.metric(name, 1_000.0 + method)
                 run.flush()
-                curve = [[int(s), float(course[s])] for s in range(0, STEPS, STEPS // VALIDATIONS)]
+                curve = [[int(s), float(trainer[s])] for s in range(0, STEPS, STEPS // VALIDATIONS)]
                 run.json(
                     RESULT,
                     {
-                        "losses": course.tolist(),
+                        "losses": trainer.tolist(),
                         "validation_curve": curve,
                         "validation_tokens": [1_000 * step for step, _ in curve],
                         "validation_loss": float(loss),
@@ -125,18 +125,18 @@ def measure(folder: Path) -> None:
     started = time.perf_counter()
     from adaptive_lora.analysis.report import About, write_report
     from adaptive_lora.config import TrackingConfig, study_from
-    from adaptive_lora.study.comparison_input import Selection, read_dossier
-    from adaptive_lora.study.result import compare_dossier
+    from adaptive_lora.study.comparison_input import Selection, read_comparison_input
+    from adaptive_lora.study.result import compare_input
     from adaptive_lora.tracking import connect
 
     marks = {"imports": time.perf_counter()}
     store = connect(TrackingConfig(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}"))
-    dossier = read_dossier(store, Selection())
+    comparison_input = read_comparison_input(store, Selection())
     marks["reading"] = time.perf_counter()
-    comparison = compare_dossier(dossier, study_from({}), None)
+    comparison = compare_input(comparison_input, study_from({}), None)
     marks["comparison"] = time.perf_counter()
-    about = About(title="speed", examples=dossier.examples)
-    write_report(comparison, dossier.records, folder / "report", about)
+    about = About(title="speed", examples=comparison_input.examples)
+    write_report(comparison, comparison_input.records, folder / "report", about)
     marks["report"] = time.perf_counter()
     seconds = {}
     for name, mark in marks.items():
@@ -145,7 +145,7 @@ def measure(folder: Path) -> None:
     seconds["imports, reading and comparison"] = round(
         seconds["imports"] + seconds["reading"] + seconds["comparison"], 2
     )
-    print(json.dumps({"trials": len(dossier.records), "seconds": seconds}, indent=1))
+    print(json.dumps({"trials": len(comparison_input.records), "seconds": seconds}, indent=1))
 
 
 def main() -> None:

@@ -85,11 +85,11 @@ def train(methods: list[str], steps: int) -> dict[str, Any]:
     import torch
 
     from adaptive_lora.config import study_from
-    from adaptive_lora.study.context import Workbench
+    from adaptive_lora.study.context import StudyContext
     from adaptive_lora.study.trial import run_trial
 
     torch.set_num_threads(int(os.environ[THREADS]))
-    bench = Workbench(
+    context = StudyContext(
         study_from(
             {
                 "precision": "fp32", "max_examples": 400, "max_steps": steps, "epochs": 9,
@@ -101,9 +101,9 @@ def train(methods: list[str], steps: int) -> dict[str, Any]:
     found: dict[str, Any] = {"capability": torch.backends.cpu.get_cpu_capability()}
     found |= {"losses": {}, "ranks": {}, "weights": {}}
     with TemporaryDirectory() as folder:
-        for trial in bench.config.trials():
+        for trial in context.config.trials():
             name = trial.method.label
-            outcome = run_trial(bench, trial, Path(folder) / name)
+            outcome = run_trial(context, trial, Path(folder) / name)
             found["losses"][name] = [*outcome.train.losses, outcome.test.loss]
             found["ranks"][name] = [site["rank"] for site in outcome.plan.to_dict()["sites"]]
             weights = (Path(folder) / name / "adapter_model.safetensors").read_bytes()

@@ -258,7 +258,7 @@ def trainer(setting: Setting) -> tuple[float, int, float, float]:
     return seconds, tokens, flops, loss
 
 
-class Bench:
+class BaseContext:
     """This package's training of the setting's trials."""
 
     def __init__(self, setting: Setting) -> None:
@@ -313,31 +313,31 @@ class Bench:
 
 def serial(setting: Setting) -> tuple[float, int, float, float]:
     """Train one after another by this package."""
-    from adaptive_lora.training.trainer import Course
+    from adaptive_lora.training.trainer import Trainer
 
-    bench, results = Bench(setting), []
-    bench.train(-1, Course.run)  # warms up
-    seconds = clocked(setting, lambda: results.extend(bench.train(seed, Course.run) for seed in range(TRIALS)))
-    return sums(setting, bench, seconds, results)
+    context, results = BaseContext(setting), []
+    context.train(-1, Trainer.run)  # warms up
+    seconds = clocked(setting, lambda: results.extend(context.train(seed, Trainer.run) for seed in range(TRIALS)))
+    return sums(setting, context, seconds, results)
 
 
 def together(setting: Setting) -> tuple[float, int, float, float]:
     """Train all together by this package."""
     from adaptive_lora.study.executors.joint import train_together
 
-    bench = Bench(setting)
-    train_together([lambda run: bench.train(-1, run)] * 2)  # warms up
+    context = BaseContext(setting)
+    train_together([lambda run: context.train(-1, run)] * 2)  # warms up
     results: list[Any] = []
-    trials = [lambda run, s=seed: results.append((s, bench.train(s, run))) for seed in range(TRIALS)]
+    trials = [lambda run, s=seed: results.append((s, context.train(s, run))) for seed in range(TRIALS)]
     seconds = clocked(setting, lambda: train_together(trials))
-    return sums(setting, bench, seconds, [result for _, result in sorted(results)])
+    return sums(setting, context, seconds, [result for _, result in sorted(results)])
 
 
-def sums(setting: Setting, bench: Bench, seconds: float, results: Sequence[Any]) -> Any:
+def sums(setting: Setting, context: BaseContext, seconds: float, results: Sequence[Any]) -> Any:
     """Return seconds, tokens, useful FLOPs and the first trial's mean loss."""
     tokens, flops = 0, 0.0
     for seed in range(TRIALS):
-        more = useful(setting, bench.model, order_of(setting, seed))
+        more = useful(setting, context.model, order_of(setting, seed))
         tokens, flops = tokens + more[0], flops + more[1]
     assert tokens == sum(result.tokens for result in results)
     return seconds, tokens, flops, float(np.mean(results[0].losses))

@@ -84,11 +84,11 @@ def measure(method: str, epochs: int) -> dict[str, float]:
     import torch
 
     from adaptive_lora.config import study_from
-    from adaptive_lora.study.context import Workbench
+    from adaptive_lora.study.context import StudyContext
     from adaptive_lora.training.memory import peak as memory
 
     torch.set_num_threads(1)
-    bench = Workbench(
+    context = StudyContext(
         study_from(
             {
                 "precision": "fp32", "max_examples": 267, "epochs": epochs, "batch_size": BATCH,
@@ -96,7 +96,7 @@ def measure(method: str, epochs: int) -> dict[str, float]:
             }
         )
     )  # fmt: skip
-    assert abs(len(bench.parts(0).train) - EXAMPLES) <= 2, len(bench.parts(0).train)
+    assert abs(len(context.splits(0).train) - EXAMPLES) <= 2, len(context.splits(0).train)
     before = psutil.Process().memory_info().rss
     peaks: list[int] = []
     count_anew = memory.count_anew
@@ -107,9 +107,9 @@ def measure(method: str, epochs: int) -> dict[str, float]:
         return count_anew()
 
     memory.count_anew = noted
-    train_once(bench)
+    train_once(context)
     peak = max(*peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    runs = [train_once(bench) for _ in range(2)]
+    runs = [train_once(context) for _ in range(2)]
     return {
         "cpu_seconds": min(seconds for seconds, _ in runs),
         "parameters": runs[0][1],
@@ -117,12 +117,12 @@ def measure(method: str, epochs: int) -> dict[str, float]:
     }
 
 
-def train_once(bench: Any) -> tuple[float, float]:
+def train_once(context: Any) -> tuple[float, float]:
     """Train as a trial does; return processor seconds of it all and parameters trained at once."""
-    from adaptive_lora.study.recipes import RECIPES, Job
+    from adaptive_lora.study.recipes import RECIPES, TrialContext
 
-    (trial, *_) = bench.config.trials()
-    job = Job(bench, trial, lambda event: None)
+    (trial, *_) = context.config.trials()
+    job = TrialContext(context, trial, lambda event: None)
     started = time.process_time()
     try:
         trained = RECIPES[trial.method.recipe](job)

@@ -63,30 +63,30 @@ def measure() -> dict[str, float]:
     from adaptive_lora.config import study_from
     from adaptive_lora.study import tracked_trial
     from adaptive_lora.study.run import run_study
-    from adaptive_lora.training.trainer import Course
+    from adaptive_lora.training.trainer import Trainer
 
     loader, logging, steps = Clock(), Clock(), Clock()
     begins: list[float] = []
     firsts: list[float] = []
-    run_trial, learn = tracked_trial.run_tracked, Course.learn
+    run_trial, learn = tracked_trial.run_tracked, Trainer.learn
 
     def begun(*args: Any, **kwargs: Any) -> Any:
         begins.append(time.perf_counter())
         return run_trial(*args, **kwargs)
 
-    def first(course: Course, window: Any) -> float:
-        if not course.losses:
+    def first(trainer: Trainer, window: Any) -> float:
+        if not trainer.losses:
             firsts.append(time.perf_counter())
-        return learn(course, window)
+        return learn(trainer, window)
 
     import adaptive_lora.study.run as study
 
     study.run_tracked = begun  # type: ignore[attr-defined]
     tracked_trial._buffer = logging.around(tracked_trial._buffer)
-    Course.next_window = loader.around(Course.next_window)  # type: ignore[method-assign]
-    Course.learn = steps.around(first)  # type: ignore[method-assign]
-    applied = steps.around(Course.apply)
-    Course.apply = applied  # type: ignore[method-assign]
+    Trainer.next_window = loader.around(Trainer.next_window)  # type: ignore[method-assign]
+    Trainer.learn = steps.around(first)  # type: ignore[method-assign]
+    applied = steps.around(Trainer.apply)
+    Trainer.apply = applied  # type: ignore[method-assign]
     config = study_from(
         {
             "precision": "fp32", "methods": "uniform:rank=8", "seeds": "0 1", "lr": "6e-3",

@@ -68,10 +68,10 @@ def measure(name: str, threads: int) -> dict[str, float | None]:
 
     from adaptive_lora.config import study_from
     from adaptive_lora.methods.importance import profile_importance
-    from adaptive_lora.study.context import Workbench
+    from adaptive_lora.study.context import StudyContext
 
     torch.set_num_threads(threads)
-    bench = Workbench(
+    context = StudyContext(
         study_from(
             {
                 "precision": "fp32", "max_examples": 267, "epochs": EPOCHS, "batch_size": BATCH,
@@ -79,21 +79,21 @@ def measure(name: str, threads: int) -> dict[str, float | None]:
             }
         )
     )  # fmt: skip
-    assert abs(len(bench.parts(0).train) - EXAMPLES) <= 2, len(bench.parts(0).train)
+    assert abs(len(context.splits(0).train) - EXAMPLES) <= 2, len(context.splits(0).train)
     if name == TRAINING:
-        return clocked(lambda: train_once(bench), repeats=1)
-    task = bench.profile_task(seed=0, fold=0)
+        return clocked(lambda: train_once(context), repeats=1)
+    task = context.profile_task(seed=0, fold=0)
     profile = profile_importance(task, metric=name, seed=0)
     values = clocked(lambda: profile_importance(task, metric=name, seed=0), repeats=3)
     return {**values, "stability": profile.to_dict()["stability"]}
 
 
-def train_once(bench: object) -> None:
+def train_once(context: object) -> None:
     """Train uniform LoRA as a trial does."""
-    from adaptive_lora.study.recipes import RECIPES, Job
+    from adaptive_lora.study.recipes import RECIPES, TrialContext
 
-    (trial, *_) = bench.config.trials()  # type: ignore[attr-defined]
-    job = Job(bench, trial, lambda event: None)  # type: ignore[arg-type]
+    (trial, *_) = context.config.trials()  # type: ignore[attr-defined]
+    job = TrialContext(context, trial, lambda event: None)  # type: ignore[arg-type]
     try:
         RECIPES["lora"](job)
     finally:

@@ -75,7 +75,7 @@ def ours(data: Data, turns: Turns) -> None:
     from adaptive_lora.models.losses import causal_loss
     from adaptive_lora.models.tasks import CausalTask
     from adaptive_lora.training import TrainInputs, train
-    from adaptive_lora.training.trainer import Course
+    from adaptive_lora.training.trainer import Trainer
 
     runtime = start_runtime("fp32", cpu=True)
     base: Any = setting.base()
@@ -83,13 +83,13 @@ def ours(data: Data, turns: Turns) -> None:
     object.__setattr__(holder, "model", base)
     task = CausalTask(study_from({"batching": "packed"}), runtime, holder)
 
-    def run(course: Course) -> None:
+    def run(trainer: Trainer) -> None:
         while True:
             turns.wait()
             started = time.perf_counter()
-            window = course.next_window()
-            loss = course.learn(window)
-            course.apply(window, loss)
+            window = trainer.next_window()
+            loss = trainer.learn(window)
+            trainer.apply(window, loss)
             turns.answer(
                 seconds=time.perf_counter() - started,
                 tokens=sum(batch.tokens for batch in window),

@@ -23,16 +23,16 @@ with atheris.instrument_imports(include=["adaptive_lora", "yaml", "json"]):
     from adaptive_lora.data.templates import load_template
     from adaptive_lora.errors import AdaptiveLoraError
     from adaptive_lora.methods.importance import ImportanceProfile
-    from adaptive_lora.serving import safety as vetting
-    from adaptive_lora.tracking.records import DamagedJournal, read_record
+    from adaptive_lora.serving import safety as safety
+    from adaptive_lora.tracking.records import CorruptJournal, read_record
 
 FOLDER = Path(tempfile.mkdtemp())
 GOOD = {
-    vetting.RECORD: b'{"base": {"source": "hub", "name": "a", "revision": null, "content_hash": "'
+    safety.RECORD: b'{"base": {"source": "hub", "name": "a", "revision": null, "content_hash": "'
     + b"0" * 64
     + b'"}, "dtype": "float32", "template": {"with_input": "", "without_input": ""}}',
-    vetting.CONFIG: b'{"peft_type": "LORA", "r": 1, "target_modules": ["a"]}',
-    vetting.WEIGHTS: len(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}').to_bytes(8, "little")
+    safety.CONFIG: b'{"peft_type": "LORA", "r": 1, "target_modules": ["a"]}',
+    safety.WEIGHTS: len(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}').to_bytes(8, "little")
     + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     + bytes(4),
 }
@@ -47,8 +47,8 @@ def _file(name: str, data: bytes) -> Path:
 def _adapter(name: str, data: bytes) -> None:
     for other, content in {**GOOD, name: data}.items():
         (FOLDER / other).write_bytes(content)
-    vetting.read_record(FOLDER)
-    vetting.require_adapter(FOLDER)
+    safety.read_record(FOLDER)
+    safety.require_adapter(FOLDER)
 
 
 def _plan(data: bytes) -> None:
@@ -62,9 +62,9 @@ def _plan(data: bytes) -> None:
 PARSERS: dict[str, Callable[[bytes], object]] = {
     "plan": _plan,
     "profile": lambda data: ImportanceProfile.from_json(data.decode("utf-8", "replace")),
-    "adapter record": lambda data: _adapter(vetting.RECORD, data),
-    "adapter configuration": lambda data: _adapter(vetting.CONFIG, data),
-    "adapter weights": lambda data: _adapter(vetting.WEIGHTS, data),
+    "adapter record": lambda data: _adapter(safety.RECORD, data),
+    "adapter configuration": lambda data: _adapter(safety.CONFIG, data),
+    "adapter weights": lambda data: _adapter(safety.WEIGHTS, data),
     "study": lambda data: load_study(_file("study.yaml", data), {}),
     "template": lambda data: load_template(str(_file("template.yaml", data))),
     "method": lambda data: MethodSpec.parse(data.decode("utf-8", "replace")),
@@ -80,7 +80,7 @@ def one_input(data: bytes) -> None:
     if not data:
         return
     parser = list(PARSERS.values())[data[0] % len(PARSERS)]
-    with contextlib.suppress(AdaptiveLoraError, vetting.UnsafeFiles, DamagedJournal):
+    with contextlib.suppress(AdaptiveLoraError, safety.UnsafeFiles, CorruptJournal):
         parser(data[1:])
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptive_lora.allocation import RankDemand, uniform_cost
+from adaptive_lora.allocation import RankRequest, uniform_cost
 from adaptive_lora.methods.importance.weights import WeightProfiler
 from adaptive_lora.options import Limits, option
 
@@ -25,7 +25,7 @@ class Edges:
         """Return wanted ranks, as proportions under the budget."""
         outer = (min(site.layer for site in sites), max(site.layer for site in sites))
         ranks = tuple(self.edge if site.layer in outer else 1.0 for site in sites)
-        return RankDemand(ranks=ranks, budget=uniform_cost(sites, self.rank))
+        return RankRequest(ranks=ranks, budget=uniform_cost(sites, self.rank))
 
 
 frobenius = WeightProfiler(score=lambda eigenvalues: float(eigenvalues.sum().sqrt()))

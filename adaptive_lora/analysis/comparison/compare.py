@@ -41,7 +41,7 @@ def compare(
     records: Sequence[TrialRecord],
     *,
     baseline: str,
-    frozen: EvalResult | Mapping[int, EvalResult] | None = None,
+    base_scores: EvalResult | Mapping[int, EvalResult] | None = None,
     margin: float | None = None,
     margin_share: float = 0.01,
     confidence: float = 0.95,
@@ -57,7 +57,7 @@ def compare(
     Args:
         records: trials of one study, finished and failed, in any order.
         baseline: label of the method that the others are compared with.
-        frozen: scores of the base model without adapter on the same test part, or one per fold.
+        base_scores: scores of the base model without adapter on the same test part, or one per fold.
         margin: largest difference in test loss, in its own unit, that does not matter.
         margin_share: the margin where none is stated: this share of what the baseline gains over
             the frozen base.
@@ -83,7 +83,7 @@ def compare(
     others = [label for label in table.methods if label != baseline]
     pairs = {label: pair_seeds(table.seeds_at(label, chosen[label]), base) for label in others}
     compared = [label for label in others if pairs[label]]
-    frozen_loss = frozen_loss_of(frozen, base)
+    frozen_loss = frozen_loss_of(base_scores, base)
     rule = Rule(
         baseline=baseline,
         alpha=round(1 - confidence, 12),

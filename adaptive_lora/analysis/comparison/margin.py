@@ -14,23 +14,25 @@ from adaptive_lora.errors import DataError
 from adaptive_lora.results import NATS_PER_TOKEN, EvalResult
 
 
-def frozen_loss_of(frozen: EvalResult | Mapping[int, EvalResult] | None, base: Mapping[int, Folds]) -> float | None:
+def frozen_loss_of(
+    base_scores: EvalResult | Mapping[int, EvalResult] | None, base: Mapping[int, Folds]
+) -> float | None:
     """Return the frozen base's test loss, after checking that it saw the same examples."""
-    if frozen is None:
+    if base_scores is None:
         return None
     trials = next(iter(base.values()))
-    if isinstance(frozen, EvalResult):
+    if isinstance(base_scores, EvalResult):
         ids = tuple(name for trial in trials if trial.test for name in trial.test.example_ids)
-        check_same_examples(frozen.example_ids, ids, "frozen base and baseline")
-        return frozen.loss
-    missing = [trial.fold for trial in trials if trial.fold not in frozen]
+        check_same_examples(base_scores.example_ids, ids, "frozen base and baseline")
+        return base_scores.loss
+    missing = [trial.fold for trial in trials if trial.fold not in base_scores]
     if missing:
         raise DataError(f"scores of the frozen base are missing for fold {missing[0]}.")
     for trial in trials:
         if trial.test:
             names = f"frozen base and baseline, fold {trial.fold}"
-            check_same_examples(frozen[trial.fold].example_ids, trial.test.example_ids, names)
-    return float(np.mean([frozen[trial.fold].loss for trial in trials]))
+            check_same_examples(base_scores[trial.fold].example_ids, trial.test.example_ids, names)
+    return float(np.mean([base_scores[trial.fold].loss for trial in trials]))
 
 
 def choose_margin(

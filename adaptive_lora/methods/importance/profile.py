@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adaptive_lora.allocation import Evidence
+from adaptive_lora.allocation import ProfileSummary
 from adaptive_lora.errors import AllocationError
 
 Spectra = Mapping[str, tuple[float, ...]]
@@ -39,9 +39,9 @@ class ImportanceProfile:
     stability_note: str = ""
     """Why there is no stability; empty where there is one."""
 
-    def evidence(self) -> Evidence:
+    def summary(self) -> ProfileSummary:
         """Return what allocators look at."""
-        return Evidence(metric=self.metric, scores=self.scores, spectra=self.spectra, replicates=self.replicates)
+        return ProfileSummary(metric=self.metric, scores=self.scores, spectra=self.spectra, replicates=self.replicates)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; an undefined stability is None."""

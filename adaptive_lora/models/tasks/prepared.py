@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from adaptive_lora.data import Example, ExampleSet, Parts, split_set
+from adaptive_lora.data import Example, ExampleSet, Splits, split_set
 from adaptive_lora.data.rows import MOST_NAMED, BadRow, left_out
 from adaptive_lora.data.summary import DataSummary, PartSize, shortened
 from adaptive_lora.data.token_files import numbers_digest
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PreparedParts:
+class PreparedSplits:
     """The three parts of one fold, as the task prepares them for its model."""
 
     train: tuple[Any, ...]
@@ -28,9 +28,9 @@ class PreparedParts:
     @property
     def digest(self) -> str:
         """32 hexadecimal digits over all token ids and loss masks, in order."""
-        parts = (self.train, self.validation, self.test)
-        lengths = {"examples": [len(part) for part in parts]}
-        rows = (_learned(example) for part in parts for example in part)
+        splits = (self.train, self.validation, self.test)
+        lengths = {"examples": [len(part) for part in splits]}
+        rows = (_learned(example) for part in splits for example in part)
         return numbers_digest(chain([lengths], rows))
 
 
@@ -45,7 +45,7 @@ class PreparedSet:
 
     data: ExampleSet
     """Without the examples that could not be prepared."""
-    folds: list[PreparedParts]
+    folds: list[PreparedSplits]
     summary: DataSummary
 
 
@@ -61,7 +61,7 @@ def prepare_set(task: Task, data: ExampleSet) -> PreparedSet:
     config = task.config.data
     while True:
         folds = [split_set(data, config, fold) for fold in range(config.folds)]
-        used = {id(example) for parts in folds for part in _listed(parts) for example in part}
+        used = {id(example) for splits in folds for part in _listed(splits) for example in part}
         chosen = [e for e in (*data.examples, *(data.test or ())) if id(e) in used]
         try:
             made = task.prepared(chosen)
@@ -72,19 +72,20 @@ def prepare_set(task: Task, data: ExampleSet) -> PreparedSet:
         data = data.without({key: row.reason for key, row in bad.items()})
     ready = dict(zip(map(id, chosen), made, strict=True))
     prepared = [
-        PreparedParts(**{name: tuple(ready[id(e)] for e in getattr(parts, name)) for name in PARTS}) for parts in folds
+        PreparedSplits(**{name: tuple(ready[id(e)] for e in getattr(splits, name)) for name in SPLITS})
+        for splits in folds
     ]
     _log_left_out(data)
     summary = _summary(task, data, folds[0], ready)
     return PreparedSet(data=data, folds=prepared, summary=summary)
 
 
-PARTS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 """Names of the parts of a fold."""
 
 
-def _listed(parts: Parts) -> tuple[Sequence[Example], ...]:
-    return parts.train, parts.validation, parts.test
+def _listed(splits: Splits) -> tuple[Sequence[Example], ...]:
+    return splits.train, splits.validation, splits.test
 
 
 def _log_left_out(data: ExampleSet) -> None:
@@ -95,8 +96,8 @@ def _log_left_out(data: ExampleSet) -> None:
         log.warning("left out: %d more rows", len(rows) - MOST_NAMED)
 
 
-def _summary(task: Task, data: ExampleSet, parts: Parts, ready: Mapping[int, Any]) -> DataSummary:
-    made, first = list(ready.values()), parts.train[0]
+def _summary(task: Task, data: ExampleSet, splits: Splits, ready: Mapping[int, Any]) -> DataSummary:
+    made, first = list(ready.values()), splits.train[0]
     cut = [getattr(item, "cut", None) for item in made]
     counts = [number for number in cut if number is not None]
     return DataSummary(
@@ -105,7 +106,7 @@ def _summary(task: Task, data: ExampleSet, parts: Parts, ready: Mapping[int, Any
         template=data.template_name,
         parts={
             name: PartSize(examples=len(part), supervised_tokens=sum(ready[id(e)].supervised_tokens for e in part))
-            for name, part in zip(PARTS, _listed(parts), strict=True)
+            for name, part in zip(SPLITS, _listed(splits), strict=True)
         },
         folds=task.config.data.folds,
         tested_prompts=len(data.examples) + len(data.test or ()) - len(made),

@@ -22,7 +22,7 @@ from adaptive_lora.models.tasks.task import Task, marked
 from adaptive_lora.models.tasks.tokens import exact, token_example_scores, token_losses, token_metrics, with_end
 from adaptive_lora.results import EvalResult
 from adaptive_lora.serving import open_image
-from adaptive_lora.serving.images import answer_ids, answer_questions, inputs_of, joined_pictures, split_inputs
+from adaptive_lora.serving.images import answer_ids, answer_questions, inputs_of, joined_images, split_inputs
 from adaptive_lora.serving.tokens import known_ids, padding_id
 
 
@@ -113,7 +113,7 @@ class VisionLanguageTask(Task):
             for each in examples
         ]
         return Batch(
-            inputs={**padded([each.inputs for each in examples], pad), **joined_pictures(shown)},
+            inputs={**padded([each.inputs for each in examples], pad), **joined_images(shown)},
             labels=right(labels, IGNORED),
             padding=pad,
         )

@@ -9,7 +9,7 @@ from adaptive_lora.errors import TrialFailed
 from adaptive_lora.models.device import Runtime
 from adaptive_lora.study.executors.joint import RunTrial, run_together
 from adaptive_lora.study.executors.serial import run_serially
-from adaptive_lora.training.trainer import Course, Runner
+from adaptive_lora.training.trainer import Runner, Trainer
 
 MOST_TOGETHER = 16
 """Trials in one process at once; where memory is short, fewer go through the base at a time."""
@@ -64,7 +64,7 @@ def _once(
     trials: Sequence[TrialSpec], run: RunTrial, on_failure: Callable[[TrialSpec, TrialFailed], None], engine: str
 ) -> None:
     if engine == "serial":
-        run_serially(trials, lambda trial: run(trial, Course.run), on_failure)
+        run_serially(trials, lambda trial: run(trial, Trainer.run), on_failure)
         return
     run_together(trials, run, on_failure, size=lambda trial: MOST_TOGETHER if _joins(trial) else 1)
 

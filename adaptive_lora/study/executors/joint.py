@@ -20,7 +20,7 @@ from adaptive_lora.study.executors.serial import run_serially
 from adaptive_lora.study.executors.turns import Seat
 from adaptive_lora.training.joint.grouped import mount, take_off
 from adaptive_lora.training.joint.loop import JointTraining, Member, joining_problem
-from adaptive_lora.training.trainer import Course, Runner
+from adaptive_lora.training.trainer import Runner, Trainer
 
 RunTrial = Callable[[TrialSpec, Runner], object]
 """Runs a trial; how its course is run is given."""
@@ -46,7 +46,7 @@ def run_together(
     """
     for group in _groups(trials, size):
         if len(group) == 1:
-            run_serially(group, lambda trial: run(trial, Course.run), on_failure)
+            run_serially(group, lambda trial: run(trial, Trainer.run), on_failure)
         else:
             _run_group(group, run, on_failure)
 
@@ -132,22 +132,22 @@ class _Group:
     def _runner(self, seat: Seat) -> Runner:
         """Return what runs a course in a seat's thread: with the others, or alone if it must."""
 
-        def run(course: Course) -> None:
-            problem = joining_problem(course)
+        def run(trainer: Trainer) -> None:
+            problem = joining_problem(trainer)
             if problem is not None:
                 if problem not in self._said:
                     self._said.add(problem)
                     logging.getLogger(__name__).warning("trials train one by one: %s", problem)
-                course.run()
+                trainer.run()
                 return
-            model: Any = course.model
+            model: Any = trainer.model
             layers = take_off(model)
-            member = self._waiting[seat] = Member(course=course, layers=layers)
+            member = self._waiting[seat] = Member(trainer=trainer, layers=layers)
             started = time.perf_counter()
             try:
                 seat.pause()
             finally:
                 mount(model.get_base_model(), layers)
-            course.waited_seconds += time.perf_counter() - started - member.own_seconds
+            trainer.waited_seconds += time.perf_counter() - started - member.own_seconds
 
         return run

@@ -25,13 +25,13 @@ from adaptive_lora.errors import DataError, brief
 from adaptive_lora.models.base import BaseModel, load_base
 from adaptive_lora.models.device import Runtime, start_runtime
 from adaptive_lora.models.sites import find_sites
-from adaptive_lora.models.tasks.prepared import PreparedParts
+from adaptive_lora.models.tasks.prepared import PreparedSplits
 from adaptive_lora.seeding import rng_for
 from adaptive_lora.study.planted.config import PlantedConfig
-from adaptive_lora.study.planted.context import PlantedBench
+from adaptive_lora.study.planted.context import PlantedContext
 from adaptive_lora.study.planted.patterns import planted_energy, planted_ranks
 from adaptive_lora.study.planted.teacher import make_teacher, planted_changes, written_by
-from adaptive_lora.study.recipes import RECIPES, Job
+from adaptive_lora.study.recipes import RECIPES, TrialContext
 
 ORACLE, UNIFORM = "oracle", "uniform"
 _REFERENCE_TEXTS = 64
@@ -114,7 +114,7 @@ class Planter:
         if all(kept):
             return [result for result in kept if result]
         ranks = planted_ranks(pattern, self.sites, self.budget, rng_for(seed, "planted", pattern))
-        bench, base_kl = self._bench(spectrum, seed, ranks, f"{pattern} {spectrum}")
+        context, base_kl = self._context(spectrum, seed, ranks, f"{pattern} {spectrum}")
         results: list[CellResult] = []
         for (label, spec), result in zip(arms, kept, strict=True):
             if result is None and label == ORACLE and ranks == results[0].ranks:
@@ -122,7 +122,7 @@ class Planter:
                 self._write(result)
             if result is None:
                 truth = _plan_of(ranks, self.sites, self.budget, self.study.train)
-                run = self._train(bench, spec, seed, truth if label == ORACLE else None)
+                run = self._train(context, spec, seed, truth if label == ORACLE else None)
                 result = CellResult(
                     pattern=pattern,
                     spectrum=spectrum,
@@ -141,7 +141,7 @@ class Planter:
             results.append(result)
         return results
 
-    def _bench(self, spectrum: str, seed: int, ranks: Mapping[str, int], name: str) -> tuple[PlantedBench, float]:
+    def _context(self, spectrum: str, seed: int, ranks: Mapping[str, int], name: str) -> tuple[PlantedContext, float]:
         """Make the teacher and let it write; return the bench and the base's distance."""
         config, base = self.config, self.base.model
 
@@ -154,29 +154,29 @@ class Planter:
         changes = planted_changes(base, self.sites, ranks, spectrum, seed)
         teacher, _ = make_teacher(base, self.sites, changes, reference.to(self.runtime.device), config.distance)
         test = texts(teacher, config.test_examples, "test")
-        parts = PreparedParts(train=texts(teacher, config.examples, "train"), validation=test[:8], test=test)
-        bench = PlantedBench(self.study, self.runtime, self.base, teacher, parts)
-        return bench, bench.losses(base, test).loss
+        splits = PreparedSplits(train=texts(teacher, config.examples, "train"), validation=test[:8], test=test)
+        context = PlantedContext(self.study, self.runtime, self.base, teacher, splits)
+        return context, context.losses(base, test).loss
 
-    def _train(self, bench: PlantedBench, spec: MethodSpec, seed: int, truth: RankPlan | None) -> _Run:
+    def _train(self, context: PlantedContext, spec: MethodSpec, seed: int, truth: RankPlan | None) -> _Run:
         """Run a method as a study would; `truth` is the plan of the oracle."""
         started = time.perf_counter()
         trial = TrialSpec(study=self.study, method=spec, seed=seed, fold=0, lr=self.config.lr)
-        job = Job(bench, trial, lambda event: None)
+        job = TrialContext(context, trial, lambda event: None)
         try:
             if truth is not None:
                 job.plan = truth
             trained = RECIPES[spec.recipe](job)
-            kl = bench.losses(trained.model, bench.parts(0).test).loss
+            kl = context.losses(trained.model, context.splits(0).test).loss
         finally:
             job.release()
         assert isinstance(trained.plan, RankPlan)
         return _Run(kl=kl, plan=trained.plan, seconds=time.perf_counter() - started)
 
     def _path(self, pattern: str, spectrum: str, seed: int, method: str) -> Path:
-        surroundings = {"base": self.base.reference.content_hash, "precision": self.runtime.precision}
+        fingerprint = {"base": self.base.reference.content_hash, "precision": self.runtime.precision}
         cell = {"pattern": pattern, "spectrum": spectrum, "seed": seed, "method": method}
-        key = self.config.cell_key({**cell, **surroundings})
+        key = self.config.cell_key({**cell, **fingerprint})
         return Path(self.config.output) / "planted-cells" / f"{key}.json"
 
     def _read(self, pattern: str, spectrum: str, seed: int, method: str) -> CellResult | None:

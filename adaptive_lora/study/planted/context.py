@@ -17,16 +17,16 @@ from adaptive_lora.models.device import Runtime
 from adaptive_lora.models.kernels import fast_layers
 from adaptive_lora.models.losses import Predictions, predict
 from adaptive_lora.models.tasks import CausalTask
-from adaptive_lora.models.tasks.prepared import PreparedParts
+from adaptive_lora.models.tasks.prepared import PreparedSplits
 from adaptive_lora.results import EvalResult
-from adaptive_lora.study.base_context import Bench
+from adaptive_lora.study.base_context import BaseContext
 from adaptive_lora.study.planted.teacher import token_kl
 
 LARGEST_MEMORY = 2**29
 """Bytes of the teacher's predictions that are kept; larger ones are computed again each time."""
 
 
-class PlantedBench(Bench):
+class PlantedContext(BaseContext):
     """Everything is learned from the teacher's text under KL(teacher || model).
 
     The whole distribution of the teacher is the target: with the sampled tokens alone, sampling
@@ -34,20 +34,20 @@ class PlantedBench(Bench):
     """
 
     def __init__(
-        self, config: StudyConfig, runtime: Runtime, base: BaseModel, teacher: PreTrainedModel, parts: PreparedParts
+        self, config: StudyConfig, runtime: Runtime, base: BaseModel, teacher: PreTrainedModel, splits: PreparedSplits
     ) -> None:
         """Put a teacher and its texts beside the base."""
         super().__init__(CausalTask(config, runtime, base))
-        self.teacher, self._parts = teacher, parts
+        self.teacher, self._splits = teacher, splits
         self.loss = self._distance
         self._known: dict[tuple[int, ...], torch.Tensor] = {}
         vocabulary = int(teacher.config.vocab_size)
-        tokens = sum(example.supervised_tokens for example in parts.train)
+        tokens = sum(example.supervised_tokens for example in splits.train)
         self._keeps = 4 * vocabulary * tokens <= LARGEST_MEMORY
 
-    def parts(self, fold: int) -> PreparedParts:
+    def splits(self, fold: int) -> PreparedSplits:
         """Return the teacher's texts; there is one division."""
-        return self._parts
+        return self._splits
 
     def running(self, model: nn.Module) -> AbstractContextManager[None]:
         """Return a block of fused layers; the distance is taken over padded batches."""

@@ -17,7 +17,7 @@ from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.analysis.stats import RaceRule, nearest_passes, standing
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.tracking import Run, StudyRun
 from adaptive_lora.tracking.runs import SIGNATURE
 from adaptive_lora.tracking.study_run import rung_reached
@@ -81,11 +81,11 @@ class MethodRace:
 class Race:
     """The race of a study, for every method alike."""
 
-    def __init__(self, bench: Workbench, study: StudyRun, rule: RaceRule) -> None:
+    def __init__(self, context: StudyContext, study: StudyRun, rule: RaceRule) -> None:
         """Prepare a race; nothing is read yet."""
-        self._bench, self._study, self._rule = bench, study, rule
-        self._trials = tuple(bench.config.trials())
-        self._signatures = {key_of(trial): bench.signature(trial) for trial in self._trials}
+        self._context, self._study, self._rule = context, study, rule
+        self._trials = tuple(context.config.trials())
+        self._signatures = {key_of(trial): context.signature(trial) for trial in self._trials}
         self._curves: dict[tuple[str, str, int], dict[int, float]] = {}
         self.methods: tuple[MethodRace, ...] = ()
         """As decided by `look`."""
@@ -104,7 +104,7 @@ class Race:
         for run in self._study.children():
             runs.setdefault(run.data.tags.get(SIGNATURE, ""), []).append(run)
         before = self.methods
-        self.methods = tuple(self._decided(spec, runs) for spec in self._bench.config.specs)
+        self.methods = tuple(self._decided(spec, runs) for spec in self._context.config.specs)
         stopped = list(self._stopped(runs))
         if self.methods != before:
             self._study.json(RACE, self.to_dict())
@@ -115,7 +115,7 @@ class Race:
 
     def _legs(self, runs: Mapping[str, Sequence[Run]]) -> Iterator[Leg]:
         races = {race.label: race for race in self.methods}
-        racing = self._rule.racing(self._bench.config.seeds)
+        racing = self._rule.racing(self._context.config.seeds)
         for trial in self._trials:
             race, own = races[trial.method.label], runs[self._signatures[key_of(trial)]]
             if trial.lr not in race.left or _is_over(own, self._study.failed_before):
@@ -123,7 +123,7 @@ class Race:
             if race.waiting is None:
                 yield Leg(trial=trial, pause_at=None)
             elif trial.seed in racing and self._loss(trial, own, race.waiting) is None:
-                step = _rungs(self._bench, trial.method, trial.fold)[race.waiting]
+                step = _rungs(self._context, trial.method, trial.fold)[race.waiting]
                 yield Leg(trial=trial, pause_at=step)
 
     def _stopped(self, runs: Mapping[str, Sequence[Run]]) -> Iterator[tuple[TrialSpec, Sequence[Run], str]]:
@@ -135,11 +135,11 @@ class Race:
                 yield trial, own, reason
 
     def _decided(self, spec: MethodSpec, runs: Mapping[str, Sequence[Run]]) -> MethodRace:
-        config = self._bench.config
+        config = self._context.config
         left, decided = tuple(sorted(config.lr)), []
         seeds = self._rule.racing(config.seeds)
         waiting = None
-        for number, step in enumerate(_rungs(self._bench, spec, 0)):
+        for number, step in enumerate(_rungs(self._context, spec, 0)):
             if len(left) == 1:
                 break
             found = {lr: {seed: self._seed_loss(spec, seed, lr, runs, number) for seed in seeds} for lr in left}
@@ -152,7 +152,7 @@ class Race:
             decided.append(
                 RungResult(
                     step=step,
-                    steps=_steps(self._bench, spec, 0),
+                    steps=_steps(self._context, spec, 0),
                     losses={lr: mean for lr, (_, mean, _) in order.items()},
                     failed={lr: failed for lr, (failed, _, _) in order.items()},
                     seeds=len(seeds),
@@ -176,9 +176,9 @@ class Race:
     ) -> float | None:
         """Return the mean over folds at a rung; None where one has not come so far."""
         total = 0.0
-        folds = range(self._bench.config.data.folds)
+        folds = range(self._context.config.data.folds)
         for fold in folds:
-            trial = TrialSpec(study=self._bench.config, method=spec, seed=seed, fold=fold, lr=lr)
+            trial = TrialSpec(study=self._context.config, method=spec, seed=seed, fold=fold, lr=lr)
             loss = self._loss(trial, runs[self._signatures[key_of(trial)]], number)
             if loss is None:
                 return None
@@ -187,11 +187,11 @@ class Race:
 
     def _loss(self, trial: TrialSpec, runs: Sequence[Run], number: int) -> float | None:
         """Return a trial's loss at a rung: infinite where it failed before, None: not there yet."""
-        step = _rungs(self._bench, trial.method, trial.fold)[number]
+        step = _rungs(self._context, trial.method, trial.fold)[number]
         ranks = {"FINISHED": 0, "FAILED": 2}
         for run in sorted(runs, key=lambda run: ranks.get(run.info.status, 1)):
             if run.info.status in ranks or rung_reached(run) >= step:
-                one = _steps(self._bench, trial.method, trial.fold) // trial.method.trainings
+                one = _steps(self._context, trial.method, trial.fold) // trial.method.trainings
                 begun = (step - 1) // one * one  # of the same training, where there are several
                 patience = trial.study.train.patience
                 return loss_at(self._curve(run), step, since=begun if patience else None)
@@ -219,7 +219,7 @@ class Race:
         with ThreadPoolExecutor(max_workers=8) as workers:
             for signature, step in workers.map(last, runs):
                 taken[signature] = max(step, taken.get(signature, 0))
-        full = sum(_steps(self._bench, trial.method, trial.fold) for trial in self._trials)
+        full = sum(_steps(self._context, trial.method, trial.fold) for trial in self._trials)
         return sum(taken.values()), full
 
     def to_dict(self) -> dict[str, Any]:
@@ -257,29 +257,29 @@ def key_of(trial: TrialSpec) -> tuple[str, int, int, float]:
     return trial.method.label, trial.seed, trial.fold, trial.lr
 
 
-def require_rungs(bench: Workbench) -> None:
+def require_rungs(context: StudyContext) -> None:
     """Refuse a study whose trainings are too short for a race, before anything is written.
 
     Raises:
         ConfigError: no validation pass comes before the end.
     """
-    for spec in bench.config.specs:
-        if not _rungs(bench, spec, 0):
+    for spec in context.config.specs:
+        if not _rungs(context, spec, 0):
             raise ConfigError(
-                f"race: {spec.label} is trained for {_steps(bench, spec, 0)} step, without a "
+                f"race: {spec.label} is trained for {_steps(context, spec, 0)} step, without a "
                 "validation pass before its end; train longer, or leave --race out."
             )
 
 
-def _steps(bench: Workbench, spec: MethodSpec, fold: int) -> int:
+def _steps(context: StudyContext, spec: MethodSpec, fold: int) -> int:
     """Return the optimiser steps of a trial."""
-    return spec.trainings * total_steps(len(bench.parts(fold).train), bench.config.train)
+    return spec.trainings * total_steps(len(context.splits(fold).train), context.config.train)
 
 
-def _rungs(bench: Workbench, spec: MethodSpec, fold: int) -> tuple[int, ...]:
+def _rungs(context: StudyContext, spec: MethodSpec, fold: int) -> tuple[int, ...]:
     """Return the steps at which a method's rates are judged."""
-    one = _steps(bench, spec, fold) // spec.trainings
-    return rungs_of(one, bench.config.train.validations, spec.trainings)
+    one = _steps(context, spec, fold) // spec.trainings
+    return rungs_of(one, context.config.train.validations, spec.trainings)
 
 
 def rungs_of(steps: int, validations: int, trainings: int = 1) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from adaptive_lora.analysis.stats import RACE_RULE
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.redaction import shown
-from adaptive_lora.study.context import Workbench
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.executors import run_trials
 from adaptive_lora.study.progress import StudyProgress
 from adaptive_lora.study.race.decide import MethodRace, Race, key_of
@@ -29,7 +29,7 @@ class RunLeg(Protocol):
 
 
 def run_race(
-    bench: Workbench,
+    context: StudyContext,
     study: StudyRun,
     run: RunLeg,
     on_failure: Callable[[TrialSpec, TrialFailed], None],
@@ -38,7 +38,7 @@ def run_race(
     """Run the trials of a study, each method's learning rates in a race.
 
     Args:
-        bench: of the study.
+        context: of the study.
         study: its parent run.
         run: runs a leg of a trial.
         on_failure: told of trials that failed.
@@ -47,9 +47,9 @@ def run_race(
     Raises:
         TrackingError: the store does not answer at a decision.
     """
-    race = Race(bench, study, RACE_RULE)
+    race = Race(context, study, RACE_RULE)
     finished = study.finished().keys()
-    done = sum(bench.signature(trial) in finished for trial in bench.config.trials())
+    done = sum(context.signature(trial) in finished for trial in context.config.trials())
     told: set[tuple[str, int]] = set()
     dropped: set[str] | None = None
     while True:
@@ -62,7 +62,7 @@ def run_race(
             progress.drop({trial.label for trial in stopped} - dropped)
         dropped = {trial.label for trial in stopped}
         for trial in stopped:
-            trial_checkpoints(bench, trial).remove()
+            trial_checkpoints(context, trial).remove()
         if not legs:
             break
         pauses = {key_of(leg.trial): leg.pause_at for leg in legs}

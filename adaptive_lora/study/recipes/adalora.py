@@ -16,10 +16,10 @@ from adaptive_lora.methods.adalora import adalora_layers, attach_adalora, audit_
 from adaptive_lora.methods.attach import ADAPTER
 from adaptive_lora.methods.audit import audit_moved
 from adaptive_lora.methods.factors import write_factors
-from adaptive_lora.study.recipes.trial_context import Job, RankEvent, Trained
+from adaptive_lora.study.recipes.trial_context import RankEvent, TrainedTrial, TrialContext
 
 
-def adalora(job: Job) -> Trained:
+def adalora(job: TrialContext) -> TrainedTrial:
     """Train AdaLoRA layers, then put their update into a plain LoRA adapter of mixed rank."""
     options: AdaLora = job.options
     start = options.start_plan(job.plan)
@@ -29,24 +29,24 @@ def adalora(job: Job) -> Trained:
         attach_adalora(job.base, start, options, phases, seed=job.trial.seed, dropout=dropout, head=job.head)
     )
     audit_adalora(adapted, start, job.head)
-    regime = AdaLoraRegime(adapted, start, phases, budget_of(job.plan))
-    result = job.train(adapted, regime)
-    plan = revised(start, regime.ranks())
-    factors = fold(adapted, regime.kept, plan)
+    callback = AdaLoraCallback(adapted, start, phases, budget_of(job.plan))
+    result = job.train(adapted, callback)
+    plan = revised(start, callback.ranks())
+    factors = fold(adapted, callback.kept, plan)
     job.release()
     plain = job.attach(plan, head_as_trained=True)
     write_factors(plain, factors)
     audit_moved(plain)
-    return Trained(
+    return TrainedTrial(
         model=plain,
         plan=plan,
         result=result,
         training_parameters=training_parameters(start),
-        history=tuple(regime.history),
+        history=tuple(callback.history),
     )
 
 
-class AdaLoraRegime:
+class AdaLoraCallback:
     """Calls `update_and_allocate` after each optimiser step, before gradients are cleared.
 
     The state holds what PEFT does not save: sensitivities and the mask over un-resized tensors. A

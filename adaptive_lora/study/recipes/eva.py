@@ -22,13 +22,13 @@ from adaptive_lora.methods.eva import Counted, Directions, EvaSettings, eva_dire
 from adaptive_lora.methods.importance.capture import frozen, positions_mask
 from adaptive_lora.methods.importance.passes import joined
 from adaptive_lora.models.tasks import CausalTask
-from adaptive_lora.study.recipes.trial_context import Job, Trained
+from adaptive_lora.study.recipes.trial_context import TrainedTrial, TrialContext
 
 _USED_SHARE = 0.9
 """Least share of the calibration tokens that EVA looks at; batches too short are left out."""
 
 
-def eva(job: Job) -> Trained:
+def eva(job: TrialContext) -> TrainedTrial:
     """Measure the inputs, attach EVA's ranks, start A from its directions, train."""
     started = time.perf_counter()
     options: Eva = job.options
@@ -41,12 +41,12 @@ def eva(job: Job) -> Trained:
     seconds = time.perf_counter() - started
     result = job.train(adapted)
     audit_moved(adapted)
-    return Trained(
+    return TrainedTrial(
         model=adapted, plan=plan, result=result, training_parameters=plan.trainable_parameters, search_seconds=seconds
     )
 
 
-def _measured(job: Job, options: Eva) -> tuple[RankPlan, Directions]:
+def _measured(job: TrialContext, options: Eva) -> tuple[RankPlan, Directions]:
     """Return EVA's plan and at least as many directions as it has ranks."""
     plan = job.plan
     sites = [entry.site for entry in plan.entries]
@@ -77,12 +77,12 @@ def _with_ranks(plan: RankPlan, ranks: Sequence[int]) -> RankPlan:
     return revised(plan, dict(zip(names, ranks, strict=True)))
 
 
-def _directions(job: Job, settings: EvaSettings) -> Directions:
-    bench = job.bench
-    causal = isinstance(bench.task, CausalTask)
+def _directions(job: TrialContext, settings: EvaSettings) -> Directions:
+    context = job.context
+    causal = isinstance(context.task, CausalTask)
 
     def run(model: nn.Module, batch: Batch) -> Any:
-        with torch.no_grad(), bench.runtime.accelerator.autocast():
+        with torch.no_grad(), context.runtime.accelerator.autocast():
             return model(**batch.inputs)
 
     def counted(site: AdapterSite) -> Counted:
@@ -95,7 +95,7 @@ def _directions(job: Job, settings: EvaSettings) -> Directions:
         return eva_directions(job.base, sites, _batches(job, settings, causal), settings, run)
 
 
-def _batches(job: Job, settings: EvaSettings, causal: bool) -> Sequence[Batch]:
+def _batches(job: TrialContext, settings: EvaSettings, causal: bool) -> Sequence[Batch]:
     """Return calibration batches, joined no more than it takes to have enough tokens in each.
 
     PEFT compares the inputs of all sites of the first one as Python numbers, so it should be small.

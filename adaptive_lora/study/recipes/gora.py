@@ -15,10 +15,10 @@ from adaptive_lora.methods.attach import ADAPTER, lora_layers, start_magnitudes
 from adaptive_lora.methods.importance.capture import Measures, measure_sites
 from adaptive_lora.methods.importance.contract import ZERO
 from adaptive_lora.methods.importance.gradient import HalfSums
-from adaptive_lora.study.recipes.trial_context import Job, Trained
+from adaptive_lora.study.recipes.trial_context import TrainedTrial, TrialContext
 
 
-def gora(job: Job) -> Trained:
+def gora(job: TrialContext) -> TrainedTrial:
     """Attach the plan, start every B from its site's gradient, train."""
     started = time.perf_counter()
     options: Gora = job.options
@@ -32,7 +32,7 @@ def gora(job: Job) -> Trained:
     seconds = time.perf_counter() - started
     result = job.train(adapted)
     audit_moved(adapted, initial)
-    return Trained(
+    return TrainedTrial(
         model=adapted, plan=plan, result=result, training_parameters=plan.trainable_parameters, search_seconds=seconds
     )
 
@@ -77,12 +77,12 @@ class _Site:
     scale: float
 
 
-def _initial_b(job: Job, plan: RankPlan, gamma: float) -> dict[str, torch.Tensor]:
+def _initial_b(job: TrialContext, plan: RankPlan, gamma: float) -> dict[str, torch.Tensor]:
     """Return every site's B; one site's gradient is held at a time where memory asks for it."""
     entries = {entry.site.name: entry for entry in plan.entries}
     found: dict[str, torch.Tensor] = {}
     task = dataclasses.replace(
-        job.bench.profile_task(seed=job.trial.seed, fold=job.trial.fold), sites=[entry.site for entry in plan.entries]
+        job.context.profile_task(seed=job.trial.seed, fold=job.trial.fold), sites=[entry.site for entry in plan.entries]
     )
     measure_sites(
         task,

@@ -16,7 +16,7 @@ from adaptive_lora.methods.attach import ADAPTER, initial_a, lora_layers
 from adaptive_lora.methods.audit import audit_moved
 from adaptive_lora.methods.factors import read_factors, write_factors
 from adaptive_lora.methods.resize import NewRank, resize
-from adaptive_lora.study.recipes.trial_context import Job, RankEvent, Trained
+from adaptive_lora.study.recipes.trial_context import RankEvent, TrainedTrial, TrialContext
 
 _SMOOTHING = 0.85
 """Of the sensitivity's running mean, AdaLoRA's beta_1."""
@@ -24,27 +24,27 @@ _YOUNG = 5
 """Steps below which a component is not judged, whatever the interval."""
 
 
-def grow_prune(job: Job) -> Trained:
+def grow_prune(job: TrialContext) -> TrainedTrial:
     """Train plain LoRA from equal ranks and move ranks on the way."""
     adapted = job.attach(job.plan)
-    regime = GrowPruneRegime(adapted, job.plan, job.options, seed=job.trial.seed)
-    result = job.train(adapted, regime)
+    callback = GrowPruneCallback(adapted, job.plan, job.options, seed=job.trial.seed)
+    result = job.train(adapted, callback)
     audit_moved(adapted)
-    plan, factors = revised(job.plan, regime.ranks()), read_factors(adapted)
+    plan, factors = revised(job.plan, callback.ranks()), read_factors(adapted)
     job.release()
     # PEFT's configuration still names the ranks of the start.
     plain = job.attach(plan, head_as_trained=True)
     write_factors(plain, factors)
-    return Trained(
+    return TrainedTrial(
         model=plain,
         plan=plan,
         result=result,
-        training_parameters=regime.most_parameters(),
-        history=tuple(regime.history),
+        training_parameters=callback.most_parameters(),
+        history=tuple(callback.history),
     )
 
 
-class GrowPruneRegime:
+class GrowPruneCallback:
     """Keeps a running sensitivity per component and moves ranks where that is due."""
 
     def __init__(self, adapted: PeftModel, plan: RankPlan, options: GrowPrune, *, seed: int) -> None:

@@ -21,12 +21,12 @@ from adaptive_lora.methods.attach import initial_a
 from adaptive_lora.methods.head import read_head, write_head
 from adaptive_lora.models.base import gradient_checkpointing
 from adaptive_lora.results import TrainResult
-from adaptive_lora.study.base_context import Bench
+from adaptive_lora.study.base_context import BaseContext
 from adaptive_lora.training import (
-    Regime,
+    NoCallback,
     Runner,
-    Steady,
     StepEvent,
+    TrainerCallback,
     TrainInputs,
     TrialCheckpoints,
     events_of,
@@ -47,7 +47,7 @@ class RankEvent:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trained:
+class TrainedTrial:
     """What a recipe hands back: a model on the base, ready to be tested and saved."""
 
     model: Any
@@ -66,12 +66,12 @@ class Trained:
     """Further metrics of the recipe by name."""
 
 
-class Job:
+class TrialContext:
     """One trial for a recipe. At most one adapter is on the base at a time."""
 
     def __init__(
         self,
-        bench: Bench,
+        context: BaseContext,
         trial: TrialSpec,
         on_step: Callable[[StepEvent], None],
         checkpoints: TrialCheckpoints | None = None,
@@ -80,14 +80,14 @@ class Job:
         """Prepare a trial; nothing is changed yet.
 
         Args:
-            bench: base, data and plans.
+            context: base, data and plans.
             trial: what is run.
             on_step: called after every optimiser step, also for those of a checkpoint.
             checkpoints: where the trial goes on, and what it leaves for the next process.
             runner: takes the steps of a training; None: one after another by itself.
         """
         self._checkpoints, self._runner = checkpoints, runner
-        self.bench, self.trial = bench.on_base(trial.method.base), trial
+        self.context, self.trial = context.on_base(trial.method.base), trial
         self._on_step = on_step
         self._adapted: Any = None
         self._undo: Callable[[Any], None] = detach
@@ -95,12 +95,12 @@ class Job:
         self.trainings = 0
         """Trainings so far."""
         self._head: dict[str, torch.Tensor] = {}
-        bench.start_head(trial.seed)
+        context.start_head(trial.seed)
 
     @property
     def head(self) -> tuple[str, ...]:
         """Modules of the task that are trained beside the method's parameters."""
-        return self.bench.base.head
+        return self.context.base.head
 
     @cached_property
     def plan(self) -> RankPlan:
@@ -117,7 +117,7 @@ class Job:
         return plan
 
     def _planned(self) -> Plan:
-        return self.bench.plan(self.trial.method, seed=self.trial.seed, fold=self.trial.fold)
+        return self.context.plan(self.trial.method, seed=self.trial.seed, fold=self.trial.fold)
 
     @property
     def options(self) -> Any:
@@ -127,23 +127,23 @@ class Job:
     @property
     def steps(self) -> int:
         """Optimiser steps of one training."""
-        train_part = self.bench.parts(self.trial.fold).train
+        train_part = self.context.splits(self.trial.fold).train
         return total_steps(len(train_part), self.trial.study.train)
 
     @property
     def base(self) -> PreTrainedModel:
         """The frozen base."""
-        return self.bench.base.model
+        return self.context.base.model
 
     def calibration(self) -> list[Batch]:
         """Return the calibration batches of the seed, from the training part."""
-        return self.bench.calibration(self.trial.seed, self.trial.fold)
+        return self.context.calibration(self.trial.seed, self.trial.fold)
 
     def initial_a(self, entry: SiteRank) -> torch.Tensor:
         """Return the A that `attach` gives a site."""
         site = entry.site
         a = initial_a(self.trial.seed, site.name, entry.rank, site.in_features)
-        return a.to(self.bench.runtime.device)
+        return a.to(self.context.runtime.device)
 
     def attach(self, plan: RankPlan, *, head_as_trained: bool = False) -> PeftModel:
         """Build a plan on the base with the seed's initial weights, and audit it as built.
@@ -171,7 +171,7 @@ class Job:
             undo: gives the base back as it was.
         """
         self._adapted, self._undo = adapted, undo
-        adapted.to(self.bench.runtime.device)
+        adapted.to(self.context.runtime.device)
         return adapted
 
     def release(self) -> None:
@@ -183,22 +183,22 @@ class Job:
 
     def validation_loss(self, model: object) -> float:
         """Return a model's loss on the validation part, in nats per supervised token."""
-        return self.bench.losses(model, self.bench.parts(self.trial.fold).validation).loss
+        return self.context.losses(model, self.context.splits(self.trial.fold).validation).loss
 
-    def train(self, adapted: nn.Module, regime: Regime | None = None, *, trainings: int = 1) -> TrainResult:
+    def train(self, adapted: nn.Module, callback: TrainerCallback | None = None, *, trainings: int = 1) -> TrainResult:
         """Train the adopted model on the trial's training part, from its last checkpoint on.
 
         Args:
             adapted: as attached or adopted.
-            regime: what the method does in training.
+            callback: what the method does in training.
             trainings: how many trainings the recipe makes in all; steps are shown as one course.
 
         Raises:
             TrialFailed: training was not stable.
         """
-        bench, config = self.bench, self.trial.study.train
+        context, config = self.context, self.trial.study.train
         self.trainings += 1
-        parts = bench.parts(self.trial.fold)
+        splits = context.splits(self.trial.fold)
         before = self._steps_before
         plan = self.family_plan if isinstance(self.options, Family) else self.plan
 
@@ -208,27 +208,27 @@ class Job:
                 dataclasses.replace(event, step=self._steps_before, total_steps=event.total_steps * trainings)
             )
 
-        memory = bench.memory(plan, self.trial.fold)
+        memory = context.memory(plan, self.trial.fold)
         config = dataclasses.replace(config, gradient_checkpointing=memory.checkpointing)
         resumable = self._resumable(adapted, on_step)
         inputs = TrainInputs(
-            examples=parts.train,
-            collate=bench.task.collate,
+            examples=splits.train,
+            collate=context.task.collate,
             validate=self.validation_loss,
-            loss=bench.loss,
-            losses_by_example=bench.task.losses_by_example,
-            running=bench.running,
+            loss=context.loss,
+            losses_by_example=context.task.losses_by_example,
+            running=context.running,
             on_step=on_step,
             lr_multipliers=plan.lr_multipliers(),
             lora_plus=plan.lora_plus,
-            regime=regime or Steady(),
+            callback=callback or NoCallback(),
             micro_batch=memory.micro_batch,
             memory=memory.whole,
             **resumable,
         )
         with gradient_checkpointing(self.base, config.gradient_checkpointing):
             return train(
-                adapted, inputs, config, bench.runtime, lr=self.trial.lr, seed=self.trial.seed, run=self._runner
+                adapted, inputs, config, context.runtime, lr=self.trial.lr, seed=self.trial.seed, run=self._runner
             )
 
     def _resumable(self, adapted: nn.Module, on_step: Callable[[StepEvent], None]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from adaptive_lora.allocation.revised import rank_budget, revised
 from adaptive_lora.methods import audit_moved
 from adaptive_lora.methods.factors import Spectrum, read_factors, spectrum, write_factors
 from adaptive_lora.results import TrainResult
-from adaptive_lora.study.recipes.trial_context import Job, RankEvent, Trained
+from adaptive_lora.study.recipes.trial_context import RankEvent, TrainedTrial, TrialContext
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ class _Search:
         return kept / sum(float((found.values**2).sum()) for found in self.spectra.values())
 
 
-def truncate(job: Job) -> Trained:
+def truncate(job: TrialContext) -> TrainedTrial:
     """Train above the budget and cut the trained updates to it."""
     search = _search(job, trainings=1)
     adapted = job.attach(search.cut, head_as_trained=True)
@@ -49,7 +49,7 @@ def truncate(job: Job) -> Trained:
             for entry in search.cut.entries
         },
     )
-    return Trained(
+    return TrainedTrial(
         model=adapted,
         plan=search.cut,
         result=_as_cut(search.result, job.validation_loss(adapted)),
@@ -72,14 +72,14 @@ def _as_cut(result: TrainResult, loss: float) -> TrainResult:
     return dataclasses.replace(result, validation_loss=loss, validation_curve=curve)
 
 
-def truncate_retrain(job: Job) -> Trained:
+def truncate_retrain(job: TrialContext) -> TrainedTrial:
     """Train above the budget to find the ranks, then train these from the seed's own start."""
     search = _search(job, trainings=2)
     cut = dataclasses.replace(search.cut, trained_rank=None)
     adapted = job.attach(cut)
     result = job.train(adapted, trainings=2)
     audit_moved(adapted)
-    return Trained(
+    return TrainedTrial(
         model=adapted,
         plan=cut,
         result=result,
@@ -90,7 +90,7 @@ def truncate_retrain(job: Job) -> Trained:
     )
 
 
-def _search(job: Job, *, trainings: int) -> _Search:
+def _search(job: TrialContext, *, trainings: int) -> _Search:
     plan = job.plan
     start = job.options.start_plan(plan)
     adapted = job.attach(start)

@@ -22,38 +22,38 @@ from adaptive_lora.errors import TrialFailed
 from adaptive_lora.methods.dropout import set_dropout_step
 from adaptive_lora.models.kernels import attends_packed
 from adaptive_lora.signals import whole
-from adaptive_lora.training.callback import Steady
+from adaptive_lora.training.callback import NoCallback
 from adaptive_lora.training.joint.grouped import GroupedSite, Layers, Routing, Share, grouping_problem, mount
 from adaptive_lora.training.joint.memory import passes_at_once
 from adaptive_lora.training.memory.shortage import halved, is_out_of_memory
-from adaptive_lora.training.trainer import Course
+from adaptive_lora.training.trainer import Trainer
 
 
-def base_of(course: Course) -> nn.Module:
+def base_of(trainer: Trainer) -> nn.Module:
     """Return the frozen base of a course's model."""
-    model: Any = course.model
+    model: Any = trainer.model
     base: nn.Module = model.get_base_model()
     return base
 
 
-def joining_problem(course: Course) -> str | None:
+def joining_problem(trainer: Trainer) -> str | None:
     """Return why a course cannot take its steps together with others, or None."""
-    if course.inputs.losses_by_example is None:
+    if trainer.inputs.losses_by_example is None:
         return "the task has no loss by example"
-    if not isinstance(course.regime, Steady):
+    if not isinstance(trainer.callback, NoCallback):
         return "the method changes its ranks in training"
-    if course.runtime.accelerator.scaler is not None:
+    if trainer.runtime.accelerator.scaler is not None:
         return "fp16 scales gradients by one factor for all"
-    if course.config.gradient_checkpointing:
+    if trainer.config.gradient_checkpointing:
         return "gradient checkpointing"
-    return grouping_problem(course.model)
+    return grouping_problem(trainer.model)
 
 
 @dataclass(kw_only=True)
 class Member:
     """One training of a group."""
 
-    course: Course
+    trainer: Trainer
     layers: Layers
     """What stands in the base while this training has it alone."""
     failure: TrialFailed | None = None
@@ -64,7 +64,7 @@ class Member:
     @property
     def active(self) -> bool:
         """Whether it has steps to take."""
-        return self.failure is None and not self.course.finished
+        return self.failure is None and not self.trainer.finished
 
 
 @contextmanager
@@ -88,14 +88,14 @@ class JointTraining:
                 was put back to a snapshot.
         """
         self._members = members
-        self._base = base_of(members[0].course)
+        self._base = base_of(members[0].trainer)
         self._bare = {name: layer.get_base_layer() for member in members for name, layer in member.layers.items()}
         self._routing = Routing()
-        course = members[0].course
+        trainer = members[0].trainer
         self._most = passes_at_once(
-            [member.course.inputs.memory for member in members],
-            limit=course.config.max_memory,
-            device=course.runtime.device,
+            [member.trainer.inputs.memory for member in members],
+            limit=trainer.config.max_memory,
+            device=trainer.runtime.device,
         )
         self._joint = {
             name: GroupedSite(
@@ -107,27 +107,27 @@ class JointTraining:
     def run(self) -> None:
         """Take all steps of all members; a failed one does not stop the others."""
         for member in self._members:
-            member.course.trials_together = len(self._members)
+            member.trainer.trials_together = len(self._members)
             with self._alone(member), _clocked(member):
-                member.course.start()
+                member.trainer.start()
         while active := [i for i, member in enumerate(self._members) if member.active]:
             self._step(active)
         for member in self._members:
             if member.failure is None:
-                member.course.early.restore_best(member.course.parameters)
+                member.trainer.early.restore_best(member.trainer.parameters)
 
     def _step(self, active: Sequence[int]) -> None:
         """Take one optimiser step of each active member."""
-        courses = {i: self._members[i].course for i in active}
+        trainers = {i: self._members[i].trainer for i in active}
         started = time.perf_counter()
-        windows = {i: course.next_window() for i, course in courses.items()}
+        windows = {i: trainer.next_window() for i, trainer in trainers.items()}
         losses = self._learn(windows)
         seconds = time.perf_counter() - started
         tokens = {i: sum(batch.tokens for batch in window) for i, window in windows.items()}
         for i, loss in losses.items():
             share = seconds * tokens[i] / sum(tokens.values())
             self._members[i].own_seconds += share
-            courses[i].seconds += share
+            trainers[i].seconds += share
             self._apply(self._members[i], windows[i], loss)
 
     def _apply(self, member: Member, window: Sequence[Batch], loss: float) -> None:
@@ -136,12 +136,12 @@ class JointTraining:
             started = time.perf_counter()
             try:
                 with whole():
-                    member.course.apply(window, loss)
-                    member.course.seconds += time.perf_counter() - started
+                    member.trainer.apply(window, loss)
+                    member.trainer.seconds += time.perf_counter() - started
             except TrialFailed as failure:
                 member.failure = failure
                 return
-            member.course.report()
+            member.trainer.report()
 
     def _learn(self, windows: Mapping[int, Sequence[Batch]]) -> dict[int, float]:
         """Form the gradients of a step of some members; return the loss of each that has one.
@@ -167,38 +167,38 @@ class JointTraining:
             member = self._members[i]
             try:
                 with self._alone(member):
-                    member.course.model.train()
-                    return {i: member.course.learn(window)}
+                    member.trainer.model.train()
+                    return {i: member.trainer.learn(window)}
             except TrialFailed as failure:
                 member.failure = failure
                 return {}
-        passes = {i: self._members[i].course.forward_passes for i in windows}
+        passes = {i: self._members[i].trainer.forward_passes for i in windows}
         try:
             return self._joint_passes(windows)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         for i in windows:
-            self._members[i].course.optimizer.zero_grad()
-            self._members[i].course.forward_passes = passes[i]
+            self._members[i].trainer.optimizer.zero_grad()
+            self._members[i].trainer.forward_passes = passes[i]
         return None
 
     def _joint_passes(self, windows: Mapping[int, Sequence[Batch]]) -> dict[int, float]:
         """Run the batches of some members through the base together; `accumulation` passes."""
         supervised = {i: sum(b.supervised_tokens for b in w) for i, w in windows.items()}
         totals = dict.fromkeys(windows, 0.0)
-        any_course = self._members[next(iter(windows))].course
-        with self._mounted(self._joint), any_course.inputs.running(self._base):
+        any_trainer = self._members[next(iter(windows))].trainer
+        with self._mounted(self._joint), any_trainer.inputs.running(self._base):
             self._base.train()
             for batches in zip(*windows.values(), strict=True):
                 own = dict(zip(windows, batches, strict=True))
                 losses = self._losses(own)
-                any_course.runtime.accelerator.backward(
+                any_trainer.runtime.accelerator.backward(
                     torch.stack([loss / supervised[i] for i, loss in losses.items()]).sum()
                 )
                 for i, loss in losses.items():
                     totals[i] += float(loss.detach() / supervised[i])
-                    self._members[i].course.forward_passes += 1
+                    self._members[i].trainer.forward_passes += 1
         return totals
 
     def _losses(self, batches: Mapping[int, Batch]) -> dict[int, torch.Tensor]:
@@ -211,14 +211,14 @@ class JointTraining:
             for i, batch in batches.items()
         ]
         for i in batches:
-            course = self._members[i].course
+            trainer = self._members[i].trainer
             for layer in self._members[i].layers.values():
-                set_dropout_step(layer, course.forward_passes)
+                set_dropout_step(layer, trainer.forward_passes)
         sizes = [batch.examples for batch in batches.values()]
-        course = self._members[0].course
-        assert course.inputs.losses_by_example is not None
-        with course.runtime.accelerator.autocast():
-            losses = course.inputs.losses_by_example(self._base, stacked(list(batches.values())))
+        trainer = self._members[0].trainer
+        assert trainer.inputs.losses_by_example is not None
+        with trainer.runtime.accelerator.autocast():
+            losses = trainer.inputs.losses_by_example(self._base, stacked(list(batches.values())))
         return {i: own.sum() for i, own in zip(batches, losses.split(sizes), strict=True)}
 
     @contextmanager
