@@ -116,14 +116,21 @@ class PluginTable(Mapping[str, T], Generic[T]):
         return offers[0] if offers else None
 
 
-def checked(check: Callable[[Any], str | None]) -> Callable[[EntryPoint], Any]:
-    """Return a reader that imports an entry point and refuses what a check finds wrong."""
+def checked(
+    check: Callable[[Any], str | None], adopt: Callable[[Any], Any] = lambda found: found
+) -> Callable[[EntryPoint], Any]:
+    """Return a reader that imports an entry point and refuses what a check finds wrong.
+
+    Args:
+        check: returns what is wrong with an object, or None.
+        adopt: makes the entry of an object; by default the object is the entry.
+    """
 
     def read(entry: EntryPoint) -> Any:
         found = entry.load()
         problem = check(found)
         if problem is not None:
             raise TypeError(problem)
-        return found
+        return adopt(found)
 
     return read

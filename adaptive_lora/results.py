@@ -130,7 +130,7 @@ class TrialRecord:
     test: EvalResult | None = None
     """Scores on the test part; None for failed trials."""
     plan: Mapping[str, Any] = field(default_factory=dict)
-    """`to_dict()` of a `RankPlan` or `FamilyPlan`."""
+    """`to_dict()` of a `RankPlan` or `TunerPlan`."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """All metrics of the run, such as `tokens_per_second`, `peak_memory_bytes`, `skipped_steps`."""
     tags: Mapping[str, str] = field(default_factory=dict)

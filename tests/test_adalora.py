@@ -15,12 +15,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from adaptive_lora.allocation import MethodSpec, allocate
-from adaptive_lora.allocation.dynamic import AdaLora, Phases
 from adaptive_lora.allocation.revised import equal_rank, revised
 from adaptive_lora.allocation.site import AdapterSite, Role
 from adaptive_lora.errors import AdapterError, AllocationError
-from adaptive_lora.methods import attach, audit_as_built
-from adaptive_lora.methods.adalora import (
+from adaptive_lora.methods.adalora import AdaLora
+from adaptive_lora.methods.adalora.fit import AdaLoraCallback
+from adaptive_lora.methods.adalora.layers import (
     adalora_layers,
     attach_adalora,
     audit_adalora,
@@ -28,10 +28,11 @@ from adaptive_lora.methods.adalora import (
     scale_of,
     training_parameters,
 )
-from adaptive_lora.methods.attach import ADAPTER, lora_layers
-from adaptive_lora.methods.factors import write_factors
+from adaptive_lora.methods.adapters import attach, audit_as_built
+from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
+from adaptive_lora.methods.adapters.factors import write_factors
+from adaptive_lora.methods.phases import Phases
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.recipes.adalora import AdaLoraCallback
 from adaptive_lora.study.trial import run_trial, trial_metrics
 from adaptive_lora.training import TrainInputs, train
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from adaptive_lora.allocation import MethodSpec, Scaling
 from adaptive_lora.errors import AdapterError
-from adaptive_lora.methods import attach, audit_as_built, audit_moved, detach
-from adaptive_lora.methods.attach import ADAPTER, initial_a, lora_layers
-from adaptive_lora.methods.dropout import SiteDropout, set_dropout_step
+from adaptive_lora.methods.adapters import attach, audit_as_built, audit_moved, detach
+from adaptive_lora.methods.adapters.attach import ADAPTER, initial_a, lora_layers
+from adaptive_lora.methods.adapters.dropout import SiteDropout, set_dropout_step
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 

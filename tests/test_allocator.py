@@ -12,7 +12,7 @@ import pytest
 FAULTS = """
 import resource, sys, torch
 if sys.argv[1] == "kept":
-    from adaptive_lora.allocator import keep_freed_memory
+    from adaptive_lora.models.malloc import keep_freed_memory
     assert keep_freed_memory()
 def use():
     for _ in range(20):
@@ -41,7 +41,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 HELD = """
 import psutil, sys, torch
-from adaptive_lora.allocator import give_freed_memory_back, keep_freed_memory
+from adaptive_lora.models.malloc import give_freed_memory_back, keep_freed_memory
 keep_freed_memory()  # what an earlier study of the process asked for
 if sys.argv[1] == "back":
     assert give_freed_memory_back()
@@ -65,7 +65,7 @@ def test_under_a_limit_freed_memory_is_given_back() -> None:
 
 PEAK = """
 import torch
-from adaptive_lora.allocator import keep_freed_memory
+from adaptive_lora.models.malloc import keep_freed_memory
 from adaptive_lora.training.memory import PeakMemory
 keep_freed_memory()
 for _ in range(2):  # what earlier trainings took, and left with the process

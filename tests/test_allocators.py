@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptive_lora.allocation import METHODS, MethodSpec, ProfileSummary, RankPlan, allocate, uniform_cost
-from adaptive_lora.allocation.reading import LIMITS, decides_in_training
 from adaptive_lora.allocation.site import ATTENTION_ROLES, FEED_FORWARD_ROLES, AdapterSite, Role
+from adaptive_lora.allocation.spec import LIMITS
 from adaptive_lora.errors import AllocationError, ConfigError
 
-PLANNED = sorted(name for name, kind in METHODS.items() if not decides_in_training(kind))
+PLANNED = sorted(name for name, kind in METHODS.items() if kind.gives_ranks and not kind.ranks_in_training)
 every_method = pytest.mark.parametrize("name", PLANNED)
 
 site_rows = st.lists(

@@ -15,7 +15,7 @@ from adaptive_lora.errors import ConfigError
 from adaptive_lora.models.kernels import attends_packed
 from adaptive_lora.results import EvalResult, TrainResult
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.recipes import RECIPES, TrialContext
+from adaptive_lora.study.trial_context import TrialOnBase
 
 MakeBench = Callable[..., StudyContext]
 
@@ -30,9 +30,9 @@ def still_base(base_folder: Path, tmp_path: Path) -> Path:
 
 
 def trained(context: StudyContext) -> tuple[TrainResult, EvalResult]:
-    job = TrialContext(context, next(iter(context.config.trials())), lambda event: None)
+    job = TrialOnBase(context, next(iter(context.config.trials())), lambda event: None)
     try:
-        done = RECIPES[job.trial.method.recipe](job)
+        done = job.trial.method.options.fit(job)
         return done.result, context.score(done.model, context.splits(0).test)
     finally:
         job.release()

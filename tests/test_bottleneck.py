@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from adaptive_lora.allocation import FamilyPlan, MethodSpec, make_plan
+from adaptive_lora.allocation import MethodSpec, TunerPlan, make_plan
 from adaptive_lora.allocation.architecture import Architecture
 from adaptive_lora.allocation.site import Role
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.methods.custom_tuner import attach_custom_tuner
+from adaptive_lora.methods.adapters.custom_tuner import attach_custom_tuner
 from adaptive_lora.models.sites import read_architecture
 from adaptive_lora.serving.custom_tuner import AdaptedModel
 
@@ -40,10 +40,10 @@ def model() -> Any:
         return GPT2LMHeadModel(config).requires_grad_(False).eval()
 
 
-def planned(model: Any, method: str) -> FamilyPlan:
+def planned(model: Any, method: str) -> TunerPlan:
     """Return a method's plan on a model."""
     plan = make_plan(MethodSpec.parse(method), read_architecture(model))
-    assert isinstance(plan, FamilyPlan)
+    assert isinstance(plan, TunerPlan)
     return plan
 
 
@@ -138,7 +138,7 @@ BASE = Architecture(kind="GPT2LMHeadModel", sites=gpt2_sites(3, 48))
 @given(budget=st.integers(1_000, 400_000), method=st.sampled_from(["houlsby", "pfeiffer"]))
 def test_the_width_is_the_largest_within_the_budget(budget: int, method: str) -> None:
     plan = make_plan(MethodSpec.parse(f"{method}:budget={budget}"), BASE)
-    assert isinstance(plan, FamilyPlan)
+    assert isinstance(plan, TunerPlan)
     (width,) = set(plan.settings["bottlenecks"].values())
     wider = make_plan(MethodSpec.parse(f"{method}:width={width + 1}"), BASE)
     assert plan.trainable_parameters <= budget < wider.trainable_parameters

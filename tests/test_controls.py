@@ -167,7 +167,7 @@ def test_labels_name_the_wrapped_method_and_the_limits() -> None:
 @pytest.mark.parametrize("control", ["random", "inverse", "lr_only"])
 def test_controls_round_trip(control: str) -> None:
     spec = MethodSpec.parse(f"{control}:of=proportional,p=3,metric=gradient_norm,budget=uniform-4")
-    assert spec.allocator.metric == "gradient_norm"
+    assert spec.options.metric == "gradient_norm"
     values = spec.to_dict()
     assert values["of"] == "proportional"
     assert MethodSpec.build(values.pop("name"), values) == spec

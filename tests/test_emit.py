@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.cli import main
-from adaptive_lora.methods.attach import lora_config
+from adaptive_lora.methods.adapters.attach import lora_config
 from adaptive_lora.models.classes import auto_class
 from adaptive_lora.models.sites import find_sites
 

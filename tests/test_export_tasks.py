@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from task_studies import TASKS, study_of
 
 from adaptive_lora.config import study_from
-from adaptive_lora.methods.export import export_merged
+from adaptive_lora.methods.adapters.export import export_merged
 from adaptive_lora.serving import AUTO_CLASSES, class_of, open_processor
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import PROBE, run_trial

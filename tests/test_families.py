@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from adaptive_lora.allocation import FamilyPlan, MethodSpec, RankPlan, read_plan
+from adaptive_lora.allocation import MethodSpec, RankPlan, TunerPlan, read_plan
 from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
-from adaptive_lora.methods.audit_tuner import audit_tuner, audit_tuner_moved, trained_tensors
+from adaptive_lora.methods.adapters.audit_tuner import audit_tuner, audit_tuner_moved, trained_tensors
+from adaptive_lora.methods.base import RankMethod
 from adaptive_lora.models.base import skeleton
 from adaptive_lora.serving import load_adapter
 from adaptive_lora.serving.custom_tuner import AdaptedModel
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.plan import plan_method
 from adaptive_lora.study.planted.config import PlantedConfig
-from adaptive_lora.study.recipes import RECIPES
-from adaptive_lora.study.recipes.trial_context import TrialContext
 from adaptive_lora.study.trial import PROBE, TrialOutcome, probe_logits, run_trial
+from adaptive_lora.study.trial_context import TrialOnBase
 
 BaseContext = Callable[..., StudyContext]
 
@@ -75,7 +75,7 @@ def test_a_trial_leaves_the_base_and_reloads_exactly(
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert [p.requires_grad for p in context.base.model.parameters()] == flags
     assert torch.equal(probe_logits(context, context.base.model, 0), logits)
-    assert isinstance(outcome.plan, FamilyPlan)
+    assert isinstance(outcome.plan, TunerPlan)
     assert outcome.training_parameters == outcome.plan.trainable_parameters
     model, _, _ = load_adapter(tmp_path / "adapter")
     again = context.losses(model, context.splits(0).test)
@@ -91,9 +91,9 @@ def _first_loss(context: StudyContext) -> float:
     """Return the first training loss of LoRA: that of the base, with its own dropout."""
     trial = next(context.config.trials())
     spec = MethodSpec.parse("uniform:rank=1")
-    job = TrialContext(context, dataclasses.replace(trial, method=spec), lambda event: None)
+    job = TrialOnBase(context, dataclasses.replace(trial, method=spec), lambda event: None)
     try:
-        return RECIPES["lora"](job).result.losses[0]
+        return RankMethod.fit(job.method.options, job).result.losses[0]
     finally:
         job.release()
 
@@ -107,7 +107,7 @@ def test_the_plan_without_weights_is_what_is_built(
     context = make_bench(methods=method, model=str(folders[base]))
     plan = context.plan(spec, seed=0, fold=0)
     assert report.plan == plan
-    assert isinstance(plan, FamilyPlan)
+    assert isinstance(plan, TunerPlan)
     assert read_plan(plan.to_dict()) == plan
     total = sum(p.numel() for p in skeleton(ModelConfig(model=str(folders[base]))).parameters())
     assert report.reduction_vs_full == 1 - plan.trainable_parameters / total
@@ -125,7 +125,7 @@ def test_full_fine_tuning_trains_everything_once(base_folder: Path, make_bench: 
 def test_full_fine_tuning_holds_the_base_beside_its_copy(base_folder: Path, make_bench: BaseContext) -> None:
     """The base in its own type and a float32 copy that is trained: nothing else of that size."""
     plan = make_bench().plan(MethodSpec.parse("full"), seed=0, fold=0)
-    assert isinstance(plan, FamilyPlan)
+    assert isinstance(plan, TunerPlan)
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16)
     places = {parameter.data_ptr() for parameter in model.parameters()}
     adapted = AdaptedModel(model.requires_grad_(False), trained=list(plan.tensors))
@@ -144,7 +144,7 @@ def test_bitfit_needs_biases(llama_folder: Path, make_bench: BaseContext) -> Non
 
 def test_bitfit_below_its_budget_says_so(make_bench: BaseContext) -> None:
     plan = make_bench().plan(MethodSpec.parse("bitfit:budget=uniform-8"), seed=0, fold=0)
-    assert isinstance(plan, FamilyPlan)
+    assert isinstance(plan, TunerPlan)
     assert plan.trainable_parameters < (plan.budget or 0)
     assert "has no knob" in plan.notes[0]
 
@@ -173,8 +173,8 @@ def test_read_plan_tells_families_from_ranks(make_bench: BaseContext) -> None:
 
 def test_the_audit_sees_every_difference(make_bench: BaseContext) -> None:
     context = make_bench(methods="bitfit")
-    job = TrialContext(context, next(context.config.trials()), lambda event: None)
-    plan = job.family_plan
+    job = TrialOnBase(context, next(context.config.trials()), lambda event: None)
+    plan = job.tuner_plan
     model = context.base.model
     with pytest.raises(AdapterError, match="is not trainable"):
         audit_tuner(model, plan.tensors)

@@ -9,11 +9,13 @@ import torch
 import transformers
 from architectures import ARCHITECTURES
 
-from adaptive_lora.allocation import FamilyPlan, MethodSpec, make_plan
+from adaptive_lora.allocation import MethodSpec, TunerPlan, make_plan
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.methods.audit_tuner import audit_tuner
-from adaptive_lora.methods.custom_tuner import attach_custom_tuner
-from adaptive_lora.methods.peft_tuner import attach_peft_tuner, detach_peft_tuner
+from adaptive_lora.methods.adapters.audit_tuner import audit_tuner
+from adaptive_lora.methods.adapters.custom_tuner import attach_custom_tuner
+from adaptive_lora.methods.adapters.peft_tuner import attach_peft_tuner, detach_peft_tuner
+from adaptive_lora.methods.bottleneck import _Bottleneck
+from adaptive_lora.methods.selected import _Selected
 from adaptive_lora.models.classes import auto_class
 from adaptive_lora.models.sites import read_architecture
 from adaptive_lora.serving.custom_tuner import AdaptedModel
@@ -54,8 +56,8 @@ def test_every_family_is_built_as_planned(name: str) -> None:
                 make_plan(spec, base)
             continue
         plan = make_plan(spec, base)
-        assert isinstance(plan, FamilyPlan)
-        ours = spec.recipe == "own_family"
+        assert isinstance(plan, TunerPlan)
+        ours = isinstance(spec.options, _Bottleneck | _Selected)
         adapted: Any = (attach_custom_tuner if ours else attach_peft_tuner)(model, plan, seed=0)
         audit_tuner(adapted, plan.tensors)
         found = logits(adapted.eval())
@@ -81,8 +83,8 @@ def test_families_without_prompts_serve_encoders(name: str) -> None:
     for method in ("ia3", "houlsby:width=2", "pfeiffer:width=2", "full", "bitfit", "ln_tuning"):
         spec = MethodSpec.parse(method)
         plan = make_plan(spec, base)
-        assert isinstance(plan, FamilyPlan)
-        ours = spec.recipe == "own_family"
+        assert isinstance(plan, TunerPlan)
+        ours = isinstance(spec.options, _Bottleneck | _Selected)
         adapted: Any = (attach_custom_tuner if ours else attach_peft_tuner)(model, plan, seed=0)
         audit_tuner(adapted, plan.tensors)
         assert torch.equal(adapted(inputs).last_hidden_state, before)
@@ -100,8 +102,8 @@ def test_families_without_prompts_fit_models_of_two_towers(name: str) -> None:
     for method in ("ia3", "houlsby:width=2", "pfeiffer:width=2", "full", "ln_tuning"):
         spec = MethodSpec.parse(method)
         plan = make_plan(spec, base)
-        assert isinstance(plan, FamilyPlan)
-        ours = spec.recipe == "own_family"
+        assert isinstance(plan, TunerPlan)
+        ours = isinstance(spec.options, _Bottleneck | _Selected)
         adapted: Any = (attach_custom_tuner if ours else attach_peft_tuner)(model, plan, seed=0)
         audit_tuner(adapted, plan.tensors)
         AdaptedModel.release(adapted) if ours else detach_peft_tuner(adapted)

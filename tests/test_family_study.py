@@ -12,10 +12,10 @@ from conftest import rows
 from mlflow.entities import Run
 from tracked import Finished, quiet, store_in
 
-from adaptive_lora.allocation import FamilyPlan, RankPlan, read_plan
+from adaptive_lora.allocation import RankPlan, TunerPlan, read_plan
 from adaptive_lora.config import study_from
 from adaptive_lora.errors import AdapterError
-from adaptive_lora.methods.export import export_merged, export_uniform
+from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.verify import prove
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
@@ -68,7 +68,7 @@ def test_plans_and_counts_are_recorded(studied: Finished) -> None:
     for label, run in runs.items():
         values = studied.outcome.store.read_json(run.info.run_id, PLAN)
         plan = read_plan(values)
-        assert isinstance(plan, RankPlan if label.startswith("uniform") else FamilyPlan)
+        assert isinstance(plan, RankPlan if label.startswith("uniform") else TunerPlan)
         metrics = run.data.metrics
         assert plan.trainable_parameters == metrics["trainable_parameters"]
         share = metrics["trainable_parameters"] / metrics["total_parameters"]

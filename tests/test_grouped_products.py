@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from adaptive_lora.methods.attach import ADAPTER
+from adaptive_lora.methods.adapters.attach import ADAPTER
 from adaptive_lora.training.joint import grouped
 from adaptive_lora.training.joint.grouped import GroupedSite, Routing, Share
 

@@ -11,14 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_lora.allocation.dynamic import GrowPrune
-from adaptive_lora.allocation.moves import SiteView, decide_moves
 from adaptive_lora.allocation.revised import revised
-from adaptive_lora.methods import attach
-from adaptive_lora.methods.attach import ADAPTER, initial_a, lora_layers
-from adaptive_lora.methods.resize import NewRank, resize
+from adaptive_lora.methods.adapters import attach
+from adaptive_lora.methods.adapters.attach import ADAPTER, initial_a, lora_layers
+from adaptive_lora.methods.grow_prune import GrowPrune
+from adaptive_lora.methods.grow_prune.fit import GrowPruneCallback
+from adaptive_lora.methods.grow_prune.moves import SiteView, decide_moves
+from adaptive_lora.methods.grow_prune.resize import NewRank, resize
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.recipes.grow_prune import GrowPruneCallback
 from adaptive_lora.study.trial import run_trial
 from adaptive_lora.training import TrainInputs, train
 
@@ -174,7 +174,7 @@ def test_before_the_first_move_it_is_uniform(make_bench: BaseContext, tmp_path: 
 @pytest.mark.parametrize("stop", [2, 12, 25])
 def test_interrupted_and_resumed_is_the_uninterrupted_run(context: StudyContext, stop: int) -> None:
     plan = context.plan(context.config.specs[0], seed=0, fold=0)
-    options, parts = context.config.specs[0].allocator, context.splits(0)
+    options, parts = context.config.specs[0].options, context.splits(0)
     kept: dict[str, Any] = {}
 
     def keep(step: int, take: Callable[[], Any]) -> None:

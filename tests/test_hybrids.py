@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import AdapterError, ModelError
-from adaptive_lora.methods.export import export_merged
+from adaptive_lora.methods.adapters.export import export_merged
 from adaptive_lora.models.base import skeleton
 from adaptive_lora.models.classes import auto_class
 from adaptive_lora.models.sites import survey_sites

@@ -16,16 +16,16 @@ from transformers.pytorch_utils import Conv1D
 from adaptive_lora.allocation import MethodSpec, ProfileSummary, allocate, uniform_cost
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
-from adaptive_lora.methods import attach, audit_moved
-from adaptive_lora.methods.attach import ADAPTER, lora_layers
-from adaptive_lora.methods.eva import EvaSettings, eva_directions
+from adaptive_lora.methods.adapters import attach, audit_moved
+from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
+from adaptive_lora.methods.eva.directions import EvaSettings, eva_directions
+from adaptive_lora.methods.eva.fit import _batches
+from adaptive_lora.methods.gora.fit import _initial_b, compressed_gradient
 from adaptive_lora.methods.importance.passes import joined
 from adaptive_lora.models.losses import token_scores
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.recipes import TrialContext
-from adaptive_lora.study.recipes.eva import _batches
-from adaptive_lora.study.recipes.gora import _initial_b, compressed_gradient
 from adaptive_lora.study.trial import TrialOutcome, run_trial
+from adaptive_lora.study.trial_context import TrialOnBase
 
 BaseContext = Callable[..., StudyContext]
 IDS = torch.arange(24).reshape(2, 12)
@@ -39,9 +39,9 @@ def run(context: StudyContext, folder: Path) -> list[TrialOutcome]:
 def attached(context: StudyContext, trial: TrialSpec) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Return A and B of every site as training first sees them."""
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    original = TrialContext.train
+    original = TrialOnBase.train
 
-    def stop(job: TrialContext, adapted: Any, *args: Any, **more: Any) -> Any:
+    def stop(job: TrialOnBase, adapted: Any, *args: Any, **more: Any) -> Any:
         for name, layer in lora_layers(adapted).items():
             seen[name] = tuple(  # type: ignore[assignment]
                 part[ADAPTER].weight.detach().clone() for part in (layer.lora_A, layer.lora_B)
@@ -49,7 +49,7 @@ def attached(context: StudyContext, trial: TrialSpec) -> dict[str, tuple[torch.T
         return original(job, adapted, *args, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrialContext, "train", stop)
+        patch.setattr(TrialOnBase, "train", stop)
         run_trial(context, trial, Path("adapter"))
     return seen
 
@@ -66,7 +66,7 @@ def test_eva_is_pefts_own(make_bench: BaseContext) -> None:
     trial = next(context.config.trials())
     ours = attached(context, trial)
     plan = run_trial(context, trial, Path("again")).plan
-    job = TrialContext(context, trial, lambda event: None)
+    job = TrialOnBase(context, trial, lambda event: None)
     passes = _batches(job, EvaSettings(rank=3, rho=2.0, tau=0.99), causal=True)
     batches = [{**each.inputs, "labels": each.labels} for each in passes]
     assert len(batches) > 1
@@ -201,7 +201,7 @@ def test_gora_start_is_the_papers_formula_in_float64(scale: float) -> None:
 
 def test_gora_starts_from_the_calibration_gradient(make_bench: BaseContext) -> None:
     context = make_bench(methods="gora:rank=2", seeds="0")
-    job = TrialContext(context, next(context.config.trials()), lambda event: None)
+    job = TrialOnBase(context, next(context.config.trials()), lambda event: None)
     initial = _initial_b(job, job.plan, 0.05)
     batches = context.calibration(0, 0)
     tokens = sum(batch.supervised_tokens for batch in batches)

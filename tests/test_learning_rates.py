@@ -12,8 +12,8 @@ import torch
 from transformers import get_scheduler
 
 from adaptive_lora.allocation import RankPlan
-from adaptive_lora.methods import attach
-from adaptive_lora.methods.attach import lora_layers
+from adaptive_lora.methods.adapters import attach
+from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.training import TrainInputs, train
 from adaptive_lora.training.groups import parameter_groups

@@ -20,7 +20,7 @@ from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.cli import main
 from adaptive_lora.config import MemorySize, TrainConfig, shown
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.methods import attach, detach
+from adaptive_lora.methods.adapters import attach, detach
 from adaptive_lora.models.base import gradient_checkpointing
 from adaptive_lora.models.sites import find_sites
 from adaptive_lora.study.context import StudyContext

@@ -18,7 +18,7 @@ from test_hybrids import HYBRIDS, save_hybrid
 from adaptive_lora.allocation import MethodSpec, allocate
 from adaptive_lora.data import TokenizedExample, collate, pack
 from adaptive_lora.data.batches import IGNORED
-from adaptive_lora.methods import attach
+from adaptive_lora.methods.adapters import attach
 from adaptive_lora.models.base import gradient_checkpointing
 from adaptive_lora.models.kernels import attends_packed, packed_attention, packed_nll, packed_scores, packing_problem
 from adaptive_lora.models.kernels.attention import NotPacked, attend, boundary_mask

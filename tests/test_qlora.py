@@ -23,9 +23,9 @@ from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig, StudyConfig
 from adaptive_lora.errors import AdapterError, ConfigError, ModelError
-from adaptive_lora.methods import attach, audit_as_built, detach
-from adaptive_lora.methods.attach import lora_layers
-from adaptive_lora.methods.export import export_merged, export_uniform
+from adaptive_lora.methods.adapters import attach, audit_as_built, detach
+from adaptive_lora.methods.adapters.attach import lora_layers
+from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.methods.importance.gradient import weight_of
 from adaptive_lora.models.base import count_parameters, load_base, skeleton
 from adaptive_lora.models.sites import find_sites

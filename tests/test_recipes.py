@@ -14,16 +14,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from adaptive_lora.allocation import METHODS, MethodSpec, RankPlan, Scaling, allocate, uniform_cost
-from adaptive_lora.allocation.dynamic import AdaLora
+from adaptive_lora.allocation import MethodSpec, RankPlan, Scaling, allocate, uniform_cost
 from adaptive_lora.allocation.revised import revised
 from adaptive_lora.allocation.site import ATTENTION_ROLES
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.methods.attach import lora_layers
-from adaptive_lora.methods.factors import Factors, spectrum
+from adaptive_lora.methods.adalora import AdaLora
+from adaptive_lora.methods.adapters.attach import lora_layers
+from adaptive_lora.methods.adapters.factors import Factors, spectrum
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.recipes import RECIPES
 from adaptive_lora.study.trial import TrialOutcome, run_trial
 
 BaseContext = Callable[..., StudyContext]
@@ -38,11 +37,6 @@ def one(context: StudyContext, folder: Path) -> TrialOutcome:
     """Run the first trial of a workbench's study."""
     trial: TrialSpec = next(context.config.trials())
     return run_trial(context, trial, folder / trial.label)
-
-
-def test_every_recipe_is_named_by_a_method_and_the_reverse() -> None:
-    named = {getattr(kind(), "recipe", "lora") for kind in METHODS.values()}
-    assert named <= set(RECIPES)
 
 
 # --- truncation

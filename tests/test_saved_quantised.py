@@ -20,7 +20,7 @@ from adaptive_lora.allocation import RankPlan
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import ConfigError, ModelError
-from adaptive_lora.methods.export import export_merged, export_uniform
+from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.models.base import load_base, skeleton
 from adaptive_lora.models.sites import find_sites
 from adaptive_lora.serving import load_adapter

@@ -14,17 +14,17 @@ from allocation_cases import gpt2_sites
 from click.testing import CliRunner
 
 from adaptive_lora.allocation import MethodSpec, RankPlan, Scaling, allocate
-from adaptive_lora.allocation.dynamic import AdaLora
 from adaptive_lora.allocation.revised import revised
 from adaptive_lora.cli import main
 from adaptive_lora.config import current_label, load_study, study_from
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.methods import attach
-from adaptive_lora.methods.adalora import adalora_layers, attach_adalora, scale_of
-from adaptive_lora.methods.attach import ADAPTER, lora_layers
+from adaptive_lora.methods.adalora import AdaLora
+from adaptive_lora.methods.adalora.layers import adalora_layers, attach_adalora, scale_of
+from adaptive_lora.methods.adapters import attach
+from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.models.sites import find_sites
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.recipes import RECIPES, TrialContext
+from adaptive_lora.study.trial_context import TrialOnBase
 
 BaseContext = Callable[..., StudyContext]
 RANKS = (4, 8, 16, 32, 64)
@@ -112,7 +112,7 @@ def test_adalora_keeps_the_factor_of_its_start_rank(make_bench: BaseContext) -> 
     context = make_bench(methods="adalora:rank=2", max_steps=10)
     plan = context.plan(context.config.specs[0], seed=0, fold=0)
     assert isinstance(plan, RankPlan)
-    options = context.config.specs[0].allocator
+    options = context.config.specs[0].options
     assert isinstance(options, AdaLora)
     start = options.start_plan(plan)
     assert start.trained_rank == 3
@@ -132,8 +132,8 @@ def test_final_plans_say_at_which_rank_they_were_trained(
     make_bench: BaseContext, method: str, trained: int | None
 ) -> None:
     context = make_bench(methods=method, max_steps=6, lr="1e-3")
-    job = TrialContext(context, next(context.config.trials()), lambda event: None)
-    found = RECIPES[job.trial.method.recipe](job)
+    job = TrialOnBase(context, next(context.config.trials()), lambda event: None)
+    found = job.trial.method.options.fit(job)
     assert isinstance(found.plan, RankPlan)
     assert found.plan.trained_rank == trained
     assert found.plan.scaling is Scaling.STANDARD

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from peft import PeftConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from adaptive_lora.allocation import FamilyPlan, MethodSpec, make_plan
+from adaptive_lora.allocation import MethodSpec, TunerPlan, make_plan
 from adaptive_lora.allocation.architecture import Architecture, Decoder
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import AllocationError, ConfigError
-from adaptive_lora.methods.audit_tuner import audit_tuner
-from adaptive_lora.methods.peft_tuner import attach_peft_tuner, detach_peft_tuner
+from adaptive_lora.methods.adapters.audit_tuner import audit_tuner
+from adaptive_lora.methods.adapters.peft_tuner import attach_peft_tuner, detach_peft_tuner
 from adaptive_lora.models.base import skeleton
 from adaptive_lora.models.sites import read_architecture
 from adaptive_lora.study.context import StudyContext
@@ -30,10 +30,10 @@ SIZES = Decoder(width=32, layers=3, kv_heads=2, head_dim=8, max_positions=None)
 BASE = Architecture(kind="Any", sites=(), decoder=SIZES)
 
 
-def planned(method: str, base: Architecture = BASE) -> FamilyPlan:
+def planned(method: str, base: Architecture = BASE) -> TunerPlan:
     """Return a method's plan."""
     plan = make_plan(MethodSpec.parse(method), base)
-    assert isinstance(plan, FamilyPlan)
+    assert isinstance(plan, TunerPlan)
     return plan
 
 

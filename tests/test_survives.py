@@ -65,7 +65,7 @@ def test_a_stopped_study_says_how_to_go_on_and_does(
 
 STAGES = (
     ("adaptive_lora.study.run", "_describe", 1, "before"),
-    ("adaptive_lora.study.recipes.trial_context", "TrialContext.train", 1, "before"),
+    ("adaptive_lora.study.trial_context", "TrialOnBase.train", 1, "before"),
     ("adaptive_lora.tracking.recorder", "Recorder.model", 1, "before"),
     ("adaptive_lora.study.tracked_trial", "trial_metrics", 2, "after"),
     ("adaptive_lora.study.run", "judge", 1, "before"),

@@ -28,11 +28,11 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.data.labelled import load_labelled
 from adaptive_lora.errors import ConfigError, DataError, ModelError
-from adaptive_lora.methods.export import export_merged
+from adaptive_lora.methods.adapters.export import export_merged
 from adaptive_lora.models.tasks.catalogue import task_named
 from adaptive_lora.models.tasks.class_scores import class_scores
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.recipes import RECIPES, TrialContext
+from adaptive_lora.study.trial_context import TrialOnBase
 from adaptive_lora.tracking.registry import adapter_folder
 
 
@@ -208,9 +208,9 @@ def test_memory_counts_the_head_once(encoders: dict[str, Path], tmp_path: Path) 
     methods = "uniform:rank=2 full head_only bitfit"
     context = StudyContext(study(encoders["roberta"], tmp_path, methods=methods))
     for trial in context.config.trials():
-        job = TrialContext(context, trial, lambda event: None)
+        job = TrialOnBase(context, trial, lambda event: None)
         try:
-            model = RECIPES[trial.method.recipe](job).model
+            model = trial.method.options.fit(job).model
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         finally:
             job.release()

@@ -17,8 +17,8 @@ from torch.nn import functional
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.data import TokenizedExample
 from adaptive_lora.errors import TrialFailed
-from adaptive_lora.methods import attach, detach
-from adaptive_lora.methods.attach import lora_layers
+from adaptive_lora.methods.adapters import attach, detach
+from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.models.losses import token_scores
 from adaptive_lora.models.scoring import continuations, wants_generation
 from adaptive_lora.models.tasks.tokens import exact

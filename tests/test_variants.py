@@ -15,12 +15,11 @@ from tracked import quiet, store_in
 from transformers import AutoModelForCausalLM
 
 from adaptive_lora.allocation import METHODS, MethodSpec, RankPlan, allocate, uniform_cost
-from adaptive_lora.allocation.reading import is_family
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
-from adaptive_lora.methods import attach, audit_as_built, detach
-from adaptive_lora.methods.attach import ADAPTER, lora_layers
-from adaptive_lora.methods.export import export_merged, export_uniform
+from adaptive_lora.methods.adapters import attach, audit_as_built, detach
+from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
+from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.serving import load_adapter
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
@@ -89,7 +88,7 @@ def test_a_methods_own_budget_is_one_of_ranks() -> None:
     assert with_dora.budget == 3_145_728 + OUTPUTS
 
 
-PLANNED = [n for n, kind in METHODS.items() if n != "adalora" and not is_family(kind)]
+PLANNED = [n for n, kind in METHODS.items() if n != "adalora" and kind.gives_ranks]
 
 
 @pytest.mark.parametrize("name", PLANNED)

@@ -1,20 +1,50 @@
-"""From a method and the sites of a model to a rank plan."""
+"""From a method and a base to its plan."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from adaptive_lora.allocation.architecture import Architecture
 from adaptive_lora.allocation.limits import RankLimits, rank_limits
-from adaptive_lora.allocation.methods import MethodSpec
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
-from adaptive_lora.allocation.problem import AllocationProblem, Solution, solve
-from adaptive_lora.allocation.reading import decides_in_training
+from adaptive_lora.allocation.problem import AllocationProblem, Solution
 from adaptive_lora.allocation.request import ProfileSummary
 from adaptive_lora.allocation.scaling import DEFAULT_ALPHA, Scaling
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.allocation.site_choice import select_sites
+from adaptive_lora.allocation.spec import MethodSpec
+from adaptive_lora.allocation.tuner_plan import Plan, TunerPlan
 from adaptive_lora.allocation.variants import solve_with_magnitudes
 from adaptive_lora.errors import AllocationError
+
+
+def make_plan(
+    spec: MethodSpec,
+    base: Architecture,
+    *,
+    alpha: float = DEFAULT_ALPHA,
+    scaling: str = Scaling.STANDARD,
+    profile: ProfileSummary | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Return what a method trains on a base: ranks, or the tensors of another family.
+
+    Args:
+        spec: the method.
+        base: its sites, tensors and sizes.
+        alpha: LoRA's alpha, for methods without one of their own; other families have none.
+        scaling: how alpha and rank become the factor of the update.
+        profile: importance profile, for data-driven methods.
+        seed: of the trial, for methods that draw.
+
+    Raises:
+        AllocationError: the base does not have what is trained, or a budget cannot be met.
+    """
+    method = spec.options
+    if not method.gives_ranks:
+        tuner: TunerPlan = method.design(base, resolve_budget(spec.budget, base.sites), spec.label)
+        return tuner
+    return allocate(spec, base.sites, alpha=alpha, scaling=scaling, profile=profile, seed=seed)
 
 
 def allocate(
@@ -44,18 +74,17 @@ def allocate(
     chosen = select_sites(everything, spec.choice)
     ordered = tuple(sorted(chosen, key=lambda site: (site.layer, site.name)))
     limits = _limits_of_plan(spec, ordered)
-    solution = (solve_with_magnitudes if spec.dora else solve)(
-        spec.allocator,
-        AllocationProblem(
-            sites=ordered,
-            lower=limits.lower,
-            upper=limits.upper,
-            multiple=limits.multiple,
-            budget=resolve_budget(spec.budget, everything),
-            profile=profile,
-            seed=seed,
-        ),
+    problem = AllocationProblem(
+        sites=ordered,
+        lower=limits.lower,
+        upper=limits.upper,
+        multiple=limits.multiple,
+        budget=resolve_budget(spec.budget, everything),
+        profile=profile,
+        seed=seed,
     )
+    method = spec.options
+    solution: Solution = solve_with_magnitudes(method, problem) if spec.dora else method.solve(problem)
     policy = Scaling(spec.scaling or scaling)
     common = alpha if spec.alpha is None else spec.alpha
     made = _entries(spec, ordered, solution, policy, common)
@@ -65,16 +94,14 @@ def allocate(
         method=spec.label,
         budget=solution.budget,
         scaling=policy,
-        scaling_in_training=getattr(spec.allocator, "scaling_in_training", ""),
+        scaling_in_training=method.scaling_in_training,
         entries=tuple(made[site.name] for site in chosen if site.name in made),
         left_out=tuple(site.name for site in chosen if site.name not in made),
         certificate=solution.certificate,
         lora_plus=spec.lora_plus,
         base=spec.base,
     )
-    check = getattr(spec.allocator, "check", None)
-    if check is not None:  # what training will start from must fit too
-        check(plan)
+    method.check(plan)  # what training will start from must fit too
     return plan
 
 
@@ -97,8 +124,8 @@ def _limits_of_plan(spec: MethodSpec, sites: Sequence[AdapterSite]) -> RankLimit
 
     What is decided in training starts from equal ranks; its limits hold where it decides.
     """
-    free = decides_in_training(type(spec.allocator))
-    return rank_limits(MethodSpec(allocator=spec.allocator) if free else spec, sites)
+    free = spec.options.ranks_in_training
+    return rank_limits(MethodSpec(options=spec.options) if free else spec, sites)
 
 
 def resolve_budget(budget: str | None, sites: Sequence[AdapterSite]) -> int | None:

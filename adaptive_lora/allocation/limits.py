@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adaptive_lora.allocation.budget import check_budget
-from adaptive_lora.allocation.methods import MethodSpec
 from adaptive_lora.allocation.site import ATTENTION_ROLES, FEED_FORWARD_ROLES, AdapterSite
+from adaptive_lora.allocation.spec import MethodSpec
 from adaptive_lora.errors import AllocationError
 
 

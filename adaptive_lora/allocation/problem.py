@@ -1,15 +1,15 @@
-"""One allocation to be made, and how an allocator's answer becomes integer ranks."""
+"""One allocation to be made, and how wanted ranks become integer ranks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from adaptive_lora.allocation.budget import fit_to_budget
 from adaptive_lora.allocation.certificate import Certificate
-from adaptive_lora.allocation.request import Allocator, ProfileSummary
+from adaptive_lora.allocation.request import ProfileSummary, RankRequest
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import AllocationError
 
@@ -30,7 +30,7 @@ class AllocationProblem:
     """Most parameters, or None where the user names none."""
     profile: ProfileSummary | None = None
     seed: int = 0
-    """Of the trial, for allocators that draw."""
+    """Seed of the trial, for methods that draw."""
 
     @property
     def costs(self) -> list[int]:
@@ -82,13 +82,20 @@ class AllocationProblem:
             ranks.append(min(max(self._step_down(rank), low), up))
         return tuple(ranks)
 
+    def granted(self, request: RankRequest) -> Solution:
+        """Return the integer ranks of a request: under a budget its ranks are proportions, else they are rounded."""
+        budget = request.budget if self.budget is None else self.budget
+        if budget is None:
+            return Solution(ranks=self.rounded(request.ranks), budget=None)
+        return Solution(ranks=self.fit(request.ranks, budget, request.bounds), budget=budget)
+
     def _step_down(self, rank: float) -> int:
         return math.floor(rank / self.multiple) * self.multiple
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Solution:
-    """Integer ranks, and what the allocator can say about them."""
+    """Integer ranks and the certificate of the method that gave them."""
 
     ranks: tuple[int, ...]
     budget: int | None
@@ -98,28 +105,12 @@ class Solution:
     certificate: Certificate | None = None
 
 
-@runtime_checkable
-class Solver(Protocol):
-    """An allocator that finds integer ranks itself instead of asking for proportions."""
+class RankSolver(Protocol):
+    """The part of a rank method that finds ranks."""
 
     @property
-    def metric(self) -> str | None:
-        """Importance profile that it needs, or None."""
-
-    @property
-    def rank_label(self) -> str:
-        """Short form of its options for run names."""
+    def wrapped(self) -> RankSolver | None:
+        """Method that a control arm wraps; None for other methods."""
 
     def solve(self, problem: AllocationProblem) -> Solution:
-        """Return ranks within the problem's limits and budget."""
-
-
-def solve(allocator: Allocator | Solver, problem: AllocationProblem) -> Solution:
-    """Return the integer ranks of any allocator."""
-    if isinstance(allocator, Solver):
-        return allocator.solve(problem)
-    demand = allocator.demand(problem.sites, problem.profile)
-    budget = demand.budget if problem.budget is None else problem.budget
-    if budget is None:
-        return Solution(ranks=problem.rounded(demand.ranks), budget=None)
-    return Solution(ranks=problem.fit(demand.ranks, budget, demand.bounds), budget=budget)
+        """Return integer ranks within a problem's limits and budget."""

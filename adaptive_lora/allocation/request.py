@@ -1,14 +1,12 @@
-"""What an allocator is given and what it asks for, before integers and budgets."""
+"""The input of a method, a measured profile, and its request for ranks, before integers and budgets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from types import MappingProxyType
-from typing import Protocol
 
-from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.options import Limits
 from adaptive_lora.plugins import PluginTable, package_of
 
@@ -48,7 +46,7 @@ RANK = Limits(low=1)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProfileSummary:
-    """What was measured about the sites: the input of data-driven allocators."""
+    """Measured importance of the sites: the input of data-driven methods."""
 
     metric: str
     """Name of the profiler."""
@@ -63,7 +61,7 @@ class ProfileSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankRequest:
-    """What an allocator asks for, before integers and budgets."""
+    """Ranks that a method asks for, before integers and budgets."""
 
     ranks: tuple[float, ...]
     """Wanted rank per site; rounded down without a budget, taken as proportions with one."""
@@ -71,19 +69,4 @@ class RankRequest:
     """Least and greatest rank under a budget, as multiples of the rank that uniform would have;
     None: 1 to the site's smaller side."""
     budget: int | None = None
-    """Parameters that the allocator spends when the user names no budget."""
-
-
-class Allocator(Protocol):
-    """Decides how ranks are spread."""
-
-    @property
-    def metric(self) -> str | None:
-        """Importance profile that it needs, or None for a heuristic."""
-
-    @property
-    def rank_label(self) -> str:
-        """Short form of its options for run names, such as `r16-4`."""
-
-    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
-        """Return the ranks wanted for these sites."""
+    """Parameters that the method spends when the user names no budget."""

@@ -10,9 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from adaptive_lora.allocation.controls import Control
-from adaptive_lora.allocation.problem import AllocationProblem, Solution, Solver, solve
-from adaptive_lora.allocation.request import Allocator
+from adaptive_lora.allocation.problem import AllocationProblem, RankSolver, Solution
 from adaptive_lora.errors import AllocationError
 
 BASES = ("full", "nf4")
@@ -25,7 +23,7 @@ VARIANTS: Mapping[str, Any] = {
 
 def variant_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | None:
     """Return what is wrong with a variant on a method that is no LoRA in training, or None."""
-    refused: Mapping[str, str] = getattr(kind, "refused_variants", {})
+    refused: Mapping[str, str] = kind.refused_variants
     wrong = [
         f"{name} cannot have {option}: {why}"
         for option, why in refused.items()
@@ -46,7 +44,7 @@ def marks(spec: Any) -> list[str]:
     return [word for name, word in words.items() if getattr(spec, name) != VARIANTS[name]]
 
 
-def solve_with_magnitudes(allocator: Allocator | Solver, problem: AllocationProblem) -> Solution:
+def solve_with_magnitudes(method: RankSolver, problem: AllocationProblem) -> Solution:
     """Return ranks for DoRA, whose magnitudes (one per output of an adapted site) are paid first.
 
     A named budget covers ranks and magnitudes together. Where none is named, the budget of the
@@ -69,14 +67,14 @@ def solve_with_magnitudes(allocator: Allocator | Solver, problem: AllocationProb
                 f"{magnitudes:,}; raise the budget or narrow the placement."
             )
         inner = dataclasses.replace(problem, budget=None if total is None else total - magnitudes)
-        found = solve(allocator, inner)
+        found = method.solve(inner)
         if found.budget is None:
             return found
         total = found.budget + magnitudes if total is None else total
         used = [rank > 0 for rank in found.ranks]
         if used == open_sites:
             return dataclasses.replace(found, budget=total)
-        if isinstance(allocator, Control):
+        if method.wrapped is not None:
             raise AllocationError(
                 "a control arm with dora needs a rank of 1 or more at every site: which sites are "
                 "left out decides what their magnitudes cost; required min_rank >= 1, got 0."

@@ -1,7 +1,1 @@
-"""Adapters: a plan becomes a PEFT model and back, and is checked as built."""
-
-from adaptive_lora.methods.attach import attach, detach
-from adaptive_lora.methods.audit import audit_as_built, audit_moved
-from adaptive_lora.methods.folder import save_adapter
-
-__all__ = ["attach", "audit_as_built", "audit_moved", "detach", "save_adapter"]
+"""The methods: how parameters are spent. One file or package each."""

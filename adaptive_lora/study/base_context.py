@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from adaptive_lora.allocation import FamilyPlan, MethodSpec, Plan, allocate, make_plan
+from adaptive_lora.allocation import MethodSpec, Plan, TunerPlan, allocate, make_plan
 from adaptive_lora.config import shown
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import ConfigError, ModelError
-from adaptive_lora.methods import attach, detach
+from adaptive_lora.methods.adapters import attach, detach
 from adaptive_lora.methods.importance import ImportanceProfile, ProfileTask, TrainedProbe, profile_importance
 from adaptive_lora.methods.importance.capture import frozen
 from adaptive_lora.models.base import gradient_checkpointing
@@ -162,7 +162,7 @@ class BaseContext(ABC):
             ConfigError: examples and virtual tokens do not fit the base.
             ModelError: adapters would stand where nothing reaches the loss.
         """
-        metric = spec.allocator.metric
+        metric = spec.options.metric
         profile = None
         if metric is not None:
             where = self.profiled_on(spec.profiled_on)
@@ -175,7 +175,7 @@ class BaseContext(ABC):
             profile=profile,
             seed=seed,
         )
-        if isinstance(plan, FamilyPlan):
+        if isinstance(plan, TunerPlan):
             if plan.positions:
                 self._check_prompt(plan, fold)
         elif unreached := self._unreached & plan.rank_pattern().keys():
@@ -200,7 +200,7 @@ class BaseContext(ABC):
             found = unreached_maps(model, untried, lambda: self.task.loss(model, batch))
         return frozenset(found)
 
-    def _check_prompt(self, plan: FamilyPlan, fold: int) -> None:
+    def _check_prompt(self, plan: TunerPlan, fold: int) -> None:
         """Check that examples with their virtual tokens fit the base, and that a prefix can train.
 
         Raises:

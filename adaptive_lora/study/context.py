@@ -16,7 +16,7 @@ from adaptive_lora.config import StudyConfig, TrialSpec, digest
 from adaptive_lora.config.renamed import earlier_settings
 from adaptive_lora.data.summary import DataSummary
 from adaptive_lora.errors import DataError
-from adaptive_lora.methods.dropout import switch_off_dropout
+from adaptive_lora.methods.adapters.dropout import switch_off_dropout
 from adaptive_lora.models.base import BaseModel, load_base, require_quantiser
 from adaptive_lora.models.device import Runtime, start_runtime
 from adaptive_lora.models.errors import model_errors
@@ -62,7 +62,7 @@ class StudyContext(BaseContext):
         self._borrowed: dict[tuple[str, ...], OtherTasksContext] = {}
         for spec in config.specs:  # ranks and budgets that cannot be met fail before any training
             self.profiled_on(spec.profiled_on)
-            if spec.allocator.metric is None:
+            if spec.options.metric is None:
                 plan = self.plan(spec, seed=0, fold=0)
                 self.memory(plan, fold=0)
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from adaptive_lora.allocation import FamilyPlan, MethodSpec, Plan, RankPlan, make_plan, uniform_cost
+from adaptive_lora.allocation import MethodSpec, Plan, RankPlan, TunerPlan, make_plan, uniform_cost
 from adaptive_lora.allocation.architecture import Architecture, size
-from adaptive_lora.allocation.reading import decides_in_training
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.config.base_file import base_file
@@ -46,8 +45,8 @@ class PlanReport:
     base: PreTrainedModel
     """The architecture, without weights."""
     base_name: str
-    recipe: str
-    """How the plan is trained here; `lora` where it is plain LoRA."""
+    is_plain_lora: bool
+    """Whether the plan is trained as it is, as plain LoRA."""
     load: Load
     """What training it loads memory with."""
     memory: MemoryChoice
@@ -60,13 +59,13 @@ class PlanReport:
     @property
     def peft_caveats(self) -> tuple[str, ...]:
         """What the plan has that a LoraConfig does not hold."""
-        if isinstance(self.plan, FamilyPlan):
+        if isinstance(self.plan, TunerPlan):
             return tuple(filter(None, [self.note]))
         found = []
-        if self.recipe != "lora":
+        if not self.is_plain_lora:
             found.append(
-                f"{self.plan.method} also sets initial weights or changes ranks in training "
-                f"('{self.recipe}'); the LoraConfig has the ranks at the start alone"
+                f"{self.plan.method} also sets initial weights or changes ranks in training; "
+                "the LoraConfig has the ranks at the start alone"
             )
         if self.base_name.lower().endswith(".gguf"):
             found.append(
@@ -148,7 +147,7 @@ def plan_method(
     task = config.data.task
     base = skeleton(config.model, task, [spec.base])
     architecture = read_architecture(base)
-    metric = spec.allocator.metric
+    metric = spec.options.metric
     if profile is not None and metric not in (None, profile.metric):
         raise AllocationError(
             f"{spec.label} follows {metric}, but the profile given measured {profile.metric}; give "
@@ -168,10 +167,10 @@ def plan_method(
         architecture=architecture,
         base=base,
         base_name=str(base_file(config.model) or config.model.model),
-        recipe=spec.recipe,
+        is_plain_lora=spec.options.is_plain_lora,
         load=load,
         memory=choose(load, train),
-        decided_in_training=isinstance(plan, RankPlan) and decides_in_training(type(spec.allocator)),
+        decided_in_training=isinstance(plan, RankPlan) and spec.options.ranks_in_training,
     )
 
 
@@ -206,8 +205,8 @@ def peft_config(report: PlanReport) -> str:
     Raises:
         ConfigError: PEFT does not have the family.
     """
-    from adaptive_lora.methods.attach import lora_config
-    from adaptive_lora.methods.peft_tuner import CONFIGURATIONS, tuner_config
+    from adaptive_lora.methods.adapters.attach import lora_config
+    from adaptive_lora.methods.adapters.peft_tuner import CONFIGURATIONS, tuner_config
 
     plan = report.plan
     if isinstance(plan, RankPlan):
@@ -225,7 +224,7 @@ def peft_config(report: PlanReport) -> str:
 def print_plan(report: PlanReport, console: Console) -> None:
     """Print the table of sites, or of tensors, and the totals."""
     plan = report.plan
-    if isinstance(plan, FamilyPlan):
+    if isinstance(plan, TunerPlan):
         console.print(_tensor_table(plan))
     else:
         console.print(_site_table(plan, towers=any(site.tower for site in report.sites)))
@@ -241,7 +240,7 @@ def print_plan(report: PlanReport, console: Console) -> None:
     if plan.budget is not None:
         unused = plan.budget - plan.trainable_parameters
         console.print(f"budget     {plan.budget:,}, of which {unused:,} unused", highlight=False)
-    if isinstance(plan, FamilyPlan):
+    if isinstance(plan, TunerPlan):
         return
     console.print(f"scaling    {plan.scaling}: factor {plan.scaling.formula}", highlight=False)
     if plan.scaling_in_training:
@@ -252,7 +251,7 @@ def print_plan(report: PlanReport, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _tensor_table(plan: FamilyPlan) -> Table:
+def _tensor_table(plan: TunerPlan) -> Table:
     """Return the trained tensors; many of one name in all blocks stand in one row."""
     rows: dict[tuple[str, str], list[int]] = {}
     for name, shape in plan.tensors.items():

@@ -16,7 +16,7 @@ from adaptive_lora import serving
 from adaptive_lora.analysis.report.profile_figure import profile_figure, spectrum_figure
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, brief, unknown_name
-from adaptive_lora.methods.export import export_merged, export_uniform
+from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile
 from adaptive_lora.models.base import locate
 from adaptive_lora.models.errors import is_bug, model_errors

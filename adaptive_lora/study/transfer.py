@@ -115,12 +115,12 @@ def _names(tasks: Sequence[str]) -> list[str]:
 
 def _budget(spec: MethodSpec, text: str) -> str:
     """Return the budget of all arms: the method's own, or that of uniform at its rank."""
-    if spec.allocator.metric is None or spec.recipe != "lora":
+    if spec.options.metric is None or not spec.options.is_plain_lora:
         raise ConfigError(
             f"'{text}' follows no importance profile of its own, so nothing could be transferred; "
             "name a method such as empirical or waterfill."
         )
-    rank = getattr(spec.allocator, "rank", None)
+    rank = getattr(spec.options, "rank", None)
     if spec.budget is None and rank is None:
         raise ConfigError(f"'{text}' has no rank; give it a budget, such as budget=uniform-8.")
     return spec.budget or f"uniform-{rank}"

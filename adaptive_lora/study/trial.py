@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from adaptive_lora.allocation import Plan, RankPlan
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import TrialFailed
-from adaptive_lora.methods import audit_as_built, save_adapter
+from adaptive_lora.methods.adapters import audit_as_built, save_adapter
+from adaptive_lora.methods.base import RankEvent, TrainedTrial
 from adaptive_lora.methods.importance import ImportanceProfile
 from adaptive_lora.models.errors import model_errors
 from adaptive_lora.results import EvalResult, TrainResult
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.recipes import RECIPES, RankEvent, TrainedTrial, TrialContext
+from adaptive_lora.study.trial_context import TrialOnBase
 from adaptive_lora.training import Runner, StepEvent, TrialCheckpoints
 
 PROBE = "probe.safetensors"
@@ -77,11 +78,11 @@ def run_trial(
     """
     started = time.perf_counter()
     context = context.on_base(trial.method.base)
-    metric = trial.method.allocator.metric
-    job = TrialContext(context, trial, on_step, checkpoints, runner)
+    metric = trial.method.options.metric
+    job = TrialOnBase(context, trial, on_step, checkpoints, runner)
     try:
         with model_errors(f"{trial.label} on {context.architecture.kind} failed", context.base.model):
-            trained = RECIPES[trial.method.recipe](job)
+            trained = trial.method.options.fit(job)
             _require_finite("validation", trained.result.validation_loss)
             audit_as_built(trained.model, trained.plan, job.head)
             test = context.score(trained.model, context.splits(trial.fold).test)

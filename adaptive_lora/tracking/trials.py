@@ -11,7 +11,7 @@ import numpy as np
 from mlflow.entities import Run
 from numpy.typing import NDArray
 
-from adaptive_lora.allocation.family_plan import read_plan
+from adaptive_lora.allocation.tuner_plan import read_plan
 from adaptive_lora.config import current_label
 from adaptive_lora.errors import AllocationError, TrackingError, brief
 from adaptive_lora.results import NATS_PER_TOKEN, RACED_STATUS, EvalResult, TrainResult, TrialRecord

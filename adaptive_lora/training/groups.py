@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from adaptive_lora.methods.attach import ADAPTER, lora_layers
+from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 
 
 def parameter_groups(

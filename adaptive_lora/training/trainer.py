@@ -16,7 +16,7 @@ from transformers import get_scheduler
 
 from adaptive_lora.config import TrainConfig
 from adaptive_lora.data import Batch, training_batches
-from adaptive_lora.methods.dropout import set_dropout_step
+from adaptive_lora.methods.adapters.dropout import set_dropout_step
 from adaptive_lora.models.device import Runtime
 from adaptive_lora.models.losses import Loss, LossByExample, causal_loss
 from adaptive_lora.results import TrainResult

@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from adaptive_lora.allocation import METHODS, MethodSpec, ProfileSummary, RankPlan, allocate
-from adaptive_lora.allocation.reading import decides_in_training
 from adaptive_lora.allocation.site import AdapterSite, Role
 
 LLAMA_8B_BLOCK = (
@@ -80,7 +79,7 @@ def measure(count: int, runs: int) -> dict[str, Any]:
     sites = sites_of(count, odd=False)
     alone = evidence_of(sites, 64, 0)
     for name, kind in METHODS.items():
-        if decides_in_training(kind):
+        if kind.ranks_in_training or not kind.gives_ranks:
             continue
         spec = MethodSpec.build(name, {"budget": "uniform-16"})
         seconds, _ = timed(lambda s=spec: allocate(s, sites, profile=alone), runs)

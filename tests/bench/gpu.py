@@ -286,7 +286,7 @@ class BaseContext:
     def train(self, seed: int, run: Any) -> Any:
         """Train a trial; `run` takes the steps."""
         from adaptive_lora.allocation import MethodSpec, allocate
-        from adaptive_lora.methods import attach, detach
+        from adaptive_lora.methods.adapters import attach, detach
         from adaptive_lora.models.sites import find_sites
         from adaptive_lora.training import TrainInputs, train
 

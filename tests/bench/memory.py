@@ -67,7 +67,7 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
     from adaptive_lora.allocation import MethodSpec, allocate
     from adaptive_lora.config import study_from
     from adaptive_lora.data import TokenizedExample
-    from adaptive_lora.methods import attach
+    from adaptive_lora.methods.adapters import attach
     from adaptive_lora.models.base import gradient_checkpointing
     from adaptive_lora.models.device import start_runtime
     from adaptive_lora.models.sites import find_sites

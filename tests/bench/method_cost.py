@@ -119,13 +119,13 @@ def measure(method: str, epochs: int) -> dict[str, float]:
 
 def train_once(context: Any) -> tuple[float, float]:
     """Train as a trial does; return processor seconds of it all and parameters trained at once."""
-    from adaptive_lora.study.recipes import RECIPES, TrialContext
+    from adaptive_lora.study.trial_context import TrialOnBase
 
     (trial, *_) = context.config.trials()
-    job = TrialContext(context, trial, lambda event: None)
+    job = TrialOnBase(context, trial, lambda event: None)
     started = time.process_time()
     try:
-        trained = RECIPES[trial.method.recipe](job)
+        trained = trial.method.options.fit(job)
     finally:
         job.release()
     return time.process_time() - started, float(trained.training_parameters)

@@ -90,12 +90,12 @@ def measure(name: str, threads: int) -> dict[str, float | None]:
 
 def train_once(context: object) -> None:
     """Train uniform LoRA as a trial does."""
-    from adaptive_lora.study.recipes import RECIPES, TrialContext
+    from adaptive_lora.study.trial_context import TrialOnBase
 
     (trial, *_) = context.config.trials()  # type: ignore[attr-defined]
-    job = TrialContext(context, trial, lambda event: None)  # type: ignore[arg-type]
+    job = TrialOnBase(context, trial, lambda event: None)  # type: ignore[arg-type]
     try:
-        RECIPES["lora"](job)
+        trial.method.options.fit(job)
     finally:
         job.release()
 

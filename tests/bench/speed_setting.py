@@ -16,7 +16,7 @@ from adaptive_lora.allocation import MethodSpec, allocate
 from adaptive_lora.config import TrainConfig, study_from
 from adaptive_lora.data import Batch, TokenizedExample, load_examples, tokenize, training_batches
 from adaptive_lora.data import collate as padded
-from adaptive_lora.methods import attach
+from adaptive_lora.methods.adapters import attach
 from adaptive_lora.models.sites import find_sites
 
 EXAMPLES, BATCH, RANK, RATE, LONGEST, SEED = 128, 8, 16, 3e-4, 512, 0

@@ -13,8 +13,6 @@ from adaptive_lora.training.trainer import Runner, Trainer
 
 MOST_TOGETHER = 16
 """Trials in one process at once; where memory is short, fewer go through the base at a time."""
-JOINED_RECIPE = "lora"
-"""Its plans are known before training and trained as they are."""
 
 
 def resolve_engine(engine: str, runtime: Runtime) -> str:
@@ -71,4 +69,4 @@ def _once(
 
 def _joins(trial: TrialSpec) -> bool:
     """Return whether a trial may train on the base that others train on at the same time."""
-    return trial.method.recipe == JOINED_RECIPE and trial.method.base == "full"
+    return trial.method.options.is_plain_lora and trial.method.base == "full"

@@ -31,7 +31,7 @@ from adaptive_lora.study.planted.config import PlantedConfig
 from adaptive_lora.study.planted.context import PlantedContext
 from adaptive_lora.study.planted.patterns import planted_energy, planted_ranks
 from adaptive_lora.study.planted.teacher import make_teacher, planted_changes, written_by
-from adaptive_lora.study.recipes import RECIPES, TrialContext
+from adaptive_lora.study.trial_context import TrialOnBase
 
 ORACLE, UNIFORM = "oracle", "uniform"
 _REFERENCE_TEXTS = 64
@@ -162,11 +162,11 @@ class Planter:
         """Run a method as a study would; `truth` is the plan of the oracle."""
         started = time.perf_counter()
         trial = TrialSpec(study=self.study, method=spec, seed=seed, fold=0, lr=self.config.lr)
-        job = TrialContext(context, trial, lambda event: None)
+        job = TrialOnBase(context, trial, lambda event: None)
         try:
             if truth is not None:
                 job.plan = truth
-            trained = RECIPES[spec.recipe](job)
+            trained = spec.options.fit(job)
             kl = context.losses(trained.model, context.splits(0).test).loss
         finally:
             job.release()

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from adaptive_lora.allocation import Family, MethodSpec
+from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import StudyConfig, digest, study_from
 from adaptive_lora.config.study import SIGNATURE_VERSION
 from adaptive_lora.errors import ConfigError
@@ -52,7 +52,7 @@ class PlantedConfig:
             if len(set(items)) < len(items):
                 raise ConfigError(f"{name}: given more than once in {', '.join(map(str, items))}")
         for text in self.methods:
-            if isinstance(MethodSpec.parse(text).allocator, Family):
+            if not MethodSpec.parse(text).options.gives_ranks:
                 raise ConfigError(f"methods: '{text}' gives no ranks; required an allocation.")
         if not self.patterns or not self.spectra or not self.seeds:
             raise ConfigError("required at least one pattern, spectrum and seed")

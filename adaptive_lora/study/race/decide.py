@@ -191,7 +191,7 @@ class Race:
         ranks = {"FINISHED": 0, "FAILED": 2}
         for run in sorted(runs, key=lambda run: ranks.get(run.info.status, 1)):
             if run.info.status in ranks or rung_reached(run) >= step:
-                one = _steps(self._context, trial.method, trial.fold) // trial.method.trainings
+                one = _steps(self._context, trial.method, trial.fold) // trial.method.options.trainings
                 begun = (step - 1) // one * one  # of the same training, where there are several
                 patience = trial.study.train.patience
                 return loss_at(self._curve(run), step, since=begun if patience else None)
@@ -273,13 +273,14 @@ def require_rungs(context: StudyContext) -> None:
 
 def _steps(context: StudyContext, spec: MethodSpec, fold: int) -> int:
     """Return the optimiser steps of a trial."""
-    return spec.trainings * total_steps(len(context.splits(fold).train), context.config.train)
+    trainings: int = spec.options.trainings
+    return trainings * total_steps(len(context.splits(fold).train), context.config.train)
 
 
 def _rungs(context: StudyContext, spec: MethodSpec, fold: int) -> tuple[int, ...]:
     """Return the steps at which a method's rates are judged."""
-    one = _steps(context, spec, fold) // spec.trainings
-    return rungs_of(one, context.config.train.validations, spec.trainings)
+    one = _steps(context, spec, fold) // spec.options.trainings
+    return rungs_of(one, context.config.train.validations, spec.options.trainings)
 
 
 def rungs_of(steps: int, validations: int, trainings: int = 1) -> tuple[int, ...]:

@@ -17,8 +17,8 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from torch.nn import functional
 
-from adaptive_lora.methods.attach import ADAPTER, lora_layers
-from adaptive_lora.methods.dropout import SiteDropout, own_dropout
+from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
+from adaptive_lora.methods.adapters.dropout import SiteDropout, own_dropout
 from adaptive_lora.training.joint.products import grouped_update, suits_groups
 
 Layers = Mapping[str, LoraLinear]

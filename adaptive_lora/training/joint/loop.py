@@ -19,7 +19,7 @@ from torch import nn
 
 from adaptive_lora.data.batches import Batch, stacked
 from adaptive_lora.errors import TrialFailed
-from adaptive_lora.methods.dropout import set_dropout_step
+from adaptive_lora.methods.adapters.dropout import set_dropout_step
 from adaptive_lora.models.kernels import attends_packed
 from adaptive_lora.signals import whole
 from adaptive_lora.training.callback import NoCallback

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from adaptive_lora.methods.attach import ADAPTER
+from adaptive_lora.methods.adapters.attach import ADAPTER
 from adaptive_lora.models.kernels.products import compute_type
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)

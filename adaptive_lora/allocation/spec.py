@@ -1,0 +1,312 @@
+"""A method specification, `NAME[:option=value,...]`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from adaptive_lora.allocation.catalogue import METHODS
+from adaptive_lora.allocation.request import METRICS, RANK
+from adaptive_lora.allocation.scaling import RENAMED, Scaling
+from adaptive_lora.allocation.site import Placement, Role
+from adaptive_lora.allocation.site_choice import SiteChoice, layers_problem
+from adaptive_lora.allocation.variants import BASES, VARIANTS, marks, variant_problem
+from adaptive_lora.errors import ConfigError, unknown_name
+from adaptive_lora.options import Limits, option, parse_options
+
+log = logging.getLogger(__name__)
+
+LIMITS: Mapping[str, int | None] = {
+    "min_rank": None,
+    "max_rank": None,
+    "multiple": 1,
+    "attention_cap": None,
+    "feed_forward_cap": None,
+}
+"""Options that limit the ranks of every method which plans them before training -> no limit."""
+_MARKS = dict(zip(LIMITS, ("min", "max", "x", "att", "ff"), strict=True))
+"""What stands before a limit in labels."""
+
+_JOINED = ("target_names", "roles", "layers", "towers", "profiled_on")
+"""Options that hold several names, joined by `+`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """How parameters are spent: a method with its own options, and the options that all methods have.
+
+    Methods that give no ranks have nothing to place or to limit; they take the budget alone.
+    """
+
+    options: Any
+    """The method with its own options, a `methods.base.Method`."""
+    placement: str = option("all", "part of the block that takes adapters", limits=Limits(choices=tuple(Placement)))
+    target_names: tuple[str, ...] = option(
+        (), "only sites whose module name ends so (choice by name, as in Selective LoRA)"
+    )
+    roles: tuple[str, ...] = option(
+        (), "only sites of these roles, such as query+value", limits=Limits(choices=tuple(Role))
+    )
+    layers: tuple[str, ...] = option((), "only these layers of each tower, such as 0-11, 3+7, first-half, last-third")
+    towers: tuple[str, ...] = option(
+        (), "only these towers of a base that has several, by a part of their names, such as vision, text, encoder"
+    )
+    budget: str | None = option(None, "most trainable parameters: a number, or uniform-R for those of uniform rank R")
+    min_rank: int | None = option(
+        None,
+        "least rank of a site; 0: a site may be left without adapter; none: 1, or 0 where a "
+        "threshold finds the ranks (truncate, eva)",
+        limits=Limits(low=0),
+    )
+    max_rank: int | None = option(None, "greatest rank of a site; none: its smaller side", limits=RANK)
+    multiple: int = option(1, "ranks are multiples of this, such as 8 for GPU kernels", limits=Limits(low=1))
+    attention_cap: int | None = option(None, "greatest rank of an attention site", limits=RANK)
+    feed_forward_cap: int | None = option(None, "greatest rank of a feed-forward site", limits=RANK)
+    profiled_on: tuple[str, ...] = option(
+        (),
+        "data whose importance profile is followed instead of the study's own; several joined by "
+        "'+' count alike, and 'own' names the study's",
+    )
+    dora: bool = option(False, "DoRA: also train a magnitude per output; a budget covers it too")
+    alpha: float | None = option(None, "LoRA's alpha of this method alone; none: the study's", limits=Limits(above=0))
+    scaling: str | None = option(
+        None,
+        "scaling policy of this method alone, such as rslora; none: the study's",
+        limits=Limits(choices=tuple(Scaling)),
+    )
+    lora_plus: float = option(
+        1.0, "LoRA+: learning rate of B over that of A, in the paper 16; 1: the same", limits=Limits(above=0)
+    )
+    base: str = option(
+        "full",
+        "how the frozen base is kept: as saved, or nf4 (QLoRA: 4 bit with double quantisation)",
+        limits=Limits(choices=BASES),
+    )
+
+    @classmethod
+    def parse(cls, text: str) -> MethodSpec:
+        """Read `NAME[:option=value,...]`, such as `linear_decay:rank=16,low_rank=4,budget=300000`.
+
+        Several target names are joined by `+`. A control arm names the method that it wraps with
+        `of` and takes that method's options beside its own: `random:of=waterfill,rank=8`.
+
+        Raises:
+            ConfigError: unknown method or option, or a value out of limits; all problems at once.
+        """
+        return cls.build(*cls.split(text))
+
+    @staticmethod
+    def split(text: str) -> tuple[str, dict[str, object]]:
+        """Return the name and the options that `NAME[:option=value,...]` writes.
+
+        Raises:
+            ConfigError: a part is not `option=value`, or an option stands twice.
+        """
+        name, _, rest = text.strip().partition(":")
+        options: dict[str, object] = {}
+        for part in filter(None, rest.split(",")):
+            key, equals, value = part.partition("=")
+            key = key.strip().replace("-", "_")
+            if not equals:
+                raise ConfigError(f"method '{text}': required option=value after ':', got '{part}'.")
+            if key in options:
+                raise ConfigError(f"method '{text}': option '{key}' stands twice.")
+            options[key] = value.replace("+", " ") if key in _JOINED else value.strip()
+        return name.strip(), options
+
+    @classmethod
+    def build(cls, name: str, options: Mapping[str, object]) -> MethodSpec:
+        """Make a specification from a method's name and its options; reads `to_dict` back.
+
+        Raises:
+            ConfigError: unknown method or option, or a value out of limits; all problems at once.
+        """
+        if name not in METHODS:
+            raise ConfigError(unknown_name("method", name, METHODS))
+        kind, wrapped = METHODS[name], _wrapped_kind(name, options.get("of"))
+        owners: dict[str, Any] = {
+            field.name: owner
+            for owner in (cls, wrapped, kind)
+            if owner is not None
+            for field in dataclasses.fields(owner)
+            if field.name not in ("options", "of")
+        }
+        given = {key: value for key, value in options.items() if wrapped is None or key != "of"}
+        if (renamed := RENAMED.get(str(given.get("scaling")))) is not None:
+            log.warning("%s: scaling %s is called %s now.", name, given["scaling"], renamed)
+            given["scaling"] = renamed
+        parsed, problems = parse_options(given, owners, what=f"option of {name}", place=f"{name}: ")
+        problems += filter(
+            None,
+            [
+                _budget_problem(parsed.get("budget")),
+                _limits_problem(name, kind, parsed),
+                variant_problem(name, kind, parsed),
+                layers_problem(parsed.get("layers", ())),
+                _tuner_problem(name, kind, _changed(parsed)),
+            ],
+        )
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+        def of(owner: Any) -> dict[str, Any]:
+            return {key: value for key, value in parsed.items() if owners[key] is owner}
+
+        inner = {} if wrapped is None else {"of": wrapped(**of(wrapped))}
+        own = kind(**inner, **of(kind))
+        if parsed.get("profiled_on") and own.metric is None:
+            raise ConfigError(
+                f"{name} follows no importance profile, so profiled_on says nothing; leave it out "
+                "or name a method such as empirical or waterfill."
+            )
+        return cls(options=own, **of(cls))
+
+    @property
+    def name(self) -> str:
+        """Name of the method in `METHODS`."""
+        return _name(self.options)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Other packages that the method and its profiler come from, as `name==version`."""
+        found = [METHODS.package(_name(method)) for method in _chain(self.options)]
+        metric = self.options.metric
+        found += [] if metric is None else [METRICS.package(metric)]
+        return tuple(dict.fromkeys(package for package in found if package is not None))
+
+    @property
+    def choice(self) -> SiteChoice:
+        """Where it may place adapters."""
+        return SiteChoice(
+            placement=Placement(self.placement),
+            roles=self.roles,
+            layers=self.layers,
+            target_names=self.target_names,
+            towers=self.towers,
+        )
+
+    @property
+    def label(self) -> str:
+        """Short unique form for tables and run names, such as `linear_decay-r16-4`."""
+        names = [_name(method) for method in _chain(self.options)]
+        parts = [*names, *filter(None, [self.options.label_under(self.budget)])]
+        if self.placement != Placement.ALL:
+            parts.append(self.placement)
+        parts += [*self.towers, *self.target_names, *self.roles]
+        parts += [f"layers{'+'.join(self.layers)}"] if self.layers else []
+        parts += [
+            f"{_MARKS[limit]}{getattr(self, limit)}"
+            for limit, default in LIMITS.items()
+            if getattr(self, limit) != default
+        ]
+        parts += marks(self)
+        if self.profiled_on:
+            parts += ["on", *(PurePath(name).stem for name in self.profiled_on)]
+        if self.budget is not None:
+            parts.append(f"@{self.budget}")
+        return "-".join(parts).replace("-@", "@")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every resolved option; equal dictionaries mean equal methods.
+
+        What a method did not have from the start stands here only where it is used: trials from
+        before keep their signatures.
+        """
+        own: dict[str, Any] = {}
+        for method in _chain(self.options):
+            for field in dataclasses.fields(method):
+                value = getattr(method, field.name)
+                own[field.name] = _name(value) if field.name == "of" else value
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del shared["options"]
+        for name, unused in {**VARIANTS, "roles": (), "layers": (), "towers": ()}.items():
+            if shared[name] == unused:
+                del shared[name]
+        lists = {name: list(shared[name]) for name in _JOINED if name in shared}
+        return {"name": self.name, **own, **shared, **lists}
+
+
+def method_options() -> dict[str, tuple[dataclasses.Field[Any], tuple[str, ...]]]:
+    """Return every option: name -> (field, methods that have it; none named: all methods)."""
+    found: dict[str, tuple[dataclasses.Field[Any], tuple[str, ...]]] = {}
+    for name, kind in METHODS.usable():
+        for field in dataclasses.fields(kind):
+            first, methods = found.get(field.name, (field, ()))
+            found[field.name] = (first, (*methods, name))
+    shared = (field for field in dataclasses.fields(MethodSpec) if field.name != "options")
+    return {**found, **{field.name: (field, ()) for field in shared}}
+
+
+def _changed(parsed: Mapping[str, Any]) -> list[str]:
+    """Return the options of all methods that are not at their defaults."""
+    fields = (field for field in dataclasses.fields(MethodSpec) if field.name in parsed)
+    return [field.name for field in fields if parsed[field.name] != field.default]
+
+
+def _name(method: Any) -> str:
+    return METHODS.name_of(type(method))
+
+
+def _chain(method: Any) -> Iterator[Any]:
+    """Yield a method and, if it is a control arm, the method that it wraps."""
+    yield method
+    if method.wrapped is not None:
+        yield from _chain(method.wrapped)
+
+
+def _wrapped_kind(name: str, of: object) -> Any:
+    """Return the options class of the method that a control arm wraps; None for other methods.
+
+    Raises:
+        ConfigError: no such method, or a control arm of a control arm.
+    """
+    kind = METHODS[name]
+    if not kind.is_control:
+        return None
+    if of is None:
+        return type(next(field.default for field in dataclasses.fields(kind) if field.name == "of"))
+    plain = [
+        other
+        for other, options in METHODS.usable()
+        if options.gives_ranks and not options.is_control and not options.ranks_in_training
+    ]
+    if of not in plain:
+        raise ConfigError(f"{name}: of: {unknown_name('method', str(of), plain)}")
+    return METHODS[str(of)]
+
+
+def _tuner_problem(name: str, kind: Any, changed: Sequence[str]) -> str | None:
+    """Return what is wrong with options about ranks on a method that gives none, or None.
+
+    Args:
+        name: of the method.
+        kind: its options class.
+        changed: options of all methods that were given a value of their own.
+    """
+    senseless = sorted(set(changed) - {"budget"})
+    if kind.gives_ranks or not senseless:
+        return None
+    return f"{name} gives no ranks, so it takes no {', '.join(senseless)}; leave that out"
+
+
+def _limits_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with limits on a method that cannot hold them, or None."""
+    unmet = [limit for limit, default in LIMITS.items() if parsed.get(limit, default) != default]
+    held = kind.holds_limits
+    if not kind.gives_ranks or not unmet or held:
+        return None
+    return f"{name} finds its ranks by a recipe that cannot hold {', '.join(unmet)}; leave that out"
+
+
+def _budget_problem(budget: str | None) -> str | None:
+    """Return what is wrong with a budget, or None."""
+    if budget is None:
+        return None
+    number = budget.removeprefix("uniform-")
+    if number.isdecimal() and len(number) <= 18 and int(number) > 0:
+        return None
+    return f"budget must be a whole number of parameters or uniform-R; got '{budget:.80}'"

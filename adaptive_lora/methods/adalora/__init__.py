@@ -1,0 +1,96 @@
+"""AdaLoRA: triplets of the least importance are cut during training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from adaptive_lora.allocation.plan import RankPlan, uniform_cost
+from adaptive_lora.allocation.request import RANK, ProfileSummary, RankRequest
+from adaptive_lora.allocation.revised import equal_rank, start_rank
+from adaptive_lora.allocation.site import AdapterSite
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.methods.base import RankMethod, TrainedTrial, TrialContext
+from adaptive_lora.methods.phases import INTERVAL, SHARE, Phases, label_of
+from adaptive_lora.options import Limits, option
+
+_START_FACTOR = 1.5
+"""AdaLoRA's rank at the start over the uniform rank of the budget, as in the paper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaLora(RankMethod):
+    """AdaLoRA (Zhang et al. 2023, 2303.10512) through PEFT, folded into plain LoRA at the end.
+
+    Updates P·diag(E)·Q start at a higher rank. Every `interval` steps the triplets with the largest
+    smoothed sensitivity times its uncertainty (section 3.2) stay, under a number of ranks that
+    falls as a cubic (section 3.3). Departure: the target of that schedule is no fixed number of
+    ranks but as many of the best triplets as the budget of parameters holds. alpha / rank is that
+    of the start throughout, as in PEFT, and is folded in.
+    """
+
+    name: ClassVar[str] = "adalora"
+    ranks_in_training: ClassVar[bool] = True
+    holds_limits: ClassVar[bool] = False
+    scaling_in_training: ClassVar[str] = (
+        "AdaLoRA keeps the factor of its start rank while ranks fall. P and Q start at random and "
+        "E at zero, so its first update has another size than plain LoRA's: give it learning rates "
+        "of its own. The final adapter has the policy's factor; the rest is folded into A."
+    )
+    refused_variants: ClassVar[Mapping[str, str]] = {
+        "dora": "PEFT's AdaLoRA has no magnitudes",
+        "lora_plus": "LoRA+ is for a B that starts at zero, AdaLoRA trains P, E and Q",
+    }
+    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    start_rank: int | None = option(
+        None, "rank of every site at the start; none: 1.5 times the uniform rank", limits=RANK
+    )
+    warmup_share: float = option(0.1, "share of the steps before the first cut", limits=SHARE)
+    final_share: float = option(0.4, "share of the steps after the last cut", limits=SHARE)
+    interval: int | None = option(None, INTERVAL.format("hundredth"), unit="steps", limits=Limits(low=1))
+    orthogonality: float = option(0.5, "weight of the penalty that keeps P and Q orthogonal", limits=Limits(low=0))
+
+    @property
+    def rank_label(self) -> str:
+        """Return `r8`, with every option that is not the default."""
+        return label_of(self, "rank", start_rank="from", warmup_share="warm", final_share="final",
+                      interval="every", orthogonality="orth")  # fmt: skip
+
+    def phases(self, steps: int) -> Phases:
+        """Return when ranks change in a training of so many steps."""
+        return Phases.of(
+            steps,
+            warmup_share=self.warmup_share,
+            final_share=self.final_share,
+            interval=self.interval or max(1, steps // 100),
+        )
+
+    def start_plan(self, plan: RankPlan) -> RankPlan:
+        """Return the plan of the start: one rank at every site, above the budget.
+
+        Raises:
+            AllocationError: it is not above the budget, or does not fit every site.
+        """
+        start = equal_rank(plan, start_rank(plan, self.start_rank, _START_FACTOR))
+        ranks = {entry.rank for entry in start.entries}
+        if len(ranks) > 1:
+            raise AllocationError(
+                f"adalora starts at one rank everywhere, but rank {max(ranks)} does not fit every "
+                f"site (the smallest takes {min(ranks)}); lower rank or start_rank."
+            )
+        return start
+
+    def check(self, plan: RankPlan) -> None:
+        """Check the plan of the start."""
+        self.start_plan(plan)
+
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
+        """Return equal ranks, which set the budget; training decides the rest."""
+        return RankRequest(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
+
+    def fit(self, trial: TrialContext) -> TrainedTrial:
+        """Train AdaLoRA layers, then fold them into plain LoRA of mixed rank."""
+        from adaptive_lora.methods.adalora.fit import fit_adalora
+
+        return fit_adalora(self, trial)

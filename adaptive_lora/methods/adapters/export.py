@@ -1,0 +1,227 @@
+"""Export an adapter in forms that every server reads: one rank and scale 1, or merged.
+
+Servers differ in what they make of PEFT's patterns: older vLLM and SGLang apply one alpha / r to
+every site, llama.cpp one alpha over each site's own rank. With one rank, alpha equal to it and the
+scales folded into B, all of them compute the same.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from peft import LoraConfig, PeftConfig
+from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import pad
+
+from adaptive_lora import serving
+from adaptive_lora.errors import AdapterError, ConfigError, brief
+from adaptive_lora.methods.adapters.attach import lora_layers
+from adaptive_lora.methods.adapters.model_card import merged_card, uniform_card
+from adaptive_lora.models.errors import is_bug, model_errors
+from adaptive_lora.serving.custom_tuner import FAMILY
+from adaptive_lora.serving.safety import UnsafeFiles, read_json, read_record, require_adapter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SERVED_RANKS = (8, 16, 32, 64, 128, 256)
+"""Ranks that vLLM can be told to allow."""
+_WEIGHTS = "adapter_model.safetensors"
+_TENSOR = re.compile(r"base_model\.model\.(?P<site>.+)\.lora_(?P<side>[AB])\.weight")
+_PLAIN = (True, False, "gaussian", "orthogonal", "eva")
+"""`init_lora_weights` that leave the base's weights alone."""
+
+
+def export_uniform(source: Path, target: Path) -> int:
+    """Write an adapter anew with one rank at every site; return that rank.
+
+    A gets rows and B columns of zeros, which add nothing: B'·A' = scale·B·A at every site.
+
+    Args:
+        source: adapter folder; its base is not needed.
+        target: folder to make; must not hold anything.
+
+    Raises:
+        AdapterError: not a plain LoRA adapter, or a rank above what servers take.
+        ConfigError: the target is not empty.
+    """
+    _refuse_occupied(target)
+    config, tensors = _read(source)
+    origin = _origin(source)
+    pairs = _pairs(tensors)
+    ranks = [a.shape[0] for a, _ in pairs.values()]
+    rank = next((served for served in SERVED_RANKS if served >= max(ranks)), None)
+    if rank is None:
+        raise AdapterError(
+            f"{source} has a site of rank {max(ranks)}; servers take at most {SERVED_RANKS[-1]}; "
+            "export it with --merged."
+        )
+    written: dict[str, Tensor] = {}
+    for site, (a, b) in pairs.items():
+        name, room = f"base_model.model.{site}.lora_", rank - a.shape[0]
+        scaled = (b.float() * _scale(config, site, a.shape[0])).to(b.dtype)
+        written[f"{name}A.weight"] = pad(a, (0, 0, 0, room)).contiguous()
+        written[f"{name}B.weight"] = pad(scaled, (0, room)).contiguous()
+    config.r = config.lora_alpha = rank
+    config.rank_pattern, config.alpha_pattern = {}, {}
+    config.use_rslora, config.init_lora_weights, config.inference_mode = False, True, True
+    with _new_folder(target) as folder:
+        save_file(written, folder / _WEIGHTS, metadata={"format": "pt"})
+        config.save_pretrained(str(folder))
+        shutil.copy(source / serving.RECORD, folder)
+        card = uniform_card(origin, ranks=ranks, rank=rank)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return rank
+
+
+def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False) -> None:
+    """Add an adapter to its base's weights and write a plain transformers folder.
+
+    Args:
+        source: adapter folder; its base must be at hand and unchanged.
+        target: folder to make; must not hold anything.
+        trust_remote_code: run the base's own Python code.
+
+    Raises:
+        AdapterError: the base or adapter cannot be loaded or merged.
+        ConfigError: the target is not empty.
+    """
+    _refuse_occupied(target)
+    try:
+        model, tokenizer, _ = serving.load_adapter(source, dequantise=True, trust_remote_code=trust_remote_code)
+        _refuse_tied(model)
+        dora = _is_dora(model)
+        merged = model.merge_and_unload(safe_merge=True)
+    except AdapterError:
+        raise
+    except Exception as error:  # PEFT, transformers and safetensors raise their own types
+        if is_bug(error):
+            raise
+        raise AdapterError(f"adapter {source} cannot be merged: {brief(error)}") from error
+    with _new_folder(target) as folder:
+        with model_errors(f"the merged model of {source} cannot be saved", merged):
+            merged.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(merged_card(_origin(source), dora=dora), encoding="utf-8")
+
+
+def _refuse_tied(model: Any) -> None:
+    """Refuse to merge where one weight serves at several sites, each with an adapter of its own.
+
+    Raises:
+        AdapterError: names two of them (Zamba2's shared blocks).
+    """
+    if not hasattr(model, "peft_config"):
+        return
+    first: dict[int, str] = {}
+    for name, layer in lora_layers(model).items():
+        other = first.setdefault(id(layer.get_base_layer().weight), name)
+        if other != name:
+            raise AdapterError(
+                f"{other} and {name} share one weight and have an adapter each, which a merged "
+                "model cannot hold; serve the adapter as it is, or export it with --uniform."
+            )
+
+
+def _is_dora(model: Any) -> bool:
+    """Return whether a loaded adapter is DoRA; IA3 and our own families are not."""
+    config = getattr(model, "peft_config", {}).get("default")
+    return bool(getattr(config, "use_dora", False))
+
+
+def _refuse_occupied(target: Path) -> None:
+    """Raise ConfigError where a file or a folder that holds something is in the way."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} is not empty; give a new folder for the export.")
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """Give a folder beside the target that becomes it at the end; nothing is left half-written."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as place:
+        folder = Path(place) / target.name
+        folder.mkdir()
+        yield folder
+        if target.exists():
+            target.rmdir()
+        folder.rename(target)
+
+
+def _read(source: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    try:
+        require_adapter(source)
+        family = read_json(source / FAMILY).get("family") if (source / FAMILY).is_file() else None
+    except UnsafeFiles as error:
+        raise AdapterError(str(error)) from error
+    if family is not None:
+        raise AdapterError(
+            f"{source} is no LoRA adapter ({family}): required for --uniform, because servers read "
+            "A and B alone; what was trained of the base's own weights can be exported --merged."
+        )
+    try:
+        config = PeftConfig.from_pretrained(str(source))
+        tensors = load_file(source / _WEIGHTS)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise AdapterError(f"adapter {source} cannot be read: {brief(error)}") from error
+    given = {
+        "peft_type": type(config) is LoraConfig,
+        "use_dora": not getattr(config, "use_dora", False),
+        "bias": getattr(config, "bias", "none") == "none",
+        "modules_to_save": not getattr(config, "modules_to_save", None),
+        "init_lora_weights": getattr(config, "init_lora_weights", True) in _PLAIN,
+    }
+    wrong = [f"{name}={getattr(config, name)}" for name, right in given.items() if not right]
+    if wrong:
+        raise AdapterError(
+            f"{source} is no plain LoRA adapter ({', '.join(wrong)}): required for --uniform, "
+            "because servers read A and B alone; export it with --merged."
+        )
+    return config, tensors
+
+
+def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return site -> (A, B)."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = _TENSOR.fullmatch(name)
+        if match is None or tensor.ndim != 2:
+            raise AdapterError(
+                f"the adapter holds '{name}', which is neither A nor B of a linear map; export it with --merged."
+            )
+        found.setdefault(match["site"], {})[match["side"]] = tensor
+    if not found or any(sides.keys() != {"A", "B"} for sides in found.values()):
+        raise AdapterError("the adapter does not hold one A and one B for every site.")
+    return {site: (sides["A"], sides["B"]) for site, sides in found.items()}
+
+
+def _scale(config: LoraConfig, site: str, rank: int) -> float:
+    """Return what PEFT multiplies B·A with at a site, by its own rule for patterns."""
+    ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
+    key = get_pattern_key([*ranks, *alphas], site)
+    stated, alpha = ranks.get(key, config.r), alphas.get(key, config.lora_alpha)
+    if stated != rank:
+        raise AdapterError(f"the adapter states rank {stated} at {site}, its A has rank {rank}.")
+    return float(alpha) / (rank**0.5 if config.use_rslora else rank)
+
+
+def _origin(source: Path) -> dict[str, Any]:
+    """Return the adapter's record, with the method that made its plan where that is known."""
+    try:
+        record = read_record(source)
+        plan = source / "rank_plan.json"
+        if plan.is_file():
+            values = read_json(plan)
+            record["method"] = str(values.get("method", "unknown"))
+            record["family"] = values.get("family")
+    except UnsafeFiles as error:
+        raise AdapterError(str(error)) from error
+    return record

@@ -1,0 +1,72 @@
+"""The adapter on disk: PEFT's folder or that of our families, and how to find its base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptive_lora.allocation import Plan, TunerPlan
+from adaptive_lora.methods.adapters.custom_tuner import save_custom_tuner
+from adaptive_lora.methods.adapters.model_card import trained_card
+from adaptive_lora.serving import CAUSAL, RECORD
+from adaptive_lora.serving.custom_tuner import AdaptedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from adaptive_lora.models.base import BaseReference
+
+
+def save_adapter(
+    adapted: PeftModel | AdaptedModel,
+    folder: Path,
+    *,
+    plan: Plan,
+    base: BaseReference,
+    dtype: str,
+    template: Mapping[str, str],
+    task: Mapping[str, Any] = CAUSAL,
+    quantisation: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an adapter folder that `adapter_serving` serves; stock PEFT loads it if it is PEFT's.
+
+    Args:
+        adapted: the trained model.
+        folder: made where missing.
+        plan: written as `rank_plan.json`.
+        base: reference and content hash of the base.
+        dtype: of the base's weights in training, such as `float32`.
+        template: prompt template for serving.
+        task: record of the task.
+        quantisation: record of a quantised base; its content hash is that of the weights before.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(adapted, AdaptedModel):
+        assert isinstance(plan, TunerPlan)
+        save_custom_tuner(adapted, folder, plan)
+    else:
+        config = adapted.peft_config["default"]
+        config.base_model_name_or_path = base.name
+        config.revision = base.revision
+        # Embeddings are never trained here; looking for resized ones would ask the hub for the
+        # base.
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    record: dict[str, Any] = {
+        "base": base.to_dict(),
+        "dtype": dtype,
+        "template": dict(template),
+        "task": dict(task),
+        **({} if quantisation is None else {"quantisation": dict(quantisation)}),
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    (folder / "rank_plan.json").write_text(plan.to_json(), encoding="utf-8")
+    origin = {**record, "method": plan.method}
+    ranks: tuple[int, ...] = ()
+    if isinstance(plan, TunerPlan):
+        origin["family"] = plan.family
+    else:
+        ranks = tuple(plan.rank_pattern().values())
+    card = trained_card(origin, ranks=ranks)
+    (folder / "README.md").write_text(card, encoding="utf-8")  # PEFT's own is a blank form

@@ -1,0 +1,60 @@
+"""EVA: ranks and A from the variance of each site's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from adaptive_lora.allocation.request import RANK, ProfileSummary, RankRequest
+from adaptive_lora.allocation.site import AdapterSite
+from adaptive_lora.methods.base import RankMethod, TrainedTrial, TrialContext
+from adaptive_lora.methods.initialised import INIT, RANKS, check_choices, label_of
+from adaptive_lora.options import Limits, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eva(RankMethod):
+    """EVA (Paischer et al. 2024, 2410.07170): directions of the inputs that explain most variance.
+
+    A starts as the leading right singular vectors of the site's inputs, B at zero; ranks come from
+    sorting all components by their share of explained variance, at most rho times `rank` a site.
+    Computed by PEFT. Without a budget it spends ranks, as in the paper, `rank` a site on average:
+    its parameters are whatever that costs. With a budget of parameters components are taken in the
+    same order as far as it goes. Sites of one input have equal scores. The paper's
+    scaling is `constant`: PEFT's `adjust_scaling_factors` keeps alpha / rank the same everywhere.
+    """
+
+    name: ClassVar[str] = "eva"
+    ranks_in_training: ClassVar[bool] = True
+    scaling_in_training: ClassVar[str] = (
+        "The factor is the policy's at each rank; PEFT's own EVA keeps alpha / rank the same "
+        "everywhere (scaling=constant). Where A starts from the inputs, its rows have norm 1 "
+        "instead of about 0.58, so that the first update is larger at an equal learning rate."
+    )
+    rank: int = option(16, "mean rank; EVA's budget is ranks unless one is given", limits=RANK)
+    rho: float = option(2.0, "greatest rank as a multiple of rank", limits=Limits(low=1))
+    tau: float = option(0.99, "cosine similarity at which a direction counts as found", limits=Limits(low=0, high=1))
+    ranks: str = option("own", "'own': by explained variance; 'uniform': equal", limits=RANKS)
+    init: str = option("own", "'own': A from the inputs; 'default': as all methods", limits=INIT)
+
+    def __post_init__(self) -> None:
+        """Refuse what is another method."""
+        check_choices("eva", self.ranks, self.init)
+
+    @property
+    def rank_label(self) -> str:
+        """Return `r8`, with every option that is not the default."""
+        rho = "" if self.rho == 2.0 else f"-rho{self.rho:g}"
+        tau = "" if self.tau == 0.99 else f"-tau{self.tau:g}"
+        return label_of(self.rank, self.ranks, self.init) + rho + tau
+
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
+        """Return equal ranks; EVA's own are measured on the base before training."""
+        return RankRequest(ranks=(float(self.rank),) * len(sites))
+
+    def fit(self, trial: TrialContext) -> TrainedTrial:
+        """Measure the inputs, attach EVA's ranks, start A from its directions, train."""
+        from adaptive_lora.methods.eva.fit import fit_eva
+
+        return fit_eva(self, trial)

@@ -1,0 +1,161 @@
+"""EVA's directions through PEFT: the singular vectors of each site's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import EvaConfig, LoraConfig, get_eva_state_dict
+from peft.tuners.lora.eva import HashHook, SVDHook
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from adaptive_lora.data import Batch
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.methods.adapters.attach import peft_task
+
+Counted = Callable[[Batch, torch.Tensor], torch.Tensor]
+"""Batch and a site's inputs (B, T, in) -> (B, T) bool: the positions whose variance counts."""
+_PASSES_PER_BATCH = 100
+"""PEFT cycles through the batches until every direction has been found; this ends it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaSettings:
+    """What PEFT is asked for."""
+
+    rank: int
+    """Mean rank, of the budget in ranks."""
+    rho: float
+    """Greatest rank of a site over `rank`; 1: `rank` directions everywhere."""
+    tau: float
+
+    @property
+    def components(self) -> int:
+        """Directions that are looked for at each site."""
+        return round(self.rank * self.rho)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Directions:
+    """What PEFT found."""
+
+    a: Mapping[str, torch.Tensor]
+    """Site name -> (rank, in) singular vectors, best first; as many as EVA's ranks."""
+    explained: Mapping[str, tuple[float, ...]]
+    """Site name -> share of the inputs' variance that each direction explains."""
+
+
+def eva_directions(
+    model: nn.Module,
+    sites: Mapping[str, Counted],
+    batches: Sequence[Batch],
+    settings: EvaSettings,
+    run: Callable[[nn.Module, Batch], Any],
+) -> Directions:
+    """Return EVA's initial A of every site; the model is left as it was.
+
+    Args:
+        model: the base, without adapters, in evaluation mode.
+        sites: module name -> which positions of its inputs count.
+        batches: on which the model runs, at least one.
+        settings: ranks.
+        run: runs the model on a batch.
+
+    Raises:
+        AllocationError: too few inputs for so many directions, or they were not found.
+    """
+    _check_widths(model, sites, settings)
+    hooks, first = dict[str, SVDHook](), dict[str, HashHook]()
+    passes = 0
+
+    def watched(module: nn.Module, batch: Batch) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes > _PASSES_PER_BATCH * len(batches):
+            raise AllocationError(
+                f"EVA's directions still turn after {passes - 1} passes; lower tau "
+                f"(now {settings.tau:g}) or raise profile_batches."
+            )
+        for name in sites:
+            for hook in module.get_submodule(name)._forward_hooks.values():
+                if isinstance(hook, SVDHook):
+                    hooks[name] = hook
+                elif isinstance(hook, HashHook):
+                    first[name] = hook
+        return run(module, batch)
+
+    with _hooks_removed(model, sites):
+        found = get_eva_state_dict(
+            model,
+            batches,
+            _config(model, tuple(sites), settings),
+            watched,
+            prepare_model_inputs_fn=None,
+            prepare_layer_inputs_fn=_counted_rows(sites, settings),
+            show_progress_bar=False,
+        )
+    shown = {name: hook.hashed_inputs[0] for name, hook in first.items()}
+    owner = {shown[name]: hook for name, hook in hooks.items()}
+    return Directions(
+        a={name: found[name].float() for name in sites},
+        explained={name: tuple(owner[shown[name]].svd.explained_variance_ratio_.tolist()) for name in sites},
+    )
+
+
+def _counted_rows(sites: Mapping[str, Counted], settings: EvaSettings) -> Callable[[Any, Batch, str], torch.Tensor]:
+    """Return what gives PEFT the rows (positions, in) of a site's inputs that count."""
+    needed = 2 * settings.components  # PEFT's incremental SVD keeps twice as many as it is asked
+
+    def rows_of(inputs: Any, batch: Batch, name: str) -> torch.Tensor:
+        rows: torch.Tensor = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
+        rows = rows.reshape(batch.examples, -1, rows.shape[-1])
+        chosen = rows[sites[name](batch, rows)]
+        if len(chosen) < needed:
+            raise AllocationError(
+                f"EVA looks for {settings.components} directions and needs {needed} tokens a "
+                f"calibration batch; {name} saw {len(chosen)}. Raise profile_batches or "
+                "profile_batch_size, or lower rank or rho."
+            )
+        return chosen
+
+    return rows_of
+
+
+def _config(model: nn.Module, sites: Sequence[str], settings: EvaSettings) -> LoraConfig:
+    modules = dict(model.named_modules())
+    return LoraConfig(
+        task_type=peft_task(model),
+        r=settings.rank,
+        target_modules=list(sites),
+        init_lora_weights="eva",
+        eva_config=EvaConfig(rho=settings.rho, tau=settings.tau),
+        fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in sites),
+    )
+
+
+def _check_widths(model: nn.Module, sites: Iterable[str], settings: EvaSettings) -> None:
+    """PEFT's incremental SVD keeps twice as many vectors as it is asked for."""
+    modules = dict(model.named_modules())
+    narrow = min(int(m.weight.shape[0]) if isinstance(m := modules[n], Conv1D) else m.in_features for n in sites)
+    if 2 * settings.components > narrow:
+        raise AllocationError(
+            f"EVA looks for {settings.components} directions and needs twice as many inputs a "
+            f"site; the narrowest has {narrow}. Lower rank or rho."
+        )
+
+
+@contextmanager
+def _hooks_removed(model: nn.Module, sites: Iterable[str]) -> Iterator[None]:
+    """Leave no hook of PEFT behind, even where it is interrupted."""
+    try:
+        yield
+    finally:
+        for name in sites:
+            hooks = model.get_submodule(name)._forward_hooks
+            for key, hook in list(hooks.items()):
+                if isinstance(hook, SVDHook | HashHook):
+                    del hooks[key]

@@ -1,0 +1,65 @@
+"""Grow and prune: ranks move between sites during training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from adaptive_lora.allocation.plan import uniform_cost
+from adaptive_lora.allocation.request import RANK, ProfileSummary, RankRequest
+from adaptive_lora.allocation.site import AdapterSite
+from adaptive_lora.methods.base import RankMethod, TrainedTrial, TrialContext
+from adaptive_lora.methods.phases import INTERVAL, SHARE, Phases, label_of
+from adaptive_lora.options import Limits, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowPrune(RankMethod):
+    """Grow and prune within a fixed budget: this project's own, after ElaLoRA and L1RA.
+
+    Plain LoRA from equal ranks. Every `interval` steps the components with the least smoothed
+    sensitivity |w·g| (AdaLoRA, 2303.10512, section 3.2, without the uncertainty) give way to new
+    ones at the sites whose weakest component matters most. Departures: ElaLoRA (2504.00254) and
+    L1RA (2509.04884) keep the number of ranks, this keeps the parameters, at every step; L1RA
+    starts the optimiser anew, here surviving components keep their moments; new components start
+    with B = 0 and the next rows of the site's own stream in A, so the function does not jump.
+    """
+
+    name: ClassVar[str] = "grow_prune"
+    ranks_in_training: ClassVar[bool] = True
+    holds_limits: ClassVar[bool] = False
+    scaling_in_training: ClassVar[str] = (
+        "Where a rank is added or dropped, B is rescaled so that the function stays as it is; the "
+        "factor, and so the size of the next steps, is the policy's at the new rank."
+    )
+    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    warmup_share: float = option(0.1, "share of the steps before the first move", limits=SHARE)
+    final_share: float = option(0.4, "share of the steps after the last move", limits=SHARE)
+    interval: int | None = option(None, INTERVAL.format("twentieth"), unit="steps", limits=Limits(low=1))
+    move_share: float = option(0.1, "most new ranks at one decision, as a share of all", limits=Limits(above=0, high=1))
+
+    @property
+    def rank_label(self) -> str:
+        """Return `r8`, with every option that is not the default."""
+        return label_of(self, "rank", warmup_share="warm", final_share="final", interval="every",
+                      move_share="move")  # fmt: skip
+
+    def phases(self, steps: int) -> Phases:
+        """Return when ranks change in a training of so many steps."""
+        return Phases.of(
+            steps,
+            warmup_share=self.warmup_share,
+            final_share=self.final_share,
+            interval=self.interval or max(1, steps // 20),
+        )
+
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
+        """Return equal ranks: the start and the budget."""
+        return RankRequest(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
+
+    def fit(self, trial: TrialContext) -> TrainedTrial:
+        """Train plain LoRA from equal ranks and move ranks on the way."""
+        from adaptive_lora.methods.grow_prune.fit import fit_grow_prune
+
+        return fit_grow_prune(self, trial)

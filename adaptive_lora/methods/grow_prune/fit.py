@@ -1,0 +1,167 @@
+"""Grow and prune: ranks move between sites during training, never above the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from adaptive_lora.allocation import RankPlan
+from adaptive_lora.allocation.revised import budget_of, revised
+from adaptive_lora.methods.adapters.attach import ADAPTER, initial_a, lora_layers
+from adaptive_lora.methods.adapters.audit import audit_moved
+from adaptive_lora.methods.adapters.factors import read_factors, write_factors
+from adaptive_lora.methods.base import RankEvent, TrainedTrial, TrialContext
+from adaptive_lora.methods.grow_prune import GrowPrune
+from adaptive_lora.methods.grow_prune.moves import Change, SiteView, decide_moves
+from adaptive_lora.methods.grow_prune.resize import NewRank, resize
+
+_SMOOTHING = 0.85
+"""Of the sensitivity's running mean, AdaLoRA's beta_1."""
+_YOUNG = 5
+"""Steps below which a component is not judged, whatever the interval."""
+
+
+def fit_grow_prune(options: GrowPrune, trial: TrialContext) -> TrainedTrial:
+    """Train plain LoRA from equal ranks and move ranks on the way."""
+    adapted = trial.attach(trial.plan)
+    callback = GrowPruneCallback(adapted, trial.plan, options, seed=trial.seed)
+    result = trial.train(adapted, callback)
+    audit_moved(adapted)
+    plan, factors = revised(trial.plan, callback.ranks()), read_factors(adapted)
+    trial.release()
+    # PEFT's configuration still names the ranks of the start.
+    plain = trial.attach(plan, head_as_trained=True)
+    write_factors(plain, factors)
+    return TrainedTrial(
+        model=plain,
+        plan=plan,
+        result=result,
+        training_parameters=callback.most_parameters(),
+        history=tuple(callback.history),
+    )
+
+
+class GrowPruneCallback:
+    """Keeps a running sensitivity per component and moves ranks where that is due."""
+
+    def __init__(self, adapted: PeftModel, plan: RankPlan, options: GrowPrune, *, seed: int) -> None:
+        """Prepare for a model that was just attached.
+
+        Args:
+            adapted: plain LoRA.
+            plan: its plan; the budget holds at every step.
+            options: of the method.
+            seed: of the rows of A that new components start with.
+        """
+        self._layers, self._plan, self._seed = lora_layers(adapted), plan, seed
+        self._options, self._budget = options, budget_of(plan)
+        ranks = plan.rank_pattern()
+        device = adapted.device
+        self._smooth = {name: torch.zeros(rank, device=device) for name, rank in ranks.items()}
+        self._age = {name: [0] * rank for name, rank in ranks.items()}
+        self._drawn = dict(ranks)
+        self.history = [RankEvent(step=0, ranks=dict(ranks))]
+
+    def ranks(self) -> dict[str, int]:
+        """Return site name -> rank now."""
+        return {name: len(ages) for name, ages in self._age.items()}
+
+    def most_parameters(self) -> int:
+        """Return the most parameters that were trained at once."""
+        return max(revised(self._plan, e.ranks).trainable_parameters for e in self.history)
+
+    def start(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Derive the phases from the steps to come."""
+        self._optimizer, self._phases = optimizer, self._options.phases(steps)
+
+    def penalty(self) -> torch.Tensor | None:
+        """Add nothing."""
+        return None
+
+    def stepped(self, step: int, *, taken: bool) -> None:
+        """Update sensitivities and move ranks where that is due."""
+        if step > self._phases.settle:
+            return
+        if taken:
+            self._measure()
+        if self._phases.due(step):
+            self._move(step)
+
+    def settled(self, step: int) -> bool:
+        """Return whether the last move is done."""
+        return step >= self._phases.settle
+
+    def state(self) -> dict[str, Any]:
+        """Return sensitivities, ages, rows drawn and the history."""
+        return {
+            "smooth": self._smooth,
+            "age": self._age,
+            "drawn": self._drawn,
+            "history": [[event.step, event.ranks] for event in self.history],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Give every layer its rank of then; weights and moments are loaded afterwards."""
+        for name, ages in state["age"].items():
+            if len(ages) != len(self._age[name]):
+                width = self._layers[name].in_features
+                self._resize(name, [], torch.zeros(len(ages), width))
+        self._smooth, self._age = state["smooth"], state["age"]
+        self._drawn = state["drawn"]
+        self.history = [RankEvent(step=step, ranks=ranks) for step, ranks in state["history"]]
+
+    @torch.no_grad()
+    def _measure(self) -> None:
+        """Update the running mean of |w·g|, averaged over a row of A plus a column of B."""
+        for name, layer in self._layers.items():
+            a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+            now = (a * a.grad).abs().mean(dim=1) + (b * b.grad).abs().mean(dim=0)
+            self._smooth[name] = _SMOOTHING * self._smooth[name] + (1 - _SMOOTHING) * now
+            self._age[name] = [age + 1 for age in self._age[name]]
+
+    def _move(self, step: int) -> None:
+        names, ranks = list(self._age), self.ranks()
+        spent = revised(self._plan, ranks).trainable_parameters
+        changes = decide_moves(
+            [self._view(name) for name in names],
+            slack=self._budget - spent,
+            limit=max(1, round(self._options.move_share * sum(ranks.values()))),
+            fill=step == self._phases.settle,
+        )
+        for name, change in zip(names, changes, strict=True):
+            if change.pruned or change.grown:
+                self._apply(name, change)
+        if self.ranks() != ranks:
+            self.history.append(RankEvent(step=step, ranks=self.ranks()))
+
+    def _view(self, name: str) -> SiteView:
+        """Return a site with its scores; the mean is corrected for its start at zero."""
+        grown_up = max(_YOUNG, 2 * self._phases.interval)
+        scores = [
+            mean / (1 - _SMOOTHING**age) if age >= min(grown_up, self._phases.settle - 1) else None
+            for mean, age in zip(self._smooth[name].tolist(), self._age[name], strict=True)
+        ]
+        site = next(e.site for e in self._plan.entries if e.site.name == name)
+        return SiteView(scores=tuple(scores), cost=site.parameters_per_rank, max_rank=site.max_rank)
+
+    def _apply(self, name: str, change: Change) -> None:
+        kept = [index for index in range(len(self._age[name])) if index not in change.pruned]
+        drawn, width = self._drawn[name], self._layers[name].in_features
+        rows = initial_a(self._seed, name, drawn + change.grown, width)[drawn:]
+        self._drawn[name] = drawn + change.grown
+        self._resize(name, kept, rows)
+        self._age[name] = [self._age[name][index] for index in kept] + [0] * change.grown
+        old = self._smooth[name]
+        self._smooth[name] = torch.cat([old[kept], old.new_zeros(change.grown)])
+
+    def _resize(self, name: str, kept: list[int], rows: torch.Tensor) -> None:
+        rank = len(kept) + len(rows)
+        entry = next(
+            e for e in revised(self._plan, {**self.ranks(), name: rank}).entries
+            if e.site.name == name
+        )  # fmt: skip
+        change = NewRank(kept=kept, new_a=rows, alpha=entry.alpha, scale=self._plan.scale_of(entry))
+        resize(self._layers[name], change, self._optimizer)

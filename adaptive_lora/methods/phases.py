@@ -1,0 +1,56 @@
+"""Methods that decide ranks during training: when they do, and how their options read in labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.options import Limits
+
+SHARE = Limits(low=0, high=0.9)
+"""Limits of a share of the training in which ranks stay as they are."""
+INTERVAL = "optimiser steps between two decisions; none: a {} of the training"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phases:
+    """When ranks may change, in optimiser steps from 1."""
+
+    steps: int
+    """Optimiser steps of the whole training."""
+    warmup: int
+    """No rank changes up to this step."""
+    settle: int
+    """The last change; from here on the ranks are final."""
+    interval: int
+    """Steps between two changes."""
+
+    @classmethod
+    def of(cls, steps: int, *, warmup_share: float, final_share: float, interval: int) -> Phases:
+        """Divide a training of so many steps.
+
+        Raises:
+            AllocationError: one step, before which nothing could be measured.
+        """
+        if steps < 2:
+            raise AllocationError(
+                f"ranks are decided in training, which needs at least 2 optimiser steps; got "
+                f"{steps}. Raise epochs or max_steps."
+            )
+        settle = max(2, steps - round(final_share * steps))
+        return cls(steps=steps, warmup=min(round(warmup_share * steps), settle - 1), settle=settle, interval=interval)
+
+    def due(self, step: int) -> bool:
+        """Return whether ranks are decided after this step."""
+        return step == self.settle or (self.warmup < step < self.settle and step % self.interval == 0)
+
+
+def label_of(options: object, rank: str, **short: str) -> str:
+    """Return `r8` and, for each option that differs from its default, its short name and value."""
+    parts = [f"r{getattr(options, rank)}"]
+    default = type(options)()
+    for name, word in short.items():
+        value = getattr(options, name)
+        if value != getattr(default, name):
+            parts.append(f"{word}{value:g}" if isinstance(value, int | float) else str(value))
+    return "-".join(parts)

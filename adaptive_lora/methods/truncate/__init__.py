@@ -1,0 +1,89 @@
+"""Ranks read off a trained adapter: train above the budget, then cut to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from adaptive_lora.allocation.plan import RankPlan, uniform_cost
+from adaptive_lora.allocation.request import RANK, ProfileSummary, RankRequest
+from adaptive_lora.allocation.revised import equal_rank, start_rank
+from adaptive_lora.allocation.site import AdapterSite
+from adaptive_lora.methods.base import RankMethod, TrainedTrial, TrialContext
+from adaptive_lora.options import option
+
+_START_FACTOR = 2.0
+"""Rank at the start over the uniform rank of the budget."""
+
+
+def _label(rank: int, start: int | None) -> str:
+    return f"r{rank}" if start is None else f"r{rank}-from{start}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truncate(RankMethod):
+    """Train every site at a higher rank, then keep the largest singular values of all updates.
+
+    PARA (2604.27796): the singular values of every B·A are pooled and one global threshold decides,
+    without retraining. By Eckart-Young the cut changes the updates least in Frobenius norm among
+    all cuts that keep as many components; a site may lose all of them. Training costs the
+    parameters of the higher rank.
+    """
+
+    name: ClassVar[str] = "truncate"
+    ranks_in_training: ClassVar[bool] = True
+    scaling_in_training: ClassVar[str] = (
+        "Trained at the policy's factor of the start rank. The cut adapter has the factor of its "
+        "final ranks, folded so that the function changes by the cut alone."
+    )
+    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    start_rank: int | None = option(None, "rank of every site in training; none: twice the uniform rank", limits=RANK)
+
+    @property
+    def rank_label(self) -> str:
+        """Return `r8`, or `r8-from32` with a rank of the start."""
+        return _label(self.rank, self.start_rank)
+
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
+        """Return equal ranks, which set the budget; training decides the rest."""
+        return RankRequest(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
+
+    def start_plan(self, plan: RankPlan) -> RankPlan:
+        """Return the plan of the training above the budget.
+
+        Raises:
+            AllocationError: it is not above the budget.
+        """
+        return equal_rank(plan, start_rank(plan, self.start_rank, _START_FACTOR))
+
+    def check(self, plan: RankPlan) -> None:
+        """Check the plan of the start."""
+        self.start_plan(plan)
+
+    def fit(self, trial: TrialContext) -> TrainedTrial:
+        """Train above the budget and cut the trained updates to it."""
+        from adaptive_lora.methods.truncate.fit import fit_truncate
+
+        return fit_truncate(self, trial)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncateRetrain(Truncate):
+    """The ranks that `truncate` ends with, trained from scratch.
+
+    The same seed starts each site's A with the same rows. Against `truncate` it tells whether the
+    ranks or the cut adapter's weights matter. Trains twice.
+    """
+
+    name: ClassVar[str] = "truncate_retrain"
+    scaling_in_training: ClassVar[str] = (
+        "The search trains at the policy's factor of the start rank, the second training at that of the final ranks."
+    )
+    trainings: ClassVar[int] = 2
+
+    def fit(self, trial: TrialContext) -> TrainedTrial:
+        """Train above the budget to find the ranks, then train these from the seed's own start."""
+        from adaptive_lora.methods.truncate.fit import fit_truncate_retrain
+
+        return fit_truncate_retrain(self, trial)

@@ -1,0 +1,226 @@
+"""One trial on the shared base: the plan, the adapter and the training that its method asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from adaptive_lora.allocation import MethodSpec, Plan, RankPlan, SiteRank, TunerPlan
+from adaptive_lora.config import TrialSpec
+from adaptive_lora.data import Batch
+from adaptive_lora.methods.adapters import attach, audit_as_built, detach
+from adaptive_lora.methods.adapters.attach import initial_a
+from adaptive_lora.methods.adapters.head import read_head, write_head
+from adaptive_lora.methods.importance import ProfileTask
+from adaptive_lora.models.base import gradient_checkpointing
+from adaptive_lora.results import TrainResult
+from adaptive_lora.study.base_context import BaseContext
+from adaptive_lora.training import (
+    NoCallback,
+    Runner,
+    StepEvent,
+    TrainerCallback,
+    TrainInputs,
+    TrialCheckpoints,
+    events_of,
+    total_steps,
+    train,
+)
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class TrialOnBase:
+    """A `methods.base.TrialContext`. At most one adapter is on the base at a time."""
+
+    def __init__(
+        self,
+        context: BaseContext,
+        trial: TrialSpec,
+        on_step: Callable[[StepEvent], None],
+        checkpoints: TrialCheckpoints | None = None,
+        runner: Runner | None = None,
+    ) -> None:
+        """Prepare a trial; nothing is changed yet.
+
+        Args:
+            context: base, data and plans.
+            trial: what is run.
+            on_step: called after every optimiser step, also for those of a checkpoint.
+            checkpoints: where the trial goes on, and what it leaves for the next process.
+            runner: takes the steps of a training; None: one after another by itself.
+        """
+        self._checkpoints, self._runner = checkpoints, runner
+        self.context, self.trial = context.on_base(trial.method.base), trial
+        self._on_step = on_step
+        self._adapted: Any = None
+        self._undo: Callable[[Any], None] = detach
+        self._steps_before = 0
+        self.trainings = 0
+        """Trainings so far."""
+        self._head: dict[str, torch.Tensor] = {}
+        context.start_head(trial.seed)
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Modules of the task that are trained beside the method's parameters."""
+        return self.context.base.head
+
+    @cached_property
+    def plan(self) -> RankPlan:
+        """The method's plan before training: ranks, or the budget that training must end at."""
+        plan = self._planned()
+        assert isinstance(plan, RankPlan)
+        return plan
+
+    @cached_property
+    def tuner_plan(self) -> TunerPlan:
+        """The plan of a method that gives no ranks."""
+        plan = self._planned()
+        assert isinstance(plan, TunerPlan)
+        return plan
+
+    def _planned(self) -> Plan:
+        return self.context.plan(self.trial.method, seed=self.trial.seed, fold=self.trial.fold)
+
+    @property
+    def method(self) -> MethodSpec:
+        """Method with the options that all methods have."""
+        return self.trial.method
+
+    @property
+    def seed(self) -> int:
+        """Seed of the trial."""
+        return self.trial.seed
+
+    @property
+    def dropout(self) -> float:
+        """Share of LoRA's inputs that is dropped in training."""
+        return self.trial.study.train.dropout
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of one training."""
+        train_part = self.context.splits(self.trial.fold).train
+        return total_steps(len(train_part), self.trial.study.train)
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The frozen base."""
+        return self.context.base.model
+
+    def calibration(self) -> list[Batch]:
+        """Return the calibration batches of the seed, from the training part."""
+        return self.context.calibration(self.trial.seed, self.trial.fold)
+
+    def profile_task(self) -> ProfileTask:
+        """Return what importance is measured on for the seed and fold."""
+        return self.context.profile_task(seed=self.seed, fold=self.trial.fold)
+
+    def initial_a(self, entry: SiteRank) -> torch.Tensor:
+        """Return the A that `attach` gives a site."""
+        site = entry.site
+        a = initial_a(self.trial.seed, site.name, entry.rank, site.in_features)
+        return a.to(self.context.runtime.device)
+
+    def attach(self, plan: RankPlan, *, head_as_trained: bool = False) -> PeftModel:
+        """Build a plan on the base with the seed's initial weights, and audit it as built.
+
+        Args:
+            plan: what to build.
+            head_as_trained: start the task's head as the adapter released before had it.
+
+        Raises:
+            AdapterError: the model as built differs from the plan.
+        """
+        adapted = self.adopt(attach(self.base, plan, seed=self.trial.seed, dropout=self.dropout, head=self.head))
+        if head_as_trained:
+            write_head(adapted, self._head, self.head)
+        audit_as_built(adapted, plan, self.head)
+        return adapted
+
+    def adopt(self, adapted: M, undo: Callable[[Any], None] = detach) -> M:
+        """Take over an adapted base, on the trial's device, until it is released.
+
+        Args:
+            adapted: the base with whatever the method adds to it.
+            undo: gives the base back as it was.
+        """
+        self._adapted, self._undo = adapted, undo
+        adapted.to(self.context.runtime.device)
+        return adapted
+
+    def release(self) -> None:
+        """Give the base back as it was."""
+        if self._adapted is not None:
+            self._head = read_head(self._adapted, self.head)
+            self._undo(self._adapted)
+            self._adapted = None
+
+    def validation_loss(self, model: object) -> float:
+        """Return a model's loss on the validation part, in nats per supervised token."""
+        return self.context.losses(model, self.context.splits(self.trial.fold).validation).loss
+
+    def train(self, adapted: nn.Module, callback: TrainerCallback | None = None, *, trainings: int = 1) -> TrainResult:
+        """Train the adopted model on the trial's training part, from its last checkpoint on.
+
+        Args:
+            adapted: as attached or adopted.
+            callback: what the method does in training.
+            trainings: how many trainings the recipe makes in all; steps are shown as one course.
+
+        Raises:
+            TrialFailed: training was not stable.
+        """
+        context, config = self.context, self.trial.study.train
+        self.trainings += 1
+        splits = context.splits(self.trial.fold)
+        before = self._steps_before
+        plan = self.plan if self.method.options.gives_ranks else self.tuner_plan
+
+        def on_step(event: StepEvent) -> None:
+            self._steps_before = before + event.step
+            self._on_step(
+                dataclasses.replace(event, step=self._steps_before, total_steps=event.total_steps * trainings)
+            )
+
+        memory = context.memory(plan, self.trial.fold)
+        config = dataclasses.replace(config, gradient_checkpointing=memory.checkpointing)
+        resumable = self._resumable(adapted, on_step)
+        inputs = TrainInputs(
+            examples=splits.train,
+            collate=context.task.collate,
+            validate=self.validation_loss,
+            loss=context.loss,
+            losses_by_example=context.task.losses_by_example,
+            running=context.running,
+            on_step=on_step,
+            lr_multipliers=plan.lr_multipliers(),
+            lora_plus=plan.lora_plus,
+            callback=callback or NoCallback(),
+            micro_batch=memory.micro_batch,
+            memory=memory.whole,
+            **resumable,
+        )
+        with gradient_checkpointing(self.base, config.gradient_checkpointing):
+            return train(
+                adapted, inputs, config, context.runtime, lr=self.trial.lr, seed=self.trial.seed, run=self._runner
+            )
+
+    def _resumable(self, adapted: nn.Module, on_step: Callable[[StepEvent], None]) -> dict[str, Any]:
+        """Return the inputs of a training that goes on; earlier steps are reported once more."""
+        if self._checkpoints is None:
+            return {}
+        kept = self._checkpoints.of(self.trainings, adapted)
+        snapshot = kept.latest()
+        if snapshot is not None:
+            for event in events_of(snapshot, self.steps):
+                on_step(event)
+        return {"resume": snapshot, "on_snapshot": kept.stepped, "on_stop": kept.write}
