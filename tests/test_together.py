@@ -275,7 +275,7 @@ def studies(empty_store: Path, make_study: Callable[..., StudyConfig], tmp_path:
         with StudyProgress(Console(file=StringIO()), 6) as progress:
             run_trials(
                 list(context.config.trials()),
-                lambda trial, runner: bool(run_tracked(context, study, trial, progress, runner=runner)),
+                lambda trial: bool(run_tracked(context, study, trial, progress)),
                 lambda trial, failure: pytest.fail(str(failure)),
                 lambda taken: pytest.fail("no other process is there"),
                 engine=context.config.engine,

@@ -50,7 +50,6 @@ from adaptive_lora.tracking import Store, StudyRun, connect
 from adaptive_lora.tracking.runs import STUDY_ID, STUDY_KEY, TOKENS, run_name
 from adaptive_lora.tracking.study_run import TrialStatus
 from adaptive_lora.tracking.trials import eval_to_dict
-from adaptive_lora.training.trainer import Runner
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,8 +84,8 @@ def _run_study(context: StudyContext, store: Store, console: Console) -> StudyOu
     status = "FAILED"
     run_here: set[str] = set()
 
-    def run(trial: TrialSpec, runner: Runner, pause_at: int | None = None) -> bool:
-        outcome = run_tracked(context, study, trial, progress, runner=runner, pause_at=pause_at)
+    def run(trial: TrialSpec, pause_at: int | None = None) -> bool:
+        outcome = run_tracked(context, study, trial, progress, pause_at=pause_at)
         if outcome is TrialStatus.PAUSED or not isinstance(outcome, TrialStatus):
             run_here.add(trial.label)
         return outcome is not TrialStatus.TAKEN

@@ -23,7 +23,7 @@ from adaptive_lora.tracking import StudyRun, TrialRun, log_adapter
 from adaptive_lora.tracking.runs import PAUSED, RACE, RACE_STEP, SIGNATURE, TOKENS, run_name
 from adaptive_lora.tracking.study_run import TrialStatus
 from adaptive_lora.tracking.trials import HISTORY, PLAN, RESULT, result_to_dict
-from adaptive_lora.training import Frequency, Runner, StepEvent, TrialCheckpoints
+from adaptive_lora.training import Frequency, StepEvent, TrialCheckpoints
 
 
 def run_tracked(
@@ -33,7 +33,6 @@ def run_tracked(
     progress: StudyProgress,
     *,
     adopt: bool = False,
-    runner: Runner | None = None,
     pause_at: int | None = None,
 ) -> TrialOutcome | TrialStatus:
     """Run one trial under its own MLflow run and log what it gives.
@@ -44,7 +43,6 @@ def run_tracked(
         trial: what to run.
         progress: what a person sees.
         adopt: use the run that `mlflow run` made for this process, where there is one.
-        runner: takes the steps of a training; None: one after another by itself.
         pause_at: optimiser step at which it is put down with a checkpoint; None: it is not.
 
     Returns:
@@ -61,7 +59,7 @@ def run_tracked(
     checkpoints = trial_checkpoints(context, trial)
     try:
         with study.trial(run) as check:
-            way = _Way(progress, check, checkpoints, runner, pause_at)
+            way = _Way(progress, check, checkpoints, pause_at)
             with shared_cores():
                 outcome = _run_leased(context, run, trial, way)
     except TrainingPaused:
@@ -79,12 +77,11 @@ def run_tracked(
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How a trial is run: who looks at every step, where it goes on, who takes steps, how far."""
+    """How a trial is run: who looks at every step, where it continues, how far."""
 
     progress: StudyProgress
     check_lease: Callable[[], None]
     checkpoints: TrialCheckpoints
-    runner: Runner | None
     pause_at: int | None
 
 
@@ -106,7 +103,7 @@ def _run_leased(context: StudyContext, run: TrialRun, trial: TrialSpec, way: _Wa
     try:
         with way.checkpoints.workplace() as folder:
             adapter, kept = folder / "adapter", way.checkpoints
-            outcome = run_trial(context, trial, adapter, on_step, kept, runner=way.runner)
+            outcome = run_trial(context, trial, adapter, on_step, kept)
             _log_outcome(context, run, trial, outcome)
     except AdaptiveLoraError as failure:
         run.flush()

@@ -22,7 +22,7 @@ from adaptive_lora.models.errors import model_errors
 from adaptive_lora.results import EvalResult, TrainResult
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial_context import TrialOnBase
-from adaptive_lora.training import Runner, StepEvent, TrialCheckpoints
+from adaptive_lora.training import StepEvent, TrialCheckpoints
 
 PROBE = "probe.safetensors"
 
@@ -58,8 +58,6 @@ def run_trial(
     folder: Path,
     on_step: Callable[[StepEvent], None] = lambda event: None,
     checkpoints: TrialCheckpoints | None = None,
-    *,
-    runner: Runner | None = None,
 ) -> TrialOutcome:
     """Run a trial on the shared base, which is left without adapters.
 
@@ -69,7 +67,6 @@ def run_trial(
         folder: for the adapter.
         on_step: called after every optimiser step.
         checkpoints: of this trial, from which it goes on; None: it cannot be resumed.
-        runner: takes the steps of a training; None: one after another by itself.
 
     Raises:
         TrialFailed: training was not stable.
@@ -79,7 +76,7 @@ def run_trial(
     started = time.perf_counter()
     context = context.on_base(trial.method.base)
     metric = trial.method.options.metric
-    job = TrialOnBase(context, trial, on_step, checkpoints, runner)
+    job = TrialOnBase(context, trial, on_step, checkpoints)
     try:
         with model_errors(f"{trial.label} on {context.architecture.kind} failed", context.base.model):
             trained = trial.method.options.fit(job)

@@ -24,7 +24,6 @@ from adaptive_lora.results import TrainResult
 from adaptive_lora.study.base_context import BaseContext
 from adaptive_lora.training import (
     NoCallback,
-    Runner,
     StepEvent,
     TrainerCallback,
     TrainInputs,
@@ -46,7 +45,6 @@ class TrialOnBase:
         trial: TrialSpec,
         on_step: Callable[[StepEvent], None],
         checkpoints: TrialCheckpoints | None = None,
-        runner: Runner | None = None,
     ) -> None:
         """Prepare a trial; nothing is changed yet.
 
@@ -55,9 +53,8 @@ class TrialOnBase:
             trial: what is run.
             on_step: called after every optimiser step, also for those of a checkpoint.
             checkpoints: where the trial goes on, and what it leaves for the next process.
-            runner: takes the steps of a training; None: one after another by itself.
         """
-        self._checkpoints, self._runner = checkpoints, runner
+        self._checkpoints = checkpoints
         self.context, self.trial = context.on_base(trial.method.base), trial
         self._on_step = on_step
         self._adapted: Any = None
@@ -210,9 +207,7 @@ class TrialOnBase:
             **resumable,
         )
         with gradient_checkpointing(self.base, config.gradient_checkpointing):
-            return train(
-                adapted, inputs, config, context.runtime, lr=self.trial.lr, seed=self.trial.seed, run=self._runner
-            )
+            return train(adapted, inputs, config, context.runtime, lr=self.trial.lr, seed=self.trial.seed)
 
     def _resumable(self, adapted: nn.Module, on_step: Callable[[StepEvent], None]) -> dict[str, Any]:
         """Return the inputs of a training that goes on; earlier steps are reported once more."""

@@ -3,12 +3,11 @@
 from adaptive_lora.training.callback import NoCallback, TrainerCallback
 from adaptive_lora.training.checkpoint import Frequency, TrialCheckpoints
 from adaptive_lora.training.guard import StabilityGuard
-from adaptive_lora.training.trainer import Runner, StepEvent, TrainInputs, events_of, is_validated, total_steps, train
+from adaptive_lora.training.trainer import StepEvent, TrainInputs, events_of, is_validated, total_steps, train
 
 __all__ = [
     "Frequency",
     "NoCallback",
-    "Runner",
     "StabilityGuard",
     "StepEvent",
     "TrainInputs",

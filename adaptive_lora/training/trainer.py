@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,14 +94,7 @@ class TrainInputs:
 
 
 def train(
-    model: nn.Module,
-    inputs: TrainInputs,
-    config: TrainConfig,
-    runtime: Runtime,
-    *,
-    lr: float,
-    seed: int,
-    run: Runner | None = None,
+    model: nn.Module, inputs: TrainInputs, config: TrainConfig, runtime: Runtime, *, lr: float, seed: int
 ) -> TrainResult:
     """Train the trainable parameters of a model in place.
 
@@ -111,7 +105,6 @@ def train(
         runtime: device and precision.
         lr: peak learning rate.
         seed: of the order of examples and of the base model's own dropout.
-        run: takes the steps of the course; None: one after another by itself.
 
     Raises:
         TrialFailed: too many non-finite steps.
@@ -122,7 +115,7 @@ def train(
             if inputs.resume is not None:
                 load_state_dict(trainer, inputs.resume)
             try:
-                (run or Trainer.run)(trainer)
+                take_steps.get()(trainer)
             except KeyboardInterrupt:
                 inputs.on_stop(len(trainer.losses), lambda: take(trainer))
                 raise
@@ -336,5 +329,5 @@ class Trainer:
         )
 
 
-Runner = Callable[[Trainer], None]
-"""Takes all steps of a course."""
+take_steps: ContextVar[Callable[[Trainer], None]] = ContextVar("take_steps", default=Trainer.run)
+"""Takes the steps of a training; `training.joint` sets another one where trials are trained together."""

@@ -283,8 +283,8 @@ class BaseContext:
         options = {"max_steps": setting.steps, "epochs": 10**6, "batch_size": BATCH}
         self.task = CausalTask(study_from({**options, "validations": 1}), runtime, base)
 
-    def train(self, seed: int, run: Any) -> Any:
-        """Train a trial; `run` takes the steps."""
+    def train(self, seed: int) -> Any:
+        """Train a trial."""
         from adaptive_lora.allocation import MethodSpec, allocate
         from adaptive_lora.methods.adapters import attach, detach
         from adaptive_lora.models.sites import find_sites
@@ -305,7 +305,7 @@ class BaseContext:
         try:
             return train(
                 adapted, inputs, self.task.config.train, self.task.runtime, lr=RATES[seed],
-                seed=max(0, seed), run=run,
+                seed=max(0, seed),
             )  # fmt: skip
         finally:
             detach(adapted)
@@ -313,23 +313,25 @@ class BaseContext:
 
 def serial(setting: Setting) -> tuple[float, int, float, float]:
     """Train one after another by this package."""
-    from adaptive_lora.training.trainer import Trainer
-
     context, results = BaseContext(setting), []
-    context.train(-1, Trainer.run)  # warms up
-    seconds = clocked(setting, lambda: results.extend(context.train(seed, Trainer.run) for seed in range(TRIALS)))
+    context.train(-1)  # warms up
+    seconds = clocked(setting, lambda: results.extend(context.train(seed) for seed in range(TRIALS)))
     return sums(setting, context, seconds, results)
 
 
 def together(setting: Setting) -> tuple[float, int, float, float]:
     """Train all together by this package."""
-    from adaptive_lora.study.executors.joint import train_together
+    from adaptive_lora.training.joint.group import JointGroup
 
     context = BaseContext(setting)
-    train_together([lambda run: context.train(-1, run)] * 2)  # warms up
+
+    def fail(name: str, failure: Exception) -> None:
+        raise failure
+
+    JointGroup({name: lambda: context.train(-1) for name in "ab"}, fail).run()  # warms up
     results: list[Any] = []
-    trials = [lambda run, s=seed: results.append((s, context.train(s, run))) for seed in range(TRIALS)]
-    seconds = clocked(setting, lambda: train_together(trials))
+    trials = {str(seed): lambda s=seed: results.append((s, context.train(s))) for seed in range(TRIALS)}
+    seconds = clocked(setting, JointGroup(trials, fail).run)
     return sums(setting, context, seconds, [result for _, result in sorted(results)])
 
 

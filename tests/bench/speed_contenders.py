@@ -75,7 +75,7 @@ def ours(data: Data, turns: Turns) -> None:
     from adaptive_lora.models.losses import causal_loss
     from adaptive_lora.models.tasks import CausalTask
     from adaptive_lora.training import TrainInputs, train
-    from adaptive_lora.training.trainer import Trainer
+    from adaptive_lora.training.trainer import Trainer, take_steps
 
     runtime = start_runtime("fp32", cpu=True)
     base: Any = setting.base()
@@ -101,7 +101,8 @@ def ours(data: Data, turns: Turns) -> None:
         examples=data, collate=setting.collate, validate=lambda model: 0.0, loss=causal_loss, running=task.running
     )
     model = setting.adapted(base)
-    train(model, inputs, setting.TRAINING, runtime, lr=setting.RATE, seed=setting.SEED, run=run)
+    take_steps.set(run)
+    train(model, inputs, setting.TRAINING, runtime, lr=setting.RATE, seed=setting.SEED)
 
 
 def sft_trainer(data: Data, turns: Turns) -> None:

@@ -15,7 +15,6 @@ from adaptive_lora.study.progress import StudyProgress
 from adaptive_lora.study.race.decide import MethodRace, Race, key_of
 from adaptive_lora.study.tracked_trial import trial_checkpoints
 from adaptive_lora.tracking import StudyRun
-from adaptive_lora.training import Runner
 
 Pauses = dict[tuple[str, int, int, float], int | None]
 """Trial -> optimiser step at which it is paused; None: it is not."""
@@ -24,7 +23,7 @@ Pauses = dict[tuple[str, int, int, float], int | None]
 class RunLeg(Protocol):
     """Runs a trial to a step, or to its end; returns False where another process is at it."""
 
-    def __call__(self, trial: TrialSpec, runner: Runner, pause_at: int | None) -> bool:
+    def __call__(self, trial: TrialSpec, pause_at: int | None) -> bool:
         """Run it; None: to its end."""
 
 
@@ -67,8 +66,8 @@ def run_race(
             break
         pauses = {key_of(leg.trial): leg.pause_at for leg in legs}
 
-        def run_leg(trial: TrialSpec, runner: Runner, pauses: Pauses = pauses) -> bool:
-            return run(trial, runner, pauses[key_of(trial)])
+        def run_leg(trial: TrialSpec, pauses: Pauses = pauses) -> bool:
+            return run(trial, pauses[key_of(trial)])
 
         run_trials([leg.trial for leg in legs], run_leg, on_failure, progress.wait, engine="serial")
     _record_steps(race, study, progress)

@@ -1,0 +1,85 @@
+"""Pieces of work whose trainings are taken together over one base.
+
+Each runs its own code, in a thread of its own, up to where its training begins. There it waits until all of its group
+are as far; then their steps are taken together, and each goes on by itself. One thread runs at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from adaptive_lora.errors import TrialFailed
+from adaptive_lora.training.joint.grouped import mount, take_off
+from adaptive_lora.training.joint.loop import JointTraining, Member, joining_problem
+from adaptive_lora.training.joint.turns import Seat
+from adaptive_lora.training.trainer import Trainer, take_steps
+
+
+class JointGroup:
+    """Work that goes to its trainings, through them, and from there to its end together."""
+
+    def __init__(
+        self, works: Mapping[str, Callable[[], object]], on_failure: Callable[[str, TrialFailed], None]
+    ) -> None:
+        """Prepare a group: name -> work that trains once."""
+        self._on_failure = on_failure
+        self._waiting: dict[Seat, Member] = {}
+        self._said: set[str] = set()
+        self._seats = {self._seat(name, work): name for name, work in works.items()}
+
+    def run(self) -> None:
+        """Run all to their ends, whatever happens: no thread is left behind."""
+        try:
+            for seat in self._seats:
+                self._turn(seat)
+            while self._waiting:
+                members = list(self._waiting.values())
+                JointTraining(members).run()
+                for seat in list(self._waiting):
+                    self._turn(seat, self._waiting.pop(seat).failure)
+        except BaseException as error:
+            stop = error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt()
+            for seat in self._seats:
+                if seat.begun and not seat.ended:
+                    seat.turn(stop)
+            raise
+
+    def _seat(self, name: str, work: Callable[[], object]) -> Seat:
+        def run(seat: Seat) -> None:
+            take_steps.set(self._stepper(seat))  # of this thread alone
+            work()
+
+        return Seat(run, name)
+
+    def _turn(self, seat: Seat, thrown: TrialFailed | None = None) -> None:
+        seat.turn(thrown)
+        if isinstance(seat.error, TrialFailed):
+            self._on_failure(self._seats[seat], seat.error)
+        elif seat.error is not None:
+            raise seat.error
+
+    def _stepper(self, seat: Seat) -> Callable[[Trainer], None]:
+        """Return a function that takes a training's steps in a seat's thread: with the others, or alone if it must."""
+
+        def run(trainer: Trainer) -> None:
+            problem = joining_problem(trainer)
+            if problem is not None:
+                if problem not in self._said:
+                    self._said.add(problem)
+                    logging.getLogger(__name__).warning("trials train one by one: %s", problem)
+                trainer.run()
+                return
+            model: Any = trainer.model
+            layers = take_off(model)
+            member = self._waiting[seat] = Member(trainer=trainer, layers=layers)
+            started = time.perf_counter()
+            try:
+                seat.pause()
+            finally:
+                mount(model.get_base_model(), layers)
+            trainer.waited_seconds += time.perf_counter() - started - member.own_seconds
+
+        return run
