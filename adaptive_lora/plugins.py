@@ -10,15 +10,54 @@ Names are read from the installed packages' metadata; a package is imported when
 
 from __future__ import annotations
 
+import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from adaptive_lora.errors import ConfigError
 
 T = TypeVar("T")
+
+
+_MOVED = {
+    "adaptive_lora.importance": "adaptive_lora.methods.importance",
+    "adaptive_lora.sites": "adaptive_lora.allocation.site",
+    "adaptive_lora.allocation.demand": "adaptive_lora.allocation.request",
+}
+"""Module that plug-ins for version 0.2 and earlier import -> where it is; what is inside a package moved with it."""
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Finds modules that have moved under their earlier names."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return a specification where the name is an earlier one."""
+        return ModuleSpec(name, self) if self._place(name) else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Return the module where it is now."""
+        place = self._place(spec.name)
+        logging.getLogger(__name__).warning(
+            "%s has moved to %s; a plug-in imports it by its old name.", spec.name, place
+        )
+        return importlib.import_module(place)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Do nothing: it has run under its own name."""
+
+    @staticmethod
+    def _place(name: str) -> str:
+        return next((new + name[len(old) :] for old, new in _MOVED.items() if f"{name}.".startswith(f"{old}.")), "")
+
+
+_MOVED_MODULES = _MovedModules()
 
 
 @cache
@@ -127,6 +166,8 @@ def checked(
     """
 
     def read(entry: EntryPoint) -> Any:
+        if _MOVED_MODULES not in sys.meta_path:
+            sys.meta_path.append(_MOVED_MODULES)
         found = entry.load()
         problem = check(found)
         if problem is not None:

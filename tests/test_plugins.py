@@ -85,6 +85,44 @@ def test_the_example_is_short_and_its_names_are_known(at_hand: Path) -> None:
     assert "lora_edges" in sys.modules
 
 
+EARLIER = """
+from dataclasses import dataclass
+from typing import ClassVar
+from adaptive_lora.allocation import Evidence, RankDemand
+from adaptive_lora.allocation.demand import METRICS
+from adaptive_lora.importance.weights import WeightProfiler
+from adaptive_lora.sites import AdapterSite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Old:
+    metric: ClassVar[str | None] = None
+    recipe: ClassVar[str] = "truncate"
+    start_rank: int | None = None
+    rank: int = 4
+    rank_label: ClassVar[str] = "r4"
+
+    def demand(self, sites: list[AdapterSite], evidence: Evidence | None) -> RankDemand:
+        return RankDemand(ranks=(4.0,) * len(sites))
+"""
+
+
+def test_a_plugin_for_an_earlier_version_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old_lora.py").write_text(EARLIER)
+    offer(tmp_path, "old-lora", "methods", "old", "old_lora:Old")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    forget()
+    try:
+        spec = MethodSpec.parse("old")
+        plan = allocate(spec, DIALOGPT_MEDIUM)
+        assert {entry.rank for entry in plan.entries} == {4}
+        assert spec.options.ranks_in_training  # it shares the training of truncate
+        assert not spec.options.is_plain_lora
+    finally:
+        monkeypatch.undo()
+        forget()
+
+
 def test_its_method_holds_budgets_and_limits_like_any_other(at_hand: Path) -> None:
     plan = allocate(MethodSpec.parse("edges:edge=4,budget=2000000,max_rank=16,dora=true"), DIALOGPT_MEDIUM)
     assert 0 <= 2_000_000 - plan.trainable_parameters < 5 * 1024
