@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.cli import main
 from adaptive_lora.config import MemorySize, TrainConfig, shown
+from adaptive_lora.config.precision import Precision
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.methods.adapters import attach, detach
 from adaptive_lora.models.base import gradient_checkpointing
@@ -80,7 +81,7 @@ def test_the_formula_is_what_autograd_keeps(kind: str, method: str) -> None:
     model = model_of(kind)
     sites = find_sites(model)
     plan = allocate(MethodSpec.parse(method), sites)
-    load = load_of(model, sites, plan, precision="fp32", longest=TOKENS)
+    load = load_of(model, sites, plan, precision=Precision.FP32, longest=TOKENS)
     adapted = attach(model, plan, seed=0, dropout=0.0).train()  # type: ignore[arg-type]
     ids = torch.randint(0, 300, (2, TOKENS))
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from adaptive_lora.allocation.certificate import Certificate
@@ -16,6 +17,15 @@ from adaptive_lora.errors import AllocationError
 def uniform_cost(sites: Iterable[AdapterSite], rank: int) -> int:
     """Return the trainable parameters of one rank everywhere: rank x sum of (in + out)."""
     return rank * sum(site.parameters_per_rank for site in sites)
+
+
+class BaseStorage(StrEnum):
+    """How the frozen base's weights are kept."""
+
+    FULL = "full"
+    """As saved, in the precision of the study."""
+    NF4 = "nf4"
+    """In 4 bit with double quantisation (QLoRA)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +73,7 @@ class RankPlan:
     """What the solver can prove about these ranks, where it can."""
     lora_plus: float = 1.0
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, 2402.12354)."""
-    base: str = "full"
+    base: str = BaseStorage.FULL
     """How the frozen base is kept: as saved, or `nf4` as far as it can be."""
 
     @property
@@ -92,13 +102,13 @@ class RankPlan:
 
     def base_of(self, entry: SiteRank) -> str:
         """Return how the weight under an entry is kept."""
-        return self.base if entry.site.packable else "full"
+        return self.base if entry.site.packable else BaseStorage.FULL
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What to know about the base under this plan."""
         whole = [entry.site.name for entry in self.entries if not entry.site.packable]
-        if self.base == "full" or not whole:
+        if self.base == BaseStorage.FULL or not whole:
             return ()
         return (
             f"base={self.base}: {len(whole)} of {len(self.entries)} sites, such as {whole[0]}, "
@@ -170,7 +180,7 @@ class RankPlan:
                 left_out=tuple(str(name) for name in values["left_out"]),
                 certificate=None if certificate is None else Certificate.from_dict(certificate),
                 lora_plus=float(values.get("lora_plus", 1.0)),
-                base=str(values.get("base", "full")),
+                base=str(values.get("base", BaseStorage.FULL)),
             )
             stated = int(values["trainable_parameters"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

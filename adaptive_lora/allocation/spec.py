@@ -10,11 +10,12 @@ from pathlib import PurePath
 from typing import Any
 
 from adaptive_lora.allocation.catalogue import METHODS
+from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.allocation.request import METRICS, RANK
 from adaptive_lora.allocation.scaling import RENAMED, Scaling
 from adaptive_lora.allocation.site import Placement, Role
 from adaptive_lora.allocation.site_choice import SiteChoice, layers_problem
-from adaptive_lora.allocation.variants import BASES, VARIANTS, marks, variant_problem
+from adaptive_lora.allocation.variants import VARIANTS, marks, variant_problem
 from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import Limits, option, parse_options
 
@@ -82,9 +83,9 @@ class MethodSpec:
         1.0, "LoRA+: learning rate of B over that of A, in the paper 16; 1: the same", limits=Limits(above=0)
     )
     base: str = option(
-        "full",
+        BaseStorage.FULL,
         "how the frozen base is kept: as saved, or nf4 (QLoRA: 4 bit with double quantisation)",
-        limits=Limits(choices=BASES),
+        limits=Limits(choices=tuple(BaseStorage)),
     )
 
     @classmethod

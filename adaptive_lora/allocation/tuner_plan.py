@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptive_lora.allocation.architecture import Shape, size
-from adaptive_lora.allocation.plan import RankPlan
+from adaptive_lora.allocation.plan import BaseStorage, RankPlan
 from adaptive_lora.errors import AllocationError
 
 
@@ -46,7 +46,7 @@ class TunerPlan:
     @property
     def base(self) -> str:
         """How the frozen base is kept: as saved."""
-        return "full"
+        return BaseStorage.FULL
 
     def lr_multipliers(self) -> dict[str, float]:
         """Return site name -> factor of its learning rate: none, there are no sites."""

@@ -10,13 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.allocation.problem import AllocationProblem, RankSolver, Solution
 from adaptive_lora.errors import AllocationError
 
-BASES = ("full", "nf4")
-"""How the frozen base's weights are kept: as saved, or in 4 bit (QLoRA)."""
 VARIANTS: Mapping[str, Any] = {
-    "dora": False, "alpha": None, "scaling": None, "lora_plus": 1.0, "base": "full"
+    "dora": False, "alpha": None, "scaling": None, "lora_plus": 1.0, "base": BaseStorage.FULL
 }  # fmt: skip
 """Option of a variant -> its value for plain LoRA."""
 

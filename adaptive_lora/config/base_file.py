@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config.sections import ModelConfig
 from adaptive_lora.errors import ConfigError, ModelError
 from adaptive_lora.serving.gguf_file import gguf_in, require_gguf
@@ -59,12 +60,12 @@ def require_kinds(place: Path, kinds: Iterable[str]) -> SavedQuantisation | None
             "memory is short (uniform:rank=8,base=nf4)."
         )
     for kind in kinds:
-        if saved.use == "nf4" and kind != "nf4":
+        if saved.use == "nf4" and kind != BaseStorage.NF4:
             raise ConfigError(
                 f"{place} is saved in {saved.name}: required base=nf4 in every method (such as "
                 f"uniform:rank=8,base=nf4), or the model that it was made from; got base={kind}."
             )
-        if saved.use == "dequantised" and kind != "full":
+        if saved.use == "dequantised" and kind != BaseStorage.FULL:
             raise ConfigError(
                 f"base={kind} does not apply to {place}, whose weights are saved in {saved.name} "
                 "and dequantised; leave base out."

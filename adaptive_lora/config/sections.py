@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adaptive_lora.allocation.scaling import DEFAULT_ALPHA, Scaling
+from adaptive_lora.config.precision import Precision
 from adaptive_lora.config.size import MemorySize
 from adaptive_lora.options import Limits, option
 
@@ -119,9 +120,7 @@ class TrainConfig:
         limits=Limits(choices=tuple(Scaling)),
     )
     precision: str = option(
-        "auto",
-        "compute type; auto: what the device does natively",
-        limits=Limits(choices=("auto", "fp32", "bf16", "fp16")),
+        "auto", "compute type; auto: what the device does natively", limits=Limits(choices=("auto", *Precision))
     )
     batching: str = option(
         "auto",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora import serving
+from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.config.base_file import base_file, require_kinds
 from adaptive_lora.errors import ConfigError, ModelError, brief
@@ -223,7 +224,7 @@ def load_base(
 
 def _saved(folder: Path, quantisation: Mapping[str, Any] | None) -> SavedQuantisation | None:
     """Return how weights are quantised where they are saved, if that fits how they are loaded."""
-    saved = require_kinds(folder, ["full" if quantisation is None else quantisation["scheme"]])
+    saved = require_kinds(folder, [BaseStorage.FULL if quantisation is None else quantisation["scheme"]])
     if saved is not None and saved.name.startswith("bitsandbytes"):
         require_quantiser(f"{folder} is saved in {saved.name}, which")
     if folder.is_file():

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from adaptive_lora.config.precision import Precision
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.models.malloc import give_freed_memory_back, keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-_MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-_BASE_DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,8 +20,8 @@ class Runtime:
     """Where and how trials compute."""
 
     accelerator: Accelerator
-    precision: str
-    """Resolved: fp32, bf16 or fp16."""
+    precision: Precision
+    """Compute type, `auto` resolved."""
 
     @property
     def device(self) -> torch.device:
@@ -34,7 +32,8 @@ class Runtime:
     @property
     def base_dtype(self) -> torch.dtype:
         """Type of the frozen base's weights; adapters stay float32."""
-        return _BASE_DTYPE[self.precision]
+        dtype: torch.dtype = getattr(torch, self.precision.dtype)
+        return dtype
 
 
 def start_runtime(precision: str, *, cpu: bool = False, sparing: bool = False) -> Runtime:
@@ -53,7 +52,7 @@ def start_runtime(precision: str, *, cpu: bool = False, sparing: bool = False) -
 
     AcceleratorState._reset_state(reset_partial_state=True)  # precision may differ between studies
     resolved = resolve_precision(precision, cpu=cpu)
-    accelerator = Accelerator(mixed_precision=_MIXED[resolved], cpu=cpu)
+    accelerator = Accelerator(mixed_precision=resolved.mixed_precision, cpu=cpu)
     if accelerator.num_processes > 1:
         raise ConfigError(
             f"a trial runs in one process; accelerate started {accelerator.num_processes}. Launch "
@@ -64,8 +63,8 @@ def start_runtime(precision: str, *, cpu: bool = False, sparing: bool = False) -
     return Runtime(accelerator=accelerator, precision=resolved)
 
 
-def resolve_precision(precision: str, *, cpu: bool = False) -> str:
-    """Return fp32, bf16 or fp16 for `auto`, or check that the named one works here.
+def resolve_precision(precision: str, *, cpu: bool = False) -> Precision:
+    """Return the precision that `auto` means here, or check that the named one works here.
 
     A CPU counts as native only with AMX tiles: with AVX-512 BF16 alone, bf16 matrix products ran 10
     to 400 times slower than fp32 (by size and operation).
@@ -76,8 +75,8 @@ def resolve_precision(precision: str, *, cpu: bool = False) -> str:
     cuda = torch.cuda.is_available() and not cpu
     if precision == "auto":
         if cuda:
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
-    if precision == "fp16" and not cuda:
+            return Precision.BF16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.FP16
+        return Precision.BF16 if torch.cpu.get_capabilities().get("amx_bf16") else Precision.FP32
+    if precision == Precision.FP16 and not cuda:
         raise ConfigError("precision fp16 needs a GPU; use auto, fp32 or bf16 on a CPU.")
-    return precision
+    return Precision(precision)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from adaptive_lora.allocation import MethodSpec, Plan, TunerPlan, allocate, make_plan
+from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import shown
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import ConfigError, ModelError
@@ -52,7 +53,7 @@ class BaseContext(ABC):
     def base_kind(self) -> str:
         """How the base's weights are kept: `full`, or the scheme that they are quantised by."""
         quantisation = self.base.quantisation
-        return "full" if quantisation is None else str(quantisation["scheme"])
+        return BaseStorage.FULL if quantisation is None else str(quantisation["scheme"])
 
     def on_base(self, kind: str) -> BaseContext:
         """Return the bench with the base kept so, on its device.

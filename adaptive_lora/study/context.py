@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import StudyConfig, TrialSpec, digest
 from adaptive_lora.config.renamed import earlier_settings
 from adaptive_lora.data.summary import DataSummary
@@ -48,9 +49,9 @@ class StudyContext(BaseContext):
         runtime = start_runtime(config.train.precision, sparing=limited)
         record = kind.record(self.data)
         wanted = {spec.base for spec in config.specs}
-        if "nf4" in wanted:
+        if BaseStorage.NF4 in wanted:
             require_quantiser()
-        alone = wanted == {"nf4"}  # the weights as saved may be too large for the device
+        alone = wanted == {BaseStorage.NF4}  # the weights as saved may be too large for the device
         base = _load(config, runtime, record, NF4 if alone else None)
         super().__init__(kind(config, runtime, base))
         self.task.require_usable()
@@ -204,7 +205,7 @@ class OtherBaseContext(StudyContext):
         Raises:
             ConfigError: bitsandbytes is missing.
         """
-        quantisation = None if kind == "full" else NF4
+        quantisation = None if kind == BaseStorage.FULL else NF4
         base = _load(home.config, home.runtime, home.base.task, quantisation)
         BaseContext.__init__(self, type(home.task)(home.config, home.runtime, base))
         self.data, self._home = home.data, home

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.models.device import Runtime
@@ -62,7 +63,7 @@ def run_trials(
 
 def _joins(trial: TrialSpec) -> bool:
     """Return whether a trial may train on the base that others train on at the same time."""
-    return trial.method.options.is_plain_lora and trial.method.base == "full"
+    return trial.method.options.is_plain_lora and trial.method.base == BaseStorage.FULL
 
 
 def run_serially(

@@ -15,6 +15,7 @@ from rich.console import Console
 from adaptive_lora import serving
 from adaptive_lora.analysis.report.profile_figure import profile_figure, spectrum_figure
 from adaptive_lora.config import StudyConfig, study_from
+from adaptive_lora.config.precision import Precision
 from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, brief, unknown_name
 from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile
@@ -31,8 +32,6 @@ from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.runs import single_run
 from adaptive_lora.tracking.trials import eval_to_dict
 from adaptive_lora.training import total_steps
-
-_PRECISION_OF = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: bool) -> None:
@@ -160,7 +159,7 @@ def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console,
     changes["task"] = record["task"]["name"]
     changes["trust_remote_code"] = bool(base.get("trust_remote_code"))  # or it had not loaded
     if config.train.precision == "auto":  # as it was trained, so that its scores come back
-        changes["precision"] = _PRECISION_OF[record["dtype"]]
+        changes["precision"] = Precision.of_dtype(record["dtype"])
     context = StudyContext(_as_saved(study_from({**config.flat(), **changes})))
     say_lines(Console(stderr=True) if as_json else console, context.data_lines())
     model.to(context.runtime.device)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import TrackingConfig, TrialSpec
 from adaptive_lora.errors import AdaptiveLoraError, LeaseLost, TrialFailed
 from adaptive_lora.models.threads import shared_cores
@@ -133,7 +134,7 @@ def _tags(context: StudyContext, trial: TrialSpec) -> dict[str, str]:
         TOKENS: context.tokens_digest,
         "base_hash": context.base.reference.content_hash,
         **({"plugins": " ".join(plugins)} if (plugins := trial.method.packages) else {}),
-        **({} if trial.method.base == "full" else {"quantisation": trial.method.base}),
+        **({} if trial.method.base == BaseStorage.FULL else {"quantisation": trial.method.base}),
         "task": context.task.name,
         "code_version": provenance()["commit"],
         "packages": packages(),

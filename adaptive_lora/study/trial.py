@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from adaptive_lora.allocation import Plan, RankPlan
+from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.methods.adapters import audit_as_built, save_adapter
@@ -169,7 +170,7 @@ def trial_metrics(context: StudyContext, outcome: TrialOutcome, fold: int) -> di
     }
     if train.peak_memory_bytes is not None:
         metrics["peak_memory_bytes"] = float(train.peak_memory_bytes)
-    if plan.base != "full":
+    if plan.base != BaseStorage.FULL:
         metrics["base/quantised_loss"] = context.on_base(plan.base).base_scores(fold).loss
     if outcome.profile is not None:
         metrics["profile/seconds"] = outcome.profile.seconds

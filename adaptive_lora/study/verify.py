@@ -16,7 +16,6 @@ from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import PROBE, probe_logits
 from adaptive_lora.tracking.registry import adapter_folder, require_own_code
 
-_TOLERANCE = {"fp32": 0.0, "bf16": 2.0**-7, "fp16": 2.0**-10}
 """Largest accepted relative difference: none in fp32, one unit of the last place below that."""
 
 
@@ -63,7 +62,7 @@ def prove(context: StudyContext, record: TrialRecord, model_uri: str) -> Proof:
         max_loss_difference=float(np.abs(again.nll_E - record.test.nll_E).max()),
         test_loss=again.loss,
     )
-    limit = _TOLERANCE[context.runtime.precision]
+    limit = context.runtime.precision.rounding
     scale = float(trained.abs().max())
     if again.example_ids != record.test.example_ids or not (
         proof.max_logit_difference <= limit * scale

@@ -66,6 +66,7 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
 
     from adaptive_lora.allocation import MethodSpec, allocate
     from adaptive_lora.config import study_from
+    from adaptive_lora.config.precision import Precision
     from adaptive_lora.data import TokenizedExample
     from adaptive_lora.methods.adapters import attach
     from adaptive_lora.models.base import gradient_checkpointing
@@ -101,7 +102,7 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
         for number in range(16)
     ]
     fast = config.train.batching != "padded"
-    load = load_of(model, sites, plan, precision="fp32", longest=given.length, fused=fast, packed=fast)
+    load = load_of(model, sites, plan, precision=Precision.FP32, longest=given.length, fused=fast, packed=fast)
     base: Any = SimpleNamespace(model=model, tokenizer=SimpleNamespace(pad_token_id=0))
     task = CausalTask(config, runtime, base)
     adapted = attach(model, plan, seed=0, dropout=0.0)

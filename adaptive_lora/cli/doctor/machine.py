@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 
 from adaptive_lora.cli.doctor.finding import Finding, fail, ok, warn
 from adaptive_lora.config import StudyConfig
+from adaptive_lora.config.precision import Precision
 
 _PINS = Path(__file__).resolve().parents[3] / "constraints.txt"
 _ADVISED = 2.0
@@ -73,12 +74,12 @@ def device(config: StudyConfig) -> Finding:
 
     if torch.cuda.is_available():
         place = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-        native = ["fp32", "fp16"]
+        native = [Precision.FP32, Precision.FP16]
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            native.append("bf16")
+            native.append(Precision.BF16)
     else:
         place = f"CPU, {torch.get_num_threads()} threads"
-        native = ["fp32", *(["bf16"] if torch.cpu.get_capabilities().get("amx_bf16") else [])]
+        native = [Precision.FP32, *([Precision.BF16] if torch.cpu.get_capabilities().get("amx_bf16") else [])]
     return ok("device", f"{place}; native {', '.join(native)}; precision auto is {resolve_precision('auto')}")
 
 

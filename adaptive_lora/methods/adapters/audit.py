@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from adaptive_lora.allocation import Plan, SiteRank, TunerPlan
+from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.methods.adapters.audit_tuner import audit_tuner, trained_tensors
@@ -70,7 +71,7 @@ def audit_as_built(adapted: nn.Module, plan: Plan, head: Sequence[str] = ()) -> 
 def _base_of(layer: Any) -> str:
     """Return how the weight under an adapter is kept."""
     state = getattr(layer.get_base_layer().weight, "quant_state", None)
-    return "full" if state is None else str(state.quant_type)
+    return BaseStorage.FULL if state is None else str(state.quant_type)
 
 
 def _magnitudes(layer: Any) -> tuple[int, ...] | None:

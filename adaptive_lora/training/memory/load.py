@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from adaptive_lora.allocation import Plan, RankPlan
+from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.allocation.site import AdapterSite
+from adaptive_lora.config.precision import Precision
 from adaptive_lora.training.memory.estimate import Load
 from adaptive_lora.training.memory.weights import weight_bytes
-
-NUMBER_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-"""Precision -> bytes of a weight of the base and of an activation."""
 
 
 def load_of(
@@ -19,7 +18,7 @@ def load_of(
     sites: Sequence[AdapterSite],
     plan: Plan,
     *,
-    precision: str,
+    precision: Precision,
     longest: int,
     fused: bool = True,
     packed: bool = True,
@@ -34,19 +33,19 @@ def load_of(
         base: transformers model, its weights may be on the meta device.
         sites: of the base.
         plan: what is trained.
-        precision: fp32, bf16 or fp16.
+        precision: of the training.
         longest: tokens of the longest example.
         fused: the model runs by fused steps.
         packed: examples run as packed rows, whose loss is formed in chunks.
         head: modules of the base that the task trains beside the plan.
     """
-    number_bytes = NUMBER_BYTES[precision]
+    number_bytes = precision.number_bytes
     everywhere = {site.name: 1 for site in sites}
     text = base.config.get_text_config() if base.get_output_embeddings() is not None else None
     return Load(
         sites=sites,
         ranks=plan.rank_pattern() if isinstance(plan, RankPlan) else everywhere,
-        weights=weight_bytes(base, packed=plan.base != "full", number_bytes=number_bytes),
+        weights=weight_bytes(base, packed=plan.base != BaseStorage.FULL, number_bytes=number_bytes),
         trained_parameters=plan.trainable_parameters + _beside(base, plan, head),
         vocabulary=int(getattr(text, "vocab_size", 0) or 0),
         number_bytes=number_bytes,
