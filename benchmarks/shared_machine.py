@@ -45,22 +45,22 @@ if os.environ.pop("LIBRARY", None):
     import torch  # before the package, which then sets no bound
 import adaptive_lora, torch
 from adaptive_lora.config import study_from
-from adaptive_lora.trial import run_trial
-from adaptive_lora.workbench import Workbench
+from adaptive_lora.study.trial import run_trial
+from adaptive_lora.study.context import StudyContext
 import tempfile, pathlib
 torch.set_num_threads(threads)
 config = study_from({
     "methods": "uniform:rank=4", "seeds": "0", "lr": "1e-2", "max_examples": 120,
     "max_steps": steps, "epochs": 1000, "validations": 1, "generate": "off", "precision": "fp32",
 })
-bench = Workbench(config)
+context = StudyContext(config)
 (trial,) = config.trials()
 times = []
 with tempfile.TemporaryDirectory() as folder:
     print("ready", flush=True)
     sys.stdin.readline()
     place = pathlib.Path(folder) / "adapter"
-    run_trial(bench, trial, place, lambda event: times.append(time.monotonic()))
+    run_trial(context, trial, place, lambda event: times.append(time.monotonic()))
 print(times[-1] - times[0], flush=True)
 """
 
