@@ -29,7 +29,6 @@ def flags(options: Options, **changes: object) -> list[str]:
 
 COMMANDS = (
     "study", "plan", "profile", "train", "evaluate", "export", "compare", "doctor", "ui",
-    "embedded",
 )  # fmt: skip
 
 

@@ -16,16 +16,28 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
+from adaptive_lora import serving
+from adaptive_lora.data.embedded_tasks import (
+    LANGUAGES,
+    LEXICONS,
+    STUDY_FAMILIES,
+    is_reserved,
+    reserved_words,
+    task_examples,
+)
 from adaptive_lora.data.templates import load_template
-from adaptive_lora.embedded import base_folder, build_base, task_examples
-from adaptive_lora.embedded.build import RECORD, held_out_loss
-from adaptive_lora.embedded.corpus import FAMILIES, documents
-from adaptive_lora.embedded.families import WITH_INPUT, WITHOUT_INPUT, render_prompt
-from adaptive_lora.embedded.grammar import clause
-from adaptive_lora.embedded.nonsense import is_reserved, pretraining_words, reserved_words
-from adaptive_lora.embedded.tasks import LEXICONS, STUDY_FAMILIES
+from benchmarks.embedded_base.__main__ import main as build_command
+from benchmarks.embedded_base.build import RECORD, build_base, held_out_loss
+from benchmarks.embedded_base.corpus import FAMILIES, WITH_INPUT, WITHOUT_INPUT, documents, render_prompt
+from benchmarks.embedded_base.grammar import clause
+from benchmarks.embedded_base.inflection import past, plural
+from benchmarks.embedded_base.nonsense import pretraining_words
 
 MEBIBYTE = 2**20
+
+
+def base_folder() -> Path:
+    return serving.base_folder("embedded", "embedded")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +69,12 @@ def test_pretraining_never_saw_the_study(corpus: str, corpus_words: set[str]) ->
 def test_study_rests_on_english_that_pretraining_had(corpus_words: set[str]) -> None:
     english = {word for lexicon in LEXICONS.values() for word in lexicon}
     assert english <= corpus_words
+
+
+def test_study_inflects_english_as_pretraining_does() -> None:
+    for language in LANGUAGES:
+        assert dict(language.nouns) == {noun: plural(noun) for noun in language.nouns}
+        assert dict(language.verbs) == {verb: past(verb) for verb in language.verbs}
 
 
 def test_invented_words_are_unambiguous() -> None:
@@ -126,7 +144,7 @@ def test_too_many_task_examples_are_refused() -> None:
 
 def test_task_examples_need_no_deep_learning_library() -> None:
     code = (
-        "import sys; from adaptive_lora.embedded import task_examples; task_examples(8, 0);"
+        "import sys; from adaptive_lora.data.embedded_tasks import task_examples; task_examples(8, 0);"
         "assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -174,6 +192,17 @@ def test_recorded_difficulty_separates_ranks() -> None:
     assert losses == sorted(losses, reverse=True)
     assert scores[0]["exact_match"] < 0.05
     assert scores[16]["exact_match"] > 0.6
+
+
+def test_builder_refuses_a_folder_that_holds_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "note").write_text("mine")
+    monkeypatch.setattr(sys, "argv", ["embedded_base", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        build_command()
+    assert "is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["note"]
 
 
 def test_build_is_deterministic_and_learns(tmp_path: Path) -> None:

@@ -14,14 +14,26 @@ import click
 
 from adaptive_lora import __version__
 from adaptive_lora.config import TrackingConfig
-from adaptive_lora.errors import AdaptiveLoraError
+from adaptive_lora.errors import AdaptiveLoraError, ConfigError
 from adaptive_lora.models.errors import write_traceback
 from adaptive_lora.redaction import hide_credentials, printable
 from adaptive_lora.signals import Interrupted
 
+_MOVED = {
+    "embedded": "the builder of the embedded base is a benchmark now: in a clone of the repository run "
+    "`python -m benchmarks.embedded_base FOLDER`."
+}
+"""Command of earlier versions -> what to run instead."""
+
 
 class _Group(click.Group):
     """Turns errors that the user can mend into one message and an exit code."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command by its name; raises ConfigError for one that has moved."""
+        if cmd_name in _MOVED:
+            raise ConfigError(f"adaptive-lora {cmd_name}: {_MOVED[cmd_name]}")
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         if sys.excepthook is sys.__excepthook__:

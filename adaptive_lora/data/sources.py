@@ -115,7 +115,7 @@ def _unread_options(config: DataConfig, reader: Reader) -> list[str]:
 
 
 def _embedded(config: DataConfig) -> Table:
-    from adaptive_lora.embedded import task_examples
+    from adaptive_lora.data.embedded_tasks import task_examples
 
     rows = task_examples(config.max_examples or EMBEDDED_EXAMPLES, config.split_seed)
     indices = range(len(rows))

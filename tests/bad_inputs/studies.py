@@ -129,9 +129,8 @@ CASES: tuple[Bad, ...] = (
         files={"mine/note": b"mine"},
     ),
     Bad(
-        name="embedded build: folder holds something",
-        words=("embedded", "build", "mine"),
-        says="is not empty",
-        files={"mine/note": b"mine"},
+        name="embedded build: a command of earlier versions",
+        words=("embedded", "build", "mine", "--steps", "8"),
+        says="python -m benchmarks.embedded_base FOLDER",
     ),
 )  # fmt: skip

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from adaptive_lora.embedded import vocabulary as words
-from adaptive_lora.embedded.grammar import ANIMAL_NAMES, THING_NAMES, NounPhrase, clause, place, sentence
-from adaptive_lora.embedded.inflection import past, plural, third_person, with_article
-from adaptive_lora.embedded.nonsense import pretraining_word
+from benchmarks.embedded_base import vocabulary as words
+from benchmarks.embedded_base.grammar import ANIMAL_NAMES, THING_NAMES, NounPhrase, clause, place, sentence
+from benchmarks.embedded_base.inflection import past, plural, third_person, with_article
+from benchmarks.embedded_base.nonsense import pretraining_word
 
 _OPENINGS = (
     "One day",

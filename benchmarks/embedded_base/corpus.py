@@ -5,14 +5,13 @@ The study's tasks are not in it: none of its instructions, none of its invented 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from random import Random
 
-from adaptive_lora.embedded.declarative import TEXTS
-from adaptive_lora.embedded.families import render_prompt
-from adaptive_lora.embedded.practice_languages import LANGUAGE_FAMILIES
-from adaptive_lora.embedded.text_tasks import TEXT_FAMILIES
-from adaptive_lora.embedded.word_tasks import WORD_FAMILIES
+from benchmarks.embedded_base.declarative import TEXTS
+from benchmarks.embedded_base.practice_languages import LANGUAGE_FAMILIES
+from benchmarks.embedded_base.text_tasks import TEXT_FAMILIES
+from benchmarks.embedded_base.word_tasks import WORD_FAMILIES
 
 FAMILIES = WORD_FAMILIES + TEXT_FAMILIES + LANGUAGE_FAMILIES
 """All instruction families of pretraining."""
@@ -22,8 +21,17 @@ _WEIGHTS = tuple(
 """How often each family comes; what must be known by heart comes more often."""
 INSTRUCTION_SHARE = 0.8
 """Share of documents that are instruction tasks; they are the shorter ones."""
+WITH_INPUT = "### Instruction:\n{prompt}\n\n### Input:\n{input}\n\n### Response:\n"
+WITHOUT_INPUT = "### Instruction:\n{prompt}\n\n### Response:\n"
+"""The prompt texts of pretraining: those of the study's template `compact`."""
 END = "<|endoftext|>"
 """Ends every document."""
+
+
+def render_prompt(example: Mapping[str, str]) -> str:
+    """Return the prompt text of an example; the response follows directly."""
+    template = WITH_INPUT if example["input"] else WITHOUT_INPUT
+    return template.format(prompt=example["instruction"], input=example["input"])
 
 
 def instruction_document(rng: Random) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from random import Random
 
-from adaptive_lora.embedded import vocabulary as words
-from adaptive_lora.embedded.families import Family
-from adaptive_lora.embedded.grammar import ANIMAL_NAMES, PROFESSION_NAMES, THING_NAMES
-from adaptive_lora.embedded.inflection import VERB_FORMS, gerund, participle, past, plural, third_person, with_article
+from adaptive_lora.data.embedded_tasks import Family
+from benchmarks.embedded_base import vocabulary as words
+from benchmarks.embedded_base.grammar import ANIMAL_NAMES, PROFESSION_NAMES, THING_NAMES
+from benchmarks.embedded_base.inflection import VERB_FORMS, gerund, participle, past, plural, third_person, with_article
 
 Maker = Callable[[Random], tuple[str, str]]
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
 
-from adaptive_lora.embedded.families import Family
-from adaptive_lora.embedded.grammar import ANIMAL_NAMES, PROFESSION_NAMES, THING_NAMES
-from adaptive_lora.embedded.inflection import past, plural
-from adaptive_lora.embedded.nonsense import pretraining_words
-from adaptive_lora.embedded.vocabulary import COLOURS, INTRANSITIVE, LOOKS, TRANSITIVE
+from adaptive_lora.data.embedded_tasks import Family
+from benchmarks.embedded_base.grammar import ANIMAL_NAMES, PROFESSION_NAMES, THING_NAMES
+from benchmarks.embedded_base.inflection import past, plural
+from benchmarks.embedded_base.nonsense import pretraining_words
+from benchmarks.embedded_base.vocabulary import COLOURS, INTRANSITIVE, LOOKS, TRANSITIVE
 
 NAMES = ("Dovish", "Hulman", "Peskan", "Arrol", "Munt")
 _ORDERS = (("adjective", "noun", "verb"), ("verb", "noun", "adjective"), ("noun", "adjective", "verb"))

@@ -7,8 +7,8 @@ from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from adaptive_lora.embedded.corpus import END, documents
-from adaptive_lora.embedded.nonsense import pretraining_words
+from benchmarks.embedded_base.corpus import END, documents
+from benchmarks.embedded_base.nonsense import pretraining_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from random import Random
 
-from adaptive_lora.embedded import vocabulary as words
-from adaptive_lora.embedded.families import Family
-from adaptive_lora.embedded.grammar import ANIMAL_NAMES, PROFESSION_NAMES, THING_NAMES, Clause, clause, sentence
-from adaptive_lora.embedded.inflection import past, plural
-from adaptive_lora.embedded.nonsense import pretraining_word, pretraining_words
+from adaptive_lora.data.embedded_tasks import Family
+from benchmarks.embedded_base import vocabulary as words
+from benchmarks.embedded_base.grammar import ANIMAL_NAMES, PROFESSION_NAMES, THING_NAMES, Clause, clause, sentence
+from benchmarks.embedded_base.inflection import past, plural
+from benchmarks.embedded_base.nonsense import pretraining_word, pretraining_words
 
 Maker = Callable[[Random], tuple[str, str]]
 _NOUNS = ANIMAL_NAMES + PROFESSION_NAMES + THING_NAMES

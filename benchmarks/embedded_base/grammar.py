@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
-from adaptive_lora.embedded import vocabulary as words
-from adaptive_lora.embedded.inflection import gerund, participle, past, plural, third_person, with_article
+from benchmarks.embedded_base import vocabulary as words
+from benchmarks.embedded_base.inflection import gerund, participle, past, plural, third_person, with_article
 
 ANIMAL_NAMES = tuple(row[0] for row in words.ANIMALS)
 FOOD_NAMES = tuple(row[0] for row in words.FOODS)

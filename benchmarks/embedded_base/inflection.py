@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adaptive_lora.embedded.vocabulary import EATING, HANDLING, INTRANSITIVE, OTHER_VERBS, TRANSITIVE, split_words
+from benchmarks.embedded_base.vocabulary import EATING, HANDLING, INTRANSITIVE, OTHER_VERBS, TRANSITIVE, split_words
 
 _IRREGULAR_PLURALS = {
     "mouse": "mice",

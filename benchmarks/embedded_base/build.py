@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive_lora.embedded.corpus import documents, recipe_summary
-from adaptive_lora.embedded.tokenizer import CONTEXT, train_tokenizer
 from adaptive_lora.seeding import torch_stream
+from benchmarks.embedded_base.corpus import documents, recipe_summary
+from benchmarks.embedded_base.tokenizer import CONTEXT, train_tokenizer
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,1 @@
+"""The builder of the embedded base: its pretraining text, tokenizer and training."""
