@@ -129,7 +129,7 @@ def score_table(comparison: Comparison) -> TextTable:
                 plain_interval_cell(m.loss_interval),
                 spread_cell(m.perplexity, 3),
                 spread_cell(m.token_accuracy, 2, 100.0),
-                *(spread_cell(m.further[name], 4) for name in further),
+                *(spread_cell(m.further[name], 4) if name in m.further else Cell(ABSENT) for name in further),
                 spread_cell(m.exact_match, 2, 100.0),
                 signed_cell(None if gap is None else 100 * gap.mean, 2),
                 p_cell(None if gap is None else gap.sign_flip),
