@@ -18,6 +18,7 @@ METHODS: Mapping[str, str] = {
     "linear_decay": "linear_decay:rank=3,low_rank=1",
     "attention_heavy": "attention_heavy:rank=3,feed_forward_rank=1",
     "three_band": "three_band:rank=4",
+    "planted": "planted:rank=2",
     "empirical": "empirical:rank=2",
     "proportional": "proportional:rank=2",
     "waterfill": "waterfill:rank=2",

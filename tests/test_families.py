@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from adaptive_lora.allocation import MethodSpec, RankPlan, TunerPlan, read_plan
+from adaptive_lora.cli.planted import PlantedStudies
 from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
 from adaptive_lora.methods.adapters.audit_tuner import audit_tuner, audit_tuner_moved, trained_tensors
@@ -21,7 +22,6 @@ from adaptive_lora.serving import load_adapter
 from adaptive_lora.serving.custom_tuner import AdaptedModel
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.plan import plan_method
-from adaptive_lora.study.planted.config import PlantedConfig
 from adaptive_lora.study.trial import PROBE, TrialOutcome, probe_logits, run_trial
 from adaptive_lora.study.trial_context import TrialOnBase
 
@@ -158,7 +158,7 @@ def test_what_compares_ranks_takes_no_family() -> None:
     with pytest.raises(ConfigError, match="unknown method 'bitfit'"):
         MethodSpec.parse("random:of=bitfit")
     with pytest.raises(ConfigError, match="'houlsby:width=2' gives no ranks"):
-        PlantedConfig(methods=("houlsby:width=2",))
+        PlantedStudies(methods=("houlsby:width=2",))
 
 
 def test_read_plan_tells_families_from_ranks(make_bench: BaseContext) -> None:

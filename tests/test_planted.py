@@ -1,93 +1,92 @@
-"""The planted benchmark: what is planted is known, and what is said about it follows from cells."""
+"""Planted teachers: what is planted is known, and an ordinary study says which method comes near it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from task_bases import run_and_prove
 
-from adaptive_lora.allocation import uniform_cost
+from adaptive_lora.allocation import MethodSpec, RankPlan, uniform_cost
 from adaptive_lora.allocation.site import ATTENTION_ROLES
 from adaptive_lora.cli import main
+from adaptive_lora.cli.planted import PlantedStudies, recovered
+from adaptive_lora.config import study_from
+from adaptive_lora.config.planted import SPECTRA, PlantedTeacher
 from adaptive_lora.data import collate
-from adaptive_lora.errors import ConfigError, ModelError
+from adaptive_lora.errors import ConfigError, DataError, ModelError
+from adaptive_lora.methods.planted import PATTERNS
 from adaptive_lora.models.losses import predict
+from adaptive_lora.models.tasks.planted import PlantedTask
+from adaptive_lora.models.tasks.planted_teacher import (
+    make_teacher,
+    planted_changes,
+    planted_energy,
+    token_kl,
+    written_by,
+)
 from adaptive_lora.options import read_options
-from adaptive_lora.seeding import rng_for
-from adaptive_lora.study.planted.cell import ORACLE, UNIFORM, CellResult, Planter
-from adaptive_lora.study.planted.config import PlantedConfig
-from adaptive_lora.study.planted.context import PlantedContext
-from adaptive_lora.study.planted.findings import Outcome, conclude
-from adaptive_lora.study.planted.patterns import PATTERNS, SPECTRA, planted_energy, planted_ranks
-from adaptive_lora.study.planted.teacher import make_teacher, planted_changes, token_kl, written_by
+from adaptive_lora.study.context import StudyContext
+
+TEACHER = "planted:pattern=sparse,budget=uniform-3,distance=0.005,length=8,texts=40"
+ORACLE = "planted:pattern=sparse,budget=uniform-3"
 
 
 @pytest.fixture
-def config(base_folder: Path, tmp_path: Path) -> PlantedConfig:
-    return PlantedConfig(
-        model=str(base_folder),
-        patterns=("sparse", "flat"),
-        methods=("empirical", "random:of=empirical"),
-        seeds=(0, 1),
-        distance=0.005,
-        examples=16,
-        test_examples=8,
-        length=8,
-        steps=2,
-        batch_size=4,
-        output=str(tmp_path / "out"),
-    )
+def context(make_bench: Callable[..., StudyContext]) -> StudyContext:
+    return make_bench(data=TEACHER, methods=f"uniform:budget=uniform-3 {ORACLE}")
 
 
 @pytest.fixture
-def planter(config: PlantedConfig) -> Planter:
-    return Planter(config)
+def task(context: StudyContext) -> PlantedTask:
+    assert isinstance(context.task, PlantedTask)
+    return context.task
+
+
+def ranks_of(context: StudyContext, pattern: str, draw: int = 0) -> dict[str, int]:
+    spec = MethodSpec.parse(f"planted:pattern={pattern},draw={draw},rank=3")
+    plan = context.plan(spec, seed=0, fold=0)
+    assert isinstance(plan, RankPlan)
+    return dict(plan.rank_pattern())
 
 
 @pytest.mark.parametrize("pattern", sorted(PATTERNS))
-def test_planted_ranks_are_an_allocation_of_the_budget(planter: Planter, pattern: str) -> None:
-    budget = uniform_cost(planter.sites, 3)
-    ranks = planted_ranks(pattern, planter.sites, budget, rng_for(0, pattern))
-    cost = sum(ranks[site.name] * site.parameters_per_rank for site in planter.sites)
-    assert 0 <= budget - cost < max(site.parameters_per_rank for site in planter.sites)
+def test_planted_ranks_are_an_allocation_of_the_budget(context: StudyContext, pattern: str) -> None:
+    ranks = ranks_of(context, pattern)
+    cost = sum(ranks[site.name] * site.parameters_per_rank for site in context.sites)
+    assert 0 <= uniform_cost(context.sites, 3) - cost < max(site.parameters_per_rank for site in context.sites)
     assert min(ranks.values()) >= 1
-    assert ranks == planted_ranks(pattern, planter.sites, budget, rng_for(0, pattern))
-    if pattern in ("sparse", "random"):
-        assert ranks != planted_ranks(pattern, planter.sites, budget, rng_for(1, pattern))
+    assert (ranks != ranks_of(context, pattern, draw=1)) is (pattern in ("sparse", "random"))
 
 
-def test_patterns_put_rank_where_they_say(planter: Planter) -> None:
-    budget = uniform_cost(planter.sites, 3)
-
-    def mean(pattern: str, inside: object) -> tuple[float, float]:
-        ranks = planted_ranks(pattern, planter.sites, budget, rng_for(0, pattern))
-        chosen = [ranks[site.name] for site in planter.sites if inside(site)]  # type: ignore[operator]
-        others = [ranks[site.name] for site in planter.sites if not inside(site)]  # type: ignore[operator]
-        return float(np.mean(chosen)), float(np.mean(others))
-
-    last = max(site.layer for site in planter.sites)
+def test_patterns_put_rank_where_they_say(context: StudyContext) -> None:
+    last = max(site.layer for site in context.sites)
     for pattern, inside in (
         ("early", lambda site: site.layer == 0),
         ("late", lambda site: site.layer == last),
         ("one_family", lambda site: site.role in ATTENTION_ROLES),
     ):
-        here, elsewhere = mean(pattern, inside)
+        ranks = ranks_of(context, pattern)
+        here = np.mean([ranks[site.name] for site in context.sites if inside(site)])
+        elsewhere = np.mean([ranks[site.name] for site in context.sites if not inside(site)])
         assert here > 2 * elsewhere
-    flat = planted_ranks("flat", planter.sites, budget, rng_for(0, "flat"))
-    assert set(flat.values()) == {3}
+    assert set(ranks_of(context, "flat").values()) == {3}
 
 
-@pytest.mark.parametrize("spectrum", sorted(SPECTRA))
-def test_the_change_has_the_planted_rank_and_energy(planter: Planter, spectrum: str) -> None:
-    model = planter.base.model
-    ranks = {site.name: 1 + index % 4 for index, site in enumerate(planter.sites)}
-    changes = planted_changes(model, planter.sites, ranks, spectrum, seed=0)
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_the_change_has_the_planted_rank_and_energy(context: StudyContext, spectrum: str) -> None:
+    model = context.base.model
+    ranks = {site.name: 1 + index % 4 for index, site in enumerate(context.sites)}
+    changes = planted_changes(model, context.sites, ranks, spectrum, seed=0)
     modules = dict(model.named_modules())
-    for site in planter.sites:
+    for site in context.sites:
         change, weight = changes[site.name].double(), modules[site.name].weight.double()
         assert change.shape == (site.out_features, site.in_features)
         values = torch.linalg.svdvals(change)
@@ -97,35 +96,37 @@ def test_the_change_has_the_planted_rank_and_energy(planter: Planter, spectrum: 
             assert top == pytest.approx(1 / 1.1, rel=1e-3)
         else:
             assert int((values > 1e-5 * values[0]).sum()) == planted
+        if spectrum == "power_law" and planted > 1:
+            assert float(values[1] / values[0]) == pytest.approx(2**-0.5, rel=1e-4)
         unit = float((weight**2).sum()) / site.max_rank
         assert float((values**2).sum()) == pytest.approx(planted * unit, rel=1e-4)
         assert planted_energy(spectrum, planted, site.max_rank).sum() == pytest.approx(planted)
 
 
-def test_teacher_is_at_the_distance_and_the_base_is_untouched(planter: Planter) -> None:
-    model = planter.base.model
+def test_teacher_is_at_the_distance_and_the_base_is_untouched(context: StudyContext) -> None:
+    model, start = context.base.model, int(context.base.tokenizer.eos_token_id)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    texts = written_by(model, count=8, length=12, start=planter.start, seed=0, purpose="base")
-    batch = collate(texts, planter.start)
-    ranks = dict.fromkeys((site.name for site in planter.sites), 2)
-    changes = planted_changes(model, planter.sites, ranks, "flat", seed=0)
-    teacher, scale = make_teacher(model, planter.sites, changes, batch, 0.005)
+    texts = written_by(model, count=8, length=12, start=start, seed=0, purpose="base")
+    batch = collate(texts, start)
+    ranks = dict.fromkeys((site.name for site in context.sites), 2)
+    changes = planted_changes(model, context.sites, ranks, "flat", seed=0)
+    teacher, scale = make_teacher(model, context.sites, changes, batch, 0.005)
     with torch.no_grad():
         kl = token_kl(predict(teacher, batch), predict(model, batch))
     assert float(kl.sum()) / batch.supervised_tokens == pytest.approx(0.005, rel=0.011)
-    name = planter.sites[0].name
+    name = context.sites[0].name
     added = teacher.get_submodule(name).weight - model.get_submodule(name).weight
     torch.testing.assert_close(added, scale * changes[name].T, atol=1e-5, rtol=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    with pytest.raises(ModelError, match="smaller --distance"):
-        make_teacher(model, planter.sites, changes, batch, 1e6)
+    with pytest.raises(ModelError, match="smaller distance"):
+        make_teacher(model, context.sites, changes, batch, 1e6)
 
 
-def test_kl_equals_its_definition(planter: Planter) -> None:
-    texts = written_by(planter.base.model, count=3, length=6, start=planter.start, seed=0, purpose="x")
-    batch = collate(texts, planter.start)
+def test_kl_equals_its_definition(context: StudyContext) -> None:
+    start = int(context.base.tokenizer.eos_token_id)
+    batch = collate(written_by(context.base.model, count=3, length=6, start=start, seed=0, purpose="x"), start)
     with torch.no_grad():
-        found = predict(planter.base.model, batch)
+        found = predict(context.base.model, batch)
         other = type(found)(logits=found.logits.flip(-1), targets=found.targets)
     p, q = (x.logits.double().softmax(-1) for x in (other, found))
     expected = (p * (p.log() - q.log())).sum(-1)
@@ -133,96 +134,120 @@ def test_kl_equals_its_definition(planter: Planter) -> None:
     assert float(token_kl(found, found).abs().max()) < 1e-6
 
 
-def test_texts_start_and_end_as_asked_and_follow_the_seed(planter: Planter) -> None:
+def test_texts_start_and_end_as_asked_and_follow_the_seed(context: StudyContext) -> None:
+    start = int(context.base.tokenizer.eos_token_id)
+
     def write(seed: int) -> list[tuple[int, ...]]:
-        texts = written_by(planter.base.model, count=4, length=9, start=planter.start, seed=seed, purpose="x")
+        texts = written_by(context.base.model, count=70, length=9, start=start, seed=seed, purpose="x")
         return [text.input_ids for text in texts]
 
-    assert all(len(ids) == 10 and ids[0] == planter.start for ids in write(0))
-    assert write(0) == write(0)
-    assert write(0) != write(1)
+    first = write(0)
+    assert len(first) == 70
+    assert all(len(ids) == 10 and ids[0] == start for ids in first)
+    assert first == write(0)
+    assert first != write(1)
 
 
-def test_a_model_equal_to_the_teacher_is_at_distance_zero(planter: Planter) -> None:
-    texts = written_by(planter.base.model, count=8, length=6, start=planter.start, seed=0, purpose="x")
-    from adaptive_lora.models.tasks.prepared import PreparedSplits
+def test_a_model_equal_to_the_teacher_is_at_distance_zero(context: StudyContext, task: PlantedTask) -> None:
+    test = context.splits(0).test
+    assert abs(context.losses(task.teacher, test).loss) < 1e-6
+    assert context.base_scores(0).loss > 1e-4
+    batch = task.collate(test[:4])
+    each = task.losses_by_example(context.base.model, batch)
+    assert float(each.sum()) == pytest.approx(float(task.loss(context.base.model, batch)), rel=1e-6)
 
-    parts = PreparedSplits(train=texts, validation=texts, test=texts)
-    model = planter.base.model
-    context = PlantedContext(planter.study, planter.runtime, planter.base, model, parts)
-    assert abs(context.losses(model, texts).loss) < 1e-6
+
+def test_the_teacher_decides_the_identity(context: StudyContext, make_bench: Callable[..., StudyContext]) -> None:
+    same = make_bench(data="planted:texts=40,length=8,distance=0.005,budget=uniform-3")
+    assert same.study_id == make_bench(data=TEACHER).study_id == context.study_id
+    seen = {context.fingerprint["data"]}
+    for change in ("draw=1", "spectrum=noisy", "distance=0.006"):
+        known = TEACHER.replace("distance=0.005,", "") if "distance" in change else TEACHER
+        seen.add(make_bench(data=f"{known},{change}").fingerprint["data"])
+    assert len(seen) == 4
 
 
-def test_benchmark_runs_resumes_and_reports(config: PlantedConfig, tmp_path: Path) -> None:
-    words = ["planted", "--json"]
-    for name in ("model", "distance", "examples", "test_examples", "length", "steps", "output"):
-        words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
-    words += ["--patterns", "sparse flat", "--methods", " ".join(config.methods)]
-    words += ["--seeds", "0 1", "--batch-size", "4", "--tracking-uri", f"sqlite:///{tmp_path}/m.db"]
+def test_plans_are_scored_by_the_planted_ranks(context: StudyContext, task: PlantedTask) -> None:
+    oracle = task.plan_scores(context.plan(MethodSpec.parse(ORACLE), seed=0, fold=0))
+    assert oracle["planted_rank_correlation"] == pytest.approx(1)
+    assert oracle["planted_energy"] == pytest.approx(1)
+    uniform = task.plan_scores(context.plan(MethodSpec.parse("uniform:budget=uniform-3"), seed=0, fold=0))
+    assert set(uniform) == {"planted_energy"}  # equal ranks have no correlation
+    assert uniform["planted_energy"] < 1
+    assert task.plan_scores(context.plan(MethodSpec.parse("bitfit"), seed=0, fold=0)) == {}
+
+
+def test_a_planted_study_is_an_ordinary_one(
+    options: dict[str, object], own_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = f"uniform:budget=uniform-3 {ORACLE} empirical:budget=uniform-3 bitfit"
+    changes = {"data": TEACHER, "methods": methods, "seeds": "0 1", "max_steps": 2, "tracking_uri": own_store}
+    proven = run_and_prove(study_from({**options, **changes}))
+    by_method = {record.method: record for record in proven.records}
+    oracle = by_method[MethodSpec.parse(ORACLE).label]
+    assert oracle.metrics["test/planted_rank_correlation"] == pytest.approx(1)
+    assert oracle.test is not None
+    assert oracle.test.unit == "nats of KL to the teacher per token"
+    assert "planted_energy" not in by_method["bitfit"].test.others  # type: ignore[union-attr]
+    assert "perplexity" not in " ".join(oracle.metrics)
+    report = (proven.report.parent / "report.md").read_text(encoding="utf-8")
+    assert "planted rank correlation" in report
+
+
+def small(folder: Path, base: Path) -> list[str]:
+    words = {
+        "model": base, "distance": 0.005, "examples": 16, "test-examples": 8, "length": 8, "steps": 2,
+        "patterns": "sparse", "methods": "random:of=planted", "seeds": "0 1", "batch-size": 4,
+        "output": folder / "out", "tracking-uri": f"sqlite:///{folder}/m.db",
+    }  # fmt: skip
+    return [str(word) for name, value in words.items() for word in (f"--{name}", value)]
+
+
+def test_command_runs_a_study_a_teacher_and_continues(base_folder: Path, tmp_path: Path) -> None:
+    words = ["planted", "--json", "--draws", "0 1", *small(tmp_path, base_folder)]
     first = CliRunner().invoke(main, words, catch_exceptions=False)
     assert first.exit_code == 0, first.output
-    found = json.loads(first.stdout)
-    assert len(list((tmp_path / "out" / "planted-cells").iterdir())) == 2 * 2 * 4
+    found = json.loads(first.stdout)["studies"]
+    assert [entry["study_id"].rpartition("-")[0] for entry in found] == [
+        "planted-sparse-flat-0", "planted-sparse-flat-1", "compare",
+    ]  # fmt: skip
+    methods = {method["label"]: method for method in found[-1]["comparison"]["methods"]}
+    assert methods["planted-sparse-r2@uniform-2"]["seeds"] == [0, 1, 10_000, 10_001]
     again = CliRunner().invoke(main, words, catch_exceptions=False)
-    assert json.loads(again.stdout) == found
-    assert "cell" not in again.stderr  # nothing was run again
-    rows = {(row["pattern"], row["method"]): row for row in found["findings"]}
-    assert rows["sparse", ORACLE]["rank_correlation"] == pytest.approx(1.0)
-    assert rows["sparse", ORACLE]["captured_energy"] == pytest.approx(1.0)
-    assert rows["flat", ORACLE]["difference"] == 0  # the oracle of flat is uniform itself
-    assert rows["sparse", "empirical-r16"]["captured_energy"] < 1
-    written = {path.name for path in (tmp_path / "out" / "planted").iterdir()}
-    assert written == {"planted.json", "planted.md", "planted.png", "planted.pdf"}
+    assert "6 trials are finished already; 0 to run" in again.stderr
+    assert json.loads(again.stdout)["studies"][0]["comparison"]["methods"] == found[0]["comparison"]["methods"]
 
 
-def cell(method: str, seed: int, kl: float, pattern: str = "sparse") -> CellResult:
-    """Return a cell with nothing but a distance."""
-    return CellResult(
-        pattern=pattern, spectrum="flat", seed=seed, method=method, kl=kl, base_kl=1.0,
-        rank_correlation=None, captured_energy=0.5, parameters=100, seconds=1.0, ranks={},
-    )  # fmt: skip
+def comparison(**means: float) -> Any:
+    """Return a comparison with nothing but differences to uniform; the oracle is better where it has one below 0."""
+    methods = [
+        SimpleNamespace(
+            label=label,
+            difference=SimpleNamespace(mean=mean),
+            verdict=SimpleNamespace(kind="better" if mean < 0 else "no difference shown"),
+        )
+        for label, mean in means.items()
+    ]
+    return SimpleNamespace(methods=methods, method=lambda label: next(m for m in methods if m.label == label))
 
 
-def test_findings_say_wins_and_losses_plainly() -> None:
-    cells = []
-    for seed in range(8):
-        noise = 0.01 * seed
-        cells += [
-            cell(UNIFORM, seed, 0.5 + noise),
-            cell(ORACLE, seed, 0.3 + noise),
-            cell("good", seed, 0.4 + noise + 0.001 * (seed % 2)),
-            cell("bad", seed, 0.6 + noise),
-            cell("same", seed, 0.5 + noise + 0.01 * (-1) ** seed),
-        ]
-    cells.append(cell("good", 99, 0.0))  # unpaired: the others have no such seed
-    found = conclude(cells)
-    by = {finding.method: finding for finding in found.findings}
-    assert by["good"].seeds == tuple(range(8))
-    assert by["good"].outcome is Outcome.BETTER
-    assert by["good"].recovered == pytest.approx((0.5 - 0.4005) / 0.2)
-    assert by[ORACLE].recovered == pytest.approx(1.0)
-    assert by["bad"].outcome is Outcome.WORSE
-    assert by["bad"].recovered == pytest.approx(-0.5)
-    assert by["bad"].p == pytest.approx(2 / 2**8)
-    assert by["same"].outcome is Outcome.OPEN
-    assert any(s.startswith("bad loses to uniform under sparse/flat") for s in found.sentences)
-
-
-def test_without_a_better_oracle_nothing_is_called_recovered() -> None:
-    cells = [cell(m, seed, 0.5) for seed in range(8) for m in (UNIFORM, ORACLE, "other")]
-    assert {finding.recovered for finding in conclude(cells).findings} == {None}
+def test_recovered_is_the_share_of_the_oracles_gain() -> None:
+    assert recovered(comparison(oracle=-0.2, good=-0.1, bad=0.1), "oracle") == pytest.approx({"good": 0.5, "bad": -0.5})
+    assert recovered(comparison(oracle=0.0, good=-0.1), "oracle") == {}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"patterns": "spares"}, "must be one of"),
-        ({"methods": "empirical empirical"}, "given more than once"),
+        ({"methods": "empirical empirical"}, "twice"),
         ({"seeds": ""}, "at least one"),
+        ({"draws": "1 1"}, "each once"),
         ({"budget": "12"}, "too small"),
         ({"budget": "much"}, "whole number of parameters"),
+        ({"distance": "0"}, "distance must be above 0"),
         ({"model": "./nowhere"}, "does not exist"),
-        ({"steps": "0", "lr": "-1"}, "lr must be above 0"),
+        ({"steps": "0", "lr": "-1"}, "steps must be at least 1"),
     ],
 )
 def test_bad_input_is_said_and_leaves_nothing(
@@ -231,15 +256,41 @@ def test_bad_input_is_said_and_leaves_nothing(
     options = {"model": str(base_folder), **changes}
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
     result = CliRunner().invoke(main, ["planted", *words])
-    assert result.exit_code == 2
+    assert result.exit_code == 2, result.output
     assert message in result.output
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "planted:patern=late"}, "did you mean 'pattern'"),
+        ({"data": "planted:pattern=nowhere"}, "pattern must be one of"),
+        ({"task": "classification"}, "required --task causal"),
+        ({"batching": "packed"}, "not packed"),
+        ({"test_data": "rows.json"}, "leave test_data"),
+        ({"methods": "empirical:rank=2,profiled_on=embedded"}, "required a planted teacher"),
+        ({"methods": "empirical:rank=2,profiled_on=planted"}, "has one teacher"),
+    ],
+)
+def test_a_study_refuses_what_a_teacher_cannot_do(
+    changes: dict[str, str], message: str, make_bench: Callable[..., StudyContext]
+) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        make_bench(**{"data": TEACHER, "methods": "uniform:rank=2", **changes})
+
+
+def test_a_teacher_is_read_back_from_its_text() -> None:
+    teacher = PlantedTeacher(pattern="late", draw=3, spectrum="noisy", distance=0.25)
+    assert PlantedTeacher.parse(str(teacher)) == teacher
+    assert PlantedTeacher.parse("planted") == PlantedTeacher()
+    assert PlantedTeacher.parse("planted.json") is None
+
+
 def test_all_problems_of_the_settings_are_said_at_once() -> None:
     with pytest.raises(ConfigError) as raised:
-        read_options(PlantedConfig, {"stepz": 3, "lr": "fast", "length": 1})
+        read_options(PlantedStudies, {"stepz": 3, "lr": "fast", "batch_size": 0})
     text = str(raised.value)
     assert "did you mean 'steps'" in text
     assert "expected a number" in text
-    assert "length must be at least 2" in text
+    assert "batch_size must be at least 1" in text

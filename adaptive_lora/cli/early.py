@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.config.base_file import base_file, check_base
+from adaptive_lora.config.planted import PlantedTeacher
 from adaptive_lora.config.store_place import require_reachable
 
 _DECODERS = ("ForCausalLM", "LMHeadModel")
@@ -44,7 +45,7 @@ def require_data(config: StudyConfig, data: DataConfig, *, is_gguf: bool = False
 
     prompts = data.task == "causal" or (data.task == "auto" and (is_gguf or _is_decoder(config.model.model)))
     for source in (data, separate_test(data)):
-        if source is not None and source.data != "embedded":
+        if source is not None and source.data != "embedded" and PlantedTeacher.parse(source.data) is None:
             table = read_ahead(source)
             labelled = not set(LABELS).isdisjoint(table.columns)
             require_columns(source, table, prompts=prompts and not labelled)

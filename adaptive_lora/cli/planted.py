@@ -1,45 +1,157 @@
-"""`planted`: the benchmark with a known answer."""
+"""`planted`: ordinary studies of planted teachers, where the right ranks are known."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import field_options, make_console, settings_given, study_options
-from adaptive_lora.config import study_from
+from adaptive_lora.config import StudyConfig, study_from
+from adaptive_lora.config.planted import SPECTRA, PlantedTeacher
 from adaptive_lora.config.store_place import require_reachable
-from adaptive_lora.options import read_options
-from adaptive_lora.study.planted.config import PlantedConfig
+from adaptive_lora.errors import ConfigError
+from adaptive_lora.methods.planted import PATTERNS
+from adaptive_lora.options import Limits, option, read_options
+from adaptive_lora.redaction import shown
+
+if TYPE_CHECKING:
+    from adaptive_lora.analysis.comparison import Comparison
+    from adaptive_lora.study.result import StudyResult
 
 _TRACKING = ("tracking_uri", "experiment")
+_TEACHER = {field.name: field.default for field in dataclasses.fields(PlantedTeacher)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlantedStudies:
+    """Teachers, the methods that learn from them, and how long everyone is trained."""
+
+    model: str = option("embedded", "base model: 'embedded', a local folder or a hub id")
+    patterns: tuple[str, ...] = option(tuple(PATTERNS), "where rank is planted", limits=Limits(choices=tuple(PATTERNS)))
+    spectra: tuple[str, ...] = option(
+        ("flat",), "singular values of the planted change", limits=Limits(choices=SPECTRA)
+    )
+    draws: tuple[int, ...] = option((0,), "seeds of the teachers; with several, they are also compared together")
+    methods: tuple[str, ...] = option(
+        ("empirical", "waterfill", "random:of=waterfill"),
+        "NAME[:option=value,...] per method; uniform and the planted ranks always take part",
+    )
+    budget: str = option(
+        _TEACHER["budget"], "parameters of the planted change and of every method: a number or uniform-R"
+    )
+    seeds: tuple[int, ...] = option(tuple(range(8)), "seeds of initialisation and order")
+    distance: float = option(
+        _TEACHER["distance"], "KL(teacher || base) that the planted change is scaled to", unit="nats per token"
+    )
+    examples: int = option(512, "texts of the teacher to learn from", limits=Limits(low=8))
+    test_examples: int = option(128, "texts of the teacher to test on", limits=Limits(low=8))
+    length: int = option(_TEACHER["length"], "length of each text", unit="tokens")
+    steps: int = option(800, "optimiser steps of each method", limits=Limits(low=1))
+    batch_size: int = option(8, "texts per step", limits=Limits(low=1))
+    lr: tuple[float, ...] = option((1e-2,), "learning rates; with several, each method's is chosen on validation")
+    precision: str = option("fp32", "compute type", limits=Limits(choices=("auto", "fp32", "bf16", "fp16")))
+    output: str = option("adaptive-lora-out", "folder for reports and adapters")
+
+    def __post_init__(self) -> None:
+        """Refuse empty and repeated teachers, and methods without ranks."""
+        for name in ("patterns", "spectra", "draws"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"{name}: required at least one, each once; got {values}.")
+        for text in self.methods:
+            if not MethodSpec.parse(text).options.gives_ranks:
+                raise ConfigError(f"methods: '{text}' gives no ranks; required an allocation.")
+
+    def studies(self, tracking: dict[str, object]) -> Iterator[tuple[PlantedTeacher, StudyConfig]]:
+        """Yield every teacher with its study."""
+        validation = max(8, self.test_examples // 4)
+        texts = self.examples + self.test_examples + validation
+        for pattern, spectrum, draw in product(self.patterns, self.spectra, self.draws):
+            given = {"pattern": pattern, "spectrum": spectrum, "draw": draw, "texts": texts}
+            teacher = read_options(
+                PlantedTeacher, {name: getattr(self, name) for name in ("budget", "distance", "length")} | given
+            )
+            oracle = f"planted:pattern={pattern},draw={draw}"
+            methods = [
+                f"{text}{',' if ':' in text else ':'}budget={self.budget}"
+                for text in ("uniform", oracle, *self.methods)
+            ]
+            settings: dict[str, object] = {
+                "study": f"planted-{pattern}-{spectrum}-{draw}",
+                "data": str(teacher),
+                "methods": methods,
+                "test_share": self.test_examples / texts,
+                "validation_share": validation / texts,
+                "max_steps": self.steps,
+                "epochs": self.steps,  # more than enough: max_steps ends the training
+                "validations": 1,
+                "registered_model": "adaptive-lora-planted",
+            }
+            shared = ("model", "seeds", "batch_size", "lr", "precision", "output")
+            settings |= {name: getattr(self, name) for name in shared} | tracking
+            yield teacher, study_from(settings)
+
+
+def recovered(comparison: Comparison, oracle: str) -> dict[str, float]:
+    """Return method -> share of what the planted ranks gain over uniform; empty where they are not shown to gain."""
+    known = comparison.method(oracle)
+    if known.difference is None or known.verdict.kind != "better":
+        return {}
+    return {
+        method.label: method.difference.mean / known.difference.mean
+        for method in comparison.methods
+        if method.difference is not None and method.label != oracle
+    }
 
 
 @main.command()
-@field_options(dataclasses.fields(PlantedConfig))
+@field_options(dataclasses.fields(PlantedStudies))
 @study_options(only=_TRACKING)
-@click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
+@click.option("--json", "as_json", is_flag=True, help="print JSON instead of tables")
 def planted(as_json: bool, **options: Any) -> None:
     """Plant a known low-rank change in a base and see which method finds where it is.
 
-    Every method gets the budget of the planted change and the same training, over paired seeds,
-    and is compared with uniform (0) and with the planted ranks themselves (the oracle, 1). Results
-    are kept as they come: the same command continues, and several may share one output folder.
+    Runs an ordinary study for every teacher (`study --data planted:...`): every method gets the budget of the
+    planted change and is compared with uniform, the planted ranks themselves among them. The same command continues.
     """
     given = settings_given(options)
-    tracking = study_from({key: given[key] for key in _TRACKING if key in given}).tracking
-    config = read_options(PlantedConfig, {key: value for key, value in given.items() if key not in _TRACKING})
-    require_reachable(tracking)
+    tracking = {key: given.pop(key) for key in _TRACKING if key in given}
+    config = read_options(PlantedStudies, given)
+    studies = list(config.studies(tracking))
+    require_reachable(studies[0][1].tracking)
     from rich.console import Console
 
-    from adaptive_lora.study.planted.benchmark import print_findings, run_planted
+    from adaptive_lora.study.comparison_input import Selection
+    from adaptive_lora.study.run import compare_study, run_study
 
     console = Console(stderr=True) if as_json else make_console()
-    found = run_planted(config, tracking, console)
+    found: list[dict[str, Any]] = []
+
+    def conclude(data: str, result: StudyResult, oracle: str) -> str:
+        comparison, shares = result.comparison, recovered(result.comparison, oracle)
+        found.append(
+            {"data": data, "study_id": result.study_id, "recovered": shares, "comparison": comparison.to_dict()}
+        )
+        for label, share in shares.items():
+            console.print(f"{shown(label)} recovers {share:+.0%} of what the planted ranks gain", highlight=False)
+        console.print(f"[bold]report[/]    {shown(result.report.resolve())}", highlight=False, soft_wrap=True)
+        return result.study_id
+
+    draws = len(config.draws)
+    for first in range(0, len(studies), draws):
+        group = studies[first : first + draws]
+        ids = [conclude(str(t), run_study(study, console).study_result, t.method().label) for t, study in group]
+        if draws > 1:
+            selection = Selection(study_ids=tuple(ids), allow_mixed=True)
+            result, _ = compare_study(group[0][1].tracking, selection, {"output": config.output}, console)
+            conclude(" and ".join(str(teacher) for teacher, _ in group), result, group[0][0].method().label)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=1))
-    else:
-        print_findings(found, console)
+        click.echo(json.dumps({"studies": found}, indent=1))

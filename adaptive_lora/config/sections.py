@@ -40,7 +40,10 @@ class DataConfig:
     """
 
     data: str = option(
-        "embedded", "'embedded', a JSON/JSONL/CSV/TSV/Parquet file, or a hub data set id", identity=False
+        "embedded",
+        "'embedded', a JSON/JSONL/CSV/TSV/Parquet file, a hub data set id, or planted:option=value,... for texts of a "
+        "planted teacher",
+        identity=False,
     )
     task: str = option(
         "auto",

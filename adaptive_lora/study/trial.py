@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -85,6 +86,7 @@ def run_trial(
             audit_as_built(trained.model, trained.plan, job.head)
             test = context.score(trained.model, context.splits(trial.fold).test)
             _require_finite("test", test.loss)
+            test = dataclasses.replace(test, overall={**test.overall, **context.task.plan_scores(trained.plan)})
             _save(context, trial, trained, folder)
     finally:
         job.release()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from adaptive_lora.cli.doctor.finding import Finding, fail, ok, warn
 from adaptive_lora.config import StudyConfig
+from adaptive_lora.config.planted import PlantedTeacher
 from adaptive_lora.errors import AdaptiveLoraError
 
 _PATIENCE = 4
@@ -74,7 +75,7 @@ def hub(config: StudyConfig) -> Finding:
     needed = [
         what
         for what, name in (("base", config.model.model), ("data", config.data.data))
-        if name != "embedded" and not Path(name).exists()
+        if name != "embedded" and PlantedTeacher.parse(name) is None and not Path(name).exists()
     ]
     token = "a token is set" if get_token() else "no token"
     if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE") == "1":

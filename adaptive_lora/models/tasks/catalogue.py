@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from adaptive_lora.config import StudyConfig
+from adaptive_lora.config.planted import PlantedTeacher
 from adaptive_lora.data.reading import Table, read_ahead
 from adaptive_lora.data.rows import not_numeral, scalar_text
 from adaptive_lora.data.sources import LABELS
@@ -17,6 +18,7 @@ from adaptive_lora.models.tasks.causal import CausalTask
 from adaptive_lora.models.tasks.classification import ClassificationTask
 from adaptive_lora.models.tasks.image_classification import ImageClassificationTask
 from adaptive_lora.models.tasks.image_text import ImageTextTask
+from adaptive_lora.models.tasks.planted import PlantedTask
 from adaptive_lora.models.tasks.regression import RegressionTask
 from adaptive_lora.models.tasks.seq2seq import Seq2SeqTask
 from adaptive_lora.models.tasks.task import Task
@@ -55,6 +57,10 @@ def task_named(config: StudyConfig) -> type[Task]:
     Raises:
         ConfigError: `auto`, and base and data do not say which.
     """
+    if PlantedTeacher.parse(config.data.data) is not None:
+        if config.data.task not in ("auto", PlantedTask.name):
+            raise ConfigError(f"task: a planted teacher writes texts; required --task causal, got {config.data.task}.")
+        return PlantedTask
     name = config.data.task if config.data.task != "auto" else found_task(config)
     if name is None:
         raise ConfigError(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import ProcessorMixin
 
+from adaptive_lora.allocation import Plan
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet, Tokenised, cached_tokens
 from adaptive_lora.data.rows import BadRow
@@ -207,6 +208,10 @@ class Task(ABC):
     def score(self, model: nn.Module, examples: Sequence[Any]) -> EvalResult:
         """Score a model on examples by all that the task has."""
         return self.losses(model, examples)
+
+    def plan_scores(self, plan: Plan) -> Mapping[str, float]:
+        """Return scores of a trial's plan by name, of tasks that know which ranks are right."""
+        return {}
 
     def metrics(self, result: EvalResult) -> Mapping[str, float]:
         """Return the metrics of a part by name."""

@@ -16,10 +16,28 @@ from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.data import Batch, TokenizedExample
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.losses import Predictions, predict
+from adaptive_lora.results import FloatArray
 from adaptive_lora.seeding import rng_for, torch_stream
-from adaptive_lora.study.planted.patterns import planted_energy
 
 _BISECTIONS, _LARGEST_SCALE, _PRECISION = 40, 16.0, 0.01
+_TEXTS_TOGETHER = 64
+
+
+def planted_energy(spectrum: str, rank: int, full: int) -> FloatArray:
+    """Return the squared singular values of a site's change, scaled so that they add up to its rank.
+
+    Args:
+        spectrum: one of `SPECTRA`.
+        rank: planted rank.
+        full: largest possible rank.
+    """
+    squares = np.ones(rank)
+    if spectrum == "power_law":
+        squares = np.arange(1, rank + 1, dtype=np.float64) ** -1.0
+    elif spectrum == "noisy":
+        squares = np.concatenate([squares, np.full(full - rank, 0.1 * rank / max(full - rank, 1))])
+    scaled: FloatArray = squares * (rank / squares.sum())
+    return scaled
 
 
 def planted_changes(
@@ -84,7 +102,7 @@ def make_teacher(
         low, high = (scale, high) if found < distance else (low, scale)
     raise ModelError(
         f"no scale of the planted change up to {_LARGEST_SCALE:g} gives a distance of "
-        f"{distance:g} nats per token (last {found:.3g}); choose a smaller --distance."
+        f"{distance:g} nats per token (last {found:.3g}); choose a smaller distance."
     )
 
 
@@ -119,12 +137,14 @@ def written_by(
         pad_token_id=start,
         eos_token_id=model.config.vocab_size,  # no token has this id: texts do not stop early
     )
-    ids = torch.full((count, 1), start, dtype=torch.long, device=model.device)
+    rows: list[list[int]] = []
     with torch_stream(seed, "planted text", purpose), torch.no_grad():
-        rows = model.generate(  # type: ignore[operator]
-            inputs=ids, attention_mask=torch.ones_like(ids), generation_config=config
-        )
+        for begin in range(0, count, _TEXTS_TOGETHER):
+            ids = torch.full((min(_TEXTS_TOGETHER, count - begin), 1), start, dtype=torch.long, device=model.device)
+            rows += model.generate(  # type: ignore[operator]
+                inputs=ids, attention_mask=torch.ones_like(ids), generation_config=config
+            ).tolist()
     return tuple(
         TokenizedExample(id=f"{purpose}-{index}", input_ids=tuple(row), first_label=1, prompt_length=1, response="")
-        for index, row in enumerate(rows.tolist())
+        for index, row in enumerate(rows)
     )

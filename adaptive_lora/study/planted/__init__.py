@@ -1,1 +1,0 @@
-"""The planted benchmark: a known answer to the question where rank is needed."""
