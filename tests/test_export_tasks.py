@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 from task_studies import TASKS, study_of
 
+from adaptive_lora import serving
 from adaptive_lora.config import study_from
 from adaptive_lora.methods.adapters.export import export_merged
-from adaptive_lora.serving import AUTO_CLASSES, class_of, open_processor
+from adaptive_lora.serving import open_processor
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import PROBE, run_trial
 
@@ -28,10 +29,10 @@ def test_merged(task: str, tmp_path: Path) -> None:
         folder = tmp_path / trial.method.label
         run_trial(context, trial, folder)
         export_merged(folder, folder / "merged")
-        model = class_of(task).from_pretrained(folder / "merged", dtype=torch.float32)
+        model = serving.TASKS[task].model_class.from_pretrained(folder / "merged", dtype=torch.float32)
         assert not hasattr(model.config, "quantization_config")
         found = context.task.probe(model, context.splits(0).test)
         torch.testing.assert_close(found, load_file(folder / PROBE)["logits"], rtol=1e-4, atol=1e-4)
         card = (folder / "merged" / "README.md").read_text(encoding="utf-8")
-        assert f"{AUTO_CLASSES[task]}.from_pretrained" in card
+        assert f"{serving.TASKS[task].auto_class}.from_pretrained" in card
         assert open_processor(folder / "merged", {"name": task}) is not None

@@ -27,7 +27,7 @@ from adaptive_lora.config import study_from
 from adaptive_lora.data import TokenizedExample
 from adaptive_lora.data.conversations import CHAT
 from adaptive_lora.models.scoring import continuations
-from adaptive_lora.serving import answer, class_of, load_adapter, open_image
+from adaptive_lora.serving import TASKS, answer, load_adapter, open_image
 from adaptive_lora.serving.greedy import end_tokens, turn_end
 from adaptive_lora.serving.images import inputs_of
 from adaptive_lora.serving.padded import pads_left
@@ -76,7 +76,7 @@ def loaded_base(base: Path) -> tuple[Any, Any]:
 
 def stock(base: Path, adapter: Path, task: str) -> Any:
     """Return the adapted model as transformers and PEFT load it, without settings of its own."""
-    model = class_of(task).from_pretrained(base)
+    model = TASKS[task].model_class.from_pretrained(base)
     ends = model.generation_config.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=ends)
     return PeftModel.from_pretrained(model, str(adapter)).eval()
@@ -334,7 +334,7 @@ def test_the_end_of_a_turn_of_a_processor(tmp_path: Path) -> None:
     again = AutoProcessor.from_pretrained(base)
     end = again.tokenizer.convert_tokens_to_ids("<end_of_utterance>")
     assert turn_end(again) == end
-    model = class_of("vision_language").from_pretrained(base)
+    model = TASKS["vision_language"].model_class.from_pretrained(base)
     assert set(end_tokens(model, again)) == {256, end}
 
 

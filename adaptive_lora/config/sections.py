@@ -8,15 +8,12 @@ from adaptive_lora.allocation.scaling import DEFAULT_ALPHA, Scaling
 from adaptive_lora.config.precision import Precision
 from adaptive_lora.config.size import MemorySize
 from adaptive_lora.options import Limits, option
+from adaptive_lora.serving.tasks import TASKS
 
 NAME = r"(?!\.+$)[\w.\-]{1,200}"
 """Names that become part of paths, tags and registry entries."""
 SEED = Limits(low=0, high=2**32 - 1)
 EXPERIMENT = Limits(pattern=r"(?!.*(^|/)\.\.(/|$))[^\x00-\x1f\x7f-\x9f]{1,500}", says="1 to 500 signs without '..'")
-TASKS = (
-    "auto", "causal", "classification", "regression", "seq2seq", "image_classification",
-    "image_text", "vision_language",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,7 @@ class DataConfig:
     task: str = option(
         "auto",
         "what the base is trained to do; auto: by the base and the data's columns",
-        limits=Limits(choices=TASKS),
+        limits=Limits(choices=("auto", *TASKS)),
         identity=False,  # the task that was found is part of it
     )
     test_data: str | None = option(

@@ -40,12 +40,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-OF_TEXTS = frozenset({"classification", "regression"})
-"""Tasks that train a head over texts beside adapters."""
-WITH_HEAD = OF_TEXTS | {"image_classification"}
-"""Tasks that train a head beside adapters."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseReference:
     """Which base an adapter belongs to."""
@@ -196,7 +190,7 @@ def load_base(
         _require_no_code(folder, error)
         raise ModelError(f"{folder} cannot be loaded: {brief(error)}") from error
     _require_end(tokenizer, task["name"], folder)
-    if task["name"] in OF_TEXTS and kind is serving.class_of("causal"):
+    if serving.TASKS[task["name"]].head_over_text and kind is serving.TASKS["causal"].model_class:
         task = {**task, "pad_token_id": pad_for_classes(model, tokenizer, folder)}
     head = _head_of(model, task, differences, folder)
     warn_of_code(folder, trusted=trust)
@@ -235,13 +229,13 @@ def _saved(folder: Path, quantisation: Mapping[str, Any] | None) -> SavedQuantis
 def _require_end(processor: Any, task: str, folder: Path) -> None:
     """Raise ModelError where answers of a task could not end."""
     tokenizer = getattr(processor, "tokenizer", processor)
-    if task in ("causal", "vision_language") and tokenizer.eos_token_id is None:
+    if serving.TASKS[task].needs_end and tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
 
 
 def _head_of(model: PreTrainedModel, task: Mapping[str, Any], found: Differences, folder: Path) -> tuple[str, ...]:
     """Return the modules of a task's head, in float32; check that nothing else lacks weights."""
-    head = find_head(model, found.missing_keys) if task["name"] in WITH_HEAD else ()
+    head = find_head(model, found.missing_keys) if serving.TASKS[task["name"]].head else ()
     require_complete(found, head)
     if folder.is_file():
         require_all_read(model, folder, head)
@@ -350,7 +344,7 @@ def skeleton(config: ModelConfig, task: str = "auto", kinds: Sequence[str] = ())
         require_kinds(folder, kinds)
     trust = config.trust_remote_code
     settings = read_settings(folder, trust_remote_code=trust)
-    kind = auto_class(settings) if task == "auto" else serving.class_of(task)
+    kind = auto_class(settings) if task == "auto" else serving.TASKS[task].model_class
     try:
         model: PreTrainedModel = serving.without_weights(kind, settings, trust_remote_code=trust)
     except Exception as error:  # transformers checks little: whatever a wrong value causes

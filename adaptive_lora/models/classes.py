@@ -55,7 +55,7 @@ def require_class(settings: PretrainedConfig, kind: Any, task: str, folder: Path
         task: by name.
         folder: of the base, for the message.
     """
-    known = serving.class_of(task)
+    known = serving.TASKS[task].model_class
     if task == "causal" and kind is not known:
         raise ModelError(
             f"{folder} is no causal language model (it is one for {kind.__name__}): required for "

@@ -10,43 +10,39 @@ and content hash, dtype, prompt template and task.
 """
 
 from .adapter import RECORD, load_adapter
-from .answers import COLUMNS, GENERATING, NUMBERS, answer, open_image
+from .answers import open_image
 from .base import BASE_VARIABLE, HUB_FILES, TRUST_VARIABLE, BaseMismatch, base_folder, content_hash, content_hashes
 from .prompts import LISTS
 from .quantised import NF4, SavedQuantisation, packed_maps, quantisation_in, saved_quantisation
 from .safety import UnsafeFiles
 from .task_models import (
-    AUTO_CLASSES,
     CAUSAL,
     Differences,
-    class_of,
     load_and_compare,
     load_model,
     open_processor,
     saved_labels,
     without_weights,
 )
+from .tasks import TASKS, TaskSpec, answer
 from .text import generate, generate_targets, render, virtual_tokens
 
 __all__ = [
-    "AUTO_CLASSES",
     "BASE_VARIABLE",
     "CAUSAL",
-    "COLUMNS",
-    "GENERATING",
     "HUB_FILES",
     "LISTS",
     "NF4",
-    "NUMBERS",
     "RECORD",
+    "TASKS",
     "TRUST_VARIABLE",
     "BaseMismatch",
     "Differences",
     "SavedQuantisation",
+    "TaskSpec",
     "UnsafeFiles",
     "answer",
     "base_folder",
-    "class_of",
     "content_hash",
     "content_hashes",
     "generate",

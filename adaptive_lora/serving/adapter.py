@@ -11,7 +11,8 @@ from typing import Any
 from .base import BASE_VARIABLE, TRUST_VARIABLE, BaseMismatch, base_folder, content_hashes
 from .gguf_file import require_gguf
 from .safety import RECORD, UnsafeFiles, read_record, require_adapter, require_base, require_loaded
-from .task_models import AUTO_CLASSES, CAUSAL, load_dequantised, load_model, open_processor
+from .task_models import CAUSAL, load_dequantised, load_model, open_processor
+from .tasks import TASKS
 
 __all__ = ["RECORD", "load_adapter"]
 
@@ -34,8 +35,8 @@ def load_adapter(
 
     record = read_record(folder)
     task = record.setdefault("task", dict(CAUSAL))
-    if task["name"] not in AUTO_CLASSES:
-        raise UnsafeFiles(f"{folder / RECORD}: required one of the tasks {', '.join(AUTO_CLASSES)}")
+    if task["name"] not in TASKS:
+        raise UnsafeFiles(f"{folder / RECORD}: required one of the tasks {', '.join(TASKS)}")
     require_adapter(folder)
     if trust_remote_code is None:
         trust_remote_code = os.environ.get(TRUST_VARIABLE) == "1"

@@ -1,17 +1,16 @@
-"""What a served adapter answers: by the task that it was trained for."""
+"""Answers of a served adapter, one function a task."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from .images import answer_questions
-from .prompts import LISTS, asked_ids, prompt_of, text_in
+from .prompts import asked_ids, prompt_of, text_in
 from .text import free_positions, generate, generate_targets
 from .tokens import known_ids, unknown_ids
 
@@ -20,20 +19,6 @@ Loaded = tuple[Any, Any, Mapping[str, Any]]
 Rows = Sequence[Mapping[str, Any]]
 _BATCH = 32
 _PAIR = ("input_ids", "attention_mask", "pixel_values")
-
-
-def answer(loaded: Loaded, rows: Iterable[Mapping[str, Any]], max_new_tokens: int) -> list[Any]:
-    """Answer rows by the adapter's task; `COLUMNS` says what they hold.
-
-    Raises:
-        ValueError: a row has not the columns that the task needs, or cannot be asked.
-    """
-    listed = list(rows)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
-    task = loaded[2].get("task", {"name": "causal"})["name"]
-    with autocast(loaded):
-        return ANSWERS[task](loaded, listed, max_new_tokens)
 
 
 def autocast(loaded: Loaded) -> AbstractContextManager[Any]:
@@ -46,7 +31,8 @@ def autocast(loaded: Loaded) -> AbstractContextManager[Any]:
     return torch.autocast(model.device.type, dtype=dtype if low else None, enabled=low)
 
 
-def _continue(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+def continue_prompts(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+    """Return the continuations of prompts."""
     model, tokenizer, record = loaded
     asked = [asked_ids(tokenizer, record, row, f"row {i}") for i, row in enumerate(rows)]
     most = free_positions(model)
@@ -92,16 +78,19 @@ def _outputs(loaded: Loaded, rows: Rows) -> list[list[float]]:
     return found
 
 
-def _classify(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+def classify_texts(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+    """Return the class of each text."""
     labels = loaded[2]["task"]["labels"]
     return [labels[_largest(scores)] for scores in _outputs(loaded, rows)]
 
 
-def _estimate(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[float]:
+def estimate_numbers(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[float]:
+    """Return the number of each text."""
     return [scores[0] for scores in _outputs(loaded, rows)]
 
 
-def _write(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+def write_targets(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+    """Return the target text of each prompt."""
     model, tokenizer, record = loaded
     most = record["task"]["max_tokens"]
     inputs = [
@@ -112,7 +101,8 @@ def _write(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
     return generate_targets(model, tokenizer, inputs, max_new_tokens=max_new_tokens)
 
 
-def _classify_images(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+def classify_images(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+    """Return the class of each image."""
     import torch
 
     model, processor, record = loaded
@@ -126,8 +116,8 @@ def _classify_images(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[st
     return found
 
 
-def _compare(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[float]:
-    """Return the cosine of each row's picture and text."""
+def compare_images(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[float]:
+    """Return the cosine of each row's image and text."""
     import torch
 
     model, processor, record = loaded
@@ -146,7 +136,8 @@ def _compare(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[float]:
     return found
 
 
-def _look(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+def describe_images(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+    """Return the answer to a question on each image."""
     model, processor, _ = loaded
     asked = [(_required(row, "question"), open_image(_required(row, "image"))) for row in rows]
     return answer_questions(model, processor, asked, max_new_tokens=max_new_tokens)
@@ -188,36 +179,3 @@ def open_image(value: str | bytes) -> Any:
         raise ValueError("not an image of a format that can be read") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"not an image that can be read: {error}") from error
-
-
-Answer = Callable[[Loaded, Rows, int], list[Any]]
-ANSWERS: Mapping[str, Answer] = MappingProxyType(
-    {
-        "causal": _continue,
-        "classification": _classify,
-        "regression": _estimate,
-        "seq2seq": _write,
-        "image_classification": _classify_images,
-        "image_text": _compare,
-        "vision_language": _look,
-    }
-)
-"""Task -> how rows are answered."""
-_PROMPT = ("prompt", "instruction", "input")
-COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "causal": (*_PROMPT, *LISTS),
-        "classification": ("text", "second"),
-        "regression": ("text", "second"),
-        "seq2seq": _PROMPT,
-        "image_classification": ("image",),
-        "image_text": ("image", "text"),
-        "vision_language": ("image", "question"),
-    }
-)
-"""Task -> columns that it is served with; of `prompt`, `instruction` and `messages` one, `image` as
-base64 text or the path of a file."""
-NUMBERS = frozenset({"regression", "image_text"})
-"""Tasks that answer with a number; others with text."""
-GENERATING = frozenset({"causal", "seq2seq", "vision_language"})
-"""Tasks that take `max_new_tokens`."""

@@ -12,27 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from .gguf_file import as_transformers_reads
 from .quantised import dequantised, quantised_settings, saved_quantisation, saved_settings, settle
+from .tasks import TASKS
 from .tokens import set_for_decoder, set_padding
 
 if TYPE_CHECKING:
     import torch
 
-AUTO_CLASSES: Mapping[str, str] = MappingProxyType(
-    {
-        "causal": "AutoModelForCausalLM",
-        "classification": "AutoModelForSequenceClassification",
-        "regression": "AutoModelForSequenceClassification",
-        "seq2seq": "AutoModelForSeq2SeqLM",
-        "image_classification": "AutoModelForImageClassification",
-        "image_text": "AutoModel",
-        "vision_language": "AutoModelForImageTextToText",
-    }
-)
-"""Task -> transformers' class that loads its models."""
-PROCESSORS: Mapping[str, str] = MappingProxyType(
-    {"image_classification": "AutoImageProcessor", "image_text": "AutoProcessor", "vision_language": "AutoProcessor"}
-)
-"""Task -> transformers' class of what makes its inputs, where that is no tokenizer."""
 CAUSAL: Mapping[str, Any] = MappingProxyType({"name": "causal"})
 """The task of adapters that record none."""
 
@@ -52,13 +37,6 @@ class Differences:
     def missing_keys(self) -> tuple[str, ...]:
         """All weights of the model that have no values of the checkpoint."""
         return tuple(sorted({*self.missing, *self.sizes}))
-
-
-def class_of(task: str) -> Any:
-    """Return the class that loads the models of a task."""
-    import transformers
-
-    return getattr(transformers, AUTO_CLASSES[task])
 
 
 def load_model(
@@ -104,7 +82,7 @@ def load_and_compare(
     """
     from transformers import GgufConfig
 
-    kind = class_of(task["name"])
+    kind = TASKS[task["name"]].model_class
     options = _head_options(task)
     if folder.is_file() or (quantisation is None and saved_quantisation(folder) is None):
         bones = None
@@ -265,7 +243,7 @@ def load_dequantised(
     Its modules are the architecture's own, so that it can be saved as a plain folder.
     """
     quantised = load_model(folder, dtype, task, quantisation, trust_remote_code=trust_remote_code)
-    bones = without_weights(class_of(task["name"]), quantised.config, trust_remote_code=trust_remote_code)
+    bones = without_weights(TASKS[task["name"]].model_class, quantised.config, trust_remote_code=trust_remote_code)
     return dequantised(quantised, bones, dtype)
 
 
@@ -273,7 +251,7 @@ def open_processor(folder: Path, task: Mapping[str, Any], *, trust_remote_code: 
     """Return what turns a task's texts and images into inputs."""
     import transformers
 
-    kind = getattr(transformers, PROCESSORS.get(task["name"], "AutoTokenizer"))
+    kind = getattr(transformers, TASKS[task["name"]].processor)
     with _quiet(), as_transformers_reads(folder) as (where, further):
         processor = kind.from_pretrained(where, trust_remote_code=trust_remote_code, **further)
     if task.get("pad_token_id") is not None:

@@ -18,12 +18,12 @@ from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.config.base_file import base_file
 from adaptive_lora.errors import AllocationError, ConfigError
-from adaptive_lora.models.base import WITH_HEAD, count_parameters, skeleton
+from adaptive_lora.models.base import count_parameters, skeleton
 from adaptive_lora.models.device import resolve_precision
 from adaptive_lora.models.heads import find_head
 from adaptive_lora.models.sites import read_architecture, site_notes
 from adaptive_lora.redaction import shown
-from adaptive_lora.serving import quantisation_in
+from adaptive_lora.serving import TASKS, quantisation_in
 from adaptive_lora.training.memory import Load, MemoryChoice, choose, describe, load_of
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def plan_method(
     summary = None if profile is None else profile.summary()
     train = config.train
     plan = make_plan(spec, architecture, alpha=train.alpha, scaling=train.scaling, profile=summary, seed=seed)
-    head = find_head(base, ()) if task in WITH_HEAD else ()
+    head = find_head(base, ()) if task in TASKS and TASKS[task].head else ()
     load = _load(base, architecture.sites, plan, config, head)
     return PlanReport(
         plan=plan,

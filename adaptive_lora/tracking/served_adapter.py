@@ -28,7 +28,7 @@ with warnings.catch_warnings(record=True):
             """
             rows = model_input.fillna("").to_dict("records")
             if not len(model_input.columns):  # MLflow drops others, and rows with nothing else
-                known = self.serving.COLUMNS[self.loaded[2]["task"]["name"]]
+                known = self.serving.TASKS[self.loaded[2]["task"]["name"]].columns
                 raise ValueError(f"required rows with a column of {', '.join(known)}; got none")
             limit = int((params or {}).get("max_new_tokens", 64))
             return self.serving.answer(self.loaded, rows, limit)

@@ -18,7 +18,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType
 
-from adaptive_lora.serving import CAUSAL, COLUMNS, GENERATING, LISTS, NUMBERS, RECORD
+from adaptive_lora.serving import CAUSAL, LISTS, RECORD, TASKS, TaskSpec
 from adaptive_lora.serving.safety import read_json
 
 _REQUIREMENTS = ("mlflow", "torch", "transformers", "peft", "safetensors", "pandas")
@@ -71,18 +71,18 @@ def _pinned(name: str) -> str:
     return f"{name}=={version(name).partition('+')[0]}"
 
 
-def _task_of(folder: Path) -> str:
+def _task_of(folder: Path) -> TaskSpec:
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    return str(record.get("task", CAUSAL)["name"])
+    return TASKS[record.get("task", CAUSAL)["name"]]
 
 
-def _signature(task: str) -> ModelSignature:
+def _signature(task: TaskSpec) -> ModelSignature:
     columns: list[Any] = [
-        ColSpec(AnyType() if name in LISTS else "string", name, required=False) for name in COLUMNS[task]
+        ColSpec(AnyType() if name in LISTS else "string", name, required=False) for name in task.columns
     ]
     limit = ParamSchema([ParamSpec("max_new_tokens", "integer", 64)])
     return ModelSignature(
         inputs=Schema(columns),
-        outputs=Schema([ColSpec("double" if task in NUMBERS else "string")]),
-        params=limit if task in GENERATING else None,  # type: ignore[arg-type]
+        outputs=Schema([ColSpec("double" if task.numbers else "string")]),
+        params=limit if task.generates else None,  # type: ignore[arg-type]
     )

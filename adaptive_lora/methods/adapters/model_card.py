@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.serving import AUTO_CLASSES, CAUSAL
+from adaptive_lora.serving import CAUSAL, TASKS
 
 
 def trained_card(origin: Mapping[str, Any], *, ranks: Sequence[int]) -> str:
@@ -81,7 +81,7 @@ def merged_card(origin: Mapping[str, Any], *, dora: bool = False) -> str:
 - weights are {added}, rounded to {origin["dtype"]}
 
 A server needs no adapter support and **no rank** for it: it is a plain transformers folder, loaded
-by `{AUTO_CLASSES[origin.get("task", CAUSAL)["name"]]}.from_pretrained(FOLDER)`.
+by `{TASKS[origin.get("task", CAUSAL)["name"]].auto_class}.from_pretrained(FOLDER)`.
 """
 
 

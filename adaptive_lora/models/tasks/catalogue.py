@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from adaptive_lora import serving
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.config.planted import PlantedTeacher
 from adaptive_lora.data.reading import Table, read_ahead
@@ -39,13 +40,7 @@ TASKS: Mapping[str, type[Task]] = MappingProxyType(
     }
 )
 """Value of the option `task` -> task."""
-_BY_CLASS = {
-    "AutoModelForCausalLM": "causal",
-    "AutoModelForSeq2SeqLM": "seq2seq",
-    "AutoModelForImageTextToText": "vision_language",
-    "AutoModelForImageClassification": "image_classification",
-    "AutoModelForZeroShotImageClassification": "image_text",
-}
+_BY_CLASS = {task.saved_as: task.name for task in serving.TASKS.values() if task.saved_as}
 """Class that a checkpoint was saved from -> its task, whatever the data."""
 _FEW = 20
 """Different whole numbers up to which a column of them is classes without doubt."""
