@@ -19,8 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 from servers import PATIENCE, free_port
 
-from adaptive_lora.cli import main
-from adaptive_lora.cli.doctor import machine
+from adaptive_lora.cli import doctor, main
 
 ROOT = Path(__file__).resolve().parents[1]
 Found = dict[str, dict[str, str]]
@@ -45,17 +44,15 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
             raise PackageNotFoundError(name)
         return other
 
-    monkeypatch.setattr(machine, "version", found)
+    monkeypatch.setattr(doctor, "version", found)
     return others
 
 
 def test_a_machine_that_is_well_gives_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_ADVISED", 0.0)
+    monkeypatch.setattr(doctor, "_ADVISED", 0.0)
     code, found = asked()
     assert code == 0, found
     assert {one["status"] for one in found.values()} == {"ok"}
-    assert found["licence of base"]["text"].startswith("apache-2.0")
-    assert found["licence of data"]["text"].startswith("apache-2.0")
 
 
 @pytest.mark.parametrize(
@@ -102,33 +99,6 @@ def test_a_torch_that_cannot_be_imported(content: str, tmp_path: Path) -> None:
     assert "cannot be checked" in found["device"]["text"]
     assert found["disk"]["text"]  # one failure hides no other
     assert found["python"]["status"] == "ok"
-
-
-@pytest.mark.parametrize(
-    ("card", "status", "says"),
-    [
-        ("---\nlicense: mit\n---\n# a", "ok", "mit"),
-        ("---\nlicense: cc-by-nc-4.0\n---\n", "warn", "cc-by-nc-4.0: read what it asks"),
-        ("---\nlicense: other\nlicense_name: llama3.1\n---\n", "warn", "llama3.1: read what"),
-        ("---\nlicense: [mit, apache-2.0]\n---\n", "warn", "mit, apache-2.0: read what"),
-        ("---\nlicense: !!python/object/apply:os.getcwd []\n---\n", "warn", "not stated"),
-        ("# no header", "warn", "not stated"),
-        (None, "warn", "not stated"),
-    ],
-)
-def test_licences_of_base_and_data(base_folder: Path, tmp_path: Path, card: str | None, status: str, says: str) -> None:
-    data = tmp_path / "set" / "rows.json"
-    data.parent.mkdir()
-    data.write_text("[]", encoding="utf-8")
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_bytes((base_folder / "config.json").read_bytes())
-    if card is not None:
-        for folder in ("base", "set"):
-            (tmp_path / folder / "README.md").write_text(card, encoding="utf-8")
-    _, found = asked("--model", str(tmp_path / "base"), "--data", str(data))
-    for check in ("licence of base", "licence of data"):
-        assert found[check]["status"] == status
-        assert says in found[check]["text"]
 
 
 @pytest.fixture(scope="module")
