@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from adaptive_lora.cli import main
 from adaptive_lora.config import load_study, option_fields
@@ -138,6 +140,42 @@ def test_constraints_pin_what_is_installed_and_required() -> None:
             assert wanted.specifier.contains(pin), line
             if extra not in OPTIONAL:
                 assert version(name).split("+")[0] == pin, name
+
+
+NOT_IMPORTED = {"server"}
+"""Extras for programs that are started beside the package: drivers of the tracking server."""
+
+
+def declared(*extras: str) -> set[str]:
+    """Return the names of the dependencies, with those of the extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    return {canonicalize_name(Requirement(line).name) for line in lines}
+
+
+def imported(paths: list[Path]) -> dict[str, set[str]]:
+    """Return every package that files import from outside -> the distributions that may hold it."""
+    own = {"adaptive_lora", "adapter_serving", *sys.stdlib_module_names}
+    own |= {path.stem for path in paths} | {path.parent.name for path in paths}
+    holders = packages_distributions()
+    names = {name.split(".")[0] for path in paths for name in imports(path)} - own
+    return {name: {canonicalize_name(one) for one in holders.get(name, [name])} for name in names}
+
+
+def test_what_the_package_imports_is_declared_and_what_is_declared_is_imported() -> None:
+    holders = imported(SOURCES)
+    known = declared("qlora", "gguf")
+    assert {name for name, held_by in holders.items() if not held_by & known} == set()
+    assert known - set().union(*holders.values()) == set()
+
+
+def test_what_tests_and_benchmarks_import_is_declared() -> None:
+    paths = [
+        path for folder in ("tests", "benchmarks", "entrypoints", "supply") for path in (ROOT / folder).rglob("*.py")
+    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    known = declared(*(project["optional-dependencies"].keys() - NOT_IMPORTED))
+    assert {name for name, held_by in imported(paths).items() if not held_by & known} == set()
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -12,6 +12,7 @@ import pytest
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
+from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
 from adaptive_lora.analysis import stats
@@ -321,6 +322,29 @@ def test_hierarchical_interval_weighs_by_tokens_and_is_seeded() -> None:
     first = stats.hierarchical_bootstrap(rng_diff, ones, crossed=False, seed=1)
     assert first == stats.hierarchical_bootstrap(rng_diff, ones, crossed=False, seed=1)
     assert first != stats.hierarchical_bootstrap(rng_diff, ones, crossed=False, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("count", "number", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_is_newcombes_table(count: int, number: int, low: float, high: float) -> None:
+    interval = stats.wilson_interval(count / number, number)  # Newcombe 1998, table I, method 3
+    assert (interval.low, interval.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_wilson_is_statsmodels_and_inverts_the_score_test(confidence: float) -> None:
+    z = scipy_stats.norm.isf((1 - confidence) / 2)
+    for number in (1, 2, 5, 30):
+        for count in np.arange(0, number + 0.5, 0.5):  # ties count half
+            interval = stats.wilson_interval(count / number, number, confidence=confidence)
+            expected = proportion_confint(count, number, alpha=1 - confidence, method="wilson")
+            assert (interval.low, interval.high) == (pytest.approx(expected[0], abs=1e-14), pytest.approx(expected[1]))
+            assert 0 <= interval.low <= count / number <= interval.high <= 1
+            for end in (interval.low, interval.high):
+                gap = z * np.sqrt(end * (1 - end) / number)
+                assert abs(count / number - end) == pytest.approx(gap, abs=1e-9)
 
 
 def test_equivalence_agrees_with_statsmodels_and_needs_both_sides() -> None:

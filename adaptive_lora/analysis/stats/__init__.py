@@ -17,7 +17,7 @@ Student's t, since no bootstrap of them covers as often as asked.
 from adaptive_lora.analysis.stats.agreement import rank_agreement
 from adaptive_lora.analysis.stats.arrays import Interval
 from adaptive_lora.analysis.stats.components import Components, variance_components
-from adaptive_lora.analysis.stats.effects import Effect, paired_effect
+from adaptive_lora.analysis.stats.effects import Effect, paired_effect, wilson_interval
 from adaptive_lora.analysis.stats.efficiency import (
     first_reached,
     front_gain,
@@ -108,4 +108,5 @@ __all__ = [
     "two_way_interval",
     "variance_components",
     "wilcoxon",
+    "wilson_interval",
 ]

@@ -35,11 +35,10 @@ def paired_effect(diff_S: ArrayLike, *, confidence: float = 0.95) -> Effect:
     """
     values_S = sample(diff_S)
     wins = float((values_S < 0).mean() + 0.5 * (values_S == 0).mean())
+    share_interval = wilson_interval(wins, values_S.size, confidence=confidence)
     if values_S.size < 2 or no_spread(values_S):
         nothing = Interval(low=None, high=None, method="none", note="no spread over seeds")
-        return Effect(
-            d_z=None, interval=nothing, superiority=wins, superiority_interval=_wilson(wins, values_S.size, confidence)
-        )
+        return Effect(d_z=None, interval=nothing, superiority=wins, superiority_interval=share_interval)
     root = math.sqrt(values_S.size)
     d_z = float(values_S.mean() / values_S.std(ddof=1))
     t_value, freedom = d_z * root, values_S.size - 1
@@ -53,16 +52,28 @@ def paired_effect(diff_S: ArrayLike, *, confidence: float = 0.95) -> Effect:
 
     tail = (1 - confidence) / 2
     interval = Interval(low=centre(1 - tail) / root, high=centre(tail) / root, method="noncentral t")
-    return Effect(
-        d_z=d_z, interval=interval, superiority=wins, superiority_interval=_wilson(wins, values_S.size, confidence)
-    )
+    return Effect(d_z=d_z, interval=interval, superiority=wins, superiority_interval=share_interval)
 
 
-def _wilson(share: float, seeds: int, confidence: float) -> Interval:
-    from statsmodels.stats.proportion import proportion_confint  # half a second to import
+def wilson_interval(share: float, number: int, *, confidence: float = 0.95) -> Interval:
+    """Return Wilson's score interval of a proportion.
 
-    low, high = proportion_confint(share * seeds, seeds, alpha=1 - confidence, method="wilson")
-    return Interval(low=float(low), high=float(high), method="Wilson")
+    The ends are the true shares q that a score test does not reject, |share - q| <= z sqrt(q (1 - q) / n):
+    (share + z^2/2n -+ z sqrt(share (1 - share)/n + z^2/4n^2)) / (1 + z^2/n), z the normal quantile.
+
+    Source: Wilson 1927, Journal of the American Statistical Association 22; Newcombe 1998,
+    Statistics in Medicine 17, method 3.
+
+    Args:
+        share: observed proportion; ties may make its count a half.
+        number: observations.
+        confidence: coverage of the interval.
+    """
+    z = float(distributions.norm.isf((1 - confidence) / 2))
+    centre = share + z**2 / (2 * number)
+    half = z * math.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
+    low, high = ((centre + end) / (1 + z**2 / number) for end in (-half, half))
+    return Interval(low=max(0.0, low), high=min(1.0, high), method="Wilson")
 
 
 def noncentral_cdf(t_value: float, freedom: int, shift: float) -> float:
