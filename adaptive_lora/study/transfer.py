@@ -18,7 +18,7 @@ from rich.table import Table
 
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.analysis.comparison import Comparison, MethodSummary
-from adaptive_lora.analysis.comparison.jsonable import jsonable
+from adaptive_lora.analysis.comparison.types import jsonable
 from adaptive_lora.analysis.comparison.wording import interval_text, signed
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import ConfigError

@@ -8,19 +8,17 @@ from collections.abc import Mapping, Sequence
 from adaptive_lora.analysis.comparison.allocations import agreements, budget_maps
 from adaptive_lora.analysis.comparison.efficiency import front_areas, fronts
 from adaptive_lora.analysis.comparison.fairness import audit
-from adaptive_lora.analysis.comparison.findings import PowerAnswer
 from adaptive_lora.analysis.comparison.inference import (
-    Settings,
+    Rule,
+    choose_margin,
     correct,
     correct_scores,
     exact_match_difference,
     measure,
     most_changed,
+    power_answers,
 )
-from adaptive_lora.analysis.comparison.margin import choose_margin, frozen_loss_of
-from adaptive_lora.analysis.comparison.notes import read_with
-from adaptive_lora.analysis.comparison.pairing import PairedSeed, pair_seeds
-from adaptive_lora.analysis.comparison.power import power_answer
+from adaptive_lora.analysis.comparison.pairing import PairedSeed, base_model_loss, pair_seeds
 from adaptive_lora.analysis.comparison.summary import describe
 from adaptive_lora.analysis.comparison.trials import Folds, TrialTable, choose_rate, over_seeds, tabulate, unit_of
 from adaptive_lora.analysis.comparison.types import (
@@ -31,7 +29,7 @@ from adaptive_lora.analysis.comparison.types import (
     ScoreDifference,
     VerdictKind,
 )
-from adaptive_lora.analysis.comparison.verdict import Rule, choose_winner, headline, judge
+from adaptive_lora.analysis.comparison.verdict import choose_winner, headline, judge, read_with
 from adaptive_lora.analysis.stats import Correction
 from adaptive_lora.errors import DataError
 from adaptive_lora.results import EvalResult, TrialRecord
@@ -83,7 +81,7 @@ def compare(
     others = [label for label in table.methods if label != baseline]
     pairs = {label: pair_seeds(table.seeds_at(label, chosen[label]), base) for label in others}
     compared = [label for label in others if pairs[label]]
-    frozen_loss = frozen_loss_of(base_scores, base)
+    frozen_loss = base_model_loss(base_scores, base)
     rule = Rule(
         baseline=baseline,
         alpha=round(1 - confidence, 12),
@@ -92,15 +90,15 @@ def compare(
         comparisons=len(compared),
         margin=choose_margin(margin, margin_share, frozen_loss, _mean_loss(base), unit),
         unit=unit,
+        seed=seed,
     )
-    settings = _settings(rule, seed)
-    found = {m: measure(pairs[m], chosen[m] or 0.0, base_lr, settings) for m in compared}
+    found = {m: measure(pairs[m], chosen[m] or 0.0, base_lr, rule) for m in compared}
     best = correct(found, seed)
-    shared = _shared_rate(table, compared, base_lr, best, settings)
-    scores = correct_scores({m: exact_match_difference(pairs[m], settings) for m in compared})
+    shared = _shared_rate(table, compared, base_lr, best, rule)
+    scores = correct_scores({m: exact_match_difference(pairs[m], rule) for m in compared})
     alone = [describe(table, m, rates[m], base, confidence, seed) for m in table.methods]
     methods = tuple(_complete(own, pairs.get(own.label, []), best, shared, scores, rule) for own in alone)
-    return _conclusion(table, methods, rule, frozen_loss, facts or {}, seed)
+    return _conclusion(table, methods, rule, frozen_loss, facts or {})
 
 
 def _conclusion(
@@ -109,7 +107,6 @@ def _conclusion(
     rule: Rule,
     frozen_loss: float | None,
     facts: Mapping[str, str],
-    seed: int,
 ) -> Comparison:
     """Put the verdicts of all methods into one answer."""
     answer, remarks = headline(methods, rule)
@@ -130,19 +127,13 @@ def _conclusion(
         trials=table.trials,
         failed_trials=len(table.failures),
         raced_rates=len(table.raced),
-        fronts=fronts(table, methods, seed),
-        areas=front_areas(table, methods, frozen_loss=frozen_loss, confidence=rule.confidence, seed=seed),
+        fronts=fronts(table, methods, rule.seed),
+        areas=front_areas(table, methods, frozen_loss=frozen_loss, confidence=rule.confidence, seed=rule.seed),
         agreements=agreements(table, methods),
         budgets=budget_maps(table, methods),
         unit=rule.unit,
         facts=dict(facts),
     )
-
-
-def _settings(rule: Rule, seed: int) -> Settings:
-    """Return the settings of each single comparison; Holm's first step has the strictest level."""
-    each = rule.alpha if rule.correction == "max_t" else rule.alpha / max(1, rule.comparisons)
-    return Settings(confidence=rule.confidence, margin=rule.margin.value, alpha_each=each, seed=seed)
 
 
 def _no_baseline(table: TrialTable) -> DataError:
@@ -164,7 +155,7 @@ def _mean_loss(seeds: Mapping[int, Folds]) -> float:
 
 
 def _shared_rate(
-    table: TrialTable, compared: Sequence[str], base_lr: float, best: Mapping[str, Difference], settings: Settings
+    table: TrialTable, compared: Sequence[str], base_lr: float, best: Mapping[str, Difference], rule: Rule
 ) -> dict[str, Difference]:
     """Return the differences with every method at the baseline's rate, corrected on their own."""
     base = table.seeds_at(table.methods[0], base_lr)
@@ -175,8 +166,8 @@ def _shared_rate(
             continue
         pairs = pair_seeds(table.seeds_at(label, base_lr), base)
         if pairs:
-            found[label] = measure(pairs, base_lr, base_lr, settings)
-    return correct(found, settings.seed)
+            found[label] = measure(pairs, base_lr, base_lr, rule)
+    return correct(found, rule.seed)
 
 
 def _complete(
@@ -193,7 +184,7 @@ def _complete(
         return summary
     verdict = judge(difference, summary.parameters, rule)
     if verdict.kind is VerdictKind.INCONCLUSIVE:
-        difference = dataclasses.replace(difference, power=_power(difference, rule))
+        difference = dataclasses.replace(difference, power=power_answers(difference, rule))
         verdict = judge(difference, summary.parameters, rule)
     return dataclasses.replace(
         summary,
@@ -203,23 +194,3 @@ def _complete(
         most_changed=most_changed(pairs),
         verdict=verdict,
     )
-
-
-def _power(difference: Difference, rule: Rule) -> tuple[PowerAnswer, ...]:
-    """Return what it takes to see the observed difference, and one as large as the margin."""
-    if difference.components is None or not difference.sd:
-        return ()
-    answers = (
-        power_answer(
-            about,
-            size,
-            difference.components,
-            spread=difference.sd,
-            comparisons=rule.comparisons,
-            correction=rule.correction,
-            alpha=rule.alpha,
-        )
-        for about, size in (("observed", difference.mean), ("margin", rule.margin.value))
-        if size
-    )
-    return tuple(answer for answer in answers if answer is not None)

@@ -1,19 +1,32 @@
-"""From pairs to numbers: the difference of a method to the baseline with all its tests."""
+"""From pairs to numbers: the rule that decides, the differences to the baseline and their tests."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from adaptive_lora.analysis import stats
+from adaptive_lora.analysis.comparison.findings import PowerAnswer
 from adaptive_lora.analysis.comparison.pairing import PairedSeed
-from adaptive_lora.analysis.comparison.types import Difference, ExampleChange, MarginTests, ScoreDifference, Tests
-from adaptive_lora.results import FloatArray
+from adaptive_lora.analysis.comparison.types import (
+    Difference,
+    ExampleChange,
+    Margin,
+    MarginTests,
+    ScoreDifference,
+    Tests,
+)
+from adaptive_lora.analysis.comparison.wording import plain
+from adaptive_lora.analysis.stats import Correction, attainable_p, fewest_seeds
+from adaptive_lora.errors import DataError
+from adaptive_lora.results import NATS_PER_TOKEN, FloatArray
 
 SHOWN_EXAMPLES = 3
 """Most changed examples kept per direction."""
+POWER = 0.8
+"""Power that the number of seeds asked for has to give."""
 
 
 def one_sided(confidence: float) -> float:
@@ -21,18 +34,84 @@ def one_sided(confidence: float) -> float:
     return round(2 * confidence - 1, 12)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """What all differences of one comparison share."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """Level, correction and margin that decide, the same for all methods of a comparison."""
 
+    baseline: str
+    alpha: float
     confidence: float
-    margin: float | None
-    alpha_each: float
-    """Level divided by the number of comparisons: what the first step of Holm asks for."""
-    seed: int
+    correction: Correction
+    comparisons: int
+    margin: Margin
+    unit: str = NATS_PER_TOKEN
+    """Unit of the losses."""
+    seed: int = 0
+    """Seed of the resampling."""
+
+    @property
+    def alpha_each(self) -> float:
+        """Level of the first step of the correction, the strictest of all."""
+        return self.alpha if self.correction == "max_t" else self.alpha / max(1, self.comparisons)
+
+    def corrected(self, difference: Difference) -> float:
+        """Return the p that decides."""
+        return float(getattr(difference.tests, self.correction))
+
+    def least_corrected(self, seeds: int) -> float:
+        """Return the least corrected p that so many seeds can reach for the best method."""
+        return min(1.0, self._factor * attainable_p(seeds))
+
+    @property
+    def _factor(self) -> int:
+        """How far the correction raises the least p: Benjamini-Hochberg not, if all reach it."""
+        return max(1, self.comparisons) if self.correction == "holm" else 1
+
+    @property
+    def seeds_required(self) -> int:
+        """Seeds at which a corrected p can reach alpha at all."""
+        return fewest_seeds(self.alpha, comparisons=self.comparisons, correction=self.correction)
 
 
-def measure(pairs: Sequence[PairedSeed], lr: float, baseline_lr: float, settings: Settings) -> Difference:
+def choose_margin(
+    given: float | None, share: float, frozen_loss: float | None, base_loss: float, unit: str = NATS_PER_TOKEN
+) -> Margin:
+    """Return the margin.
+
+    Args:
+        given: what the user states, in the unit of the loss; it goes before the share.
+        share: of what the baseline gains over the frozen base in test loss.
+        frozen_loss: of the base without adapter, where known.
+        base_loss: of the baseline.
+        unit: what losses are counted in.
+
+    Raises:
+        DataError: not above 0.
+    """
+    if given is not None:
+        if given <= 0:
+            raise DataError(f"margin: required above 0 {unit}, got {given:g}.")
+        return Margin(value=given, source=f"stated by the user, in {unit}")
+    if frozen_loss is None:
+        return Margin(
+            value=None,
+            source="no margin stated and no score of the frozen base to take one from: equivalence is not tested",
+        )
+    gain = frozen_loss - base_loss
+    if gain <= 0:
+        return Margin(
+            value=None,
+            source="the baseline gains nothing over the frozen base, so no margin follows from it: "
+            "equivalence is not tested",
+        )
+    return Margin(
+        value=share * gain,
+        source=f"{100 * share:g} % of what the baseline gains over the frozen base "
+        f"({plain(frozen_loss)} to {plain(base_loss)} {unit})",
+    )
+
+
+def measure(pairs: Sequence[PairedSeed], lr: float, baseline_lr: float, rule: Rule) -> Difference:
     """Return the difference over at least one paired seed; corrected p-values come later."""
     diff_S = np.array([pair.loss for pair in pairs])
     mean = float(diff_S.mean())
@@ -44,7 +123,7 @@ def measure(pairs: Sequence[PairedSeed], lr: float, baseline_lr: float, settings
     def seeds_for(difference: float | None) -> int | None:
         if difference is None or not sd:
             return None
-        return stats.seeds_for_power(difference, sd, alpha=settings.alpha_each)
+        return stats.seeds_for_power(difference, sd, alpha=rule.alpha_each)
 
     return Difference(
         lr=lr,
@@ -53,13 +132,13 @@ def measure(pairs: Sequence[PairedSeed], lr: float, baseline_lr: float, settings
         values=tuple(float(value) for value in diff_S),
         mean=mean,
         sd=sd,
-        interval=stats.mean_interval(diff_S, confidence=settings.confidence, seed=settings.seed),
-        hierarchical=stats.two_way_interval(*rows, crossed=crossed, confidence=settings.confidence, seed=settings.seed),
-        effect=stats.paired_effect(diff_S, confidence=settings.confidence),
-        tests=_tests(diff_S, settings.seed),
-        margin_tests=_margin_tests(diff_S, settings),
+        interval=stats.mean_interval(diff_S, confidence=rule.confidence, seed=rule.seed),
+        hierarchical=stats.two_way_interval(*rows, crossed=crossed, confidence=rule.confidence, seed=rule.seed),
+        effect=stats.paired_effect(diff_S, confidence=rule.confidence),
+        tests=_tests(diff_S, rule.seed),
+        margin_tests=_margin_tests(diff_S, rule),
         seeds_for_difference=seeds_for(mean),
-        seeds_for_margin=seeds_for(settings.margin),
+        seeds_for_margin=seeds_for(rule.margin.value),
         components=stats.variance_components(*rows, crossed=crossed),
     )
 
@@ -80,12 +159,12 @@ def _tests(diff_S: FloatArray, seed: int) -> Tests:
     )
 
 
-def _margin_tests(diff_S: FloatArray, settings: Settings) -> MarginTests | None:
-    margin = settings.margin
+def _margin_tests(diff_S: FloatArray, rule: Rule) -> MarginTests | None:
+    margin = rule.margin.value
     if margin is None:
         return None
     return MarginTests(
-        interval=stats.mean_interval(diff_S, confidence=one_sided(settings.confidence), seed=settings.seed),
+        interval=stats.mean_interval(diff_S, confidence=one_sided(rule.confidence), seed=rule.seed),
         noninferior=stats.noninferiority_test(diff_S, margin),
         equivalent=stats.equivalence_test(diff_S, margin),
         equivalent_t=stats.equivalence_t_test(diff_S, margin),
@@ -111,9 +190,9 @@ def correct(differences: Mapping[str, Difference], seed: int) -> dict[str, Diffe
         diff_SM[[seeds.index(one) for one in row.seeds], column] = row.values
     max_t_M = stats.step_down_max_t(diff_SM, seed=seed)
     return {
-        label: dataclasses.replace(
+        label: replace(
             row,
-            tests=dataclasses.replace(
+            tests=replace(
                 row.tests, holm=float(holm_M[index]), benjamini_hochberg=float(bh_M[index]), max_t=float(max_t_M[index])
             ),
         )
@@ -121,22 +200,22 @@ def correct(differences: Mapping[str, Difference], seed: int) -> dict[str, Diffe
     }
 
 
-def exact_match_difference(pairs: Sequence[PairedSeed], settings: Settings) -> ScoreDifference | None:
+def exact_match_difference(pairs: Sequence[PairedSeed], rule: Rule) -> ScoreDifference | None:
     """Return the difference in exact match, or None where a pair has no such score."""
     known = [pair.exact_match for pair in pairs if pair.exact_match is not None]
     if not known or len(known) < len(pairs):
         return None
     match_SE = [pair.match_E for pair in pairs if pair.match_E is not None]
-    p = stats.sign_flip_test(known, seed=settings.seed)
+    p = stats.sign_flip_test(known, seed=rule.seed)
     return ScoreDifference(
         mean=float(np.mean(known)),
-        interval=stats.mean_interval(known, confidence=settings.confidence, seed=settings.seed),
+        interval=stats.mean_interval(known, confidence=rule.confidence, seed=rule.seed),
         hierarchical=stats.two_way_interval(
             match_SE,
             [np.ones_like(match_E) for match_E in match_SE],
             crossed=_same_examples(pairs),
-            confidence=settings.confidence,
-            seed=settings.seed,
+            confidence=rule.confidence,
+            seed=rule.seed,
         ),
         superiority=stats.paired_effect([-gap for gap in known]).superiority,
         sign_flip=p,
@@ -150,9 +229,7 @@ def correct_scores(differences: Mapping[str, ScoreDifference | None]) -> dict[st
     if not known:
         return {}
     holm_M = stats.holm([row.sign_flip for row in known.values()])
-    return {
-        label: dataclasses.replace(row, holm=float(p)) for (label, row), p in zip(known.items(), holm_M, strict=True)
-    }
+    return {label: replace(row, holm=float(p)) for (label, row), p in zip(known.items(), holm_M, strict=True)}
 
 
 def most_changed(pairs: Sequence[PairedSeed]) -> tuple[ExampleChange, ...]:
@@ -166,4 +243,37 @@ def most_changed(pairs: Sequence[PairedSeed]) -> tuple[ExampleChange, ...]:
     return tuple(
         ExampleChange(example_id=str(pairs[0].ids_E[index]), difference=float(mean_E[index]))
         for index in (*lowest, *highest)
+    )
+
+
+def power_answers(difference: Difference, rule: Rule) -> tuple[PowerAnswer, ...]:
+    """Return the seeds and examples that would show the observed difference, and one of the margin's size."""
+    if difference.components is None or not difference.sd:
+        return ()
+    sizes = {"observed": abs(difference.mean), "margin": rule.margin.value}
+    return tuple(_power_answer(about, size, difference, rule) for about, size in sizes.items() if size)
+
+
+def _power_answer(about: str, size: float, difference: Difference, rule: Rule) -> PowerAnswer:
+    parts, sd = difference.components, difference.sd
+    assert parts is not None
+    assert sd is not None
+    needed, simulated = stats.checked_seeds(
+        size, sd, comparisons=rule.comparisons, correction=rule.correction, alpha=rule.alpha, power=POWER
+    )
+    now, least = 0.0, None
+    if parts.seeds >= rule.seeds_required:
+        now = stats.paired_power(size, sd, parts.seeds, alpha=rule.alpha_each)
+    if parts.example > 0:
+        least = stats.examples_for_new_examples(size, parts, alpha=rule.alpha / max(1, rule.comparisons))
+    return PowerAnswer(
+        about=about,
+        difference=size,
+        seeds=parts.seeds,
+        examples=parts.examples,
+        power=now,
+        seeds_needed=needed,
+        simulated_power=simulated,
+        examples_needed=stats.examples_for_power(size, parts, parts.seeds, alpha=rule.alpha_each),
+        examples_at_least=least,
     )

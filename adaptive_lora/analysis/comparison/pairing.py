@@ -117,3 +117,24 @@ def check_same_examples(mine: tuple[str, ...], theirs: tuple[str, ...], names: s
         f"{len(only_theirs)} only in the second ({', '.join(only_theirs[:3]) or 'none'}). "
         "Required the same data, split and fold for both."
     )
+
+
+def base_model_loss(
+    base_scores: EvalResult | Mapping[int, EvalResult] | None, base: Mapping[int, Folds]
+) -> float | None:
+    """Return the frozen base's test loss, after checking that it saw the same examples."""
+    if base_scores is None:
+        return None
+    trials = next(iter(base.values()))
+    if isinstance(base_scores, EvalResult):
+        ids = tuple(name for trial in trials if trial.test for name in trial.test.example_ids)
+        check_same_examples(base_scores.example_ids, ids, "frozen base and baseline")
+        return base_scores.loss
+    missing = [trial.fold for trial in trials if trial.fold not in base_scores]
+    if missing:
+        raise DataError(f"scores of the frozen base are missing for fold {missing[0]}.")
+    for trial in trials:
+        if trial.test:
+            names = f"frozen base and baseline, fold {trial.fold}"
+            check_same_examples(base_scores[trial.fold].example_ids, trial.test.example_ids, names)
+    return float(np.mean([base_scores[trial.fold].loss for trial in trials]))

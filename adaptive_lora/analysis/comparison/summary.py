@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from adaptive_lora.analysis import stats
-from adaptive_lora.analysis.comparison.early_rate import early_rate
+from adaptive_lora.analysis.comparison.efficiency import early_rate
 from adaptive_lora.analysis.comparison.trials import Folds, TrialTable, over_seeds, trained_parameters
 from adaptive_lora.analysis.comparison.types import (
     LearningRate,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,7 +19,6 @@ from adaptive_lora.analysis.comparison.findings import (
     ParetoFront,
     PowerAnswer,
 )
-from adaptive_lora.analysis.comparison.jsonable import jsonable
 from adaptive_lora.analysis.stats import Components, Effect, Interval
 
 MATCHED_SHARE = 0.01
@@ -317,3 +318,17 @@ class Comparison:
         """Return JSON-ready values: no NaN, no infinity; None stands beside a note."""
         values: dict[str, Any] = jsonable(self)
         return {"headline": self.headline, "fairness": list(self.fairness), **values}
+
+
+def jsonable(value: Any) -> Any:
+    """Return dataclasses as dicts and tuples as lists; refuse numbers that JSON does not have."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: jsonable(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number that is not finite belongs in a note, not in a field")
+    return str(value) if isinstance(value, str) else value

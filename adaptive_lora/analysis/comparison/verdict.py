@@ -1,15 +1,14 @@
-"""From numbers to words: the verdict per method, the headline and the champion."""
+"""From numbers to words: the verdict per method, the headline, the notes and the champion."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from adaptive_lora.analysis.comparison.inference import one_sided
-from adaptive_lora.analysis.comparison.power import power_text
+from adaptive_lora.analysis import stats
+from adaptive_lora.analysis.comparison.findings import PowerAnswer
+from adaptive_lora.analysis.comparison.inference import Rule, one_sided
 from adaptive_lora.analysis.comparison.types import (
     Difference,
-    Margin,
     MarginTests,
     MethodSummary,
     Parameters,
@@ -29,40 +28,13 @@ from adaptive_lora.analysis.comparison.wording import (
     plural,
     signed,
 )
-from adaptive_lora.analysis.stats import Correction, Interval, attainable_p, fewest_seeds
-from adaptive_lora.results import NATS_PER_TOKEN
+from adaptive_lora.analysis.stats import Interval
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rule:
-    """What decides, the same for all methods of a comparison."""
-
-    baseline: str
-    alpha: float
-    confidence: float
-    correction: Correction
-    comparisons: int
-    margin: Margin
-    unit: str = NATS_PER_TOKEN
-    """What losses are counted in."""
-
-    def corrected(self, difference: Difference) -> float:
-        """Return the p that decides."""
-        return float(getattr(difference.tests, self.correction))
-
-    def least_corrected(self, seeds: int) -> float:
-        """Return the least corrected p that so many seeds can reach for the best method."""
-        return min(1.0, self._factor * attainable_p(seeds))
-
-    @property
-    def _factor(self) -> int:
-        """How far the correction raises the least p: Benjamini-Hochberg not, if all reach it."""
-        return max(1, self.comparisons) if self.correction == "holm" else 1
-
-    @property
-    def seeds_required(self) -> int:
-        """Seeds at which a corrected p can reach alpha at all."""
-        return fewest_seeds(self.alpha, comparisons=self.comparisons, correction=self.correction)
+CORRECTIONS = {
+    "holm": "Holm",
+    "max_t": "step-down max-T",
+    "benjamini_hochberg": "Benjamini and Hochberg, which bounds the share of false findings and not the chance of one",
+}
 
 
 def judge(difference: Difference, parameters: Parameters, rule: Rule) -> Verdict:
@@ -301,3 +273,64 @@ def choose_winner(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, st
             f"within the margin, {parameters_text(least.parameters)}"
         )
     return rule.baseline, "no method is shown to be better, or as good with fewer parameters"
+
+
+def power_text(answer: PowerAnswer) -> str:
+    """Return the answer as the end of a sentence about a difference."""
+    known = answer.seeds_needed
+    seeds = "more than 2,000" if known is None else f"about {known:,}"
+    text = f"{seeds} seeds for 80 % power"
+    if answer.examples_needed is None:
+        return text + " (no number of test examples is enough for the seeds at hand)"
+    if answer.examples_needed > answer.examples:
+        text += f", or {answer.examples_needed:,} test examples instead of {answer.examples:,}"
+    return text
+
+
+def read_with(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, ...]:
+    """Return the notes, one a sentence or two."""
+    differences = [m.difference for m in methods if m.difference is not None]
+    notes = []
+    if differences:
+        seeds = max(len(difference.seeds) for difference in differences)
+        least, corrected = stats.attainable_p(seeds), rule.least_corrected(seeds)
+        counted = plural(seeds, "seed")
+        if least > rule.alpha:
+            notes.append(
+                f"With {counted} no p-value under {rule.alpha:g} can be reached (least 2/2^{seeds} "
+                f"= {p_text(least)}): intervals show what is known; {rule.seeds_required} seeds "
+                f"are needed for {plural(rule.comparisons, 'comparison')}."
+            )
+        elif corrected > rule.alpha:
+            notes.append(
+                f"With {counted} and {plural(rule.comparisons, 'comparison')} the least corrected "
+                f"p is {p_text(corrected)}: no method can be shown to be better or worse; "
+                f"{rule.seeds_required} seeds are needed, or fewer methods."
+            )
+        notes.append(
+            f"Differences are method minus baseline in test loss, paired by seed; "
+            f"{_interval_note(differences, rule)}; p by exact sign flips, "
+            f"corrected by {CORRECTIONS[rule.correction]}."
+        )
+    source = rule.margin.source
+    if rule.margin.value is None:
+        return (*notes, f"Margin: {source}.")
+    return (
+        *notes,
+        f"Margin: {plain(rule.margin.value)} {rule.unit}, {source}. Equivalence and "
+        f"non-inferiority are one-sided tests at {100 * rule.alpha:g} % each, not corrected for "
+        f"several methods; their verdict needs the {confidence_text(one_sided(rule.confidence))} "
+        "interval within the margin too.",
+    )
+
+
+def _interval_note(differences: Sequence[Difference], rule: Rule) -> str:
+    """Return how the intervals over seeds were made, and why so where seeds are few."""
+    intervals = [difference.interval for difference in differences]
+    methods = interval_methods(intervals)
+    if not methods:
+        return f"no interval over seeds, since {named(sorted({i.note for i in intervals}))}"
+    text = f"{confidence_text(rule.confidence)} intervals over seeds: {methods}"
+    if stats.STUDENT in methods:
+        text += ", since a bootstrap of so few seeds is too narrow"
+    return text
