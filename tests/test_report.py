@@ -140,13 +140,39 @@ def test_result_table_has_a_row_per_method_with_the_numbers_behind(made: tuple[C
         assert next(row.all("th")).text.endswith(method.label)
         assert float(by_name["Test loss"] or "nan") == method.loss.mean
         assert float(by_name["Parameters"] or "nan") == method.parameters.mean
+        assert float(by_name["Learning rate"] or "nan") == method.lr
+        assert float(by_name["Training time"] or "nan") == method.train_seconds.mean
+        answer = head.index("Difference [95 % interval]") - 1
         if method.difference is None:
-            assert by_name["Difference"] is None
+            assert values[answer] is None
         else:
-            assert float(by_name["Difference"] or "nan") == method.difference.mean
-            assert float(by_name["95 % interval"] or "nan") == method.difference.interval.low
-            assert float(by_name["p"] or "nan") == method.difference.tests.sign_flip
+            assert float(values[answer] or "nan") == method.difference.mean
+            interval = method.difference.interval
+            assert list(row.all("td"))[answer].text.endswith(f"[{signed(interval.low)}, {signed(interval.high)}]")
             assert float(by_name["p corrected"] or "nan") == method.difference.tests.holm
+
+
+def test_other_statistics_are_folded_and_their_tables_are_narrow(made: tuple[Comparison, Path]) -> None:
+    comparison, path = made
+    root = Page(path.read_text(encoding="utf-8")).root
+    folded = root.find("details", "more")
+    assert "open" not in folded.attrs
+    titles = [next(table.all("caption")).text for table in folded.all("table")]
+    assert titles == ["Scores", "Cost and efficiency", "Size of the differences", "Other tests", "Equivalence",
+                      "Seeds and examples needed", "Area under the front", "Learning rates"]  # fmt: skip
+    for table in root.all("table"):
+        assert len(list(next(table.all("thead")).all("th"))) <= 10
+    tests = folded.find("table", "table-other-tests")
+    head = [one.text for one in next(tests.all("thead")).all("th")]
+    for row, method in zip(next(tests.all("tbody")).all("tr"), comparison.methods[1:], strict=True):
+        values = dict(zip(head[1:], [cell.attrs.get("data-v") for cell in row.all("td")], strict=True))
+        assert method.difference is not None
+        found = method.difference.tests
+        for name, value in (("p sign flips", found.sign_flip), ("p Wilcoxon", found.wilcoxon)):
+            assert float(values[name] or "nan") == value
+    text = render_markdown(comparison)
+    assert text.index("## Result") < text.index("## Fairness audit") < text.index("<details>")
+    assert text.index("<details>") < text.index("### Other tests") < text.index("</details>")
 
 
 def test_every_method_can_be_picked_and_every_table_is_named(made: tuple[Comparison, Path]) -> None:
@@ -373,7 +399,7 @@ def test_markdown_tables_keep_their_columns() -> None:
             table = []
 
 
-@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("width", [80, 120, 180])
 def test_terminal_shows_verdicts_failures_and_brackets_as_text(width: int) -> None:
     comparison = compare(evil_study(), baseline="uniform-r8")
     console = Console(file=io.StringIO(), width=width, color_system=None)
@@ -384,5 +410,7 @@ def test_terminal_shows_verdicts_failures_and_brackets_as_text(width: int) -> No
     assert "failed: uniform-r16, seed 9" in printed
     assert f"Champion: {comparison.winner}" in printed
     assert max(len(line) for line in printed.splitlines()) <= width
+    rows = [line for line in printed.splitlines() if line.startswith("┃")]
+    assert all(line.rstrip().endswith("┃") for line in rows)  # no column is cut off
     interval = comparison.methods[1].difference.interval
     assert f"{interval.low:+.4f}"[1:] in printed

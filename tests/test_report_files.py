@@ -15,8 +15,7 @@ from synthetic_study import EFFECTS, FROZEN_LOSS, failed, scores, study
 
 from adaptive_lora.analysis.comparison import Comparison, compare
 from adaptive_lora.analysis.report import About, write_report
-from adaptive_lora.analysis.report.files import COLUMNS, csv_table, latex, latex_table
-from adaptive_lora.analysis.report.markdown import markdown_table
+from adaptive_lora.analysis.report.formats import COLUMNS, csv_table, latex, latex_table, markdown_table
 from adaptive_lora.analysis.report.tables import result_table
 from adaptive_lora.config import load_study, study_from
 

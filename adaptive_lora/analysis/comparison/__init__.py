@@ -21,7 +21,7 @@ from adaptive_lora.analysis.comparison.types import (
     Margin,
     MethodSummary,
     Parameters,
-    Spread,
+    SeedMean,
     Verdict,
     VerdictKind,
 )
@@ -44,7 +44,7 @@ __all__ = [
     "ParetoFront",
     "ParetoPoint",
     "PowerAnswer",
-    "Spread",
+    "SeedMean",
     "Verdict",
     "VerdictKind",
     "compare",

@@ -14,7 +14,7 @@ from adaptive_lora.analysis.comparison.types import (
     LearningRate,
     MethodSummary,
     Parameters,
-    Spread,
+    SeedMean,
     Verdict,
     VerdictKind,
 )
@@ -68,7 +68,7 @@ def _alone(is_baseline: bool, finished: bool, failures: int) -> Verdict:
     return Verdict(kind=VerdictKind.NOT_COMPARED, text=f"not compared: {reason}.")
 
 
-def _further(seeds: Sequence[Folds]) -> dict[str, Spread]:
+def _further(seeds: Sequence[Folds]) -> dict[str, SeedMean]:
     """Return other scores of the task by name; accuracy stands in a field of its own."""
     tests = [record.test for folds in seeds for record in folds if record.test is not None]
     names = dict.fromkeys(name for test in tests for name in test.others if name != "accuracy")
@@ -79,7 +79,7 @@ def _further(seeds: Sequence[Folds]) -> dict[str, Spread]:
     return {name: over_seeds(seeds, of(name), "not scored") for name in names}
 
 
-def _scores(seeds: Sequence[Folds], absent: str) -> dict[str, Spread]:
+def _scores(seeds: Sequence[Folds], absent: str) -> dict[str, SeedMean]:
     """Return every score of `MethodSummary` that is a mean over seeds, by field name."""
 
     def metric(name: str) -> Callable[[TrialRecord], float | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaptive_lora.analysis.comparison.types import Failure, LearningRate, Spread
+from adaptive_lora.analysis.comparison.types import Failure, LearningRate, SeedMean
 from adaptive_lora.errors import DataError, unknown_name
 from adaptive_lora.results import NATS_PER_TOKEN, RACED_STATUS, TrialRecord
 
@@ -116,7 +116,7 @@ def _problem(record: TrialRecord, *, needs_validation: bool) -> str:
     return ""
 
 
-def over_seeds(seeds: Iterable[Folds], score: Callable[[TrialRecord], float | None], absent: str) -> Spread:
+def over_seeds(seeds: Iterable[Folds], score: Callable[[TrialRecord], float | None], absent: str) -> SeedMean:
     """Summarise a score: mean over folds within a seed, then mean and deviation over seeds.
 
     Args:
@@ -132,18 +132,18 @@ def over_seeds(seeds: Iterable[Folds], score: Callable[[TrialRecord], float | No
         partial = partial or len(known) < len(scores)
         if known and len(known) == len(scores):
             values.append(float(np.mean(known)))
-    return spread(values, absent, "missing in some trials" if partial and values else "")
+    return seed_mean(values, absent, "missing in some trials" if partial and values else "")
 
 
-def spread(values: Sequence[float], absent: str, note: str = "") -> Spread:
+def seed_mean(values: Sequence[float], absent: str, note: str = "") -> SeedMean:
     """Return mean and standard deviation, with the reason where one cannot be had."""
     if not values:
-        return Spread(mean=None, sd=None, seeds=0, note=absent)
+        return SeedMean(mean=None, sd=None, seeds=0, note=absent)
     if not np.isfinite(values).all():
-        return Spread(mean=None, sd=None, seeds=len(values), note="too large for a number")
+        return SeedMean(mean=None, sd=None, seeds=len(values), note="too large for a number")
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
     note = note or ("" if sd is not None else "one seed has no spread")
-    return Spread(mean=float(np.mean(values)), sd=sd, seeds=len(values), note=note)
+    return SeedMean(mean=float(np.mean(values)), sd=sd, seeds=len(values), note=note)
 
 
 def choose_rate(table: TrialTable, method: str) -> tuple[LearningRate, ...]:
@@ -153,7 +153,7 @@ def choose_rate(table: TrialTable, method: str) -> tuple[LearningRate, ...]:
     seeds, so that a rate cannot win by failing where it would have done badly; the lower rate on
     a tie. Test scores play no part.
     """
-    curve: list[tuple[float, Spread, Spread]] = []
+    curve: list[tuple[float, SeedMean, SeedMean]] = []
     for lr in table.rates[method]:
         seeds = table.seeds_at(method, lr).values()
         none = "stopped by the race" if (method, lr) in table.raced else "no seed finished"

@@ -46,7 +46,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Spread:
+class SeedMean:
     """Mean and standard deviation over seeds (n - 1), or the reason why there is none."""
 
     mean: float | None
@@ -60,9 +60,9 @@ class LearningRate:
     """One learning rate of one method; folds are averaged within a seed."""
 
     lr: float
-    validation: Spread
+    validation: SeedMean
     """Validation loss in nats per supervised token: what the choice looks at."""
-    test: Spread
+    test: SeedMean
     """Test loss in nats per supervised token: never looked at by the choice."""
     chosen: bool
     raced: str = ""
@@ -212,22 +212,22 @@ class MethodSummary:
     """Seeds of the study without a complete set of finished folds at the chosen rate."""
     failures: tuple[Failure, ...]
     """At any learning rate."""
-    loss: Spread
+    loss: SeedMean
     loss_interval: Interval
-    perplexity: Spread
-    token_accuracy: Spread
-    exact_match: Spread
-    further: Mapping[str, Spread]
+    perplexity: SeedMean
+    token_accuracy: SeedMean
+    exact_match: SeedMean
+    further: Mapping[str, SeedMean]
     """Other scores of the task by name, such as `f1`."""
     parameters: Parameters
-    reduction_vs_full: Spread
-    efficiency_ratio: Spread
-    tokens_per_second: Spread
-    train_seconds: Spread
-    peak_memory_bytes: Spread
-    trained_parameters: Spread
+    reduction_vs_full: SeedMean
+    efficiency_ratio: SeedMean
+    tokens_per_second: SeedMean
+    train_seconds: SeedMean
+    peak_memory_bytes: SeedMean
+    trained_parameters: SeedMean
     """While training; `parameters` are those that are served."""
-    profile_stability: Spread
+    profile_stability: SeedMean
     """Spearman correlation between importance from two halves of the calibration batches."""
     early_rate: EarlyRate | None
     """Tokens to the baseline's final validation loss; None where no curves were recorded."""

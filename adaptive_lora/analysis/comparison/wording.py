@@ -1,10 +1,10 @@
-"""How numbers are said, the same in the verdict, the terminal, Markdown and the page."""
+"""Numbers in words: one wording for verdict, terminal, Markdown and page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from adaptive_lora.analysis.comparison.types import Parameters, Spread
+from adaptive_lora.analysis.comparison.types import Parameters, SeedMean
 from adaptive_lora.analysis.stats import STUDENT, Interval
 
 MINUS = "\N{MINUS SIGN}"
@@ -19,24 +19,22 @@ def signed(value: float, digits: int = 4) -> str:
     return text.replace("-", MINUS)
 
 
-def plain(value: float | None, digits: int = 4) -> str:
+def plain(value: float | None, digits: int = 4, scale: float = 1.0) -> str:
     """Return a number with fixed digits, or n/a."""
-    return ABSENT if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+    return ABSENT if value is None else f"{value * scale:.{digits}f}".replace("-", MINUS)
 
 
-def spread_text(spread: Spread, digits: int = 4, scale: float = 1.0) -> str:
-    """Return "mean ± deviation", the mean alone for one seed, or n/a."""
-    if spread.mean is None:
-        return ABSENT
-    text = plain(spread.mean * scale, digits)
-    return text if spread.sd is None else f"{text} ± {plain(spread.sd * scale, digits)}"
+def mean_text(of_seeds: SeedMean, digits: int = 4, scale: float = 1.0) -> str:
+    """Return "mean ± standard deviation", the mean alone for one seed, or n/a."""
+    text = plain(of_seeds.mean, digits, scale)
+    return text if of_seeds.sd is None else f"{text} ± {plain(of_seeds.sd, digits, scale)}"
 
 
-def interval_text(interval: Interval, digits: int = 4) -> str:
+def interval_text(interval: Interval, number: Callable[[float], str] = signed) -> str:
     """Return "[low, high]", or n/a."""
     if interval.low is None or interval.high is None:
         return ABSENT
-    return f"[{signed(interval.low, digits)}, {signed(interval.high, digits)}]"
+    return f"[{number(interval.low)}, {number(interval.high)}]"
 
 
 def interval_clause(interval: Interval, confidence: float) -> str:
@@ -85,11 +83,11 @@ def count(number: float | None) -> str:
     return f"{number:,.0f}" if float(number).is_integer() else f"{number:,.1f}"
 
 
-def bytes_text(spread: Spread) -> str:
+def bytes_text(of_seeds: SeedMean) -> str:
     """Return memory in MiB or GiB, or n/a."""
-    if spread.mean is None:
+    if of_seeds.mean is None:
         return ABSENT
-    mebibytes = spread.mean / 2**20
+    mebibytes = of_seeds.mean / 2**20
     return f"{mebibytes / 1024:.2f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"
 
 

@@ -12,12 +12,14 @@ from matplotlib.figure import Figure
 from adaptive_lora.analysis.comparison import Comparison, Cost
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.wording import confidence_text, interval_methods
-from adaptive_lora.analysis.report.agreement import method_agreement, seed_agreement
-from adaptive_lora.analysis.report.budgets import budgets
-from adaptive_lora.analysis.report.forest import differences
-from adaptive_lora.analysis.report.panels import example_changes, learning_rates, validation_curves
-from adaptive_lora.analysis.report.pareto import pareto
-from adaptive_lora.analysis.report.ranks import rank_maps
+from adaptive_lora.analysis.report.loss_figures import (
+    differences,
+    example_changes,
+    learning_rates,
+    pareto,
+    validation_curves,
+)
+from adaptive_lora.analysis.report.rank_figures import budgets, method_agreement, rank_maps, seed_agreement
 from adaptive_lora.analysis.report.style import STYLE
 from adaptive_lora.analysis.report.svg import to_svg
 from adaptive_lora.analysis.stats import Interval
@@ -35,27 +37,24 @@ class Drawing:
     """Inline SVG whose text and lines take the page's colours."""
     wide: bool
     """Whether it takes the page's whole width."""
+    more: bool
+    """Whether it stands with the statistics beside the answer."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Material:
-    """What figures are drawn from."""
-
-    comparison: Comparison
-    records: Sequence[TrialRecord]
-    examples: Mapping[str, str]
-    """Example id -> text."""
+_Draw = Callable[[Comparison, Sequence[TrialRecord], Mapping[str, str]], Figure | None]
+"""Draws a figure from a comparison, its trials, and example id -> text; None where data are missing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Plan:
-    """What is drawn under which name; `{baseline}` and `{confidence}` are filled in."""
+    """Name, text and maker of a figure; `{baseline}` and `{confidence}` are filled in."""
 
     name: str
     title: str
     caption: str
-    make: Callable[[Material], Figure | None]
+    make: _Draw
     wide: bool = False
+    more: bool = False
 
 
 _FRONT = (
@@ -68,47 +67,50 @@ _PLANS = (
         title="Paired differences to the baseline",
         caption="Test loss, method minus {baseline}: each dot one seed, bar the {confidence} "
         "interval of the mean{difference methods}. Left of zero is better.{margin}",
-        make=lambda m: differences(m.comparison),
+        make=lambda c, _, __: differences(c),
     ),
     _Plan(
         name="loss_against_served_parameters",
         title="Test loss against parameters served",
         caption=_FRONT + " These intervals hold what all methods share within a seed, so judge by "
         "the paired differences.",
-        make=lambda m: pareto(m.comparison, Cost.SERVED),
+        make=lambda c, _, __: pareto(c, Cost.SERVED),
     ),
     _Plan(
         name="loss_against_trained_parameters",
         title="Test loss against parameters trained",
         caption=_FRONT + " Drawn because a method trains more parameters than it serves.",
-        make=lambda m: pareto(m.comparison, Cost.TRAINED),
+        make=lambda c, _, __: pareto(c, Cost.TRAINED),
+        more=True,
     ),
     _Plan(
         name="loss_against_training_time",
         title="Test loss against training time",
         caption=_FRONT + " {note time}",
-        make=lambda m: pareto(m.comparison, Cost.TIME),
+        make=lambda c, _, __: pareto(c, Cost.TIME),
+        more=True,
     ),
     _Plan(
         name="loss_against_peak_memory",
         title="Test loss against peak memory",
         caption=_FRONT + " {note memory}",
-        make=lambda m: pareto(m.comparison, Cost.MEMORY),
+        make=lambda c, _, __: pareto(c, Cost.MEMORY),
+        more=True,
     ),
     _Plan(
         name="rank_maps",
         title="Where the ranks went",
         caption="Rank per layer (0 at the input) and role, mean over seeds; a dash: no adapter there.",
-        make=lambda m: rank_maps(m.comparison, m.records),
+        make=lambda c, records, _: rank_maps(c, records),
         wide=True,
     ),
     _Plan(
         name="budgets",
         title="Where the parameters went",
         caption="Share of a method's parameters in each layer (0 at the input), mean over seeds. "
-        "A rank costs as many parameters as a map has inputs and outputs, so equal ranks are not "
+        "A rank costs as many parameters as a linear layer has inputs and outputs, so equal ranks are not "
         "equal shares.",
-        make=lambda m: budgets(m.comparison),
+        make=lambda c, _, __: budgets(c),
         wide=True,
     ),
     _Plan(
@@ -117,21 +119,23 @@ _PLANS = (
         caption="Spearman correlation of the ranks of all sites between seeds, for methods whose "
         "ranks depend on the seed: +1 the same order, 0 none. A measure that orders sites by "
         "chance cannot help.",
-        make=lambda m: seed_agreement(m.comparison),
+        make=lambda c, _, __: seed_agreement(c),
         wide=True,
+        more=True,
     ),
     _Plan(
         name="method_agreement",
         title="Do methods agree on the ranks?",
         caption="Spearman correlation of mean ranks over all sites; a dash: one of them gives all sites the same rank.",
-        make=lambda m: method_agreement(m.comparison),
+        make=lambda c, _, __: method_agreement(c),
+        more=True,
     ),
     _Plan(
         name="validation_curves",
         title="Validation loss while training",
         caption="At the chosen rate; mean over seeds, band from lowest to highest seed, "
         "{baseline} in grey. The loss before training may lie above the frame.",
-        make=lambda m: validation_curves(m.comparison, m.records),
+        make=lambda c, records, _: validation_curves(c, records),
         wide=True,
     ),
     _Plan(
@@ -139,7 +143,7 @@ _PLANS = (
         title="Validation loss against learning rate",
         caption="Mean over seeds and standard deviation; the ring is the chosen rate. A ring at "
         "the edge means that a better rate may lie outside.",
-        make=lambda m: learning_rates(m.comparison),
+        make=lambda c, _, __: learning_rates(c),
         wide=True,
     ),
     _Plan(
@@ -147,8 +151,8 @@ _PLANS = (
         title="Which test examples changed",
         caption="Loss of every test example minus the baseline's, summed over the response, "
         "averaged over seeds, and sorted. Below zero is better. Dots are the most changed "
-        "examples, whose texts stand below.",
-        make=lambda m: example_changes(m.comparison, m.records, m.examples),
+        "examples, whose texts are below.",
+        make=example_changes,
         wide=True,
     ),
 )
@@ -169,13 +173,14 @@ def _margin_band(comparison: Comparison) -> str:
     )
 
 
-def draw_all(material: Material, folder: Path) -> tuple[Drawing, ...]:
+def draw_all(
+    comparison: Comparison, records: Sequence[TrialRecord], examples: Mapping[str, str], folder: Path
+) -> tuple[Drawing, ...]:
     """Draw every figure that the data allow and save each as SVG, PNG and PDF in a folder.
 
     Files hold no dates: the same comparison gives the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    comparison = material.comparison
     words = {
         "baseline": comparison.baseline,
         "confidence": confidence_text(comparison.confidence),
@@ -192,13 +197,18 @@ def draw_all(material: Material, folder: Path) -> tuple[Drawing, ...]:
     drawings = []
     for plan in _PLANS:
         with mpl.rc_context(STYLE):
-            figure = plan.make(material)
+            figure = plan.make(comparison, records, examples)
             if figure is None:
                 continue
             svg = _save(figure, folder / plan.name, plan.title)
         drawings.append(
             Drawing(
-                name=plan.name, title=plan.title, caption=plan.caption.format(**words).strip(), svg=svg, wide=plan.wide
+                name=plan.name,
+                title=plan.title,
+                caption=plan.caption.format(**words).strip(),
+                svg=svg,
+                wide=plan.wide,
+                more=plan.more,
             )
         )
     return tuple(drawings)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from adaptive_lora.analysis.comparison import AuditKind, Comparison, MethodSummary
 from adaptive_lora.analysis.comparison.inference import one_sided
+from adaptive_lora.analysis.comparison.pairing import used_trials
 from adaptive_lora.analysis.comparison.wording import (
     confidence_text,
     count,
@@ -21,7 +22,6 @@ from adaptive_lora.analysis.comparison.wording import (
     plain,
     plural,
 )
-from adaptive_lora.analysis.report.selection import used_trials
 from adaptive_lora.analysis.stats.significance import EXACT_SEEDS
 from adaptive_lora.results import TrialRecord
 

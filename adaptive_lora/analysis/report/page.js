@@ -151,6 +151,7 @@
   });
   addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
 
+  for (const part of all("details.more")) part.addEventListener("toggle", () => update());
   addEventListener("resize", () => update());
   addEventListener("beforeprint", () => update(true));
   addEventListener("afterprint", () => update());

@@ -1,4 +1,4 @@
-"""The report's page: the template filled with a comparison, its figures and its tables."""
+"""The report's folder: one HTML page that needs nothing else, and files for papers beside it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,14 +16,21 @@ from markupsafe import Markup, escape
 
 from adaptive_lora.analysis.comparison import AuditKind, Comparison, MethodSummary, VerdictKind
 from adaptive_lora.analysis.comparison.wording import signed
-from adaptive_lora.analysis.report.about import About
-from adaptive_lora.analysis.report.cost_tables import OUTCOMES
-from adaptive_lora.analysis.report.figures import Drawing
-from adaptive_lora.analysis.report.files import csv_table, latex_table
-from adaptive_lora.analysis.report.markdown import markdown_table
-from adaptive_lora.analysis.report.reproduce import other_facts, study_file
+from adaptive_lora.analysis.report.figures import Drawing, draw_all
+from adaptive_lora.analysis.report.formats import (
+    SETTINGS,
+    TEXT_COLUMNS,
+    About,
+    csv_table,
+    latex_table,
+    markdown_table,
+    render_report,
+    study_file,
+)
+from adaptive_lora.analysis.report.methods import methods_text
 from adaptive_lora.analysis.report.style import colour_of, glyph_of
-from adaptive_lora.analysis.report.tables import SYMBOLS, further_tables, result_table
+from adaptive_lora.analysis.report.tables import OUTCOMES, SYMBOLS, checks, more_tables, result_table
+from adaptive_lora.results import TrialRecord
 
 TONES: Mapping[VerdictKind, str] = {
     VerdictKind.BASELINE: "plain",
@@ -36,27 +44,51 @@ TONES: Mapping[VerdictKind, str] = {
 """CSS class per verdict; the word and its symbol say the same without colour."""
 
 _AUDIT_TONES: Mapping[AuditKind, str] = {AuditKind.OK: "good", AuditKind.BAD: "bad", AuditKind.UNKNOWN: "open"}
-_TEXT_COLUMNS: Mapping[str, str] = {
-    "Verdict": "text",
-    "Reason": "text long",
-    "Run": "text",
-    "Outcome": "text",
-    "Finding": "text long",
-    "On the front of": "text",
-}
-"""Columns of words, and their CSS classes."""
+_LONG_COLUMNS = {"Reason", "Finding"}
+"""Columns of sentences."""
 _MOST_FINDINGS = 5
 """Findings shown above the verdict; the others unfold."""
 _SECTIONS = (
     ("results", "Result"),
     ("verdicts", "Each method"),
     ("figures", "Figures"),
-    ("scores", "Scores"),
-    ("cost-and-efficiency", "Cost"),
     ("fairness-audit", "Fairness audit"),
+    ("more-statistics", "More statistics"),
     ("methods", "Methods"),
     ("reproduce", "How to reproduce"),
 )
+
+
+def write_report(comparison: Comparison, records: Sequence[TrialRecord], folder: Path, about: About) -> Path:
+    """Write page, Markdown, JSON, the result table as CSV and LaTeX, methods, and every figure.
+
+    Args:
+        comparison: verdicts, tables and audit.
+        records: the trials it was made from, for rank maps, curves and examples.
+        folder: made where missing; files of an earlier report are replaced.
+        about: title, facts and texts.
+
+    Returns:
+        Path of `report.html`, written last, so that it is only there when all else is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paragraph = methods_text(comparison, records)
+    drawings = draw_all(comparison, records, about.examples, folder / "figures")
+    titles = {drawing.name: drawing.title for drawing in drawings}
+    values = json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+    settings = study_file(comparison)
+    texts = {
+        **({} if settings is None else {"study.yaml": settings}),
+        "comparison.json": f"{values}\n",
+        "report.md": render_report(comparison, about, titles, paragraph),
+        "table.csv": csv_table(comparison),
+        "table.tex": latex_table(comparison),
+        "methods.txt": f"{paragraph}\n",
+        "report.html": render_page(comparison, drawings, about, paragraph),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", errors="replace", newline="\n")
+    return folder / "report.html"
 
 
 def render_page(comparison: Comparison, drawings: Sequence[Drawing], about: About, methods: str) -> str:
@@ -74,13 +106,14 @@ def render_page(comparison: Comparison, drawings: Sequence[Drawing], about: Abou
             result=result,
             # Figures are built as an XML tree, which escapes; all else goes through autoescape.
             drawings=[(drawing, Markup(drawing.svg)) for drawing in drawings],
-            tables=further_tables(comparison),
+            checks=checks(comparison),
+            more=more_tables(comparison),
             data=about.data,
             changes=_changes(comparison, about.examples),
             methods=methods,
             unfair_topics=_topics(comparison, AuditKind.BAD),
             audit_summary=_audit_summary(comparison),
-            facts=other_facts(comparison),
+            facts={name: value for name, value in comparison.facts.items() if name != SETTINGS},
             study_file=study_file(comparison),
             first_study=comparison.facts.get("study id", "the study").split(", ")[0],
             formats=[
@@ -95,7 +128,7 @@ def render_page(comparison: Comparison, drawings: Sequence[Drawing], about: Abou
 
 
 def _environment() -> Environment:
-    """Return the template's surroundings: everything escaped, nothing undefined."""
+    """Return the template's environment: everything escaped, nothing undefined."""
     environment = Environment(
         loader=PackageLoader("adaptive_lora.analysis.report", "."),
         autoescape=True,
@@ -116,14 +149,15 @@ def _environment() -> Environment:
         symbols=SYMBOLS,
         tones=TONES,
         outcomes={OUTCOMES[kind]: tone for kind, tone in _AUDIT_TONES.items()},
-        text_columns=_TEXT_COLUMNS,
+        text_columns=TEXT_COLUMNS,
+        long_columns=_LONG_COLUMNS,
         most_findings=_MOST_FINDINGS,
     )
     return environment
 
 
 def _looks(comparison: Comparison) -> dict[str, Mapping[str, Any]]:
-    """Return per method its place, by which the script finds it, and its colour and sign."""
+    """Return each method's place, by which the script finds it, and its colour and symbol."""
     labels = [method.label for method in comparison.methods]
     return {
         "places": {label: place for place, label in enumerate(labels)},
@@ -153,18 +187,18 @@ def _source_hash(script: str) -> str:
 
 
 def _json_in_html(comparison: Comparison) -> Markup:
-    """Return JSON that cannot end its element: no `<`, `>` or `&` stands in it."""
+    """Return JSON that cannot end its element: it holds no `<`, `>` or `&`."""
     text = json.dumps(comparison.to_dict(), allow_nan=False)
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
 
 
 def _soft(label: str) -> Markup:
     """Return an escaped label that may break after its own separators."""
     text = str(escape(label))
-    for sign, soft in (("_", "_<wbr>"), ("-", "-<wbr>"), ("@", "<wbr>@")):
-        text = text.replace(sign, soft)
+    for character, soft in (("_", "_<wbr>"), ("-", "-<wbr>"), ("@", "<wbr>@")):
+        text = text.replace(character, soft)
     return Markup(text)
 
 

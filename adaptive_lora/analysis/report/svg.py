@@ -15,12 +15,12 @@ from xml.etree import ElementTree
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from adaptive_lora.analysis.report.style import PAGE_COLOURS
-
+INK, MUTED, LINE, PAPER = "#1b1c1f", "#6a6d75", "#d5d8de", "#fffffe"
+PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", PAPER: "var(--paper)"}
+"""Colours of figures in files -> those of the page, which follow its dark mode."""
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _FIRST, _BETWEEN = "mark\N{SYMBOL FOR UNIT SEPARATOR}", "\N{SYMBOL FOR RECORD SEPARATOR}"
-_LAYOUT = "layout"
-_LAYOUT_PARTS = ("order", "columns", "right", "down", "head")
+_LAYOUT, _LAYOUT_PARTS = "layout", ("order", "columns", "right", "down", "head")
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _DECIMALS = re.compile(r"(\d+\.\d{2})\d+")
 
@@ -97,7 +97,7 @@ def _parsed(figure: Figure) -> ElementTree.Element:
             _entitle(element, [text for text in texts if text])
         elif given.startswith(_LAYOUT):
             values = given.split(_BETWEEN)[1:]
-            for key, value in zip(("order", "columns", "right", "down", "head"), values, strict=True):
+            for key, value in zip(_LAYOUT_PARTS, values, strict=True):
                 root.set(f"data-{key}", value)
     return root
 

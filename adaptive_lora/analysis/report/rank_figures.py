@@ -1,0 +1,274 @@
+"""Figures of ranks: where ranks and parameters went, and whether allocations agree."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from adaptive_lora.analysis.comparison import Agreement, AgreementKind, Comparison
+from adaptive_lora.analysis.comparison.pairing import used_trials
+from adaptive_lora.analysis.comparison.wording import MINUS, signed
+from adaptive_lora.analysis.report.style import ROLE_COLOURS, WIDTH, Frame, folded, panels, place_of
+from adaptive_lora.analysis.report.svg import MUTED, PAPER, clean, mark
+from adaptive_lora.results import FloatArray, TrialRecord
+
+ROLE_ORDER = ("query", "key", "value", "qkv", "output", "up", "gate", "down", "other")
+_MOST_NUMBERS = 600
+"""Cells in all frames up to which ranks are written in; beyond, colour and hover tell them."""
+_WRITTEN = 7
+"""Labels up to which the numbers are written in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Map:
+    """The ranks of one method."""
+
+    ranks: Mapping[tuple[int, str], Sequence[float]]
+    """Layer and role -> the rank of every site there, in every trial."""
+    layers: Sequence[int]
+    roles: Sequence[str]
+    highest: float
+    """Highest mean rank of a cell over all methods: the same colour everywhere."""
+
+    @property
+    def mean_LR(self) -> FloatArray:
+        """Mean rank per layer (L) and role (R); NaN where the method has no adapter."""
+        return np.array(
+            [[np.mean(self.ranks.get((layer, role), [np.nan])) for role in self.roles] for layer in self.layers]
+        )
+
+
+def rank_maps(comparison: Comparison, records: Sequence[TrialRecord]) -> Figure | None:
+    """Draw layers x roles per method as a heat map, with the ranks written in where few."""
+    maps = {
+        label: _ranks(trials)
+        for label, trials in used_trials(comparison, records).items()
+        if any(trial.plan.get("sites") for trial in trials)
+    }
+    if not maps:
+        return None
+    cells = {cell for ranks in maps.values() for cell in ranks}
+    layers = sorted({layer for layer, _ in cells})
+    roles = ordered_roles({role for _, role in cells})
+    highest = max(np.mean(values) for ranks in maps.values() for values in ranks.values())
+    row = min(0.15, 4.0 / len(layers))
+    written = len(maps) * len(layers) * len(roles) <= _MOST_NUMBERS and row > 0.12
+    wide = len(roles) > 4
+    frame = Frame(height=row * len(layers), left=0.24, below=0.42 if wide else 0.24)
+    what = "rank by layer (0 at the input) and role"
+    if not written:
+        what += f"; white is 0, darkest is {highest:.3g}"
+    figure, frames = panels(comparison, list(maps), frame, what)
+    ticks = slice(None, None, 1 if row > 0.12 else 4)
+    for axes, (label, ranks) in zip(frames, maps.items(), strict=True):
+        values = _Map(ranks=ranks, layers=layers, roles=roles, highest=float(highest))
+        _heat_map(axes, values, place_of(comparison, label), label)
+        if written:
+            _write(axes, values)
+        axes.set_xticks(np.arange(len(roles)) + 0.5, roles, rotation=60 if wide else 0)
+        axes.set_yticks((np.arange(len(layers)) + 0.5)[ticks], [str(one) for one in layers[ticks]])
+        axes.tick_params(length=0, pad=2)
+    return figure
+
+
+def ordered_roles(found: set[str]) -> list[str]:
+    """Return roles in the order in which data flow through a layer, unknown ones last."""
+    roles = [role for role in ROLE_ORDER if role in found]
+    return roles + sorted(found - set(roles))
+
+
+def _heat_map(axes: Axes, values: _Map, place: int, label: str) -> None:
+    """Colour cells by mean rank; each says its rank, and the range over seeds, on hover."""
+    axes.grid(False)
+    mesh = axes.pcolormesh(
+        np.ma.masked_invalid(values.mean_LR),
+        cmap=mpl.colormaps["Blues"],
+        vmin=0,
+        vmax=1.1 * values.highest,
+        edgecolors=PAPER,
+        linewidth=0.6,
+    )
+    mark(
+        mesh,
+        place,
+        [
+            f"{label}, layer {layer}, {role}: {_said(values.ranks.get((layer, role), ()))}"
+            for layer in values.layers
+            for role in values.roles
+        ],
+    )
+    axes.spines[:].set_visible(False)
+
+
+def _said(ranks: Sequence[float]) -> str:
+    if not ranks:
+        return "no adapter"
+    text = f"rank {_number(float(np.mean(ranks)))}"
+    return text if min(ranks) == max(ranks) else f"{text} ({min(ranks):g} to {max(ranks):g})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value.is_integer() else f"{value:.1f}"
+
+
+def _write(axes: Axes, values: _Map) -> None:
+    for (row, column), value in np.ndenumerate(values.mean_LR):
+        absent = bool(np.isnan(value))
+        text = "\N{EN DASH}" if absent else _number(float(value))
+        dark = not absent and value > 0.55 * values.highest
+        colour = MUTED if absent else "#ffffff" if dark else "#101418"
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=5.5, color=colour)
+
+
+def _ranks(trials: Sequence[TrialRecord]) -> Mapping[tuple[int, str], list[float]]:
+    """Return the ranks per layer and role: of every trial, and every site of the role."""
+    ranks: dict[tuple[int, str], list[float]] = defaultdict(list)
+    for trial in trials:
+        for site in trial.plan.get("sites", ()):
+            ranks[int(site["layer"]), str(site["role"])].append(float(site["rank"]))
+    return ranks
+
+
+def budgets(comparison: Comparison) -> Figure | None:
+    """Draw one frame per method: share of its parameters per layer, roles stacked."""
+    if not comparison.budgets:
+        return None
+    roles = ordered_roles({role for one in comparison.budgets for role in one.roles})
+    colours = {role: ROLE_COLOURS[i % len(ROLE_COLOURS)] for i, role in enumerate(roles)}
+    frame = Frame(height=0.95, left=0.3, legend=True)
+    figure, frames = panels(
+        comparison,
+        [one.method for one in comparison.budgets],
+        frame,
+        "share of the parameters (%) by layer, stacked by role",
+    )
+    _legend(figure, colours)
+    for axes, one in zip(frames, comparison.budgets, strict=True):
+        place = place_of(comparison, one.method)
+        layer_L = np.array(one.layers, dtype=np.float64)
+        below_L = np.zeros_like(layer_L)
+        for role in (role for role in roles if role in one.roles):
+            share_L = 100 * np.array([row[one.roles.index(role)] for row in one.shares])
+            mark(
+                axes.add_collection(_bars(layer_L, below_L, share_L, colours[role])),
+                place,
+                [
+                    f"{one.method}, layer {layer}, {role}: {share:.1f} % of its parameters"
+                    for layer, share in zip(one.layers, share_L, strict=True)
+                ],
+            )
+            below_L += share_L
+        axes.set_xlim(layer_L.min() - 0.6, layer_L.max() + 0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.grid(axis="x", visible=False)
+    highest = 100 * max(max(one.by_layer) for one in comparison.budgets)
+    for axes in frames:
+        axes.set_ylim(0, 1.05 * highest)
+    return figure
+
+
+def _bars(at_L: FloatArray, below_L: FloatArray, height_L: FloatArray, colour: str) -> PolyCollection:
+    """Return bars as one artist: thousands of single ones take seconds."""
+    left, right, top = at_L - 0.43, at_L + 0.43, below_L + height_L
+    x_LV = np.stack([left, left, right, right], axis=1)
+    y_LV = np.stack([below_L, top, top, below_L], axis=1)
+    return PolyCollection(list(np.stack([x_LV, y_LV], axis=2)), facecolors=colour, linewidths=0)
+
+
+def _legend(figure: Figure, colours: dict[str, str]) -> None:
+    """Name the roles in one line below the heading, within the width of two frames."""
+    height, at = figure.get_figheight(), 0.0
+    for role, colour in colours.items():
+        y = 1 - 0.2 / height
+        figure.text(at / figure.get_figwidth(), y, "\N{BLACK SQUARE}", fontsize=7, color=colour, va="top")
+        figure.text((at + 0.1) / figure.get_figwidth(), y, role, fontsize=6.5, va="top")
+        at += 0.2 + 0.056 * len(role)
+
+
+def seed_agreement(comparison: Comparison) -> Figure | None:
+    """Draw one matrix of seeds x seeds per method whose ranks differ between seeds."""
+    found = _of(comparison, AgreementKind.SEEDS)
+    if not found:
+        return None
+    frame = Frame(height=1.2, left=0.24, below=0.36)
+    figure, frames = panels(comparison, [one.about for one in found], frame, "correlation of ranks between seeds")
+    for axes, one in zip(frames, found, strict=True):
+        short = [label.removeprefix("seed ") for label in one.labels]
+        ticks = slice(None, None, -(-len(short) // 10))
+        _matrix(axes, one, place_of(comparison, one.about), size=5.0)
+        places = np.arange(len(short)) + 0.5
+        axes.set_xticks(places[ticks], short[ticks])
+        axes.set_yticks(places[ticks], short[ticks])
+        if one.mean is not None:
+            below = {"transform": axes.transAxes, "ha": "center", "va": "top"}
+            axes.text(0.5, -0.14, f"mean {signed(one.mean, 2)}", fontsize=6, **below)
+    return figure
+
+
+def method_agreement(comparison: Comparison) -> Figure | None:
+    """Draw the matrices between methods, between metrics, and between tasks."""
+    kinds = (AgreementKind.METHODS, AgreementKind.METRICS, AgreementKind.TASKS)
+    found = [one for kind in kinds for one in _of(comparison, kind)]
+    if not found:
+        return None
+    sides = [min(3.0, 0.9 + 0.3 * len(one.labels)) for one in found]
+    height = sum(side + 0.5 for side in sides)
+    figure = Figure(figsize=(WIDTH, height))
+    top = height
+    for one, side in zip(found, sides, strict=True):
+        bottom = top - side - 0.24
+        axes = figure.add_axes((1.62 / WIDTH, bottom / height, side / WIDTH, side / height))
+        top = bottom - 0.26
+        _matrix(axes, one, None, size=6.5)
+        places = np.arange(len(one.labels)) + 0.5
+        many = len(one.labels) > 8
+        width, size = (40, 4.5) if many else (24, 6)
+        names = [f"{folded(clean(label), width)}  {i}" for i, label in enumerate(one.labels, 1)]
+        axes.set_yticks(places, names, fontsize=size)
+        axes.set_xticks(places, [str(i + 1) for i in range(len(names))], fontsize=6)
+        about = f" of {clean(one.about)}" if one.about else ""
+        axes.set_title(f"between {one.kind}{about}", fontsize=7, loc="left", y=1.0, pad=3)
+    return figure
+
+
+def _of(comparison: Comparison, kind: AgreementKind) -> Sequence[Agreement]:
+    return [one for one in comparison.agreements if one.kind is kind]
+
+
+def _matrix(axes: Axes, one: Agreement, place: int | None, size: float) -> None:
+    """Draw correlations from -1 to 1, first label on top; every cell says its number."""
+    values: FloatArray = np.array([[np.nan if value is None else value for value in row] for row in one.matrix])
+    axes.grid(False)
+    mesh = axes.pcolormesh(
+        np.ma.masked_invalid(values),
+        cmap=mpl.colormaps["PuOr_r"],  # told apart by colour-blind people
+        vmin=-1,
+        vmax=1,
+        edgecolors=PAPER,
+        linewidth=0.5,
+    )
+    texts = [
+        f"{one.about}{': ' if one.about else ''}{first} and {second}: "
+        + ("nothing is ordered" if value is None else signed(value, 2))
+        for first, row in zip(one.labels, one.matrix, strict=True)
+        for second, value in zip(one.labels, row, strict=True)
+    ]
+    mark(mesh, place, texts)
+    axes.invert_yaxis()
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, pad=2)
+    if len(one.labels) > _WRITTEN:
+        return
+    for (row, column), value in np.ndenumerate(values):
+        text = "\N{EN DASH}" if np.isnan(value) else f"{value:z.1f}".replace("-", MINUS)
+        colour = "#ffffff" if abs(value) > 0.7 else "#101418"
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, color=colour)
