@@ -43,8 +43,8 @@ def test_the_headline_after_two_seeds_claims_no_precision() -> None:
 
 def test_one_seed_has_no_interval_and_says_so() -> None:
     comparison = compared((0.0215,))
-    assert "over 1 seed; no interval, since one seed has no spread." in comparison.headline
-    assert "no interval: one seed has no spread" in comparison.methods[1].verdict.text
+    assert "over 1 seed; no interval, since one seed has no standard deviation." in comparison.headline
+    assert "no interval: one seed has no standard deviation" in comparison.methods[1].verdict.text
     assert any("no interval over seeds, since one seed" in note for note in comparison.notes)
 
 

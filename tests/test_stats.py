@@ -213,7 +213,7 @@ def test_the_bootstrap_begins_where_it_can_cover() -> None:
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ([0.3], "one seed has no spread"),
+        ([0.3], "one seed has no standard deviation"),
         ([0.2, 0.2], "all 2 seeds gave the same value"),
         ([0.2] * 7, "all 7 seeds gave the same value"),
     ],
@@ -260,7 +260,7 @@ def test_few_seeds_with_examples_of_their_own_have_the_interval_over_seeds() -> 
     ones = np.ones_like(six)
     assert stats.two_way_interval(six, ones, crossed=False) == stats.hierarchical_bootstrap(six, ones, crossed=False)
     none = stats.two_way_interval(diff[:1], weight[:1], crossed=True)
-    assert (none.low, none.note) == (None, "one seed has no spread")
+    assert (none.low, none.note) == (None, "one seed has no standard deviation")
 
 
 @pytest.mark.parametrize("seeds", [6, 8, 10])

@@ -50,7 +50,7 @@ def test_components_are_recovered_and_their_sum_is_the_spread_over_seeds() -> No
     assert math.sqrt(found.seed) == pytest.approx(0.2, rel=0.15)
     assert math.sqrt(found.example) == pytest.approx(1.0, rel=0.15)
     assert math.sqrt(found.residual) == pytest.approx(0.5, rel=0.02)
-    assert found.spread(300) == pytest.approx(diff.mean(axis=1).std(ddof=1))
+    assert found.standard_deviation(300) == pytest.approx(diff.mean(axis=1).std(ddof=1))
     assert found.standard_error(1, 10**12) == pytest.approx(math.sqrt(found.seed), rel=1e-3)
 
 
@@ -70,7 +70,7 @@ def test_components_weigh_by_tokens() -> None:
     found = stats.variance_components(diff, weight, crossed=True)
     per_seed = diff.sum(axis=1) / weight.sum(axis=1)
     assert found is not None
-    assert found.spread(50) == pytest.approx(per_seed.std(ddof=1))
+    assert found.standard_deviation(50) == pytest.approx(per_seed.std(ddof=1))
 
 
 def test_examples_for_power_is_the_fewest_that_the_formula_allows() -> None:
@@ -78,7 +78,7 @@ def test_examples_for_power_is_the_fewest_that_the_formula_allows() -> None:
     needed = stats.examples_for_power(0.03, parts, 8)
     assert needed is not None
     for examples, enough in ((needed, True), (needed - 1, False)):
-        power = TTestPower().power(0.03 / parts.spread(examples), 8, 0.05)
+        power = TTestPower().power(0.03 / parts.standard_deviation(examples), 8, 0.05)
         assert bool(power >= 0.8) == enough
     assert stats.examples_for_power(0.005, parts, 8) is None  # the spread between seeds is too much
     assert stats.examples_for_power(0.03, parts, 5) is None  # no p under 0.0625

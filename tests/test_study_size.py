@@ -101,7 +101,7 @@ def test_observed_noise_and_difference_of_a_comparison() -> None:
     comparison = compare(records, baseline="uniform-r8", base_scores=scores(FROZEN_LOSS, 0))
     difference = comparison.methods[1].difference
     assert difference is not None
-    assert observed_noise(comparison).spread(40) == pytest.approx(difference.sd)
+    assert observed_noise(comparison).standard_deviation(40) == pytest.approx(difference.sd)
     assert difference_of_interest(comparison, None, None) == comparison.margin.value
     assert difference_of_interest(comparison, 0.3, 5.0) == 0.3
     base = comparison.methods[0].loss.mean
@@ -113,4 +113,4 @@ def test_observed_noise_and_difference_of_a_comparison() -> None:
         difference_of_interest(unknown, None, None)
     with pytest.raises(DataError, match="no spread"):
         observed_noise(compare(study({"uniform-r8": 0.0, "m-r8": 0.0}, [0]), baseline="uniform-r8"))
-    assert assumed_noise(0.2, seeds=0, examples=1, example_spread=None).spread(9) == 0.2
+    assert assumed_noise(0.2, seeds=0, examples=1, example_spread=None).standard_deviation(9) == 0.2

@@ -1,1 +1,1 @@
-"""From trials to a report: statistics, comparison, pages."""
+"""Trials to a report: statistics, comparison, pages."""

@@ -43,7 +43,7 @@ class Question:
     @property
     def spread(self) -> float:
         """Standard deviation of paired differences over seeds, with the examples at hand."""
-        return self.components.spread(self.components.examples)
+        return self.components.standard_deviation(self.components.examples)
 
     @property
     def alpha_each(self) -> float:
@@ -201,7 +201,7 @@ def _example_rows(question: Question) -> tuple[ExampleRow, ...]:
     rows = []
     for factor in _EXAMPLE_FACTORS:
         examples = max(2, round(factor * question.components.examples))
-        spread = question.components.spread(examples)
+        spread = question.components.standard_deviation(examples)
         needed = stats.seeds_for_power(question.difference, spread, alpha=question.alpha_each, power=question.power)
         rows.append(ExampleRow(examples=examples, spread=spread, seeds_needed=needed))
     return tuple(rows)

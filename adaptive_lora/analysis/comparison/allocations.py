@@ -1,4 +1,4 @@
-"""Allocations across seeds, metrics, methods and tasks: do they agree, and what do they favour?"""
+"""Allocations across seeds, metrics, methods and tasks: their agreement, and the sites they favour."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _mean_ranks(records: Iterable[TrialRecord]) -> Ranks:
 
 
 def budget_map(label: str, records: Sequence[TrialRecord]) -> BudgetMap | None:
-    """Return where the parameters of a method went; None where its trials recorded no sites."""
+    """Return the shares of a method's parameters by site; None where its trials recorded no sites."""
     ranks: dict[tuple[int, str], list[float]] = defaultdict(list)
     spent: dict[tuple[int, str], float] = defaultdict(float)
     for record in records:

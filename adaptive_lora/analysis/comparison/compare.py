@@ -49,7 +49,7 @@ def compare(
 ) -> Comparison:
     """Compare every method with the baseline in test loss, paired by seed.
 
-    Each method stands at its own best learning rate by validation loss. Folds are averaged
+    Each method is taken at its own best learning rate by validation loss. Folds are averaged
     within a seed; a seed counts where all folds finished under both methods.
 
     Args:
@@ -57,14 +57,14 @@ def compare(
         baseline: label of the method that the others are compared with.
         base_scores: scores of the base model without adapter on the same test part, or one per fold.
         margin: largest difference in test loss, in its own unit, that does not matter.
-        margin_share: the margin where none is stated: this share of what the baseline gains over
+        margin_share: the margin where none is given: this share of the baseline's gain over
             the frozen base.
-        confidence: of all intervals; tests use 1 - confidence as their level.
+        confidence: that of all intervals; tests use 1 - confidence as their level.
         correction: which p decides when several methods are compared. `holm` needs 8 seeds for 5
             comparisons, `max_t` (Westfall & Young) 6 for any number; `benjamini_hochberg` is for
             screening.
         facts: how to reproduce, passed on as given.
-        seed: of the bootstrap; the same seed gives the same numbers.
+        seed: seed of the bootstrap; the same one gives the same numbers.
 
     Raises:
         DataError: no such baseline, it has no finished seed, or trials of one pair were scored on
@@ -178,7 +178,7 @@ def _complete(
     scores: Mapping[str, ScoreDifference],
     rule: Rule,
 ) -> MethodSummary:
-    """Add to a method's own numbers what the comparison with the baseline gave."""
+    """Add the comparison with the baseline to a method's own numbers."""
     difference = best.get(summary.label)
     if difference is None:
         return summary

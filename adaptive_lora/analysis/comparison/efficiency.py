@@ -1,4 +1,4 @@
-"""What methods cost for what they give: fronts, the area under them, and early rate."""
+"""Cost against loss: fronts, the area under them, and the early rate."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ def _front(cost: Cost, table: TrialTable, methods: Sequence[MethodSummary], seed
 class _Family:
     name: str
     methods: tuple[str, ...]
-    """By rising parameters."""
+    """Labels by rising parameters."""
     parameters_K: FloatArray
     loss_SK: FloatArray
-    """Over the seeds that all members have."""
+    """Test losses over the seeds that all members have, by seed and member."""
     seeds: tuple[int, ...]
 
 

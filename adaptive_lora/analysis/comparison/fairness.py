@@ -1,4 +1,4 @@
-"""What makes a comparison fair or less than fair, said before any result."""
+"""The fairness audit: checks whether a comparison is fair, shown before any result."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TAGS = {
     "code_version": "code version",
     "packages": "package versions",
 }
-"""Tags that must not differ between trials that are compared, and the topic of their entry."""
+"""Tag that must not differ between trials that are compared -> topic of its entry."""
 
 Used = Sequence[tuple[MethodSummary, TrialRecord]]
 
 
 def audit(table: TrialTable, methods: Sequence[MethodSummary]) -> tuple[AuditEntry, ...]:
-    """Return at least one entry a topic: what was checked, and what was found.
+    """Return at least one entry a topic, with the check and its finding.
 
     Args:
         table: the trials.

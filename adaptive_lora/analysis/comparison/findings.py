@@ -1,4 +1,4 @@
-"""What a comparison says beside its verdicts: audit, power, efficiency, agreement, allocation."""
+"""Results of a comparison beside its verdicts: audit, power, efficiency, agreement, allocation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AuditEntry:
     """One finding of the fairness audit; every topic has at least one."""
 
     topic: str
-    """Such as `parameters`, `data order`, `tuning`, `scaling`, `failures`, `precision`."""
+    """Subject of the check, such as `parameters`, `data order`, `tuning`, `scaling`, `failures`."""
     kind: AuditKind
     text: str
     """A sentence with its numbers."""
@@ -30,34 +30,34 @@ class AuditEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PowerAnswer:
-    """What it takes to see one difference; formula of the paired t test at the corrected level."""
+    """Seeds and examples that show one difference, by the paired t test at the corrected level."""
 
     about: str
-    """`observed`: a true difference of the observed size; `margin`: one as large as the margin."""
+    """Difference asked about: `observed`, of the observed size, or `margin`, as large as the margin."""
     difference: float
-    """Nats per token, without sign."""
+    """Absolute difference in nats per token."""
     seeds: int
-    """At hand."""
+    """Number of seeds at hand."""
     examples: int
     """Test examples at hand, per seed."""
     power: float
-    """With seeds and examples at hand; 0 where so few seeds cannot reach the corrected level."""
+    """Power with seeds and examples at hand; 0 where so few seeds cannot reach the corrected level."""
     seeds_needed: int | None
-    """For 80 % power with the examples at hand; None: more than 2,000."""
+    """Seeds for 80 % power with the examples at hand; None: more than 2,000."""
     simulated_power: float | None
-    """Of the sign-flip test with its correction at `seeds_needed`; None above 60 seeds."""
+    """Power of the sign-flip test with its correction at `seeds_needed`; None above 60 seeds."""
     examples_needed: int | None
-    """For 80 % power with the seeds at hand; None: no number of examples is enough."""
+    """Examples for 80 % power with the seeds at hand; None: no number of examples is enough."""
     examples_at_least: int | None
     """Fewest examples, with any number of seeds, if the claim is to hold for other examples; None
     where seeds had different test parts."""
 
 
 class Cost(StrEnum):
-    """What a Pareto front sets against the test loss."""
+    """Cost that a Pareto front sets against the test loss."""
 
     TRAINED = "trained parameters"
-    """While training; AdaLoRA and its like train more than they serve."""
+    """Parameters while training; methods that prune, such as AdaLoRA, train more than they serve."""
     SERVED = "served parameters"
     TIME = "training time"
     MEMORY = "peak memory"
@@ -74,7 +74,7 @@ class ParetoPoint:
     cost: float
     loss: float
     on_front: bool
-    """No other method costs at most as much and loses at most as much, and is better in one."""
+    """Whether no other method costs and loses at most as much, and is better in one of both."""
     front_share: float | None
     """Share of bootstrap draws of seeds in which it is on the front; None below 2 common seeds."""
 
@@ -87,9 +87,9 @@ class ParetoFront:
     unit: str
     """`s`, `bytes`, or nothing for counts."""
     points: tuple[ParetoPoint, ...]
-    """By rising cost; at least one."""
+    """Methods by rising cost; at least one."""
     note: str
-    """Methods that did not record the cost, and what the cost leaves out."""
+    """Methods that did not record the cost, and parts that the cost leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,12 +113,12 @@ class FrontArea:
     high: float | None
     gain: float | None
     interval: Interval
-    """Over seeds, from bootstrap draws that are the same for all families."""
+    """Interval of `gain` over seeds, from bootstrap draws that are the same for all families."""
     difference: float | None
     """Gain minus that of the baseline's family, over the same budgets."""
     difference_interval: Interval
     note: str
-    """Why there is no area, such as one budget only."""
+    """Reason why there is no area, such as one budget only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,20 +130,20 @@ class EarlyRate:
     """
 
     reached: int
-    """Seeds that reach it."""
+    """Number of seeds that reach it."""
     seeds: int
-    """Paired seeds with recorded curves."""
+    """Number of paired seeds with recorded curves."""
     tokens: float | None
-    """Mean over seeds; None where any seed does not reach it: that is a result, not a number."""
+    """Mean number of tokens over seeds; None where any seed does not reach it."""
     share: float | None
-    """Mean over seeds of tokens over all tokens that the baseline was trained on."""
+    """Mean over seeds of the share of the baseline's training tokens."""
     interval: Interval
-    """Of `share`."""
+    """Interval of `share` over seeds."""
     note: str
 
 
 class AgreementKind(StrEnum):
-    """Between what allocations are compared."""
+    """Axis along which allocations are compared."""
 
     SEEDS = "seeds"
     METHODS = "methods"
@@ -160,24 +160,24 @@ class Agreement:
     """Method whose allocations are compared; empty between methods."""
     labels: tuple[str, ...]
     matrix: tuple[tuple[float | None, ...], ...]
-    """labels x labels; None where one gives every site the same rank: nothing is ordered."""
+    """Correlations, labels x labels; None where one gives every site the same rank."""
     mean: float | None
-    """Of the values off the diagonal."""
+    """Mean of the values off the diagonal."""
     sites: int
-    """Sites that all have in common."""
+    """Number of sites that all have in common."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetMap:
-    """Where a method's parameters went, mean over its seeds."""
+    """Shares of a method's parameters by layer and role, mean over its seeds."""
 
     method: str
     layers: tuple[int, ...]
     roles: tuple[str, ...]
     ranks: tuple[tuple[float | None, ...], ...]
-    """layers x roles: mean rank; None where there is no such site."""
+    """Mean rank, layers x roles; None where there is no such site."""
     shares: tuple[tuple[float, ...], ...]
-    """layers x roles: share of all served parameters; adds up to 1."""
+    """Share of all served parameters, layers x roles; adds up to 1."""
     by_layer: tuple[float, ...]
     """Share per layer, in the order of `layers`."""
     by_role: tuple[float, ...]

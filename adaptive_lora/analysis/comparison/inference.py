@@ -1,4 +1,4 @@
-"""From pairs to numbers: the rule that decides, the differences to the baseline and their tests."""
+"""Pairs to numbers: the rule that decides, the differences to the baseline and their tests."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Rule:
         return self.alpha if self.correction == "max_t" else self.alpha / max(1, self.comparisons)
 
     def corrected(self, difference: Difference) -> float:
-        """Return the p that decides."""
+        """Return the corrected p that decides."""
         return float(getattr(difference.tests, self.correction))
 
     def least_corrected(self, seeds: int) -> float:
@@ -64,7 +64,7 @@ class Rule:
 
     @property
     def _factor(self) -> int:
-        """How far the correction raises the least p: Benjamini-Hochberg not, if all reach it."""
+        """Factor by which the correction raises the least p: 1 for Benjamini-Hochberg, if all reach it."""
         return max(1, self.comparisons) if self.correction == "holm" else 1
 
     @property
@@ -79,11 +79,11 @@ def choose_margin(
     """Return the margin.
 
     Args:
-        given: what the user states, in the unit of the loss; it goes before the share.
-        share: of what the baseline gains over the frozen base in test loss.
-        frozen_loss: of the base without adapter, where known.
-        base_loss: of the baseline.
-        unit: what losses are counted in.
+        given: margin from the user, in the unit of the loss; used instead of the share.
+        share: share of the baseline's gain over the frozen base in test loss.
+        frozen_loss: test loss of the base without adapter, where known.
+        base_loss: test loss of the baseline.
+        unit: unit of the losses.
 
     Raises:
         DataError: not above 0.
@@ -91,11 +91,11 @@ def choose_margin(
     if given is not None:
         if given <= 0:
             raise DataError(f"margin: required above 0 {unit}, got {given:g}.")
-        return Margin(value=given, source=f"stated by the user, in {unit}")
+        return Margin(value=given, source=f"given by the user, in {unit}")
     if frozen_loss is None:
         return Margin(
             value=None,
-            source="no margin stated and no score of the frozen base to take one from: equivalence is not tested",
+            source="no margin given and no score of the frozen base to take one from: equivalence is not tested",
         )
     gain = frozen_loss - base_loss
     if gain <= 0:

@@ -124,7 +124,7 @@ def check_same_examples(mine: tuple[str, ...], theirs: tuple[str, ...], names: s
 def base_model_loss(
     base_scores: EvalResult | Mapping[int, EvalResult] | None, base: Mapping[int, Folds]
 ) -> float | None:
-    """Return the frozen base's test loss, after checking that it saw the same examples."""
+    """Return the base model's test loss, after checking that it was scored on the same examples."""
     if base_scores is None:
         return None
     trials = next(iter(base.values()))

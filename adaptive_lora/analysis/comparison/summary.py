@@ -69,7 +69,7 @@ def _alone(is_baseline: bool, finished: bool, failures: int) -> Verdict:
 
 
 def _further(seeds: Sequence[Folds]) -> dict[str, SeedMean]:
-    """Return other scores of the task by name; accuracy stands in a field of its own."""
+    """Return other scores of the task by name; accuracy has a field of its own."""
     tests = [record.test for folds in seeds for record in folds if record.test is not None]
     names = dict.fromkeys(name for test in tests for name in test.others if name != "accuracy")
 

@@ -30,9 +30,9 @@ class TrialTable:
     rates: Mapping[str, tuple[float, ...]]
     """Every rate tried per method, also those of which all trials failed."""
     trials: int
-    """Records that were read: finished, failed and stopped by a race."""
+    """Number of records: finished, failed and stopped by a race."""
     raced: Mapping[tuple[str, float], str]
-    """(method, rate) -> why a race stopped it; such a rate is never chosen or compared."""
+    """(method, rate) -> reason why a race stopped it; such a rate is never chosen or compared."""
 
     def seeds_at(self, method: str, lr: float | None) -> Mapping[int, Folds]:
         """Return the complete seeds of a method at a rate; empty where there are none."""
@@ -88,7 +88,7 @@ def tabulate(records: Sequence[TrialRecord], baseline: str) -> TrialTable:
 
 
 def unit_of(records: Sequence[TrialRecord]) -> str:
-    """Return what the test losses of all trials are counted in.
+    """Return the unit of the test losses of all trials.
 
     Raises:
         DataError: trials of different tasks.
@@ -121,7 +121,7 @@ def over_seeds(seeds: Iterable[Folds], score: Callable[[TrialRecord], float | No
 
     Args:
         seeds: complete seeds.
-        score: of one trial; None where it was not recorded.
+        score: reads one trial's; None where it was not recorded.
         absent: the note where no trial has the score.
     """
     values: list[float] = []
@@ -142,7 +142,7 @@ def seed_mean(values: Sequence[float], absent: str, note: str = "") -> SeedMean:
     if not np.isfinite(values).all():
         return SeedMean(mean=None, sd=None, seeds=len(values), note="too large for a number")
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    note = note or ("" if sd is not None else "one seed has no spread")
+    note = note or ("" if sd is not None else "one seed has no standard deviation")
     return SeedMean(mean=float(np.mean(values)), sd=sd, seeds=len(values), note=note)
 
 
@@ -183,5 +183,5 @@ def _test_loss(record: TrialRecord) -> float | None:
 
 
 def trained_parameters(record: TrialRecord) -> float:
-    """Return the parameters that were trained; recipes that prune record them beside the served."""
+    """Return the parameters that were trained; methods that prune record them beside the served."""
     return float(record.metrics.get("training_parameters", record.trainable_parameters))

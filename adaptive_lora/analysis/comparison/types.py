@@ -1,4 +1,4 @@
-"""What a comparison says, as frozen values: everything that the report, tables and JSON show."""
+"""Results of a comparison as frozen values: everything that the report, tables and JSON show."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MATCHED_SHARE = 0.01
 
 
 class VerdictKind(StrEnum):
-    """What may be said about a method against the baseline; its value is shown to people."""
+    """Verdict on a method against the baseline; its value is shown to people."""
 
     BASELINE = "baseline"
     BETTER = "better"
@@ -39,7 +39,7 @@ class VerdictKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """The outcome for one method and the sentence that says it with its numbers."""
+    """The outcome for one method, and a sentence with its numbers."""
 
     kind: VerdictKind
     text: str
@@ -61,12 +61,12 @@ class LearningRate:
 
     lr: float
     validation: SeedMean
-    """Validation loss in nats per supervised token: what the choice looks at."""
+    """Validation loss in nats per supervised token, by which the rate is chosen."""
     test: SeedMean
-    """Test loss in nats per supervised token: never looked at by the choice."""
+    """Test loss in nats per supervised token; the choice never looks at it."""
     chosen: bool
     raced: str = ""
-    """Why a race stopped the rate; '' where its trials were trained to the end."""
+    """Reason why a race stopped the rate; '' where its trials were trained to the end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,17 +74,17 @@ class Parameters:
     """Trainable parameters of a method, exact."""
 
     mean: float | None
-    """Over seeds; a measured allocation may differ from seed to seed. None: no finished trial."""
+    """Mean over seeds; a measured allocation may differ between seeds. None: no finished trial."""
     least: int | None
     most: int | None
     difference: float
-    """To the baseline's mean; negative is fewer; 0 where nothing finished."""
+    """Difference to the baseline's mean; negative is fewer; 0 where nothing finished."""
     share: float | None
     """`difference` over the baseline's parameters; None where the baseline has none."""
 
     @property
     def matched(self) -> bool:
-        """Whether the counts are equal but for what whole ranks leave over of a budget."""
+        """Whether the counts are equal but for the rest of a budget that whole ranks leave."""
         return self.share is not None and abs(self.share) < MATCHED_SHARE
 
     @property
@@ -107,10 +107,10 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tests:
-    """P-values of one difference; None where the number does not exist (no spread, one seed)."""
+    """P-values of one difference; None where the number does not exist (all seeds equal, one seed)."""
 
     sign_flip: float
-    """Exact over all sign flips; the verdict rests on it."""
+    """P over all sign flips; the verdict rests on it."""
     attainable: float
     """Least two-sided p at this number of seeds, before any correction."""
     holm: float
@@ -121,9 +121,9 @@ class Tests:
     wilcoxon: float | None
     paired_t: float | None
     normality: float | None
-    """Shapiro and Wilk: small speaks against the t test."""
+    """P of Shapiro and Wilk's test: small speaks against the t test."""
     symmetry: float | None
-    """D'Agostino, from 8 seeds: small speaks against Wilcoxon's test."""
+    """P of D'Agostino's test, from 8 seeds: small speaks against Wilcoxon's test."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +148,7 @@ class MarginTests:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExampleChange:
-    """How one test example's loss differs from the baseline's, averaged over seeds."""
+    """Difference of one test example's loss to the baseline's, averaged over seeds."""
 
     example_id: str
     difference: float
@@ -167,9 +167,9 @@ class Difference:
     mean: float
     sd: float | None
     interval: Interval
-    """Other seeds, same examples."""
+    """Interval for other seeds and the same examples."""
     hierarchical: Interval
-    """Other seeds and other examples of the same kind."""
+    """Interval for other seeds and other examples of the same kind."""
     effect: Effect
     tests: Tests
     margin_tests: MarginTests | None
@@ -178,9 +178,9 @@ class Difference:
     seeds_for_margin: int | None
     """Seeds that show a true difference of the margin's size with 80 % power."""
     components: Components | None
-    """Where the noise comes from: seeds, examples or both; None below 2 seeds."""
+    """Variance between seeds, examples and both; None below 2 seeds."""
     power: tuple[PowerAnswer, ...] = ()
-    """What it would take; only where the verdict is inconclusive."""
+    """Seeds and examples needed; only where the verdict is inconclusive."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,9 +189,9 @@ class ScoreDifference:
 
     mean: float
     interval: Interval
-    """Other seeds, same examples."""
+    """Interval for other seeds and the same examples."""
     hierarchical: Interval
-    """Other seeds and other examples of the same kind."""
+    """Interval for other seeds and other examples of the same kind."""
     superiority: float
     """Share of seeds in which the method has more exact matches, ties counted half."""
     sign_flip: float
@@ -201,17 +201,17 @@ class ScoreDifference:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MethodSummary:
-    """All that is said about one method, at its own best learning rate."""
+    """Results of one method, at its own best learning rate."""
 
     label: str
     lr: float | None
-    """Chosen on mean validation loss; None where every trial failed."""
+    """Learning rate chosen on mean validation loss; None where every trial failed."""
     rates: tuple[LearningRate, ...]
     seeds: tuple[int, ...]
     missing_seeds: tuple[int, ...]
     """Seeds of the study without a complete set of finished folds at the chosen rate."""
     failures: tuple[Failure, ...]
-    """At any learning rate."""
+    """Failed trials at any learning rate."""
     loss: SeedMean
     loss_interval: Interval
     perplexity: SeedMean
@@ -226,24 +226,24 @@ class MethodSummary:
     train_seconds: SeedMean
     peak_memory_bytes: SeedMean
     trained_parameters: SeedMean
-    """While training; `parameters` are those that are served."""
+    """Parameters while training; `parameters` are those that are served."""
     profile_stability: SeedMean
     """Spearman correlation between importance from two halves of the calibration batches."""
     early_rate: EarlyRate | None
     """Tokens to the baseline's final validation loss; None where no curves were recorded."""
     difference: Difference | None
-    """Best against best; None for the baseline and where nothing can be paired."""
+    """Difference of best against best rate; None for the baseline and where nothing can be paired."""
     shared_rate: Difference | None
-    """Both at the baseline's rate; None where the method was not trained to the end there."""
+    """Difference at the baseline's rate; None where the method was not trained to the end there."""
     exact_match_difference: ScoreDifference | None
     most_changed: tuple[ExampleChange, ...]
-    """Most improved first, then most worsened; empty where seeds have different test parts."""
+    """Examples most improved, then most worsened; empty where seeds have different test parts."""
     verdict: Verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Margin:
-    """The largest difference in test loss that does not matter, and who said so."""
+    """The largest difference in test loss that does not matter, and its source."""
 
     value: float | None
     source: str
@@ -256,16 +256,16 @@ class Comparison:
     answer: str
     """The verdict in one sentence."""
     remarks: tuple[str, ...]
-    """What the answer must not be read without, such as worse methods and unequal parameters."""
+    """Remarks that belong to the answer, such as worse methods and unequal parameters."""
     audit: tuple[AuditEntry, ...]
     """Every check of fairness with its outcome; bad ones are shown in red above all results."""
     notes: tuple[str, ...]
-    """What the numbers cannot say, such as too few seeds for any p under 0.05."""
+    """Limits of the numbers, such as too few seeds for any p under 0.05."""
     baseline: str
     winner: str
     """Label of the method whose adapter becomes champion; the rule is in `choose_winner`."""
     decision: str
-    """Why it is the winner."""
+    """Reason why it is the winner."""
     methods: tuple[MethodSummary, ...]
     """Baseline first, then in the order of the records."""
     margin: Margin
@@ -283,13 +283,13 @@ class Comparison:
     areas: tuple[FrontArea, ...]
     """Area under the front of each family of methods, the baseline's family first."""
     agreements: tuple[Agreement, ...]
-    """Do allocations agree across seeds, methods, metrics and tasks? Empty where nothing varies."""
+    """Correlations of allocations across seeds, methods, metrics and tasks; empty where nothing varies."""
     budgets: tuple[BudgetMap, ...]
-    """Where each method's parameters went, by layer and role."""
+    """Shares of each method's parameters, by layer and role."""
     unit: str
-    """What losses are counted in, such as `nats per token`."""
+    """Unit of the losses, such as `nats per token`."""
     facts: Mapping[str, str]
-    """How to reproduce: study, store, base, data, precision, versions, command, settings."""
+    """Facts that reproduce it: study, store, base, data, precision, versions, command, settings."""
 
     @property
     def alpha(self) -> float:
@@ -298,7 +298,7 @@ class Comparison:
 
     @property
     def fairness(self) -> tuple[str, ...]:
-        """What makes the comparison less than fair; empty where nothing does."""
+        """Findings that make the comparison less than fair; empty where nothing does."""
         return tuple(entry.text for entry in self.audit if entry.kind is AuditKind.BAD)
 
     def deciding_p(self, difference: Difference) -> float:
@@ -307,7 +307,7 @@ class Comparison:
 
     @property
     def headline(self) -> str:
-        """Return answer and remarks: what reads before everything else."""
+        """Answer and remarks, shown before everything else."""
         return " ".join((self.answer, *self.remarks))
 
     def method(self, label: str) -> MethodSummary:
@@ -315,7 +315,7 @@ class Comparison:
         return next(method for method in self.methods if method.label == label)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values: no NaN, no infinity; None stands beside a note."""
+        """Return JSON-ready values: no NaN, no infinity; a note accompanies each None."""
         values: dict[str, Any] = jsonable(self)
         return {"headline": self.headline, "fairness": list(self.fairness), **values}
 

@@ -1,4 +1,4 @@
-"""From numbers to words: the verdict per method, the headline, the notes and the champion."""
+"""Numbers to words: the verdict per method, the headline, the notes and the champion."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _what_it_takes(difference: Difference, rule: Rule) -> str:
     seeds = len(difference.seeds)
     text = _out_of_reach(seeds, rule)
     if difference.sd is None:
-        return text + " One seed shows no spread, so nothing can be said about power."
+        return text + " One seed has no standard deviation, so nothing can be said about power."
     sizes = {"observed": "of this size", "margin": "as large as the margin"}
     for answer in difference.power:
         text += f" A true difference {sizes[answer.about]} needs {power_text(answer)}."
@@ -249,7 +249,7 @@ def _unequal(others: Sequence[MethodSummary]) -> list[str]:
 def choose_winner(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, str]:
     """Return the label of the champion and why.
 
-    1. Of the methods that are better after correction, the one with the lowest mean test loss.
+    1. The method with the lowest mean test loss of those that are better after correction.
     2. Else, of those non-inferior or equivalent with fewer parameters, the one with the fewest.
     3. Else the baseline: a method must earn its place.
     """

@@ -92,7 +92,7 @@ def bytes_text(of_seeds: SeedMean) -> str:
 
 
 def parameters_text(parameters: Parameters) -> str:
-    """Return how a method's parameters stand to the baseline's, to follow a verdict."""
+    """Return a method's parameters against the baseline's, to follow a verdict."""
     if parameters.difference == 0:
         return "at equal parameters"
     word = "fewer" if parameters.difference < 0 else "more"

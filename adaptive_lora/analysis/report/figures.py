@@ -38,7 +38,7 @@ class Drawing:
     wide: bool
     """Whether it takes the page's whole width."""
     more: bool
-    """Whether it stands with the statistics beside the answer."""
+    """Whether it is shown with the statistics beside the answer."""
 
 
 _Draw = Callable[[Comparison, Sequence[TrialRecord], Mapping[str, str]], Figure | None]

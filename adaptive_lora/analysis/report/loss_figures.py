@@ -48,7 +48,7 @@ LABELS: Mapping[Cost, str] = {
 }
 _FRAME = Frame(height=1.0)
 _MOST_POINTS = 300
-"""Of a curve over examples: more than a frame has dots."""
+"""Points drawn of a curve over examples: more than a frame has dots."""
 
 
 def differences(comparison: Comparison) -> Figure | None:

@@ -20,7 +20,7 @@ UNITS = {
     "gradient_norm": "squared singular value",
     "activation_spectrum": "explained share of variance",
 }
-"""What the spectrum of a metric counts."""
+"""Metric -> quantity and unit of its spectrum."""
 _COLOURS = {"better": "#0072B2", "worse": "#D55E00", "open": MUTED}
 _MARKS = {"better": "o", "worse": "s", "open": "D"}
 
@@ -54,7 +54,7 @@ def profile_figure(sites: Sequence[AdapterSite], scores: Mapping[str, float], me
 def spectrum_figure(
     sites: Sequence[AdapterSite], spectra: Mapping[str, Sequence[float]], metric: str, folder: Path
 ) -> Path:
-    """Draw what each rank is worth, one panel a role and one line a layer; return the PNG.
+    """Draw the worth of each rank, one panel a role and one line a layer; return the PNG.
 
     Components worth nothing, below the noise, are left out: a line ends where they begin.
     """
@@ -108,7 +108,7 @@ def forest_grid(groups: Mapping[str, Sequence[ForestRow]], axis: str, path: Path
     Args:
         groups: title -> rows, in the order in which they are drawn; the same labels in each.
         axis: label of the common horizontal axis.
-        path: of the PNG; the PDF stands beside it.
+        path: place of the PNG; the PDF is written beside it.
     """
     columns = min(3, len(groups))
     lines = -(-len(groups) // columns)

@@ -209,8 +209,8 @@ def seed_agreement(comparison: Comparison) -> Figure | None:
         axes.set_xticks(places[ticks], short[ticks])
         axes.set_yticks(places[ticks], short[ticks])
         if one.mean is not None:
-            below = {"transform": axes.transAxes, "ha": "center", "va": "top"}
-            axes.text(0.5, -0.14, f"mean {signed(one.mean, 2)}", fontsize=6, **below)
+            mean = f"mean {signed(one.mean, 2)}"
+            axes.text(0.5, -0.14, mean, fontsize=6, transform=axes.transAxes, ha="center", va="top")
     return figure
 
 

@@ -35,7 +35,7 @@ _MARKERS: Final = {
     ">": "\N{BLACK RIGHT-POINTING TRIANGLE}",
     "*": "\N{BLACK STAR}",
 }
-"""Matplotlib's name of a marker -> the sign that stands for it in text."""
+"""Matplotlib's name of a marker -> the symbol for it in text."""
 COLUMNS, PITCH = 4, 1.65
 """Frames beside each other in a paper, and inches from one to the next."""
 _HEAD, _LINE = 0.24, 0.125
@@ -142,8 +142,8 @@ def panels(comparison: Comparison, labels: Sequence[str], frame: Frame, what: st
     Every frame has its own tick labels and moves as a whole.
 
     Args:
-        comparison: which method stands where.
-        labels: of the methods shown, in order.
+        comparison: gives each method its place.
+        labels: those of the methods shown, in order.
         frame: size of a frame.
         what: the axes in words, written once above all frames.
     """

@@ -42,7 +42,7 @@ def mark_layout(figure: Figure, places: Sequence[int], *, columns: int, step: tu
 
     Args:
         figure: whose marked artists are one slot each.
-        places: of the methods, slot by slot.
+        places: places of the methods, slot by slot.
         columns: slots in a row.
         step: inches from one slot to the next, right and down; right is 0 where there is room for
             one column only.
@@ -59,7 +59,7 @@ def clean(text: str) -> str:
 
 
 def to_svg(figure: Figure, name: str) -> tuple[str, str]:
-    """Return SVG for a file of its own, and SVG to stand inside the page.
+    """Return SVG for a file of its own, and SVG to be put into the page.
 
     The latter has its own ids, the page's colours, and no names from outside.
     """

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as distributions
 
-from adaptive_lora.analysis.stats.arrays import no_spread
+from adaptive_lora.analysis.stats.arrays import all_equal
 
 
 def rank_agreement(value_LK: ArrayLike) -> tuple[tuple[float | None, ...], ...]:
@@ -18,7 +18,7 @@ def rank_agreement(value_LK: ArrayLike) -> tuple[tuple[float | None, ...], ...]:
     ordered there. Ties share their mean rank (Spearman 1904; Kendall 1948, chapter 3).
     """
     rows = np.asarray(value_LK, dtype=np.float64)
-    flat = [no_spread(row) for row in rows]
+    flat = [all_equal(row) for row in rows]
     matrix: list[list[float | None]] = [[None] * len(rows) for _ in rows]
     for one, other in itertools.combinations_with_replacement(range(len(rows)), 2):
         if flat[one] or flat[other]:

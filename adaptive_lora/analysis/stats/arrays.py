@@ -1,4 +1,4 @@
-"""What all statistics share: the check of a sample, and the interval that they return."""
+"""The check of a sample, and the interval, that all statistics share."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Interval:
     low: float | None
     high: float | None
     method: str
-    """How it was made: `BCa`, `percentile`, `none` ..."""
+    """Method by which it was made: `BCa`, `percentile`, `none` ..."""
     note: str = ""
-    """Why it is missing, or why it says less than it seems to."""
+    """Reason why it is missing, or why it says less than it seems to."""
 
 
 def sample(values: ArrayLike) -> FloatArray:
@@ -34,6 +34,6 @@ def sample(values: ArrayLike) -> FloatArray:
     return array
 
 
-def no_spread(values_S: FloatArray) -> bool:
+def all_equal(values_S: FloatArray) -> bool:
     """Tell whether all values are equal up to rounding; then no t statistic exists."""
     return bool(np.ptp(values_S) <= 1e-12 * max(1e-300, float(np.abs(values_S).max())))

@@ -1,4 +1,4 @@
-"""Where the noise of a paired difference comes from: seeds, examples, or both together."""
+"""Variance components of a paired difference: seeds, examples, and both together."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ class Components:
     """Variance components of a paired difference, in (nats per token)^2."""
 
     seed: float
-    """Between seeds, on every example alike: only more seeds reduce it."""
+    """Variance between seeds, on every example alike: only more seeds reduce it."""
     example: float
-    """Between examples, under every seed alike: only more examples reduce it. Invisible to tests
+    """Variance between examples, under every seed alike: only more examples reduce it. Invisible to tests
     over seeds, which ask about the examples at hand."""
     residual: float
-    """Of one example under one seed beyond both; reduced by seeds and by examples."""
+    """Variance of one example under one seed beyond both; reduced by seeds and by examples."""
     seeds: int
     examples: int
-    """Per seed."""
+    """Test examples per seed."""
 
-    def spread(self, examples: int) -> float:
+    def standard_deviation(self, examples: int) -> float:
         """Return the standard deviation over seeds of the difference on so many examples."""
         return math.sqrt(self.seed + self.residual / examples)
 
     def standard_error(self, seeds: int, examples: int) -> float:
-        """Return that of the mean, were seeds and examples both drawn anew."""
+        """Return the standard error of the mean, were seeds and examples both drawn anew."""
         return math.sqrt(self.seed / seeds + self.example / examples + self.residual / (seeds * examples))
 
 
@@ -46,7 +46,7 @@ def variance_components(
     Args:
         diff_SE: per seed, differences of summed loss per example.
         weight_SE: per seed, supervised tokens per example.
-        crossed: all seeds saw the same examples in the same order. Otherwise the spread between
+        crossed: all seeds saw the same examples in the same order. Otherwise the variance between
             examples cannot be told from the residual and is part of it.
 
     Not to be believed to the digit: a variance from 6 seeds is uncertain by a factor of 2 and

@@ -1,4 +1,4 @@
-"""How large a difference is against its noise over seeds."""
+"""Effect sizes: a difference against its noise over seeds, and the share of seeds won."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from numpy.typing import ArrayLike
 from scipy import optimize
 from scipy import stats as distributions
 
-from adaptive_lora.analysis.stats.arrays import Interval, no_spread, sample
+from adaptive_lora.analysis.stats.arrays import Interval, sample
+from adaptive_lora.analysis.stats.intervals import absent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effect:
-    """Difference in units of its own spread over seeds."""
+    """Difference in units of its own standard deviation over seeds."""
 
     d_z: float | None
     """Mean over standard deviation of the paired differences (Cohen 1988, section 2.3.5)."""
@@ -36,8 +37,7 @@ def paired_effect(diff_S: ArrayLike, *, confidence: float = 0.95) -> Effect:
     values_S = sample(diff_S)
     wins = float((values_S < 0).mean() + 0.5 * (values_S == 0).mean())
     share_interval = wilson_interval(wins, values_S.size, confidence=confidence)
-    if values_S.size < 2 or no_spread(values_S):
-        nothing = Interval(low=None, high=None, method="none", note="no spread over seeds")
+    if (nothing := absent(values_S)) is not None:
         return Effect(d_z=None, interval=nothing, superiority=wins, superiority_interval=share_interval)
     root = math.sqrt(values_S.size)
     d_z = float(values_S.mean() / values_S.std(ddof=1))

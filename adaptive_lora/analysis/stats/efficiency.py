@@ -1,4 +1,4 @@
-"""What a method costs for what it gives: Pareto fronts, the area under them, and early rate."""
+"""Cost against loss: Pareto fronts, the area under them, and the early rate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from adaptive_lora.analysis.stats.arrays import Interval, no_spread
+from adaptive_lora.analysis.stats.arrays import Interval, all_equal
 from adaptive_lora.analysis.stats.intervals import STUDENT, expanded_confidence, few_seeds, t_quantile
 
 
@@ -15,7 +15,7 @@ def pareto_front(cost_M: ArrayLike, loss_M: ArrayLike) -> NDArray[np.bool_]:
     """Return which methods (M) are on the front.
 
     On it is a method of which no other costs at most as much, loses at most as much, and is better
-    in one of both. Of equal points all stay.
+    in one of both. Equal points all stay.
     """
     cost, loss = np.asarray(cost_M, dtype=np.float64), np.asarray(loss_M, dtype=np.float64)
     cheaper_MM, lower_MM = cost[:, None] <= cost, loss[:, None] <= loss
@@ -70,12 +70,12 @@ def interval_of_draws(draw_B: ArrayLike, *, estimate: float, seeds: int, confide
         draw_B: the statistic of each draw of seeds.
         estimate: the statistic of the observed seeds.
         seeds: number of them.
-        confidence: of the interval.
+        confidence: share of studies in which the interval holds the truth.
     """
     drawn_B = np.asarray(draw_B, dtype=np.float64)
     if seeds < 2:
-        return Interval(low=None, high=None, method="none", note="one seed has no spread")
-    if no_spread(drawn_B):
+        return Interval(low=None, high=None, method="none", note="one seed has no standard deviation")
+    if all_equal(drawn_B):
         note = f"all {seeds} seeds gave the same value"
         return Interval(low=None, high=None, method="none", note=note)
     if few_seeds(seeds, confidence):
@@ -95,7 +95,7 @@ def first_reached(x_P: ArrayLike, loss_P: ArrayLike, target: float) -> float | N
         loss_P: losses there; those that are not finite do not reach anything.
         target: loss to reach.
 
-    None where it is never reached: no number stands for that.
+    None where it is never reached: no number could say that.
     """
     places, losses = np.asarray(x_P, dtype=np.float64), np.asarray(loss_P, dtype=np.float64)
     below = np.flatnonzero(losses <= target)

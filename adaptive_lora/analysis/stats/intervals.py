@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as distributions
 
-from adaptive_lora.analysis.stats.arrays import FloatArray, Interval, no_spread, sample
+from adaptive_lora.analysis.stats.arrays import FloatArray, Interval, all_equal, sample
 from adaptive_lora.analysis.stats.significance import least_seeds
 
 STUDENT = "Student's t"
@@ -33,7 +33,7 @@ def mean_interval(values_S: ArrayLike, *, confidence: float = 0.95, draws: int =
 
     Answers: where would the mean lie, were the study repeated with other seeds on the same
     examples? `t_interval` for few seeds (see `few_seeds`), `bootstrap_interval` for more. Seeds
-    that all gave the same value have no interval: their spread is not known to be 0.
+    that all gave the same value have no interval: their standard deviation is not known to be 0.
     """
     sample_S = sample(values_S)
     if few_seeds(sample_S.size, confidence):
@@ -45,8 +45,8 @@ def absent(sample_S: FloatArray) -> Interval | None:
     """Return the reason why values over seeds have no interval, or None where they have one."""
     note = ""
     if sample_S.size == 1:
-        note = "one seed has no spread"
-    elif no_spread(sample_S):
+        note = "one seed has no standard deviation"
+    elif all_equal(sample_S):
         note = f"all {sample_S.size} seeds gave the same value"
     return Interval(low=None, high=None, method="none", note=note) if note else None
 

@@ -1,4 +1,4 @@
-"""How many seeds and examples it takes to see a difference, before a study and after it.
+"""Power: seeds and examples that it takes to see a difference, before a study and after it.
 
 The paired t test gives the formula; `simulated_power` asks the sign-flip test and the correction
 that really decide.
@@ -36,12 +36,12 @@ def fewest_seeds(alpha: float, *, comparisons: int, correction: Correction) -> i
     return least_seeds(alpha / max(1, comparisons) if correction == "holm" else alpha)
 
 
-def paired_power(difference: float, spread: float, seeds: int, *, alpha: float = 0.05) -> float:
+def paired_power(difference: float, sd: float, seeds: int, *, alpha: float = 0.05) -> float:
     """Return the chance that a two-sided paired t test finds a true difference.
 
     Args:
         difference: true mean difference.
-        spread: standard deviation of paired differences over seeds.
+        sd: standard deviation of paired differences over seeds.
         seeds: paired seeds.
         alpha: level of the test, already divided for several methods.
 
@@ -50,31 +50,31 @@ def paired_power(difference: float, spread: float, seeds: int, *, alpha: float =
     """
     freedom = seeds - 1
     critical = float(distributions.t.isf(alpha / 2, freedom))
-    shift = abs(difference) / spread * math.sqrt(seeds)
+    shift = abs(difference) / sd * math.sqrt(seeds)
     return 1 - noncentral_cdf(critical, freedom, shift) + noncentral_cdf(-critical, freedom, shift)
 
 
 def seeds_for_power(
-    difference: float, spread: float, *, alpha: float = 0.05, power: float = 0.8, most: int = 2_000
+    difference: float, sd: float, *, alpha: float = 0.05, power: float = 0.8, most: int = 2_000
 ) -> int | None:
     """Return how many paired seeds find a true difference with the power asked for.
 
     None where more than `most` would be needed or the difference is 0. Never below the number at
     which the sign-flip test can reach alpha at all.
 
-    Not to be believed to the digit: difference and spread from a few seeds are themselves rough,
+    Not to be believed to the digit: difference and deviation from a few seeds are themselves rough,
     and power at the observed difference says nothing that its p did not (Hoenig & Heisey 2001);
     ask it about a difference that would matter, such as the equivalence margin.
     """
     least = max(2, least_seeds(alpha))
-    if difference == 0 or spread <= 0:
+    if difference == 0 or sd <= 0:
         return None if difference == 0 else least
-    if paired_power(difference, spread, most, alpha=alpha) < power:
+    if paired_power(difference, sd, most, alpha=alpha) < power:
         return None
     low, high = least, most
     while low < high:
         middle = (low + high) // 2
-        if paired_power(difference, spread, middle, alpha=alpha) >= power:
+        if paired_power(difference, sd, middle, alpha=alpha) >= power:
             high = middle
         else:
             low = middle + 1
@@ -93,8 +93,8 @@ def examples_for_power(
     if seeds < max(2, least_seeds(alpha)) or difference == 0:
         return None
 
-    def lacking(log_spread: float) -> float:
-        return paired_power(difference, math.exp(log_spread), seeds, alpha=alpha) - power
+    def lacking(log_sd: float) -> float:
+        return paired_power(difference, math.exp(log_sd), seeds, alpha=alpha) - power
 
     size = math.log(abs(difference))
     allowed = math.exp(float(optimize.brentq(lacking, size - 5, size + 5))) ** 2
@@ -108,7 +108,7 @@ def examples_for_new_examples(
 ) -> int:
     """Return how many test examples a claim about other examples of their kind takes at least.
 
-    That is with any number of seeds: they do not reduce the spread between examples, so
+    That is with any number of seeds: they do not reduce the variance between examples, so
     n = example ((z_{1 - alpha/2} + z_power) / difference)^2.
     """
     reach = float(distributions.norm.isf(alpha / 2) + distributions.norm.ppf(power))
@@ -117,7 +117,7 @@ def examples_for_new_examples(
 
 def checked_seeds(
     difference: float,
-    spread: float,
+    sd: float,
     *,
     comparisons: int = 1,
     correction: Correction = "holm",
@@ -132,14 +132,14 @@ def checked_seeds(
     still count as reached) or, by max-T, may do with fewer. Above `_SIMULATED` seeds the formula
     stands alone and no simulated power is given.
     """
-    formula = seeds_for_power(difference, spread, alpha=alpha / max(1, comparisons), power=power)
-    if formula is None or formula > _SIMULATED or spread <= 0:
+    formula = seeds_for_power(difference, sd, alpha=alpha / max(1, comparisons), power=power)
+    if formula is None or formula > _SIMULATED or sd <= 0:
         return formula, None
     enough = power - 2 * math.sqrt(power * (1 - power) / studies)
 
     def simulate(seeds: int) -> float:
         return simulated_power(
-            difference, spread, seeds, comparisons=comparisons, correction=correction, alpha=alpha, studies=studies
+            difference, sd, seeds, comparisons=comparisons, correction=correction, alpha=alpha, studies=studies
         )
 
     seeds, found = formula, simulate(formula)
@@ -147,7 +147,7 @@ def checked_seeds(
         seeds += max(1, seeds // 12)
         found = simulate(seeds)
     if correction == "max_t" and seeds == formula:
-        low = seeds_for_power(difference, spread, alpha=alpha, power=power) or seeds
+        low = seeds_for_power(difference, sd, alpha=alpha, power=power) or seeds
         while low < seeds:
             middle = (low + seeds) // 2
             there = simulate(middle)
@@ -160,7 +160,7 @@ def checked_seeds(
 
 def simulated_power(
     difference: float,
-    spread: float,
+    sd: float,
     seeds: int,
     *,
     comparisons: int = 1,
@@ -173,17 +173,17 @@ def simulated_power(
 
     Args:
         difference: true mean difference of that method; all others have none.
-        spread: standard deviation of every method's paired differences over seeds. They correlate
+        sd: standard deviation of every method's paired differences over seeds. They correlate
             by one half, since all methods share the baseline's noise.
         seeds: paired seeds.
         comparisons: methods compared with the baseline.
         correction: that decides; of max-T the first step.
         alpha: level after correction.
         studies: made up; the standard error at 80 % is 0.4 / sqrt(studies).
-        seed: of the random numbers.
+        seed: seed of the random numbers.
     """
     rng = np.random.default_rng(seed)
-    noise = rng.normal(0, spread / math.sqrt(2), (seeds, studies, comparisons + 1))
+    noise = rng.normal(0, sd / math.sqrt(2), (seeds, studies, comparisons + 1))
     diff_SNM = noise[:, :, 1:] - noise[:, :, :1]
     diff_SNM[:, :, 0] += difference
     if correction == "max_t":

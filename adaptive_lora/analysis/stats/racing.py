@@ -21,13 +21,13 @@ RungLosses = Mapping[float, Mapping[int, float]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RaceRule:
-    """Which learning rates of a method go on; the same for every method."""
+    """Rule for the learning rates of a method that continue; one for every method."""
 
     seeds: int | None
     """Seeds whose trials race, the lowest ones; the others are trained at the rates that are left.
     None: all seeds."""
     kept: tuple[float, ...]
-    """Largest share of the rates that goes on, for each rung; two rates may, whatever the share."""
+    """Largest share of the rates that continues, for each rung; two rates may, whatever the share."""
     level: float
     """One-sided p of the paired t test over seeds at which a rate is clearly behind the best one;
     0: no test."""
@@ -49,11 +49,11 @@ class RaceRule:
         return tuple(sorted(seeds))[: self.seeds]
 
     def survivors(self, losses: RungLosses, rung: int) -> tuple[float, ...]:
-        """Return the rates that go on after a rung, in order of size.
+        """Return the rates that continue after a rung, in order of size.
 
         Args:
-            losses: of the rates that came so far, each with the same seeds.
-            rung: from 0.
+            losses: those of the rates that came so far, each with the same seeds.
+            rung: its number, from 0.
         """
         order = sorted(losses, key=lambda lr: standing(losses, lr))
         most = max(2, math.floor(len(order) * self.kept[rung]))
@@ -73,7 +73,7 @@ class RaceRule:
 
 
 def standing(losses: RungLosses, lr: float) -> tuple[int, float, float]:
-    """Return what rates are ordered by, the best first: failed seeds, mean loss, rate.
+    """Return the key that orders rates, the best first: failed seeds, mean loss, rate.
 
     The final choice looks at the same: a rate cannot win by failing where it would do badly.
     """
@@ -87,7 +87,7 @@ def nearest_passes(passes: tuple[int, ...], steps: int) -> tuple[int, ...]:
 
     Args:
         passes: optimiser steps after which validation comes, in order; the last step is no rung.
-        steps: of the whole training.
+        steps: optimiser steps of the whole training.
     """
     before = [step for step in passes if step < steps]
     if not before:

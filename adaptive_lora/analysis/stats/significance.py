@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as distributions
 
-from adaptive_lora.analysis.stats.arrays import FloatArray, no_spread, sample
+from adaptive_lora.analysis.stats.arrays import FloatArray, all_equal, sample
 
 Alternative = Literal["two-sided", "less", "greater"]
 
@@ -129,13 +129,13 @@ def benjamini_hochberg(p_M: ArrayLike) -> FloatArray:
 
 
 def paired_t(diff_S: ArrayLike) -> float | None:
-    """Return the two-sided p of Student's paired t test, or None without spread.
+    """Return the two-sided p of Student's paired t test, or None where all differences are equal.
 
-    Beside `sign_flip_test`: more power where differences are normal, wrong where they are not,
+    Compared with `sign_flip_test`: more power where differences are normal, wrong where they are not,
     and able to be far below what the seeds support.
     """
     values_S = sample(diff_S)
-    if values_S.size < 2 or no_spread(values_S):
+    if values_S.size < 2 or all_equal(values_S):
         return None
     return float(distributions.ttest_1samp(values_S, 0.0).pvalue)
 
@@ -143,7 +143,7 @@ def paired_t(diff_S: ArrayLike) -> float | None:
 def wilcoxon(diff_S: ArrayLike) -> float | None:
     """Return the two-sided p of Wilcoxon's signed-rank test, or None if all differences are 0.
 
-    Beside `sign_flip_test`: uses ranks only, so that one wild seed cannot decide; asks about the
+    Compared with `sign_flip_test`: uses ranks only, so that one wild seed cannot decide; asks about the
     median under symmetry. Source: Wilcoxon 1945; exact for few seeds.
     """
     values_S = sample(diff_S)
@@ -158,7 +158,7 @@ def normality(diff_S: ArrayLike) -> float | None:
     A small value speaks against `paired_t`; a large one says little with few seeds.
     """
     values_S = sample(diff_S)
-    if values_S.size < 3 or no_spread(values_S):
+    if values_S.size < 3 or all_equal(values_S):
         return None
     return float(distributions.shapiro(values_S).pvalue)
 
@@ -170,7 +170,7 @@ def symmetry(diff_S: ArrayLike) -> float | None:
     mean. Below 8 seeds no such test can tell. Source: D'Agostino 1970, Biometrika 57.
     """
     values_S = sample(diff_S)
-    if values_S.size < 8 or no_spread(values_S):
+    if values_S.size < 8 or all_equal(values_S):
         return None
     return float(distributions.skewtest(values_S).pvalue)
 
@@ -188,8 +188,8 @@ def equivalence_test(diff_S: ArrayLike, margin: float) -> float:
     """Return the p of "differs by at least the margin" against "differs by less" (TOST).
 
     Two one-sided tests, the larger p of both, by sign flips: least value 1/2^n, so 5 seeds reach
-    0.05. `equivalence_t_test` stands beside it. Not to be believed if the margin was chosen after
-    seeing the differences. Source: Schuirmann 1987; Lakens 2017.
+    0.05. `equivalence_t_test` is its counterpart for normal differences. Not to be believed if the
+    margin was chosen after seeing the differences. Source: Schuirmann 1987; Lakens 2017.
     """
     values_S = sample(diff_S)
     lower = sign_flip_test(values_S + margin, alternative="greater")
@@ -197,9 +197,9 @@ def equivalence_test(diff_S: ArrayLike, margin: float) -> float:
 
 
 def equivalence_t_test(diff_S: ArrayLike, margin: float) -> float | None:
-    """Return the p of two one-sided t tests against the margin, or None without spread."""
+    """Return the p of two one-sided t tests against the margin, or None where all differences are equal."""
     values_S = sample(diff_S)
-    if values_S.size < 2 or no_spread(values_S):
+    if values_S.size < 2 or all_equal(values_S):
         return None
     lower = distributions.ttest_1samp(values_S, -margin, alternative="greater").pvalue
     upper = distributions.ttest_1samp(values_S, margin, alternative="less").pvalue

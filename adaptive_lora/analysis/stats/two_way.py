@@ -54,7 +54,7 @@ def _t_margins(
 
     Each margin has its own degrees of freedom, so the interval is never narrower than that over
     seeds alone. It errs on the wide side, at 2 seeds much (simulated coverage 98 to 100 %). Where
-    every seed has examples of its own, their spread is part of that over seeds.
+    every seed has examples of its own, the variance between them is part of that between seeds.
 
     Source: Zou & Donner 2008, Statistics in Medicine 27, "method of variance estimates recovery".
     """
@@ -63,7 +63,7 @@ def _t_margins(
     if parts is None:
         return t_interval(loss_S, confidence=confidence)
     seeds, examples = parts.seeds, parts.examples
-    seed_margin = t_quantile(confidence, seeds - 1) * parts.spread(examples) / math.sqrt(seeds)
+    seed_margin = t_quantile(confidence, seeds - 1) * parts.standard_deviation(examples) / math.sqrt(seeds)
     example_margin = t_quantile(confidence, examples - 1) * math.sqrt(parts.example / examples)
     half, mean = math.hypot(seed_margin, example_margin), float(loss_S.mean())
     return Interval(low=mean - half, high=mean + half, method=f"crossed {STUDENT}")
@@ -95,13 +95,13 @@ def hierarchical_bootstrap(
         crossed: all seeds saw the same examples in the same order: one draw of examples then
             serves all seeds (Owen 2007, the pigeonhole bootstrap). Otherwise examples are drawn
             afresh for each drawn seed (Davison & Hinkley 1997, section 3.8).
-        confidence: of the interval, expanded for few seeds as in `bootstrap_interval`, less where
-            the spread between examples prevails.
+        confidence: that of the interval, expanded for few seeds as in `bootstrap_interval`, less where
+            the variance between examples prevails.
         draws: resamples.
-        seed: of the resampling.
+        seed: seed of the resampling.
 
     Not to be believed with few examples or below 6 seeds; needs at least 2. It errs on the wide
-    side, since the spread between seeds already holds a part of the spread between examples.
+    side, since the variance between seeds already holds a part of that between examples.
     """
     diffs, weights = _rows(diff_SE), _rows(weight_SE)
     seeds = len(diffs)
@@ -165,15 +165,15 @@ def _bca(draw_B: FloatArray, estimate: float, left_out: Sequence[FloatArray], le
 
 
 def _mixed_confidence(confidence: float, parts: Components) -> float:
-    """Return the nominal confidence where few seeds and many examples both make the spread.
+    """Return the nominal confidence where few seeds and many examples both make the variance.
 
     As `expanded_confidence`, but only the seeds' part of the variance is taken to be short by
     (n - 1) / n, and the degrees of freedom are those of the sum of both parts (Satterthwaite 1946,
-    Biometrics Bulletin 2): with few seeds and much spread between examples, t with n - 1 degrees
+    Biometrics Bulletin 2): with few seeds and much variance between examples, t with n - 1 degrees
     would make the interval far too wide.
     """
     seeds, examples = parts.seeds, parts.examples
-    by_seed = parts.spread(examples) ** 2 / seeds
+    by_seed = parts.standard_deviation(examples) ** 2 / seeds
     by_example = parts.example / examples
     total = by_seed + by_example
     freedom = total**2 / (by_seed**2 / (seeds - 1) + by_example**2 / (examples - 1))
