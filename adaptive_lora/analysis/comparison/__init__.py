@@ -27,25 +27,7 @@ from adaptive_lora.analysis.comparison.types import (
 )
 
 __all__ = [
-    "Agreement",
-    "AgreementKind",
-    "AuditEntry",
-    "AuditKind",
-    "BudgetMap",
-    "Comparison",
-    "Cost",
-    "Difference",
-    "EarlyRate",
-    "Failure",
-    "FrontArea",
-    "Margin",
-    "MethodSummary",
-    "Parameters",
-    "ParetoFront",
-    "ParetoPoint",
-    "PowerAnswer",
-    "SeedMean",
-    "Verdict",
-    "VerdictKind",
-    "compare",
-]
+    "Agreement", "AgreementKind", "AuditEntry", "AuditKind", "BudgetMap", "Comparison", "Cost", "Difference",
+    "EarlyRate", "Failure", "FrontArea", "Margin", "MethodSummary", "Parameters", "ParetoFront",
+    "ParetoPoint", "PowerAnswer", "SeedMean", "Verdict", "VerdictKind", "compare",
+]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -156,95 +156,65 @@ def front_areas(
     wide = [f for f in families if len(f.methods) > 1 and f.seeds]
     low = max((float(f.parameters_K.min()) for f in wide), default=0.0)
     high = min((float(f.parameters_K.max()) for f in wide), default=0.0)
+    common = sorted(set.intersection(*(set(f.seeds) for f in wide))) if wide else []
     reason = ""
     if frozen_loss is None:
         reason = "no score of the frozen base to measure gains from"
     elif wide and not low < high:
         reason = "families with several budgets have no range of budgets in common"
-    common = sorted(set.intersection(*(set(f.seeds) for f in wide))) if wide else []
-    if wide and not common:
-        reason = reason or "families have no seed in common"
-    base = families[0] if families else None
+    elif wide and not common:
+        reason = "families have no seed in common"
+    drawn: dict[str, FloatArray] = {}
+    if frozen_loss is not None and not reason:
+        drawn = {f.name: _gains(f, common, low=low, high=high, reference=frozen_loss, seed=seed) for f in wide}
+
+    def interval(draw_B: FloatArray) -> Interval:
+        return stats.interval_of_draws(draw_B[1:], estimate=float(draw_B[0]), seeds=len(common), confidence=confidence)
+
     areas = []
     for family in families:
-        if len(family.methods) == 1:
-            areas.append(_no_area(family, "one budget only: a point, not a front"))
-        elif reason or frozen_loss is None:
-            areas.append(_no_area(family, reason or "its members have no seed in common"))
-        else:
-            rival = base if base in wide and base is not family else None
-            span = _Span(low, high, frozen_loss, tuple(common), confidence, seed)
-            areas.append(_area(family, rival, span))
+        area = _no_area(family, reason)
+        if (gain_B := drawn.get(family.name)) is not None:
+            nothing = replace(_NO_INTERVAL, note="no other family to compare with")
+            area = replace(area, low=low, high=high, gain=float(gain_B[0]), interval=interval(gain_B), note="")
+            area = replace(area, difference_interval=nothing)
+            if family is not families[0] and families[0].name in drawn:
+                apart_B = gain_B - drawn[families[0].name]
+                area = replace(area, difference=float(apart_B[0]), difference_interval=interval(apart_B))
+        areas.append(area)
     return tuple(areas)
 
 
-@dataclass(frozen=True, slots=True)
-class _Span:
-    low: float
-    high: float
-    reference: float
-    seeds: tuple[int, ...]
-    confidence: float
-    seed: int
-
-    def draws(self, family: _Family) -> FloatArray:
-        """Return the gain of the observed seeds first, then of each bootstrap draw of seeds."""
-        size = len(self.seeds)
-        rows = [family.seeds.index(s) for s in self.seeds]
-        drawn = np.random.default_rng(self.seed).integers(0, size, (_DRAWS, size))
-        mean_BK = family.loss_SK[rows][np.vstack([np.arange(size), drawn])].mean(axis=1)
-        return np.array(
-            [
-                stats.front_gain(family.parameters_K, loss_K, low=self.low, high=self.high, reference=self.reference)
-                for loss_K in mean_BK
-            ]
-        )
-
-    def interval(self, draws: FloatArray) -> Interval:
-        return stats.interval_of_draws(
-            draws[1:], estimate=float(draws[0]), seeds=len(self.seeds), confidence=self.confidence
-        )
+def _gains(
+    family: _Family, seeds: Sequence[int], *, low: float, high: float, reference: float, seed: int
+) -> FloatArray:
+    """Return the gain over the observed seeds first, then over each bootstrap draw of seeds (1 + B)."""
+    rows = [family.seeds.index(one) for one in seeds]
+    drawn_BS = np.random.default_rng(seed).integers(0, len(rows), (_DRAWS, len(rows)))
+    mean_BK = family.loss_SK[rows][np.vstack([np.arange(len(rows)), drawn_BS])].mean(axis=1)
+    return np.array(
+        [stats.front_gain(family.parameters_K, loss_K, low=low, high=high, reference=reference) for loss_K in mean_BK]
+    )
 
 
 _NO_INTERVAL = Interval(low=None, high=None, method="none", note="no area")
 
 
 def _no_area(family: _Family, reason: str) -> FrontArea:
+    """Return a family's entry before its area is known."""
+    single = len(family.methods) == 1
     return FrontArea(
         family=family.name,
         methods=family.methods,
         parameters=tuple(map(float, family.parameters_K)),
-        losses=_mean_losses(family),
+        losses=tuple(map(float, family.loss_SK.mean(axis=0))) if family.seeds else (),
         low=None,
         high=None,
         gain=None,
         interval=_NO_INTERVAL,
         difference=None,
         difference_interval=_NO_INTERVAL,
-        note=reason,
-    )
-
-
-def _mean_losses(family: _Family) -> tuple[float, ...]:
-    return tuple(map(float, family.loss_SK.mean(axis=0))) if family.seeds else ()
-
-
-def _area(family: _Family, rival: _Family | None, span: _Span) -> FrontArea:
-    draws = span.draws(family)
-    apart = None if rival is None else draws - span.draws(rival)
-    nothing = Interval(low=None, high=None, method="none", note="no other family to compare with")
-    return FrontArea(
-        family=family.name,
-        methods=family.methods,
-        parameters=tuple(map(float, family.parameters_K)),
-        losses=_mean_losses(family),
-        low=span.low,
-        high=span.high,
-        gain=float(draws[0]),
-        interval=span.interval(draws),
-        difference=None if apart is None else float(apart[0]),
-        difference_interval=nothing if apart is None else span.interval(apart),
-        note="",
+        note="one budget only: a point, not a front" if single else reason or "its members have no seed in common",
     )
 
 

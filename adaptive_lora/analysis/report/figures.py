@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -28,134 +28,106 @@ from adaptive_lora.results import TrialRecord
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawing:
-    """One figure with its text; `name` is its file name without ending."""
+    """One figure with its text; in `_FIGURES` the caption has places to be filled in, and no SVG is drawn."""
 
     name: str
+    """File name without ending."""
     title: str
     caption: str
-    svg: str
-    """Inline SVG whose text and lines take the page's colours."""
-    wide: bool
+    wide: bool = False
     """Whether it takes the page's whole width."""
-    more: bool
+    more: bool = False
     """Whether it is shown with the statistics beside the answer."""
+    svg: str = ""
+    """Inline SVG whose text and lines take the page's colours."""
 
 
 _Draw = Callable[[Comparison, Sequence[TrialRecord], Mapping[str, str]], Figure | None]
 """Draws a figure from a comparison, its trials, and example id -> text; None where data are missing."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Plan:
-    """Name, text and maker of a figure; `{baseline}` and `{confidence}` are filled in."""
-
-    name: str
-    title: str
-    caption: str
-    make: _Draw
-    wide: bool = False
-    more: bool = False
-
-
 _FRONT = (
     "Mean and {confidence} interval over seeds{loss methods}; down and left is better. The dotted "
-    "line is the front: what the methods that no other beats in both reach at that cost."
+    "line is the front: the loss that the methods that no other beats in both reach at that cost."
 )
-_PLANS = (
-    _Plan(
+_FIGURES: Mapping[Drawing, _Draw] = {
+    Drawing(
         name="differences",
         title="Paired differences to the baseline",
         caption="Test loss, method minus {baseline}: each dot one seed, bar the {confidence} "
         "interval of the mean{difference methods}. Left of zero is better.{margin}",
-        make=lambda c, _, __: differences(c),
-    ),
-    _Plan(
+    ): lambda c, _, __: differences(c),
+    Drawing(
         name="loss_against_served_parameters",
         title="Test loss against parameters served",
         caption=_FRONT + " These intervals hold what all methods share within a seed, so judge by "
         "the paired differences.",
-        make=lambda c, _, __: pareto(c, Cost.SERVED),
-    ),
-    _Plan(
+    ): lambda c, _, __: pareto(c, Cost.SERVED),
+    Drawing(
         name="loss_against_trained_parameters",
         title="Test loss against parameters trained",
         caption=_FRONT + " Drawn because a method trains more parameters than it serves.",
-        make=lambda c, _, __: pareto(c, Cost.TRAINED),
         more=True,
-    ),
-    _Plan(
+    ): lambda c, _, __: pareto(c, Cost.TRAINED),
+    Drawing(
         name="loss_against_training_time",
         title="Test loss against training time",
         caption=_FRONT + " {note time}",
-        make=lambda c, _, __: pareto(c, Cost.TIME),
         more=True,
-    ),
-    _Plan(
+    ): lambda c, _, __: pareto(c, Cost.TIME),
+    Drawing(
         name="loss_against_peak_memory",
         title="Test loss against peak memory",
         caption=_FRONT + " {note memory}",
-        make=lambda c, _, __: pareto(c, Cost.MEMORY),
         more=True,
-    ),
-    _Plan(
+    ): lambda c, _, __: pareto(c, Cost.MEMORY),
+    Drawing(
         name="rank_maps",
         title="Where the ranks went",
         caption="Rank per layer (0 at the input) and role, mean over seeds; a dash: no adapter there.",
-        make=lambda c, records, _: rank_maps(c, records),
         wide=True,
-    ),
-    _Plan(
+    ): lambda c, records, _: rank_maps(c, records),
+    Drawing(
         name="budgets",
         title="Where the parameters went",
-        caption="Share of a method's parameters in each layer (0 at the input), mean over seeds. "
-        "A rank costs as many parameters as a linear layer has inputs and outputs, so equal ranks are not "
-        "equal shares.",
-        make=lambda c, _, __: budgets(c),
+        caption="Share of a method's parameters in each layer (0 at the input), mean over seeds. A rank costs as "
+        "many parameters as a linear layer has inputs and outputs, so equal ranks are not equal shares.",
         wide=True,
-    ),
-    _Plan(
+    ): lambda c, _, __: budgets(c),
+    Drawing(
         name="seed_agreement",
         title="Do seeds agree on the ranks?",
-        caption="Spearman correlation of the ranks of all sites between seeds, for methods whose "
-        "ranks depend on the seed: +1 the same order, 0 none. A measure that orders sites by "
-        "chance cannot help.",
-        make=lambda c, _, __: seed_agreement(c),
+        caption="Spearman correlation of the ranks of all sites between seeds, for methods whose ranks depend on "
+        "the seed: +1 the same order, 0 none. A measure that orders sites by chance cannot help.",
         wide=True,
         more=True,
-    ),
-    _Plan(
+    ): lambda c, _, __: seed_agreement(c),
+    Drawing(
         name="method_agreement",
         title="Do methods agree on the ranks?",
         caption="Spearman correlation of mean ranks over all sites; a dash: one of them gives all sites the same rank.",
-        make=lambda c, _, __: method_agreement(c),
         more=True,
-    ),
-    _Plan(
+    ): lambda c, _, __: method_agreement(c),
+    Drawing(
         name="validation_curves",
         title="Validation loss while training",
-        caption="At the chosen rate; mean over seeds, band from lowest to highest seed, "
-        "{baseline} in grey. The loss before training may lie above the frame.",
-        make=lambda c, records, _: validation_curves(c, records),
+        caption="At the chosen rate; mean over seeds, band from lowest to highest seed, {baseline} in grey. The "
+        "loss before training may lie above the frame.",
         wide=True,
-    ),
-    _Plan(
+    ): lambda c, records, _: validation_curves(c, records),
+    Drawing(
         name="learning_rates",
         title="Validation loss against learning rate",
-        caption="Mean over seeds and standard deviation; the ring is the chosen rate. A ring at "
-        "the edge means that a better rate may lie outside.",
-        make=lambda c, _, __: learning_rates(c),
+        caption="Mean over seeds and standard deviation; the ring is the chosen rate. A ring at the edge means that "
+        "a better rate may lie outside.",
         wide=True,
-    ),
-    _Plan(
+    ): lambda c, _, __: learning_rates(c),
+    Drawing(
         name="example_changes",
         title="Which test examples changed",
-        caption="Loss of every test example minus the baseline's, summed over the response, "
-        "averaged over seeds, and sorted. Below zero is better. Dots are the most changed "
-        "examples, whose texts are below.",
-        make=example_changes,
+        caption="Loss of every test example minus the baseline's, summed over the response, averaged over seeds, "
+        "and sorted. Below zero is better. Dots are the most changed examples, whose texts are below.",
         wide=True,
-    ),
-)
+    ): example_changes,
+}
 
 
 def _in_brackets(intervals: Iterable[Interval]) -> str:
@@ -195,22 +167,12 @@ def draw_all(
     for front in comparison.fronts:
         words |= {f"note {front.cost.split()[-1]}": front.note}
     drawings = []
-    for plan in _PLANS:
+    for drawing, draw in _FIGURES.items():
         with mpl.rc_context(STYLE):
-            figure = plan.make(comparison, records, examples)
-            if figure is None:
-                continue
-            svg = _save(figure, folder / plan.name, plan.title)
-        drawings.append(
-            Drawing(
-                name=plan.name,
-                title=plan.title,
-                caption=plan.caption.format(**words).strip(),
-                svg=svg,
-                wide=plan.wide,
-                more=plan.more,
-            )
-        )
+            figure = draw(comparison, records, examples)
+            if figure is not None:
+                svg = _save(figure, folder / drawing.name, drawing.title)
+                drawings.append(replace(drawing, caption=drawing.caption.format(**words).strip(), svg=svg))
     return tuple(drawings)
 
 

@@ -92,11 +92,8 @@ def _of_differences(
     title: str, comparison: Comparison, columns: Mapping[str, Callable[[MethodSummary, Difference], Cell]], note: str
 ) -> TextTable:
     """Return a table with one row a method that was compared with the baseline."""
-    rows = [
-        (Cell(m.label), *(read(m, m.difference) for read in columns.values()))
-        for m in comparison.methods
-        if m.difference is not None
-    ]
+    found = [(m, m.difference) for m in comparison.methods if m.difference is not None]
+    rows = [(Cell(m.label), *(read(m, difference) for read in columns.values())) for m, difference in found]
     return _table(title, ("Method", *columns), rows, note)
 
 
