@@ -119,12 +119,6 @@ def measure(pairs: Sequence[PairedSeed], lr: float, baseline_lr: float, rule: Ru
 
     rows = ([pair.nll_E * pair.fold_scale_E for pair in pairs], [pair.tokens_E * pair.fold_scale_E for pair in pairs])
     crossed = _same_examples(pairs)
-
-    def seeds_for(difference: float | None) -> int | None:
-        if difference is None or not sd:
-            return None
-        return stats.seeds_for_power(difference, sd, alpha=rule.alpha_each)
-
     return Difference(
         lr=lr,
         baseline_lr=baseline_lr,
@@ -137,8 +131,6 @@ def measure(pairs: Sequence[PairedSeed], lr: float, baseline_lr: float, rule: Ru
         effect=stats.paired_effect(diff_S, confidence=rule.confidence),
         tests=_tests(diff_S, rule.seed),
         margin_tests=_margin_tests(diff_S, rule),
-        seeds_for_difference=seeds_for(mean),
-        seeds_for_margin=seeds_for(rule.margin.value),
         components=stats.variance_components(*rows, crossed=crossed),
     )
 

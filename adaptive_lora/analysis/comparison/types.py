@@ -173,10 +173,6 @@ class Difference:
     effect: Effect
     tests: Tests
     margin_tests: MarginTests | None
-    seeds_for_difference: int | None
-    """Seeds that show a true difference of the observed size with 80 % power."""
-    seeds_for_margin: int | None
-    """Seeds that show a true difference of the margin's size with 80 % power."""
     components: Components | None
     """Variance between seeds, examples and both; None below 2 seeds."""
     power: tuple[PowerAnswer, ...] = ()
