@@ -145,7 +145,7 @@ def test_bad_plans_exit_with_2(base_folder: Path, words: tuple[object, ...], mes
         ({"max_tokens": 20}, "no supervised token"),
         ({"response_column": "nope"}, "missing nope"),
         ({"template": "nope"}, "unknown template"),
-        ({"test_share": 0.001}, "leave the test part empty"),
+        ({"test_share": 0.001}, "leave the test split empty"),
         ({"precision": "fp16"}, "fp16 needs a GPU"),
         ({"tracking_uri": "http://127.0.0.1:9"}, "cannot be used"),
         ({"tracking_uri": "nonsense://x"}, "cannot be used"),

@@ -51,15 +51,15 @@ def test_the_block(tmp_path: Path, make_bench: Make) -> None:
         "columns   instruction: prompt, input: input, output: response",
         "          options that these data do not use: --image-column",
         "task      causal; template: compact",
-        f"parts     {', '.join(sizes)}",
+        f"splits    {', '.join(sizes)}",
     ]
-    assert lines[9] == "          6 examples not used: the test part has their prompts"
+    assert lines[9] == "          6 examples removed: their prompt is also in the test split"
     assert lines[10].startswith("cut       none of 39 examples at 120 tokens")
     first = parts.train[0]
     where = context.data_summary.where
     row = table[int(where.split()[-1]) - 1]
     assert where.startswith("rows.jsonl line ")
-    assert lines[11] == f"example   {where}, what is learned in [[ ]]:"
+    assert lines[11] == f"example   {where}, supervised text in [[ ]]:"
     shown = "\n".join(line.removeprefix("  | ") for line in lines[12:])
     assert shown.endswith(f"### Response:\n[[{row['output']}<|endoftext|>]]")
     assert f"### Instruction:\n{row['instruction']}\n" in shown

@@ -98,7 +98,7 @@ def test_roles_of_separate_maps() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("roles=query+value", r"one map, c_attn, computes queries.*required role qkv"),
+        ("roles=query+value", r"one linear layer, c_attn, computes queries.*required role qkv"),
         ("roles=gate", "unknown role of this base 'gate'.*Known: down, output, qkv, up"),
         ("layers=0-24", r"layers=0-24 goes beyond the last layer: required within 0 to 23"),
         ("placement=attention,roles=up", "no site left: placement 'attention' with roles up"),

@@ -192,7 +192,7 @@ def test_formats_are_told_from_the_configuration(settings: dict[str, Any], name:
             method = f"uniform:rank=2,base={base}"
             refused = invoke("plan", "--model", tmp_path, "--method", method, rc=2)
             assert f"is saved in {name}: required weights as trained" in refused.output
-            assert "Give the model that it was made from" in refused.output
+            assert "Give the model that it was quantised from" in refused.output
         with pytest.raises(ModelError, match="required weights as trained"):
             load_base(ModelConfig(model=str(tmp_path)), torch.float32)
 

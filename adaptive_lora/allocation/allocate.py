@@ -27,18 +27,18 @@ def make_plan(
     profile: ProfileSummary | None = None,
     seed: int = 0,
 ) -> Plan:
-    """Return what a method trains on a base: ranks, or the tensors of another family.
+    """Return the plan of a method on a base: a rank per site, or the tensors of another tuner.
 
     Args:
         spec: the method.
-        base: its sites, tensors and sizes.
-        alpha: LoRA's alpha, for methods without one of their own; other families have none.
+        base: sites, tensors and sizes of the base model.
+        alpha: LoRA's alpha, for methods without one of their own; other tuners have none.
         scaling: how alpha and rank become the factor of the update.
         profile: importance profile, for data-driven methods.
-        seed: of the trial, for methods that draw.
+        seed: seed of the trial, for methods that draw at random.
 
     Raises:
-        AllocationError: the base does not have what is trained, or a budget cannot be met.
+        AllocationError: the base lacks the tensors to train, or a budget cannot be met.
     """
     method = spec.options
     if not method.gives_ranks:
@@ -64,7 +64,7 @@ def allocate(
         alpha: LoRA's alpha, for methods without one of their own.
         scaling: how alpha and rank become the factor, for methods without one of their own.
         profile: importance profile, for data-driven methods.
-        seed: of the trial, for methods that draw.
+        seed: seed of the trial, for methods that draw at random.
 
     Raises:
         AllocationError: a rank above a site's smaller side, limits that contradict each other, or a
@@ -108,7 +108,7 @@ def allocate(
 def _entries(
     spec: MethodSpec, sites: Sequence[AdapterSite], solution: Solution, scaling: Scaling, alpha: float
 ) -> dict[str, SiteRank]:
-    """Return site name -> what it was given, where that is a rank."""
+    """Return site name -> its rank entry, for sites of rank 1 or more."""
     factors = solution.lr_multipliers or (1.0,) * len(sites)
     return {
         site.name: SiteRank(
@@ -120,16 +120,16 @@ def _entries(
 
 
 def _limits_of_plan(spec: MethodSpec, sites: Sequence[AdapterSite]) -> RankLimits:
-    """Return the limits of what is planned before training.
+    """Return the rank limits that hold for the plan made before training.
 
-    What is decided in training starts from equal ranks; its limits hold where it decides.
+    Methods that change ranks in training start from equal ranks and apply the limits at each decision.
     """
     free = spec.options.ranks_in_training
     return rank_limits(MethodSpec(options=spec.options) if free else spec, sites)
 
 
 def resolve_budget(budget: str | None, sites: Sequence[AdapterSite]) -> int | None:
-    """Return the parameters that a method's budget stands for on all sites of a model."""
+    """Return a method's budget as a number of trainable parameters on all sites of a model."""
     if budget is None:
         return None
     if budget.startswith("uniform-"):

@@ -1,4 +1,4 @@
-"""What a base model is made of, as numbers: all that plans of any family need."""
+"""Sites, tensors and sizes of a base model as numbers: the input of every plan."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiteSurvey:
-    """The linear maps in the blocks of a model: which take adapters, and which do not."""
+    """The linear layers in the blocks of a model, with and without support for adapters."""
 
     sites: tuple[AdapterSite, ...]
-    """Maps that take adapters, in module order."""
+    """Linear layers that can take an adapter, in module order."""
     left_out: Mapping[str, str]
-    """Full module name of a map that takes none -> the reason."""
+    """Full module name of a linear layer that cannot take an adapter -> the reason."""
     untried: frozenset[str]
-    """Names of sites of which it is not known, without weights, whether they reach the output."""
+    """Names of sites whose influence on the output cannot be checked without weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoder:
-    """Sizes of a causal language model that take part in virtual tokens."""
+    """Sizes of a causal language model that determine the number of parameters of virtual tokens."""
 
     width: int
-    """Of the input embeddings; some models project them up to the hidden size."""
+    """Width of the input embeddings; some models project it up to the hidden size."""
     layers: int
     kv_heads: int
-    """Heads of keys and values: fewer than those of queries under grouped attention."""
+    """Number of key and value heads; below the number of query heads in grouped-query attention."""
     head_dim: int
     max_positions: int | None
-    """Longest sequence, or None where the model states none."""
+    """Longest sequence in tokens, or None where the model's configuration gives none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,28 +44,28 @@ class Architecture:
     """Name of the model class."""
     sites: tuple[AdapterSite, ...]
     tensors: Mapping[str, Shape] = field(default_factory=dict)
-    """Every parameter by name, tied ones once, under the name of the first."""
+    """Parameter name -> shape; a tied parameter is listed once, under its first name."""
     norm_tensors: frozenset[str] = frozenset()
     """Names of the tensors of normalisation layers, as in `tensors`."""
     head: tuple[str, ...] = ()
     """Names of the tensors of the output head, as in `tensors`."""
     head_tied: bool = False
-    """The head's weight is also the input embedding."""
+    """Whether the output head shares its weight with the input embedding."""
     decoder: Decoder | None = None
-    """None where the model is no causal language model."""
+    """Decoder sizes, or None where the model is not a causal language model."""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """Full module name of a linear map in a block that takes no adapter -> the reason."""
+    """Full module name of a linear layer in a block that cannot take an adapter -> the reason."""
     untried: frozenset[str] = frozenset()
-    """Names of sites of which it is not known, without weights, whether they reach the output."""
+    """Names of sites whose influence on the output cannot be checked without weights."""
 
     @property
     def survey(self) -> SiteSurvey:
-        """The linear maps in the blocks, taken as sites and left out."""
+        """The linear layers in the blocks: sites, and those left out."""
         return SiteSurvey(sites=self.sites, left_out=self.left_out, untried=self.untried)
 
     @property
     def biases(self) -> tuple[str, ...]:
-        """Names of all bias vectors, those of normalisation layers among them."""
+        """Names of all bias vectors, including those of normalisation layers."""
         return tuple(name for name in self.tensors if name.rpartition(".")[2].endswith("bias"))
 
 

@@ -20,23 +20,23 @@ def fit_to_budget(
 
     A divisor method of apportionment (D'Hondt/Jefferson; Balinski & Young 1982, "Fair
     Representation"): the next rank goes to the site with the smallest (rank + 1) / weight, so the
-    result is floor(t·weight) for the largest affordable t, and what is then left over still goes to
+    result is floor(t·weight) for the largest affordable t, and the remaining budget still goes to
     sites that fit. Sites of equal cost keep the order of their weights.
 
     Args:
-        weights: what each site should get relative to the others; non-negative.
+        weights: wanted share of each site, relative to the others; non-negative.
         costs: parameters per rank of each site.
-        lower: least rank of each site.
-        upper: greatest rank of each site.
-        budget: most parameters in all.
-        multiple: ranks are given in steps of this; `lower` and `upper` are multiples of it.
+        lower: minimum rank of each site.
+        upper: maximum rank of each site.
+        budget: maximum total number of parameters.
+        multiple: step between allowed ranks; `lower` and `upper` are multiples of it.
 
     Returns:
-        One rank per site; the slack is below the cost of a step of every site that is not at its
-        `upper`.
+        One rank per site; the unspent budget is below the cost of one more step at every site that
+        is not at its `upper`.
 
     Raises:
-        AllocationError: the budget is below the least or above the greatest possible cost.
+        AllocationError: the budget is below the minimum or above the maximum possible cost.
     """
     left = budget - check_budget(costs, lower, upper, budget)
     ranks = list(lower)
@@ -58,10 +58,10 @@ def fit_to_budget(
 
 
 def check_budget(costs: Sequence[int], lower: Sequence[int], upper: Sequence[int], budget: int) -> int:
-    """Return what the least ranks cost.
+    """Return the number of parameters at the minimum ranks.
 
     Raises:
-        AllocationError: the budget is below the least or above the greatest possible cost.
+        AllocationError: the budget is below the minimum or above the maximum possible cost.
     """
     least = sum(cost * rank for cost, rank in zip(costs, lower, strict=True))
     most = sum(cost * rank for cost, rank in zip(costs, upper, strict=True))

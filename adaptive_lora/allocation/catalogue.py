@@ -1,4 +1,4 @@
-"""The methods by name: those of `adaptive_lora.methods` and those that other packages add."""
+"""The methods by name: those of `adaptive_lora.methods` and those of other installed packages."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _OwnMethods(Mapping[str, Any]):
 
 
 def _problem(kind: Any) -> str | None:
-    """Return why something is no options class of a method, or None."""
+    """Return why an object is not the options class of a method, or None."""
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         return f"required a frozen dataclass of options, got {kind!r}"
     if not any(hasattr(kind, name) for name in ("demand", "solve", "design")):

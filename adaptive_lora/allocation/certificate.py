@@ -1,4 +1,4 @@
-"""What a solver can prove about its ranks."""
+"""Certificate of optimality of a solver's ranks."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Certificate:
-    """How good ranks are by the spectra they were made from.
+    """Gain of ranks by the spectra that they were computed from, and its upper bound.
 
     All gains are in the unit of the spectra (nats for `whitened_gradient`). They are predictions of
     a separable model of the loss; only training shows whether it holds.
     """
 
     metric: str
-    """Profile that gave the spectra."""
+    """Importance metric that gave the spectra."""
     captured: float
     """Gain of the planned ranks: the sum over sites of the spectrum up to the rank."""
     bound: float
-    """No integer ranks within budget and limits capture more (linear relaxation)."""
+    """Upper bound of the gain of any integer ranks within budget and limits (linear relaxation)."""
     optimal: bool
-    """Whether the best integer ranks were proved to be found; they are planned unless abstained."""
+    """Whether the ranks found were proved to be the best integer ranks; planned unless abstained."""
     best: float
     """Gain of the best ranks found; equals `captured` unless abstained."""
     uniform: float
-    """Gain of uniform under the same budget and limits."""
+    """Gain of uniform ranks under the same budget and limits."""
     idle_parameters: int = 0
-    """Parameters of the best ranks beyond what the spectra show a gain for, spread evenly."""
+    """Number of parameters for which the spectra predict no gain; they are spread evenly."""
     replicates: int = 0
-    """How often the spectra were measured again."""
+    """Number of repeated measurements of the spectra."""
     headroom_lower: float | None = None
-    """5 % quantile of the cross-fitted headroom over replicates; None with fewer than two."""
+    """5 % quantile of the cross-fitted headroom over replicates; None with fewer than two replicates."""
     threshold: float | None = None
-    """Headroom below which uniform is planned instead; None: never."""
+    """Headroom, as a share, below which uniform ranks are planned instead; None: never."""
 
     @property
     def gap(self) -> float:
-        """What better ranks could at most capture beyond the best ones found."""
+        """Maximum gain that other ranks could have beyond the best ones found."""
         return 0.0 if self.optimal else max(0.0, self.bound - self.best)
 
     @property
     def headroom(self) -> float:
-        """Predicted gain over uniform as a share of uniform's: (best - uniform) / uniform."""
+        """Predicted gain over uniform ranks, as a share of theirs: (best - uniform) / uniform."""
         return (self.best - self.uniform) / self.uniform
 
     @property
     def abstained(self) -> bool:
-        """Whether the headroom was too small or too unsure, so that the ranks are uniform's."""
+        """Whether uniform ranks were planned because the headroom was too small or too uncertain."""
         return (
             self.threshold is not None
             and self.headroom_lower is not None
@@ -56,7 +56,7 @@ class Certificate:
         )
 
     def of_uniform(self) -> Certificate:
-        """Return the certificate of uniform's ranks, planned in place of the best."""
+        """Return the certificate of uniform ranks, planned in place of the best."""
         return replace(self, captured=self.uniform)
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Certificate:
         )
 
     def sentences(self) -> list[str]:
-        """Return what there is to say, one fact a line."""
+        """Return the certificate as text, one fact per line."""
         proof = "proved optimal" if self.optimal else f"at most {self.gap / self.bound:.2%} short"
         lines = [
             f"predicted  {self.best:.6g} captured of at most {self.bound:.6g}, {proof}; uniform {self.uniform:.6g}",

@@ -1,4 +1,4 @@
-"""What ranks are worth by measured spectra, as tables over sites and ranks."""
+"""Gain of each rank by measured spectra, as tables over sites and ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Spectra = Mapping[str, tuple[float, ...]]
 
 
 def gain_table(problem: AllocationProblem, spectra: Spectra) -> Floats:
-    """Return what each rank of each site is worth, shape (sites, longest spectrum); 0 beyond it."""
+    """Return the gain of each rank of each site, shape (sites, longest spectrum); 0 beyond a spectrum's end."""
     rows = []
     for site in problem.sites:
         if site.name not in spectra:
@@ -39,7 +39,7 @@ def captured(gains_SR: Floats, ranks: Sequence[int]) -> float:
 
 
 def idle_parameters(problem: AllocationProblem, gains_SR: Floats, ranks: Sequence[int]) -> int:
-    """Return the parameters of ranks that gain nothing by the spectra."""
+    """Return the number of parameters in ranks for which the spectra predict no gain."""
     gaining_S = (_kept(gains_SR, ranks) & (gains_SR > 0)).sum(axis=1)
     return problem.cost_of(ranks) - problem.cost_of([int(count) for count in gaining_S])
 

@@ -1,8 +1,8 @@
-"""Most gain under a budget: greedy, exact, and how far both can be from the best.
+"""The knapsack of ranks under a parameter budget: greedy and exact solutions, and their distance from the bound.
 
-Taking the first ranks of a site before its later ones comes by itself, because their gains do not
-increase. Items of equal cost are interchangeable but for their gain, so a solution is a count per
-distinct cost: the count's largest gains.
+The gains of a site's ranks do not increase, so its first ranks are always taken before later ones.
+Items of equal cost differ in their gain alone, so a solution is a count per distinct cost: that many
+items of the largest gains.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _MOST_WORK = 100_000_000
-"""Elementary steps that the exact search may take: a third of a second or so."""
+"""Maximum number of elementary steps of the exact search: about a third of a second."""
 _MOST_EXCHANGES = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Items:
-    """Units of rank on offer, best gain per parameter first."""
+    """Units of rank that can be bought, sorted by falling gain per parameter."""
 
     site_I: Ints
     gain_I: Floats
     kind_I: Ints
-    """Index into `costs_K`."""
+    """Index of each item's cost in `costs_K`."""
     costs_K: Ints
-    """Distinct costs of a unit."""
+    """Distinct costs of a unit, in parameters."""
     budget: int
 
     @classmethod
@@ -41,9 +41,9 @@ class Items:
         rank first and then to the earlier site.
 
         Args:
-            gains_SU: gain of each site's next, second next ... unit; rows do not increase.
-            costs_S: parameters of one unit.
-            budget: parameters to spend.
+            gains_SU: gain of each site's first, second ... unit, shape (sites, units); rows do not increase.
+            costs_S: number of parameters of one unit, per site.
+            budget: number of parameters to spend.
         """
         site_I, level_I = np.nonzero(gains_SU > 0)
         gain_I = gains_SU[site_I, level_I]
@@ -57,23 +57,23 @@ class Items:
 
     @cached_property
     def divisor(self) -> int:
-        """Greatest common divisor of the costs; what is left of the budget below it is lost."""
+        """Greatest common divisor of the costs, in parameters; a smaller remainder of the budget cannot be spent."""
         return int(np.gcd.reduce(self.costs_K))
 
     @cached_property
     def _full(self) -> int:
-        """Number of items that the budget takes in order before the first that does not fit."""
+        """Number of items in order that fit into the budget before the first that does not."""
         spent = np.cumsum(self.costs_K[self.kind_I])
         return int(np.searchsorted(spent, self.budget, side="right"))
 
     @cached_property
     def prefix_K(self) -> Ints:
-        """Counts of the items before the first that does not fit."""
+        """Number of items per cost before the first item that does not fit."""
         return np.bincount(self.kind_I[: self._full], minlength=len(self.costs_K)).astype(np.int64)
 
     @cached_property
     def sums(self) -> list[Floats]:
-        """Per kind the gain of its best 0, 1, 2 ... items."""
+        """Per distinct cost, the total gain of its best 0, 1, 2 ... items."""
         return [
             np.concatenate([[0.0], np.cumsum(self.gain_I[self.kind_I == kind])]) for kind in range(len(self.costs_K))
         ]
@@ -90,7 +90,7 @@ class Items:
         return np.bincount(self.site_I[taken], minlength=sites).astype(np.int64)
 
     def bound(self) -> float:
-        """Return the optimum of the linear relaxation: fill up with a part of the next item."""
+        """Return the optimum of the linear relaxation, which ends with a fraction of the next item."""
         gain = self.gain_of(self.prefix_K)
         if self._full < len(self.gain_I):
             usable = self.budget - self.budget % self.divisor
@@ -102,8 +102,8 @@ class Items:
 def greedy(items: Items) -> Ints:
     """Return counts: the best gain per parameter first, then the integer repair.
 
-    The repair adds what still fits and exchanges one kept unit for a better dearer or cheaper one
-    as long as that gains something.
+    The repair adds units that still fit, and exchanges one kept unit for one of another cost as long
+    as that increases the gain.
     """
     count_K, costs_K = items.prefix_K.copy(), items.costs_K
     left = items.budget - int(count_K @ costs_K)
@@ -131,12 +131,12 @@ def greedy(items: Items) -> Ints:
 
 
 def exact(items: Items) -> Ints | None:
-    """Return the best counts by dynamic programming, or None where that would take too long.
+    """Return the best counts by dynamic programming, or None beyond `_MOST_WORK` steps.
 
     The costs are divided by their greatest common divisor; D is the largest that remains. An
     optimal integer solution lies within 2·D + 1 items of the relaxation's optimum (Eisenbrand &
-    Weismantel 2018, 1707.00481, with one row), so the programme runs over the kinds
-    of cost with a window of counts around the relaxation and of spent units around its cost. It
+    Weismantel 2018, 1707.00481, with one row), so the programme runs over the distinct
+    costs with a window of counts around the relaxation and of spent units around its cost. It
     is fast where the costs share a large divisor, as the widths of a transformer do.
     """
     units_K = items.costs_K // items.divisor
@@ -162,7 +162,7 @@ def exact(items: Items) -> Ints | None:
 
 
 def _extend(value_X: Floats, unit: int, start: int, sums: Floats, window: int) -> tuple[Floats, Ints]:
-    """Add one kind of cost: the best value at each spent amount, and the count that gives it."""
+    """Add one distinct cost: return the best value at each spent amount, and the count that gives it."""
     states = len(value_X)
     best_X, count_X = np.full(states, -np.inf), np.zeros(states, dtype=np.int64)
     for count in range(max(0, start - window), min(len(sums), start + window + 1)):

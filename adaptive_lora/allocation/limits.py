@@ -1,4 +1,4 @@
-"""Least and greatest ranks that a method may give, and taking components by value within them."""
+"""Minimum and maximum ranks that a method may give, and choosing components by value within them."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class RankLimits:
         Components come in units of `multiple`, each worth the mean of its components.
 
         Args:
-            values: per site, what each component is worth, not increasing; its length bounds the
+            values: per site, the value of each component, not increasing; its length bounds the
                 site's rank.
             costs: parameters per rank of each site.
-            budget: most parameters in all.
-            one_threshold: stop at the first unit that does not fit, so that one threshold divides
-                kept from left; else go on with the sites for which there still is room.
+            budget: maximum total number of parameters.
+            one_threshold: stop at the first unit that does not fit, so that one threshold separates
+                kept from dropped components; otherwise continue with the sites that still fit.
 
         Raises:
-            AllocationError: the least ranks cost more than the budget, the greatest less, or a site
-                has fewer components than its least rank.
+            AllocationError: the minimum ranks cost more than the budget, the maximum ranks less, or
+                a site has fewer components than its minimum rank.
         """
         most = [min(high, len(row)) for high, row in zip(self.upper, values, strict=True)]
         if any(low > high for low, high in zip(self.lower, most, strict=True)):
@@ -72,11 +72,11 @@ def rank_limits(spec: MethodSpec, sites: Sequence[AdapterSite], *, least: int = 
 
     Args:
         spec: the method.
-        sites: in the order in which the limits are wanted.
-        least: rank below which no site goes where the method names no `min_rank`.
+        sites: sites in the order of the limits returned.
+        least: minimum rank where the method sets no `min_rank`.
 
     Raises:
-        AllocationError: a site is left without an allowed rank.
+        AllocationError: no rank is allowed at a site.
     """
     both = [_limits(spec, site, least) for site in sites]
     return RankLimits(

@@ -1,4 +1,4 @@
-"""The rank plan: which site gets which rank and alpha, and what that costs."""
+"""The rank plan: rank and alpha of every site, and the number of parameters."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from adaptive_lora.errors import AllocationError
 
 
 def uniform_cost(sites: Iterable[AdapterSite], rank: int) -> int:
-    """Return the trainable parameters of one rank everywhere: rank x sum of (in + out)."""
+    """Return the trainable parameters of the same rank at all sites: rank x sum of (in + out)."""
     return rank * sum(site.parameters_per_rank for site in sites)
 
 
 class BaseStorage(StrEnum):
-    """How the frozen base's weights are kept."""
+    """Storage of the frozen base's weights."""
 
     FULL = "full"
     """As saved, in the precision of the study."""
@@ -30,7 +30,7 @@ class BaseStorage(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiteRank:
-    """One site with what it was given."""
+    """One site with its rank, alpha and training options."""
 
     site: AdapterSite
     rank: int
@@ -43,47 +43,47 @@ class SiteRank:
 
     @property
     def magnitudes(self) -> int:
-        """DoRA's magnitudes: one per output, whatever the rank."""
+        """Number of DoRA magnitudes: one per output, at any rank."""
         return self.site.out_features if self.dora else 0
 
     @property
     def parameters(self) -> int:
-        """Trainable parameters: rank x (in + out), and the magnitudes."""
+        """Number of trainable parameters: rank x (in + out), plus the magnitudes."""
         return self.rank * self.site.parameters_per_rank + self.magnitudes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankPlan:
-    """What is to be built; the audit after attaching compares the model with it."""
+    """Adapters to be built; the audit after attaching compares the model with it."""
 
     method: str
     """Label of the method that made it, such as `linear_decay-r16`."""
     entries: tuple[SiteRank, ...]
     budget: int | None
-    """Upper limit on trainable parameters that was asked for, or None."""
+    """Upper limit on trainable parameters set by the user, or None."""
     scaling: Scaling = Scaling.STANDARD
     """Policy by which alpha and rank become the factor of the update."""
     trained_rank: int | None = None
     """Rank of every site while it was trained; None: the rank of its entry."""
     scaling_in_training: str = ""
-    """Sentence on what the method does with the factor while it trains; empty: nothing."""
+    """Sentence on how the method changes the factor in training; empty: it does not."""
     left_out: tuple[str, ...] = ()
-    """Sites of the placement that were given rank 0: they get no adapter and have no entry."""
+    """Names of the placement's sites with rank 0: they get no adapter and have no entry."""
     certificate: Certificate | None = None
-    """What the solver can prove about these ranks, where it can."""
+    """The solver's certificate for these ranks, or None where it gives none."""
     lora_plus: float = 1.0
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, 2402.12354)."""
     base: str = BaseStorage.FULL
-    """How the frozen base is kept: as saved, or `nf4` as far as it can be."""
+    """Storage of the frozen base's weights: `full` as saved, or `nf4` where the architecture allows it."""
 
     @property
     def trainable_parameters(self) -> int:
-        """Parameters of all A and B matrices and magnitudes together."""
+        """Number of trainable parameters: all A and B matrices and magnitudes."""
         return sum(entry.parameters for entry in self.entries)
 
     @property
     def magnitudes(self) -> int:
-        """Those of them that are DoRA's magnitudes, which no rank changes."""
+        """Number of trainable parameters that are DoRA magnitudes, which do not depend on ranks."""
         return sum(entry.magnitudes for entry in self.entries)
 
     @property
@@ -101,12 +101,12 @@ class RankPlan:
         return self.scaling.step_size(self.scaling.at_rank(entry.alpha, entry.rank, rank), rank)
 
     def base_of(self, entry: SiteRank) -> str:
-        """Return how the weight under an entry is kept."""
+        """Return how the base weight of an entry is stored."""
         return self.base if entry.site.packable else BaseStorage.FULL
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know about the base under this plan."""
+        """Remarks on the base under this plan, in sentences."""
         whole = [entry.site.name for entry in self.entries if not entry.site.packable]
         if self.base == BaseStorage.FULL or not whole:
             return ()
@@ -190,7 +190,7 @@ class RankPlan:
             ) from error
         if stated != plan.trainable_parameters:
             raise AllocationError(
-                f"rank plan contradicts itself: it states {stated:,} trainable parameters, its "
+                f"rank plan contradicts itself: its total is {stated:,} trainable parameters, its "
                 f"sites add up to {plan.trainable_parameters:,}."
             )
         return plan

@@ -1,4 +1,4 @@
-"""One allocation to be made, and how wanted ranks become integer ranks."""
+"""One allocation problem, and the rounding of wanted ranks to integer ranks."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from adaptive_lora.errors import AllocationError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AllocationProblem:
-    """Which sites take ranks, within which limits, and what is known about them."""
+    """Sites, rank limits, budget and profile of one allocation."""
 
     sites: tuple[AdapterSite, ...]
-    """In an order of their own (layer, then name), so that ties do not depend on the caller's."""
+    """Sites sorted by layer, then name, so that ties do not depend on the caller's order."""
     lower: tuple[int, ...]
-    """Least rank per site."""
+    """Minimum rank per site."""
     upper: tuple[int, ...]
-    """Greatest rank per site."""
+    """Maximum rank per site."""
     multiple: int = 1
-    """Every rank is a multiple of it."""
+    """Step between allowed ranks: every rank is a multiple of it."""
     budget: int | None = None
-    """Most parameters, or None where the user names none."""
+    """Maximum number of parameters, or None where the user gives none."""
     profile: ProfileSummary | None = None
     seed: int = 0
-    """Seed of the trial, for methods that draw."""
+    """Seed of the trial, for methods that draw at random."""
 
     @property
     def costs(self) -> list[int]:
@@ -45,10 +45,11 @@ class AllocationProblem:
         """Return ranks in proportion to weights that fill the budget.
 
         Args:
-            weights: per site, non-negative.
-            budget: most parameters.
-            bounds: least and greatest rank as multiples of the rank that uniform would have; the
-                problem's own limits go over them, and so does the budget where it cannot be met.
+            weights: wanted share per site, non-negative.
+            budget: maximum number of parameters.
+            bounds: minimum and maximum rank as multiples of the rank that uniform would have; the
+                problem's own limits take precedence, and so does a budget that they would make
+                impossible.
         """
         lower, upper = list(self.lower), list(self.upper)
         if bounds is not None:
@@ -95,18 +96,18 @@ class AllocationProblem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Solution:
-    """Integer ranks and the certificate of the method that gave them."""
+    """Integer ranks, with the certificate of the method that computed them."""
 
     ranks: tuple[int, ...]
     budget: int | None
-    """Parameters that were to be spent, or None."""
+    """Number of parameters to be spent, or None."""
     lr_multipliers: tuple[float, ...] | None = None
     """Factor of the learning rate per site; None: 1 everywhere."""
     certificate: Certificate | None = None
 
 
 class RankSolver(Protocol):
-    """The part of a rank method that finds ranks."""
+    """The interface of a rank method that computes ranks."""
 
     @property
     def wrapped(self) -> RankSolver | None:

@@ -1,4 +1,4 @@
-"""The input of a method, a measured profile, and its request for ranks, before integers and budgets."""
+"""A method's input, the measured profile, and its request for ranks before rounding and budget."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OWN: Mapping[str, str] = MappingProxyType(
     }
 )
 PROFILER_GROUP = "adaptive_lora.profilers"
-"""Entry points with which other packages add profilers."""
+"""Entry-point group in which other packages add profilers."""
 
 
 def _text(entry: EntryPoint) -> str:
@@ -33,12 +33,12 @@ def _text(entry: EntryPoint) -> str:
 
 
 METRICS: PluginTable[str] = PluginTable(_OWN, PROFILER_GROUP, _text)
-"""Importance metric -> what it measures. `importance.PROFILERS` has a profiler for each."""
+"""Importance metric -> the measured quantity. `importance.PROFILERS` has a profiler for each."""
 
 SPECTRAL_METRICS = ("whitened_gradient", "gradient_norm", "activation_spectrum")
-"""Metrics that also say what each rank of a site is worth, each in its own unit."""
+"""Metrics that also give the gain of each rank of a site, each in its own unit."""
 MAYBE_SPECTRAL: PluginTable[str] = PluginTable({name: _OWN[name] for name in SPECTRAL_METRICS}, PROFILER_GROUP, _text)
-"""They and those of other packages, which may do so too."""
+"""Metrics that give, or may give, a spectrum: those of `SPECTRAL_METRICS` and of other packages."""
 
 RANK = Limits(low=1)
 """Limits of every option that is a rank."""
@@ -53,20 +53,20 @@ class ProfileSummary:
     scores: Mapping[str, float]
     """Site name -> importance; only ratios between sites have a meaning."""
     spectra: Mapping[str, tuple[float, ...]] | None = None
-    """Site name -> what its first, second ... rank is worth, not increasing; None where the
-    profiler knows no spectrum."""
+    """Site name -> gain of its first, second ... rank, not increasing; None where the profiler
+    gives no spectrum."""
     replicates: tuple[Mapping[str, tuple[float, ...]], ...] = ()
-    """Spectra measured again on parts or resamples of the calibration data: how sure they are."""
+    """Spectra measured again on subsets or resamples of the calibration data, to show their uncertainty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankRequest:
-    """Ranks that a method asks for, before integers and budgets."""
+    """Ranks that a method requests, before rounding and budget."""
 
     ranks: tuple[float, ...]
     """Wanted rank per site; rounded down without a budget, taken as proportions with one."""
     bounds: tuple[float, float] | None = None
-    """Least and greatest rank under a budget, as multiples of the rank that uniform would have;
+    """Minimum and maximum rank under a budget, as multiples of the rank that uniform would have;
     None: 1 to the site's smaller side."""
     budget: int | None = None
-    """Parameters that the method spends when the user names no budget."""
+    """Number of parameters that the method spends when the user gives no budget."""

@@ -1,4 +1,4 @@
-"""A plan with other ranks: what is left after training has decided where ranks go."""
+"""A plan with revised ranks, for methods that change ranks in training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from adaptive_lora.errors import AllocationError
 
 
 def revised(plan: RankPlan, ranks: Mapping[str, int]) -> RankPlan:
-    """Return the plan with these ranks; alpha follows by its policy, rank 0 is left out.
+    """Return the plan with these ranks; alpha follows the scaling policy, and sites of rank 0 have no entry.
 
     Args:
-        plan: gives sites, alpha, label and budget.
+        plan: source of sites, alpha, label and budget.
         ranks: site name -> rank, for every site of the plan.
     """
     names = [entry.site.name for entry in plan.entries]
@@ -36,34 +36,35 @@ def _with_rank(scaling: Scaling, entry: SiteRank, rank: int) -> SiteRank:
 
 
 def equal_rank(plan: RankPlan, rank: int) -> RankPlan:
-    """Return the plan with one rank at every site, less where a site's smaller side is.
+    """Return the plan with the same rank at every site, limited by a site's smaller side.
 
-    It is the plan of a training whose ranks are revised at its end: they keep `trained_rank`.
+    This is the plan of a training whose ranks are revised at its end; the revised plan keeps this
+    rank as `trained_rank`.
     """
     ranks = {entry.site.name: min(rank, entry.site.max_rank) for entry in plan.entries}
     return dataclasses.replace(revised(plan, ranks), trained_rank=rank)
 
 
 def budget_of(plan: RankPlan) -> int:
-    """Return the parameters that the final adapter may have."""
+    """Return the maximum number of parameters of the final adapter."""
     return plan.trainable_parameters if plan.budget is None else plan.budget
 
 
 def rank_budget(plan: RankPlan) -> int:
-    """Return what of the budget is for ranks: all but the magnitudes of DoRA."""
+    """Return the number of parameters of the budget that ranks may use: all but DoRA's magnitudes."""
     return budget_of(plan) - plan.magnitudes
 
 
 def start_rank(plan: RankPlan, wanted: int | None, factor: float) -> int:
-    """Return the uniform rank at which a method starts that ends at the plan's budget.
+    """Return the uniform starting rank of a method that prunes down to the plan's budget.
 
     Args:
-        plan: what the method must end at.
+        plan: final plan, with the budget to reach.
         wanted: the user's choice; None: `factor` times the uniform rank of the budget, rounded up.
-        factor: above 1.
+        factor: multiple of the budget's uniform rank, above 1.
 
     Raises:
-        AllocationError: at this rank the start is not above the budget, so nothing can be decided.
+        AllocationError: this rank costs no more than the budget, so nothing would be pruned.
     """
     budget = budget_of(plan)
     per_rank = sum(entry.site.parameters_per_rank for entry in plan.entries)

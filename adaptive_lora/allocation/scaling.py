@@ -6,7 +6,7 @@ import math
 from enum import StrEnum
 
 DEFAULT_ALPHA = 32.0
-"""LoRA's alpha where none is given."""
+"""Default of LoRA's alpha."""
 CONSTANT_AT = 16
 """Rank at which the factor of `constant` is alpha / rank."""
 RENAMED = {"constant_alpha_over_r": "constant", "constant_alpha": "standard"}
@@ -40,8 +40,8 @@ class Scaling(StrEnum):
         """Return the `lora_alpha` of a site.
 
         Args:
-            alpha: of the study or method; under `constant` the alpha of a site of rank 16.
-            rank: of the site.
+            alpha: alpha of the study or method; under `constant` the alpha of a site of rank 16.
+            rank: rank of the site.
         """
         return alpha * rank / CONSTANT_AT if self is Scaling.CONSTANT else alpha
 
@@ -59,7 +59,7 @@ class Scaling(StrEnum):
 
     @property
     def formula(self) -> str:
-        """The factor in words."""
+        """The factor as a formula in text."""
         return {
             Scaling.STANDARD: "alpha / rank",
             Scaling.RSLORA: "alpha / sqrt(rank)",

@@ -1,4 +1,4 @@
-"""What an adapter site is."""
+"""Adapter sites: linear layers of the base that can take an adapter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What a linear map does inside its block."""
+    """Role of a linear layer inside its block."""
 
     QUERY = "query"
     KEY = "key"
@@ -21,7 +21,7 @@ class Role(StrEnum):
 
 
 class Placement(StrEnum):
-    """Which part of the block takes adapters."""
+    """Part of the block that takes adapters."""
 
     ALL = "all"
     ATTENTION = "attention"
@@ -34,7 +34,7 @@ FEED_FORWARD_ROLES = frozenset({Role.UP, Role.GATE, Role.DOWN})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterSite:
-    """One linear map that can take an adapter."""
+    """One linear layer that can take an adapter."""
 
     name: str
     """Full module name inside the base model, such as `transformer.h.0.attn.c_attn`."""
@@ -44,17 +44,17 @@ class AdapterSite:
     in_features: int
     out_features: int
     tower: str = ""
-    """Which stack of blocks it is in, such as `encoder` or `vision_tower`; empty where the model
-    has only one. Layers of different towers are not neighbours."""
+    """Name of the stack of blocks that holds it, such as `encoder` or `vision_tower`; empty where
+    the model has only one. Layer indices of different towers are unrelated."""
     packable: bool = True
-    """Whether a 4-bit base holds it in 4 bit; some architectures keep maps as they are (T5)."""
+    """Whether a 4-bit base stores it in 4 bit; some architectures keep certain layers as saved (T5)."""
 
     @property
     def parameters_per_rank(self) -> int:
-        """What one rank costs: a row of A (in) and a column of B (out)."""
+        """Number of parameters of one rank: a row of A (in) and a column of B (out)."""
         return self.in_features + self.out_features
 
     @property
     def max_rank(self) -> int:
-        """Rank above which B·A cannot gain rank: the smaller side of the map."""
+        """Maximum rank of B·A: the smaller side of the weight."""
         return min(self.in_features, self.out_features)

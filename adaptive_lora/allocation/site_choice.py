@@ -1,4 +1,4 @@
-"""Which sites of a model take adapters: by part of the block, role, layer and module name."""
+"""Selection of the sites that take adapters: by part of the block, role, layer and module name."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ LAYER_PARTS: Mapping[str, tuple[int, int]] = {
     "middle-third": (1, 3),
     "last-third": (2, 3),
 }
-"""Name of a part of a tower's depth -> (which, of how many); layer i of L is in part i·n // L."""
+"""Name of a part of a tower's depth -> (index, number n of equal parts); layer i of L is in part i·n // L."""
 _LAYERS = re.compile(r"\d+(-\d+)?|" + "|".join(LAYER_PARTS))
 _FUSED = frozenset({Role.QUERY, Role.KEY, Role.VALUE})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiteChoice:
-    """A choice among the sites of a model; all of its parts must hold of a site."""
+    """Criteria that select sites of a model; a site must meet all of them."""
 
     placement: Placement = Placement.ALL
     roles: tuple[str, ...] = ()
-    """Roles, of which a site has one; empty: any."""
+    """Allowed roles; empty: any."""
     layers: tuple[str, ...] = ()
     """Layers `7`, ranges `0-11` (both ends included) and names of `LAYER_PARTS`; empty: all."""
     target_names: tuple[str, ...] = ()
-    """Last parts of module names; empty: any."""
+    """Last components of module names; empty: any."""
     towers: tuple[str, ...] = ()
     """Towers, or parts of their names such as `vision`; empty: all."""
 
@@ -53,7 +53,7 @@ def select_sites(sites: Iterable[AdapterSite], choice: SiteChoice | None = None)
     """Keep the sites of a choice, in their order.
 
     Raises:
-        ModelError: a part of the choice matches no site, or nothing is left.
+        ModelError: a criterion matches no site, or no site meets all of them.
     """
     everything, choice = tuple(sites), choice or SiteChoice()
     _require_names(everything, choice.target_names)
@@ -82,7 +82,7 @@ def _require_roles(sites: Sequence[AdapterSite], roles: Sequence[str]) -> None:
         if role in _FUSED and role not in present and Role.QKV in present:
             fused = next(site.name.rsplit(".", 1)[-1] for site in sites if site.role == Role.QKV)
             raise ModelError(
-                f"this base has no site of role '{role}': one map, {fused}, computes queries, keys "
+                f"this base has no site of role '{role}': one linear layer, {fused}, computes queries, keys "
                 "and values together, and an adapter there changes all three; required role qkv."
             )
         if role not in present:

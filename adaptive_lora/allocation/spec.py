@@ -28,9 +28,9 @@ LIMITS: Mapping[str, int | None] = {
     "attention_cap": None,
     "feed_forward_cap": None,
 }
-"""Options that limit the ranks of every method which plans them before training -> no limit."""
+"""Option that limits ranks planned before training -> its value for no limit."""
 _MARKS = dict(zip(LIMITS, ("min", "max", "x", "att", "ff"), strict=True))
-"""What stands before a limit in labels."""
+"""Option that limits ranks -> its prefix in labels."""
 
 _JOINED = ("target_names", "roles", "layers", "towers", "profiled_on")
 """Options that hold several names, joined by `+`."""
@@ -38,53 +38,55 @@ _JOINED = ("target_names", "roles", "layers", "towers", "profiled_on")
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSpec:
-    """How parameters are spent: a method with its own options, and the options that all methods have.
+    """A method with its own options, and the options that all methods share.
 
-    Methods that give no ranks have nothing to place or to limit; they take the budget alone.
+    Of the shared options, methods that give no ranks take the budget alone.
     """
 
     options: Any
     """The method with its own options, a `methods.base.Method`."""
     placement: str = option("all", "part of the block that takes adapters", limits=Limits(choices=tuple(Placement)))
     target_names: tuple[str, ...] = option(
-        (), "only sites whose module name ends so (choice by name, as in Selective LoRA)"
+        (), "only sites whose module name ends in one of these (as in Selective LoRA)"
     )
     roles: tuple[str, ...] = option(
         (), "only sites of these roles, such as query+value", limits=Limits(choices=tuple(Role))
     )
     layers: tuple[str, ...] = option((), "only these layers of each tower, such as 0-11, 3+7, first-half, last-third")
     towers: tuple[str, ...] = option(
-        (), "only these towers of a base that has several, by a part of their names, such as vision, text, encoder"
+        (), "only these towers of a base with several, matched by a part of the name, such as vision, text, encoder"
     )
-    budget: str | None = option(None, "most trainable parameters: a number, or uniform-R for those of uniform rank R")
+    budget: str | None = option(
+        None, "maximum number of trainable parameters: a number, or uniform-R for as many as uniform rank R has"
+    )
     min_rank: int | None = option(
         None,
-        "least rank of a site; 0: a site may be left without adapter; none: 1, or 0 where a "
-        "threshold finds the ranks (truncate, eva)",
+        "minimum rank of a site; 0: a site may get no adapter; none: 1, or 0 for methods that find "
+        "ranks by a threshold (truncate, eva)",
         limits=Limits(low=0),
     )
-    max_rank: int | None = option(None, "greatest rank of a site; none: its smaller side", limits=RANK)
-    multiple: int = option(1, "ranks are multiples of this, such as 8 for GPU kernels", limits=Limits(low=1))
-    attention_cap: int | None = option(None, "greatest rank of an attention site", limits=RANK)
-    feed_forward_cap: int | None = option(None, "greatest rank of a feed-forward site", limits=RANK)
+    max_rank: int | None = option(None, "maximum rank of a site; none: the smaller side of its weight", limits=RANK)
+    multiple: int = option(
+        1, "step between ranks: every rank is a multiple of it, such as 8 for GPU kernels", limits=Limits(low=1)
+    )
+    attention_cap: int | None = option(None, "maximum rank of an attention site", limits=RANK)
+    feed_forward_cap: int | None = option(None, "maximum rank of a feed-forward site", limits=RANK)
     profiled_on: tuple[str, ...] = option(
         (),
-        "data whose importance profile is followed instead of the study's own; several joined by "
-        "'+' count alike, and 'own' names the study's",
+        "data to measure the importance profile on instead of the study's own; several data sets, "
+        "joined by '+', give equally many examples; 'own' means the study's data",
     )
-    dora: bool = option(False, "DoRA: also train a magnitude per output; a budget covers it too")
-    alpha: float | None = option(None, "LoRA's alpha of this method alone; none: the study's", limits=Limits(above=0))
+    dora: bool = option(False, "DoRA: also train one magnitude per output; the budget includes them")
+    alpha: float | None = option(None, "LoRA's alpha for this method; none: the study's", limits=Limits(above=0))
     scaling: str | None = option(
-        None,
-        "scaling policy of this method alone, such as rslora; none: the study's",
-        limits=Limits(choices=tuple(Scaling)),
+        None, "scaling policy for this method, such as rslora; none: the study's", limits=Limits(choices=tuple(Scaling))
     )
     lora_plus: float = option(
-        1.0, "LoRA+: learning rate of B over that of A, in the paper 16; 1: the same", limits=Limits(above=0)
+        1.0, "LoRA+: ratio of B's learning rate to A's, 16 in the paper; 1: equal", limits=Limits(above=0)
     )
     base: str = option(
         BaseStorage.FULL,
-        "how the frozen base is kept: as saved, or nf4 (QLoRA: 4 bit with double quantisation)",
+        "storage of the frozen base: full as saved, or nf4 (QLoRA: 4 bit with double quantisation)",
         limits=Limits(choices=tuple(BaseStorage)),
     )
 
@@ -105,7 +107,7 @@ class MethodSpec:
         """Return the name and the options that `NAME[:option=value,...]` writes.
 
         Raises:
-            ConfigError: a part is not `option=value`, or an option stands twice.
+            ConfigError: an item is not `option=value`, or an option is given twice.
         """
         name, _, rest = text.strip().partition(":")
         options: dict[str, object] = {}
@@ -115,7 +117,7 @@ class MethodSpec:
             if not equals:
                 raise ConfigError(f"method '{text}': required option=value after ':', got '{part}'.")
             if key in options:
-                raise ConfigError(f"method '{text}': option '{key}' stands twice.")
+                raise ConfigError(f"method '{text}': option '{key}' is given twice.")
             options[key] = value.replace("+", " ") if key in _JOINED else value.strip()
         return name.strip(), options
 
@@ -161,7 +163,7 @@ class MethodSpec:
         own = kind(**inner, **of(kind))
         if parsed.get("profiled_on") and own.metric is None:
             raise ConfigError(
-                f"{name} follows no importance profile, so profiled_on says nothing; leave it out "
+                f"{name} follows no importance profile, so profiled_on has no effect; leave it out "
                 "or name a method such as empirical or waterfill."
             )
         return cls(options=own, **of(cls))
@@ -173,7 +175,7 @@ class MethodSpec:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """Other packages that the method and its profiler come from, as `name==version`."""
+        """Other packages that provide the method or its profiler, as `name==version`."""
         found = [METHODS.package(_name(method)) for method in _chain(self.options)]
         metric = self.options.metric
         found += [] if metric is None else [METRICS.package(metric)]
@@ -181,7 +183,7 @@ class MethodSpec:
 
     @property
     def choice(self) -> SiteChoice:
-        """Where it may place adapters."""
+        """Criteria for the sites that may take adapters."""
         return SiteChoice(
             placement=Placement(self.placement),
             roles=self.roles,
@@ -214,8 +216,8 @@ class MethodSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return every resolved option; equal dictionaries mean equal methods.
 
-        What a method did not have from the start stands here only where it is used: trials from
-        before keep their signatures.
+        An option that was added later is included only where it is used, so that earlier trials
+        keep their signatures.
         """
         own: dict[str, Any] = {}
         for method in _chain(self.options):
@@ -232,7 +234,7 @@ class MethodSpec:
 
 
 def method_options() -> dict[str, tuple[dataclasses.Field[Any], tuple[str, ...]]]:
-    """Return every option: name -> (field, methods that have it; none named: all methods)."""
+    """Return every option: name -> (field, methods that have it; empty for all methods)."""
     found: dict[str, tuple[dataclasses.Field[Any], tuple[str, ...]]] = {}
     for name, kind in METHODS.usable():
         for field in dataclasses.fields(kind):
@@ -263,7 +265,7 @@ def _wrapped_kind(name: str, of: object) -> Any:
     """Return the options class of the method that a control arm wraps; None for other methods.
 
     Raises:
-        ConfigError: no such method, or a control arm of a control arm.
+        ConfigError: the wrapped method is unknown, or is itself a control arm.
     """
     kind = METHODS[name]
     if not kind.is_control:
@@ -281,12 +283,12 @@ def _wrapped_kind(name: str, of: object) -> Any:
 
 
 def _tuner_problem(name: str, kind: Any, changed: Sequence[str]) -> str | None:
-    """Return what is wrong with options about ranks on a method that gives none, or None.
+    """Return the problem with rank options on a method that gives no ranks, or None.
 
     Args:
-        name: of the method.
+        name: name of the method.
         kind: its options class.
-        changed: options of all methods that were given a value of their own.
+        changed: names of the shared options that differ from their defaults.
     """
     senseless = sorted(set(changed) - {"budget"})
     if kind.gives_ranks or not senseless:
@@ -295,16 +297,16 @@ def _tuner_problem(name: str, kind: Any, changed: Sequence[str]) -> str | None:
 
 
 def _limits_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with limits on a method that cannot hold them, or None."""
+    """Return the problem with rank limits on a method that cannot keep them, or None."""
     unmet = [limit for limit, default in LIMITS.items() if parsed.get(limit, default) != default]
     held = kind.holds_limits
     if not kind.gives_ranks or not unmet or held:
         return None
-    return f"{name} finds its ranks by a recipe that cannot hold {', '.join(unmet)}; leave that out"
+    return f"{name} finds its ranks by its own rule, which cannot keep {', '.join(unmet)}; leave that out"
 
 
 def _budget_problem(budget: str | None) -> str | None:
-    """Return what is wrong with a budget, or None."""
+    """Return the problem with a budget, or None."""
     if budget is None:
         return None
     number = budget.removeprefix("uniform-")

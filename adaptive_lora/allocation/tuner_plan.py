@@ -1,4 +1,4 @@
-"""The plan of a method that gives no ranks: which tensors it trains, and with which settings."""
+"""The plan of a method that gives no ranks: the tensors that it trains, and its settings."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ class TunerPlan:
     method: str
     """Label of the method that made it, such as `prompt_tuning-n20`."""
     family: str
-    """How it is built, such as `prompt_tuning`."""
+    """Type of the tuner, such as `prompt_tuning`."""
     settings: Mapping[str, Any]
-    """Settings that building it takes, as JSON-ready values."""
+    """Settings of the tuner, as JSON-ready values."""
     tensors: Mapping[str, Shape]
-    """Every tensor that is trained, by its name in the model, with its shape."""
+    """Name in the model -> shape of every trained tensor."""
     budget: int | None
-    """Upper limit on trainable parameters that was asked for, or None."""
+    """Upper limit on trainable parameters set by the user, or None."""
     kept: Mapping[str, Shape] | None = None
-    """The tensors of the saved adapter where they are not the trained ones, or None."""
+    """Name -> shape of the saved adapter's tensors where they differ from the trained ones, or None."""
     positions: int = 0
-    """Positions of the context that virtual tokens take."""
+    """Number of context positions taken by virtual tokens."""
     notes: tuple[str, ...] = ()
-    """Remarks for its user, in sentences."""
+    """Remarks for the user, in sentences."""
 
     @property
     def trainable_parameters(self) -> int:
-        """Elements of all trained tensors together."""
+        """Number of elements of all trained tensors."""
         return sum(size(shape) for shape in self.tensors.values())
 
     @property
     def lora_plus(self) -> float:
-        """Factor of the rate of LoRA's B: 1, there is none."""
+        """Ratio of B's learning rate to A's: 1, because there is no B."""
         return 1.0
 
     @property
     def base(self) -> str:
-        """How the frozen base is kept: as saved."""
+        """Storage of the frozen base's weights: as saved."""
         return BaseStorage.FULL
 
     def lr_multipliers(self) -> dict[str, float]:
-        """Return site name -> factor of its learning rate: none, there are no sites."""
+        """Return site name -> factor of its learning rate: empty, because there are no sites."""
         return {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class TunerPlan:
             ) from error
         if stated != plan.trainable_parameters:
             raise AllocationError(
-                f"plan contradicts itself: it states {stated:,} trainable parameters, its tensors "
+                f"plan contradicts itself: its total is {stated:,} trainable parameters, its tensors "
                 f"add up to {plan.trainable_parameters:,}."
             )
         return plan
@@ -110,7 +110,7 @@ def read_plan(values: Mapping[str, Any]) -> Plan:
     """Read any plan back from its JSON values.
 
     Raises:
-        AllocationError: it is none.
+        AllocationError: the values are not those of a plan.
     """
     return TunerPlan.from_dict(values) if "family" in values else RankPlan.from_dict(values)
 

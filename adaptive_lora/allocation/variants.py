@@ -1,7 +1,7 @@
 """Variants of LoRA that go with any allocation of ranks: DoRA, alpha and scaling, LoRA+, QLoRA.
 
-They are options of every method (`MethodSpec`), so that an allocation and a variant can be told
-apart: `waterfill:rank=8` beside `waterfill:rank=8,dora=true` and `uniform:rank=8,dora=true`.
+They are options of every method (`MethodSpec`), so that the effects of an allocation and of a variant
+can be separated: `waterfill:rank=8` beside `waterfill:rank=8,dora=true` and `uniform:rank=8,dora=true`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VARIANTS: Mapping[str, Any] = {
 
 
 def variant_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with a variant on a method that is no LoRA in training, or None."""
+    """Return the problem with a variant on a method that does not train LoRA layers, or None."""
     refused: Mapping[str, str] = kind.refused_variants
     wrong = [
         f"{name} cannot have {option}: {why}"
@@ -32,7 +32,7 @@ def variant_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | No
 
 
 def marks(spec: Any) -> list[str]:
-    """Return the variants of a method as parts of its label."""
+    """Return a method's variants as items of its label."""
     words = {
         "dora": "dora",
         "alpha": f"alpha{spec.alpha or 0:g}",
@@ -44,15 +44,14 @@ def marks(spec: Any) -> list[str]:
 
 
 def solve_with_magnitudes(method: RankSolver, problem: AllocationProblem) -> Solution:
-    """Return ranks for DoRA, whose magnitudes (one per output of an adapted site) are paid first.
+    """Return ranks for DoRA, whose magnitudes (one per output of an adapted site) are charged first.
 
-    A named budget covers ranks and magnitudes together. Where none is named, the budget of the
-    method itself (that of uniform rank R) is one of ranks, and the magnitudes come on top, as they
-    do for `uniform`. A site that gets no rank needs no magnitudes either: it is closed, and the
-    others share what that saves.
+    A given budget covers ranks and magnitudes. Without one, the method's own budget (that of uniform
+    rank R) covers ranks alone and the magnitudes are added, as for `uniform`. A site of rank 0 needs
+    no magnitudes: it is excluded, and the parameters saved go to the other sites.
 
     Raises:
-        AllocationError: the magnitudes alone cost the budget, or a control arm leaves sites out.
+        AllocationError: the magnitudes alone use up the budget, or a control arm leaves sites out.
     """
     total, open_sites = problem.budget, [True] * len(problem.sites)
     while True:

@@ -68,8 +68,8 @@ _JSON: dict[str, tuple[str | bytes, str]] = {
     "a NUL byte": (b'[{"instruction": "\0", "output": "b"}]', "not JSON"),
     "a NUL sign": ('[{"instruction": "a\\u0000", "output": "b"}]', "NUL sign"),
     "a column twice": ('[{"instruction": "a", "instruction": "b", "output": "c"}]', "stands twice"),
-    "too few rows": (json.dumps([_GOOD]), "part empty"),
-    "one prompt only": (json.dumps([_GOOD] * 30), "part empty"),
+    "too few rows": (json.dumps([_GOOD]), "split empty"),
+    "one prompt only": (json.dumps([_GOOD] * 30), "split empty"),
     "a gigantic prompt": (
         json.dumps([{**row, "instruction": "long " * 4_000 + str(row)} for row in _TEN]),
         "raise max_tokens",
@@ -98,7 +98,7 @@ _CSV: dict[str, tuple[str | bytes, str]] = {
     "a field too few": ("instruction,output\na\n", "required 2 fields, got 1"),
     "an open quote": ('instruction,output\n"a,b\n', "rows.csv"),
     "other columns": ("a,b\n1,2\n", "found a, b"),
-    "a column twice": ("instruction,instruction,output\na,b,c\n", "stands twice"),
+    "a column twice": ("instruction,instruction,output\na,b,c\n", "is given twice"),
     "a column without name": (",output\na,b\n", "a column has no name"),
     "an empty response": ("instruction,output\na,\n", "column 'output' is empty"),
     "not UTF-8": (b"instruction,output\n\xff,b\n", "required UTF-8"),
@@ -131,7 +131,7 @@ _PARQUET: dict[str, tuple[str | bytes, str]] = {
     "bytes": (_parquet({"instruction": [b"\xff"], "output": ["b"]}), "must be text, got bytes"),
     "NaN": (_parquet({"instruction": [float("nan")], "output": ["b"]}), "must be text"),
     "other columns": (_parquet({"a": ["b"]}), "found a"),
-    "a column twice": (_twice(), "column 'output' stands twice"),
+    "a column twice": (_twice(), "column 'output' is given twice"),
 }  # fmt: skip
 _TEMPLATES: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "required the texts"),

@@ -15,7 +15,7 @@ _METHODS = {
     "markup": ("[red]uniform[/]", "[red]uniform[/]"),
     "an escape": ("\x1b[2Juniform", "\\x1b[2Juniform"),
     "an option without value": ("uniform:rank", "required option=value"),
-    "an option twice": ("uniform:rank=8,rank=4", "stands twice"),
+    "an option twice": ("uniform:rank=8,rank=4", "is given twice"),
     "an unknown option": ("uniform:rnk=8", "unknown option of uniform 'rnk'"),
     "an option of Python": ("uniform:allocator=x", "unknown option of uniform"),
     "a rank of zero": ("uniform:rank=0", "rank must be at least 1"),

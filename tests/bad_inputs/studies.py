@@ -13,7 +13,7 @@ _FILES: dict[str, tuple[str | bytes, str]] = {
     "a word": ("hello", "required `setting: value` lines"),
     "an unclosed bracket": ("seeds: [0, 1", "is not YAML"),
     "two documents": ("seeds: 0\n---\nseeds: 1", "is not YAML"),
-    "a setting twice": ("seeds: 0\nlr: 1e-3\nseeds: 1", "stands twice"),
+    "a setting twice": ("seeds: 0\nlr: 1e-3\nseeds: 1", "is given twice"),
     "a misspelt setting": ("seedz: 0", "did you mean 'seeds'"),
     "a setting of Python": ("__class__: 1", "unknown setting"),
     "an empty setting": ("'': 1", "unknown setting"),
