@@ -1,4 +1,4 @@
-"""Options as dataclass fields: one place for each default, help text, unit and limit.
+"""Options as dataclass fields: the only place of each default, help text, unit and limit.
 
 The command line and the study file are generated from these fields.
 """
@@ -32,7 +32,7 @@ class Limits:
     pattern: str = ""
     """Regular expression that a text must match in full."""
     says: str = "letters, digits, '.', '_' or '-'"
-    """What the pattern asks for, in words."""
+    """Description of the pattern, for messages."""
 
 
 def option(
@@ -47,12 +47,12 @@ def option(
     """Declare an option as a dataclass field.
 
     Args:
-        default: the only place where the default stands.
-        help: one sentence in the user's words.
-        unit: what the number counts, shown in the help text.
-        limits: checked when a study is read.
-        identity: whether a change makes it another experiment (enters trial signatures).
-        switch: whether the command line takes its name alone for true.
+        default: default value.
+        help: one sentence for the user.
+        unit: unit of the number, shown in the help text.
+        limits: allowed values, checked when a study is read.
+        identity: whether a change makes another experiment, so that it enters trial signatures.
+        switch: whether the option without a value means true on the command line.
     """
     metadata = {"help": help, "unit": unit, "limits": limits or Limits(), "identity": identity, "switch": switch}
     return dataclasses.field(default=default, metadata=metadata)
@@ -68,7 +68,7 @@ def parse_value(annotation: Any, value: object) -> Any:
     """Convert text or a value to an option's type.
 
     Raises:
-        ValueError: says what was expected.
+        ValueError: the value does not have the option's type.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):
@@ -90,11 +90,11 @@ def parse_value(annotation: Any, value: object) -> Any:
 
 
 _SPELT = (("on", "yes", "true"), ("off", "no", "false"))
-"""Words for true and for false."""
+"""Words for true, and words for false."""
 
 
 def as_choice(value: object, limits: Limits) -> object:
-    """Return a word for true or false as the choice that means it: `generate: No` is `off`."""
+    """Return the choice that a word for true or false means: `generate: No` is `off`."""
     if value in limits.choices or not isinstance(value, str | bool):
         return value
     words = next((words for words in _SPELT if str(value).lower() in words), ())
@@ -167,8 +167,8 @@ def parse_options(
     Args:
         values: option name -> text or parsed value.
         owners: option name -> options class that declares it.
-        what: an option is called so where its name is unknown.
-        place: stands before every other problem.
+        what: noun for an option in the message on an unknown name.
+        place: prefix of every other problem.
     """
     parsed: dict[str, Any] = {}
     problems: list[str] = []
@@ -192,7 +192,7 @@ def read_options(kind: type[T], values: Mapping[str, object]) -> T:
     """Make an options class from texts or parsed values, reporting all problems at once.
 
     Raises:
-        ConfigError: every unknown name and wrong value, one a line.
+        ConfigError: every unknown name and wrong value, one per line.
     """
     owners = {field.name: kind for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     parsed, problems = parse_options(values, owners, what="setting")

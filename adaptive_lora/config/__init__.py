@@ -1,4 +1,4 @@
-"""What a study is: settings, the grid of trials over them, and how files become settings.
+"""The configuration of a study: settings, the grid of trials, and the reader of study files.
 
 A study file is flat YAML whose keys are the command line's options.
 """

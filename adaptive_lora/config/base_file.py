@@ -1,4 +1,4 @@
-"""A base's files, looked at before torch is loaded: a GGUF file, or weights saved in few bits."""
+"""Checks of a base's files before torch is loaded: a GGUF file, or quantised weights."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from adaptive_lora.serving.safety import UnsafeFiles
 
 
 def check_base(config: ModelConfig, kinds: Iterable[str]) -> Path | None:
-    """Check what can be told of a base on this machine without loading it.
+    """Check the files of a base on this machine without loading it.
 
     Args:
-        config: the base.
-        kinds: `base` of all methods.
+        config: settings of the base model.
+        kinds: option `base` of every method.
 
     Returns:
-        Its GGUF file, as `base_file`.
+        The path of its GGUF file, or None; see `base_file`.
 
     Raises:
-        ModelError: a GGUF file is missing or cannot be read, or weights are in a format not taken.
+        ModelError: a GGUF file is missing or cannot be read, or weights have an unsupported format.
         ConfigError: a method's `base` does not fit how the weights are saved.
     """
     file = place = base_file(config)
@@ -36,14 +36,14 @@ def check_base(config: ModelConfig, kinds: Iterable[str]) -> Path | None:
 
 
 def require_kinds(place: Path, kinds: Iterable[str]) -> SavedQuantisation | None:
-    """Return how weights are quantised where they are saved; check that methods fit that.
+    """Return the quantisation of the saved weights; check that the methods fit it.
 
     Args:
         place: model folder or GGUF file.
-        kinds: `base` of the methods that are to be trained on it.
+        kinds: option `base` of the methods to be trained on it.
 
     Raises:
-        ModelError: weights are in a format over which no adapter is trained here.
+        ModelError: weights have a format on which no adapter can be trained here.
         ConfigError: a method's `base` does not fit how the weights are saved.
     """
     if place.is_file():
@@ -56,14 +56,14 @@ def require_kinds(place: Path, kinds: Iterable[str]) -> SavedQuantisation | None
         raise ModelError(
             f"{place} is saved in {saved.name}: required weights as trained, in bitsandbytes' 4 or "
             "8 bit, in FP8 or a GGUF file, because over others adapters are neither trained nor "
-            "merged here. Give the model that it was made from, with base=nf4 in the method where "
+            "merged here. Give the model that it was quantised from, with base=nf4 in the method where "
             "memory is short (uniform:rank=8,base=nf4)."
         )
     for kind in kinds:
         if saved.use == "nf4" and kind != BaseStorage.NF4:
             raise ConfigError(
                 f"{place} is saved in {saved.name}: required base=nf4 in every method (such as "
-                f"uniform:rank=8,base=nf4), or the model that it was made from; got base={kind}."
+                f"uniform:rank=8,base=nf4), or the model that it was quantised from; got base={kind}."
             )
         if saved.use == "dequantised" and kind != BaseStorage.FULL:
             raise ConfigError(
@@ -74,11 +74,11 @@ def require_kinds(place: Path, kinds: Iterable[str]) -> SavedQuantisation | None
 
 
 def base_file(config: ModelConfig) -> Path | None:
-    """Return the GGUF file that a base is, with its header checked; None where it is no file.
+    """Return the path of the base's GGUF file, with its header checked; None for other bases.
 
     Raises:
         ModelError: the file is missing or cannot be read, or a folder holds several.
-        ConfigError: settings that a file does not take.
+        ConfigError: a setting that does not apply to a GGUF file.
     """
     if config.model == "embedded":
         return None

@@ -16,21 +16,21 @@ from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import as_choice, out_of_limits, parse_value
 
 _PLACES = ("model", "data", "test_data", "template", "output")
-"""Settings that may be a path; a shell makes a home folder of `~` only where it sees one."""
+"""Settings that may be a path, in which `~` is expanded; shells expand it only at a word's start."""
 
 
 def study_from(
     values: Mapping[str, object], where: Mapping[str, str] | None = None, base: StudyConfig | None = None
 ) -> StudyConfig:
-    """Make a study from option values over those of another, reporting all problems at once.
+    """Make a study from option values on top of another study's, reporting all problems at once.
 
     Args:
         values: option name -> text or parsed value.
-        where: option name -> where it was given ("study.yaml line 3"), for the messages.
-        base: the settings that `values` change; the defaults where None.
+        where: option name -> source of the value ("study.yaml line 3"), for messages.
+        base: settings that `values` override; None: the defaults.
 
     Raises:
-        ConfigError: every unknown name and wrong value, one a line.
+        ConfigError: every unknown name and wrong value, one per line.
     """
     fields, problems = option_fields(), _given_twice(values)
     sections: dict[str | None, dict[str, Any]] = {}
@@ -66,7 +66,7 @@ def study_from(
 
 
 def _place_of(name: str, where: Mapping[str, str]) -> str:
-    """Return where a setting was given, under its name of today or its earlier one."""
+    """Return the source of a setting, given under its present or its earlier name."""
     earlier = next((old for old, now in RENAMED_SETTINGS.items() if now == name), name)
     return where.get(name) or where.get(earlier) or f"option {name}"
 
@@ -99,7 +99,7 @@ def _grid_problems(study: StudyConfig) -> list[str]:
     if study.data.validation_share + study.data.test_share >= 1:
         problems.append("validation_share and test_share leave nothing to train on")
     if study.data.folds > 1 and (study.data.test_data or study.data.test_split):
-        problems.append("test_data and test_split give the only test part; required folds 1")
+        problems.append("test_data and test_split give the only test split; required folds 1")
     return problems
 
 
@@ -113,14 +113,14 @@ def _race_problems(study: StudyConfig) -> list[str]:
         problems.append("race: trials together cannot be stopped one by one; use --engine serial")
     if study.train.validations < 3:
         problems.append(
-            "race: rates are judged by a validation pass at one and two thirds of a training; "
+            "race: rates are compared by a validation pass at one and two thirds of the training; "
             f"required validations of at least 3, got {study.train.validations}"
         )
     return problems
 
 
 def load_study(path: Path, overrides: Mapping[str, object]) -> StudyConfig:
-    """Read a study file and put command-line options over it.
+    """Read a study file; command-line options override its settings.
 
     Raises:
         ConfigError: no such file, not plain YAML (with line), or any wrong setting.

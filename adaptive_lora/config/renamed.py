@@ -1,4 +1,4 @@
-"""Settings under the names of earlier versions: read, with a sentence on what they are now."""
+"""Settings under the names of earlier versions: read, with a warning that gives the present name."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ RENAMED_SETTINGS = {"scale": "alpha", "scale_policy": "scaling"}
 """Setting of version 0.1 -> the setting that replaces it."""
 EARLIER_NAMES = tuple(RENAMED_SETTINGS)
 EARLIER_DEFAULTS = {"scale": 2.0, "scale_policy": "constant_alpha_over_r"}
-"""Their defaults."""
+"""Setting of version 0.1 -> its default."""
 
 _METHOD_SCALING = re.compile(rf"(?<=[:,])(scaling=)({'|'.join(RENAMED)})(?=[\s,]|$)")
 
 
 def current_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return settings under their names of today, and a sentence for each that was renamed.
+    """Return settings under their present names, and a sentence for each that was renamed.
 
     Version 0.1 had `scale`, the factor at rank 16, where `alpha` is now, and `scale_policy` where
-    `scaling` is. A value that is no number or no policy stays as it is, for the parser to refuse.
+    `scaling` is. An invalid value is left unchanged, for the parser to refuse.
     """
     found = {name: value for name, value in settings.items() if name not in EARLIER_NAMES}
     said: list[str] = []
@@ -44,7 +44,7 @@ def current_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def _current_methods(methods: Any, said: list[str]) -> Any:
-    """Return methods, a text or a list of texts, with the policies' names of today."""
+    """Return methods, a text or a list of texts, with the present names of scaling policies."""
     if isinstance(methods, list | tuple):
         return [_current_methods(method, said) for method in methods]
     if not isinstance(methods, str):
@@ -55,7 +55,7 @@ def _current_methods(methods: Any, said: list[str]) -> Any:
 
 
 def _alpha_of(scale: object, scaling: str) -> object:
-    """Return the alpha whose factor at rank 16 is `scale`; what is no number as it is."""
+    """Return the alpha whose factor at rank 16 is `scale`; a value that is not a number is returned unchanged."""
     try:
         number = float(scale)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -66,9 +66,9 @@ def _alpha_of(scale: object, scaling: str) -> object:
 
 
 def earlier_settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the settings that version 0.1 had for a study of the same name, one a policy.
+    """Return the settings of version 0.1 for a study of the same name, one mapping per scaling policy.
 
-    Its default comes first: the same command meant that.
+    Version 0.1's default policy comes first.
     """
     rest = {name: value for name, value in settings.items() if name not in ("alpha", "scaling")}
     alpha = float(settings.get("alpha", DEFAULT_ALPHA))
@@ -81,7 +81,7 @@ def earlier_settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def current_label(label: str) -> str:
-    """Return a method's label of version 0.1 with the scaling policy's name of today."""
+    """Return a method's label of version 0.1 with the scaling policy's present name."""
     for before, now in RENAMED.items():
         label = re.sub(rf"-{before}(?=[-@]|$)", f"-{now}", label)
     return label

@@ -1,4 +1,4 @@
-"""The sections of a study's settings. The dataclass fields hold the only defaults there are."""
+"""The sections of a study's settings. The dataclass fields are the only source of defaults."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from adaptive_lora.options import Limits, option
 from adaptive_lora.serving.tasks import TASKS
 
 NAME = r"(?!\.+$)[\w.\-]{1,200}"
-"""Names that become part of paths, tags and registry entries."""
+"""Regular expression of names that become part of paths, tags and registry entries."""
 SEED = Limits(low=0, high=2**32 - 1)
 EXPERIMENT = Limits(pattern=r"(?!.*(^|/)\.\.(/|$))[^\x00-\x1f\x7f-\x9f]{1,500}", says="1 to 500 signs without '..'")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The frozen base model. A trial's identity holds its content hash, not these names."""
+    """The frozen base model. A trial's identity includes its content hash, not these names."""
 
     model: str = option("embedded", "base model: 'embedded', a local folder, a GGUF file or a hub id", identity=False)
     revision: str | None = option(None, "hub revision (branch, tag or commit)", identity=False)
     trust_remote_code: bool = option(
         False,
-        "run Python code that comes with the base; read it first (its content enters the identity)",
+        "run the Python code in the base's repository; read it first (its content enters the identity)",
         identity=False,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which examples, how they become prompts, and how they are divided.
+    """Examples, prompt template and splits.
 
-    A trial's identity holds the digest of the rendered examples, not file names and columns.
+    A trial's identity includes the digest of the rendered examples, not file names and columns.
     """
 
     data: str = option(
         "embedded",
-        "'embedded', a JSON/JSONL/CSV/TSV/Parquet file, a hub data set id, or planted:option=value,... for texts of a "
+        "source of the data: 'embedded', a JSON/JSONL/CSV/TSV/Parquet file, a hub data set id, or planted:option=value,... for texts of a "
         "planted teacher",
         identity=False,
     )
@@ -49,17 +49,21 @@ class DataConfig:
         identity=False,  # the task that was found is part of it
     )
     test_data: str | None = option(
-        None, "file of the test part; data then gives the other parts, without prompts that stand there", identity=False
+        None,
+        "file of the test split; rows of data whose prompt is also in it are removed from the other splits",
+        identity=False,
     )
     data_subset: str | None = option(
         None, "subset of a hub data set that has several, such as main of GSM8K", identity=False
     )
     data_revision: str | None = option(None, "hub revision of the data set", identity=False)
-    test_split: str | None = option(None, "split of a hub data set that is the test part, as test_data", identity=False)
-    data_split: str = option("train", "split of a hub data set", identity=False)
-    template: str = option("auto", "prompt template by name, or a YAML file; 'auto' by columns", identity=False)
+    test_split: str | None = option(
+        None, "split of the hub data set used as the test split, as with test_data", identity=False
+    )
+    data_split: str = option("train", "split of the hub data set to read", identity=False)
+    template: str = option("auto", "prompt template: a name or a YAML file; auto: by the columns", identity=False)
     prompt_column: str | None = option(
-        None, "column of the instruction, text or question; common names are found", identity=False
+        None, "column of the instruction, text or question; none: found by common names", identity=False
     )
     input_column: str | None = option(
         None, "column of the optional input or context, or of a pair's second text", identity=False
@@ -67,96 +71,106 @@ class DataConfig:
     response_column: str | None = option(None, "column of the response, label, target or caption", identity=False)
     image_column: str | None = option(None, "column of the image", identity=False)
     max_examples: int | None = option(
-        None, "use this many examples, drawn by split_seed; none: all", limits=Limits(low=1)
+        None, "number of examples to use, drawn at random by split_seed; none: all", limits=Limits(low=1)
     )
     on_bad_row: str = option(
         "refuse",
-        "what becomes of rows that cannot be used, such as empty responses, prompts that leave no "
-        "room, unreadable images: refuse: none is trained on; skip: they are left out and counted",
+        "rows that cannot be used (empty response, prompt longer than max_tokens, unreadable image): "
+        "refuse: stop with an error; skip: leave them out and count them",
         limits=Limits(choices=("refuse", "skip")),
-        identity=False,  # what was left out is part of it
+        identity=False,  # the rows left out enter it
     )
     max_tokens: int = option(
-        512, "longest prompt plus response; longer responses are cut", unit="tokens", limits=Limits(low=8)
+        512, "maximum length of prompt plus response; longer responses are cut", unit="tokens", limits=Limits(low=8)
     )
-    loss_on: str = option("response", "tokens that are learned", limits=Limits(choices=("response", "all")))
-    validation_share: float = option(0.1, "share of prompts kept for validation", limits=Limits(above=0, high=0.5))
+    loss_on: str = option("response", "tokens that the loss is computed on", limits=Limits(choices=("response", "all")))
+    validation_share: float = option(0.1, "share of prompts in the validation split", limits=Limits(above=0, high=0.5))
     test_share: float = option(
         0.15,
-        "share of prompts kept for the test; with folds each fold is the test part once",
+        "share of prompts in the test split; with folds, each fold is the test split once",
         limits=Limits(above=0, high=0.5),
     )
-    split_seed: int = option(0, "seed of the division into parts; the same for every trial seed", limits=SEED)
-    folds: int = option(1, "k of k-fold cross-validation; 1: one division", limits=Limits(low=1))
+    split_seed: int = option(0, "seed of the splits; independent of the trials' seeds", limits=SEED)
+    folds: int = option(
+        1, "number k of folds of k-fold cross-validation; 1: one fixed test split", limits=Limits(low=1)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One trial's optimisation; the same for every method."""
+    """Optimisation of one trial; equal for all methods."""
 
-    epochs: float = option(3.0, "passes over the training part", limits=Limits(above=0))
+    epochs: float = option(3.0, "passes over the training split", limits=Limits(above=0))
     max_steps: int | None = option(None, "stop after this many optimiser steps", unit="steps", limits=Limits(low=1))
     batch_size: int = option(8, "examples per forward pass", limits=Limits(low=1))
-    accumulation: int = option(1, "forward passes per optimiser step", limits=Limits(low=1))
-    schedule: str = option("cosine", "learning rate after warm-up", limits=Limits(choices=("cosine", "linear")))
-    warmup_share: float = option(0.1, "share of the steps in which the rate rises", limits=Limits(low=0, high=1))
+    accumulation: int = option(1, "forward passes per optimiser step (gradient accumulation)", limits=Limits(low=1))
+    schedule: str = option(
+        "cosine", "decay of the learning rate after warm-up", limits=Limits(choices=("cosine", "linear"))
+    )
+    warmup_share: float = option(
+        0.1, "share of the optimiser steps used for linear warm-up", limits=Limits(low=0, high=1)
+    )
     weight_decay: float = option(0.0, "AdamW weight decay", limits=Limits(low=0))
-    clip_norm: float = option(1.0, "gradient norm limit; 0: none", limits=Limits(low=0))
-    dropout: float = option(0.0, "dropout before each adapter's A", limits=Limits(low=0, high=0.9))
+    clip_norm: float = option(1.0, "maximum gradient norm; 0: no clipping", limits=Limits(low=0))
+    dropout: float = option(0.0, "dropout probability before each adapter's A", limits=Limits(low=0, high=0.9))
     base_dropout: bool = option(
         True,
-        "dropout inside the base while training, as its configuration has it; without, trials can "
-        "train together, and packed rows use a GPU's flash attention",
+        "keep the base's own dropout in training; with false, several trials can train together and "
+        "packed rows use flash attention on a GPU",
     )
     alpha: float = option(
         DEFAULT_ALPHA,
-        "LoRA's alpha, PEFT's lora_alpha, the same at all sites; under scaling constant that of a site of rank 16",
+        "LoRA's alpha (PEFT's lora_alpha), equal at all sites; with scaling constant, that of a site of rank 16",
         limits=Limits(above=0),
     )
     scaling: str = option(
         "standard",
-        "factor of the update: standard: alpha / rank; rslora: alpha / sqrt(rank); constant: "
-        "alpha / 16 at every rank (rank and step size then grow together)",
+        "factor of the update B·A: standard: alpha / rank; rslora: alpha / sqrt(rank); constant: "
+        "alpha / 16 at every rank (the step size then grows with rank)",
         limits=Limits(choices=tuple(Scaling)),
     )
     precision: str = option(
-        "auto", "compute type; auto: what the device does natively", limits=Limits(choices=("auto", *Precision))
+        "auto",
+        "number format of forward and backward passes; auto: the best that the device supports natively",
+        limits=Limits(choices=("auto", *Precision)),
     )
     batching: str = option(
         "auto",
-        "packed: a batch's examples run as one row without padding, by fused steps (equal to about "
-        "1e-6); padded: the model's and PEFT's own steps; auto: packed where the base can",
+        "packed: the examples of a batch as one row without padding, by fused kernels (results equal "
+        "to about 1e-6); padded: the model's and PEFT's own code; auto: packed where the base allows it",
         limits=Limits(choices=("auto", "packed", "padded")),
     )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, more time")
     max_memory: MemorySize | None = option(  # noqa: RUF009
         None,
-        "limit such as 6GiB: sets examples per forward pass and gradient_checkpointing so that the "
-        "memory formula stays within it, with the same batch; none: the whole batch at once",
+        "memory limit such as 6GiB; sets examples per forward pass and gradient_checkpointing so that "
+        "the estimated memory stays below it, with the batch unchanged; none: the whole batch at once",
         identity=False,
     )
-    validations: int = option(5, "validation passes spread over the training", limits=Limits(low=1))
-    patience: int = option(0, "stop after this many validations without improvement; 0: never", limits=Limits(low=0))
+    validations: int = option(5, "number of validation passes, evenly spaced over the training", limits=Limits(low=1))
+    patience: int = option(
+        0, "validation passes without improvement after which training stops; 0: never", limits=Limits(low=0)
+    )
     max_skipped_steps: int = option(
-        5, "non-finite steps after which the trial fails", unit="steps", limits=Limits(low=0)
+        5, "steps with a non-finite loss or gradient after which the trial fails", unit="steps", limits=Limits(low=0)
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How a trained adapter is scored on the test part."""
+    """Scoring of a trained adapter on the test split."""
 
     generate: str = option(
         "auto",
-        "score exact match by greedy generation; auto: where responses are short",
+        "score exact match by greedy generation; auto: where reference responses are short",
         limits=Limits(choices=("auto", "on", "off")),
     )
     short_answer_tokens: int = option(
-        16, "longest reference that counts as a short answer", unit="tokens", limits=Limits(low=1)
+        16, "maximum length of a reference that counts as short, for generate auto", unit="tokens", limits=Limits(low=1)
     )
     eval_batch_size: int = option(
         32,
-        "examples per forward pass without gradients; of packed ones as many as have 128 tokens each on average",
+        "examples per forward pass without gradients; packed batches take this many times 128 tokens",
         limits=Limits(low=1),
         identity=False,
     )
@@ -164,36 +178,41 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileConfig:
-    """How importance is measured, on training examples only."""
+    """Measurement of importance, on training examples only."""
 
-    profile_batches: int = option(4, "calibration batches", limits=Limits(low=1))
+    profile_batches: int = option(4, "number of calibration batches", limits=Limits(low=1))
     profile_batch_size: int = option(8, "examples per calibration batch", limits=Limits(low=1))
-    probe_rank: int = option(8, "rank of the adapters that ablation and output_energy train", limits=Limits(low=1))
-    probe_epochs: float = option(1.0, "passes over the training part of that training", limits=Limits(above=0))
+    probe_rank: int = option(
+        8, "rank of the adapters trained for the metrics ablation and output_energy", limits=Limits(low=1)
+    )
+    probe_epochs: float = option(1.0, "passes over the training split to train these adapters", limits=Limits(above=0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """Where results go; no part of an experiment's identity."""
+    """Places where results are written; not part of an experiment's identity."""
 
     output: str = option("adaptive-lora-out", "folder for reports and adapters", identity=False)
     tracking_uri: str | None = option(
-        None, "MLflow tracking store; none: MLFLOW_TRACKING_URI or sqlite:///mlflow.db", identity=False
+        None, "URI of the MLflow tracking store; none: MLFLOW_TRACKING_URI or sqlite:///mlflow.db", identity=False
     )
     experiment: str | None = option(
         None,
-        "MLflow experiment; none: MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID or adaptive-lora",
+        "name of the MLflow experiment; none: MLFLOW_EXPERIMENT_NAME, MLFLOW_EXPERIMENT_ID or adaptive-lora",
         limits=EXPERIMENT,
         identity=False,
     )
     registered_model: str = option(
-        "adaptive-lora", "name in the model registry", limits=Limits(pattern=NAME), identity=False
+        "adaptive-lora",
+        "name of the registered model in the model registry",
+        limits=Limits(pattern=NAME),
+        identity=False,
     )
     checkpoints: str | None = option(
-        None, "folder for checkpoints of unfinished trials; none: in the output", identity=False
+        None, "folder for checkpoints of unfinished trials; none: inside the output folder", identity=False
     )
     checkpoint_minutes: float = option(
-        5.0, "time between two checkpoints of a training", unit="minutes", limits=Limits(above=0), identity=False
+        5.0, "time between two checkpoints of a trial", unit="minutes", limits=Limits(above=0), identity=False
     )
     checkpoint_steps: int | None = option(
         None,
@@ -204,7 +223,7 @@ class TrackingConfig:
     )
     claim_minutes: float = option(
         2.0,
-        "silence after which the trial of another machine's process is taken over",
+        "time without a sign of life after which a trial leased by another machine's process is taken over",
         unit="minutes",
         limits=Limits(above=0),
         identity=False,

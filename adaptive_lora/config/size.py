@@ -1,4 +1,4 @@
-"""Sizes of memory as people write them."""
+"""Memory sizes as text, such as 6GiB."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MemorySize(int):
         """Read a size.
 
         Raises:
-            ValueError: says what was expected.
+            ValueError: the text is not a size.
         """
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(value).lower())
         if not found or isinstance(value, bool):
@@ -27,7 +27,7 @@ class MemorySize(int):
 
 
 def shown(count: float) -> str:
-    """Return bytes for people, such as `6.43 GiB`."""
+    """Return a number of bytes as text, such as `6.43 GiB`."""
     for unit in ("Ti", "Gi", "Mi", "Ki"):
         if count >= _UNITS[unit.lower()]:
             return f"{count / _UNITS[unit.lower()]:.3g} {unit}B"

@@ -1,4 +1,4 @@
-"""Where results are tracked: store and experiment, found and checked before mlflow is loaded."""
+"""The tracking store and experiment, resolved and checked before mlflow is loaded."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ DEFAULT_EXPERIMENT = "adaptive-lora"
 _SQLITE = re.compile(r"sqlite(?:\+pysqlite)?:///(?!file:)(?=.)")
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _SCHEMES = {"", "file", "http", "https", "sqlite", "databricks", "databricks-uc", "uc", *_PORTS}
-"""URI schemes that MLflow itself takes; other packages may add some."""
+"""URI schemes supported by MLflow itself; other packages may add some."""
 _RETRY_SECONDS = 0.6
-"""Time in which a server that refuses connections is tried again; it may just be starting."""
+"""Seconds for which a refused connection is retried, because the server may be starting."""
 _SILENCE_SECONDS = 8.0
-"""Time in which a server has to answer."""
+"""Seconds within which a server must answer."""
 
 
 def store_uri(config: TrackingConfig) -> str:
-    """Return the URI of the tracking store, as MLflow takes it.
+    """Return the URI of the tracking store in MLflow's form.
 
-    The option goes before MLFLOW_TRACKING_URI, and that before the default. The path of a SQLite
-    file is made absolute: MLflow keeps one connection a URI, so the same relative URI would
-    continue to mean the folder in which it was first used.
+    The option takes precedence over MLFLOW_TRACKING_URI, and that over the default. The path of a
+    SQLite file is made absolute: MLflow caches one connection per URI, so a relative URI would
+    keep meaning the folder in which it was first used.
     """
     uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
     parts = _sqlite_parts(uri)
@@ -49,7 +49,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def sqlite_uri(file: Path, query: str = "") -> str:
-    """Return the URI by which MLflow and SQLAlchemy open a file, whatever its name holds.
+    """Return the URI by which MLflow and SQLAlchemy open a file, with special characters of its name encoded.
 
     SQLAlchemy 2.1 decodes `%20` in the path and ends it at `?`. With the driver's name in the URI,
     MLflow makes no folder of the encoded name.
@@ -68,8 +68,8 @@ def _sqlalchemy_decodes() -> bool:
 def _sqlite_parts(uri: str) -> tuple[Path, str] | None:
     """Return file and query of a SQLite URI.
 
-    The path is percent-decoded, as SQLAlchemy does, unless only its literal form leads to a file or
-    folder that exists: people paste paths into URIs as they are.
+    The path is percent-decoded, as SQLAlchemy does, unless only its literal form is an existing
+    file or folder, because users paste paths into URIs unencoded.
     """
     prefix = _SQLITE.match(uri)
     if prefix is None:
@@ -88,7 +88,7 @@ def _sqlite_parts(uri: str) -> tuple[Path, str] | None:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # no name that a file can have
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
@@ -97,18 +97,18 @@ class ExperimentChoice:
     """An MLflow experiment and who chose it."""
 
     name: str | None
-    """Name of the experiment; None where it is chosen by its id."""
+    """Name of the experiment; None where it is chosen by id."""
     id: str | None = None
-    """Id of the experiment, which has to exist."""
+    """Id of the experiment, which must exist."""
     by: str = ""
-    """The environment variable that named it; empty where the option or the default did."""
+    """Name of the environment variable that chose it; empty where the option or the default did."""
 
 
 def chosen_experiment(config: TrackingConfig) -> ExperimentChoice:
-    """Return the experiment of a configuration, else that of MLflow's variables, else the default.
+    """Return the experiment of a configuration, else that of MLflow's environment variables, else the default.
 
     Raises:
-        ConfigError: the name in the environment cannot be one.
+        ConfigError: the name in the environment is not a valid experiment name.
     """
     if config.experiment is not None:
         return ExperimentChoice(name=config.experiment)
@@ -129,9 +129,9 @@ def unusable(uri: str, reason: str, code: str = "") -> TrackingError:
     """Return the error for a store that cannot be used.
 
     Args:
-        uri: of the store; credentials are hidden.
-        reason: why, in one line.
-        code: MLflow's error code, where it gave one.
+        uri: URI of the store; credentials are hidden in the message.
+        reason: reason, in one line.
+        code: MLflow's error code, or empty.
     """
     return TrackingError(
         f"tracking store {hide_credentials(uri)} cannot be used: {reason[:300]}. {_remedy(code, reason)}"
@@ -139,8 +139,8 @@ def unusable(uri: str, reason: str, code: str = "") -> TrackingError:
 
 
 def _remedy(code: str, reason: str) -> str:
-    """Return what to do about a store that says no."""
-    if "host header" in reason.lower():  # MLflow gives this the code of a lacking permission
+    """Return a sentence on how to make an unusable store work."""
+    if "host header" in reason.lower():  # MLflow reports this as a permission error
         return (
             "The server does not know itself by this name: start it with `mlflow server "
             "--allowed-hosts NAME[:PORT],...`, or call it by a name that it knows."
@@ -151,17 +151,17 @@ def _remedy(code: str, reason: str) -> str:
 
 
 def require_reachable(config: TrackingConfig, *, must_exist: bool = False) -> None:
-    """Find without mlflow that a store cannot be used; nothing is made.
+    """Check without mlflow that a store can be used; nothing is created.
 
-    A server counts as reachable whatever it answers: whether it lets this user in is seen later.
+    A server counts as reachable if it answers at all; permissions are checked later.
 
     Args:
-        config: where the store is.
-        must_exist: for commands that only read.
+        config: tracking settings.
+        must_exist: whether a missing database is an error, for commands that only read.
 
     Raises:
-        TrackingError: no server there, no database, or a kind of store that nobody knows.
-        ConfigError: an experiment in the environment that cannot be one.
+        TrackingError: no server answers, there is no database, or the URI scheme is unknown.
+        ConfigError: the experiment in the environment is not a valid name or id.
     """
     chosen_experiment(config)
     uri = store_uri(config)
@@ -186,11 +186,11 @@ def require_reachable(config: TrackingConfig, *, must_exist: bool = False) -> No
 
 
 def require_database(uri: str, file: Path, *, must_exist: bool = False) -> None:
-    """Find at once that a SQLite store's file is none; MLflow would retry for a minute.
+    """Check that a SQLite store's file is a database; without this check MLflow retries for a minute.
 
     Raises:
-        TrackingError: a folder, a file of another kind, a place beneath a file, or none where one
-            must exist.
+        TrackingError: the path is a folder, a file of another kind or below a file, or is missing
+            though it must exist.
     """
     if must_exist and not _exists(file):
         raise TrackingError(
@@ -208,14 +208,15 @@ def require_database(uri: str, file: Path, *, must_exist: bool = False) -> None:
             database.execute("PRAGMA schema_version")
     except sqlite3.Error as error:
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return  # others are writing: it is one
+            return  # locked by a writer, so it is a database
         raise unusable(uri, f"{file} is no SQLite database ({error})") from error
 
 
 def open_database(file: Path) -> sqlite3.Connection:
     """Open the file of a SQLite store that exists.
 
-    Not read-only: what a process left half written when it died must be rolled back first.
+    The connection is not read-only: a transaction that a process left unfinished when it died must
+    be rolled back first.
     """
     return sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True)
 
@@ -237,7 +238,7 @@ def _require_answer(uri: str, address: str) -> None:
             return
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
-            if isinstance(reason, ssl.SSLError):  # MLflow has settings of its own for certificates
+            if isinstance(reason, ssl.SSLError):  # MLflow has its own settings for certificates
                 return
             if isinstance(reason, ConnectionError) and time.monotonic() < end:
                 time.sleep(0.2)

@@ -24,7 +24,7 @@ from adaptive_lora.errors import ConfigError
 from adaptive_lora.options import Limits, option, type_hints
 
 SIGNATURE_VERSION = 3
-"""Raise it when a change of the code changes a trial's numbers: old trials are not reused then."""
+"""Version of the trial signature; raised when a code change alters results, so that old trials are not reused."""
 
 REFERENCE_METHODS = (
     "uniform:rank=8",
@@ -34,12 +34,12 @@ REFERENCE_METHODS = (
     "three_band",
     "empirical:rank=8",
 )
-"""The arms of the published study (DialoGPT-medium on Alpaca), with `empirical` truly measured."""
+"""The methods of the published study (DialoGPT-medium on Alpaca), with `empirical` measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """A whole study: sections of shared settings and the grid over them."""
+    """A study: sections of shared settings, and the grid of methods, seeds, folds and learning rates."""
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -48,52 +48,60 @@ class StudyConfig:
     profile: ProfileConfig = ProfileConfig()
     tracking: TrackingConfig = TrackingConfig()
 
-    study: str = option("study", "name of the study, first part of its id", limits=Limits(pattern=NAME), identity=False)
-    methods: tuple[str, ...] = option(REFERENCE_METHODS, "NAME[:option=value,...] per method", identity=False)
+    study: str = option(
+        "study", "name of the study; its id starts with it", limits=Limits(pattern=NAME), identity=False
+    )
+    methods: tuple[str, ...] = option(
+        REFERENCE_METHODS, "methods to compare, each NAME[:option=value,...]", identity=False
+    )
     seeds: tuple[int, ...] = option(
-        (0, 1, 2, 3, 4, 5), "seeds of initialisation, order and dropout", limits=SEED, identity=False
+        (0, 1, 2, 3, 4, 5),
+        "seeds of initialisation, data order and dropout; one trial per seed",
+        limits=SEED,
+        identity=False,
     )
     lr: tuple[float, ...] = option(
         (3e-4,),
-        "learning rates; with several, each method's is chosen on validation",
+        "learning rates; of several, each method's is chosen by validation loss",
         limits=Limits(above=0),
         identity=False,
     )
     engine: str = option(
         "auto",
-        "serial: one trial after another; together: several at once over one frozen base, each as "
-        "if alone; auto: together on a GPU",
+        "serial: one trial after another; together: several trials at once on one frozen base, with "
+        "the results of separate training; auto: together on a GPU",
         limits=Limits(choices=("auto", "serial", "together")),
         identity=False,
     )
     race: bool = option(
         False,
-        "stop learning rates that are clearly behind at about one and two thirds of a training, by "
-        "one rule for all methods (successive halving); such trials are never compared",
+        "stop trials whose learning rate is clearly worse at about one and two thirds of the training, "
+        "by one rule for all methods (successive halving); stopped trials are never compared",
         identity=False,
         switch=True,
     )
     baseline: str | None = option(
-        None, "label of the method that others are compared with; none: the first", identity=False
+        None, "label of the method that the others are compared with; none: the first", identity=False
     )
     margin: float | None = option(
         None,
-        "difference in test loss that does not matter; none: by margin_percent",
+        "largest difference in test loss that counts as equivalent; none: computed from margin_percent",
         unit="that of the loss",
         limits=Limits(above=0),
         identity=False,
     )
     margin_percent: float = option(
         1.0,
-        "the margin where none is stated: per cent of what the baseline gains over the frozen base",
+        "margin where none is given, as a percentage of the baseline's gain over the frozen base",
         unit="%",
         limits=Limits(above=0, high=100),
         identity=False,
     )
     correction: str = option(
         "holm",
-        "correction for several methods that decides; max_t: Westfall-Young, more powerful; "
-        "benjamini_hochberg: for screening, bounds the share of false findings",
+        "correction of p-values for several methods; holm: bounds the chance of any false finding; "
+        "max_t: the same by Westfall-Young, more powerful; benjamini_hochberg: bounds the share of "
+        "false findings, for screening",
         limits=Limits(choices=("holm", "max_t", "benjamini_hochberg")),
         identity=False,
     )
@@ -117,10 +125,10 @@ class StudyConfig:
                         yield TrialSpec(study=self, method=spec, seed=seed, fold=fold, lr=lr)
 
     def only_trial(self) -> TrialSpec:
-        """Return the trial of a configuration that has one.
+        """Return the only trial of a configuration.
 
         Raises:
-            ConfigError: it has several.
+            ConfigError: the configuration has several trials.
         """
         first, *others = self.trials()
         if others:
@@ -131,11 +139,11 @@ class StudyConfig:
         return first
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that all trials share and that make them comparable."""
+        """Return the settings that all trials share and that must be equal for trials to be compared."""
         return {key: value for key, value, field in _flat_values(self) if field.metadata["identity"]}
 
     def flat(self) -> dict[str, Any]:
-        """Return every setting under its option's name; `study_from` reads it back."""
+        """Return option name -> value of every setting; `study_from` reads it back."""
         return {key: value for key, value, _ in _flat_values(self)}
 
 
@@ -159,8 +167,8 @@ class TrialSpec:
         """Return 16 hexadecimal digits over everything that determines the trial's numbers.
 
         Args:
-            fingerprint: content hash of the base, digests of the data and of its tokens, resolved
-                precision.
+            fingerprint: content hash of the base, digests of the data and of its token ids, and the
+                precision in use.
         """
         return digest(
             {
@@ -171,7 +179,7 @@ class TrialSpec:
                 "lr": self.lr,
                 "surroundings": dict(fingerprint),
                 "version": SIGNATURE_VERSION,
-                # Other packages can change a method without a word from this one.
+                # Another package's release can change a method's results.
                 **({"packages": list(packages)} if (packages := self.method.packages) else {}),
             }
         )

@@ -1,4 +1,4 @@
-"""Small files that people write or send: read within limits, and YAML without surprises."""
+"""Small text files: read within size limits, and YAML without implicit types."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import yaml
 
 LONGEST = 16 * 2**20
-"""Bytes of a settings file, template or profile; real ones are far smaller."""
+"""Maximum size of a settings file, template or profile, in bytes; real ones are far smaller."""
 _DEEPEST = 20
-"""Mappings and lists in each other; settings need two."""
+"""Maximum nesting depth of mappings and lists; settings need two levels."""
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Reads every plain value as the text that the file has, but for null.
+    """Reads every plain value but null as the text in the file.
 
     YAML's own types make 64 of `0100`, 90 of `1:30`, 1.1 of `1.10` and true of `on`.
     """
@@ -26,14 +26,14 @@ class _TextLoader(yaml.SafeLoader):
 
 
 class Unreadable(ValueError):
-    """Why a file cannot be read, in words for its user."""
+    """A file that cannot be read; the message gives the reason for the user."""
 
 
 def read_text(path: Path) -> str:
     """Read a regular file of UTF-8 text.
 
     Raises:
-        Unreadable: no such file, a device, far too large, or other text.
+        Unreadable: the file does not exist, is a device, is too large, or is not UTF-8.
     """
     try:
         if not path.exists():
@@ -48,14 +48,14 @@ def read_text(path: Path) -> str:
 
 
 def parse_yaml(text: str) -> tuple[Any, dict[str, int]]:
-    """Return the value of a YAML text, and key -> line of a mapping at its top.
+    """Return the value of a YAML text, and key -> line number of a top-level mapping.
 
-    What is no list, mapping or null is text, as it is written. No Python objects, no anchors (a few
-    of them can stand for gigabytes), and no key twice, of which YAML's reader would silently take
-    the last.
+    Every value but a list, mapping or null is text, as written. Python objects, anchors (a few of
+    them can expand to gigabytes) and repeated keys (of which YAML's reader silently takes the last)
+    are refused.
 
     Raises:
-        Unreadable: what is wrong, with the line where there is one.
+        Unreadable: the problem, with its line number where known.
     """
     try:
         _require_plain(text)
@@ -71,13 +71,13 @@ def parse_yaml(text: str) -> tuple[Any, dict[str, int]]:
     for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
         name, line = str(key.value), key.start_mark.line + 1
         if name in lines:
-            raise Unreadable(f"'{name}' stands twice, in lines {lines[name]} and {line}")
+            raise Unreadable(f"'{name}' is given twice, in lines {lines[name]} and {line}")
         lines[name] = line
     return values, lines
 
 
 def _require_plain(text: str) -> None:
-    """Look at one event after the other, so that a hostile text costs no more than its start."""
+    """Check YAML events one by one, so that a hostile text is refused before it is expanded."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent)
