@@ -7,9 +7,9 @@
     ├── AllocationError          ranks and budgets that cannot be met
     ├── AdapterError             adapter folders and models that differ from their plan
     ├── TrackingError            tracking server and registry
-    │   ├── Undelivered          results wait on local disk for it; exit code 3
-    │   └── ClaimLost            another process took over; caught where trials are run
-    └── TrialFailed              a trial that the stability guard ended; the study goes on
+    │   ├── Undelivered          results are kept on local disk until delivered; exit code 3
+    │   └── LeaseLost            another process took over the trial; caught where trials are run
+    └── TrialFailed              a trial that the stability guard ended; the study continues
 
 Anything else that escapes is a bug of this package and keeps its traceback; what transformers, PEFT
 and torch raise over a model becomes a ModelError (`model_errors`).
@@ -24,14 +24,14 @@ from typing import ClassVar
 from adaptive_lora.redaction import hide_credentials, printable
 
 _BRIEF = 600
-"""Most signs that are quoted of an error from elsewhere."""
+"""Maximum number of characters quoted of another library's error."""
 
 
 class AdaptiveLoraError(Exception):
-    """Base of all errors that are the user's to mend.
+    """Base of all errors that the user can fix.
 
-    Messages quote what was given, other libraries' errors included: credentials are left out here,
-    and signs that would act on a terminal become escapes.
+    Messages quote input and other libraries' errors: credentials are removed here, and control
+    characters are escaped.
     """
 
     exit_code: ClassVar[int] = 2
@@ -71,7 +71,7 @@ class Undelivered(TrackingError):
 
 
 class LeaseLost(TrackingError):
-    """This process seemed dead for so long that another one took its trial."""
+    """Another process took this trial over, because its lease had expired."""
 
 
 class TrialFailed(AdaptiveLoraError, RuntimeError):
@@ -79,9 +79,9 @@ class TrialFailed(AdaptiveLoraError, RuntimeError):
 
 
 def brief(error: BaseException) -> str:
-    """Return what another library says, on one line and no longer than people read."""
+    """Return another library's error message on one line, cut to `_BRIEF` characters."""
     kind, text = type(error).__name__, " ".join(str(error).split())
-    if isinstance(error, LookupError):  # says what was looked for, and nothing else
+    if isinstance(error, LookupError):  # its message is the missing key alone
         text = f"{kind}: {text}"
     text = text or kind
     return text if len(text) <= _BRIEF else f"{text[:_BRIEF]} ..."

@@ -82,17 +82,17 @@ class PluginTable(Mapping[str, T], Generic[T]):
 
         Args:
             own: entries of this package.
-            group: of the entry points that are added.
-            read: returns the entry of an entry point, or raises where it is none.
+            group: entry-point group of the added entries.
+            read: returns the object of an entry point, or raises if it is not valid.
         """
         self._own, self._group, self._read = own, group, read
         self._loaded: dict[str, T] = {}
 
     def __getitem__(self, name: str) -> T:
-        """Return an entry; a package is imported when its first one is asked for.
+        """Return an entry; another package is imported when one of its entries is first read.
 
         Raises:
-            ConfigError: a name that two have, or a package that does not load.
+            ConfigError: two packages use the name, or a package cannot be imported.
         """
         entry = self._entry(name)
         if entry is None:
@@ -100,10 +100,10 @@ class PluginTable(Mapping[str, T], Generic[T]):
         if name not in self._loaded:
             try:
                 self._loaded[name] = self._read(entry)
-            except Exception as error:  # whatever a foreign module does when it is imported
+            except Exception as error:  # importing another package's module can fail in any way
                 raise ConfigError(
                     f"'{name}' ({self._group}) of the package {package_of(entry)} cannot be used: "
-                    f"{type(error).__name__}: {error}. Mend or uninstall that package."
+                    f"{type(error).__name__}: {error}. Fix or uninstall that package."
                 ) from error
         return self._loaded[name]
 
@@ -126,7 +126,7 @@ class PluginTable(Mapping[str, T], Generic[T]):
         return None if entry is None else package_of(entry)
 
     def usable(self) -> Iterator[tuple[str, T]]:
-        """Yield names and entries; those that cannot be used are logged and left out."""
+        """Yield names and entries; entries that cannot be used are logged and left out."""
         for name in self:
             try:
                 yield name, self[name]
@@ -142,7 +142,7 @@ class PluginTable(Mapping[str, T], Generic[T]):
         """Return the only entry point of a name, or None where this package has it.
 
         Raises:
-            ConfigError: several have it.
+            ConfigError: several packages use the name.
         """
         offers = _offers(self._group).get(name, ())
         if len(offers) + (name in self._own) > 1:
@@ -158,11 +158,11 @@ class PluginTable(Mapping[str, T], Generic[T]):
 def checked(
     check: Callable[[Any], str | None], adopt: Callable[[Any], Any] = lambda found: found
 ) -> Callable[[EntryPoint], Any]:
-    """Return a reader that imports an entry point and refuses what a check finds wrong.
+    """Return a reader that imports an entry point and checks its object.
 
     Args:
-        check: returns what is wrong with an object, or None.
-        adopt: makes the entry of an object; by default the object is the entry.
+        check: returns the problem with an object, or None.
+        adopt: converts an object to the entry; by default the object is the entry.
     """
 
     def read(entry: EntryPoint) -> Any:

@@ -1,4 +1,4 @@
-"""What leaves this process as text: without secrets, and unable to act on a terminal."""
+"""Redaction of text that leaves this process: secrets are hidden, control characters escaped."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 HIDDEN = "***"
 _SECRET_NAME = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.I)
-"""Environment variables whose value is never written."""
+"""Pattern of the names of environment variables whose values are never written."""
 _SHORTEST = 6
-"""Shorter values (`1`, `true`, `off`) are switches, and would blank half of every text."""
+"""Minimum length of a secret value in characters; shorter ones (`1`, `true`) are switches found in any text."""
 _USERINFO = re.compile(
     r"\b([a-z][a-z0-9+.-]{0,20}://(?!/)|https?:/(?!/))"
     r"(?:[^\s/\"'<>?#]{0,300}|[^\s/@:\"'<>?#]{1,100}:(?!\d+/)[^\s\"'<>?#]{0,300})@",
@@ -30,14 +30,14 @@ _SHAPE = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
     r"|(?:AKIA|ASIA)[A-Z0-9]{16}|dapi[0-9a-f]{32}(?:-\d+)?|sk-[\w-]{20,}|xox[abprs]-[\w-]{10,})"
 )
-"""Tokens that say what they are: Hugging Face, GitHub, GitLab, AWS, Databricks, OpenAI, Slack."""
+"""Tokens with a known prefix: Hugging Face, GitHub, GitLab, AWS, Databricks, OpenAI, Slack."""
 
 
 def hide_credentials(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """Return a text in which `***` stands for every secret that can be recognised.
+    """Return a text with every recognisable secret replaced by `***`.
 
-    These are: user and password of URIs, secret parameters of their queries, tokens of well-known
-    shapes, and the values of environment variables that are named like secrets.
+    Secrets are: user and password of URIs, secret parameters of their queries, tokens with known
+    prefixes, and values of environment variables whose names mark them as secret.
     """
     values = os.environ if environment is None else environment
     known = {
@@ -45,7 +45,7 @@ def hide_credentials(text: str, environment: Mapping[str, str] | None = None) ->
         for name, value in values.items()
         if len(value) >= _SHORTEST and _SECRET_NAME.search(name) and not os.path.exists(value)
     }
-    if known:  # whole words alone: `123456` is a password that stands in many a number
+    if known:  # whole words only: a password `123456` also occurs inside numbers
         listed = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
         text = re.sub(rf"(?<![A-Za-z0-9.])(?:{listed})(?![A-Za-z0-9])", HIDDEN, text)
     text = _USERINFO.sub(rf"\g<1>{HIDDEN}@", text)
@@ -53,7 +53,7 @@ def hide_credentials(text: str, environment: Mapping[str, str] | None = None) ->
 
 
 def hide_in(values: Any) -> Any:
-    """Return JSON-ready values with credentials hidden in every text; keys and numbers stay."""
+    """Return JSON-ready values with credentials hidden in every text; keys and numbers are unchanged."""
     if isinstance(values, str):
         return hide_credentials(values)
     if isinstance(values, Mapping):
@@ -64,10 +64,9 @@ def hide_in(values: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    r"""Return a text with control, bidirectional and unpaired signs as escapes, such as `\x1b`.
+    r"""Return a text with control, bidirectional and surrogate characters escaped, such as `\x1b`.
 
-    Names and contents of files may hold such signs, with which they could move a terminal's cursor
-    or show a name as another.
+    Such characters in names or contents of files could move a terminal's cursor or disguise a name.
     """
     return "".join(sign if sign in "\n\t" or _harmless(sign) else _escape(sign) for sign in text)
 
@@ -81,7 +80,7 @@ def _escape(sign: str) -> str:
 
 
 def shown(text: object) -> str:
-    """Return a text from outside for rich's console: no secrets, no escapes, no markup."""
+    """Return untrusted text for rich's console: secrets hidden, control characters and markup escaped."""
     from rich.markup import escape
 
     return escape(printable(hide_credentials(str(text))))

@@ -1,4 +1,4 @@
-"""What one trial produced: plain values that pass between training, tracking and comparison."""
+"""Results of one trial: plain values passed between training, tracking and comparison."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ RACED_STATUS = "RACED"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """The course of one training."""
+    """Losses, tokens and costs of one training."""
 
     losses: tuple[float, ...]
     """Training loss per optimiser step: nats per supervised token; NaN where a step was skipped."""
     validation_curve: tuple[tuple[int, float], ...]
     """(optimiser step, validation loss in nats per supervised token); step 0 is before training."""
     validation_loss: float
-    """Of the weights that were kept: the last, or the best where early stopping is on."""
+    """Validation loss of the kept weights, in nats per supervised token: the last, or the best with early stopping."""
     tokens: int
-    """Tokens that went through the model, padding not counted."""
+    """Number of tokens processed by the model, without padding."""
     step_tokens: tuple[int, ...]
-    """`tokens` as it stood after each optimiser step."""
+    """Value of `tokens` after each optimiser step."""
     order_digest: str
-    """SHA-256 over the batches in the order in which they were learned from, 16 digits: equal for
-    every method of a seed."""
+    """SHA-256 over the batches in training order, 16 hexadecimal digits: equal for all methods of
+    a seed."""
     supervised_tokens: int
-    """Tokens whose loss was learned from."""
+    """Number of tokens that the loss was computed on."""
     seconds: float
-    """Wall time of the training steps alone, without validation; of steps that several trials took
-    together, the share that the trial's tokens have."""
+    """Wall time of the training steps in seconds, without validation; of steps shared by several
+    trials, the trial's share by tokens."""
     peak_memory_bytes: int | None
-    """Device memory on a GPU; on a CPU the model and what training added to the process's memory,
-    or None where the system does not tell."""
+    """Peak memory in bytes: device memory on a GPU; on a CPU, the model plus the growth of the
+    process's memory, or None where the system does not report it."""
     micro_batch: int
-    """Most examples per forward pass; below the batch size where memory was short."""
+    """Maximum number of examples per forward pass; below the batch size where memory was short."""
     trials_together: int
-    """Trials whose steps were taken in one, this one included; 1: it trained alone."""
+    """Number of trials trained together, this one included; 1: it trained alone."""
     waited_seconds: float
-    """Wall time in which other trials had their turn; no part of `seconds`."""
+    """Wall time in seconds spent on steps of other trials; not included in `seconds`."""
     skipped_steps: int
-    """Steps left out because loss or gradient was not finite."""
+    """Number of steps skipped because loss or gradient was not finite."""
     stopped_early: bool
     precision: str
     device: str
@@ -58,7 +58,7 @@ class TrainResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalResult:
-    """Scores per example (E = examples of the part), in the order of `example_ids`."""
+    """Scores per example (E = examples of the split), in the order of `example_ids`."""
 
     example_ids: tuple[str, ...]
     nll_E: FloatArray
@@ -66,39 +66,39 @@ class EvalResult:
     tokens_E: IntArray
     """Supervised tokens per example; 1 where the task counts examples."""
     correct_E: IntArray | None
-    """Supervised tokens whose most likely prediction is right; None where nothing is right or
-    wrong, as in regression."""
+    """Number of supervised tokens per example whose most likely prediction is right; None for
+    tasks without right or wrong predictions, such as regression."""
     exact_match_E: FloatArray | None = None
-    """1 where greedy generation gives the reference, else 0; None where not scored."""
+    """1 where greedy generation equals the reference, else 0; None where not scored."""
     further_E: Mapping[str, FloatArray] = field(default_factory=dict)
-    """Other scores of the task by name, such as ROUGE; `prediction` is what the model said."""
+    """Other scores of the task by name, such as ROUGE; `prediction` is the model's output."""
     overall: Mapping[str, float] = field(default_factory=dict)
-    """Scores of the part as a whole by name, such as F1."""
+    """Scores of the whole split by name, such as F1."""
     unit: str = NATS_PER_TOKEN
-    """What `loss` is counted in."""
+    """Unit of `loss`."""
 
     @property
     def loss(self) -> float:
-        """Mean loss, in nats per supervised token where `unit` says no other: nll over tokens."""
+        """Mean loss, nll over tokens, in `unit`: nats per supervised token by default."""
         return float(self.nll_E.sum() / self.tokens_E.sum())
 
     @property
     def perplexity(self) -> float | None:
-        """exp(loss), infinite where that overflows; None where the loss is none of tokens."""
+        """exp(loss), infinite on overflow; None where the loss is not per token."""
         if self.unit != NATS_PER_TOKEN:
             return None
         return float(np.exp(np.float64(self.loss))) if self.loss < 700 else float("inf")
 
     @property
     def token_accuracy(self) -> float | None:
-        """Share of supervised tokens, or of examples where these are counted, predicted right."""
+        """Share of supervised tokens predicted right, or of examples where the task counts examples."""
         if self.correct_E is None:
             return None
         return float(self.correct_E.sum() / self.tokens_E.sum())
 
     @property
     def others(self) -> dict[str, float]:
-        """Scores of the task beside loss and exact match, means over examples among them."""
+        """Scores of the task except loss and exact match, including means over examples."""
         means = {n: float(each.mean()) for n, each in self.further_E.items() if n != PREDICTION}
         return {**means, **self.overall}
 
@@ -110,7 +110,7 @@ class EvalResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRecord:
-    """One trial that ended, as `compare` reads it back from the tracking store."""
+    """One completed trial, as `compare` reads it back from the tracking store."""
 
     run_id: str
     method: str
@@ -119,21 +119,21 @@ class TrialRecord:
     fold: int
     lr: float
     status: str
-    """FINISHED, FAILED or RACED."""
+    """Status: FINISHED, FAILED or RACED."""
     reason: str = ""
-    """Why a trial failed or was stopped."""
+    """Reason why a trial failed or was stopped; empty otherwise."""
     trainable_parameters: int = 0
     validation_loss: float = float("nan")
     validation_curve: tuple[tuple[int, float], ...] = ()
     validation_tokens: tuple[int, ...] = ()
     """Tokens seen at each point of `validation_curve`; empty where not recorded."""
     test: EvalResult | None = None
-    """Scores on the test part; None for failed trials."""
+    """Scores on the test split; None for failed trials."""
     plan: Mapping[str, Any] = field(default_factory=dict)
     """`to_dict()` of a `RankPlan` or `TunerPlan`."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """All metrics of the run, such as `tokens_per_second`, `peak_memory_bytes`, `skipped_steps`."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    """What the fairness audit compares, such as `precision`, `data_digest`, `order_digest`."""
+    """Tags of the run that the fairness audit compares, such as `precision`, `data_digest`, `order_digest`."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Parameters of the run: `cfg.*` of the study, `method.*` of the method."""

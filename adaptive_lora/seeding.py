@@ -45,7 +45,7 @@ def global_state() -> GlobalState:
 
 
 def set_global_state(state: GlobalState) -> None:
-    """Put the global generators where `global_state` found them."""
+    """Restore the state of the global generators returned by `global_state`."""
     import torch
 
     torch.set_rng_state(state["torch"].cpu())

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: raised where work can be put down, held back where it cannot."""
+"""Ctrl-C and SIGTERM: raised where work can be interrupted, delayed where it cannot."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ class Interrupted(KeyboardInterrupt):
     """The user, or the system, asked this process to end."""
 
     def __init__(self, number: int) -> None:
-        """Take note of the signal's number."""
+        """Store the signal's number."""
         super().__init__(number)
         self.number = number
 
     @property
     def exit_code(self) -> int:
-        """The code by which shells know the signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        """Exit code of the signal by shell convention: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.number
 
 
 class TrainingPaused(KeyboardInterrupt):
-    """A training is to be put down at this step, with a checkpoint, and taken up later."""
+    """A training is to be checkpointed at this step and continued later."""
 
 
 class _Held:
-    """Blocks that must not be cut in two, and the signal that came meanwhile."""
+    """Number of open `whole` blocks, and the signal received in them."""
 
     depth = 0
     number: int | None = None
@@ -39,8 +39,8 @@ class _Held:
 def interruptible() -> Iterator[None]:
     """Raise `Interrupted` on Ctrl-C and SIGTERM inside the block.
 
-    A second signal raises again, so that a user who does not want to wait for the checkpoint need
-    not. Outside the main thread, where Python takes no handlers, nothing changes.
+    A second signal raises again, so that a user need not wait for the checkpoint. Outside the main
+    thread, where Python allows no handlers, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -66,7 +66,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def whole() -> Iterator[None]:
-    """Hold a signal back until the block is done; for a few milliseconds at most."""
+    """Delay signals until the block ends; for blocks of a few milliseconds."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -12,18 +12,18 @@ from adaptive_lora.config.planted import PlantedTeacher
 from adaptive_lora.config.store_place import require_reachable
 
 _DECODERS = ("ForCausalLM", "LMHeadModel")
-"""How classes of models end that continue a prompt."""
+"""Class name endings of decoder models."""
 
 
 def require_inputs(config: StudyConfig, *, trained: bool = True) -> None:
-    """Find a base file, data file, column or tracking store that cannot be used.
+    """Check base file, data file, columns and tracking store before anything heavy is loaded.
 
     Args:
-        config: of the study.
-        trained: whether its methods are, so that they must fit how the base is saved.
+        config: settings of the study.
+        trained: whether its methods are trained, so that they must fit the format of the saved base.
 
     Raises:
-        AdaptiveLoraError: the first of these that is wrong.
+        AdaptiveLoraError: the first problem found.
     """
     kinds = [spec.base for spec in config.specs]
     file = check_base(config.model, kinds) if trained else base_file(config.model)
@@ -35,10 +35,10 @@ def require_inputs(config: StudyConfig, *, trained: bool = True) -> None:
 
 
 def require_data(config: StudyConfig, data: DataConfig, *, is_gguf: bool = False) -> None:
-    """Read the rows of a study's data, which are kept until the study asks for them.
+    """Read the rows of a study's data; they are cached until the study uses them.
 
     Raises:
-        DataError: unreadable, or without the columns that are needed.
+        DataError: the data cannot be read or lack a required column.
     """
     from adaptive_lora.data.reading import read_ahead, separate_test
     from adaptive_lora.data.sources import LABELS, require_columns
@@ -52,7 +52,7 @@ def require_data(config: StudyConfig, data: DataConfig, *, is_gguf: bool = False
 
 
 def _is_decoder(model: str) -> bool:
-    """Return whether a base continues prompts, as its own configuration says."""
+    """Return whether a base is a decoder model by its own configuration."""
     if model == "embedded":
         return True
     try:

@@ -1,4 +1,4 @@
-"""`export`: an adapter in a form that every server reads."""
+"""`export`: writes an adapter in a format that every server reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main group: its commands stand in the files beside, one a kind of work."""
+"""The main command group, with error handling; its commands are in the other modules."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOVED = {
 
 
 class _Group(click.Group):
-    """Turns errors that the user can mend into one message and an exit code."""
+    """Turns errors that the user can fix into one message and an exit code."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command by its name; raises ConfigError for one that has moved."""
@@ -62,13 +62,13 @@ class _Group(click.Group):
 
 
 def _crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a bug's traceback as Python does, without the secrets that its messages may quote."""
+    """Print a bug's traceback as Python does, with secrets in its messages hidden."""
     text = "".join(traceback.format_exception(kind, error, trace))
     sys.stderr.write(printable(hide_credentials(text)))
 
 
 def _say(text: str) -> None:
-    """Print an error; of a word of hundreds of signs, the beginning."""
+    """Print an error; words of hundreds of characters are cut."""
     click.secho("Error: ", fg="red", err=True, nl=False)
     click.echo(re.sub(r"(\S{300})\S{200,}", r"\1 ...", text), err=True)
 

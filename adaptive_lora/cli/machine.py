@@ -47,7 +47,7 @@ def ui(port: int, **options: Any) -> None:
     if sqlite_file(uri) is not None:
         from adaptive_lora.tracking.connection import reach
 
-        reach(uri)  # made whole where there is none: MLflow's own server could be ended meanwhile
+        reach(uri)  # created completely if missing: MLflow's own server could be stopped halfway
     address = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
     click.echo(f"MLflow UI: {address}  (Ctrl-C ends it)")
     click.echo(
@@ -61,7 +61,7 @@ def ui(port: int, **options: Any) -> None:
 @main.command("upgrade-store")
 @study_options(only=("tracking_uri",))
 def upgrade_store(**options: Any) -> None:
-    """Upgrade a SQLite tracking store that an earlier MLflow made; a backup stays beside it."""
+    """Upgrade a SQLite tracking store that an earlier MLflow made; a backup is kept beside it."""
     config = study_from(settings_given(options))
     require_reachable(config.tracking)
     uri = store_uri(config.tracking)
@@ -71,4 +71,4 @@ def upgrade_store(**options: Any) -> None:
     if backup is None:
         click.echo(f"{hide_credentials(uri)} needs no upgrade")
     else:
-        click.echo(f"{hide_credentials(uri)} is upgraded; what it was is kept as {backup}")
+        click.echo(f"{hide_credentials(uri)} is upgraded; the backup is {backup}")

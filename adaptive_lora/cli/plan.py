@@ -29,14 +29,14 @@ _OWN = (
     "model", "revision", "trust_remote_code", "alpha", "scaling", "precision", "batch_size",
     "batching", "max_tokens", "gradient_checkpointing", "max_memory", "task",
 )  # fmt: skip
-"""Settings of a study that a plan takes."""
+"""Study settings that affect a plan."""
 
 
 @main.command()
 @study_options(only=_OWN)
 @click.option("--method", default="uniform", show_default=True, help="NAME[:option=value,...]")
 @options_of_methods
-@click.option("--seed", default=0, show_default=True, help="seed of a trial, for `random`")
+@click.option("--seed", default=0, show_default=True, help="seed of the trial, for methods that draw at random")
 @click.option(
     "--profile",
     "profile_file",
@@ -48,7 +48,7 @@ _OWN = (
     "--emit", type=click.Choice(["peft"]), help="print PEFT's adapter_config.json instead of a table [default: table]"
 )
 def plan(method: str, seed: int, as_json: bool, emit: str | None, profile_file: Path | None, **options: Any) -> None:
-    """Show which site gets which rank, and what it costs. Needs no weights."""
+    """Show the rank of every site and the number of parameters. Needs no weights."""
     own = (*_OWN, *EARLIER_NAMES)
     config = study_from(settings_given({key: options[key] for key in own}))
     name, written = MethodSpec.split(method)

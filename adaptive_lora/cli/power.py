@@ -1,4 +1,4 @@
-"""`power`: how many seeds and examples a study needs."""
+"""`power`: number of seeds and examples that a study needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adaptive_lora.errors import ConfigError
 
 
 class _Finite(click.FloatRange):
-    """A number within bounds, which NaN and infinity are not."""
+    """A finite number within bounds."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))

@@ -1,4 +1,4 @@
-"""`study` and `compare`: the whole grid, and its verdict."""
+"""`study` and `compare`: run the grid of trials, and compare them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def study(file: Path | None, **options: Any) -> None:
     """Run a whole study: profile, train, evaluate, compare, register the winner.
 
-    Run the same command again to finish what an interruption left.
+    After an interruption, run the same command again to continue.
     """
     config = read_study(file, options)
     require_inputs(config)

@@ -1,4 +1,4 @@
-"""`sync`: deliver what a tracking server did not take."""
+"""`sync`: delivers results that a tracking server has not received."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("folder", required=False, metavar="[FOLDER]")
 @study_options(only=("tracking_uri",))
 def sync(folder: str | None, **options: Any) -> None:
-    """Deliver what a tracking server did not take while it was away.
+    """Deliver results that the tracking server has not received, for example after an outage.
 
     FOLDER is a study's output folder [default: adaptive-lora-out]. Everything is read back before
     it is deleted here. May be interrupted and repeated. Exit code 0: everything arrived; 3:

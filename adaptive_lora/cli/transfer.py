@@ -1,4 +1,4 @@
-"""`transfer`: do ranks that were allocated on one task serve another?"""
+"""`transfer`: measures whether ranks allocated on one task suit another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adaptive_lora.config.store_place import require_reachable
 @click.option("--method", default="empirical", show_default=True, help="NAME[:option=value,...]")
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
 def transfer(file: Path | None, data: tuple[str, ...], method: str, as_json: bool, **options: Any) -> None:
-    """Allocate ranks on each task and on all together, train on each, and say what carries over.
+    """Allocate ranks on each task and on all together, train on each, and compare the losses.
 
     Each task is a study of its own with the same settings; repeat the command to continue.
     """

@@ -38,10 +38,10 @@ def train(file: Path | None, method: str, seed: str, adapter: Path | None, **opt
 @study_file
 @study_options(leave_out=("methods", "seeds", "lr", "baseline", "model", "revision"))
 @click.option("--adapter", help="adapter folder, models:/NAME@champion, or models:/NAME/VERSION")
-@click.option("--fold", default=0, show_default=True, help="fold whose test part is scored")
+@click.option("--fold", default=0, show_default=True, help="fold whose test split is scored")
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
 def evaluate(file: Path | None, adapter: str | None, fold: int, as_json: bool, **options: Any) -> None:
-    """Score a saved adapter on the test part, loaded the way it is served."""
+    """Score a saved adapter on the test split, loaded as for serving."""
     config = read_study(file, options)
     if not adapter:
         raise ConfigError("evaluate needs --adapter: a folder or a models:/ URI; none was given.")
