@@ -1,4 +1,4 @@
-"""Data: from files, hub sets or the embedded generator to tokenised train, validation and test."""
+"""Data: from files, hub sets or the embedded generator to tokenised train, validation and test splits."""
 
 from adaptive_lora.data.batches import Batch, collate, stacked, training_batches
 from adaptive_lora.data.examples import Example, ExampleSet

@@ -1,4 +1,4 @@
-"""Batches: padded tensors, in an order that depends on nothing but the seed."""
+"""Batches: padded tensors, in an order that depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100
-"""Label of tokens whose loss does not count (PyTorch's and transformers' convention)."""
+"""Label of tokens that are excluded from the loss (PyTorch's and transformers' convention)."""
 _PIXELS_PER_POSITION = 256
-"""Pixels that count as one position of a text: a patch of 16 x 16."""
+"""Number of pixels that count as one text position: a patch of 16 x 16."""
 _TEXTS = ("input_ids", "decoder_input_ids")
 _MASKS = ("attention_mask", "decoder_attention_mask")
 _CONTENT = ("input_ids", "pixel_values")
@@ -25,42 +25,42 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """B examples, as the model takes them and as they are scored."""
+    """B examples: inputs of the model, and labels for loss and scores."""
 
     inputs: Mapping[str, torch.Tensor]
-    """Arguments of the model's forward call; the first dimension of each counts the examples.
-    Texts are padded on the right, with a mask beside them."""
+    """Arguments of the model's forward call; the first dimension of each is the example.
+    Texts are padded on the right and come with an attention mask."""
     labels: torch.Tensor
-    """(B, ...) what is learned; IGNORED where nothing is. For texts of causal models token ids,
-    not shifted."""
+    """Targets of the loss, shape (B, ...), IGNORED where there is none; for causal models token
+    ids, not shifted."""
     padding: Mapping[str, int] = field(default_factory=dict)
-    """Name of an input -> its value of padding, where that is not 0."""
+    """Name of an input -> its padding value, where that is not 0."""
     whole: bool = False
-    """Whether examples are scored against each other, so that a part has another loss."""
+    """Whether the loss compares examples with each other, so that a batch must not be divided."""
 
     @classmethod
     def of_text(cls, *, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> Batch:
-        """Return a batch of (B, T) token ids, mask (0 for padding) and labels."""
+        """Return a batch of token ids, mask (0 for padding) and labels, each of shape (B, T)."""
         return cls(inputs={"input_ids": input_ids, "attention_mask": attention_mask}, labels=labels)
 
     @property
     def input_ids(self) -> torch.Tensor:
-        """(B, T) token ids."""
+        """Token ids, shape (B, T)."""
         return self.inputs["input_ids"]
 
     @property
     def attention_mask(self) -> torch.Tensor:
-        """(B, T) 1 for tokens, 0 for padding."""
+        """Attention mask, shape (B, T): 1 for tokens, 0 for padding."""
         return self.inputs["attention_mask"]
 
     @property
     def examples(self) -> int:
-        """How many examples there are."""
+        """Number of examples."""
         return len(self.labels)
 
     @property
     def positions(self) -> int:
-        """Positions that an example takes in the model, padding and patches of images counted."""
+        """Number of positions per example in the model, including padding and image patches."""
         texts = (self.inputs[name].shape[1] for name in _TEXTS if name in self.inputs)
         longest = max(texts, default=0)
         if "pixel_values" not in self.inputs:
@@ -70,30 +70,30 @@ class Batch:
         return max(longest, patches)
 
     def parts(self, rows: int) -> list[Batch]:
-        """Return the batch in parts of at most so many examples, in order, where it may be cut."""
+        """Return the batch as micro-batches of at most `rows` examples, in order; whole if it cannot be divided."""
         if rows >= self.examples or self.whole:
             return [self]
         return [self.rows(slice(at, at + rows)) for at in range(0, self.examples, rows)]
 
     @property
     def tokens(self) -> int:
-        """Tokens without padding; images where there is no text."""
+        """Number of tokens without padding; number of images where there is no text."""
         masks = [self.inputs[name] for name in _MASKS if name in self.inputs]
         return sum(int(mask.sum()) for mask in masks) if masks else self.examples
 
     @property
     def supervised(self) -> torch.Tensor:
-        """Where labels count: bool of the labels' shape."""
+        """Mask of the labels that enter the loss: bool, shape of `labels`."""
         return self.labels.isfinite() if self.labels.is_floating_point() else self.labels != IGNORED
 
     @property
     def supervised_by_example(self) -> torch.Tensor:
-        """(B,) supervised tokens of each example, or what else a task counts."""
+        """Number of supervised tokens, or other targets of the task, per example, shape (B,)."""
         return self.supervised.flatten(1).sum(dim=1) if self.labels.ndim > 1 else self.supervised
 
     @property
     def supervised_tokens(self) -> int:
-        """Tokens whose loss counts, or what else a task counts: the loss is divided by it."""
+        """Number of supervised tokens, or other targets of the task; the loss is divided by it."""
         return int(self.supervised.sum())
 
     def to(self, device: torch.device) -> Batch:
@@ -102,18 +102,18 @@ class Batch:
         return replace(self, inputs=moved, labels=self.labels.to(device))
 
     def rows(self, chosen: slice | Sequence[int]) -> Batch:
-        """Return some of the examples, as wide as they are here."""
+        """Return some of the examples, with the batch's padding."""
         kept = {name: tensor[chosen] for name, tensor in self.inputs.items()}
         return replace(self, inputs=kept, labels=self.labels[chosen])
 
     def content(self) -> bytes:
-        """Return what the examples show, for digests: token ids and pixels."""
+        """Return token ids and pixels as bytes, for digests."""
         shown = (self.inputs[name] for name in _CONTENT if name in self.inputs)
         return b"".join(tensor.numpy().tobytes() for tensor in shown)
 
 
 def stacked(batches: Sequence[Batch]) -> Batch:
-    """Return several batches of one task as one, texts padded to the longest."""
+    """Return several batches of one task as one; texts are padded to the longest."""
     first = batches[0]
     return replace(
         first,
@@ -125,7 +125,7 @@ def stacked(batches: Sequence[Batch]) -> Batch:
 
 
 def _joint(tensors: Sequence[torch.Tensor], padding: int) -> torch.Tensor:
-    """Join along examples; the second dimension is filled up with padding."""
+    """Concatenate along examples; the second dimension is padded."""
     import torch
     from torch.nn import functional
 
@@ -156,7 +156,7 @@ def collate(examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
 def training_batches(
     examples: Sequence[T], *, batch_size: int, seed: int, collate: Callable[[Sequence[T]], Batch]
 ) -> Iterator[Batch]:
-    """Yield batches without end, epoch after epoch, each in its own order.
+    """Yield batches endlessly, epoch after epoch, each epoch in its own order.
 
     The order depends on the seed and the epoch alone, so every method of a seed sees the same.
     The last batch of an epoch may be smaller.

@@ -1,4 +1,4 @@
-"""Rows that are no prompt and response: conversations, and plain text."""
+"""Examples from conversations and from plain text."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONVERSATIONS, TEXT = ("messages", "conversations", "conversation"), "text"
-"""Columns of conversations, the first that a table has is read; and that of plain text."""
+"""Columns of conversations, of which the first present is read, and the column of plain text."""
 CHAT: Mapping[str, str] = {
     "with_input": "{prompt}\n\n{input}",
     "without_input": "{prompt}",
     "chat": "the tokenizer's own",
 }
-"""Template of conversations: what the user says; the tokenizer's chat template goes around it."""
+"""Prompt template of conversations: the user's text alone, to which the tokenizer's chat template is applied."""
 PLAIN: Mapping[str, str] = {"with_input": "{prompt}{input}", "without_input": "{prompt}"}
 ASSISTANT = "assistant"
 _SPEAKERS: Mapping[str, str] = {
@@ -34,22 +34,22 @@ _SPEAKERS: Mapping[str, str] = {
 }  # fmt: skip
 """ShareGPT's `from` -> role."""
 _LEARNED = ("weight", "train", "training", "loss")
-"""Keys of a message that say whether it is learned: 0 or 1, or false or true."""
+"""Keys of a message that say whether the loss includes it: 0 or 1, or false or true."""
 _REFUSED = (
     "function_call", "train_detail", "training_detail", "loss_mask", "loss_scale", "loss_weight",
     "mask", "masked", "image", "images", "video", "videos", "audio", "audios",
 )  # fmt: skip
-"""Keys of a message that change what is asked or learned and are not read."""
+"""Keys of a message that would change prompt or loss and are not supported."""
 _USUAL_ROLES = frozenset({"system", "developer", "user", ASSISTANT, "tool"})
 _WRITTEN = ("tool_calls", "reasoning_content", "reasoning", "thinking")
-"""Keys of a message that the chat template has to write."""
+"""Keys of a message that the chat template must render."""
 
 
 class Conversations:
-    """Reads conversations row by row, and counts what they hold beside roles and contents."""
+    """Reader of conversations, row by row, with counts of keys and roles beyond the usual."""
 
     def __init__(self, table: Table, column: str) -> None:
-        """Take a table and its column of messages."""
+        """Start the counts for a table and its column of messages."""
         self._table, self._column = table, column
         self._seen: dict[str, int] = {}
         self._keys: Counter[str] = Counter()
@@ -58,12 +58,12 @@ class Conversations:
 
     @property
     def columns(self) -> dict[str, str]:
-        """Column -> what it is used as."""
+        """Column -> its use."""
         used = {self._column: "conversation", "system": "first message", "tools": "tools"}
         return {name: role for name, role in used.items() if name in self._table.columns}
 
     def notes(self) -> list[str]:
-        """Return sentences on keys of the messages and on answers that are not learned."""
+        """Return sentences on further keys, on other roles and on answers excluded from the loss."""
         keys = ", ".join(f"{key} ({count:,})" for key, count in sorted(self._keys.items()))
         said = [f"further keys of messages, given to the chat template: {keys}"] if keys else []
         if self._unlearned:
@@ -81,10 +81,10 @@ class Conversations:
     def example(self, index: int) -> Example:
         """Return the example of a row: {role, content} or {from, value} in order.
 
-        What follows the last answer that is learned is left out.
+        Messages after the last supervised answer are left out.
 
         Raises:
-            BadRow: it is no conversation, or holds what is not read.
+            BadRow: the row is not a conversation, or has unsupported keys.
         """
         row, where = self._table.rows[index], self._table.where(index)
         refuse_unread(row, self.columns, where)
@@ -138,10 +138,10 @@ def _require_usable_texts(pairs: Sequence[tuple[str, str]], where: str) -> None:
 
 
 def _message(item: Any, where: str) -> tuple[dict[str, Any], bool | None]:
-    """Return a message as a chat template takes it, and whether it says that it is learned.
+    """Return a message in a chat template's form, and its own mark as supervised or not, or None.
 
     Raises:
-        BadRow: it is none, or a key of it is not read.
+        BadRow: the item is not a message, or one of its keys is not supported.
     """
     if not isinstance(item, dict) or ({"from", "value"} & set(item) and {"role", "content"} & set(item)):
         raise _no_conversation(where, item)
@@ -194,17 +194,17 @@ def _learned(value: Any, key: str, role: str, where: str) -> bool | None:
 def _up_to_last_answer(
     read: list[tuple[dict[str, Any], bool | None]], where: str
 ) -> tuple[list[dict[str, Any]], tuple[int, ...]]:
-    """Return the messages up to the last answer that is learned, and the answers that are not.
+    """Return the messages up to the last supervised answer, and the indices of unsupervised answers.
 
-    Not learned are those that say so, and what the assistant says before anybody else but the
-    system: no prompt of serving ends there.
+    Unsupervised are answers marked so, and messages of the assistant before the first one of
+    another role than the system: no prompt in serving ends there.
     """
     answers = [i for i, (message, _) in enumerate(read) if message["role"] == ASSISTANT]
     opening = next((i for i, (m, _) in enumerate(read) if m["role"] not in (ASSISTANT, "system")), len(read))
     unlearned = [i for i in answers if read[i][1] is False or i < opening]
     learned = [i for i in answers if i not in unlearned]
     if not learned and answers and answers[-1] > 0 and read[answers[-1]][1] is not False:
-        learned = [answers[-1]]  # it answers the system's message
+        learned = [answers[-1]]  # an answer to the system's message
     if not answers:
         raise BadRow(where, f"required an answer of the role '{ASSISTANT}'; found none")
     if not learned:
@@ -220,7 +220,7 @@ def _up_to_last_answer(
 
 
 def _tools(value: Any, where: str) -> str:
-    """Return a row's tools as JSON text: a list of objects, or that as JSON text."""
+    """Return a row's tools, a list of objects or its JSON text, as JSON text."""
     if isinstance(value, str) and value.strip():
         with suppress(ValueError):
             value = parse_json(value)
@@ -243,10 +243,10 @@ def _json(value: Any, where: str) -> str:
 
 
 def plain_text(table: Table, index: int, seen: dict[str, int]) -> Example:
-    """Return the example of a row with a `text`: no prompt, all of it is learned.
+    """Return the example of a row with plain text: no prompt, and all tokens are supervised.
 
     Raises:
-        BadRow: it has none.
+        BadRow: the row has no text.
     """
     where = table.where(index)
     refuse_unread(table.rows[index], (TEXT,), where)
@@ -255,14 +255,14 @@ def plain_text(table: Table, index: int, seen: dict[str, int]) -> Example:
 
 
 def turns(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool]]:
-    """Yield the pieces of a conversation by the tokenizer's chat template: (text, is an answer).
+    """Yield the segments of a conversation rendered by the tokenizer's chat template: (text, is an answer).
 
-    A turn of the assistant is what the template adds to all that stands before it and the prompt
-    for an answer: the content, and the sign that ends the turn. So the boundary is the one at which
-    generation starts. Answers that are not learned are part of what stands before the next one.
+    An answer is the text that the template adds after the earlier messages and the generation
+    prompt: the content and the end-of-turn token. Its boundary is therefore where generation
+    starts. Unsupervised answers belong to the context of the next one.
 
     Raises:
-        DataError: no template, one that refuses the roles, or one that writes earlier turns anew.
+        DataError: there is no template, or it refuses the roles, or it renders earlier turns differently.
     """
     require_written(example, tokenizer)
     done = ""
@@ -288,20 +288,20 @@ def turns(example: Example, tokenizer: PreTrainedTokenizerBase) -> Iterator[tupl
 
 
 def _no_boundary(where: str, message: str, done: str, before: str, after: str) -> DataError:
-    """Return why an answer does not begin where the prompt for it ends, and what to do.
+    """Return the error for an answer that does not begin where its generation prompt ends.
 
     Args:
         where: place of the row.
-        message: which of its messages is the answer.
-        done: the messages up to the answer before, as they were rendered.
-        before: the messages before the answer, with the prompt for it.
-        after: the same messages with the answer.
+        message: position of the answer among the messages, as text.
+        done: the rendered messages up to the previous answer.
+        before: the rendered messages before the answer, with the generation prompt.
+        after: the rendered messages including the answer.
 
     Returns:
-        An error of the row; of the whole data set where the template's prompt for an answer, which
-        is the same for every row, is what answers do not begin with.
+        An error of the row; an error of the whole data set where the template's generation prompt,
+        which is the same for every row, is not how answers begin.
     """
-    asked = before[len(commonprefix([before, after])) :]  # noqa: RUF071 - characters are meant
+    asked = before[len(commonprefix([before, after])) :]  # noqa: RUF071 - a prefix of characters
     answered = after[len(before) - len(asked) :]
     if before.startswith(done) and 0 < len(asked) < len(before) - len(done):
         return DataError(
@@ -339,7 +339,7 @@ def _rendered(
         text = tokenizer.apply_chat_template(
             example.chat(len(messages)), tools=example.tool_list, tokenize=False, add_generation_prompt=prompt
         )
-    except Exception as error:  # transformers runs it in a sandbox; it can still fail in any way
+    except Exception as error:  # a template in the sandbox can fail in any way
         raise BadRow(
             example.where,
             f"the tokenizer's chat template refuses the conversation: {brief(error)}",
@@ -349,10 +349,10 @@ def _rendered(
 
 
 def require_written(example: Example, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a conversation whose tools or calls its chat template does not write.
+    """Refuse a conversation whose tools or tool calls the chat template does not render.
 
     Raises:
-        BadRow: names what is missing from the text.
+        BadRow: the rendered text lacks them; the message names which.
     """
     if not example.chat_text:
         return
@@ -364,7 +364,7 @@ def require_written(example: Example, tokenizer: PreTrainedTokenizerBase) -> Non
     whole = _rendered(example, tokenizer, example.messages, prompt=False)
     missing = []
     if example.tools:
-        with suppress(Exception):  # a template that refuses a text without it reads it
+        with suppress(Exception):  # a template that fails without it uses it
             missing += ["tools"] if shown(messages, None) == whole else []
     for key in _WRITTEN:
         if any(message.get(key) for message in messages):

@@ -16,33 +16,33 @@ from adaptive_lora.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """A prompt as the model sees it, and what it should answer."""
+    """A prompt as the model sees it, and its reference response."""
 
     id: str
-    """Stable over runs and machines: derived from content, with a count for repetitions."""
+    """Identifier derived from the content, with a count for repetitions; equal over runs and machines."""
     prompt: str
     response: str
     where: str
-    """Where it stands, such as `alpaca.jsonl line 12`, for error messages."""
+    """Place of the example, such as `alpaca.jsonl line 12`, for error messages."""
     second: str | None = None
-    """The second text, of tasks about pairs."""
+    """Second text of a pair; None for other tasks."""
     target: float | None = None
-    """The number to predict: index of a class, or a value; of tasks that have one."""
+    """Number to predict, a class index or a value; None for other tasks."""
     question: str | None = None
-    """What is asked about the image, of tasks that ask."""
+    """Question about the image; None for tasks without one."""
     messages: tuple[tuple[str, str], ...] = ()
-    """(role, content) of a conversation, of which `response` is the last; else empty."""
+    """(role, content) of each message of a conversation, `response` being the last; empty otherwise."""
     full_messages: str = ""
-    """The messages as JSON text, where they have more than role and content."""
+    """The messages as JSON text, where they have more keys than role and content; empty otherwise."""
     unlearned: tuple[int, ...] = ()
-    """Indices of the assistant's messages that are read, not learned."""
+    """Indices of the assistant's messages that are context only, excluded from the loss."""
     tools: str = ""
-    """Tools that the chat template is given, as JSON text; empty without."""
+    """Tools for the chat template, as JSON text; empty without tools."""
     image: bytes | None = field(default=None, repr=False)
-    """The picture as its file holds it, of tasks that have one."""
+    """Content of the image file; None for tasks without images."""
 
     def chat(self, count: int) -> list[dict[str, Any]]:
-        """Return the first messages of a conversation as a chat template takes them."""
+        """Return the first `count` messages of a conversation in a chat template's form."""
         if self.full_messages:
             listed: list[dict[str, Any]] = json.loads(self.full_messages)
             return listed[:count]
@@ -50,7 +50,7 @@ class Example:
 
     @property
     def shown(self) -> str:
-        """All texts of the example for people: a rendered prompt goes on into its response."""
+        """All texts of the example for display: the rendered prompt, continued by its response."""
         others = (self.second, self.question, self.target, self.image, self.messages or None)
         if all(other is None for other in others):
             return f"{self.prompt}{self.response}"
@@ -60,12 +60,12 @@ class Example:
 
     @property
     def tool_list(self) -> list[Any] | None:
-        """Tools as a chat template takes them."""
+        """Tools in a chat template's form; None without tools."""
         return json.loads(self.tools) if self.tools else None
 
     @property
     def chat_text(self) -> str:
-        """Text of a conversation's keys beside roles and contents; empty without any."""
+        """Text of a conversation's keys other than role and content; empty without any."""
         more = (self.full_messages, self.unlearned, self.tools)
         return json.dumps(more) if any(more) else ""
 
@@ -80,25 +80,25 @@ def content_id(prompt: str, response: str, seen: dict[str, int]) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExampleSet:
-    """All examples of a study, before they are divided."""
+    """All examples of a study, before they are split."""
 
     examples: tuple[Example, ...]
     template: Mapping[str, str]
-    """The prompt template that rendered them, kept for serving."""
+    """The prompt template that rendered the examples, saved for serving."""
     source: str
-    """File name, hub id or `embedded`."""
+    """Source of the examples: file name, hub id or `embedded`."""
     template_name: str = "none"
-    """Name of the prompt template, for people."""
+    """Name of the prompt template, for display."""
     readings: tuple[Reading, ...] = ()
-    """How the source was read, and then that of the test part where it is another."""
+    """Record of how the source was read, followed by that of a separate test source."""
     labels: tuple[str, ...] = ()
-    """Names of the classes in the order of their indices, of tasks that have them."""
+    """Names of the classes in the order of their indices; empty for tasks without classes."""
     test: tuple[Example, ...] | None = None
-    """The test part, where it comes from a file of its own."""
+    """The test split, where it comes from a separate source; None otherwise."""
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal digits over all prompts and responses in order (MLflow allows 36)."""
+        """Digest over all prompts and responses in order, 32 hexadecimal digits (MLflow allows 36)."""
         total = hashlib.sha256()
         for example in (*self.examples, *(self.test or ())):
             more = (example.second, example.question, example.chat_text or None)
@@ -108,17 +108,17 @@ class ExampleSet:
 
     @property
     def reasons(self) -> Counter[str]:
-        """Reason -> number of rows that were left out for it, of all sources."""
+        """Reason -> number of rows left out for it, over all sources."""
         return sum((reading.reasons for reading in self.readings), Counter())
 
     def without(self, examples: Mapping[int, str]) -> ExampleSet:
-        """Return the set without examples that cannot be used.
+        """Return the set without some examples, which are recorded as left out.
 
         Args:
-            examples: `id` of the object -> reason.
+            examples: `id()` of the example object -> reason.
 
         Raises:
-            DataError: none is left.
+            DataError: no example is left.
         """
         parts = [self.examples] if self.test is None else [self.examples, self.test]
         kept = [tuple(e for e in part if id(e) not in examples) for part in parts]

@@ -1,7 +1,7 @@
-"""Parquet files, hub sets and local folders laid out like one, by `datasets`.
+"""Parquet files, hub data sets and local folders of the same layout, by `datasets`.
 
-It finds and downloads their files and reads typed ones. JSON and CSV files among them are read as
-local ones are, value by value, whatever types a card declares: its class names alone are used.
+`datasets` finds and downloads the files and reads typed formats. JSON and CSV files among them are
+read by `row_files`, value by value; of the types that a card declares, only class names are used.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from adaptive_lora.errors import DataError, brief
 Classes = Mapping[str, tuple[str, ...]]
 """Column of class indices -> names of the classes."""
 _LISTED = ("metadata.csv", "metadata.jsonl")
-"""Names of the table of a folder of images."""
+"""File names of the table in a folder of images."""
 _MOST_FILES = 5
-"""Most files that a sentence names."""
+"""Maximum number of files named in a sentence."""
 
 
 def read_parquet(path: Path) -> tuple[FileRows, Classes]:
-    """Read a Parquet file with the features that its writer declared.
+    """Read a Parquet file with the features declared in it.
 
     Raises:
-        DataError: it is none, or holds no rows.
+        DataError: it is not a Parquet file, or has no rows.
     """
     import datasets
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
-        with ParquetFile(path) as file:  # by `datasets`, signs in a file's name would be patterns
+        with ParquetFile(path) as file:  # `datasets` would read characters of the name as a pattern
             names = Counter(file.schema_arrow.names)
             repeated = next((name for name, count in names.items() if count > 1), None)
             table = None if repeated is not None else file.read()
@@ -45,17 +45,17 @@ def read_parquet(path: Path) -> tuple[FileRows, Classes]:
     except (ArrowException, OSError, ValueError) as error:
         raise DataError(f"data file {path}: cannot be read as parquet: {brief(error)}") from error
     if found is None:
-        raise DataError(f"data file {path}: column '{repeated:.80}' stands twice.")
+        raise DataError(f"data file {path}: column '{repeated:.80}' is given twice.")
     if not len(found):
         raise DataError(f"data file {path}: holds no examples; required at least a few.")
     return _typed(found)
 
 
 def read_hub(config: DataConfig) -> tuple[FileRows, Classes]:
-    """Read a hub data set, or a local folder laid out like one.
+    """Read a hub data set, or a local folder of the same layout.
 
     Raises:
-        DataError: there is none, or no such split or subset.
+        DataError: the data set, split or subset does not exist.
     """
     import datasets
 
@@ -85,7 +85,7 @@ def read_hub(config: DataConfig) -> tuple[FileRows, Classes]:
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether there is a folder at a path, which may be no name that one can have."""
+    """Return whether a path is a folder; a text that cannot be a path is none."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -93,17 +93,17 @@ def is_folder(path: Path) -> bool:
 
 
 def _require_plain_name(folder: Path) -> None:
-    """Refuse a folder whose name `datasets` takes as a pattern: it would read other folders."""
+    """Refuse a folder whose name `datasets` would read as a pattern matching other folders."""
     name = str(folder.resolve())
     if re.search(r"[*?\[]|::", name) or not name.isprintable():
         raise DataError(
-            f"data folder {name}: its name holds *, ?, [, :: or a control character, which stand "
-            "for other names where folders are read; rename it, or give its file."
+            f"data folder {name}: its name has *, ?, [, :: or a control character, which are read "
+            "as a pattern of other names; rename it, or give its file."
         )
 
 
 def _unread_files(builder: Any, folder: Path) -> list[str]:
-    """Return a sentence on files of a folder that belong to no split, which other ones hide."""
+    """Return a sentence on files of a folder that belong to no split and would be ignored silently."""
     splits = (builder.config.data_files or {}).values()
     read = {Path(str(file)).resolve() for files in splits for file in files}
     others = sorted(
@@ -116,15 +116,15 @@ def _unread_files(builder: Any, folder: Path) -> list[str]:
 
 
 def _is_about(path: Path, folder: Path) -> bool:
-    """Return whether a file is about a data set, or hidden."""
+    """Return whether a file is documentation of a data set, or hidden."""
     hidden = any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
     return hidden or path.stem.upper() in ("README", "LICENSE", "DATASET_INFOS")
 
 
 def _untyped(builder: Any, config: DataConfig) -> tuple[FileRows, Classes] | None:
-    """Return the rows of a set of JSON or CSV files as they are written, and class names.
+    """Return the rows of a data set of JSON or CSV files with values as written, and class names.
 
-    None where its files have types of their own, or its card says that they hold pictures.
+    None where its files have typed formats, or its card declares images.
     """
     from datasets import ClassLabel
     from datasets.features.features import require_decoding
@@ -151,7 +151,7 @@ def _untyped(builder: Any, config: DataConfig) -> tuple[FileRows, Classes] | Non
 
 
 def _require_usual(form: Any, usual: Any, data: str) -> None:
-    """Refuse a set whose card changes how its files are read."""
+    """Refuse a data set whose card changes how its files are read."""
     own = ("name", "version", "data_dir", "data_files", "description", "delimiter")
     names = [field.name for field in dataclasses.fields(usual) if field.name not in own]
     changed = [name for name in names if getattr(form, name) != getattr(usual, name)]
@@ -163,7 +163,7 @@ def _require_usual(form: Any, usual: Any, data: str) -> None:
 
 
 def _split(builder: Any, spec: str, read: Any) -> FileRows:
-    """Read the files of a split, or of parts such as `train[:10%]+validation`."""
+    """Read the files of a split, or of a slice such as `train[:10%]+validation`."""
     import datasets
 
     files = {str(name): paths for name, paths in builder.config.data_files.items()}
@@ -180,7 +180,7 @@ def _split(builder: Any, spec: str, read: Any) -> FileRows:
         ]
         found[name] = _joined(parts)
     lengths = {name: len(found[name].rows) if name in found else 0 for name in files}
-    # Raises ValueError with the splits that there are, where a name is none of them.
+    # Raises ValueError with the existing splits where the name is unknown.
     wanted = datasets.ReadInstruction.from_spec(spec).to_absolute(lengths)
     whole = FileRows()
     for part in wanted:
@@ -203,7 +203,7 @@ def _joined(parts: Sequence[tuple[str, FileRows]]) -> FileRows:
 
 
 def _listed_images(files: Mapping[str, Sequence[Any]], split: str) -> FileRows | None:
-    """Return the rows of the table beside a folder's images; None where there is none."""
+    """Return the rows of the table in a folder of images; None where there is no table."""
     paths = [Path(str(file)) for name, each in files.items() if str(name) == split for file in each]
     tables = [path for path in paths if path.name in _LISTED]
     if not tables:
@@ -222,7 +222,7 @@ def _listed_images(files: Mapping[str, Sequence[Any]], split: str) -> FileRows |
 
 
 def _with_image(row: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """Return a row with its file's name as a picture."""
+    """Return a row with the file that it names as its image."""
     name = row.get("file_name")
     if not isinstance(name, str):
         return row
@@ -231,7 +231,7 @@ def _with_image(row: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
 
 
 def _typed(dataset: Any) -> tuple[FileRows, Classes]:
-    """Return the rows of a data set with pictures as they are stored, and its class names."""
+    """Return the rows of a data set with images not decoded, and its class names."""
     import datasets
 
     classes = {}
@@ -252,10 +252,10 @@ def _typed(dataset: Any) -> tuple[FileRows, Classes]:
 
 
 def _as_written(row: dict[str, Any], short: Iterable[tuple[str, str]], nested: Iterable[str]) -> dict[str, Any]:
-    """Return a row with short floats as their type writes them, and objects as they were given.
+    """Return a row with short floats printed at their own precision, and objects with their own keys.
 
-    Python's float of a 32-bit 1.1 is 1.100000023841858; Arrow gives every object of a column the
-    keys of all of them, with null in it.
+    Python's float of a 32-bit 1.1 is 1.100000023841858; Arrow adds the keys of all objects of a
+    column to each of them, with null values.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Rows with pictures: folders of images, hub sets, Parquet, and tables that name files."""
+"""Examples with images: folders of images, hub data sets, Parquet, and tables of file names."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _ANSWERS = ("answer", "response", "output", "label")
 
 
 _Said = Callable[[int], tuple[str | None, str, float | None]]
-"""Row index -> (question, response, target)."""
+"""Function from row index to (question, response, target)."""
 
 
 def load_classes(config: DataConfig) -> ExampleSet:
-    """Return pictures with the class of each.
+    """Return images with their classes.
 
     Raises:
-        DataError: unreadable, columns missing, no picture, a class that is none.
+        DataError: the data cannot be read, or a column, image or class is missing.
     """
     table = read_table(config)
     classes = class_names(table, _label_of(config, table))
@@ -49,10 +49,10 @@ def load_classes(config: DataConfig) -> ExampleSet:
 
 
 def load_captions(config: DataConfig) -> ExampleSet:
-    """Return pictures with the caption of each.
+    """Return images with their captions.
 
     Raises:
-        DataError: unreadable, columns missing, no picture, an empty caption.
+        DataError: the data cannot be read, or a column, image or caption is missing.
     """
 
     def reader(rows: Table) -> Reader:
@@ -67,10 +67,10 @@ def load_captions(config: DataConfig) -> ExampleSet:
 
 
 def load_questions(config: DataConfig) -> ExampleSet:
-    """Return pictures with a question about each and its answer.
+    """Return images, each with a question and its answer.
 
     Raises:
-        DataError: unreadable, columns missing, no picture, an empty text.
+        DataError: the data cannot be read, or a column, image or text is missing.
     """
 
     def reader(rows: Table) -> Reader:
@@ -103,9 +103,9 @@ def _set(config: DataConfig, table: Table, reader: Callable[[Table], Reader], la
 
 
 def _reader(table: Table, config: DataConfig, said: _Said, columns: dict[str, str], options: tuple[str, ...]) -> Reader:
-    """Return the reader of pictures with what is said of each; a picture's digest is its name.
+    """Return the reader of images with their texts or targets; an image's name is its digest.
 
-    A picture that occurs twice never stands in two parts, whatever is asked about it.
+    An image that occurs several times is always in one split, whatever is asked about it.
     """
     column = pick(table, config.image_column, _IMAGES, "image_column", "the image")
     seen: dict[str, int] = {}
@@ -140,7 +140,7 @@ def _reader(table: Table, config: DataConfig, said: _Said, columns: dict[str, st
 
 
 def _remarks(content: bytes) -> Iterator[str]:
-    """Yield what is not used of a picture that can be read."""
+    """Yield remarks on content of a readable image that is not used."""
     from PIL import Image
 
     with Image.open(BytesIO(content)) as image:
@@ -151,7 +151,7 @@ def _remarks(content: bytes) -> Iterator[str]:
 
 
 def _bytes(row: Mapping[str, Any], column: str, where: str, home: Path) -> bytes:
-    """Return the file of a row's picture, checked to be one."""
+    """Return the content of a row's image file, checked to be a readable image."""
     value = row.get(column)
     content = value.get("bytes") if isinstance(value, dict) else value
     try:

@@ -1,4 +1,4 @@
-"""Texts with labels: one text a row or a pair, and a class or a number to predict."""
+"""Labelled texts: one text or a pair per row, and a class or number to predict."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _TEXTS: tuple[tuple[str, ...], ...] = (
 
 
 def load_labelled(config: DataConfig, *, numbers: bool) -> ExampleSet:
-    """Return texts with the class or number of each.
+    """Return texts with their classes or numbers.
 
     Args:
-        config: where they stand, and in which columns.
-        numbers: targets are numbers, not classes.
+        config: source and columns of the data.
+        numbers: whether targets are numbers, not classes.
 
     Raises:
-        DataError: unreadable, columns missing, an empty text, a label that is none.
+        DataError: the data cannot be read, a column is missing, a text is empty, or a label is not valid.
     """
     table, test = read_table(config), separate_test(config)
     texts, label = columns_of(config, table)
@@ -54,10 +54,10 @@ def _test_set(config: DataConfig, classes: tuple[str, ...]) -> ExampleSet:
 
 
 def columns_of(config: DataConfig, table: Table) -> tuple[tuple[str, ...], str]:
-    """Return the one or two columns of text, and that of the label.
+    """Return the one or two text columns, and the label column.
 
     Raises:
-        DataError: they cannot be told, or are not there.
+        DataError: a column is missing, or cannot be determined.
     """
     found = next((names for names in _TEXTS if set(names) <= set(table.columns)), ())
     given = tuple(filter(None, (config.prompt_column, config.input_column)))
@@ -77,16 +77,16 @@ def columns_of(config: DataConfig, table: Table) -> tuple[tuple[str, ...], str]:
 
 
 def require_column(table: Table, name: str) -> None:
-    """Raise DataError where a table does not have a column."""
+    """Raise DataError if a table does not have a column."""
     if name not in table.columns:
         raise DataError(f"{table.name}: {unknown_name('column', name, table.columns)}")
 
 
 def pick(table: Table, given: str | None, known: Iterable[str], option: str, what: str) -> str:
-    """Return the column that was named, or the first known name that the table has.
+    """Return the column given by the user, or the first known name that the table has.
 
     Raises:
-        DataError: neither is there.
+        DataError: the table has none of them.
     """
     if given is not None:
         require_column(table, given)
@@ -102,10 +102,10 @@ def pick(table: Table, given: str | None, known: Iterable[str], option: str, wha
 
 
 def class_names(table: Table, column: str) -> tuple[str, ...]:
-    """Return the names of the classes: the data set's own, or the different values in order.
+    """Return the names of the classes: those of the data set, or the sorted distinct values.
 
     Raises:
-        DataError: fewer than two.
+        DataError: there are fewer than two classes.
     """
     names = table.classes.get(column)
     if names is None:
@@ -116,7 +116,7 @@ def class_names(table: Table, column: str) -> tuple[str, ...]:
         if odd is not None and not texts:
             raise DataError(
                 f"{table.name}: column '{column}' holds values of the type {odd}; required one "
-                "class a row, as text or number."
+                "class per row, as text or number."
             )
         names = tuple(sorted(texts, key=int) if whole else sorted(texts))
     if len(names) < 2:
@@ -128,12 +128,12 @@ def class_of(table: Table, index: int, column: str, classes: Sequence[str]) -> i
     """Return the index of a row's class.
 
     Raises:
-        BadRow: there is none, or one that the training data does not have.
+        BadRow: the class is missing, or not one of `classes`.
     """
     value = table.rows[index].get(column)
     text = scalar_text(value)
     names = table.classes.get(column, ())
-    if type(value) is int or text not in names:  # an index; in CSV as text, after the names
+    if type(value) is int or text not in names:  # a class index; in CSV as text, after the names were tried
         text = dict(zip(map(str, range(len(names))), names, strict=True)).get(str(text), text)
     if text not in classes:
         raise BadRow(

@@ -1,4 +1,4 @@
-"""Packed batches: the examples of a batch one after another in a single row, without padding."""
+"""Packed batches: the examples of a batch concatenated in one row, without padding."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedBatch:
-    """B examples of N tokens in all, in one row; positions start anew with each example."""
+    """B examples with N tokens in total, in one row; positions restart with each example."""
 
     input_ids: torch.Tensor
-    """(1, N) token ids."""
+    """Token ids, shape (1, N)."""
     position_ids: torch.Tensor
-    """(1, N) position of each token in its own example."""
+    """Position of each token in its own example, shape (1, N)."""
     targets: torch.Tensor
-    """(N,) token that follows in the same example where its loss counts, IGNORED elsewhere."""
+    """Next token of the same example where it is supervised, IGNORED elsewhere, shape (N,)."""
     lengths: tuple[int, ...]
-    """Tokens per example, B in all."""
+    """Number of tokens of each of the B examples."""
 
     def to(self, device: torch.device) -> PackedBatch:
         """Return the batch on a device."""
@@ -38,22 +38,22 @@ class PackedBatch:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all examples."""
+        """Number of tokens of all examples."""
         return sum(self.lengths)
 
     @property
     def supervised_tokens(self) -> int:
-        """Tokens whose loss counts."""
+        """Number of supervised tokens."""
         return int((self.targets != IGNORED).sum())
 
     @property
     def boundaries(self) -> tuple[int, ...]:
-        """Where examples begin and end: B + 1 cumulative lengths from 0."""
+        """Boundaries of the examples: B + 1 cumulative lengths in tokens, from 0."""
         return tuple(accumulate(self.lengths, initial=0))
 
     @property
     def owners(self) -> torch.Tensor:
-        """(N,) index of the example that each token belongs to."""
+        """Index of the example of each token, shape (N,)."""
         import torch
 
         lengths = torch.tensor(self.lengths, device=self.targets.device)
@@ -61,7 +61,7 @@ class PackedBatch:
 
 
 def unpadded(batch: Batch) -> PackedBatch:
-    """Return a batch of texts, padded on the right, as one row; its examples stay in order."""
+    """Return a right-padded batch of texts as one row, with the examples in order."""
     import torch
     from torch.nn import functional
 
@@ -77,7 +77,7 @@ def unpadded(batch: Batch) -> PackedBatch:
 
 
 def pack(examples: Sequence[TokenizedExample]) -> PackedBatch:
-    """Put examples one after another into one row."""
+    """Concatenate examples into one row."""
     import torch
 
     ids = [token for example in examples for token in example.input_ids]

@@ -1,4 +1,4 @@
-"""Tables as they stand: local files, folders of images and hub sets."""
+"""Tables of rows as read, before they become examples: local files, image folders and hub data sets."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ _FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows with what is known of them."""
+    """Rows with their places, name and rows left out."""
 
     rows: Sequence[Mapping[str, Any]]
-    """Column -> value; pictures as {bytes, path}, not decoded; empty for lines that are no row."""
+    """Column -> value of each row; images as {bytes, path}, not decoded; empty for invalid lines."""
     chosen: Sequence[int]
-    """Indices of the rows that are used, in order: those drawn without `left_out`."""
+    """Indices of the rows to use, in order: the rows drawn, without `left_out`."""
     name: str
-    """File name or hub id."""
+    """Name of the source: file name or hub id."""
     places: Sequence[str] = ()
     """Place of each row, such as `line 12`."""
     classes: Classes = field(default_factory=dict)
     home: Path = Path()
-    """The folder that names of files in its rows are relative to."""
+    """Folder that file names in the rows are relative to."""
     left_out: tuple[LeftOut, ...] = ()
-    """Lines among those drawn that are no row, where the user chose to leave such out."""
+    """Invalid lines among the rows drawn, where the user chose to skip them."""
     notes: tuple[str, ...] = ()
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns that any row has, in the order of their appearance."""
+        """Names of all columns of the rows, in order of appearance."""
         return tuple(dict.fromkeys(name for row in self.rows for name in row))
 
     def where(self, index: int) -> str:
-        """Return where a row stands, for messages."""
+        """Return the place of a row, for messages."""
         return f"{self.name} {self.places[index]}"
 
 
 _ahead: dict[tuple[str | int | None, ...], Table] = {}
-"""Tables of files that were read before anything heavy was loaded, until they are asked for."""
+"""Tables read before heavy imports, kept until they are used."""
 
 
 def read_ahead(config: DataConfig) -> Table:
-    """Read the rows of a data configuration now; of a file, the next `read_table` returns them.
+    """Read the rows of a data configuration now; for files, the next `read_table` returns them.
 
     Raises:
         DataError: as `read_table`.
@@ -60,12 +60,12 @@ def read_ahead(config: DataConfig) -> Table:
     version = _version(config)
     table = read_table(config)
     if version is not None:
-        _ahead[version] = table  # again, where it was read ahead before
+        _ahead[version] = table  # also where it had been read ahead before
     return table
 
 
 def _version(config: DataConfig) -> tuple[str | int | None, ...] | None:
-    """Return which file is read, as it is now, and how; None where the data are no file."""
+    """Return the identity of the file to read, with its present state and options; None for other sources."""
     path = Path(config.data).expanduser()
     if not _is_file(path):
         return None
@@ -78,7 +78,7 @@ def read_table(config: DataConfig) -> Table:
     """Return the rows of a data configuration.
 
     Raises:
-        DataError: unreadable file (with lines), not found, no rows.
+        DataError: the file is missing, has no rows or cannot be read (with line numbers).
     """
     version = _version(config)
     if version in _ahead:
@@ -108,12 +108,12 @@ def read_table(config: DataConfig) -> Table:
 def _is_file(path: Path) -> bool:
     try:
         return path.exists() and not path.is_dir()
-    except (OSError, ValueError):  # no name that a file can have
+    except (OSError, ValueError):  # not a valid file name
         return False
 
 
 def separate_test(config: DataConfig) -> DataConfig | None:
-    """Return the configuration of a test part of its own, all of which is used; None without."""
+    """Return the configuration of a separate test source, all of which is used; None without one."""
     if config.test_data is None and config.test_split is None:
         return None
     return dataclasses.replace(

@@ -1,7 +1,7 @@
-"""Rows of JSON, JSON Lines, CSV and TSV files, each value as its file writes it.
+"""Rows of JSON, JSON Lines, CSV and TSV files, each value as written in the file.
 
-No library guesses types here: pyarrow's JSON reader makes dates of texts and floats of a column's
-whole numbers, and pandas' CSV reader joins lines between two quotes.
+No library is used, because libraries guess types: pyarrow's JSON reader converts texts to dates and
+integers to floats, and pandas' CSV reader joins lines between two quotes.
 """
 
 from __future__ import annotations
@@ -22,59 +22,59 @@ from adaptive_lora.errors import DataError
 _NOTHING = "holds no examples; required at least a few."
 _BLANK = re.compile(r"[ \t\n\r]*")
 _LONGEST_FIELD = 2**31 - 1
-"""Characters of a CSV field; the library's own limit, 131,072, is less than documents have."""
+"""Maximum number of characters of a CSV field; documents exceed the csv module's 131,072."""
 
 
 class NoRow(dict[str, Any]):
-    """A line or item that is no row of its format: it has no columns, and says why."""
+    """An invalid line or item: it has no columns, and gives the reason."""
 
     def __init__(self, problem: str) -> None:
-        """Take what is wrong with it, a clause without a full stop."""
+        """Store the problem, a clause without a full stop."""
         super().__init__()
         self.problem = problem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileRows:
-    """Rows of one file in its order, and among them its lines that are none."""
+    """Rows of one file in order, including invalid lines."""
 
     rows: list[Mapping[str, Any]] = field(default_factory=list)
-    """Column -> value of each row; a `NoRow` for a line that is none."""
+    """Column -> value of each row; a `NoRow` for an invalid line."""
     places: list[str] = field(default_factory=list)
     """Place of each row in its file, such as `line 12`."""
     notes: list[str] = field(default_factory=list)
 
     def add(self, row: Mapping[str, Any], place: str) -> None:
-        """Take one more row."""
+        """Append a row."""
         self.rows.append(row)
         self.places.append(place)
 
 
 class Written(float):
-    """A JSON number that is no whole one; as text it is what its file writes, such as `1.50`."""
+    """A JSON number that is not an integer; its text is as written in the file, such as `1.50`."""
 
     text: str
 
     def __new__(cls, text: str) -> Written:
-        """Take the number as text."""
+        """Parse the number and keep its text."""
         number = super().__new__(cls, text)
         number.text = text
         return number
 
     def __str__(self) -> str:
-        """Return it as its file writes it."""
+        """Return the number as written in the file."""
         return self.text
 
 
 def read_json(path: Path, *, lines: bool) -> FileRows:
-    """Read a list of objects, or one object a line.
+    """Read a list of objects, or one object per line.
 
     Args:
-        path: of the file.
-        lines: only one object a line is allowed.
+        path: path of the file.
+        lines: whether only one object per line is allowed.
 
     Raises:
-        DataError: not UTF-8, a list that is not JSON, or no rows.
+        DataError: the file is not UTF-8, its list is not JSON, or it has no rows.
     """
     text = _text_of(path)
     listed = not lines and text.lstrip().startswith("[")
@@ -85,10 +85,10 @@ def read_json(path: Path, *, lines: bool) -> FileRows:
 
 
 def _require_lines(text: str, path: Path) -> None:
-    """Refuse one JSON value over several lines, of which a line may look like a row of its own.
+    """Refuse one JSON value over several lines, since one of its lines may look like a row.
 
     Raises:
-        DataError: says what it is.
+        DataError: the file is such a value; the message describes it.
     """
     if "\n" not in text.strip():
         return
@@ -109,7 +109,7 @@ def _require_lines(text: str, path: Path) -> None:
 
 def _lines(text: str) -> FileRows:
     found, blank = FileRows(), 0
-    for number, line in enumerate(text.split("\n"), start=1):  # other line ends stand in texts
+    for number, line in enumerate(text.split("\n"), start=1):  # other line separators can occur in texts
         if not line.strip():
             blank += 1
             continue
@@ -131,7 +131,7 @@ def _lines(text: str) -> FileRows:
 
 
 def _items(text: str, path: Path) -> FileRows:
-    """Read a list item by item, so that each has its line."""
+    """Read a list item by item, so that each has a line number."""
     found, line, seen = FileRows(), 1, 0
     try:
         for index, (start, value) in enumerate(_of_list(text)):
@@ -173,14 +173,14 @@ def _past_blank(text: str, place: int) -> int:
 
 
 class _NotJson(ValueError):
-    """Why a text is not JSON, or cannot be used as such, in words for its user."""
+    """A text that is not JSON or cannot be used; the message gives the reason for the user."""
 
 
 def parse_json(text: str) -> Any:
-    """Return a JSON value as the rows of a file have it: no key twice, and no NaN.
+    """Parse a JSON value strictly: no repeated keys, and no NaN.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not such a value.
     """
     value, end = _decoded(text, _past_blank(text, 0))
     if (end := _past_blank(text, end)) < len(text):
@@ -189,15 +189,15 @@ def parse_json(text: str) -> Any:
 
 
 def _decoded(text: str, start: int) -> tuple[Any, int]:
-    """Return a JSON value and the index after it.
+    """Return a JSON value and the index after its last character.
 
     Raises:
-        JSONDecodeError: it is none, with its place.
-        _NotJson: it holds what JSON does not have, or nothing can be made of.
+        JSONDecodeError: the text is not JSON, with the position.
+        _NotJson: the value is outside the JSON standard, or cannot be represented.
     """
     try:
         value, end = _DECODER.raw_decode(text, start)
-        if "\\ud" in text[start:end].lower():  # an escape may be one half of a character
+        if "\\ud" in text[start:end].lower():  # an escape may be half of a surrogate pair
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise _NotJson("holds an unpaired surrogate") from None
@@ -215,7 +215,7 @@ def _no_number(name: str) -> NoReturn:
 
 
 def _whole(text: str) -> int | Written:
-    if text == "-0":  # the whole number has no sign
+    if text == "-0":  # an integer would lose the sign
         return Written(text)
     try:
         return int(text)
@@ -247,13 +247,13 @@ def _repeated(names: Iterable[str]) -> str:
 
 
 def read_csv(path: Path) -> FileRows:
-    """Read comma-separated values as RFC 4180 has them; every value is text.
+    """Read comma-separated values by RFC 4180; every value is text.
 
-    A quote inside a field that does not begin with one is text.
+    A quote inside a field that does not begin with a quote is text.
 
     Raises:
-        DataError: not UTF-8, a header with a name twice or none, a quoted field that does not end
-            where a field ends (with its lines), or no rows.
+        DataError: the file is not UTF-8, its header has a repeated or missing name, a quoted field
+            is not closed (with its lines), or there are no rows.
     """
     found, blank, first = FileRows(), 0, 1
     usual = csv.field_size_limit(_LONGEST_FIELD)
@@ -271,11 +271,11 @@ def read_csv(path: Path) -> FileRows:
         lines = f"line {last}" if last <= first else f"lines {first} to {last}"
         problem = str(error)
         if "new-line character" in problem:
-            problem = "a carriage return outside quotes that ends no line"
+            problem = "a carriage return outside quotes that does not end a line"
         raise DataError(
             f"data file {path}: {lines}: {problem}; required RFC 4180: a field that begins with a "
-            'quote ends with one, a quote inside it is written "", and a field with line ends '
-            "stands in quotes."
+            'quote ends with one, a quote inside it is written "", and a field with line breaks '
+            "is quoted."
         ) from error
     finally:
         csv.field_size_limit(usual)
@@ -284,16 +284,16 @@ def read_csv(path: Path) -> FileRows:
 
 
 def _ended_lines(text: str) -> Iterator[str]:
-    """Yield lines with their ends: a carriage return is one in a file that has no line feed."""
+    """Yield lines with their line ends, which are carriage returns in a file without line feeds."""
     yield from StringIO(text, newline="\n" if "\n" in text else "\r")
 
 
 def read_tsv(path: Path) -> FileRows:
-    """Read tab-separated values, which have no quoting: a row is a line, and quotes are text.
+    """Read tab-separated values, without quoting: every line is a row, and quotes are text.
 
     Raises:
-        DataError: not UTF-8, a header with a name twice or none, a field that seems to span lines,
-            or no rows.
+        DataError: the file is not UTF-8, its header has a repeated or missing name, a field seems to
+            span lines, or there are no rows.
     """
     text = _text_of(path)
     lines = [line.removesuffix("\r") for line in text.split("\n" if "\n" in text else "\r")]
@@ -326,12 +326,12 @@ def read_tsv(path: Path) -> FileRows:
 
 
 def _closed(text: str) -> bool:
-    """Return whether a text is one that another program may have put into quotes."""
+    """Return whether a text looks like a field quoted by another program."""
     return len(text) > 1 and text[0] == text[-1] == '"'
 
 
 def _opens(text: str) -> bool:
-    """Return whether a text begins with a quote that another program may mean to close later."""
+    """Return whether a text begins with a quote that is not closed in it."""
     return text.startswith('"') and not _closed(text)
 
 
@@ -345,7 +345,7 @@ def _header(names: list[str] | None, path: Path) -> list[str]:
             "; required a name for each: name it, or leave it out (of pandas: `index=False`)."
         )
     if len(set(names)) < len(names):
-        raise DataError(f"data file {path}: line 1: column '{_repeated(names):.80}' stands twice.")
+        raise DataError(f"data file {path}: line 1: column '{_repeated(names):.80}' is given twice.")
     return names
 
 

@@ -1,4 +1,4 @@
-"""Rows that are used, and those that cannot be: every bad one is named, and refused or left out."""
+"""Usable and bad rows: bad rows are refused or left out, and always reported."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from adaptive_lora.seeding import rng_for
 
 T = TypeVar("T")
 MOST_NAMED = 20
-"""Most bad rows that one message names."""
+"""Maximum number of bad rows named in one message."""
 _LONGEST = 200
-"""Most characters of one bad row's problem where several are named."""
+"""Maximum number of characters of a bad row's problem where several are named."""
 
 
 class BadRow(DataError):
-    """A row that cannot be used, where its data set as a whole can."""
+    """A row that cannot be used."""
 
     def __init__(self, where: str, problem: str, *, reason: str | None = None) -> None:
-        """Take what a person reads.
+        """Make the error of one row.
 
         Args:
             where: place of the row, such as `rows.csv line 12`.
-            problem: what is wrong with this row, a clause without a full stop.
-            reason: the problem without what differs from row to row; None: `problem` itself.
+            problem: the problem of this row, a clause without a full stop.
+            reason: the problem in a form equal for all rows that have it; None: `problem` itself.
         """
         super().__init__(f"{where}: {problem}.")
         self.where, self.reason = where, problem if reason is None else reason
@@ -38,7 +38,7 @@ class BadRow(DataError):
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A row that is not used because it cannot be."""
+    """A bad row that was left out."""
 
     where: str
     reason: str
@@ -46,31 +46,31 @@ class LeftOut:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """How a source was read: its rows and what its columns are used as."""
+    """Record of how a source was read: its rows and the use of its columns."""
 
     source: str
-    """File name, hub id or `embedded`."""
+    """Name of the source: file name, hub id or `embedded`."""
     rows: int
-    """Rows that the source holds, those that are no row of its format among them."""
+    """Number of rows in the source, including invalid lines."""
     drawn: int
-    """Rows that `max_examples` took, before any of them was left out."""
+    """Number of rows drawn by `max_examples`, before bad rows were left out."""
     columns: Mapping[str, str]
-    """Column -> what it is used as."""
+    """Column -> its use."""
     unused: tuple[str, ...] = ()
-    """Columns that nothing is read from."""
+    """Names of the columns that are not used."""
     left_out: tuple[LeftOut, ...] = ()
-    """Rows that cannot be used, in their order."""
+    """Bad rows that were left out, in order."""
     notes: tuple[str, ...] = ()
-    """Further sentences for people, such as how many lines are blank."""
+    """Further remarks for the user, such as the number of blank lines."""
 
     @property
     def reasons(self) -> Counter[str]:
-        """Reason -> number of rows that were left out for it."""
+        """Reason -> number of rows left out for it."""
         return Counter(row.reason for row in self.left_out)
 
 
 def drawn(count: int, config: DataConfig) -> Sequence[int]:
-    """Return the indices of `max_examples` of the rows, drawn by the split's seed, in order."""
+    """Return the indices of `max_examples` rows, drawn by `split_seed`, in order."""
     if config.max_examples is None or config.max_examples >= count:
         return range(count)
     chosen = rng_for(config.split_seed, "subset").choice(count, config.max_examples, replace=False)
@@ -78,10 +78,10 @@ def drawn(count: int, config: DataConfig) -> Sequence[int]:
 
 
 def left_out(bad: Sequence[BadRow], config: DataConfig, source: str) -> tuple[LeftOut, ...]:
-    """Return bad rows as left out, where the user chose that.
+    """Return bad rows as records of rows left out, if the user chose `on_bad_row` skip.
 
     Raises:
-        DataError: the user did not; names up to 20 of them.
+        DataError: the user did not; the message names up to 20 rows.
     """
     if not bad or config.on_bad_row == "skip":
         return tuple(LeftOut(row.where, row.reason) for row in bad)
@@ -101,19 +101,19 @@ def _shortened(text: str) -> str:
 
 
 def counted(reasons: Mapping[str, int]) -> str:
-    """Return reasons with their numbers of rows, the most frequent first."""
+    """Return reasons with their numbers of rows as text, the most frequent first."""
     listed = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     return "; ".join(f"{count:,} {reason}" for reason, count in listed)
 
 
 def text_of(row: Mapping[str, Any], column: str | None, where: str) -> str:
-    """Return a value as its file writes it; nothing where it is absent or null.
+    """Return a value as written in the file; empty where it is absent or null.
 
     Text stays text, numbers keep their digits, and booleans are `true` and `false`.
 
     Raises:
-        BadRow: it is a list, an object, bytes, a date, NaN or infinite, or holds a NUL character
-            or an unpaired surrogate.
+        BadRow: the value is a list, an object, bytes, a date, NaN or infinite, or has a NUL
+            character or an unpaired surrogate.
     """
     value = None if column is None else row.get(column)
     if value is None:
@@ -139,7 +139,7 @@ def scalar_text(value: Any) -> str | None:
 
 
 def required_text(row: Mapping[str, Any], column: str, where: str) -> str:
-    """Return a text of a row that is not empty; raises BadRow where it is."""
+    """Return a text of a row; raise BadRow if it is empty."""
     text = text_of(row, column, where)
     if not text.strip():
         raise BadRow(where, f"column '{column}' is empty")
@@ -155,7 +155,7 @@ def _encodes(text: str) -> bool:
 
 
 def unused_columns(columns: Iterable[str], used: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the columns that nothing is read from, in their order."""
+    """Return the columns that are not used, in order."""
     return tuple(column for column in columns if column not in used)
 
 
@@ -163,21 +163,21 @@ MEANINGFUL = (
     "system", "system_prompt", "system_message", "history", "tools", "functions", "documents",
     "chat_template_kwargs", "images", "image", "videos", "video", "audios", "audio",
 )  # fmt: skip
-"""Columns that other programs read as part of the prompt."""
+"""Columns that other programs use as part of the prompt."""
 _WEIGHTS = ("weight", "sample_weight", "loss_weight", "loss_scale", "train")
-"""Columns that other programs read as how much is learned of a row."""
+"""Columns that other programs use as the weight of a row in the loss."""
 
 
 def refuse_unread(row: Mapping[str, Any], used: Iterable[str], where: str) -> None:
-    """Refuse a row whose prompt or loss would be another by a column that is not read.
+    """Refuse a row with a column that other programs use for prompt or loss and that is not read here.
 
     Args:
-        row: of a table.
-        used: columns that are read.
-        where: its place.
+        row: row of a table.
+        used: names of the columns that are read.
+        where: place of the row.
 
     Raises:
-        BadRow: names the column.
+        BadRow: there is such a column; the message names it.
     """
     for column in MEANINGFUL:
         value = row.get(column)
@@ -187,7 +187,7 @@ def refuse_unread(row: Mapping[str, Any], used: Iterable[str], where: str) -> No
 
 
 def refuse_weights(row: Mapping[str, Any], used: Iterable[str], where: str) -> None:
-    """Refuse a row that says that it is learned less, or more, than others; as `refuse_unread`."""
+    """Refuse a row whose weight in the loss differs from 1; as `refuse_unread`."""
     for column in _WEIGHTS:
         value = row.get(column)
         if column not in used and value is not None and value != "" and not _is_one(value):
@@ -203,7 +203,7 @@ def _unread(column: str, where: str, way: str) -> BadRow:
 
 
 def _is_one(value: Any) -> bool:
-    """Return whether a weight says what holds without it: 1 or true, as a number or text."""
+    """Return whether a weight is the default: 1 or true, as number or text."""
     text = str(value).strip().lower()
     return text == "true" or (not not_numeral(text) and float(text) == 1)
 
@@ -212,8 +212,8 @@ _NUMERAL = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re
 
 
 def not_numeral(value: Any) -> bool:
-    """Return whether a value is text that does not write a number in decimal digits.
+    """Return whether a value is text that is not a number in ASCII decimal digits.
 
-    Python's own `float` also takes `1_000` and the digits of other scripts.
+    Python's own `float` also accepts `1_000` and digits of other scripts.
     """
     return isinstance(value, str) and _NUMERAL.fullmatch(value) is None

@@ -1,4 +1,4 @@
-"""Prompts and responses from rows: the embedded generator's, local files' and hub sets'."""
+"""Examples of prompts and responses, from the embedded generator, local files and hub data sets."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from adaptive_lora.errors import ConfigError, DataError
 from adaptive_lora.serving import render
 
 Columns = tuple[tuple[str, str | None, str], ...]
-"""Instruction or input, optional context, response."""
+"""Column names: instruction or input, optional context, response."""
 _KNOWN_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("instruction", "input", "output"),  # Alpaca
     ("instruction", "context", "response"),  # Dolly
     ("question", "context", "answer"),  # GSM8K
 )
 LABELS = ("label", "labels", "class", "target", "score")
-"""Columns of classes or numbers to predict."""
+"""Names of columns with classes or numbers to predict."""
 EMBEDDED_EXAMPLES = 900
-"""How many examples the embedded generator makes where max_examples is not given."""
+"""Number of examples from the embedded generator where max_examples is not given."""
 _CHOSEN = ("prompt_column", "input_column", "response_column", "image_column")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reader:
-    """Makes examples of a table's rows."""
+    """Converter of a table's rows to examples."""
 
     example: Callable[[int], Example]
-    """Row index -> its example; raises BadRow where there is none in it."""
+    """Function from row index to example; raises BadRow for a row without one."""
     columns: Mapping[str, str]
-    """Column -> what it is used as."""
+    """Column -> its use."""
     template: Mapping[str, str] = field(default_factory=dict)
     template_name: str = "none"
     options: tuple[str, ...] = ()
-    """Options of columns and template that it follows."""
+    """Names of the column and template options that take effect."""
     notes: Callable[[], list[str]] = list
-    """Sentences for people on what reading the rows found."""
+    """Function that returns remarks for the user after the rows were read."""
 
 
 def load_examples(config: DataConfig, *, known: Columns = ()) -> ExampleSet:
     """Return the examples of a data configuration with prompts rendered.
 
     Args:
-        config: where they stand.
-        known: columns that are found beside the usual ones.
+        config: source, columns and template of the data.
+        known: column names to recognise besides the usual ones.
 
     Raises:
-        DataError: unreadable file (with line), missing columns, empty text, nothing left.
-        ConfigError: a table with labels, where the task is to be found by the data.
+        DataError: the file cannot be read (with line), a column is missing, a text is empty, or no row is left.
+        ConfigError: the table has labels, so that the task cannot be determined automatically.
     """
     table = _embedded(config) if config.data == "embedded" else read_table(config)
     test = separate_test(config)
@@ -65,17 +65,17 @@ def load_examples(config: DataConfig, *, known: Columns = ()) -> ExampleSet:
 def example_set(
     config: DataConfig, table: Table, reader: Reader, *, labels: tuple[str, ...] = (), test: ExampleSet | None = None
 ) -> ExampleSet:
-    """Read the rows of a table that are chosen; bad ones are refused or left out.
+    """Read the chosen rows of a table; bad rows are refused or left out.
 
     Args:
-        config: says what becomes of bad ones.
-        table: where they stand.
-        reader: makes an example of each.
-        labels: names of the classes, of tasks that have them.
-        test: the test part, where it has a source of its own.
+        config: data settings, including the handling of bad rows.
+        table: table of the rows.
+        reader: converter of rows to examples.
+        labels: names of the classes, for tasks that have them.
+        test: the test split, where it has a separate source.
 
     Raises:
-        DataError: bad rows, up to 20 of them named, or none that is left.
+        DataError: there are bad rows, of which up to 20 are named, or no row is left.
     """
     examples: list[Example] = []
     bad: list[BadRow] = []
@@ -127,8 +127,8 @@ def reader_of(config: DataConfig, table: Table, known: Columns = ()) -> Reader:
     """Return the reader of a table's conversations, plain texts, or prompts and responses.
 
     Raises:
-        DataError: the columns of none of them.
-        ConfigError: plain texts with labels, where the task is to be found by the data.
+        DataError: the table has the columns of none of them.
+        ConfigError: plain texts have labels, so that the task cannot be determined automatically.
     """
     columns = set(table.columns)
     if not config.prompt_column and not config.response_column:
@@ -154,7 +154,7 @@ def reader_of(config: DataConfig, table: Table, known: Columns = ()) -> Reader:
 
 
 def _require_task(config: DataConfig, table: Table) -> None:
-    """Ask for the task where texts with labels could be learned either way."""
+    """Require an explicit task for texts with labels, which fit several tasks."""
     named = (name for name in table.columns if name.lower() in LABELS or name in table.classes)
     label = next(named, None)
     if config.task == "auto" and label is not None:

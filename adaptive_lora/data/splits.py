@@ -1,4 +1,4 @@
-"""Division into train, validation and test parts that share no prompt."""
+"""Division into train, validation and test splits that share no prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptive_lora.seeding import rng_for
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Splits:
-    """The three parts of one fold."""
+    """The three splits of one fold."""
 
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
@@ -22,12 +22,12 @@ class Splits:
 
 
 def split_set(data: ExampleSet, config: DataConfig, fold: int = 0) -> Splits:
-    """Divide all examples of a study; a test part of its own stays whole.
+    """Split all examples of a study; a separate test source is used whole as the test split.
 
-    Prompts that the test part has are left out of the other parts.
+    Rows of the other splits whose prompt is also in the test split are removed.
 
     Raises:
-        DataError: too few different prompts to fill every part.
+        DataError: there are too few distinct prompts to fill every split.
     """
     if data.test is None:
         return split_examples(data.examples, config, fold)
@@ -38,7 +38,7 @@ def split_set(data: ExampleSet, config: DataConfig, fold: int = 0) -> Splits:
     if not 0 < cut < len(groups):
         raise DataError(
             f"{len(groups)} different prompts that test_data does not have leave the training or "
-            f"the validation part empty (validation_share {config.validation_share:g}); give more "
+            f"the validation split empty (validation_share {config.validation_share:g}); give more "
             "examples or another share."
         )
     train, validation = chain.from_iterable(groups[cut:]), chain.from_iterable(groups[:cut])
@@ -46,13 +46,13 @@ def split_set(data: ExampleSet, config: DataConfig, fold: int = 0) -> Splits:
 
 
 def split_examples(examples: Sequence[Example], config: DataConfig, fold: int = 0) -> Splits:
-    """Divide examples by prompt, so that repetitions of a prompt never leak between parts.
+    """Split examples by prompt, so that repetitions of a prompt are never in two splits.
 
     Prompts are compared without case and white space. With `folds` of 2 or more, each prompt is in
-    the test part of exactly one fold, and validation is drawn from the rest.
+    the test split of exactly one fold, and validation is drawn from the rest.
 
     Raises:
-        DataError: too few different prompts to fill every part.
+        DataError: there are too few distinct prompts to fill every split.
     """
     shuffled = _shuffled(examples, config)
     if config.folds > 1:
@@ -66,7 +66,7 @@ def split_examples(examples: Sequence[Example], config: DataConfig, fold: int = 
     empty = [name for name, part in splits.items() if not part]
     if empty:
         raise DataError(
-            f"{len(shuffled)} different prompts leave the {' and '.join(empty)} part empty "
+            f"{len(shuffled)} different prompts leave the {' and '.join(empty)} split empty "
             f"(shares: validation {config.validation_share:g}, test {config.test_share:g}, folds "
             f"{config.folds}); give more examples or other shares."
         )
@@ -74,7 +74,7 @@ def split_examples(examples: Sequence[Example], config: DataConfig, fold: int = 
 
 
 def _shuffled(examples: Sequence[Example], config: DataConfig) -> list[list[Example]]:
-    """Return the examples of each different prompt, in the order of the split's seed."""
+    """Return the examples of each distinct prompt, shuffled by `split_seed`."""
     groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(_key(example), []).append(example)
@@ -83,6 +83,6 @@ def _shuffled(examples: Sequence[Example], config: DataConfig) -> list[list[Exam
 
 
 def _key(example: Example) -> str:
-    """Return what makes two examples the same: their texts without case and white space."""
+    """Return the key by which prompts are equal: their texts without case and white space."""
     texts = (example.prompt or example.response, *filter(None, [example.second]))
     return "\0".join(" ".join(text.lower().split()) for text in texts)

@@ -1,4 +1,4 @@
-"""What a run reads: the block that it begins with, and that is kept with the study."""
+"""Summary of the data that a run reads, printed at its start and stored with the study."""
 
 from __future__ import annotations
 
@@ -9,76 +9,76 @@ from typing import Any
 from adaptive_lora.data.rows import Reading
 
 _MOST_ROWS = 1000
-"""Most left-out rows that a record names."""
+"""Maximum number of left-out rows named in a record."""
 _MOST_NAMES = 30
-"""Most columns that the block names; the record has all."""
+"""Maximum number of columns named in the printed summary; the record has all."""
 _MOST_CHARACTERS = 1500
-"""Most characters of the example; of a longer one beginning and end are shown."""
+"""Maximum number of characters of the example; of longer ones, beginning and end are shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartSize:
-    """Size of one part of the data."""
+    """Size of one split of the data."""
 
     examples: int
     supervised_tokens: int
-    """Tokens whose loss counts; predictions, of tasks that have one an example."""
+    """Number of supervised tokens, or of predictions for tasks with one per example."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSummary:
-    """Rows read and left out, columns, template, parts, cuts, and one example with its loss."""
+    """Rows read and left out, columns, template, splits, truncation, and one example with its supervised text."""
 
     task: str
     readings: tuple[Reading, ...]
-    """How the source was read, and then that of the test part where it is another."""
+    """Record of how the source was read, followed by that of a separate test source."""
     template: str
     """Name of the prompt template."""
     parts: Mapping[str, PartSize]
-    """Part of the first fold -> its size."""
+    """Split of the first fold -> its size."""
     folds: int
     tested_prompts: int
-    """Examples that are not used, because the test part has their prompts."""
+    """Number of examples removed because their prompt is also in the test split."""
     longest: int | None
-    """Most tokens of an example; None where examples have no tokens."""
+    """Maximum number of tokens of an example; None where examples have no tokens."""
     cut_examples: int
-    """Examples that were cut at `longest`."""
+    """Number of examples truncated at `longest` tokens."""
     examples: int
-    """Examples of all parts."""
+    """Number of examples of all splits."""
     lost_tokens: int
-    """Tokens of all parts that were cut off."""
+    """Number of tokens of all splits that were cut off."""
     tokens: int
-    """Tokens of all parts that are left."""
+    """Number of tokens of all splits after truncation."""
     example: str
-    """The first training example as text, with what is learned of it in [[ ]]."""
+    """The first training example as text, with its supervised text in [[ ]]."""
     where: str
-    """Place of that example."""
+    """Place of that example in the source."""
 
     @property
     def share_lost(self) -> float:
-        """Share of all tokens that were cut off."""
+        """Share of all tokens that were cut off, from 0 to 1."""
         return self.lost_tokens / max(1, self.lost_tokens + self.tokens)
 
     @property
     def left_out(self) -> int:
-        """Rows of all sources that cannot be used."""
+        """Number of bad rows left out, over all sources."""
         return sum(len(reading.left_out) for reading in self.readings)
 
     def lines(self) -> list[str]:
-        """Return the block: a name and what there is to say of it, one a line."""
+        """Return the summary as text, one item per line."""
         said = reading_lines(self.readings)
         said.append(f"task      {self.task}; template: {self.template}")
         sizes = ", ".join(
             f"{name} {part.examples:,} examples ({part.supervised_tokens:,} supervised)"
             for name, part in self.parts.items()
         )
-        said.append(f"parts     {sizes}{f'; fold 0 of {self.folds}' if self.folds > 1 else ''}")
+        said.append(f"splits    {sizes}{f'; fold 0 of {self.folds}' if self.folds > 1 else ''}")
         if self.tested_prompts:
-            said.append(f"          {self.tested_prompts:,} examples not used: the test part has "
-                        "their prompts")  # fmt: skip
+            said.append(f"          {self.tested_prompts:,} examples removed: their prompt is also "
+                        "in the test split")  # fmt: skip
         if self.longest is not None:
             said.append(f"cut       {self._cut()}")
-        said.append(f"example   {self.where}, what is learned in [[ ]]:")
+        said.append(f"example   {self.where}, supervised text in [[ ]]:")
         return [*said, *(f"  | {line}" for line in self.example.split("\n"))]
 
     def _cut(self) -> str:
@@ -91,7 +91,7 @@ class DataSummary:
         )
 
     def parameters(self) -> dict[str, Any]:
-        """Return the figures that every trial keeps, by the names of its parameters."""
+        """Return the figures that every trial records, by parameter name."""
         return {
             "data.rows_read": sum(reading.rows for reading in self.readings),
             "data.rows_left_out": self.left_out,
@@ -104,7 +104,7 @@ class DataSummary:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record, JSON-ready, with the block as people read it."""
+        """Return the record as JSON-ready values, including the printed summary."""
         return {
             "task": self.task,
             "sources": [_record(reading) for reading in self.readings],
@@ -126,7 +126,7 @@ class DataSummary:
 
 
 def shortened(text: str) -> str:
-    """Return an example's text, of a long one beginning and end."""
+    """Return an example's text; of a long one, beginning and end."""
     half = _MOST_CHARACTERS // 2
     if len(text) <= _MOST_CHARACTERS:
         return text
@@ -134,7 +134,7 @@ def shortened(text: str) -> str:
 
 
 def reading_lines(readings: Sequence[Reading]) -> list[str]:
-    """Return what there is to say of how sources were read, the test part's own last."""
+    """Return lines on how the sources were read, a separate test source last."""
     return [line for index, one in enumerate(readings) for line in _read(one, index)]
 
 
@@ -154,7 +154,7 @@ def _read(reading: Reading, index: int) -> Sequence[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return names of columns; of many, the first."""
+    """Return names of columns as text; of many, the first."""
     more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
     return ", ".join(f"{name:.80}" for name in names[:_MOST_NAMES]) + more
 

@@ -1,4 +1,4 @@
-"""Prompt templates are data: built-in ones by name, others from a YAML file."""
+"""Prompt templates: built-in ones by name, others from a YAML file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from adaptive_lora.config.text_files import Unreadable, parse_yaml, read_text
 from adaptive_lora.errors import DataError, unknown_name
 
 _FIELD = re.compile(r"\{[A-Za-z_][\w.\[\]!:]*\}")
-"""What looks like a field; other braces are text."""
+"""Pattern of a field; other braces are text."""
 
 
 def load_template(name: str) -> Mapping[str, str]:
     """Return {with_input, without_input} of a built-in template or a YAML file of the same form.
 
     Raises:
-        DataError: no such template, or a file without the two texts.
+        DataError: the template does not exist, or the file lacks one of the two texts.
     """
     if name.lower().endswith((".yaml", ".yml")):
         return _read_file(Path(name))

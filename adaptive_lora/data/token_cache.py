@@ -1,12 +1,12 @@
-"""Tokens of a data set, made once and kept on disk under a hash of all that they are made from.
+"""Disk cache of a data set's tokens, keyed by a hash of everything that determines them.
 
 The folder is ADAPTIVE_LORA_CACHE, else `adaptive-lora` in XDG_CACHE_HOME, else in `~/.cache`; an
-empty ADAPTIVE_LORA_CACHE keeps nothing. Several processes may share it: a file appears whole, and
-two that make the same one write the same. Where the disk is full or read-only, tokens are made
-each time.
+empty ADAPTIVE_LORA_CACHE turns the cache off. Several processes may share it: files are written
+atomically, and two processes write equal content under one name. Where the disk is full or
+read-only, texts are tokenised each time.
 
-The cache of `datasets` does not serve: its `map` names files by a 64-bit hash of pickled objects,
-does not check what it reads, and keeps nothing of sets that were made in memory, as ours are.
+The cache of `datasets` is not used: its `map` names files by a 64-bit hash of pickled objects, does
+not verify what it reads, and stores nothing for data sets made in memory, as these are.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from adaptive_lora.data.examples import Example
 from adaptive_lora.data.token_files import PARTIAL, SUFFIX, CorruptTokens, read_rows, write_rows
 
 CACHE_VARIABLE = "ADAPTIVE_LORA_CACHE"
-"""Environment variable: folder of what can be made again; empty: nothing is kept."""
+"""Name of the environment variable with the cache folder; empty: no cache."""
 FOLDER = "tokens"
-"""Inside it."""
+"""Name of the folder of tokens inside the cache folder."""
 MOST_BYTES = 2 * 2**30
-"""Of all files together; beyond it those go that were not used for the longest time."""
+"""Maximum size of all files together in bytes; beyond it, the least recently used are removed."""
 FORMAT = 4
-"""To be raised with every change of what tasks make of the same examples."""
+"""Version of the tokenisation code; to be raised when tasks tokenise the same examples differently."""
 _ABANDONED = 24 * 3600.0
-"""Age in seconds from which an unfinished file is one of a process that died."""
+"""Age in seconds from which an unfinished file is taken to be left by a dead process."""
 
 
 class Tokenised(Protocol):
-    """What a task prepares of an example, where tokenising is all of the work."""
+    """A prepared example whose preparation is tokenisation alone."""
 
     def numbers(self) -> Mapping[str, Sequence[int]]:
-        """Return what tokenising gave, by name; the same names for every example of a set."""
+        """Return name -> integers from tokenisation; the names are equal for all examples of a set."""
 
     @classmethod
     def of(cls, example: Example, numbers: Mapping[str, Sequence[int]]) -> Self:
-        """Return it from an example and its `numbers`."""
+        """Restore a prepared example from the example and its `numbers`."""
 
 
 T = TypeVar("T", bound=Tokenised)
@@ -58,13 +58,13 @@ def cached_tokens(
     make: Callable[[Sequence[Example]], Sequence[T]],
     made_from: Mapping[str, Any],
 ) -> tuple[T, ...]:
-    """Return what `make` makes of examples, from disk where it was made before.
+    """Return the prepared examples, from the cache if they were prepared before.
 
     Args:
-        examples: of the data set, at least one.
-        kind: what an example becomes.
-        make: tokenises; errors of its own are raised each time.
-        made_from: what decides beside the examples: settings and `tokenizer_digest`, JSON-ready.
+        examples: examples of the data set, at least one.
+        kind: type of the prepared examples.
+        make: function that tokenises; its errors are raised each time.
+        made_from: everything else that determines the result: settings and `tokenizer_digest`, JSON-ready.
     """
     folder = token_folder()
     if folder is None:
@@ -76,26 +76,26 @@ def cached_tokens(
         rows = read_rows(path, key, len(examples))
         kept = tuple(kind.of(e, row) for e, row in zip(examples, rows, strict=True))
         with suppress(OSError):
-            os.utime(path)  # used now
+            os.utime(path)  # mark as recently used
         return kept
     except FileNotFoundError:
         pass
     except CorruptTokens as corruption:
-        log.warning("tokens in %s are made anew: the file is damaged: %s", path, corruption)
+        log.warning("tokens in %s are recomputed: the file is corrupt: %s", path, corruption)
     except OSError as error:
-        log.warning("tokens are made anew: %s cannot be read: %s", path, error)
+        log.warning("tokens are recomputed: %s cannot be read: %s", path, error)
     made = tuple(make(examples))
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_rows(path, key, [item.numbers() for item in made])
         _tidy(folder, path)
     except OSError as error:
-        log.warning("tokens are not kept for the next time in %s: %s", folder, error)
+        log.warning("tokens cannot be cached in %s: %s", folder, error)
     return made
 
 
 def token_folder() -> Path | None:
-    """Return where tokens are kept, or None where the user wants none kept."""
+    """Return the folder of the token cache, or None where the user turned it off."""
     own = os.environ.get(CACHE_VARIABLE)
     if own is not None:
         return Path(own).expanduser() / FOLDER if own.strip() else None
@@ -104,16 +104,16 @@ def token_folder() -> Path | None:
 
 
 def tokenizer_digest(tokenizer: Any) -> str | None:
-    """Return SHA-256 over what a tokenizer does to texts; None where that is written in Python.
+    """Return SHA-256 over a tokenizer's rules; None where they are written in Python.
 
-    The rules hold vocabulary, merges, added tokens, normalisation and special tokens around a text.
-    What it was loaded from does not enter, so copies have the same digest.
+    The rules are vocabulary, merges, added tokens, normalisation and special tokens around a text.
+    The path it was loaded from does not enter, so copies have the same digest.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
     rules = json.loads(backend.to_str())
-    for state in ("truncation", "padding"):  # of the last call
+    for state in ("truncation", "padding"):  # settings left by the last call
         rules.pop(state, None)
     names = (
         "chat_template", "special_tokens_map", "eos_token_id", "pad_token_id", "model_max_length",
@@ -128,9 +128,9 @@ def tokenizer_digest(tokenizer: Any) -> str | None:
 
 
 def asks_for_the_time(processor: Any) -> bool:
-    """Return whether a chat template writes when it is used: the same data have other tokens then.
+    """Return whether a chat template writes the current time, so that tokens change over time.
 
-    Templates have `strftime_now` for that.
+    Templates use `strftime_now` for it.
     """
     inner = getattr(processor, "tokenizer", None)
     templates = (getattr(each, "chat_template", None) for each in (processor, inner))
@@ -141,14 +141,14 @@ def _key(examples: Sequence[Example], made_from: Mapping[str, Any]) -> str:
     total = hashlib.sha256()
     versions = [__version__, *(version(name) for name in ("transformers", "tokenizers"))]
     total.update(json.dumps([FORMAT, versions, made_from], sort_keys=True).encode())
-    for e in examples:  # JSON, because no text can stand for the end of one and begin the next
+    for e in examples:  # JSON, so that the boundary between texts is unambiguous
         texts = (e.prompt, e.response, e.second, e.question, e.messages, e.chat_text)
         total.update(json.dumps(texts).encode() + b"\n")
     return total.hexdigest()
 
 
 def _tidy(folder: Path, newest: Path) -> None:
-    """Remove the files not used for the longest time, and unfinished ones that nobody writes."""
+    """Remove the least recently used files, and abandoned unfinished ones."""
     found = []
     for path in folder.iterdir():
         with suppress(OSError):  # another process may remove it at this moment

@@ -1,7 +1,7 @@
-"""Tokens on disk: safetensors with flat integers, checked on reading, written whole or not at all.
+"""Tokens on disk: safetensors of flat integer arrays, written atomically and verified on reading.
 
-A set of E examples has named columns, each with a sequence of integers an example. A column is two
-arrays: the sequences one after another, `NAME` (int32), and where each begins, `NAME.at` (E + 1).
+A set of E examples has named columns, each with one sequence of integers per example. A column is
+two arrays: the concatenated sequences, `NAME` (int32), and their offsets, `NAME.at` (E + 1).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 Rows = Sequence[Mapping[str, Sequence[int]]]
-"""An example each: name of a column -> its integers. Every example has the same columns."""
+"""Per example: name of a column -> its integers. All examples have the same columns."""
 Arrays = dict[str, npt.NDArray[np.integer]]
 
 SUFFIX, PARTIAL = ".safetensors", ".partial"
@@ -28,23 +28,23 @@ _AT = ".at"
 
 
 class CorruptTokens(Exception):
-    """A file does not hold what was written to it."""
+    """A file's content differs from what was written."""
 
 
 def write_rows(path: Path, key: str, rows: Rows) -> None:
-    """Write a set of tokens under a temporary name, bring it to the disk itself, and rename it.
+    """Write a set of tokens to a temporary file, flush it to disk, and rename it.
 
     Args:
-        path: of the file; one of the same name is replaced at once.
-        key: what the tokens were made from; `read_rows` asks for the same.
-        rows: at least one.
+        path: path of the file; an existing file is replaced atomically.
+        key: hash of what the tokens were made from; `read_rows` requires the same.
+        rows: tokens of at least one example.
 
     Raises:
         OSError: the disk is full or read-only.
     """
     arrays = _arrays(rows)
     content = save(arrays, {"key": key, "sha256": _digest(arrays)})
-    descriptor, partial = tempfile.mkstemp(PARTIAL, dir=path.parent)  # for this user alone
+    descriptor, partial = tempfile.mkstemp(PARTIAL, dir=path.parent)  # readable by this user alone
     try:
         with open(descriptor, "wb") as file:
             file.write(content)
@@ -57,16 +57,16 @@ def write_rows(path: Path, key: str, rows: Rows) -> None:
 
 
 def read_rows(path: Path, key: str, count: int) -> Rows:
-    """Read what `write_rows` wrote.
+    """Read a set of tokens written by `write_rows`.
 
     Args:
-        path: of the file.
-        key: it was written with.
-        count: examples that it must have.
+        path: path of the file.
+        key: key that the file must have.
+        count: number of examples that it must have.
 
     Raises:
-        FileNotFoundError: there is none.
-        CorruptTokens: it differs from what was written.
+        FileNotFoundError: the file does not exist.
+        CorruptTokens: the content differs from what was written.
     """
     try:
         with safe_open(path, framework="np") as file:
@@ -101,7 +101,7 @@ def _sequences(values: npt.NDArray[np.integer], at: npt.NDArray[np.integer]) -> 
 
 
 def numbers_digest(rows: Iterable[Mapping[str, Sequence[int]]]) -> str:
-    """Return 32 hexadecimal digits over the numbers of examples, in order."""
+    """Return a digest over the integers of all examples in order, 32 hexadecimal digits."""
     total = hashlib.sha256()
     for row in rows:
         for name in sorted(row):

@@ -1,4 +1,4 @@
-"""Tokenised examples with the boundary between prompt and response."""
+"""Tokenised examples, with the boundary between prompt and response."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NO_ROOM = "prompts leave no room for a response within max_tokens"
-"""Reason for which rows are left out."""
+"""Reason for rows left out because of their prompt's length."""
 _COMPARED = 64
-"""Examples whose prompts are also encoded alone, as they are served."""
+"""Number of examples whose prompts are also encoded alone, as in serving, to compare the tokens."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizedExample:
-    """Token ids of prompt, response and end-of-text."""
+    """Token ids of prompt, response and end-of-text token."""
 
     id: str
     input_ids: tuple[int, ...]
     first_label: int
-    """Index of the first supervised token: the prompt's length, or 1 where all is learned."""
+    """Index of the first supervised token: the prompt's length, or 1 with loss on all tokens."""
     prompt_length: int
     response: str
     gaps: tuple[tuple[int, int], ...] = ()
-    """Spans (from, to) after `first_label` that are not learned: what others say in between."""
+    """Token spans (from, to) after `first_label` without loss: messages of other roles."""
     cut: int = 0
-    """Tokens that `max_tokens` left out at the end."""
+    """Number of tokens cut off at the end by `max_tokens`."""
 
     @property
     def length(self) -> int:
-        """Tokens that go through the model."""
+        """Number of tokens."""
         return len(self.input_ids)
 
     @property
     def supervised_tokens(self) -> int:
-        """Tokens whose loss counts."""
+        """Number of supervised tokens."""
         between = sum(end - start for start, end in self.gaps)
         return len(self.input_ids) - self.first_label - between
 
     def numbers(self) -> Mapping[str, Sequence[int]]:
-        """Return what tokenising gave: ids, and where the parts begin and end."""
+        """Return the result of tokenisation: ids, and the spans with and without loss."""
         places = (self.first_label, self.prompt_length, *chain.from_iterable(self.gaps))
         return {"input_ids": self.input_ids, "places": places, "cut": (self.cut,)}
 
     @classmethod
     def of(cls, example: Example, numbers: Mapping[str, Sequence[int]]) -> Self:
-        """Return it from an example and its `numbers`."""
+        """Restore a tokenised example from the example and its `numbers`."""
         first_label, prompt_length, *gaps = numbers["places"]
         return cls(
             id=example.id,
@@ -72,13 +72,13 @@ class TokenizedExample:
 def tokenize(
     examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, loss_on: str
 ) -> tuple[TokenizedExample, ...]:
-    """Tokenise prompts with their responses as the tokenizer does the whole text.
+    """Tokenise each prompt with its response as one text.
 
-    Responses are cut at `max_tokens`; what was cut has no end-of-text token. Of conversations the
-    assistant's turns are learned, as the tokenizer's chat template writes them.
+    Responses are cut at `max_tokens`; a cut response has no end-of-text token. Of conversations,
+    the assistant's turns are supervised, as rendered by the tokenizer's chat template.
 
     Raises:
-        DataError: a prompt leaves no room for its response; names the example.
+        DataError: a prompt leaves no room for its response; the message names the example.
     """
     items = tuple(examples)
     talks = any(item.messages for item in items)
@@ -95,9 +95,9 @@ def tokenize(
             others += _asked_otherwise(each, parts, spans[-1][0], special_tokens=not talks)
     if others:
         _log.warning(
-            "%d of the first %d examples: the tokenizer joins the end of the prompt with the "
-            "answer, so that a prompt that is served alone has other tokens than in training; let "
-            "the template end without white space.",
+            "%d of the first %d examples: the tokenizer merges the end of the prompt with the start "
+            "of the answer, so that prompts have other tokens in serving than in training; end the "
+            "template without white space.",
             others,
             min(len(made), _COMPARED),
         )
@@ -105,7 +105,7 @@ def tokenize(
 
 
 def _answers(encoded: EncodedText, parts: Sequence[tuple[str, bool]]) -> list[tuple[int, int]]:
-    """Return the tokens (from, to) of each part that is an answer."""
+    """Return the token spans (from, to) of the segments that are answers."""
     places = accumulate((len(text) for text, _ in parts), initial=0)
     return [
         (encoded.first_token(start), encoded.end_token(end))
@@ -117,7 +117,7 @@ def _answers(encoded: EncodedText, parts: Sequence[tuple[str, bool]]) -> list[tu
 def _asked_otherwise(
     encoded: EncodedText, parts: Sequence[tuple[str, bool]], first: int, *, special_tokens: bool
 ) -> bool:
-    """Return whether the prompt of the last answer has other tokens alone than in the whole."""
+    """Return whether the prompt of the last answer has other tokens alone than in the whole text."""
     last = max(index for index, (_, answers) in enumerate(parts) if answers)
     prompt = "".join(text for text, _ in parts[:last])
     if not prompt:
@@ -177,7 +177,7 @@ def _example(
 
 
 def _ended(encoded: EncodedText) -> list[int]:
-    """Return a text's ids with one token for its end, where the tokenizer adds none itself."""
+    """Return a text's token ids, with an end-of-text token if the tokenizer adds none."""
     end = int(encoded.tokenizer.eos_token_id)
     added = encoded.ids[encoded.stop :]
     if end in added:
