@@ -164,7 +164,7 @@ def test_the_last_two_are_kept_and_a_damaged_one_falls_back(
     first: list[StepEvent] = []
     with caplog.at_level(logging.WARNING):
         outcome = run_trial(context, trial, tmp_path / "b", first.append, TrialCheckpoints(kept, NEVER))
-    assert "is damaged and left out" in caplog.text
+    assert "is corrupt and ignored" in caplog.text
     assert names[1] in caplog.text
     assert numbers(outcome) == expected
     assert not list(kept.glob("*partial*"))
@@ -180,7 +180,7 @@ def test_checkpoints_of_other_ranks_are_left_out(
     run_trial(context, two, tmp_path / "two", checkpoints=TrialCheckpoints(kept, NEVER))
     with caplog.at_level(logging.WARNING):
         outcome = run_trial(context, three, tmp_path / "three", checkpoints=TrialCheckpoints(kept, NEVER))
-    assert "is of other ranks" in caplog.text
+    assert "has other ranks" in caplog.text
     assert numbers(outcome) == expected
 
 

@@ -215,7 +215,7 @@ def test_a_disk_that_takes_nothing_costs_checkpoints_not_the_trial(
     outcome = run_trial(context, trial, tmp_path / "again", checkpoints=kept)
     assert numbers(outcome) == expected
     assert reason in caplog.text
-    assert "The trial goes on without." in caplog.text
+    assert "The trial continues without." in caplog.text
     assert not list(small_disk.rglob("*.partial-*"))
 
 

@@ -216,7 +216,7 @@ def test_out_of_memory_divides_the_group_then_the_batch(
         for one, expected in zip(found, alone, strict=True):
             require_equal(one, expected)
         assert {result.micro_batch for result, _ in found} == {min(room // 2 * 2, 4)}
-    assert "trials per forward pass; going on with 4" in caplog.text
+    assert "trials per forward pass; continuing with 4" in caplog.text
 
 
 def test_as_many_go_together_as_memory_takes(make_bench: MakeContext, caplog: pytest.LogCaptureFixture) -> None:
@@ -247,7 +247,7 @@ def test_as_many_go_together_as_memory_takes(make_bench: MakeContext, caplog: py
         hook.remove()
         assert seen == rows_at_once
         assert all(member.failure is None for member in members)
-    assert "3 of 4 trials go through the base at once" in caplog.text
+    assert "3 of 4 trials are trained at once" in caplog.text
 
 
 def test_a_gpus_free_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Training: the accelerate loop with validation, early stopping and the stability guard."""
+"""Training: the loop over optimiser steps with validation, early stopping and the stability guard."""
 
 from adaptive_lora.training.callback import NoCallback, TrainerCallback
 from adaptive_lora.training.checkpoint import Frequency, TrialCheckpoints

@@ -1,4 +1,4 @@
-"""What a method does during training beside the gradient step."""
+"""Trainer callbacks: actions of a method during training, in addition to the gradient step."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ import torch
 class TrainerCallback(Protocol):
     """Called by the training loop; `NoCallback` does nothing.
 
-    Methods that decide ranks in training (AdaLoRA, grow and prune) change the model here. What they
-    need to go on after an interruption is in `state`.
+    Methods that decide ranks in training (AdaLoRA, grow and prune) change the model here. `state`
+    holds what they need to continue after an interruption.
     """
 
     def start(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        """Take note of the optimiser and of the optimiser steps to come, before the first."""
+        """Receive the optimiser and the number of optimiser steps, before the first step."""
 
     def penalty(self) -> torch.Tensor | None:
-        """Return what is added to the objective of a step, or None; no reported loss holds it."""
+        """Return a term added to the objective of a step, or None; reported losses exclude it."""
 
     def stepped(self, step: int, *, taken: bool) -> None:
-        """Act after an optimiser step, while its gradients are still there.
+        """Act after an optimiser step, before its gradients are cleared.
 
         Args:
-            step: optimiser steps so far, from 1; micro-batches do not count.
-            taken: False where the guard left the step out; its gradients are of no use then.
+            step: number of optimiser steps so far, from 1; micro-batches do not count.
+            taken: False where the guard skipped the step; its gradients are then invalid.
         """
 
     def settled(self, step: int) -> bool:
-        """Return whether the model has its final ranks: only then may its weights be kept."""
+        """Return whether the model has its final ranks; only then can its weights be kept as the best."""
 
     def state(self) -> dict[str, Any]:
         """Return tensors and plain values from which `restore` continues."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave; parameters take the shapes of then."""
+        """Restore a value of `state`; parameters get the shapes that they had then."""
 
 
 class NoCallback:
-    """No change in training: the gradient step alone."""
+    """A callback that does nothing."""
 
     def start(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        """Need nothing."""
+        """Do nothing."""
 
     def penalty(self) -> torch.Tensor | None:
-        """Add nothing."""
+        """Return None."""
         return None
 
     def stepped(self, step: int, *, taken: bool) -> None:
-        """Change nothing."""
+        """Do nothing."""
 
     def settled(self, step: int) -> bool:
-        """Be settled always."""
+        """Return True."""
         return True
 
     def state(self) -> dict[str, Any]:
-        """Have none."""
+        """Return an empty state."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Have nothing to restore."""
+        """Do nothing."""

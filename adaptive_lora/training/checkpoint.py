@@ -1,4 +1,4 @@
-"""The checkpoints of one trial: when they are written, which are kept, and where it goes on."""
+"""The checkpoints of one trial: when they are written, which are kept, and where training continues."""
 
 from __future__ import annotations
 
@@ -24,52 +24,52 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frequency:
-    """When a checkpoint is due; with both, whichever comes first."""
+    """Interval between checkpoints; with both limits, whichever is reached first."""
 
     minutes: float
-    """Since the last one, or since the training began."""
+    """Minutes since the last checkpoint, or since the start of training."""
     steps: int | None = None
     """Optimiser steps since then; None: by time alone."""
 
 
 class TrialCheckpoints:
-    """A folder of one trial's checkpoints.
+    """The folder of one trial's checkpoints.
 
-    A recipe may train several times. The last two checkpoints of each training are kept until the
-    trial is finished: those at the end of a training bring its result back without a step.
+    A method may train several times. The last two checkpoints of each training are kept until the
+    trial is finished: one at the end of a training restores its result without another step.
     """
 
     def __init__(self, folder: Path, frequency: Frequency) -> None:
-        """Keep checkpoints in a folder, which is made when the first is written.
+        """Use a folder, which is created when the first checkpoint is written.
 
         Args:
-            folder: the trial's own; what a dead process was writing there is removed.
-            frequency: how often.
+            folder: folder of this trial alone; unfinished files of a dead process are removed.
+            frequency: interval between checkpoints.
         """
         self.folder, self.frequency = folder, frequency
         self.seconds_before = 0.0
-        """Wall time that earlier processes spent on the trial, up to where this one goes on."""
+        """Wall time in seconds that earlier processes spent on the trial, up to the restored checkpoint."""
         self._started = time.monotonic()
         for left in folder.glob(f"*{PARTIAL}*"):
             shutil.rmtree(left, ignore_errors=True)
 
     @property
     def seconds(self) -> float:
-        """Wall time spent on the trial so far, in all processes."""
+        """Wall time in seconds spent on the trial so far, in all processes."""
         return self.seconds_before + time.monotonic() - self._started
 
     def of(self, training: int, model: nn.Module) -> TrainingCheckpoints:
         """Return the checkpoints of one training.
 
         Args:
-            training: from 1.
-            model: as it is before its first step.
+            training: number of the training within the trial, from 1.
+            model: model before the first step.
         """
         return TrainingCheckpoints(self, training, _layout(model))
 
     @contextmanager
     def workplace(self) -> Iterator[Path]:
-        """Give a folder for the trial's other files; what a dead process left there is removed."""
+        """Provide a folder for the trial's other files; files left by a dead process are removed."""
         place = self.folder / "work"
         try:
             shutil.rmtree(place, ignore_errors=True)
@@ -79,7 +79,7 @@ class TrialCheckpoints:
             shutil.rmtree(place, ignore_errors=True)
 
     def remove(self) -> None:
-        """Remove all: the trial is finished."""
+        """Remove all checkpoints of a finished trial."""
         shutil.rmtree(self.folder, ignore_errors=True)
         for home in (self.folder.parent, self.folder.parent.parent):
             with suppress(OSError):  # not empty
@@ -91,7 +91,7 @@ def _is_time(value: object) -> bool:
 
 
 def _layout(model: nn.Module) -> str:
-    """Return a digest of the names and shapes of what is trained."""
+    """Return a digest of the names and shapes of the trained parameters."""
     shapes = {n: list(p.shape) for n, p in model.named_parameters() if p.requires_grad}
     return digest({"trained": shapes})
 
@@ -100,31 +100,31 @@ class TrainingCheckpoints:
     """The checkpoints of one training of a trial."""
 
     def __init__(self, trial: TrialCheckpoints, training: int, layout: str) -> None:
-        """Use `TrialCheckpoints.of`.
+        """Use `TrialCheckpoints.of` instead.
 
         Args:
-            trial: whose training it is.
-            training: from 1.
-            layout: digest of what is trained; checkpoints of another layout are of no use.
+            trial: checkpoints of the trial.
+            training: number of the training within the trial, from 1.
+            layout: digest of the trained parameters; checkpoints of another layout are ignored.
         """
         self._trial, self._training, self._layout = trial, training, layout
         self._step, self._written = 0, time.monotonic()
 
     def latest(self) -> TrainerState | None:
-        """Return the newest snapshot that can be read, with a warning for each that cannot."""
+        """Return the newest readable snapshot; unreadable ones give a warning."""
         for folder in reversed(self._folders()):
             try:
                 values = read_checkpoint(folder)
             except CorruptCheckpoint as error:
-                _log.warning("checkpoint %s is damaged and left out: %s", folder, error)
+                _log.warning("checkpoint %s is corrupt and ignored: %s", folder, error)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             if not (is_snapshot(values.get("snapshot")) and _is_time(values.get("seconds"))):
-                _log.warning("checkpoint %s is not as it was written and left out.", folder)
+                _log.warning("checkpoint %s was changed after it was written and is ignored.", folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             if values.get("layout") != self._layout:
-                _log.warning("checkpoint %s is of other ranks or sites and left out.", folder)
+                _log.warning("checkpoint %s has other ranks or sites and is ignored.", folder)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             snapshot: TrainerState = values["snapshot"]
@@ -134,26 +134,26 @@ class TrainingCheckpoints:
         return None
 
     def stepped(self, step: int, take: Callable[[], TrainerState]) -> None:
-        """Write a checkpoint where one is due."""
+        """Write a checkpoint if one is due."""
         frequency = self._trial.frequency
         by_steps = frequency.steps is not None and step - self._step >= frequency.steps
         if by_steps or time.monotonic() - self._written >= 60 * frequency.minutes:
             self.write(step, take)
 
     def write(self, step: int, take: Callable[[], TrainerState]) -> None:
-        """Write a checkpoint now; a disk that takes none is a warning, not the trial's end."""
+        """Write a checkpoint now; a failed write is a warning and does not end the trial."""
         self._step, self._written = step, time.monotonic()
         values: dict[str, Any] = {"layout": self._layout, "seconds": self._trial.seconds, "snapshot": take()}
         folder = self._trial.folder / f"training{self._training}-step{step:09}"
         try:
             write_checkpoint(folder, values)
         except OSError as error:
-            _log.warning("no checkpoint at step %d: %s. The trial goes on without.", step, error)
+            _log.warning("no checkpoint at step %d: %s. The trial continues without.", step, error)
             return
         for old in self._folders()[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
-        """Return the folders of this training, by step."""
+        """Return the checkpoint folders of this training, by step."""
         found = self._trial.folder.glob(f"training{self._training}-step*")
         return sorted(path for path in found if PARTIAL not in path.name)

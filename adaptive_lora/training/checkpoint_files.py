@@ -1,7 +1,7 @@
-"""A snapshot on disk: safetensors and JSON in a folder, written whole or not at all.
+"""A snapshot on disk: safetensors and JSON in a folder, written atomically.
 
-A folder is filled under a temporary name beside its own, every file and the folder are synced, and
-the folder is renamed. What is read is first compared with the SHA-256 of its manifest.
+A folder is written under a temporary name, every file and the folder are synced, and the folder is
+renamed. On reading, each file is first compared with the SHA-256 in the manifest.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from safetensors.torch import load_file, save_file
 FORMAT = 1
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"
 PARTIAL = ".partial-"
-"""Part of the name of a folder that is being written."""
+"""Infix of the name of a folder that is being written."""
 
 
 class CorruptCheckpoint(Exception):
-    """A checkpoint's files are missing, cut short or changed."""
+    """A checkpoint's files are missing, truncated or changed."""
 
 
 def write_checkpoint(folder: Path, values: Mapping[str, Any]) -> None:
-    """Write tensors and plain values to a new folder; on an error nothing is left behind.
+    """Write tensors and plain values to a new folder; after an error nothing is left.
 
     Args:
-        folder: of the checkpoint; one of the same name is replaced.
+        folder: folder of the checkpoint; an existing one is replaced.
         values: tensors and plain values in nested mappings, lists and tuples.
 
     Raises:
-        OSError: the disk is full, read-only or gone.
+        OSError: the disk is full, read-only or not available.
     """
     tensors: dict[str, torch.Tensor] = {}
     state = json.dumps(_encoded(values, tensors))
@@ -62,10 +62,10 @@ def write_checkpoint(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """Read what `write_checkpoint` wrote, every bit as it was.
+    """Read a folder written by `write_checkpoint`, bit for bit.
 
     Raises:
-        CorruptCheckpoint: a file is missing, or differs from what was written.
+        CorruptCheckpoint: a file is missing or differs from what was written.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -90,9 +90,9 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def _encoded(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Return a value as JSON; containers and tensors become one-key objects that name their kind.
+    """Return a value as JSON; containers and tensors become one-key objects that name their type.
 
-    JSON's own objects and lists would lose whole-number keys and the difference to tuples.
+    JSON's own objects and lists would lose integer keys and the distinction of tuples.
     """
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
@@ -103,7 +103,7 @@ def _encoded(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return {type(value).__name__: [_encoded(item, tensors) for item in value]}
     if value is None or isinstance(value, bool | int | float | str):
-        return value  # Python's JSON has NaN and infinities, and floats keep every bit
+        return value  # Python's JSON supports NaN and infinities, and floats are exact
     raise TypeError(f"{type(value).__name__} cannot be in a checkpoint")
 
 
@@ -127,7 +127,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file or folder to the disk itself."""
+    """Flush a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -11,10 +11,10 @@ from torch import nn
 
 
 class EarlyStop:
-    """Watches validation losses; with a patience of 0 it only remembers the last one."""
+    """Tracks validation losses; with a patience of 0 it only keeps the last one."""
 
     def __init__(self, patience: int) -> None:
-        """Stop after `patience` validations in a row without improvement; 0: never."""
+        """Stop after `patience` consecutive validations without improvement; 0: never."""
         self.kept_loss = math.nan
         self.stop = False
         self._patience = patience
@@ -22,7 +22,7 @@ class EarlyStop:
         self._without_gain = 0
 
     def see(self, loss: float, parameters: Sequence[nn.Parameter]) -> None:
-        """Take note of a validation loss; sets `stop` when patience is used up."""
+        """Record a validation loss; sets `stop` when patience is used up."""
         if not self._patience:
             self.kept_loss = loss
         elif not self._best or loss < self.kept_loss:
@@ -33,7 +33,7 @@ class EarlyStop:
             self.stop = self._without_gain >= self._patience
 
     def restore_best(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Put back the weights of the best validation, where early stopping is on."""
+        """Restore the weights of the best validation, if early stopping is on."""
         if not self._best:
             return
         with torch.no_grad():
@@ -49,7 +49,7 @@ class EarlyStop:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` gave."""
+        """Restore a value of `state`."""
         self.kept_loss, self._without_gain = state["kept_loss"], state["without_gain"]
         self._best = [tensor.clone() for tensor in state["best"]]
         self.stop = bool(self._patience) and self._without_gain >= self._patience

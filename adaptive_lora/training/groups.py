@@ -1,4 +1,4 @@
-"""Optimiser parameter groups: a learning rate of its own for sites whose plan asks for one."""
+"""Optimiser parameter groups: separate learning rates for sites with a multiplier."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 def parameter_groups(
     model: nn.Module, multipliers: Mapping[str, float], lr: float, *, lora_plus: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Return the trainable parameters in groups of one learning rate each.
+    """Return the trainable parameters in groups, one per learning rate.
 
     Without multipliers there is one group, in the model's order. A schedule scales every group
-    from its own peak rate. AdamW's weight decay is times the rate, so it follows a factor.
+    from its own peak rate. AdamW multiplies weight decay by the rate, so it is scaled too.
 
     Args:
         model: adapted model.
-        multipliers: site name -> factor of its rate; sites not named have 1.
+        multipliers: site name -> factor of its rate; other sites have 1.
         lr: peak learning rate.
-        lora_plus: factor of every B on top (LoRA+, 2402.12354).
+        lora_plus: additional factor of every B (LoRA+, 2402.12354).
     """
     factor_of: dict[int, float] = {}
     for name, layer in lora_layers(model).items() if multipliers or lora_plus != 1 else ():

@@ -1,4 +1,4 @@
-"""The stability guard: non-finite steps are skipped, counted, and too many end the trial."""
+"""The stability guard: skips and counts non-finite steps, and fails the trial after too many."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from adaptive_lora.errors import TrialFailed
 
 
 class StabilityGuard:
-    """Counts optimiser steps that were left out because loss or gradient was not finite."""
+    """Counts optimiser steps skipped because loss or gradient was not finite."""
 
     def __init__(self, max_skipped_steps: int, *, gradient_scaler: bool = False) -> None:
         """Allow this many skipped steps; one more fails the trial.
 
-        A gradient scaler starts at 2^16 and halves at each overflow, so up to 16 skipped steps are
-        its normal search for a scale and are allowed on top.
+        A gradient scaler starts at 2^16 and halves at each overflow, so up to 16 further skipped
+        steps are its normal search for a scale and are allowed.
         """
         self.skipped = 0
         self.gradient_scaler = gradient_scaler
@@ -25,11 +25,11 @@ class StabilityGuard:
 
         Args:
             step: optimiser step, from 1.
-            loss: of the step, in nats per supervised token.
-            gradient_norm: over all trainable parameters, before clipping.
+            loss: loss of the step, in nats per supervised token.
+            gradient_norm: norm over all trainable parameters, before clipping.
 
         Raises:
-            TrialFailed: the limit was passed.
+            TrialFailed: the limit of skipped steps was exceeded.
         """
         if math.isfinite(loss) and math.isfinite(gradient_norm):
             return True

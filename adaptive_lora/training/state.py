@@ -1,4 +1,4 @@
-"""Where a training stands: enough to go on as if it had never stopped."""
+"""The state of a training: everything needed to continue as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LISTS = ("losses", "validation", "step_tokens")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepStart:
-    """What a step uses up before it changes any weight: where a step cut in two begins anew."""
+    """State that a step changes before any weight, from which an interrupted step is repeated."""
 
     random: GlobalState
     batches_drawn: int
@@ -32,14 +32,14 @@ class StepStart:
 
 
 def step_start_of(trainer: Trainer) -> StepStart:
-    """Return where a course stands between two steps."""
+    """Return the state of a trainer between two steps."""
     return StepStart(random=global_state(), batches_drawn=trainer.batches_drawn, forward_passes=trainer.forward_passes)
 
 
 def take(trainer: Trainer) -> TrainerState:
-    """Return a copy of all that the next step depends on or that the result reports.
+    """Return a copy of everything that the next steps depend on or the result reports.
 
-    Within a step, before its weights change, this is the end of the step before.
+    Within a step, before its weights change, this is the state at the end of the previous step.
     """
     step_start = trainer.step_start
     state: TrainerState = _copied(
@@ -61,10 +61,10 @@ def take(trainer: Trainer) -> TrainerState:
 
 
 def load_state_dict(trainer: Trainer, snapshot: TrainerState) -> None:
-    """Bring a fresh course of the same training to where a snapshot was taken.
+    """Restore a new trainer of the same training from a snapshot.
 
     Raises:
-        AdapterError: the snapshot is of no such training, since somebody changed it.
+        AdapterError: the snapshot does not fit the training, because it was changed.
     """
     try:
         _load_state_dict(trainer, _copied(snapshot))
@@ -74,14 +74,14 @@ def load_state_dict(trainer: Trainer, snapshot: TrainerState) -> None:
         if is_out_of_memory(error):
             raise
         raise AdapterError(
-            f"a checkpoint does not fit the training that it is of ({brief(error)}), so it is not "
-            "as it was written. Remove the trial's folder of checkpoints (--checkpoints); the same "
-            "command then begins the trial anew."
+            f"a checkpoint does not fit its training ({brief(error)}), so it was changed after it was "
+            "written. Remove the trial's folder of checkpoints (--checkpoints); the same command then "
+            "restarts the trial."
         ) from error
 
 
 def _load_state_dict(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Put back the parts; the regime goes first: it gives parameters the shapes of then."""
+    """Restore all values; the callback is first, because it gives parameters their shapes."""
     trainer.callback.restore(state["regime"])
     weights = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     with torch.no_grad():
@@ -95,7 +95,7 @@ def _load_state_dict(trainer: Trainer, state: dict[str, Any]) -> None:
     if state["batches_drawn"] > trainer.steps * trainer.config.accumulation:
         raise ValueError(f"{state['batches_drawn']} batches of {trainer.steps} steps")
     while trainer.batches_drawn < state["batches_drawn"]:
-        trainer.next_batch()  # the digest of the order is that of all batches
+        trainer.next_batch()  # the digest of the order covers all batches
     trainer.forward_passes = state["forward_passes"]
     trainer.guard.skipped = state["skipped"]
     for name in (*_COUNTERS, *_LISTS):
@@ -105,7 +105,7 @@ def _load_state_dict(trainer: Trainer, state: dict[str, Any]) -> None:
 
 
 def is_snapshot(value: Any) -> bool:
-    """Return whether a value has the parts that are read before a training goes on."""
+    """Return whether a value has the entries that are read before a training continues."""
     try:
         losses, tokens, reported = value["losses"], value["step_tokens"], value["reported"]
         validation = dict(value["validation"])
@@ -117,7 +117,7 @@ def is_snapshot(value: Any) -> bool:
 
 
 def steps_of(snapshot: TrainerState) -> int:
-    """Return the optimiser steps that a snapshot holds."""
+    """Return the number of optimiser steps taken in a snapshot."""
     return len(snapshot["losses"])
 
 
@@ -126,7 +126,7 @@ def _scaler(trainer: Trainer) -> Any:
 
 
 def _copied(value: Any) -> Any:
-    """Copy tensors and containers, so that neither side changes the other."""
+    """Copy tensors and containers, so that changes do not affect the original."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""One trial's training: the same for every method, so that only the plan differs."""
+"""The training of one trial: equal for all methods, so that only the plan differs."""
 
 from __future__ import annotations
 
@@ -35,62 +35,62 @@ from adaptive_lora.training.state import TrainerState, load_state_dict, step_sta
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepEvent:
-    """What a progress display or tracker sees after an optimiser step."""
+    """Report of an optimiser step, for progress display and tracking."""
 
     step: int
     total_steps: int
     loss: float
     tokens: int
-    """Tokens that went through the model so far, padding not counted."""
+    """Number of tokens processed so far, without padding."""
     validation_loss: float | None = None
 
 
 def total_steps(examples: int, config: TrainConfig) -> int:
-    """Return the optimiser steps of a training over so many examples."""
+    """Return the number of optimiser steps of a training over `examples` examples."""
     per_epoch = math.ceil(math.ceil(examples / config.batch_size) / config.accumulation)
     steps = max(1, math.ceil(config.epochs * per_epoch))
     return steps if config.max_steps is None else min(steps, config.max_steps)
 
 
 def is_validated(step: int, steps: int, validations: int) -> bool:
-    """Return whether a validation pass comes after an optimiser step, from 1, of so many."""
+    """Return whether a validation pass follows an optimiser step (from 1) of `steps`."""
     return (step * validations) // steps > ((step - 1) * validations) // steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainInputs:
-    """What a training consumes, apart from the model and its settings."""
+    """Inputs of a training other than the model and its settings."""
 
     examples: Sequence[Any]
-    """Training part, prepared by the task."""
+    """Training split, prepared by the task."""
     collate: Callable[[Sequence[Any]], Batch]
-    """Makes a batch of examples."""
+    """Function from examples to a batch."""
     validate: Callable[[nn.Module], float]
-    """Returns the validation loss of the model as it stands."""
+    """Function from the model to its validation loss."""
     loss: Loss = causal_loss
-    """What is minimised; the same for every method of a comparison."""
+    """Loss to minimise; equal for all methods of a comparison."""
     losses_by_example: LossByExample | None = None
-    """The same by example, where the task has it: what training together takes."""
+    """Loss per example, needed to train trials together; None where the task has none."""
     running: Callable[[nn.Module], AbstractContextManager[None]] = lambda model: nullcontext()
-    """The block in which the model is trained, as the loss asks for."""
+    """Context manager around the training of the model, required by the loss."""
     on_step: Callable[[StepEvent], None] = lambda event: None
-    """Called after every optimiser step."""
+    """Function called after every optimiser step."""
     lr_multipliers: Mapping[str, float] = field(default_factory=dict)
-    """Site name -> factor of its learning rate; sites not named have 1."""
+    """Site name -> factor of its learning rate; other sites have 1."""
     lora_plus: float = 1.0
     """Factor of the learning rate of every B."""
     callback: TrainerCallback = field(default_factory=NoCallback)
-    """What the method does beside the gradient step."""
+    """Callback of the method."""
     on_snapshot: Callable[[int, Callable[[], TrainerState]], None] = lambda step, take: None
-    """Called after every optimiser step with what makes a snapshot of the training there."""
+    """Function called after every optimiser step with the step and a function that makes a snapshot."""
     on_stop: Callable[[int, Callable[[], TrainerState]], None] = lambda step, take: None
-    """Called likewise where the training ends or the user stops it, also within a step."""
+    """Function called in the same way when the training ends or is stopped, also within a step."""
     resume: TrainerState | None = None
-    """Snapshot of the same training from which to go on."""
+    """Snapshot of the same training to continue from, or None."""
     micro_batch: int | None = None
-    """Most examples per forward pass; None: the whole batch, until memory is short."""
+    """Maximum number of examples per forward pass; None: the whole batch, until memory is short."""
     memory: Estimate | None = None
-    """Of the whole batch in one forward pass, by the formula: how many trials go together."""
+    """Estimated memory of the whole batch in one forward pass, which limits the trials trained together."""
 
 
 def train(
@@ -101,13 +101,13 @@ def train(
     Args:
         model: adapted model.
         inputs: examples, validation and progress.
-        config: the optimisation, the same for every method.
+        config: settings of the optimisation, equal for all methods.
         runtime: device and precision.
         lr: peak learning rate.
-        seed: of the order of examples and of the base model's own dropout.
+        seed: seed of the order of examples and of the base model's own dropout.
 
     Raises:
-        TrialFailed: too many non-finite steps.
+        TrialFailed: there were too many non-finite steps.
     """
     trainer = Trainer(model, inputs, config, runtime, lr=lr, seed=seed)
     try:
@@ -126,11 +126,11 @@ def train(
 
 
 def events_of(snapshot: TrainerState, total: int) -> Iterator[StepEvent]:
-    """Yield the events of the steps that a snapshot has reported.
+    """Yield the step events that were reported up to a snapshot.
 
     Args:
-        snapshot: of a training.
-        total: optimiser steps of the whole training.
+        snapshot: snapshot of a training.
+        total: number of optimiser steps of the whole training.
     """
     losses, tokens = snapshot["losses"], snapshot["step_tokens"]
     validation = dict(snapshot["validation"])
@@ -145,7 +145,7 @@ def events_of(snapshot: TrainerState, total: int) -> Iterator[StepEvent]:
 
 
 class Trainer:
-    """The course of one training: model, optimiser and what has been measured so far."""
+    """One training: model, optimiser and measurements so far."""
 
     def __init__(
         self, model: nn.Module, inputs: TrainInputs, config: TrainConfig, runtime: Runtime, *, lr: float, seed: int
@@ -183,16 +183,16 @@ class Trainer:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained now; a regime may have replaced some."""
+        """Parameters trained now; a callback may have replaced some."""
         return [p for group in self.raw_optimizer.param_groups for p in group["params"]]
 
     @property
     def finished(self) -> bool:
-        """Whether no step is left to take."""
+        """Whether all steps have been taken."""
         return len(self.losses) >= self.steps or self.early.stop
 
     def run(self) -> None:
-        """Take all steps, or fewer where early stopping ends the training."""
+        """Take all steps, or fewer if early stopping ends the training."""
         self.start()
         while not self.finished:
             started = time.perf_counter()
@@ -205,9 +205,9 @@ class Trainer:
         self.early.restore_best(self.parameters)
 
     def start(self) -> None:
-        """Validate the untrained model where this is the beginning; end a step cut in two."""
+        """Validate the untrained model at the start; complete a step that was interrupted."""
         self.step_start = step_start_of(self)
-        self.model.train()  # PEFT's wrapper is born in training mode around a base that is not
+        self.model.train()  # PEFT's wrapper starts in training mode, the base inside it does not
         if not self.validation:
             self._validate(0)
         if self.reported < len(self.losses):
@@ -220,11 +220,11 @@ class Trainer:
         return [self.next_batch() for _ in range(self.config.accumulation)]
 
     def learn(self, window: Sequence[Batch]) -> float:
-        """Form the gradient of a step; return its loss in nats per supervised token.
+        """Compute the gradient of a step; return its loss in nats per supervised token.
 
-        Where memory is short, the step begins anew with half as many examples per forward pass.
-        Loss and gradient remain sums over the examples of the step, so only the order of additions
-        changes (about 1e-7), and the masks of dropout where there is any.
+        If memory is short, the step is repeated with half as many examples per forward pass. Loss and
+        gradient remain sums over the examples of the step, so only the order of additions changes
+        (about 1e-7), and dropout masks, if there is dropout.
         """
         passes, random = self.forward_passes, random_state()
         while True:
@@ -255,7 +255,7 @@ class Trainer:
         return total
 
     def apply(self, window: Sequence[Batch], loss: float) -> None:
-        """Take an optimiser step with the gradient that is there, unless it is not finite."""
+        """Take an optimiser step with the accumulated gradient, unless it is not finite."""
         accelerator, step = self.runtime.accelerator, len(self.losses) + 1
         penalty = self.callback.penalty()
         if penalty is not None:
@@ -264,7 +264,7 @@ class Trainer:
         allowed = self.guard.allows(step, loss, norm)
         if not (allowed or self.guard.gradient_scaler):
             self.optimizer.zero_grad()  # the step below then changes nothing
-        self.optimizer.step()  # a scaler leaves out overflown steps itself and lowers its scale
+        self.optimizer.step()  # a gradient scaler skips overflowed steps itself and lowers its scale
         self.callback.stepped(step, taken=allowed)
         self.optimizer.zero_grad()
         self.scheduler.step()
@@ -275,7 +275,7 @@ class Trainer:
         self.step_start = step_start_of(self)
 
     def report(self) -> None:
-        """Validate where it is due and tell who listens of the step just taken."""
+        """Validate if it is due, and report the step just taken."""
         step = len(self.losses)
         due = is_validated(step, self.steps, self.config.validations)
         loss = self._validate(step) if due else None
@@ -289,7 +289,7 @@ class Trainer:
         self.inputs.on_snapshot(step, lambda: take(self))
 
     def _validate(self, step: int) -> float:
-        """Return the validation loss, measured once a step also where a stop came in between."""
+        """Return the validation loss, measured once per step even if a stop came in between."""
         if self.validation and self.validation[-1][0] == step:
             return self.validation[-1][1]
         loss = self.inputs.validate(self.model)
@@ -308,7 +308,7 @@ class Trainer:
         return batch.to(self.runtime.device)
 
     def result(self) -> TrainResult:
-        """Return what was measured."""
+        """Return the result of the training."""
         return TrainResult(
             losses=tuple(self.losses),
             validation_curve=tuple(self.validation),
@@ -330,4 +330,4 @@ class Trainer:
 
 
 take_steps: ContextVar[Callable[[Trainer], None]] = ContextVar("take_steps", default=Trainer.run)
-"""Takes the steps of a training; `training.joint` sets another one where trials are trained together."""
+"""Function that takes the steps of a training; `training.joint` replaces it for trials trained together."""

@@ -1,1 +1,1 @@
-"""Several trials trained together over one base."""
+"""Training of several trials together on one base."""

@@ -1,7 +1,7 @@
-"""Pieces of work whose trainings are taken together over one base.
+"""Groups of trials whose trainings are run together on one base.
 
-Each runs its own code, in a thread of its own, up to where its training begins. There it waits until all of its group
-are as far; then their steps are taken together, and each goes on by itself. One thread runs at a time.
+Each trial runs its own code, in its own thread, up to the start of its training. There it waits for the others of its
+group; then their steps are taken together, and each continues by itself. One thread runs at a time.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from adaptive_lora.training.trainer import Trainer, take_steps
 
 
 class JointGroup:
-    """Work that goes to its trainings, through them, and from there to its end together."""
+    """Trials whose trainings are run together; what comes before and after runs one by one."""
 
     def __init__(
         self, works: Mapping[str, Callable[[], object]], on_failure: Callable[[str, TrialFailed], None]
     ) -> None:
-        """Prepare a group: name -> work that trains once."""
+        """Prepare a group: name -> function that trains once."""
         self._on_failure = on_failure
         self._waiting: dict[Seat, Member] = {}
         self._said: set[str] = set()
         self._seats = {self._seat(name, work): name for name, work in works.items()}
 
     def run(self) -> None:
-        """Run all to their ends, whatever happens: no thread is left behind."""
+        """Run all trials to the end; no thread is left running after an error."""
         try:
             for seat in self._seats:
                 self._turn(seat)
@@ -49,7 +49,7 @@ class JointGroup:
 
     def _seat(self, name: str, work: Callable[[], object]) -> Seat:
         def run(seat: Seat) -> None:
-            take_steps.set(self._stepper(seat))  # of this thread alone
+            take_steps.set(self._stepper(seat))  # for this thread only
             work()
 
         return Seat(run, name)
@@ -62,7 +62,7 @@ class JointGroup:
             raise seat.error
 
     def _stepper(self, seat: Seat) -> Callable[[Trainer], None]:
-        """Return a function that takes a training's steps in a seat's thread: with the others, or alone if it must."""
+        """Return a function that takes a training's steps: with the group, or alone if that is impossible."""
 
         def run(trainer: Trainer) -> None:
             problem = joining_problem(trainer)

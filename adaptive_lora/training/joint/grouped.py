@@ -1,8 +1,8 @@
-"""Several trials' adapters on one frozen base: one base product, each trial's own A and B.
+"""Adapters of several trials on one frozen base: one base product, and each trial's own A and B.
 
-Each trial keeps the PEFT layers that it was attached with. For a pass over its own examples these
-stand in the base (`mount`) and the model is the one that the trial has alone; for a pass over the
-examples of several trials a `GroupedSite` stands there and uses the A and B of all of them.
+Each trial keeps the PEFT layers that it was attached with. For a pass over one trial's examples these
+are placed into the base (`mount`), and the model is the one that the trial has alone; for a pass over
+the examples of several trials a `GroupedSite` is placed there, with the A and B of all of them.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ Layers = Mapping[str, LoraLinear]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """The part of a joint batch that is one trial's."""
+    """The rows of a joint batch that belong to one trial."""
 
     member: int
     """Index of the trial."""
     rows: int
-    """Its rows; the trials' rows follow each other."""
+    """Number of its rows; the trials' rows are contiguous and in order."""
     width: int
-    """Columns of its own batch; the joint batch is padded to the widest."""
+    """Number of columns of its own batch; the joint batch is padded to the widest."""
 
 
 class Routing:
-    """Whose rows are whose in the joint pass that is under way; shared by all grouped sites."""
+    """Assignment of rows to trials in the current joint pass; shared by all grouped sites."""
 
     def __init__(self) -> None:
-        """Route nothing yet."""
+        """Start without assignments."""
         self.shares: Sequence[Share] = ()
 
 
 def grouping_problem(adapted: nn.Module) -> str | None:
     """Return why an adapted model cannot be trained together with others, or None.
 
-    What is trained has to be A and B of plain LoRA on linear maps, nothing else. The base has to
-    be free of dropout of its own: it draws from one global stream, from which several trials at
-    once cannot draw what each would alone.
+    Only A and B of plain LoRA on linear layers may be trained. The base must have no dropout of its
+    own: that draws from one global random stream, from which several trials at once cannot draw the
+    numbers that each would draw alone.
     """
     layers = lora_layers(adapted)
     own = {id(p) for layer in layers.values() for p in layer.parameters()}
@@ -70,16 +70,16 @@ def grouping_problem(adapted: nn.Module) -> str | None:
 
 
 def take_off(adapted: Any) -> Layers:
-    """Take an adapted model's layers off its base and return them; `mount` puts them back."""
+    """Remove an adapted model's layers from its base and return them; `mount` restores them."""
     base, layers = adapted.get_base_model(), lora_layers(adapted)
     mount(base, {name: layer.get_base_layer() for name, layer in layers.items()})
-    if hasattr(base, "peft_config"):  # or PEFT takes the next trial for a second adapter
+    if hasattr(base, "peft_config"):  # otherwise PEFT treats the next trial as a second adapter
         del base.peft_config
     return layers
 
 
 def mount(base: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    """Put modules into the base at the sites' names."""
+    """Place modules into the base at the sites' names."""
     for name, module in modules.items():
         parent, _, leaf = name.rpartition(".")
         setattr(base.get_submodule(parent), leaf, module)
@@ -92,9 +92,9 @@ class GroupedSite(nn.Module):
         """Wrap a base layer.
 
         Args:
-            base_layer: the frozen linear map.
-            layers: trial -> its LoRA layer here; trials that leave the site out are missing.
-            routing: whose rows are whose.
+            base_layer: the frozen linear layer.
+            layers: index of a trial -> its LoRA layer here; trials without this site are missing.
+            routing: assignment of rows to trials.
         """
         super().__init__()
         self.base_layer = base_layer
@@ -102,7 +102,7 @@ class GroupedSite(nn.Module):
         self._routing = routing
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the base's product plus, in each trial's rows, its own scaled B A x."""
+        """Return the base layer's output plus, in each trial's rows, its own scaled B A x."""
         result: torch.Tensor = self.base_layer(inputs)
         shares = self._routing.shares
         layers = [self.layers[key] if (key := str(s.member)) in self.layers else None for s in shares]
@@ -124,7 +124,7 @@ class GroupedSite(nn.Module):
 def _update(layer: Any, inputs: torch.Tensor, width: int) -> torch.Tensor:
     """Return scale * B A x as PEFT computes it.
 
-    Masks of dropout are drawn for the columns that the trial's own batch has.
+    Dropout masks are drawn for the columns of the trial's own batch only.
     """
     a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
     inputs = inputs.to(a.weight.dtype)

@@ -1,9 +1,9 @@
-"""Several trainings in one process over one frozen base: joint passes, everything else apart.
+"""Several trainings in one process on one frozen base: joint passes, everything else separate.
 
-Each training keeps its own course: order of examples, loss mean, clipping, optimiser, schedule,
-validation, guard. Joint is the pass through the base alone. The rows of a joint batch do not
-mix, and every trial's weights meet its own rows only, so that the gradient of the sum of the
-trials' losses holds for each trial the gradient that it would have alone.
+Each training keeps its own trainer: order of examples, loss mean, clipping, optimiser, schedule,
+validation, guard. Only the pass through the base is joint. The rows of a joint batch do not mix, and
+every trial's weights act on its own rows only, so that the gradient of the sum of the trials' losses
+gives each trial the gradient that it would have alone.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from adaptive_lora.training.trainer import Trainer
 
 
 def base_of(trainer: Trainer) -> nn.Module:
-    """Return the frozen base of a course's model."""
+    """Return the frozen base of a trainer's model."""
     model: Any = trainer.model
     base: nn.Module = model.get_base_model()
     return base
 
 
 def joining_problem(trainer: Trainer) -> str | None:
-    """Return why a course cannot take its steps together with others, or None."""
+    """Return why a training cannot take its steps together with others, or None."""
     if trainer.inputs.losses_by_example is None:
         return "the task has no loss by example"
     if not isinstance(trainer.callback, NoCallback):
@@ -55,21 +55,21 @@ class Member:
 
     trainer: Trainer
     layers: Layers
-    """What stands in the base while this training has it alone."""
+    """LoRA layers placed into the base while this training uses it alone."""
     failure: TrialFailed | None = None
-    """Why it ended early, if it did."""
+    """Reason of an early end, or None."""
     own_seconds: float = 0.0
-    """Wall time of its share of the joint passes and of what was done for it alone."""
+    """Wall time in seconds of its share of the joint passes and of work for it alone."""
 
     @property
     def active(self) -> bool:
-        """Whether it has steps to take."""
+        """Whether it has steps left to take."""
         return self.failure is None and not self.trainer.finished
 
 
 @contextmanager
 def _clocked(member: Member) -> Iterator[None]:
-    """Count the block's wall time as the member's own."""
+    """Add the block's wall time to the member's own."""
     started = time.perf_counter()
     try:
         yield
@@ -78,14 +78,14 @@ def _clocked(member: Member) -> Iterator[None]:
 
 
 class JointTraining:
-    """Trains a group of members to their ends; between passes the base is bare."""
+    """Trains a group of members to the end; between passes the base has no adapters."""
 
     def __init__(self, members: Sequence[Member]) -> None:
         """Prepare a group.
 
         Args:
-            members: at least one, on one bare base, each with a course that has not begun or that
-                was put back to a snapshot.
+            members: at least one, on one base without adapters, each with a trainer that is at its
+                start or restored from a snapshot.
         """
         self._members = members
         self._base = base_of(members[0].trainer)
@@ -131,7 +131,7 @@ class JointTraining:
             self._apply(self._members[i], windows[i], loss)
 
     def _apply(self, member: Member, window: Sequence[Batch], loss: float) -> None:
-        """Let a member take its step with the gradient that is there."""
+        """Let a member take its step with the accumulated gradient."""
         with self._alone(member), _clocked(member):
             started = time.perf_counter()
             try:
@@ -144,9 +144,9 @@ class JointTraining:
             member.trainer.report()
 
     def _learn(self, windows: Mapping[int, Sequence[Batch]]) -> dict[int, float]:
-        """Form the gradients of a step of some members; return the loss of each that has one.
+        """Compute the gradients of a step of some members; return the loss of each that has one.
 
-        Out of memory, fewer members run at once from here on; a single one divides its own batch.
+        After running out of memory, fewer members run at once; a single member divides its own batch.
         """
         losses: dict[int, float] = {}
         left = list(windows)
@@ -161,7 +161,7 @@ class JointTraining:
         return losses
 
     def _alone_or_together(self, windows: Mapping[int, Sequence[Batch]]) -> dict[int, float] | None:
-        """Return the losses of a step of some members, or None where memory is short."""
+        """Return the losses of a step of some members, or None if memory was short."""
         if len(windows) == 1:
             ((i, window),) = windows.items()
             member = self._members[i]
@@ -203,7 +203,7 @@ class JointTraining:
 
     def _losses(self, batches: Mapping[int, Batch]) -> dict[int, torch.Tensor]:
         """Run one batch of each member through the base; return each one's summed loss."""
-        packed = attends_packed(self._base)  # then every token is a row of its own
+        packed = attends_packed(self._base)  # then every token is its own row
         self._routing.shares = [
             Share(member=i, rows=batch.tokens, width=1)
             if packed
@@ -223,7 +223,7 @@ class JointTraining:
 
     @contextmanager
     def _mounted(self, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Have modules in the base inside the block, the bare ones after it."""
+        """Place modules into the base inside the block, and restore the base's own afterwards."""
         mount(self._base, modules)
         try:
             yield
@@ -231,5 +231,5 @@ class JointTraining:
             mount(self._base, {name: self._bare[name] for name in modules})
 
     def _alone(self, member: Member) -> AbstractContextManager[None]:
-        """Have one member's adapters on the base inside the block."""
+        """Place one member's adapters into the base inside the block."""
         return self._mounted(member.layers)

@@ -1,4 +1,4 @@
-"""How many trials go through the base at once, by the memory that there is."""
+"""Number of trials per joint pass, by the available memory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from adaptive_lora.training.memory.estimate import SPREAD
 
 
 def passes_at_once(estimates: Sequence[Estimate | None], *, limit: int | None, device: torch.device) -> int:
-    """Return how many trials' batches fit into one forward pass, whichever trials they are.
+    """Return the number of trials whose batches fit into one forward pass, for any choice of trials.
 
-    Weights of the base count once, everything else once a trial. Without an estimate, and on a CPU
-    without a limit, all are tried: what is out of memory then is halved.
+    The base's weights count once, everything else once per trial. Without an estimate, and on a CPU
+    without a limit, all trials are tried at once, and halved if memory is short.
 
     Args:
-        estimates: of each trial's whole batch in one forward pass.
-        limit: bytes that training may take, weights included; None: a GPU's free memory.
-        device: that they train on.
+        estimates: memory of each trial's whole batch in one forward pass.
+        limit: bytes that training may use, including weights; None: a GPU's free memory.
+        device: training device.
     """
     known = [estimate for estimate in estimates if estimate is not None]
     if len(known) < len(estimates):
@@ -29,7 +29,7 @@ def passes_at_once(estimates: Sequence[Estimate | None], *, limit: int | None, d
     if limit is not None:
         room = limit - SPREAD * known[0].weights
     elif device.type == "cuda":
-        room = free_bytes(device)  # the weights stand there already
+        room = free_bytes(device)  # the weights are already loaded
     else:
         return len(estimates)
     most = 0
@@ -38,16 +38,16 @@ def passes_at_once(estimates: Sequence[Estimate | None], *, limit: int | None, d
         most += room >= 0
     if most < len(estimates):
         logging.getLogger(__name__).warning(
-            "%d of %d trials go through the base at once: a batch takes up to %s beside the base",
+            "%d of %d trials are trained at once: a batch takes up to %s in addition to the base",
             max(1, most),
             len(estimates),
             shown(int(SPREAD * max(each.share for each in known))),
         )
-    return max(1, most)  # one by itself divides its batch
+    return max(1, most)  # a single trial divides its batch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the bytes of a GPU that can be taken, those that torch keeps at hand included."""
+    """Return the free bytes of a GPU, including those that torch has cached."""
     free, _ = torch.cuda.mem_get_info(device)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free + kept

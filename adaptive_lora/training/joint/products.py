@@ -1,9 +1,9 @@
-"""The updates of several trials on a site in two grouped products, whatever their ranks.
+"""The updates of several trials at a site by two grouped products, for any ranks.
 
-A loop over the trials starts some fifteen small kernels a trial and site, which a GPU waits for
-longer than for the base's product. Here all A of a site stand in one tensor, and so do all B, lower
-ranks filled up with zeros; torch's grouped product then meets each trial's rows with its own matrix
-alone, so that a trial that turns NaN stays by itself.
+A loop over the trials starts about fifteen small kernels per trial and site, which take a GPU longer
+than the base's product. Here all A of a site are stacked in one tensor, and so are all B, with lower
+ranks padded by zeros; torch's grouped product then multiplies each trial's rows by its own matrix
+alone, so that NaN in one trial does not reach another.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from adaptive_lora.models.kernels.products import compute_type
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _STEP = 8
-"""Ranks are filled up to a multiple: rows of a grouped product take multiples of 16 bytes."""
+"""Multiple to which ranks are padded: grouped products need rows of a multiple of 16 bytes."""
 
 
 def suits_groups(layers: Sequence[Any | None], inputs: torch.Tensor) -> bool:
-    """Return whether the update of these layers can be formed by grouped products.
+    """Return whether the update of these layers can be computed by grouped products.
 
     Args:
-        layers: the LoRA layer of each trial, or None where it leaves the site out.
-        inputs: of the site.
+        layers: LoRA layer of each trial, or None where the trial does not adapt the site.
+        inputs: inputs of the site.
     """
     there = [layer for layer in layers if layer is not None]
     if not there or any(not isinstance(_dropout(layer), nn.Identity) for layer in there):
@@ -41,12 +41,12 @@ def suits_groups(layers: Sequence[Any | None], inputs: torch.Tensor) -> bool:
 
 
 def grouped_update(layers: Sequence[Any | None], inputs: torch.Tensor, ends: tuple[int, ...]) -> torch.Tensor:
-    """Return scale * B A x of each trial's rows, (T, out) in the type that autocast or A has.
+    """Return scale * B A x of each trial's rows, shape (T, out), in autocast's or A's type.
 
     Args:
-        layers: the LoRA layer of each trial, or None where it leaves the site out.
-        inputs: (T, in), the trials' rows one after another.
-        ends: where the rows of each trial end.
+        layers: LoRA layer of each trial, or None where the trial does not adapt the site.
+        inputs: rows of all trials, concatenated, shape (T, in).
+        ends: index at which the rows of each trial end.
     """
     there = [layer for layer in layers if layer is not None]
     dtype, device = compute_type(inputs, _a(there[0])), inputs.device
@@ -61,7 +61,7 @@ def grouped_update(layers: Sequence[Any | None], inputs: torch.Tensor, ends: tup
 
 
 def _stacked(matrices: Sequence[torch.Tensor], ranks: tuple[int, ...]) -> torch.Tensor:
-    """Return (G, R, width) from one (r, width) for each of G ranks that is not 0."""
+    """Stack matrices of shape (r, width), one per non-zero rank, to shape (G, R, width)."""
     first = matrices[0]
     rows = torch.cat([first.new_zeros(1, first.shape[1]), *matrices])
     found: torch.Tensor = rows.index_select(0, _places(ranks, first.device))
@@ -70,7 +70,7 @@ def _stacked(matrices: Sequence[torch.Tensor], ranks: tuple[int, ...]) -> torch.
 
 @lru_cache(maxsize=256)
 def _places(ranks: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Return for each row of a stack its row among all, after one of zeros that is row 0."""
+    """Return for each row of a stack its index among the concatenated rows, whose row 0 is zeros."""
     height = -(-max(ranks) // _STEP) * _STEP
     places, start = [], 1
     for rank in ranks:
@@ -81,7 +81,7 @@ def _places(ranks: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 @lru_cache(maxsize=256)
 def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return values on a device; kept, so that not every site waits for them to get there."""
+    """Return values as a tensor on a device; cached, so that sites do not wait for the copy."""
     return torch.tensor(values, dtype=dtype, device=device)
 
 

@@ -1,4 +1,4 @@
-"""Work in threads of which one runs at a time, each until it gives its turn back."""
+"""Threads of which one runs at a time, each until it pauses."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Callable
 
 
 class Seat:
-    """A piece of work that can stop halfway and go on later, with its whole call stack."""
+    """A function in its own thread that can pause and continue later, with its whole call stack."""
 
     def __init__(self, work: Callable[[Seat], object], name: str) -> None:
-        """Prepare a piece of work; it begins with its first turn.
+        """Prepare the thread; it starts with the first `turn`.
 
         Args:
-            work: called with this seat, in a thread of its own; it may `pause`.
-            name: of the thread, for debuggers.
+            work: function called in the thread, with this object; it may call `pause`.
+            name: name of the thread, for debuggers.
         """
         self.begun = self.ended = False
         self.error: BaseException | None = None
-        """What ended the work, where it did not end by itself."""
+        """Exception that ended the function, or None."""
         self._work = work
         self._thrown: BaseException | None = None
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, name=name)
 
     def turn(self, thrown: BaseException | None = None) -> None:
-        """Let the work go on until it pauses or ends.
+        """Let the function run until it pauses or ends.
 
-        Ctrl-C in the meantime is raised after that: another's turn must not begin before.
+        Ctrl-C in the meantime is raised afterwards, because no other thread may run before.
 
         Args:
-            thrown: raised where the work had paused.
+            thrown: exception to raise where the function had paused.
         """
         self._thrown = thrown
         if not self.begun:
@@ -50,7 +50,7 @@ class Seat:
             raise interruption
 
     def pause(self) -> None:
-        """Give the turn back and return with the next one; for the work itself."""
+        """Pause until the next `turn`; called by the function itself."""
         self._stopped.release()
         self._go.acquire()
         if self._thrown is not None:
@@ -60,7 +60,7 @@ class Seat:
         self._go.acquire()
         try:
             self._work(self)
-        except BaseException as error:  # handed to whoever gave the turn
+        except BaseException as error:  # kept for the caller of `turn`
             self.error = error
         finally:
             self.ended = True

@@ -1,4 +1,4 @@
-"""How much memory a training takes, by a formula, and what fits into a limit."""
+"""Estimates of the memory of a training, and the choice of batches that fit a limit."""
 
 from adaptive_lora.training.memory.choice import MemoryChoice, choose, describe
 from adaptive_lora.training.memory.estimate import Estimate, Load, activation_numbers, estimate

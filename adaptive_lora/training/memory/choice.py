@@ -1,4 +1,4 @@
-"""What fits into a limit: how many examples per forward pass, and whether to recompute."""
+"""Choice of examples per forward pass and of gradient checkpointing under a memory limit."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from adaptive_lora.training.memory.estimate import Estimate, Load, estimate
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryChoice:
-    """How a training keeps within a limit."""
+    """Settings that keep a training within a memory limit."""
 
     micro_batch: int
-    """Examples per forward pass."""
+    """Number of examples per forward pass."""
     checkpointing: bool
     estimate: Estimate
     whole: Estimate
-    """Of the whole batch in one forward pass, nothing formed again."""
+    """Estimate for the whole batch in one forward pass, without checkpointing."""
 
 
 def choose(load: Load, config: TrainConfig) -> MemoryChoice:
     """Return the largest micro-batch whose upper estimate is within the limit, if there is one.
 
-    A smaller micro-batch costs nothing but launches; forming activations again costs a forward
-    pass, a third of the time. So checkpointing is chosen only where not even one example fits
-    without it.
+    A smaller micro-batch costs only kernel launches; recomputing activations costs a forward pass, a
+    third of the time. So checkpointing is chosen only if not even one example fits without it.
 
     Args:
-        load: what is trained.
-        config: batch size, limit, and whether checkpointing was asked for: then it stays.
+        load: sizes that determine the memory.
+        config: batch size, limit, and checkpointing, which is kept if the user set it.
 
     Raises:
-        ConfigError: one example does not fit with checkpointing either.
+        ConfigError: not even one example fits with checkpointing.
     """
     whole = estimate(load, examples=config.batch_size, checkpointing=False)
     limit, asked = config.max_memory, config.gradient_checkpointing
@@ -53,7 +52,7 @@ def choose(load: Load, config: TrainConfig) -> MemoryChoice:
 
 
 def describe(choice: MemoryChoice, load: Load) -> str:
-    """Return a sentence on what a training takes."""
+    """Return a sentence on the memory of a training."""
     found = choice.estimate
     plural = "" if choice.micro_batch == 1 else "s"
     return (

@@ -1,26 +1,26 @@
-"""The memory that training LoRA takes, counted site by site.
+"""The memory of LoRA training, counted site by site.
 
     memory = weights + adapters + activations + head + work
 
-- *weights*: of the frozen base: 4 bytes each in fp32, 2 in bf16, a little over half a byte in NF4.
-- *adapters*: 16 bytes a trained parameter: itself, its gradient, and AdamW's m and v, in fp32.
-- *activations*: what the backward pass needs of the forward pass, a number a token and block:
+- *weights*: the frozen base's weights: 4 bytes each in fp32, 2 in bf16, a little over half a byte in NF4.
+- *adapters*: 16 bytes per trained parameter: itself, its gradient, and AdamW's m and v, in fp32.
+- *activations*: values of the forward pass that the backward pass needs, numbers per token and block:
 
       2 h           inputs of the two norms
-    + in            input of each adapted map; maps that read the same input share it
+    + in            input of each adapted layer; layers with the same input share it
     + q + k + v     outputs of query, key and value, for the backward pass of attention
     + o             its output
     + f             input of the activation function (3 f where a gate multiplies: gate, silu, up)
     + sum of r      outputs of A
 
-  A frozen map's own input is not needed: the gradient for its weight is not formed. Attention by
-  flash or memory-efficient kernels keeps no weights. With checkpointing a block keeps its input, h,
-  and one block at a time holds the rest.
+  A frozen layer's input is not needed, because its weight has no gradient. Flash and memory-efficient
+  attention keep no attention weights. With checkpointing a block keeps its input, h, and one block at
+  a time keeps the rest.
 - *head*: logits of one chunk in fp32, twice (a CPU's tiles are smaller), and the gradient of the
-  last hidden states. Where batches are padded, the logits of all tokens stand whole: four times,
-  as logits, their logarithms, and the gradients of both.
-- *work*: what one block has in flight beside what it keeps: the gradients on the way back, three
-  times the widest activation.
+  last hidden states. With padded batches, the logits of all tokens exist at once, four times: as
+  logits, their logarithms, and the gradients of both.
+- *work*: temporary values of one block: the gradients of the backward pass, three times the widest
+  activation.
 
 h: width of the block, f: width inside the feed-forward part, r: rank.
 """
@@ -35,39 +35,39 @@ from adaptive_lora.allocation.site import AdapterSite, Role
 
 ADAPTER_BYTES = 16
 HEAD_CHUNK = 2**23
-"""Logits that stand at once where the loss is formed in chunks."""
+"""Number of logits held at once where the loss is computed in chunks."""
 SPREAD = 1.3
-"""The upper estimate over the expected one: fragments of the allocator, buffers of libraries."""
+"""Ratio of the upper to the expected estimate, for allocator fragmentation and library buffers."""
 _READS_BLOCK = (Role.QUERY, Role.KEY, Role.VALUE, Role.QKV)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """What is trained, as far as memory depends on it."""
+    """Sizes of a training that determine its memory."""
 
     sites: Sequence[AdapterSite]
     """All sites of the base."""
     ranks: Mapping[str, int]
-    """Site name -> rank; sites not named have no adapter."""
+    """Site name -> rank; other sites have no adapter."""
     weights: int
     """Bytes of the frozen base's weights."""
     trained_parameters: int
     vocabulary: int
-    """Width of the head; 0 where there is none."""
+    """Width of the output head; 0 without one."""
     number_bytes: int
     """Bytes of an activation: 4 in fp32, 2 in bf16."""
     longest: int
-    """Tokens of the longest example."""
+    """Number of tokens of the longest example."""
     whole_logits: bool = False
-    """Whether the loss is formed from all logits at once instead of in chunks."""
+    """Whether the loss is computed from all logits at once instead of in chunks."""
     spelled_activation: bool = False
-    """Whether the activation function is spelled out in steps, as GPT-2's GELU is in transformers:
-    it then keeps four tensors instead of one."""
+    """Whether the activation function is computed in elementary steps, as GPT-2's GELU in
+    transformers: it then keeps four tensors instead of one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """Parts of the memory of a training, in bytes."""
+    """Components of the memory of a training, in bytes."""
 
     weights: int
     adapters: int
@@ -77,37 +77,37 @@ class Estimate:
 
     @property
     def needed(self) -> int:
-        """What no implementation can do without: weights, adapters and activations."""
+        """Lower bound for any implementation, in bytes: weights, adapters and activations."""
         return self.weights + self.adapters + self.activations
 
     @property
     def expected(self) -> int:
-        """The peak."""
+        """Expected peak, in bytes."""
         return self.needed + self.head + self.work
 
     @property
     def share(self) -> int:
-        """What comes on top of the base's weights: with each trial anew where several train."""
+        """Bytes in addition to the base's weights: the share of each trial where several train together."""
         return self.expected - self.weights
 
     @property
     def high(self) -> int:
-        """A peak that should not be passed."""
+        """Upper estimate of the peak, in bytes."""
         return int(SPREAD * self.expected)
 
     def to_dict(self) -> dict[str, int]:
-        """Return bytes by part, and low, expected and high."""
+        """Return bytes by component, and low, expected and high totals."""
         parts = {name: getattr(self, name) for name in self.__slots__}
         return {**parts, "low": self.needed, "expected": self.expected, "high": self.high}
 
 
 def estimate(load: Load, *, examples: int, checkpointing: bool) -> Estimate:
-    """Return the memory of a training.
+    """Return the estimated memory of a training.
 
     Args:
-        load: what is trained.
-        examples: per forward pass, each taken to be as long as the longest.
-        checkpointing: activations are formed again in the backward pass.
+        load: sizes that determine the memory.
+        examples: number of examples per forward pass, each taken to be as long as the longest.
+        checkpointing: whether activations are recomputed in the backward pass.
     """
     tokens, size = examples * load.longest, load.number_bytes
     blocks = [
@@ -129,7 +129,7 @@ def estimate(load: Load, *, examples: int, checkpointing: bool) -> Estimate:
 
 
 def activation_numbers(sites: Sequence[AdapterSite], ranks: Mapping[str, int]) -> int:
-    """Return how many numbers a token leaves in a block for the backward pass."""
+    """Return how many numbers per token a block keeps for the backward pass."""
     by_role: dict[Role, list[AdapterSite]] = defaultdict(list)
     for site in sites:
         by_role[site.role].append(site)
@@ -141,27 +141,27 @@ def activation_numbers(sites: Sequence[AdapterSite], ranks: Mapping[str, int]) -
     numbers += _inputs(adapted, inside) + _inputs(adapted, [*gates, *ups])
     numbers += _inputs(adapted, by_role[Role.DOWN])
     numbers += sum(site.out_features for site in inside)
-    numbers += sum(site.in_features for site in outputs)  # its input is attention's output
+    numbers += sum(site.in_features for site in outputs)  # its input is the output of attention
     numbers += sum(2 * site.out_features for site in gates)
     numbers += sum(site.out_features for site in ups)
-    for site in sites:  # of unknown roles: input and output
+    for site in sites:  # unknown roles: input and output
         if site.role not in known:
             numbers += site.in_features + site.out_features
     return numbers + sum(ranks.get(site.name, 0) for site in sites)
 
 
 def _spelled(sites: Sequence[AdapterSite]) -> int:
-    """Return the further numbers that an activation function in steps keeps."""
+    """Return the additional numbers kept by an activation function in elementary steps."""
     return 3 * sum(site.out_features for site in sites if site.role == Role.UP)
 
 
 def _inputs(adapted: Sequence[AdapterSite], readers: Sequence[AdapterSite]) -> int:
-    """Return the width of the input that some maps share, where one of them is adapted."""
+    """Return the width of the input that some layers share, if one of them is adapted."""
     return max((site.in_features for site in readers if site in adapted), default=0)
 
 
 def _width(sites: Sequence[AdapterSite]) -> int:
-    """Return the width of a block: what its first map reads."""
+    """Return the width of a block: the input size of its first layer."""
     return sites[0].in_features
 
 

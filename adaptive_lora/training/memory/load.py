@@ -1,4 +1,4 @@
-"""What a plan on a base loads memory with."""
+"""Sizes of a plan on a base, for the memory estimate."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def load_of(
     packed: bool = True,
     head: Sequence[str] = (),
 ) -> Load:
-    """Return what a training loads memory with.
+    """Return the sizes of a training that determine its memory.
 
-    Families that give no ranks are counted as if every map had an adapter: their backward pass
-    needs the maps' inputs too.
+    Tuners without ranks are counted as if every linear layer had an adapter: their backward pass
+    needs the layers' inputs too.
 
     Args:
-        base: transformers model, its weights may be on the meta device.
-        sites: of the base.
-        plan: what is trained.
+        base: transformers model; its weights may be on the meta device.
+        sites: all sites of the base.
+        plan: plan of the trained parameters.
         precision: of the training.
-        longest: tokens of the longest example.
-        fused: the model runs by fused steps.
-        packed: examples run as packed rows, whose loss is formed in chunks.
-        head: modules of the base that the task trains beside the plan.
+        longest: number of tokens of the longest example.
+        fused: whether the model runs by fused kernels.
+        packed: whether examples run as packed rows, whose loss is computed in chunks.
+        head: modules of the base that the task trains in addition to the plan.
     """
     number_bytes = precision.number_bytes
     everywhere = {site.name: 1 for site in sites}
@@ -56,7 +56,7 @@ def load_of(
 
 
 def _beside(base: Any, plan: Plan, head: Sequence[str]) -> int:
-    """Return the parameters of the head that are not the plan's own."""
+    """Return the number of parameters of the head that are not in the plan."""
     own = {} if isinstance(plan, RankPlan) else plan.tensors
     return sum(
         int(tensor.numel())

@@ -13,15 +13,15 @@ _PROCESS = Path("/proc/self")
 
 
 class PeakMemory:
-    """Highest memory of a training since it was made.
+    """Peak memory of a training since this object was made.
 
-    On a GPU: the allocator's own peak. On a CPU: the model, and the rise of the process's resident
-    memory above the start, when what earlier trainings had freed has been given back; so neither
-    the interpreter nor earlier trials count. Only Linux counts a peak anew.
+    On a GPU: the allocator's own peak. On a CPU: the model, plus the rise of the process's resident
+    memory above the start, after memory freed by earlier trainings has been returned; so neither the
+    interpreter nor earlier trials count. Only Linux can reset the peak.
     """
 
     def __init__(self, device: torch.device, model: nn.Module) -> None:
-        """Start from here, with a model that is on the device."""
+        """Start measuring, with a model that is on the device."""
         self._device = device
         self._before: int | None = None
         if device.type == "cuda":
@@ -34,7 +34,7 @@ class PeakMemory:
 
     @property
     def bytes(self) -> int | None:
-        """The peak in bytes; None where the system does not tell it."""
+        """The peak in bytes; None where the system does not report it."""
         if self._device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._device))
         if self._before is None:
@@ -43,7 +43,7 @@ class PeakMemory:
 
 
 def count_anew() -> int | None:
-    """Let the system count the process's peak from here; return resident bytes, or None."""
+    """Reset the process's peak memory; return the resident bytes, or None if it cannot be reset."""
     try:
         (_PROCESS / "clear_refs").write_text("5", encoding="ascii")  # proc(5): resets VmHWM
         return _status("VmRSS")

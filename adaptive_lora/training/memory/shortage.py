@@ -1,4 +1,4 @@
-"""What to do where a step does not fit in memory: the same step in smaller parts."""
+"""Handling of memory shortage: the same step in smaller micro-batches."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from adaptive_lora.errors import TrialFailed
 
 RandomState = tuple[torch.Tensor, list[torch.Tensor]]
-"""Of the CPU's generator and of each GPU's."""
+"""State of the CPU's generator, and of each GPU's."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory is short, on a GPU or a CPU."""
+    """Return whether an error means that memory ran out, on a GPU or a CPU."""
     return (
         isinstance(error, MemoryError | torch.OutOfMemoryError)
         or (isinstance(error, RuntimeError) and "not enough memory" in str(error))
@@ -23,21 +23,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def halved(number: int, what: str) -> int:
-    """Return half as many of what goes through the model at once; say so; free memory.
+    """Return half the number of items per forward pass, with a warning; free memory.
 
     Args:
-        number: in the attempt that failed; above 1.
-        what: is counted, for the message.
+        number: number in the failed attempt, above 1.
+        what: noun for the items, for the message.
     """
     clear_device_cache(garbage_collection=True)
     logging.getLogger(__name__).warning(
-        "out of memory with %d %s; going on with %d, and the same effective batch.", number, what, number // 2
+        "out of memory with %d %s; continuing with %d, and the same effective batch.", number, what, number // 2
     )
     return number // 2
 
 
 def too_large(reason: str) -> TrialFailed:
-    """Return the failure of a trial whose single examples do not fit; the error's words given."""
+    """Return the failure of a trial whose single examples do not fit, with the error's message."""
     return TrialFailed(
         f"out of memory with one example per forward pass ({(reason.splitlines() or [''])[0]}). "
         "Use gradient_checkpointing, lower max_tokens, or a smaller base or precision bf16."
@@ -51,7 +51,7 @@ def random_state() -> RandomState:
 
 
 def set_random_state(state: RandomState) -> None:
-    """Put torch's global generators where `random_state` found them."""
+    """Restore torch's global generators from a value of `random_state`."""
     torch.set_rng_state(state[0])
     if state[1]:
         torch.cuda.set_rng_state_all(state[1])

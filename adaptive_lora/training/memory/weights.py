@@ -1,4 +1,4 @@
-"""The bytes of a frozen base's weights, known before anything is loaded."""
+"""The size of a frozen base's weights in bytes, before they are loaded."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 _BLOCK, _NESTED_BLOCK = 64, 256
-"""Weights that share a scale, and scales that share another, in bitsandbytes' 4-bit format."""
+"""Number of weights per scale, and of scales per second-level scale, in bitsandbytes' 4-bit format."""
 
 
 def weight_bytes(model: nn.Module, *, packed: bool, number_bytes: int) -> int:
-    """Return the bytes of a base's weights; those of a skeleton are the ones it will have.
+    """Return the bytes of a base's weights, also for a model on the meta device.
 
     Args:
         model: the base, or its architecture on the meta device.
-        packed: it is kept in 4 bit, as far as it can be.
-        number_bytes: of a weight that is not packed.
+        packed: whether it is stored in 4 bit, where its layers allow it.
+        number_bytes: bytes of a weight that is not packed.
     """
     weights = list(model.parameters())
     if not any(weight.is_meta for weight in weights):
@@ -31,9 +31,9 @@ def weight_bytes(model: nn.Module, *, packed: bool, number_bytes: int) -> int:
 
 
 def _nf4_bytes(model: nn.Module, total: int, number_bytes: int) -> int:
-    """Return the bytes of a base whose linear maps are in NF4, as far as they can be.
+    """Return the bytes of a base whose linear layers are in NF4, where they allow it.
 
-    4 bits a weight, 8 bits a block for its scale, and a float32 for each 256 of those (QLoRA,
+    4 bits per weight, 8 bits per block for its scale, and a float32 for every 256 scales (QLoRA,
     2305.14314, section 3).
     """
     quantised = [int(model.get_submodule(name).get_parameter("weight").numel()) for name in sorted(packed_maps(model))]
