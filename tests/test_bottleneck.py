@@ -150,5 +150,5 @@ def test_what_cannot_be_planned() -> None:
     with pytest.raises(AllocationError, match=r"houlsby-w9@100 trains [\d,]+ parameters, above"):
         make_plan(MethodSpec.parse("houlsby:width=9,budget=100"), BASE)
     bare = Architecture(kind="Bare", sites=tuple(s for s in BASE.sites if s.role is Role.QKV))
-    with pytest.raises(AllocationError, match="Bare has no map of role down, output"):
+    with pytest.raises(AllocationError, match="Bare has no linear layer of role down, output"):
         make_plan(MethodSpec.parse("houlsby"), bare)

@@ -158,7 +158,7 @@ def test_other_tensors_and_ranks_are_refused(base_folder: Path, tmp_path: Path) 
     with pytest.raises(AdapterError, match="one A and one B"):
         export_uniform(tmp_path / "adapter", tmp_path / "out")
     save_file({**tensors, first: torch.zeros(7, tensors[first].shape[1])}, name)
-    with pytest.raises(AdapterError, match="states rank"):
+    with pytest.raises(AdapterError, match="configuration has rank"):
         export_uniform(tmp_path / "adapter", tmp_path / "out")
 
 

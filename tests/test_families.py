@@ -146,7 +146,7 @@ def test_bitfit_below_its_budget_says_so(make_bench: BaseContext) -> None:
     plan = make_bench().plan(MethodSpec.parse("bitfit:budget=uniform-8"), seed=0, fold=0)
     assert isinstance(plan, TunerPlan)
     assert plan.trainable_parameters < (plan.budget or 0)
-    assert "has no knob" in plan.notes[0]
+    assert "has no size parameter" in plan.notes[0]
 
 
 def test_options_about_ranks_are_refused() -> None:

@@ -162,10 +162,10 @@ def test_eva_says_what_it_lacks(make_bench: BaseContext, tmp_path: Path) -> None
     with pytest.raises(AllocationError, match="the narrowest has 32"):
         run(context, tmp_path)
     context = make_bench(methods="eva:rank=4", seeds="0", profile_batches=1, profile_batch_size=1)
-    with pytest.raises(AllocationError, match="needs 16 tokens a calibration batch"):
+    with pytest.raises(AllocationError, match="needs 16 tokens per calibration batch"):
         run(context, tmp_path)
     context = make_bench(methods="eva:rank=2,tau=1", seeds="0", profile_batches=2)
-    with pytest.raises(AllocationError, match="still turn after"):
+    with pytest.raises(AllocationError, match="have not converged after"):
         run(context, tmp_path)
     model = context.base.model
     assert not any(module._forward_hooks for module in model.modules())

@@ -166,7 +166,7 @@ def spectra_of(values: tuple[float, ...]) -> Spectra:
         (
             ProfileSummary(metric="m", scores={}, spectra=spectra_of((1.0,)), replicates=({},)),
             {"abstain": 0.1},
-            "2 or more parts",
+            "2 or more subsets",
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""The methods: how parameters are spent. One file or package each."""
+"""The methods that allocate trainable parameters, one module or package each."""

@@ -24,11 +24,11 @@ from adaptive_lora.results import TrainResult
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankEvent:
-    """The ranks from an optimiser step on."""
+    """Ranks in force from an optimiser step on."""
 
     step: int
     ranks: dict[str, int]
-    """Site name -> rank; 0 where a site has lost all."""
+    """Site name -> rank; 0 for a site without remaining components."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,15 +38,15 @@ class TrainedTrial:
     model: Any
     """PEFT model, or `AdaptedModel` of a custom tuner."""
     plan: Plan
-    """Plan of the model; ranks are those of the start where training does not change them."""
+    """Plan of the model, with its final ranks."""
     result: TrainResult
     """Result of the training that gave the model's weights."""
     training_parameters: int
-    """Most parameters that were trained at once, at any time."""
+    """Maximum number of parameters trained at the same time."""
     history: tuple[RankEvent, ...] = ()
     """Ranks during training, where they change."""
     search_seconds: float = 0.0
-    """Wall time spent on finding ranks and initial weights, in seconds, trainings included."""
+    """Wall time in seconds spent on finding ranks and initial weights, including trainings."""
     extra: dict[str, float] = field(default_factory=dict)
     """Further metrics of the method by name."""
 
@@ -56,7 +56,7 @@ class TrialContext(Protocol):
 
     @property
     def method(self) -> MethodSpec:
-        """Method with the options that all methods have."""
+        """Method specification, with the options that all methods share."""
 
     @property
     def seed(self) -> int:
@@ -64,15 +64,15 @@ class TrialContext(Protocol):
 
     @property
     def dropout(self) -> float:
-        """Share of LoRA's inputs that is dropped in training."""
+        """Dropout probability of LoRA's inputs in training."""
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of one training."""
+        """Number of optimiser steps of one training."""
 
     @property
     def plan(self) -> RankPlan:
-        """Ranks before training, or the budget that training must end at."""
+        """Rank plan before training; its parameters are the budget of the final adapter."""
 
     @property
     def tuner_plan(self) -> TunerPlan:
@@ -84,57 +84,57 @@ class TrialContext(Protocol):
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Modules of the task that are trained beside the method's parameters."""
+        """Modules of the task trained in addition to the method's parameters."""
 
     @property
     def context(self) -> Any:
-        """Base, data, task and runtime that the trial runs on."""
+        """Base, data, task and runtime of the trial."""
 
     def calibration(self) -> list[Any]:
-        """Return the calibration batches of the seed, from the training part."""
+        """Return the calibration batches of the seed, from the training split."""
 
     def profile_task(self) -> Any:
-        """Return what importance is measured on for the seed and fold."""
+        """Return the inputs of importance profilers for the seed and fold."""
 
     def initial_a(self, entry: SiteRank) -> Any:
-        """Return the A of shape (rank, in) that `attach` gives a site."""
+        """Return a site's initial A in `attach`, shape (rank, in)."""
 
     def attach(self, plan: RankPlan, *, head_as_trained: bool = False) -> Any:
         """Return a PEFT model with a plan's adapters and the seed's initial weights, audited as built."""
 
     def adopt(self, adapted: Any, undo: Callable[[Any], None] = ...) -> Any:
-        """Take over an adapted base, on the trial's device, until it is released."""
+        """Register an adapted base, on the trial's device, until it is released."""
 
     def release(self) -> None:
-        """Give the base back as it was."""
+        """Restore the base."""
 
     def train(self, adapted: Any, callback: Any = None, *, trainings: int = 1) -> TrainResult:
-        """Train the adopted model on the trial's training part, from its last checkpoint on."""
+        """Train the adopted model on the trial's training split, from its last checkpoint on."""
 
     def validation_loss(self, model: object) -> float:
-        """Return a model's loss on the validation part, in nats per supervised token."""
+        """Return a model's loss on the validation split, in nats per supervised token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to spend trainable parameters; subclass `RankMethod` or `TunerMethod`."""
+    """A way to allocate trainable parameters; subclass `RankMethod` or `TunerMethod`."""
 
     name: ClassVar[str]
     """Name on the command line and in study files."""
     gives_ranks: ClassVar[bool]
-    """Whether it plans ranks of LoRA, or the tensors of another tuner."""
+    """Whether it plans LoRA ranks; otherwise it plans the tensors of another tuner."""
     ranks_in_training: ClassVar[bool] = False
-    """Whether its final ranks are found in training, or on the base before it, and not by its plan."""
+    """Whether its final ranks are found in training, or by a pass over the base before it, rather than by its plan."""
     holds_limits: ClassVar[bool] = True
-    """Whether it keeps limits of ranks (`min_rank`, `max_rank`, caps, `multiple`)."""
+    """Whether it observes rank limits (`min_rank`, `max_rank`, caps, `multiple`)."""
     is_control: ClassVar[bool] = False
-    """Whether it wraps another method, to tell what that method's knowledge is worth."""
+    """Whether it is a control arm, which wraps another method and removes one of its effects."""
     trainings: ClassVar[int] = 1
-    """Whole trainings that it takes one after another."""
+    """Number of full trainings that it runs in sequence."""
     scaling_in_training: ClassVar[str] = ""
-    """What happens to LoRA's factor in training, in sentences; empty: it is the policy's throughout."""
+    """Sentences on changes of LoRA's factor in training; empty: it is always the policy's."""
     refused_variants: ClassVar[Mapping[str, str]] = {}
-    """Option of a variant that it cannot have -> the reason."""
+    """Option of an unsupported variant -> the reason."""
 
     @property
     def metric(self) -> str | None:
@@ -148,21 +148,21 @@ class Method:
 
     @property
     def is_plain_lora(self) -> bool:
-        """Whether its plan is trained as it is, as plain LoRA: such trials can be trained together."""
+        """Whether its plan is trained unchanged as plain LoRA, so that its trials can be trained together."""
         return False
 
     def label_under(self, budget: str | None) -> str:
         """Return the short form of its options for run names, such as `r16-4`.
 
         Args:
-            budget: of the method, as given; an option that the budget sets is left out.
+            budget: budget of the method, as given; an option determined by the budget is left out.
         """
         raise NotImplementedError
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
         """Attach, train and finish.
 
-        The model stays on the base, built as `TrainedTrial.plan` says; whoever called tests, saves and releases it.
+        The model stays on the base, built by `TrainedTrial.plan`; the caller tests, saves and releases it.
         """
         raise NotImplementedError
 
@@ -179,36 +179,36 @@ class RankMethod(Method):
         raise NotImplementedError
 
     def label_under(self, budget: str | None) -> str:
-        """Return the short form of its options, which no budget sets."""
+        """Return the short form of its options, which do not depend on a budget."""
         return self.rank_label
 
     def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
-        """Return the ranks wanted for sites, before integers and budgets.
+        """Return the ranks requested for sites, before rounding and budget.
 
         Args:
-            sites: sorted by layer and name.
-            profile: what was measured about them, where `metric` names a profile.
+            sites: sites, sorted by layer and name.
+            profile: measured importance, where `metric` names a profile.
         """
         raise NotImplementedError
 
     def solve(self, problem: AllocationProblem) -> Solution:
-        """Return integer ranks within a problem's limits and budget; without a rule of its own, those of `demand`."""
+        """Return integer ranks within a problem's limits and budget; by default those requested by `demand`."""
         return problem.granted(self.demand(problem.sites, problem.profile))
 
     def check(self, plan: RankPlan) -> None:
-        """Check that what training starts from fits, too.
+        """Check the starting plan of training, too.
 
         Raises:
-            AllocationError: it does not.
+            AllocationError: the starting plan does not fit.
         """
 
     @property
     def is_plain_lora(self) -> bool:
-        """Whether its plan is trained as it is: where `fit` is that of this class."""
+        """Whether its plan is trained unchanged: true if `fit` is that of this class."""
         return type(self).fit is RankMethod.fit
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
-        """Train the plan as it is: plain LoRA."""
+        """Train the plan unchanged, as plain LoRA."""
         from adaptive_lora.methods.adapters import audit_moved
 
         adapted = trial.attach(trial.plan)
@@ -229,24 +229,24 @@ class TunerMethod(Method):
         """Return the plan for a base.
 
         Args:
-            base: its tensors and sizes.
-            budget: most trainable parameters, or None.
+            base: tensors and sizes of the base.
+            budget: maximum number of trainable parameters, or None.
             method: label of the method.
 
         Raises:
-            AllocationError: the base does not have what is trained, or the budget is too small.
+            AllocationError: the base lacks the tensors to train, or the budget is too small.
         """
         raise NotImplementedError
 
 
 _RECIPES = {"own_family": "full", "peft_family": "ia3"}
-"""Earlier name of a way to train -> method that trains so."""
+"""Earlier name of a training -> method with this training."""
 
 
 def adopted(kind: Any) -> type[Method]:
-    """Return an options class of another package as a method, whether it subclasses `Method` or not.
+    """Return an options class of another package as a method, also if it does not subclass `Method`.
 
-    Plug-ins of earlier versions are plain dataclasses, which name by `recipe` the method whose training they share.
+    Plug-ins of earlier versions are plain dataclasses whose `recipe` names the method whose training they share.
     """
     if issubclass(kind, Method):
         own: type[Method] = kind

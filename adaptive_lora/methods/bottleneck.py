@@ -1,4 +1,4 @@
-"""Bottleneck adapters: a narrow perceptron with a skip connection after parts of each block."""
+"""Bottleneck adapters: a narrow perceptron with a skip connection, after sublayers of each block."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ class _Bottleneck(TunerMethod):
 
     roles: ClassVar[tuple[Role, ...]]
     width: int | None = option(
-        None, "width of the bottleneck; none: as large as the budget allows, or by reduction", limits=Limits(low=1)
+        None, "width of the bottleneck; none: the largest within the budget, or by reduction", limits=Limits(low=1)
     )
-    reduction: float = option(16.0, "hidden size over the width where none is given", limits=Limits(low=1))
-    nonlinearity: str = option("gelu", "between down and up", limits=_NONLINEARITY)
-    norms: bool = option(True, "train the normalisation layers too")
+    reduction: float = option(
+        16.0, "ratio of hidden size to width, where neither width nor budget is given", limits=Limits(low=1)
+    )
+    nonlinearity: str = option("gelu", "activation function between down and up projection", limits=_NONLINEARITY)
+    norms: bool = option(True, "also train the normalisation layers")
 
     def label_under(self, budget: str | None) -> str:
         """Return `w8`, with every option that is not the default."""
@@ -44,12 +46,12 @@ class _Bottleneck(TunerMethod):
         return "-".join(parts)
 
     def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
-        """Return two matrices and two biases per place, and the normalisation layers where they are trained."""
+        """Return two matrices and two biases per place, and the normalisation layers if they are trained."""
         places = [site for site in base.sites if site.role in self.roles]
         found = {site.role for site in places}
         if found != set(self.roles):
             lacking = ", ".join(sorted(set(self.roles) - found))
-            raise AllocationError(f"{method}: {base.kind} has no map of role {lacking}; required some.")
+            raise AllocationError(f"{method}: {base.kind} has no linear layer of role {lacking}; required some.")
         norms = {name: shape for name, shape in base.tensors.items() if self.norms and name in base.norm_tensors}
         widths = _widths(self, places, sum(map(size, norms.values())), budget)
         tensors: dict[str, Shape] = {}
@@ -82,10 +84,10 @@ class _Bottleneck(TunerMethod):
 class Houlsby(_Bottleneck):
     """Adapters after attention and after the feed-forward part (Houlsby et al. 2019, 1902.00751).
 
-    Each stands right after the projection back to the hidden size, before dropout and the skip
-    connection (section 2.1; their code has it after dropout). As in the paper, the normalisation
-    layers are trained too. At the start an adapter is exactly the identity; the paper draws W_up
-    from a normal distribution of 0.01.
+    Each is placed right after the projection back to the hidden size, before dropout and the skip
+    connection (section 2.1; the authors' code has it after dropout). As in the paper, the
+    normalisation layers are trained too. An adapter starts as exactly the identity; the paper draws
+    W_up from a normal distribution of standard deviation 0.01.
     """
 
     name: ClassVar[str] = "houlsby"
@@ -96,18 +98,18 @@ class Houlsby(_Bottleneck):
 class Pfeiffer(_Bottleneck):
     """Adapters after the feed-forward part only (AdapterFusion, Pfeiffer et al. 2020, 2005.00247).
 
-    Departure: the adapter stands inside the skip connection in every model. The paper's place,
-    after the layer norm that closes a block, exists only where norms come last (BERT).
+    Departure: the adapter is inside the skip connection in every model. The paper's place, after the
+    layer norm at the end of a block, exists only in post-norm models (BERT).
     """
 
     name: ClassVar[str] = "pfeiffer"
     roles: ClassVar[tuple[Role, ...]] = (Role.DOWN,)
-    nonlinearity: str = option("relu", "between down and up", limits=_NONLINEARITY)
-    norms: bool = option(False, "train the normalisation layers too")
+    nonlinearity: str = option("relu", "activation function between down and up projection", limits=_NONLINEARITY)
+    norms: bool = option(False, "also train the normalisation layers")
 
 
 def _widths(options: _Bottleneck, places: Sequence[AdapterSite], norms: int, budget: int | None) -> dict[str, int]:
-    """Return the width at each place: the same everywhere, unless it follows the hidden size."""
+    """Return the width at each place: equal everywhere, unless it is derived from the hidden size."""
     if options.width is None and budget is None:
         return {p.name: max(1, int(p.out_features // options.reduction)) for p in places}
 

@@ -1,6 +1,6 @@
-"""Control arms: what is left of a method when its knowledge is taken away.
+"""Control arms: methods that wrap another one and remove one of its effects.
 
-Each wraps another method (`of`), whose options stand beside it: `random:of=waterfill,rank=8`.
+The wrapped method is `of`, and its options are given with the control's: `random:of=waterfill,rank=8`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _DEFAULT = Empirical()
 
 @dataclass(frozen=True, kw_only=True)
 class Control(RankMethod):
-    """A control arm: the method that it wraps, and what is asked of that."""
+    """A control arm, with the method that it wraps."""
 
     is_control: ClassVar[bool] = True
-    of: RankMethod = option(_DEFAULT, "method that is controlled for")  # noqa: RUF009
+    of: RankMethod = option(_DEFAULT, "method to control for")  # noqa: RUF009
 
     @property
     def wrapped(self) -> RankMethod:
-        """Method that is controlled for."""
+        """Method to control for."""
         return self.of
 
     @property
@@ -45,10 +45,10 @@ class Control(RankMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Control):
-    """The same ranks at other sites: a permutation drawn by the trial's seed.
+    """The wrapped method's ranks at other sites: a permutation drawn by the trial's seed.
 
-    Ranks change places only among sites of equal cost and limits, so that the parameters stay the
-    same to the last one. The draw depends on seed and site names alone.
+    Ranks are exchanged only among sites of equal cost and limits, so that the number of parameters
+    is exactly equal. The permutation depends on seed and site names alone.
     """
 
     name: ClassVar[str] = "random"
@@ -74,10 +74,10 @@ class Random(Control):
 
 @dataclass(frozen=True, kw_only=True)
 class Inverse(Control):
-    """The opposite order: the site with the wrapped method's greatest rank wants its least.
+    """The reversed order: the site with the wrapped method's largest rank requests its smallest.
 
-    Sites that share a rank share what their mirror images had. The mirrored ranks are taken as
-    proportions under the wrapped method's budget (its cost, where it has none).
+    Sites of equal rank get the mean of the ranks at their mirrored positions. The mirrored ranks are
+    proportions under the wrapped method's budget (its cost, if it has none).
     """
 
     name: ClassVar[str] = "inverse"
@@ -91,7 +91,7 @@ class Inverse(Control):
 
 
 def _mirrored(ranks: Sequence[int]) -> list[float]:
-    """Give the k-th smallest the k-th largest rank; equal ranks get the mean of their places."""
+    """Give the k-th smallest the k-th largest rank; equal ranks get the mean over their positions."""
     order = sorted(ranks)
     places: dict[int, list[int]] = defaultdict(list)
     for rank, mirror in zip(order, reversed(order), strict=True):
@@ -101,10 +101,10 @@ def _mirrored(ranks: Sequence[int]) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class LrOnly(Control):
-    """Uniform ranks that learn at the wrapped method's pace: rate times r_l / r at each site.
+    """Uniform ranks with the wrapped method's learning rates: rate times r_l / r at each site.
 
-    Where the factor of the update grows with rank, a larger rank is also a larger learning rate;
-    this arm has the rates without the ranks.
+    Where the factor of the update grows with rank, a larger rank acts as a larger learning rate; this
+    control has the rates without the ranks.
     """
 
     name: ClassVar[str] = "lr_only"
@@ -113,7 +113,7 @@ class LrOnly(Control):
         """Return uniform ranks of the same budget, with a learning rate per site.
 
         Raises:
-            AllocationError: the wrapped method leaves a site out, so that it would not learn.
+            AllocationError: the wrapped method leaves a site out, whose learning rate would be 0.
         """
         solution = self.of.solve(problem)
         budget = problem.cost_of(solution.ranks) if solution.budget is None else solution.budget

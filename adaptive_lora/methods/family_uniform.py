@@ -1,4 +1,4 @@
-"""One rank per family: how much of an allocator is the share between attention and the rest."""
+"""One rank for attention and one for all other sites: a control for the split between them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from adaptive_lora.options import Limits, option
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyUniform(RankMethod):
-    """One rank for attention, another for everything else, in a ratio and at uniform's budget.
+    """One rank for attention and another for all other sites, at a given ratio and uniform's budget.
 
-    The control arm for methods whose whole effect may be how much goes to which family. Of the
-    pairs of whole ranks that the budget allows, each as large as the other lets it be, the one
-    nearest to the ratio is taken; sites then take one step more while something is left over.
+    A control for methods whose effect may come from the split between attention and other sites
+    alone. Of the maximal pairs of integer ranks within the budget, the pair nearest to the ratio is
+    taken; single sites then get one more step while the remaining budget allows it.
     """
 
     name: ClassVar[str] = "family_uniform"
-    ratio: float = option(2.0, "attention rank over feed-forward rank", limits=Limits(above=0))
-    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    ratio: float = option(2.0, "ratio of attention rank to feed-forward rank", limits=Limits(above=0))
+    rank: int = option(16, "uniform rank whose number of parameters is the budget, where none is given", limits=RANK)
 
     @property
     def rank_label(self) -> str:
@@ -37,7 +37,7 @@ class FamilyUniform(RankMethod):
         return f"r{self.rank}-{self.ratio:g}to1"
 
     def solve(self, problem: AllocationProblem) -> Solution:
-        """Return the two levels and what is left over on top."""
+        """Return the two ranks, with the remaining budget spent on single sites."""
         budget = uniform_cost(problem.sites, self.rank) if problem.budget is None else problem.budget
         check_budget(problem.costs, problem.lower, problem.upper, budget)
         attention = [site.role in ATTENTION_ROLES for site in problem.sites]
@@ -68,7 +68,7 @@ class FamilyUniform(RankMethod):
         pairs = [
             (int(first_R[best]), int(rank))
             for rank, best, following in zip(ranks_R, best_R, [*best_R[1:], -1], strict=True)
-            if best >= 0 and following < best  # else the others' rank could be higher for nothing
+            if best >= 0 and following < best  # else the others could have a higher rank at the same attention rank
         ]
         wanted = math.log(self.ratio)
         first, second = min(pairs, key=lambda pair: abs(_log_ratio(*pair) - wanted))
@@ -76,5 +76,5 @@ class FamilyUniform(RankMethod):
 
 
 def _log_ratio(attention: int, others: int) -> float:
-    """Return log(attention / others), with 0 counted as a half."""
+    """Return log(attention / others), with 0 replaced by 0.5."""
     return math.log(max(attention, 0.5) / max(others, 0.5))

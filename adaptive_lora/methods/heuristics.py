@@ -1,4 +1,4 @@
-"""Methods that look at no data: uniform ranks and the patterns of the reference study."""
+"""Methods without data: uniform ranks, and the patterns of the reference study."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from adaptive_lora.options import Limits, option
 
 
 def _position(site: AdapterSite, sites: Sequence[AdapterSite]) -> float:
-    """Return i/(L-1) in the site's tower: 0 for its first block with a site here, 1 for its last.
+    """Return i/(L-1) in the site's tower: 0 for its first block with a site, 1 for its last.
 
-    An encoder and a decoder, or a vision and a language model, are towers.
+    Encoder and decoder, or vision and language model, are separate towers.
     """
     layers = [other.layer for other in sites if other.tower == site.tower]
     first, last = min(layers), max(layers)
@@ -25,7 +25,7 @@ def _position(site: AdapterSite, sites: Sequence[AdapterSite]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(RankMethod):
-    """One rank for every site: what most people do (Hu et al. 2021)."""
+    """The same rank at every site, as in the original LoRA (Hu et al. 2021, 2106.09685)."""
 
     name: ClassVar[str] = "uniform"
     rank: int = option(16, "rank of every site", limits=RANK)
@@ -36,7 +36,7 @@ class Uniform(RankMethod):
         return f"r{self.rank}"
 
     def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
-        """Return the same rank everywhere."""
+        """Return the same rank for every site."""
         return RankRequest(ranks=(float(self.rank),) * len(sites))
 
 
@@ -74,13 +74,13 @@ class LinearDecay(RankMethod):
     def _at(self, position: float) -> float:
         if self.direction == "up":
             position = 1.0 - position
-        # The ramp hits whole ranks at some layers; floating point must not push those down by one.
+        # The ramp has integer ranks at some layers, which rounding errors must not lower by one.
         return round(self.rank - (self.rank - self.low_rank) * position, 9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionHeavy(RankMethod):
-    """Attention sites get `rank`, all other sites `feed_forward_rank` (half of it by default)."""
+    """Rank `rank` at attention sites and `feed_forward_rank` (half of it by default) at all others."""
 
     name: ClassVar[str] = "attention_heavy"
     rank: int = option(16, "rank of attention sites", limits=RANK)
@@ -96,7 +96,7 @@ class AttentionHeavy(RankMethod):
         return self.feed_forward_rank or max(1, self.rank // 2)
 
     def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
-        """Return the two levels."""
+        """Return the two ranks."""
         return RankRequest(
             ranks=tuple(float(self.rank if site.role in ATTENTION_ROLES else self._feed_forward) for site in sites)
         )
@@ -104,9 +104,9 @@ class AttentionHeavy(RankMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class ThreeBand(RankMethod):
-    """Less rank early, more in the middle: x0.6, x1.2, x1.0 by depth.
+    """Ranks by thirds of the depth: x0.6, x1.2, x1.0.
 
-    The published study called this pattern "empirical", yet it uses no data; band edges are at
+    The published study called this pattern "empirical" although it uses no data; band edges are at
     i/(L-1) = 0.3 and 0.7.
     """
 
@@ -119,7 +119,7 @@ class ThreeBand(RankMethod):
         return f"r{self.rank}"
 
     def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
-        """Return the three levels."""
+        """Return the three ranks."""
         return RankRequest(ranks=tuple(self._at(_position(site, sites)) for site in sites))
 
     def _at(self, position: float) -> float:

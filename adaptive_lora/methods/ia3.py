@@ -20,22 +20,24 @@ _SCALED = (Role.KEY, Role.VALUE, Role.QKV)
 class Ia3(TunerMethod):
     """(IA)^3 (Liu et al. 2022, 2205.05638, section 3.3): keys, values and inner activations.
 
-    The inner activation is the input of the feed-forward part's last map. Where a model fuses
+    The inner activation is the input of the feed-forward part's last layer. In models that fuse
     queries with keys and values (GPT-2), the fused output is scaled, as in PEFT.
     """
 
     name: ClassVar[str] = "ia3"
 
     def label_under(self, budget: str | None) -> str:
-        """Return nothing: there are no options."""
+        """Return an empty label, because there are no options."""
         return ""
 
     def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
-        """Return one vector per key, value and last feed-forward map."""
+        """Return one vector per key, value and last feed-forward layer."""
         outer = [site for site in base.sites if site.role in _SCALED]
         inner = [site for site in base.sites if site.role is Role.DOWN]
         if not outer and not inner:
-            raise AllocationError(f"{method}: {base.kind} has no map known as key, value or down; required some.")
+            raise AllocationError(
+                f"{method}: {base.kind} has no linear layer known as key, value or down; required some."
+            )
         tensors: dict[str, Shape] = {f"{s.name}.ia3_l.default": (s.out_features, 1) for s in outer}
         tensors |= {f"{site.name}.ia3_l.default": (1, site.in_features) for site in inner}
         order = {f"{site.name}.ia3_l.default": at for at, site in enumerate(base.sites)}
@@ -54,7 +56,7 @@ class Ia3(TunerMethod):
         return dataclasses.replace(plan, notes=notes)
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
-        """Train through PEFT's own tuner."""
+        """Train with PEFT's own tuner."""
         from adaptive_lora.methods.adapters.peft_tuner import fit_peft_tuner
 
         return fit_peft_tuner(trial)

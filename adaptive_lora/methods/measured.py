@@ -28,8 +28,8 @@ class Empirical(RankMethod):
     """
 
     name: ClassVar[str] = "empirical"
-    metric: str = option("weight_gradient", "importance profile that it follows", limits=Limits(choices=METRICS))
-    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    metric: str = option("weight_gradient", "importance metric that ranks follow", limits=Limits(choices=METRICS))
+    rank: int = option(16, "uniform rank whose number of parameters is the budget, where none is given", limits=RANK)
 
     @property
     def rank_label(self) -> str:
@@ -49,18 +49,18 @@ class Empirical(RankMethod):
 class Proportional(RankMethod):
     """Ranks in proportion to (importance per parameter)^(1/p).
 
-    If the i-th rank of a site is worth a·i^-p, the best ranks are proportional to (a / cost)^(1/p)
-    (a Lagrange multiplier on the budget): p = 1 follows importance, p = 2 its root, and a large p
-    is nearly uniform; or p is fitted to the profile's own spectra. Unlike `empirical` it has no
-    limits of its own.
+    If the i-th rank of a site gains a·i^-p, the best ranks are proportional to (a / cost)^(1/p) (by a
+    Lagrange multiplier on the budget): p = 1 follows importance, p = 2 its root, and a large p is
+    nearly uniform; p can also be fitted to the profile's spectra. Unlike `empirical` it has no limits
+    of its own.
     """
 
     name: ClassVar[str] = "proportional"
-    metric: str = option("weight_gradient", "importance profile that it follows", limits=Limits(choices=METRICS))
-    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    metric: str = option("weight_gradient", "importance metric that ranks follow", limits=Limits(choices=METRICS))
+    rank: int = option(16, "uniform rank whose number of parameters is the budget, where none is given", limits=RANK)
     p: float | None = option(
         2.0,
-        "decay of a rank's worth, i^-p; the larger, the flatter; none: fitted to the spectra",
+        "exponent p of a rank's gain i^-p; larger values give flatter ranks; none: fitted to the spectra",
         limits=Limits(above=0),
     )
 
@@ -71,7 +71,7 @@ class Proportional(RankMethod):
         return f"r{self.rank}-p" + ("fit" if self.p is None else f"{self.p:g}") + metric
 
     def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
-        """Return the tempered shares as proportions under a budget."""
+        """Return shares to the power 1/p as proportions under a budget."""
         values = per_parameter("proportional", sites, profile)
         largest, p = max(values), self.p or _fitted_decay(sites, profile)
         return RankRequest(
@@ -80,10 +80,10 @@ class Proportional(RankMethod):
 
 
 def _fitted_decay(sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> float:
-    """Return p of i^-p: the median over sites of minus the slope of log worth on log rank.
+    """Return p of i^-p: the median over sites of minus the slope of log gain on log rank.
 
     Raises:
-        AllocationError: no spectra, none with three components above zero, or flat ones.
+        AllocationError: there are no spectra, none has three components above zero, or they are flat.
     """
     slopes = []
     for spectrum in _spectra(sites, profile):
@@ -111,7 +111,7 @@ def per_parameter(method: str, sites: Sequence[AdapterSite], profile: ProfileSum
     """Return importance over cost of each site.
 
     Raises:
-        AllocationError: no profile, or one that says nothing.
+        AllocationError: there is no profile, or it is degenerate.
     """
     if profile is None:
         raise AllocationError(f"{method} needs an importance profile; none was given.")

@@ -1,4 +1,4 @@
-"""Methods that decide ranks during training: when they do, and how their options read in labels."""
+"""Methods that decide ranks during training: the phases of their decisions, and their labels."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from adaptive_lora.errors import AllocationError
 from adaptive_lora.options import Limits
 
 SHARE = Limits(low=0, high=0.9)
-"""Limits of a share of the training in which ranks stay as they are."""
-INTERVAL = "optimiser steps between two decisions; none: a {} of the training"
+"""Limits of a share of the training without rank changes."""
+INTERVAL = "optimiser steps between two decisions on ranks; none: a {} of the training"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phases:
-    """When ranks may change, in optimiser steps from 1."""
+    """Phases of a training with rank changes, in optimiser steps from 1."""
 
     steps: int
-    """Optimiser steps of the whole training."""
+    """Number of optimiser steps of the whole training."""
     warmup: int
-    """No rank changes up to this step."""
+    """Last step before ranks may change."""
     settle: int
-    """The last change; from here on the ranks are final."""
+    """Step of the last change, after which ranks are final."""
     interval: int
-    """Steps between two changes."""
+    """Number of steps between two changes."""
 
     @classmethod
     def of(cls, steps: int, *, warmup_share: float, final_share: float, interval: int) -> Phases:
-        """Divide a training of so many steps.
+        """Return the phases of a training of `steps` steps.
 
         Raises:
-            AllocationError: one step, before which nothing could be measured.
+            AllocationError: the training has a single step, before which nothing can be measured.
         """
         if steps < 2:
             raise AllocationError(
@@ -41,7 +41,7 @@ class Phases:
         return cls(steps=steps, warmup=min(round(warmup_share * steps), settle - 1), settle=settle, interval=interval)
 
     def due(self, step: int) -> bool:
-        """Return whether ranks are decided after this step."""
+        """Return whether ranks are changed after this step."""
         return step == self.settle or (self.warmup < step < self.settle and step % self.interval == 0)
 
 

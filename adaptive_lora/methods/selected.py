@@ -1,4 +1,4 @@
-"""Families that train weights which the base has: all of them, or the cheap few."""
+"""Tuners that train the base's own weights: all of them, or a selection."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from adaptive_lora.methods.size_parameter import unused_note, within
 
 @dataclass(frozen=True, kw_only=True)
 class _Selected(TunerMethod):
-    """Weights of the base are trained; no options and no size parameter."""
+    """A tuner of the base's weights, without options or size parameter."""
 
     def label_under(self, budget: str | None) -> str:
-        """Return nothing: there are no options."""
+        """Return an empty label, because there are no options."""
         return ""
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
@@ -31,9 +31,9 @@ class _Selected(TunerMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class FullFineTuning(_Selected):
-    """Every weight of the base: the upper reference, and what parameter reduction is relative to.
+    """All weights of the base: the reference for quality and for the reduction of parameters.
 
-    Tied weights stay tied and count once. The trained copy is float32 whatever the precision.
+    Tied weights stay tied and count once. The trained copy is float32 at any precision.
     """
 
     name: ClassVar[str] = "full"
@@ -45,15 +45,15 @@ class FullFineTuning(_Selected):
 
 @dataclass(frozen=True, kw_only=True)
 class BitFit(_Selected):
-    """Bias terms only (Ben Zaken et al. 2022, 2106.10199), those of normalisation included."""
+    """Bias terms only (Ben Zaken et al. 2022, 2106.10199), including those of normalisation layers."""
 
     name: ClassVar[str] = "bitfit"
 
     def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
-        """Return the biases; an error where the base has none, as Llama."""
+        """Return the biases; bases without biases (Llama) are an error."""
         if not base.biases:
             raise AllocationError(
-                f"{method}: {base.kind} has no bias terms; required some to train. Take ln_tuning, "
+                f"{method}: {base.kind} has no bias terms; required some to train. Use ln_tuning, "
                 "or a base with biases such as GPT-2, OPT or BERT."
             )
         return _plan(base.tensors, base.biases, "bitfit", budget, method)
@@ -77,8 +77,8 @@ class LnTuning(_Selected):
 class HeadOnly(_Selected):
     """The output head only: the language-model head, or a task's classifier.
 
-    Where the head's weight is the input embedding (GPT-2, small Llamas), that one tensor is
-    trained, and with it the embeddings.
+    Where the head's weight is tied to the input embedding (GPT-2, small Llamas), the embeddings are
+    trained with it.
     """
 
     name: ClassVar[str] = "head_only"

@@ -1,4 +1,4 @@
-"""A family's one number under a budget: the largest that fits."""
+"""The size parameter of a tuner under a budget: the largest value that fits."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from adaptive_lora.errors import AllocationError
 
 
 def largest(cost: Callable[[int], int], budget: int, what: str) -> int:
-    """Return the largest whole number from 1 whose cost is within the budget.
+    """Return the largest integer from 1 whose cost is within the budget.
 
     Args:
-        cost: parameters at a value; grows with it.
-        budget: most parameters.
-        what: name of the value in messages, such as `virtual token`.
+        cost: function from a value to its number of parameters, increasing.
+        budget: maximum number of parameters.
+        what: noun for the value in messages, such as `virtual token`.
 
     Raises:
-        AllocationError: one is already too many.
+        AllocationError: the value 1 already costs more than the budget.
     """
     if cost(1) > budget:
         raise AllocationError(f"budget of {budget:,} parameters is too small: one {what} already costs {cost(1):,}.")
@@ -30,10 +30,10 @@ def largest(cost: Callable[[int], int], budget: int, what: str) -> int:
 
 
 def within(parameters: int, budget: int | None, what: str) -> None:
-    """Check that what has no knob, or one that was set by hand, is within the budget.
+    """Check that a tuner without a size parameter, or with one given, is within the budget.
 
     Raises:
-        AllocationError: says what it costs.
+        AllocationError: it costs more; the message gives the cost.
     """
     if budget is not None and parameters > budget:
         raise AllocationError(
@@ -43,7 +43,7 @@ def within(parameters: int, budget: int | None, what: str) -> None:
 
 
 def unused_note(parameters: int, budget: int | None, what: str) -> tuple[str, ...]:
-    """Return a sentence where a method without a knob stays below its budget."""
+    """Return a sentence if a method without a size parameter is below its budget."""
     if budget is None or parameters == budget:
         return ()
-    return (f"{what} has no knob for its size: of {budget:,} parameters it uses {parameters:,}, the nearest below.",)
+    return (f"{what} has no size parameter: of {budget:,} parameters it uses {parameters:,}, the nearest below.",)

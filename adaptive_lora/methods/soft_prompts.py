@@ -1,7 +1,7 @@
-"""Families that learn what stands before the input: prefixes and virtual tokens.
+"""Tuners that train a prefix or virtual tokens before the input.
 
-They take positions of the context, need a row of their own for every example, and but for P-tuning
-a learning rate 10 to 100 times that of LoRA.
+They use positions of the context, cannot be packed, and except for P-tuning need a learning rate 10
+to 100 times that of LoRA.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from adaptive_lora.methods.size_parameter import largest, within
 from adaptive_lora.options import Limits, option
 
 _TOKENS = 20
-"""Virtual tokens where neither the method nor a budget says how many."""
+"""Number of virtual tokens where neither the method nor a budget gives one."""
 _EMBEDDING = "prompt_encoder.default.embedding.weight"
 _COUNT = Limits(low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _SoftPrompt(TunerMethod):
-    """Virtual tokens, trained through PEFT."""
+    """A tuner of virtual tokens, trained by PEFT."""
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
-        """Train through PEFT's own tuner."""
+        """Train with PEFT's own tuner."""
         from adaptive_lora.methods.adapters.peft_tuner import fit_peft_tuner
 
         return fit_peft_tuner(trial)
@@ -42,7 +42,9 @@ class PromptTuning(_SoftPrompt):
     """
 
     name: ClassVar[str] = "prompt_tuning"
-    tokens: int | None = option(None, f"virtual tokens; none: as many as the budget holds, or {_TOKENS}", limits=_COUNT)
+    tokens: int | None = option(
+        None, f"number of virtual tokens; none: the most within the budget, or {_TOKENS}", limits=_COUNT
+    )
 
     def label_under(self, budget: str | None) -> str:
         """Return `n20`."""
@@ -60,12 +62,14 @@ class PromptTuning(_SoftPrompt):
 class PrefixTuning(_SoftPrompt):
     """Prefix tuning (Li and Liang 2021, 2101.00190): keys and values of virtual tokens, per layer.
 
-    Without the paper's reparametrisation, which is thrown away after training. They start small, so
-    that at first they only take some of the attention.
+    Without the paper's reparametrisation, which is discarded after training. Keys and values start
+    small, so that at first they only take some of the attention.
     """
 
     name: ClassVar[str] = "prefix_tuning"
-    tokens: int | None = option(None, f"virtual tokens; none: as many as the budget holds, or {_TOKENS}", limits=_COUNT)
+    tokens: int | None = option(
+        None, f"number of virtual tokens; none: the most within the budget, or {_TOKENS}", limits=_COUNT
+    )
 
     def label_under(self, budget: str | None) -> str:
         """Return `n20`."""
@@ -82,16 +86,16 @@ class PrefixTuning(_SoftPrompt):
 
 @dataclass(frozen=True, kw_only=True)
 class PTuning(_SoftPrompt):
-    """P-tuning (Liu et al. 2021, 2103.10385): virtual tokens written by a small encoder.
+    """P-tuning (Liu et al. 2021, 2103.10385): virtual tokens computed by a small encoder.
 
     The encoder is PEFT's: an embedding and a perceptron of two hidden layers. Its parameters are
-    what is trained and counted; the adapter keeps the embeddings that it wrote.
+    trained and counted; the adapter has the embeddings that it computes.
     """
 
     name: ClassVar[str] = "p_tuning"
-    tokens: int = option(_TOKENS, "virtual tokens", limits=_COUNT)
+    tokens: int = option(_TOKENS, "number of virtual tokens", limits=_COUNT)
     encoder_width: int | None = option(
-        None, "width of the encoder's hidden layers; none: as large as the budget allows, or the base's", limits=_COUNT
+        None, "width of the encoder's hidden layers; none: the largest within the budget, or the base's", limits=_COUNT
     )
 
     def label_under(self, budget: str | None) -> str:
@@ -100,7 +104,7 @@ class PTuning(_SoftPrompt):
         return f"n{self.tokens}{width}"
 
     def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
-        """Return the embedding and the three linear maps of the encoder."""
+        """Return the embedding and the three linear layers of the encoder."""
         sizes = _decoder(base, method)
         width, tokens = sizes.width, self.tokens
 
@@ -131,7 +135,7 @@ def _decoder(base: Architecture, method: str) -> Decoder:
 
 
 def _tokens(given: int | None, each: int, budget: int | None, sizes: Decoder) -> tuple[int, tuple[str, ...]]:
-    """Return how many virtual tokens of `each` parameters, and what to know about that."""
+    """Return the number of virtual tokens of `each` parameters, and remarks on it."""
     if given is not None or budget is None:
         return _TOKENS if given is None else given, ()
     most = largest(lambda tokens: tokens * each, budget, "virtual token")

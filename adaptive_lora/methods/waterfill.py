@@ -1,4 +1,4 @@
-"""Water-filling: the ranks that capture most of the measured spectra within the budget."""
+"""Water-filling: the ranks with the largest gain by measured spectra within the budget."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from adaptive_lora.methods.base import RankMethod
 from adaptive_lora.options import Limits, option
 
 _UNSURE = 0.05
-"""Share of replicates that may lie below the lower bound of the headroom."""
+"""Quantile of the replicates that is the lower bound of the headroom."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Waterfill(RankMethod):
-    """Ranks by loss gain per parameter, sorted over all sites.
+    """Ranks by gain per parameter, sorted over all sites.
 
-    Where a site's first r ranks gain v_1 + ... + v_r and gains add up over sites, keeping every
-    rank whose gain per parameter is above one global level is optimal at each budget that it
-    exhausts (Eckart-Young and a Lagrange multiplier; reverse water-filling, Cover & Thomas 2006,
-    section 10.3.3). With v_i = sigma_i^2 / 2 of the whitened gradient the gain is the loss decrease
-    of the local quadratic model, in nats. What an integer rank leaves over is repaired, and solved
-    exactly where the costs share a divisor; the plan carries the certificate.
+    If a site's first r ranks gain v_1 + ... + v_r and gains add up over sites, keeping every rank
+    whose gain per parameter is above one global level is optimal at each budget that it exhausts
+    (Eckart-Young and a Lagrange multiplier; reverse water-filling, Cover & Thomas 2006, section
+    10.3.3). With v_i = sigma_i^2 / 2 of the whitened gradient, the gain is the loss decrease of the
+    local quadratic model, in nats. The budget left by integer ranks is spent by a repair step, or by
+    an exact search where the costs share a divisor; the plan has the certificate.
     """
 
     name: ClassVar[str] = "waterfill"
     metric: str = option(
         "whitened_gradient",
-        "profile whose spectrum says what each rank is worth",
+        "importance metric whose spectrum gives the gain of each rank",
         limits=Limits(choices=MAYBE_SPECTRAL),
     )
-    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    rank: int = option(16, "uniform rank whose number of parameters is the budget, where none is given", limits=RANK)
     abstain: float | None = option(
         None,
-        "plan uniform where the lower bound of the predicted gain over it is below this share",
+        "plan uniform ranks if the lower bound of the predicted gain over uniform is below this share",
         limits=Limits(low=0),
     )
 
@@ -58,7 +58,7 @@ class Waterfill(RankMethod):
         """Return the ranks with their certificate.
 
         Raises:
-            AllocationError: no spectra, degenerate ones, or no replicates to abstain by.
+            AllocationError: there are no spectra, they are degenerate, or there are no replicates for `abstain`.
         """
         profile = self._checked_profile(problem)
         budget = uniform_cost(problem.sites, self.rank) if problem.budget is None else problem.budget
@@ -99,7 +99,7 @@ class Waterfill(RankMethod):
             )
         if self.abstain is not None and len(profile.replicates) < 2:
             raise AllocationError(
-                "waterfill with abstain needs spectra measured on 2 or more parts of the "
+                "waterfill with abstain needs spectra measured on 2 or more subsets of the "
                 f"calibration data; the {profile.metric} profile has "
                 f"{len(profile.replicates)}. Use more calibration batches or leave out abstain."
             )
@@ -114,7 +114,7 @@ class _Filled:
 
 
 def _fill(problem: AllocationProblem, gains_SR: Floats, budget: int, *, prove: bool = True) -> _Filled:
-    """Return the best ranks, the most that any could capture, and whether that is proved."""
+    """Return the best ranks, the upper bound of the gain, and whether the ranks are proved optimal."""
     costs, step = problem.costs, problem.multiple
     spent = check_budget(costs, problem.lower, problem.upper, budget)
     least = captured(gains_SR, problem.lower)
@@ -125,7 +125,7 @@ def _fill(problem: AllocationProblem, gains_SR: Floats, budget: int, *, prove: b
     bound, gain = items.bound(), items.gain_of(count_K)
     units = items.units(count_K, len(costs))
     taken = [low + step * int(unit) for low, unit in zip(problem.lower, units, strict=True)]
-    # What gains nothing by the spectra is spread evenly, so that the budget is spent all the same.
+    # Parameters without gain by the spectra are spread evenly, so that the budget is spent.
     ranks = fit_to_budget((1.0,) * len(costs), costs, taken, problem.upper, budget, step)
     optimal = proved is not None or bound <= gain * (1 + 1e-12)
     return _Filled(ranks=tuple(ranks), bound=least + bound, optimal=optimal)
@@ -136,10 +136,9 @@ def _headroom_lower(
 ) -> float | None:
     """Return the lower bound of the headroom, cross-fitted over replicates of the spectra.
 
-    Ranks that were chosen on some spectra look good on the same spectra even where those are
-    noise. So each replicate chooses ranks, the mean of the others says what they are worth against
-    uniform, and the bound is the 5 % quantile over replicates (for bootstrap resamples the
-    percentile bound).
+    Ranks chosen on some spectra look good on the same spectra even if those are noise. So each
+    replicate chooses ranks, the mean of the others gives their gain over uniform, and the bound is
+    the 5 % quantile over replicates (for bootstrap resamples, the percentile bound).
     """
     if len(replicates) < 2:
         return None

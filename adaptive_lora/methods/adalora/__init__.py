@@ -1,4 +1,4 @@
-"""AdaLoRA: triplets of the least importance are cut during training."""
+"""AdaLoRA: the least important singular triplets are pruned during training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adaptive_lora.methods.phases import INTERVAL, SHARE, Phases, label_of
 from adaptive_lora.options import Limits, option
 
 _START_FACTOR = 1.5
-"""AdaLoRA's rank at the start over the uniform rank of the budget, as in the paper."""
+"""Ratio of AdaLoRA's starting rank to the uniform rank of the budget, as in the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,10 @@ class AdaLora(RankMethod):
     """AdaLoRA (Zhang et al. 2023, 2303.10512) through PEFT, folded into plain LoRA at the end.
 
     Updates P·diag(E)·Q start at a higher rank. Every `interval` steps the triplets with the largest
-    smoothed sensitivity times its uncertainty (section 3.2) stay, under a number of ranks that
-    falls as a cubic (section 3.3). Departure: the target of that schedule is no fixed number of
-    ranks but as many of the best triplets as the budget of parameters holds. alpha / rank is that
-    of the start throughout, as in PEFT, and is folded in.
+    smoothed sensitivity times its uncertainty (section 3.2) are kept; their number falls by a cubic
+    schedule (section 3.3). Departure: the schedule ends not at a fixed number of ranks but at as many
+    of the best triplets as the parameter budget allows. alpha / rank stays that of the start, as in
+    PEFT, and is folded in at the end.
     """
 
     name: ClassVar[str] = "adalora"
@@ -42,12 +42,12 @@ class AdaLora(RankMethod):
         "dora": "PEFT's AdaLoRA has no magnitudes",
         "lora_plus": "LoRA+ is for a B that starts at zero, AdaLoRA trains P, E and Q",
     }
-    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    rank: int = option(16, "uniform rank whose number of parameters is the budget, where none is given", limits=RANK)
     start_rank: int | None = option(
-        None, "rank of every site at the start; none: 1.5 times the uniform rank", limits=RANK
+        None, "rank of every site at the start; none: 1.5 times the uniform rank of the budget", limits=RANK
     )
-    warmup_share: float = option(0.1, "share of the steps before the first cut", limits=SHARE)
-    final_share: float = option(0.4, "share of the steps after the last cut", limits=SHARE)
+    warmup_share: float = option(0.1, "share of the steps before the first pruning", limits=SHARE)
+    final_share: float = option(0.4, "share of the steps after the last pruning", limits=SHARE)
     interval: int | None = option(None, INTERVAL.format("hundredth"), unit="steps", limits=Limits(low=1))
     orthogonality: float = option(0.5, "weight of the penalty that keeps P and Q orthogonal", limits=Limits(low=0))
 
@@ -58,7 +58,7 @@ class AdaLora(RankMethod):
                       interval="every", orthogonality="orth")  # fmt: skip
 
     def phases(self, steps: int) -> Phases:
-        """Return when ranks change in a training of so many steps."""
+        """Return the phases of rank changes in a training of `steps` steps."""
         return Phases.of(
             steps,
             warmup_share=self.warmup_share,
@@ -67,10 +67,10 @@ class AdaLora(RankMethod):
         )
 
     def start_plan(self, plan: RankPlan) -> RankPlan:
-        """Return the plan of the start: one rank at every site, above the budget.
+        """Return the starting plan: the same rank at every site, above the budget.
 
         Raises:
-            AllocationError: it is not above the budget, or does not fit every site.
+            AllocationError: the starting plan is not above the budget, or its rank does not fit every site.
         """
         start = equal_rank(plan, start_rank(plan, self.start_rank, _START_FACTOR))
         ranks = {entry.rank for entry in start.entries}
@@ -82,11 +82,11 @@ class AdaLora(RankMethod):
         return start
 
     def check(self, plan: RankPlan) -> None:
-        """Check the plan of the start."""
+        """Check the starting plan."""
         self.start_plan(plan)
 
     def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
-        """Return equal ranks, which set the budget; training decides the rest."""
+        """Return equal ranks, which set the budget; training decides the final ranks."""
         return RankRequest(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
 
     def fit(self, trial: TrialContext) -> TrainedTrial:

@@ -1,4 +1,4 @@
-"""AdaLoRA: PEFT's allocator called at the right moment, then folded into plain LoRA."""
+"""AdaLoRA: PEFT's allocator, called before gradients are cleared, then folded into plain LoRA."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from adaptive_lora.methods.phases import Phases
 
 
 def fit_adalora(options: AdaLora, trial: TrialContext) -> TrainedTrial:
-    """Train AdaLoRA layers, then put their update into a plain LoRA adapter of mixed rank."""
+    """Train AdaLoRA layers, then fold their updates into a plain LoRA adapter of mixed ranks."""
     start = options.start_plan(trial.plan)
     phases = options.phases(trial.steps)
     adapted = trial.adopt(
@@ -54,18 +54,18 @@ def fit_adalora(options: AdaLora, trial: TrialContext) -> TrainedTrial:
 class AdaLoraCallback:
     """Calls `update_and_allocate` after each optimiser step, before gradients are cleared.
 
-    The state holds what PEFT does not save: sensitivities and the mask over un-resized tensors. A
-    run resumed through PEFT's own checkpoint counts the pruned ranks twice.
+    The state has what PEFT does not save: sensitivities and the mask over un-resized tensors. A run
+    resumed through PEFT's own checkpoint counts the pruned ranks twice.
     """
 
     def __init__(self, adapted: PeftModel, start: RankPlan, phases: Phases, budget: int) -> None:
         """Prepare for a model that was just attached.
 
         Args:
-            adapted: with AdaLoRA layers.
-            start: its plan.
-            phases: when ranks change.
-            budget: most parameters of the folded adapter.
+            adapted: model with AdaLoRA layers.
+            start: starting plan of the model.
+            phases: phases of rank changes.
+            budget: maximum number of parameters of the folded adapter.
         """
         self.kept = {entry.site.name: [True] * entry.rank for entry in start.entries}
         self.history = [RankEvent(step=0, ranks=self.ranks())]
@@ -75,7 +75,7 @@ class AdaLoraCallback:
         self._costs = {e.site.name: e.site.parameters_per_rank for e in start.entries}
 
     def ranks(self) -> dict[str, int]:
-        """Return site name -> triplets that remain."""
+        """Return site name -> number of remaining triplets."""
         return {name: sum(mask) for name, mask in self.kept.items()}
 
     def start(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -99,7 +99,7 @@ class AdaLoraCallback:
         return weight * torch.stack(terms).mean()
 
     def stepped(self, step: int, *, taken: bool) -> None:
-        """Update sensitivities; where due, cut to the schedule's number of ranks."""
+        """Update sensitivities; if due, prune to the schedule's number of ranks."""
         settle, allocator = self._phases.settle, self._allocator
         if step < settle and not taken:
             return  # no gradient to learn from
@@ -115,7 +115,7 @@ class AdaLoraCallback:
             self._read(step, self._config.rank_pattern)
 
     def settled(self, step: int) -> bool:
-        """Return whether the last cut is done."""
+        """Return whether the last pruning is done."""
         return step >= self._phases.settle
 
     def state(self) -> dict[str, Any]:
@@ -131,10 +131,10 @@ class AdaLoraCallback:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Put them back into PEFT's allocator."""
+        """Restore them in PEFT's allocator."""
         allocator = self._allocator
         allocator.exp_avg_ipt, allocator.exp_avg_unc = state["sensitivity"], state["uncertainty"]
-        allocator.ipt = dict.fromkeys(state["sensitivity"])  # known parameters; set anew each step
+        allocator.ipt = dict.fromkeys(state["sensitivity"])  # the known parameters; recomputed at each step
         allocator.target_bgt = state["target"]
         self._config.rank_pattern = state["rank_pattern"]
         self.kept = state["kept"]
@@ -149,10 +149,10 @@ class AdaLoraCallback:
         return self._tuner.rankallocator
 
     def _affordable_ranks(self) -> int:
-        """Return how many of the best triplets the budget of parameters holds.
+        """Return how many of the best triplets fit into the parameter budget.
 
-        PEFT's own cut is tried by bisection and E put back, so that its order is the one that
-        decides. At the last cut sensitivities are no longer updated, so this is exact there.
+        PEFT's own pruning is tried by bisection and E restored, so that PEFT's order decides. At the
+        last pruning sensitivities are no longer updated, so the result is exact there.
         """
         before = {name: layer.lora_E[ADAPTER].detach().clone() for name, layer in self._layers.items()}
         low, high = 0, self._allocator.init_bgt - 1
@@ -171,5 +171,5 @@ class AdaLoraCallback:
         self.history.append(RankEvent(step=step, ranks=self.ranks()))
 
     def _by_site(self, pattern: Mapping[str, Sequence[bool]]) -> dict[str, list[bool]]:
-        """Return PEFT's pattern, keyed by the full name of E, by site."""
+        """Return PEFT's pattern, whose keys are full names of E, by site name."""
         return {name.split(".lora_E")[0]: list(mask) for name, mask in pattern.items()}

@@ -1,4 +1,4 @@
-"""AdaLoRA layers through PEFT: attached from the seed's own streams, read back, and folded."""
+"""AdaLoRA layers of PEFT: attached with weights from the seed's streams, read back, and folded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from adaptive_lora.methods.phases import Phases
 from adaptive_lora.seeding import rng_for
 
 _SPREAD = 0.02
-"""Standard deviation of P and Q at the start, as in PEFT."""
+"""Standard deviation of the initial P and Q, as in PEFT."""
 
 
 def attach_adalora(
@@ -38,18 +38,18 @@ def attach_adalora(
     dropout: float,
     head: Sequence[str] = (),
 ) -> PeftModel:
-    """Attach AdaLoRA layers of one rank; E starts at zero, so the function is the base's.
+    """Attach AdaLoRA layers of one rank; E starts at zero, so the model initially computes the base's function.
 
     `audit_adalora` then compares what was built.
 
     Args:
         model: the frozen base.
-        start: the same rank at every site.
-        options: of the method.
-        phases: when ranks change.
-        seed: of P, Q and the dropout masks.
+        start: starting plan, with the same rank at every site.
+        options: options of the method.
+        phases: phases of rank changes.
+        seed: seed of P, Q and the dropout masks.
         dropout: probability of dropping an input.
-        head: modules that are trained beside the adapters.
+        head: modules trained in addition to the adapters.
     """
     (rank,) = {entry.rank for entry in start.entries}
     modules = dict(model.named_modules())
@@ -57,7 +57,7 @@ def attach_adalora(
         task_type=peft_task(model),
         modules_to_save=list(head) or None,
         init_r=rank,
-        target_r=1,  # the number of ranks to end with is set on the allocator
+        target_r=1,  # the final number of ranks is set on the allocator
         tinit=phases.warmup,
         tfinal=phases.steps - phases.settle,
         deltaT=phases.interval,
@@ -69,7 +69,7 @@ def attach_adalora(
         fan_in_fan_out=all(isinstance(modules[e.site.name], Conv1D) for e in start.entries),
     )
     with warnings.catch_warnings():
-        # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
+        # peft 0.21 reads an attribute that transformers 5.23 renames; not caused by this package.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         adapted = get_peft_model(model, config)
     for name, layer in adalora_layers(adapted).items():
@@ -84,28 +84,28 @@ def attach_adalora(
 
 
 def _initial(seed: int, part: str, site: str, rank: int, width: int) -> torch.Tensor:
-    """Return (rank, width) from the site's stream; a smaller rank is a prefix of a larger one."""
+    """Return a matrix (rank, width) from the site's stream; a smaller rank is a prefix of a larger one."""
     values = rng_for(seed, part, site).standard_normal((rank, width), dtype="float32")
     return torch.from_numpy(values * _SPREAD)
 
 
 def adalora_layers(adapted: Any) -> dict[str, Any]:
-    """Return the AdaLoRA layers by the name of the base's module that each wraps."""
+    """Return name of the wrapped base module -> AdaLoRA layer."""
     return {
         name: module for name, module in adapted.get_base_model().named_modules() if isinstance(module, AdaLoraLayer)
     }
 
 
 def training_parameters(start: RankPlan) -> int:
-    """Return what AdaLoRA trains: P, Q and E of every triplet of the start."""
+    """Return the number of parameters that AdaLoRA trains: P, Q and E of every starting triplet."""
     return start.trainable_parameters + sum(entry.rank for entry in start.entries)
 
 
 def audit_adalora(adapted: PeftModel, start: RankPlan, head: Sequence[str] = ()) -> None:
-    """Compare sites, scales and the number of trainable parameters with the start.
+    """Compare sites, scales and the number of trainable parameters with the starting plan.
 
     Raises:
-        AdapterError: lists every difference.
+        AdapterError: there are differences; the message lists all of them.
     """
     layers = adalora_layers(adapted)
     planned = {entry.site.name: start.scale_of(entry) for entry in start.entries}
@@ -125,16 +125,16 @@ def audit_adalora(adapted: PeftModel, start: RankPlan, head: Sequence[str] = ())
 
 
 def scale_of(layer: Any) -> float:
-    """Return the factor of a layer's update: PEFT adds 1e-5 to the rank of the start."""
+    """Return the factor of a layer's update; PEFT adds 1e-5 to the starting rank."""
     return float(layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER].detach() + 1e-5))
 
 
 def fold(adapted: PeftModel, kept: Mapping[str, list[bool]], plan: RankPlan) -> dict[str, Factors]:
-    """Return plain LoRA factors with the same update: B = P, A = E·Q, the scale's rest in A.
+    """Return plain LoRA factors with the same update: B = P, A = E·Q times the ratio of scales.
 
     Args:
         adapted: trained AdaLoRA model.
-        kept: site name -> which triplets remain.
+        kept: site name -> per triplet, whether it remains.
         plan: final ranks and scales.
     """
     layers, folded = adalora_layers(adapted), {}

@@ -1,4 +1,4 @@
-"""Adapters: a plan becomes a PEFT model and back, and is checked as built."""
+"""Adapters: a plan is built into a PEFT model, audited, saved and exported."""
 
 from adaptive_lora.methods.adapters.attach import attach, detach
 from adaptive_lora.methods.adapters.audit import audit_as_built, audit_moved

@@ -1,4 +1,4 @@
-"""Build LoRA adapters of a plan onto a base, with common random numbers across methods."""
+"""Attaching a plan's LoRA adapters to a base, with common random numbers across methods."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ ADAPTER = "default"
 
 
 def attach(model: PreTrainedModel, plan: RankPlan, *, seed: int, dropout: float, head: Sequence[str] = ()) -> PeftModel:
-    """Attach the adapters of a plan; `detach` gives the untouched base back.
+    """Attach the adapters of a plan; `detach` restores the base.
 
-    B starts at zero, so the model computes what the base computes. A starts from a stream of the
-    seed and the site's name, the same for every method; rank r is a prefix of every larger rank.
+    B starts at zero, so the model initially computes the base's function. A is drawn from a stream of
+    the seed and the site's name, equal for all methods; rank r is a prefix of every larger rank.
 
     Args:
         model: the frozen base.
         plan: rank and alpha per site.
-        seed: of A and of the dropout masks.
+        seed: seed of A and of the dropout masks.
         dropout: probability of dropping an input of A.
-        head: modules that are trained beside the adapters.
+        head: modules trained in addition to the adapters.
 
     Raises:
-        ModelError: PEFT refuses; names the site.
+        ModelError: PEFT cannot adapt the model; the message names the site.
     """
     with warnings.catch_warnings():
-        # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
+        # peft 0.21 reads an attribute that transformers 5.23 renames; not caused by this package.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         with model_errors(f"{plan.method} cannot be attached to {type(model).__name__}", model):
             adapted = get_peft_model(model, lora_config(model, plan, dropout, head))
@@ -63,9 +63,9 @@ def attach(model: PreTrainedModel, plan: RankPlan, *, seed: int, dropout: float,
 
 
 def start_magnitudes(adapted: PeftModel) -> None:
-    """Start the magnitudes of DoRA layers as the norms of what is there, W + scale·B·A, in float32.
+    """Set the initial magnitudes of DoRA layers to the norms of W + scale·B·A, in float32.
 
-    PEFT takes them before A and B are ours, and in the base's precision.
+    PEFT computes them before A and B are replaced, and in the base's precision.
     """
     for layer in lora_layers(adapted).values():
         if layer.use_dora[ADAPTER]:
@@ -78,7 +78,7 @@ def start_magnitudes(adapted: PeftModel) -> None:
 
 
 def detach(adapted: PeftModel) -> None:
-    """Remove the adapters; the base model object is again as it was before `attach`."""
+    """Remove the adapters, so that the base model is as before `attach`."""
     untrained = untrained_heads(adapted)
     base = adapted.unload()
     for name, module in untrained.items():
@@ -88,8 +88,8 @@ def detach(adapted: PeftModel) -> None:
 def lora_config(model: nn.Module, plan: RankPlan, dropout: float, head: Sequence[str] = ()) -> LoraConfig:
     """Return the stock PEFT configuration of a plan.
 
-    Patterns name every site in full: PEFT takes the first key that matches the end of a name as a
-    regular expression, so shorter keys (`c_proj`) silently win over longer ones.
+    Patterns have full site names: PEFT uses the first key that matches the end of a name as a regular
+    expression, so shorter keys (`c_proj`) silently take precedence over longer ones.
     """
     modules, endings = dict(model.named_modules()), _endings(model)
     ranks = Counter(entry.rank for entry in plan.entries)
@@ -113,7 +113,7 @@ def lora_config(model: nn.Module, plan: RankPlan, dropout: float, head: Sequence
 
 
 def peft_task(model: nn.Module) -> str | None:
-    """Return PEFT's task of a model class, or None for PEFT's general wrapper."""
+    """Return PEFT's task type of a model class, or None for PEFT's general wrapper."""
     from transformers.models.auto import modeling_auto as auto
 
     name = type(model).__name__
@@ -125,16 +125,16 @@ def peft_task(model: nn.Module) -> str | None:
 
 
 def _endings(model: nn.Module) -> set[str]:
-    """Return every proper ending of a module's name."""
+    """Return all proper suffixes, by component, of module names."""
     names = (name for name, _ in model.named_modules())
     return {name[at + 1 :] for name in names for at, sign in enumerate(name) if sign == "."}
 
 
 def module_targets(model: nn.Module, names: list[str]) -> list[str] | str:
-    """Return modules for PEFT as a list, or as one regular expression where a list says too much.
+    """Return modules for PEFT as a list, or as one regular expression where a list would match more.
 
-    PEFT matches listed names with the end of a module's name: `layers.0.fc1` would also adapt
-    `vision.layers.0.fc1`. It matches a single text with the whole name.
+    PEFT compares listed names with the end of a module's name: `layers.0.fc1` would also adapt
+    `vision.layers.0.fc1`. A single text is matched against the whole name.
     """
     if _endings(model).isdisjoint(names):
         return names
@@ -142,22 +142,22 @@ def module_targets(model: nn.Module, names: list[str]) -> list[str] | str:
 
 
 def _pattern(values: Mapping[str, float], endings: Set[str]) -> dict[str, Any]:
-    """Return a rank or alpha pattern; a name that is the end of another is tied to the start.
+    """Return a rank or alpha pattern; a name that is the suffix of another is anchored at its start.
 
-    The order of keys would not do: PEFT writes them sorted.
+    The order of keys cannot be used for this, because PEFT sorts them when saving.
     """
     return {f"^{re.escape(name)}" if name in endings else name: _whole(value) for name, value in values.items()}
 
 
 def _whole(alpha: float) -> Any:
-    """Keep whole alphas as integers, the way PEFT's own configurations write them."""
+    """Return a whole-number alpha as an integer, as in PEFT's own configurations."""
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
 def initial_a(seed: int, site: str, rank: int, in_features: int) -> torch.Tensor:
-    """Return A of shape (rank, in_features): Kaiming uniform with a = sqrt(5), as PEFT has it.
+    """Return A of shape (rank, in_features): Kaiming uniform with a = sqrt(5), as in PEFT.
 
-    The bound is 1/sqrt(in_features) whatever the rank; rows come from one stream in order, so a
+    The bound is 1/sqrt(in_features) at any rank; rows are drawn in order from one stream, so a
     smaller rank is a prefix of a larger one.
     """
     bound = 1.0 / math.sqrt(in_features)
@@ -166,7 +166,7 @@ def initial_a(seed: int, site: str, rank: int, in_features: int) -> torch.Tensor
 
 
 def lora_layers(adapted: Any) -> dict[str, Any]:
-    """Return the LoRA layers by the name of the base's module that each wraps."""
+    """Return name of the wrapped base module -> LoRA layer."""
     from peft.tuners.lora import LoraLayer
 
     base: Any = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted

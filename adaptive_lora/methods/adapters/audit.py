@@ -1,4 +1,4 @@
-"""The plan is what was built, and what was built has learned: read back from the model."""
+"""Audits of an adapted model: it matches its plan, and training has changed it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from adaptive_lora.methods.adapters.head import head_problems, in_head
 
 
 def audit_as_built(adapted: nn.Module, plan: Plan, head: Sequence[str] = ()) -> None:
-    """Compare every rank, alpha, scale and shape with the plan.
+    """Compare every rank, alpha, scale and shape in the model with the plan.
 
-    Of families that give no ranks: names and shapes of what is trainable.
+    For tuners without ranks, names and shapes of trainable tensors are compared.
 
     The published code this project starts from applied only the first of its per-layer
     configurations, so its three "adaptive" arms were three uniform ones.
 
     Args:
-        adapted: the model.
-        plan: what was to be built.
-        head: modules that are trained beside it; everything else must be frozen.
+        adapted: adapted model.
+        plan: plan to compare with.
+        head: modules trained in addition to the plan; everything else must be frozen.
 
     Raises:
-        AdapterError: lists every difference; also where anything else is trainable.
+        AdapterError: there are differences, or other trainable parameters; the message lists all of them.
     """
     if isinstance(plan, TunerPlan):
         audit_tuner(adapted, plan.tensors if plan.kept is None else plan.kept, head)
@@ -69,13 +69,13 @@ def audit_as_built(adapted: nn.Module, plan: Plan, head: Sequence[str] = ()) -> 
 
 
 def _base_of(layer: Any) -> str:
-    """Return how the weight under an adapter is kept."""
+    """Return how the base weight of an adapter is stored."""
     state = getattr(layer.get_base_layer().weight, "quant_state", None)
     return BaseStorage.FULL if state is None else str(state.quant_type)
 
 
 def _magnitudes(layer: Any) -> tuple[int, ...] | None:
-    """Return the shape of a layer's magnitudes, or None where it is no DoRA layer."""
+    """Return the shape of a layer's magnitudes, or None for a layer without DoRA."""
     if not layer.use_dora[ADAPTER]:
         return None
     return tuple(layer.lora_magnitude_vector[ADAPTER].weight.shape)
@@ -92,14 +92,14 @@ def _same(built: object, wanted: object) -> bool:
 
 
 def audit_moved(adapted: nn.Module, start: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Check that training made every site's update other than at the start.
+    """Check that training changed the update of every site.
 
     Args:
         adapted: trained model.
         start: site name -> B before training, where that was not zero.
 
     Raises:
-        AdapterError: names the sites that did not learn (gradients cut off or a rate of zero).
+        AdapterError: sites did not change (no gradient, or a rate of zero); the message names them.
     """
     still = [
         name

@@ -1,4 +1,4 @@
-"""What is trained is exactly what the plan of another family names, and it has learned."""
+"""Audits of tuners other than LoRA: the trainable tensors are those of the plan, and training has changed them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _WRAPPERS = re.compile(r"^(base_model\.model\.|base\.)")
 
 
 def trained_tensors(adapted: nn.Module) -> dict[str, nn.Parameter]:
-    """Return what is trainable by its name in the base; what PEFT or we wrap around is cut off."""
+    """Return name in the base -> trainable tensor; prefixes and suffixes added by wrappers are removed."""
     return {
         _WRAPPERS.sub("", name): parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad
     }
 
 
 def audit_tuner(adapted: nn.Module, tensors: Mapping[str, Shape], head: Sequence[str] = ()) -> None:
-    """Compare names and shapes of all that is trainable with the plan's, and its type.
+    """Compare names, shapes and types of all trainable tensors with the plan.
 
     Raises:
-        AdapterError: lists every difference.
+        AdapterError: there are differences; the message lists all of them.
     """
     found, problems = trained_tensors(adapted), head_problems(adapted, head)
     for name in sorted(found.keys() ^ tensors.keys()):
         if name in found and in_head(name, head):
-            continue  # trained beside the plan
+            continue  # trained in addition to the plan
         problems.append(f"{name} is {'not planned' if name in found else 'not trainable'}")
     for name in found.keys() & tensors.keys():
         if tuple(found[name].shape) != tuple(tensors[name]):
@@ -47,17 +47,17 @@ def audit_tuner(adapted: nn.Module, tensors: Mapping[str, Shape], head: Sequence
 def audit_tuner_moved(
     adapted: nn.Module, start: Mapping[str, torch.Tensor], must_move: Callable[[str], bool] = lambda name: False
 ) -> int:
-    """Check that training changed the tensors; return how many it left as they were.
+    """Check that training changed the tensors; return the number of unchanged ones.
 
-    Some may stay: weights that no loss reaches, such as an unused pooler.
+    Some may be unchanged: weights without gradient, such as an unused pooler.
 
     Args:
         adapted: trained model.
         start: name -> tensor before training.
-        must_move: tells by its name whether a tensor that did not move is an error.
+        must_move: function from a tensor's name to whether it must change.
 
     Raises:
-        AdapterError: nothing moved, or one that must did not.
+        AdapterError: no tensor changed, or one that must change did not.
     """
     now = trained_tensors(adapted)
     still = [n for n, before in start.items() if torch.equal(before.to(now[n]), now[n].detach())]

@@ -18,18 +18,18 @@ from adaptive_lora.serving.custom_tuner import FAMILY, WEIGHTS, AdaptedModel
 
 
 def attach_custom_tuner(model: Any, plan: TunerPlan, *, seed: int, head: Sequence[str] = ()) -> AdaptedModel:
-    """Make the plan's tensors trainable in a base; `AdaptedModel.release` undoes it.
+    """Make the plan's tensors trainable in a base; `AdaptedModel.release` reverses it.
 
-    The function is the base's: weights start as they are, adapters as the identity. W_down starts
-    from the seed's stream of its site, and a smaller width has the first rows of a larger one. Its
-    bias starts at zero, like BERT's own: with one from a random stream, inputs much smaller than it
-    leave units of a ReLU dead for every token.
+    The model initially computes the base's function: weights start unchanged, adapters as the
+    identity. W_down is drawn from the seed's stream of its site, and a smaller width has the first
+    rows of a larger one. Its bias starts at zero, as in BERT: with a random bias, inputs much smaller
+    than it leave units of a ReLU dead for every token.
 
     Args:
         model: the frozen base.
         plan: names, widths and nonlinearity.
-        seed: of W_down.
-        head: modules of the task that are trained beside the plan.
+        seed: seed of W_down.
+        head: modules of the task trained in addition to the plan.
     """
     bottlenecks = plan.settings.get("bottlenecks", {})
     adapted = AdaptedModel(
@@ -41,7 +41,7 @@ def attach_custom_tuner(model: Any, plan: TunerPlan, *, seed: int, head: Sequenc
     for name in bottlenecks:
         weight = model.get_parameter(f"{name}.bottleneck.down.weight")
         bias = model.get_parameter(f"{name}.bottleneck.down.bias")
-        bound = weight.shape[1] ** -0.5  # torch's own for a linear map
+        bound = weight.shape[1] ** -0.5  # torch's own bound for a linear layer
         draws = rng_for(seed, "bottleneck", name).random(tuple(weight.shape), dtype="float32")
         with torch.no_grad():
             weight.copy_(torch.from_numpy(draws * (2 * bound) - bound))
@@ -50,7 +50,7 @@ def attach_custom_tuner(model: Any, plan: TunerPlan, *, seed: int, head: Sequenc
 
 
 def save_custom_tuner(adapted: AdaptedModel, folder: Path, plan: TunerPlan) -> None:
-    """Write what was trained and where it belongs; above 5 GB in several files."""
+    """Write the trained tensors and their places in the base; above 5 GB in several files."""
     from huggingface_hub import save_torch_state_dict
 
     state = {name: tensor.contiguous() for name, tensor in adapted.trained_state().items()}
@@ -69,12 +69,12 @@ def _of_the_head(model: Any, head: Sequence[str]) -> list[str]:
 
 
 def _of_the_base(plan: TunerPlan) -> list[str]:
-    """Return the trained tensors that the base has itself."""
+    """Return the names of trained tensors that are the base's own."""
     return [name for name in plan.tensors if ".bottleneck." not in name]
 
 
 def fit_custom_tuner(trial: TrialContext) -> TrainedTrial:
-    """Make the planned tensors trainable, train them, done."""
+    """Make the planned tensors trainable, and train them."""
     plan = trial.tuner_plan
     adapted = trial.adopt(
         attach_custom_tuner(trial.base, plan, seed=trial.seed, head=trial.head), undo=AdaptedModel.release

@@ -1,7 +1,7 @@
-"""Export an adapter in forms that every server reads: one rank and scale 1, or merged.
+"""Export of an adapter in formats that every server reads: one rank and scale 1, or merged.
 
-Servers differ in what they make of PEFT's patterns: older vLLM and SGLang apply one alpha / r to
-every site, llama.cpp one alpha over each site's own rank. With one rank, alpha equal to it and the
+Servers interpret PEFT's patterns differently: older vLLM and SGLang apply one alpha / r to every
+site, llama.cpp one alpha over each site's own rank. With one rank, an alpha equal to it and the
 scales folded into B, all of them compute the same.
 """
 
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SERVED_RANKS = (8, 16, 32, 64, 128, 256)
-"""Ranks that vLLM can be told to allow."""
+"""Values that vLLM accepts for its maximum LoRA rank."""
 _WEIGHTS = "adapter_model.safetensors"
 _TENSOR = re.compile(r"base_model\.model\.(?P<site>.+)\.lora_(?P<side>[AB])\.weight")
 _PLAIN = (True, False, "gaussian", "orthogonal", "eva")
-"""`init_lora_weights` that leave the base's weights alone."""
+"""Values of `init_lora_weights` that do not change the base's weights."""
 
 
 def export_uniform(source: Path, target: Path) -> int:
-    """Write an adapter anew with one rank at every site; return that rank.
+    """Write an adapter with one rank at every site; return that rank.
 
-    A gets rows and B columns of zeros, which add nothing: B'·A' = scale·B·A at every site.
+    A is padded with rows and B with columns of zeros: B'·A' = scale·B·A at every site.
 
     Args:
         source: adapter folder; its base is not needed.
-        target: folder to make; must not hold anything.
+        target: folder to create; must not exist or be empty.
 
     Raises:
-        AdapterError: not a plain LoRA adapter, or a rank above what servers take.
+        AdapterError: the adapter is not plain LoRA, or has a rank above `SERVED_RANKS`.
         ConfigError: the target is not empty.
     """
     _refuse_occupied(target)
@@ -83,12 +83,12 @@ def export_uniform(source: Path, target: Path) -> int:
 
 
 def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False) -> None:
-    """Add an adapter to its base's weights and write a plain transformers folder.
+    """Merge an adapter into its base's weights and write a plain transformers folder.
 
     Args:
-        source: adapter folder; its base must be at hand and unchanged.
-        target: folder to make; must not hold anything.
-        trust_remote_code: run the base's own Python code.
+        source: adapter folder; its base must be available and unchanged.
+        target: folder to create; must not exist or be empty.
+        trust_remote_code: whether to run the base's own Python code.
 
     Raises:
         AdapterError: the base or adapter cannot be loaded or merged.
@@ -114,10 +114,10 @@ def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False
 
 
 def _refuse_tied(model: Any) -> None:
-    """Refuse to merge where one weight serves at several sites, each with an adapter of its own.
+    """Refuse to merge where several sites share one weight and have different adapters.
 
     Raises:
-        AdapterError: names two of them (Zamba2's shared blocks).
+        AdapterError: there are such sites (Zamba2's shared blocks); the message names two.
     """
     if not hasattr(model, "peft_config"):
         return
@@ -132,20 +132,20 @@ def _refuse_tied(model: Any) -> None:
 
 
 def _is_dora(model: Any) -> bool:
-    """Return whether a loaded adapter is DoRA; IA3 and our own families are not."""
+    """Return whether a loaded adapter is DoRA; IA3 and custom tuners are not."""
     config = getattr(model, "peft_config", {}).get("default")
     return bool(getattr(config, "use_dora", False))
 
 
 def _refuse_occupied(target: Path) -> None:
-    """Raise ConfigError where a file or a folder that holds something is in the way."""
+    """Raise ConfigError if the target is a file or a folder that is not empty."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is not empty; give a new folder for the export.")
 
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """Give a folder beside the target that becomes it at the end; nothing is left half-written."""
+    """Provide a temporary folder that is renamed to the target at the end, so that no unfinished folder is left."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as place:
         folder = Path(place) / target.name
@@ -195,7 +195,7 @@ def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         match = _TENSOR.fullmatch(name)
         if match is None or tensor.ndim != 2:
             raise AdapterError(
-                f"the adapter holds '{name}', which is neither A nor B of a linear map; export it with --merged."
+                f"the adapter holds '{name}', which is neither A nor B of a linear layer; export it with --merged."
             )
         found.setdefault(match["site"], {})[match["side"]] = tensor
     if not found or any(sides.keys() != {"A", "B"} for sides in found.values()):
@@ -204,17 +204,17 @@ def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def _scale(config: LoraConfig, site: str, rank: int) -> float:
-    """Return what PEFT multiplies B·A with at a site, by its own rule for patterns."""
+    """Return PEFT's factor of B·A at a site, by its rule for patterns."""
     ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
     key = get_pattern_key([*ranks, *alphas], site)
     stated, alpha = ranks.get(key, config.r), alphas.get(key, config.lora_alpha)
     if stated != rank:
-        raise AdapterError(f"the adapter states rank {stated} at {site}, its A has rank {rank}.")
+        raise AdapterError(f"the adapter's configuration has rank {stated} at {site}, its A has rank {rank}.")
     return float(alpha) / (rank**0.5 if config.use_rslora else rank)
 
 
 def _origin(source: Path) -> dict[str, Any]:
-    """Return the adapter's record, with the method that made its plan where that is known."""
+    """Return the adapter's record, with the method of its plan where known."""
     try:
         record = read_record(source)
         plan = source / "rank_plan.json"

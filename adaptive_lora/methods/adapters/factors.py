@@ -1,4 +1,4 @@
-"""Trained updates as plain factors, and back into a stock LoRA adapter."""
+"""Trained updates as plain factors, and their restoration into a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Factors:
-    """One site's update B·A, LoRA's scale not multiplied in."""
+    """Factors of one site's update B·A, without LoRA's scale."""
 
     a: torch.Tensor
-    """(r, in)."""
+    """A, shape (r, in)."""
     b: torch.Tensor
-    """(out, r)."""
+    """B, shape (out, r)."""
     magnitude: torch.Tensor | None = None
-    """(out,) of a DoRA layer."""
+    """DoRA's magnitudes, shape (out,), or None."""
 
 
 def read_factors(adapted: Any) -> dict[str, Factors]:
@@ -43,7 +43,7 @@ def _magnitude(layer: Any) -> torch.Tensor | None:
 
 
 def write_factors(adapted: Any, factors: Mapping[str, Factors]) -> None:
-    """Copy A, B and magnitudes of these sites into a LoRA model that has their ranks."""
+    """Copy A, B and magnitudes of these sites into a LoRA model with the same ranks."""
     layers = lora_layers(adapted)
     with torch.no_grad():
         for name, site in factors.items():
@@ -58,19 +58,19 @@ class Spectrum:
     """The singular value decomposition of one site's scaled update, float64."""
 
     left: torch.Tensor
-    """(out, r), orthonormal columns."""
+    """Left singular vectors, shape (out, r), orthonormal columns."""
     values: torch.Tensor
-    """(r,) not increasing."""
+    """Singular values, shape (r,), not increasing."""
     right: torch.Tensor
-    """(r, in), orthonormal rows."""
+    """Right singular vectors, shape (r, in), orthonormal rows."""
 
     magnitude: torch.Tensor | None = None
-    """(out,) of a DoRA layer; a cut keeps it."""
+    """DoRA's magnitudes, shape (out,), or None; truncation keeps them."""
 
     def cut(self, rank: int, scale: float) -> Factors:
         """Return the best rank-`rank` approximation as factors for a site of this scale.
 
-        Each factor takes the root of the singular values, so that both have the same norm.
+        Each factor is multiplied by the root of the singular values, so that both have equal norm.
         """
         root = (self.values[:rank] / scale).sqrt()
         return Factors(
@@ -81,7 +81,7 @@ class Spectrum:
 
 
 def spectrum(factors: Factors, scale: float) -> Spectrum:
-    """Decompose scale · B·A without ever forming it.
+    """Compute the singular value decomposition of scale · B·A without forming the product.
 
     With B = Q_b R_b and Aᵀ = Q_a R_a, the r x r core R_b R_aᵀ has the same singular values
     (PARA 2604.27796).

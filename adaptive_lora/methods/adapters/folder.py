@@ -1,4 +1,4 @@
-"""The adapter on disk: PEFT's folder or that of our families, and how to find its base."""
+"""The adapter on disk: a folder in PEFT's or the custom tuners' format, with a reference to its base."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def save_adapter(
 
     Args:
         adapted: the trained model.
-        folder: made where missing.
-        plan: written as `rank_plan.json`.
+        folder: folder to write to; created if missing.
+        plan: plan of the adapter, written as `rank_plan.json`.
         base: reference and content hash of the base.
-        dtype: of the base's weights in training, such as `float32`.
+        dtype: type of the base's weights in training, such as `float32`.
         template: prompt template for serving.
         task: record of the task.
-        quantisation: record of a quantised base; its content hash is that of the weights before.
+        quantisation: record of a quantised base; its content hash is that of the weights before quantisation.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(adapted, AdaptedModel):
@@ -50,8 +50,7 @@ def save_adapter(
         config = adapted.peft_config["default"]
         config.base_model_name_or_path = base.name
         config.revision = base.revision
-        # Embeddings are never trained here; looking for resized ones would ask the hub for the
-        # base.
+        # Embeddings are never trained here; PEFT's check for resized ones would download the base.
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
     record: dict[str, Any] = {
         "base": base.to_dict(),
@@ -69,4 +68,4 @@ def save_adapter(
     else:
         ranks = tuple(plan.rank_pattern().values())
     card = trained_card(origin, ranks=ranks)
-    (folder / "README.md").write_text(card, encoding="utf-8")  # PEFT's own is a blank form
+    (folder / "README.md").write_text(card, encoding="utf-8")  # PEFT's own is an empty template

@@ -1,7 +1,7 @@
-"""The head of a task inside an adapted model: told apart, carried over, put back.
+"""The head of a task inside an adapted model: identified, copied and restored.
 
-PEFT trains a copy of each module of the head (`modules_to_save`) and saves it with the adapter; our
-own families train the base's own module.
+PEFT trains a copy of each module of the head (`modules_to_save`) and saves it with the adapter;
+custom tuners train the base's own module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def in_head(name: str, head: Iterable[str]) -> bool:
 
 
 def head_problems(adapted: nn.Module, head: Sequence[str]) -> list[str]:
-    """Return a sentence for every tensor of the head that is not trained in float32."""
+    """Return a sentence for every tensor of the head that is not trainable in float32."""
     found = _tensors(adapted, head)
     return [
         f"{name} of the head is not trainable in float32"
@@ -32,19 +32,19 @@ def head_problems(adapted: nn.Module, head: Sequence[str]) -> list[str]:
 
 
 def read_head(adapted: nn.Module, head: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Return a copy of the head as it is trained now."""
+    """Return a copy of the trained head's tensors."""
     return {name: p.detach().clone() for name, p in _tensors(adapted, head).items()}
 
 
 def write_head(adapted: nn.Module, state: Mapping[str, torch.Tensor], head: Sequence[str]) -> None:
-    """Copy what `read_head` returned into a model with the same head."""
+    """Copy tensors from `read_head` into a model with the same head."""
     with torch.no_grad():
         for name, tensor in _tensors(adapted, head).items():
             tensor.copy_(state[name])
 
 
 def untrained_heads(adapted: Any) -> dict[str, nn.Module]:
-    """Return the modules that PEFT has put its copies in front of; `unload` leaves the copies."""
+    """Return name -> original of each head module that PEFT replaced by a copy; `unload` keeps the copies."""
     return {
         name: module.original_module
         for name, module in adapted.get_base_model().named_modules()

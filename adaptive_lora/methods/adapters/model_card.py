@@ -1,4 +1,4 @@
-"""The model cards of adapters, as trained and exported: their origin, what a server must allow."""
+"""The model cards of trained and exported adapters: their origin, and requirements on servers."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from adaptive_lora.serving import CAUSAL, TASKS
 
 
 def trained_card(origin: Mapping[str, Any], *, ranks: Sequence[int]) -> str:
-    """Return the README of an adapter as it was trained.
+    """Return the README of a trained adapter.
 
     Args:
-        origin: record of the adapter, with `base`, `method` and, where it is not LoRA, `family`.
-        ranks: of each site; empty for a family that gives none.
+        origin: record of the adapter, with `base`, `method` and, unless it is LoRA, `family`.
+        ranks: rank of each site; empty for tuners without ranks.
     """
     if not ranks:
         return f"""{_header(origin, "peft")}
-# Adapter of the family {origin["family"]}
+# Adapter of the tuner {origin["family"]}
 
 {_provenance(origin)}
 
-{_four_bits(origin)}{_dequantised(origin)}`adaptive-lora export --merged` writes a plain model of
-families that the base's weights can take up.
+{_four_bits(origin)}{_dequantised(origin)}`adaptive-lora export --merged` writes a plain model for
+tuners that can be merged into the base's weights.
 """
     return f"""{_header(origin, "peft")}
 # LoRA adapter
@@ -32,7 +32,7 @@ families that the base's weights can take up.
 - ranks: {min(ranks)} to {max(ranks)} at {len(ranks)} sites, each with the alpha of
   `adapter_config.json`; `rank_plan.json` lists them
 
-**A server must allow rank {max(ranks)}** and heed PEFT's `rank_pattern` and `alpha_pattern`. For
+**A server must allow rank {max(ranks)}** and support PEFT's `rank_pattern` and `alpha_pattern`. For
 one that does not, `adaptive-lora export` writes one rank with scale 1 (`--uniform`) or a plain
 model (`--merged`).
 
@@ -45,8 +45,8 @@ def uniform_card(origin: Mapping[str, Any], *, ranks: Sequence[int], rank: int) 
 
     Args:
         origin: record of the adapter, with `base` and, where known, `method`.
-        ranks: of each site as trained.
-        rank: as written.
+        ranks: trained rank of each site.
+        rank: rank in the exported adapter.
     """
     base = _server_name(origin)
     return f"""{_header(origin, "peft")}
@@ -54,8 +54,8 @@ def uniform_card(origin: Mapping[str, Any], *, ranks: Sequence[int], rank: int) 
 
 {_provenance(origin)}
 - ranks as trained: {min(ranks)} to {max(ranks)} at {len(ranks)} sites
-- as written: rank {rank} and alpha {rank} at every site; what was missing is filled with zeros, and
-  each site's scale is folded into B, so the adapter computes what the trained one does
+- as written: rank {rank} and alpha {rank} at every site; lower ranks are padded with zeros, and each
+  site's scale is folded into B, so the adapter computes the same as the trained one
 
 **A server must allow rank {rank}**, for example
 
@@ -66,14 +66,14 @@ def uniform_card(origin: Mapping[str, Any], *, ranks: Sequence[int], rank: int) 
 
 
 def merged_card(origin: Mapping[str, Any], *, dora: bool = False) -> str:
-    """Return the README of a merged model: of LoRA or DoRA layers, or of another family."""
+    """Return the README of a merged model, from LoRA or DoRA layers or from another tuner."""
     added = (
         "DoRA's magnitude times the direction of the base's plus scale·B·A at every adapted site"
         if dora
         else "the base's plus scale·B·A at every adapted site"
     )
     if origin.get("family"):
-        added = f"the base's with what {origin['family']} trained taken up"
+        added = f"the base's with the weights trained by {origin['family']} merged"
     return f"""{_header(origin, "transformers")}
 # Model with an adapter merged in
 
@@ -86,22 +86,22 @@ by `{TASKS[origin.get("task", CAUSAL)["name"]].auto_class}.from_pretrained(FOLDE
 
 
 def _four_bits(origin: Mapping[str, Any]) -> str:
-    """Return what a server must do where the adapter was trained over a quantised base."""
+    """Return the requirement on servers for an adapter trained on a quantised base."""
     if "quantisation" not in origin:
         return ""
     return (
-        "It was trained over the base in 4 bit: serve it over the same (transformers' "
+        "It was trained on the base in 4 bit: serve it on the same (transformers' "
         "`BitsAndBytesConfig`,\nvLLM's `--quantization bitsandbytes`), or the model differs.\n\n"
     )
 
 
 def _dequantised(origin: Mapping[str, Any]) -> str:
-    """Return how PEFT gets the base where the adapter was trained over a GGUF file."""
+    """Return how to load the base for PEFT where the adapter was trained on a GGUF file."""
     base = origin["base"]
     if base["source"] != "gguf":
         return ""
     return (
-        "It was trained over the weights of a GGUF file, dequantised: a server that computes with "
+        "It was trained on the dequantised weights of a GGUF file: a server that computes with "
         "the packed\nones differs a little. `base = AutoModelForCausalLM.from_pretrained(FOLDER, "
         f"gguf_file={Path(base['name']).name!r},\ndtype=torch.{origin['dtype']})` gives them.\n\n"
     )
@@ -117,7 +117,7 @@ def _provenance(origin: Mapping[str, Any]) -> str:
     base, packed = origin["base"], ""
     if "quantisation" in origin:
         double = ", double quantisation" if origin["quantisation"]["double"] else ""
-        packed = f", its linear maps in 4 bit (NF4{double})"
+        packed = f", its linear layers in 4 bit (NF4{double})"
     if base["source"] == "gguf":
         packed = f": dequantised from this GGUF file, whose tensors are {base['stored_as']}"
     elif base.get("stored_as"):

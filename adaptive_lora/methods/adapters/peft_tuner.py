@@ -1,4 +1,4 @@
-"""Build plans of the families that PEFT has beside LoRA, with weights from the seed's streams."""
+"""PEFT's tuners other than LoRA: built from plans, with initial weights from the seed's streams."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from adaptive_lora.models.errors import model_errors
 from adaptive_lora.seeding import rng_for
 
 _PREFIX_SPREAD = 0.02
-"""Standard deviation of a prefix's keys and values at the start, that of the base's own weights."""
+"""Standard deviation of a prefix's initial keys and values, equal to that of the base's weights."""
 
 
 def attach_peft_tuner(model: Any, plan: TunerPlan, *, seed: int, head: Sequence[str] = ()) -> PeftModel:
@@ -37,15 +37,15 @@ def attach_peft_tuner(model: Any, plan: TunerPlan, *, seed: int, head: Sequence[
 
     Args:
         model: the frozen base.
-        plan: family and settings.
-        seed: of the initial weights.
-        head: modules of the task that are trained beside the plan.
+        plan: tuner and settings.
+        seed: seed of the initial weights.
+        head: modules of the task trained in addition to the plan.
     """
     config: Any = tuner_config(model, plan)
     if head:
         config.modules_to_save = list(head)
     with warnings.catch_warnings():
-        # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
+        # peft 0.21 reads an attribute that transformers 5.23 renames; not caused by this package.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         with model_errors(f"{plan.method} cannot be attached to {type(model).__name__}", model):
             adapted: PeftModel = get_peft_model(model, config)
@@ -57,11 +57,11 @@ def attach_peft_tuner(model: Any, plan: TunerPlan, *, seed: int, head: Sequence[
 
 
 def detach_peft_tuner(adapted: PeftModel) -> None:
-    """Give the base back; soft prompts stand beside it and leave nothing in it."""
+    """Restore the base; soft prompts do not change it."""
     if not adapted.active_peft_config.is_prompt_learning:
         detach(adapted)
         return
-    # PEFT's generate leaves the base's own method behind as an attribute of the object.
+    # PEFT's generate leaves the base's own method as an attribute of the object.
     vars(adapted.base_model).pop("prepare_inputs_for_generation", None)
 
 
@@ -71,10 +71,10 @@ def tuner_config(model: nn.Module, plan: TunerPlan) -> PeftConfig:
 
 
 def keep_the_embeddings(adapted: PeftModel) -> None:
-    """Put the embeddings that P-tuning's encoder wrote in the encoder's place.
+    """Replace P-tuning's encoder by the embeddings that it computes.
 
-    PEFT would do so when the adapter is loaded back, outside autocast: the tested and the served
-    embeddings would differ by a rounding.
+    PEFT does this when the adapter is loaded, outside autocast, so that the tested and the served
+    embeddings would differ by rounding.
     """
     encoder: Any = adapted.prompt_encoder[ADAPTER]
     with torch.no_grad():
@@ -103,7 +103,7 @@ def _p_tuning(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
 
 
 def _prefix_tuning(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
-    heads = settings["kv_heads"]  # PEFT knows grouped keys, but not Falcon's single one
+    heads = settings["kv_heads"]  # PEFT supports grouped keys, but not Falcon's single key head
     sizes = {"token_dim": heads * settings["head_dim"], "num_attention_heads": heads}
     return PrefixTuningConfig(**{**_prompt(settings), **sizes})
 
@@ -122,13 +122,13 @@ def _ia3(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
 CONFIGURATIONS: Mapping[str, Callable[[nn.Module, Mapping[str, Any]], PeftConfig]] = MappingProxyType(
     {"prompt_tuning": _prompt_tuning, "p_tuning": _p_tuning, "prefix_tuning": _prefix_tuning, "ia3": _ia3}
 )
-"""Family -> its configuration, from the base and the plan's settings."""
+"""Tuner -> function from the base and the plan's settings to its PEFT configuration."""
 
 
 def _initial(model: Any, plan: TunerPlan, name: str, parameter: nn.Parameter, seed: int) -> torch.Tensor:
-    """Return the start of a trained tensor from a stream of seed, family and name.
+    """Return the initial value of a trained tensor, from a stream of seed, tuner and name.
 
-    More virtual tokens have those of fewer as their first.
+    The first of more virtual tokens are equal to those of fewer.
     """
     if plan.family == "ia3":
         return torch.ones_like(parameter)
@@ -138,16 +138,16 @@ def _initial(model: Any, plan: TunerPlan, name: str, parameter: nn.Parameter, se
         drawn = rng.integers(0, len(words), size=len(parameter))
         return words.detach()[torch.from_numpy(drawn).to(words.device)].float()
     shape = tuple(parameter.shape)
-    if "mlp_head" in name:  # as torch starts linear maps; a bias has the bound of its map's inputs
+    if "mlp_head" in name:  # torch's default for linear layers; a bias has the bound of its layer's inputs
         inputs = plan.tensors[f"{name.rpartition('.')[0]}.weight"][1]
         bound = inputs**-0.5
         return torch.from_numpy(rng.random(shape, dtype="float32") * (2 * bound) - bound)
-    spread = _PREFIX_SPREAD if plan.family == "prefix_tuning" else 1.0  # as torch starts embeddings
+    spread = _PREFIX_SPREAD if plan.family == "prefix_tuning" else 1.0  # torch's default for embeddings
     return torch.from_numpy(rng.standard_normal(shape, dtype="float32") * spread)
 
 
 def fit_peft_tuner(trial: TrialContext) -> TrainedTrial:
-    """Attach, train, and keep of P-tuning's encoder what it wrote."""
+    """Attach and train; of P-tuning's encoder, keep the computed embeddings."""
     plan = trial.tuner_plan
     adapted = trial.adopt(attach_peft_tuner(trial.base, plan, seed=trial.seed, head=trial.head), undo=detach_peft_tuner)
     audit_tuner(adapted, plan.tensors, trial.head)

@@ -15,14 +15,14 @@ from adaptive_lora.options import Limits, option
 
 @dataclass(frozen=True, kw_only=True)
 class Eva(RankMethod):
-    """EVA (Paischer et al. 2024, 2410.07170): directions of the inputs that explain most variance.
+    """EVA (Paischer et al. 2024, 2410.07170): initial A from the principal directions of the inputs.
 
     A starts as the leading right singular vectors of the site's inputs, B at zero; ranks come from
-    sorting all components by their share of explained variance, at most rho times `rank` a site.
-    Computed by PEFT. Without a budget it spends ranks, as in the paper, `rank` a site on average:
-    its parameters are whatever that costs. With a budget of parameters components are taken in the
-    same order as far as it goes. Sites of one input have equal scores. The paper's
-    scaling is `constant`: PEFT's `adjust_scaling_factors` keeps alpha / rank the same everywhere.
+    sorting all components by their share of explained variance, at most rho times `rank` per site.
+    Computed by PEFT. Without a budget it distributes ranks, as in the paper, `rank` per site on
+    average, with any number of parameters. With a parameter budget, components are taken in the same
+    order until it is used up. Sites with the same input have equal scores. The paper's scaling is
+    `constant`: PEFT's `adjust_scaling_factors` keeps alpha / rank equal at all sites.
     """
 
     name: ClassVar[str] = "eva"
@@ -32,14 +32,16 @@ class Eva(RankMethod):
         "everywhere (scaling=constant). Where A starts from the inputs, its rows have norm 1 "
         "instead of about 0.58, so that the first update is larger at an equal learning rate."
     )
-    rank: int = option(16, "mean rank; EVA's budget is ranks unless one is given", limits=RANK)
-    rho: float = option(2.0, "greatest rank as a multiple of rank", limits=Limits(low=1))
-    tau: float = option(0.99, "cosine similarity at which a direction counts as found", limits=Limits(low=0, high=1))
+    rank: int = option(16, "mean rank over sites; without a budget, EVA distributes ranks, not parameters", limits=RANK)
+    rho: float = option(2.0, "maximum rank as a multiple of rank", limits=Limits(low=1))
+    tau: float = option(
+        0.99, "cosine similarity at which a direction counts as converged", limits=Limits(low=0, high=1)
+    )
     ranks: str = option("own", "'own': by explained variance; 'uniform': equal", limits=RANKS)
-    init: str = option("own", "'own': A from the inputs; 'default': as all methods", limits=INIT)
+    init: str = option("own", "'own': A from the inputs; 'default': random, as in other methods", limits=INIT)
 
     def __post_init__(self) -> None:
-        """Refuse what is another method."""
+        """Refuse options that make another method."""
         check_choices("eva", self.ranks, self.init)
 
     @property

@@ -1,4 +1,4 @@
-"""EVA's directions through PEFT: the singular vectors of each site's inputs."""
+"""EVA's directions, computed by PEFT: the singular vectors of each site's inputs."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from adaptive_lora.errors import AllocationError
 from adaptive_lora.methods.adapters.attach import peft_task
 
 Counted = Callable[[Batch, torch.Tensor], torch.Tensor]
-"""Batch and a site's inputs (B, T, in) -> (B, T) bool: the positions whose variance counts."""
+"""Function from a batch and a site's inputs (B, T, in) to the mask (B, T) of positions that count."""
 _PASSES_PER_BATCH = 100
-"""PEFT cycles through the batches until every direction has been found; this ends it."""
+"""Maximum number of passes per batch; PEFT itself cycles until every direction has converged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaSettings:
-    """What PEFT is asked for."""
+    """Settings of the search for directions."""
 
     rank: int
-    """Mean rank, of the budget in ranks."""
+    """Mean rank over sites."""
     rho: float
-    """Greatest rank of a site over `rank`; 1: `rank` directions everywhere."""
+    """Ratio of a site's maximum rank to `rank`; 1: `rank` directions at every site."""
     tau: float
 
     @property
     def components(self) -> int:
-        """Directions that are looked for at each site."""
+        """Number of directions to find at each site."""
         return round(self.rank * self.rho)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Directions:
-    """What PEFT found."""
+    """Directions found by PEFT."""
 
     a: Mapping[str, torch.Tensor]
-    """Site name -> (rank, in) singular vectors, best first; as many as EVA's ranks."""
+    """Site name -> singular vectors, shape (rank, in), in falling order; as many as EVA's rank there."""
     explained: Mapping[str, tuple[float, ...]]
-    """Site name -> share of the inputs' variance that each direction explains."""
+    """Site name -> share of the inputs' variance explained by each direction."""
 
 
 def eva_directions(
@@ -56,17 +56,17 @@ def eva_directions(
     settings: EvaSettings,
     run: Callable[[nn.Module, Batch], Any],
 ) -> Directions:
-    """Return EVA's initial A of every site; the model is left as it was.
+    """Return EVA's initial A of every site; the model is not changed.
 
     Args:
-        model: the base, without adapters, in evaluation mode.
-        sites: module name -> which positions of its inputs count.
-        batches: on which the model runs, at least one.
-        settings: ranks.
-        run: runs the model on a batch.
+        model: base without adapters, in evaluation mode.
+        sites: module name -> function that selects the positions of its inputs.
+        batches: batches to run the model on, at least one.
+        settings: ranks and tolerance.
+        run: function that runs the model on a batch.
 
     Raises:
-        AllocationError: too few inputs for so many directions, or they were not found.
+        AllocationError: there are too few inputs for this number of directions, or they did not converge.
     """
     _check_widths(model, sites, settings)
     hooks, first = dict[str, SVDHook](), dict[str, HashHook]()
@@ -77,7 +77,7 @@ def eva_directions(
         passes += 1
         if passes > _PASSES_PER_BATCH * len(batches):
             raise AllocationError(
-                f"EVA's directions still turn after {passes - 1} passes; lower tau "
+                f"EVA's directions have not converged after {passes - 1} passes; lower tau "
                 f"(now {settings.tau:g}) or raise profile_batches."
             )
         for name in sites:
@@ -107,8 +107,8 @@ def eva_directions(
 
 
 def _counted_rows(sites: Mapping[str, Counted], settings: EvaSettings) -> Callable[[Any, Batch, str], torch.Tensor]:
-    """Return what gives PEFT the rows (positions, in) of a site's inputs that count."""
-    needed = 2 * settings.components  # PEFT's incremental SVD keeps twice as many as it is asked
+    """Return a function that gives PEFT the selected rows (positions, in) of a site's inputs."""
+    needed = 2 * settings.components  # PEFT's incremental SVD keeps twice the requested number
 
     def rows_of(inputs: Any, batch: Batch, name: str) -> torch.Tensor:
         rows: torch.Tensor = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
@@ -116,7 +116,7 @@ def _counted_rows(sites: Mapping[str, Counted], settings: EvaSettings) -> Callab
         chosen = rows[sites[name](batch, rows)]
         if len(chosen) < needed:
             raise AllocationError(
-                f"EVA looks for {settings.components} directions and needs {needed} tokens a "
+                f"EVA looks for {settings.components} directions and needs {needed} tokens per "
                 f"calibration batch; {name} saw {len(chosen)}. Raise profile_batches or "
                 "profile_batch_size, or lower rank or rho."
             )
@@ -138,19 +138,19 @@ def _config(model: nn.Module, sites: Sequence[str], settings: EvaSettings) -> Lo
 
 
 def _check_widths(model: nn.Module, sites: Iterable[str], settings: EvaSettings) -> None:
-    """PEFT's incremental SVD keeps twice as many vectors as it is asked for."""
+    """Check that sites are wide enough for PEFT's incremental SVD, which keeps twice the requested vectors."""
     modules = dict(model.named_modules())
     narrow = min(int(m.weight.shape[0]) if isinstance(m := modules[n], Conv1D) else m.in_features for n in sites)
     if 2 * settings.components > narrow:
         raise AllocationError(
-            f"EVA looks for {settings.components} directions and needs twice as many inputs a "
+            f"EVA looks for {settings.components} directions and needs twice as many inputs per "
             f"site; the narrowest has {narrow}. Lower rank or rho."
         )
 
 
 @contextmanager
 def _hooks_removed(model: nn.Module, sites: Iterable[str]) -> Iterator[None]:
-    """Leave no hook of PEFT behind, even where it is interrupted."""
+    """Remove PEFT's hooks at the end of the block, also after an interruption."""
     try:
         yield
     finally:

@@ -25,11 +25,11 @@ from adaptive_lora.methods.importance.passes import joined
 from adaptive_lora.models.tasks import CausalTask
 
 _USED_SHARE = 0.9
-"""Least share of the calibration tokens that EVA looks at; batches too short are left out."""
+"""Minimum share of the calibration tokens that EVA must use; batches that are too short are skipped."""
 
 
 def fit_eva(options: Eva, trial: TrialContext) -> TrainedTrial:
-    """Measure the inputs, attach EVA's ranks, start A from its directions, train."""
+    """Measure the inputs, attach EVA's ranks, initialise A with its directions, train."""
     started = time.perf_counter()
     plan, directions = _measured(trial, options)
     adapted = trial.attach(plan)
@@ -46,7 +46,7 @@ def fit_eva(options: Eva, trial: TrialContext) -> TrainedTrial:
 
 
 def _measured(trial: TrialContext, options: Eva) -> tuple[RankPlan, Directions]:
-    """Return EVA's plan and at least as many directions as it has ranks."""
+    """Return EVA's plan, and at least as many directions per site as its rank."""
     plan = trial.plan
     sites = [entry.site for entry in plan.entries]
     limits = rank_limits(trial.method, sites, least=0)
@@ -56,11 +56,11 @@ def _measured(trial: TrialContext, options: Eva) -> tuple[RankPlan, Directions]:
         return _with_ranks(plan, ranks), found
     costs = [site.parameters_per_rank for site in sites]
     limited = limits != rank_limits(MethodSpec(options=options), sites, least=0)
-    if plan.budget is None and not limited:  # the paper's: PEFT shares out the ranks
+    if plan.budget is None and not limited:  # as in the paper: PEFT distributes the ranks
         settings = EvaSettings(rank=options.rank, rho=options.rho, tau=options.tau)
         found = _directions(trial, settings)
         return _with_ranks(plan, [len(found.a[site.name]) for site in sites]), found
-    if plan.budget is None:  # ranks are the budget
+    if plan.budget is None:  # the budget is a number of ranks
         costs, budget = [1] * len(sites), options.rank * len(sites)
     else:
         budget = rank_budget(plan)
@@ -85,7 +85,7 @@ def _directions(trial: TrialContext, settings: EvaSettings) -> Directions:
             return model(**batch.inputs)
 
     def counted(site: AdapterSite) -> Counted:
-        if causal:  # EVA's own choice: the positions whose prediction is learned from
+        if causal:  # as in EVA: the positions with supervised predictions
             return lambda batch, rows: batch.supervised
         return lambda batch, rows: positions_mask(batch, site, rows)
 
@@ -95,9 +95,9 @@ def _directions(trial: TrialContext, settings: EvaSettings) -> Directions:
 
 
 def _batches(trial: TrialContext, settings: EvaSettings, causal: bool) -> Sequence[Batch]:
-    """Return calibration batches, joined no more than it takes to have enough tokens in each.
+    """Return calibration batches, merged only as far as needed to have enough tokens in each.
 
-    PEFT compares the inputs of all sites of the first one as Python numbers, so it should be small.
+    PEFT compares the inputs of all sites on the first batch as Python numbers, so it should be small.
     """
     calibration, needed = trial.calibration(), 2 * settings.components
 

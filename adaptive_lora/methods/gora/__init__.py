@@ -19,11 +19,11 @@ class Gora(RankMethod):
     """GoRA (He et al. 2025, 2502.12171): ranks by mean |w·g|, B from the compressed gradient.
 
     Rank of a site: round(share of importance x sum of sqrt(m + n)·rank / sqrt(m + n)), clipped to
-    half and four times `rank` (section 3.2); without a budget its parameters are whatever that
-    costs. With one the same shares fill it within these limits. B starts so that the first product
-    is the gradient's projection on A, with the norm of one step of SGD at rate gamma
-    (section 3.3). The paper's scaling is `rslora`. Departure: the
-    gradient is that of the calibration batches, weighted by token.
+    half and four times `rank` (section 3.2); without a budget, this gives any number of parameters.
+    With one, the same shares fill it within these limits. B is initialised so that B·A is the
+    gradient's projection on A, with the norm of one SGD step at rate gamma (section 3.3). The
+    paper's scaling is `rslora`. Departure: the gradient is that of the calibration batches, weighted
+    by token.
     """
 
     name: ClassVar[str] = "gora"
@@ -31,23 +31,23 @@ class Gora(RankMethod):
         "The factor is the policy's at each rank (the paper's is scaling=rslora). B starts from "
         "the gradient divided by the factor, so that the first function does not depend on it."
     )
-    rank: int = option(16, "reference rank, about the mean", limits=RANK)
-    gamma: float = option(0.05, "rate of the SGD step that B starts with", limits=Limits(above=0))
+    rank: int = option(16, "reference rank, close to the mean over sites", limits=RANK)
+    gamma: float = option(0.05, "learning rate of the SGD step that initialises B", limits=Limits(above=0))
     ranks: str = option("own", "'own': by mean |w·g|; 'uniform': equal", limits=RANKS)
     init: str = option("own", "'own': B from the gradient; 'default': zero", limits=INIT)
 
     def __post_init__(self) -> None:
-        """Refuse what is another method."""
+        """Refuse options that make another method."""
         check_choices("gora", self.ranks, self.init)
 
     @property
     def metric(self) -> str | None:
-        """Importance profile of its ranks."""
+        """Name of the importance profile for its ranks."""
         return "weight_gradient" if self.ranks == "own" else None
 
     @property
     def is_plain_lora(self) -> bool:
-        """Whether only its ranks are wanted."""
+        """Whether only its ranks are used, with the default initialisation."""
         return self.init == "default"
 
     @property
@@ -80,7 +80,7 @@ class Gora(RankMethod):
         return Solution(ranks=problem.rounded(clipped), budget=None)
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
-        """Start every B from its site's gradient, unless only the ranks are wanted, and train."""
+        """Initialise every B from its site's gradient, unless only the ranks are used, and train."""
         if self.is_plain_lora:
             return super().fit(trial)
         from adaptive_lora.methods.gora.fit import fit_gora

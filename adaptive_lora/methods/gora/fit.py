@@ -1,4 +1,4 @@
-"""GoRA: B starts from the gradient, compressed onto A."""
+"""GoRA: B is initialised from the gradient, projected on A."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adaptive_lora.methods.importance.gradient import HalfSums
 
 
 def fit_gora(options: Gora, trial: TrialContext) -> TrainedTrial:
-    """Attach the plan, start every B from its site's gradient, train."""
+    """Attach the plan, initialise every B from its site's gradient, train."""
     started = time.perf_counter()
     plan = trial.plan
     initial = _initial_b(trial, plan, options.gamma)
@@ -37,7 +37,7 @@ def fit_gora(options: Gora, trial: TrialContext) -> TrainedTrial:
 
 
 def compressed_gradient(gradient: torch.Tensor, a: torch.Tensor, *, gamma: float, scale: float) -> torch.Tensor:
-    """Return B of shape (out, r) for which scale · B·A is a step of SGD, as far as A can tell.
+    """Return B of shape (out, r) for which scale · B·A is an SGD step projected on A.
 
     With G the gradient and A fixed, -G Aᵀ (A Aᵀ)⁻¹ is the B whose product with A is nearest to -G.
     A random A keeps about r / in of the squared norm of G, so B is multiplied by
@@ -45,9 +45,9 @@ def compressed_gradient(gradient: torch.Tensor, a: torch.Tensor, *, gamma: float
     scale alpha / sqrt(r), the factor is gamma·sqrt(in) / alpha (2502.12171, section 3.3).
 
     Args:
-        gradient: (out, in).
-        a: (r, in).
-        gamma: rate of the step.
+        gradient: gradient of the weight, shape (out, in).
+        a: fixed A, shape (r, in).
+        gamma: learning rate of the step.
         scale: factor of B·A in the model.
     """
     g, rows = gradient.double(), a.double()
@@ -57,7 +57,7 @@ def compressed_gradient(gradient: torch.Tensor, a: torch.Tensor, *, gamma: float
 
 
 class _Start(HalfSums):
-    """Sums a site's gradient; its end is the site's initial B."""
+    """Statistic that sums a site's gradient; its result is the site's initial B."""
 
     def __init__(self, keep: dict[str, torch.Tensor], name: str, start: _Site) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class _Site:
 
 
 def _initial_b(trial: TrialContext, plan: RankPlan, gamma: float) -> dict[str, torch.Tensor]:
-    """Return every site's B; one site's gradient is held at a time where memory asks for it."""
+    """Return the initial B of every site; if memory requires it, one site's gradient is held at a time."""
     entries = {entry.site.name: entry for entry in plan.entries}
     found: dict[str, torch.Tensor] = {}
     task = dataclasses.replace(trial.profile_task(), sites=[entry.site for entry in plan.entries])

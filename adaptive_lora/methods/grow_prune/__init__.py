@@ -16,14 +16,15 @@ from adaptive_lora.options import Limits, option
 
 @dataclass(frozen=True, kw_only=True)
 class GrowPrune(RankMethod):
-    """Grow and prune within a fixed budget: this project's own, after ElaLoRA and L1RA.
+    """Grow and prune within a fixed budget: a method of this project, based on ElaLoRA and L1RA.
 
-    Plain LoRA from equal ranks. Every `interval` steps the components with the least smoothed
-    sensitivity |w·g| (AdaLoRA, 2303.10512, section 3.2, without the uncertainty) give way to new
-    ones at the sites whose weakest component matters most. Departures: ElaLoRA (2504.00254) and
-    L1RA (2509.04884) keep the number of ranks, this keeps the parameters, at every step; L1RA
-    starts the optimiser anew, here surviving components keep their moments; new components start
-    with B = 0 and the next rows of the site's own stream in A, so the function does not jump.
+    Plain LoRA from equal ranks. Every `interval` steps the components with the lowest smoothed
+    sensitivity |w·g| (AdaLoRA, 2303.10512, section 3.2, without the uncertainty) are replaced by new
+    ones at the sites whose weakest component has the highest sensitivity. Departures: ElaLoRA
+    (2504.00254) and L1RA (2509.04884) keep the number of ranks, this keeps the number of parameters,
+    at every step; L1RA restarts the optimiser, here remaining components keep their moments; new
+    components start with B = 0 and the next rows of the site's own stream in A, so the function does
+    not change.
     """
 
     name: ClassVar[str] = "grow_prune"
@@ -33,11 +34,13 @@ class GrowPrune(RankMethod):
         "Where a rank is added or dropped, B is rescaled so that the function stays as it is; the "
         "factor, and so the size of the next steps, is the policy's at the new rank."
     )
-    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
+    rank: int = option(16, "uniform rank whose number of parameters is the budget, where none is given", limits=RANK)
     warmup_share: float = option(0.1, "share of the steps before the first move", limits=SHARE)
     final_share: float = option(0.4, "share of the steps after the last move", limits=SHARE)
     interval: int | None = option(None, INTERVAL.format("twentieth"), unit="steps", limits=Limits(low=1))
-    move_share: float = option(0.1, "most new ranks at one decision, as a share of all", limits=Limits(above=0, high=1))
+    move_share: float = option(
+        0.1, "maximum number of new ranks per decision, as a share of all ranks", limits=Limits(above=0, high=1)
+    )
 
     @property
     def rank_label(self) -> str:
@@ -46,7 +49,7 @@ class GrowPrune(RankMethod):
                       move_share="move")  # fmt: skip
 
     def phases(self, steps: int) -> Phases:
-        """Return when ranks change in a training of so many steps."""
+        """Return the phases of rank changes in a training of `steps` steps."""
         return Phases.of(
             steps,
             warmup_share=self.warmup_share,
@@ -55,11 +58,11 @@ class GrowPrune(RankMethod):
         )
 
     def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
-        """Return equal ranks: the start and the budget."""
+        """Return equal ranks, which are the start and set the budget."""
         return RankRequest(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
-        """Train plain LoRA from equal ranks and move ranks on the way."""
+        """Train plain LoRA from equal ranks, moving ranks between sites."""
         from adaptive_lora.methods.grow_prune.fit import fit_grow_prune
 
         return fit_grow_prune(self, trial)

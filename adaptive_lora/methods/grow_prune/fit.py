@@ -19,20 +19,20 @@ from adaptive_lora.methods.grow_prune.moves import Change, SiteView, decide_move
 from adaptive_lora.methods.grow_prune.resize import NewRank, resize
 
 _SMOOTHING = 0.85
-"""Of the sensitivity's running mean, AdaLoRA's beta_1."""
+"""Smoothing factor of the sensitivity's running mean (AdaLoRA's beta_1)."""
 _YOUNG = 5
-"""Steps below which a component is not judged, whatever the interval."""
+"""Minimum age of a component, in steps, before it can be pruned, for any interval."""
 
 
 def fit_grow_prune(options: GrowPrune, trial: TrialContext) -> TrainedTrial:
-    """Train plain LoRA from equal ranks and move ranks on the way."""
+    """Train plain LoRA from equal ranks, moving ranks between sites."""
     adapted = trial.attach(trial.plan)
     callback = GrowPruneCallback(adapted, trial.plan, options, seed=trial.seed)
     result = trial.train(adapted, callback)
     audit_moved(adapted)
     plan, factors = revised(trial.plan, callback.ranks()), read_factors(adapted)
     trial.release()
-    # PEFT's configuration still names the ranks of the start.
+    # PEFT's configuration still has the starting ranks.
     plain = trial.attach(plan, head_as_trained=True)
     write_factors(plain, factors)
     return TrainedTrial(
@@ -45,16 +45,16 @@ def fit_grow_prune(options: GrowPrune, trial: TrialContext) -> TrainedTrial:
 
 
 class GrowPruneCallback:
-    """Keeps a running sensitivity per component and moves ranks where that is due."""
+    """Keeps a running sensitivity per component, and moves ranks when due."""
 
     def __init__(self, adapted: PeftModel, plan: RankPlan, options: GrowPrune, *, seed: int) -> None:
         """Prepare for a model that was just attached.
 
         Args:
-            adapted: plain LoRA.
-            plan: its plan; the budget holds at every step.
-            options: of the method.
-            seed: of the rows of A that new components start with.
+            adapted: model with plain LoRA adapters.
+            plan: plan of the model; the budget holds at every step.
+            options: options of the method.
+            seed: seed of the rows of A of new components.
         """
         self._layers, self._plan, self._seed = lora_layers(adapted), plan, seed
         self._options, self._budget = options, budget_of(plan)
@@ -66,15 +66,15 @@ class GrowPruneCallback:
         self.history = [RankEvent(step=0, ranks=dict(ranks))]
 
     def ranks(self) -> dict[str, int]:
-        """Return site name -> rank now."""
+        """Return site name -> current rank."""
         return {name: len(ages) for name, ages in self._age.items()}
 
     def most_parameters(self) -> int:
-        """Return the most parameters that were trained at once."""
+        """Return the maximum number of parameters trained at the same time."""
         return max(revised(self._plan, e.ranks).trainable_parameters for e in self.history)
 
     def start(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        """Derive the phases from the steps to come."""
+        """Compute the phases from the number of steps."""
         self._optimizer, self._phases = optimizer, self._options.phases(steps)
 
     def penalty(self) -> torch.Tensor | None:
@@ -82,7 +82,7 @@ class GrowPruneCallback:
         return None
 
     def stepped(self, step: int, *, taken: bool) -> None:
-        """Update sensitivities and move ranks where that is due."""
+        """Update sensitivities, and move ranks if due."""
         if step > self._phases.settle:
             return
         if taken:
@@ -104,7 +104,7 @@ class GrowPruneCallback:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Give every layer its rank of then; weights and moments are loaded afterwards."""
+        """Give every layer the rank in `state`; weights and moments are loaded afterwards."""
         for name, ages in state["age"].items():
             if len(ages) != len(self._age[name]):
                 width = self._layers[name].in_features
@@ -138,7 +138,7 @@ class GrowPruneCallback:
             self.history.append(RankEvent(step=step, ranks=self.ranks()))
 
     def _view(self, name: str) -> SiteView:
-        """Return a site with its scores; the mean is corrected for its start at zero."""
+        """Return a site with its scores; the running mean is bias-corrected for its start at zero."""
         grown_up = max(_YOUNG, 2 * self._phases.interval)
         scores = [
             mean / (1 - _SMOOTHING**age) if age >= min(grown_up, self._phases.settle - 1) else None

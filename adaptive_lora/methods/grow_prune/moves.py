@@ -1,4 +1,4 @@
-"""Moving ranks between sites within a budget: which components go, which sites grow."""
+"""Moves of ranks between sites within a budget: components to prune, and sites to grow."""
 
 from __future__ import annotations
 
@@ -6,60 +6,60 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 WORTH_MOVING = 2.0
-"""A receiver's weakest component must matter this many times as much as what is given up for it;
-below that a move is as likely noise as gain."""
+"""Minimum ratio of a receiver's lowest score to the scores given up for it; below it, a move is as likely
+noise as gain."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiteView:
-    """One site when ranks are decided."""
+    """One site at the time of a decision."""
 
     scores: tuple[float | None, ...]
-    """Sensitivity per component; None: too young to be judged."""
+    """Sensitivity per component; None: too young to be compared."""
     cost: int
-    """Parameters per rank."""
+    """Number of parameters per rank."""
     max_rank: int
 
     @property
     def weakest(self) -> float | None:
-        """Least score, or None while a component is too young: the site waits for its verdict."""
+        """Lowest score, or None while a component is too young; the site is then not changed."""
         judged = [score for score in self.scores if score is not None]
         return min(judged) if len(judged) == len(self.scores) else None
 
 
 @dataclass(kw_only=True, slots=True)
 class Change:
-    """What happens to one site."""
+    """Change of one site's components."""
 
     pruned: list[int] = field(default_factory=list)
-    """Components that go."""
+    """Indices of the components to prune."""
     grown: int = 0
-    """New components."""
+    """Number of new components."""
 
 
 def decide_moves(sites: Sequence[SiteView], *, slack: int, limit: int, fill: bool = False) -> list[Change]:
-    """Move ranks from where the weakest components matter least to where they matter most.
+    """Move ranks from the sites with the lowest minimum score to those with the highest.
 
-    A site whose weakest component matters more than those of others could use another: L1RA's rule
-    (2509.04884), with AdaLoRA's sensitivity in the place of its gates. Where no move is worth it,
-    the weakest components of all sites matter about the same, which is the condition of the
-    optimum if a component's score falls with its index.
+    A site whose weakest component scores higher than those of others can use another one: L1RA's rule
+    (2509.04884), with AdaLoRA's sensitivity instead of its gates. Where no move is worthwhile, the
+    weakest components of all sites score about the same, which is the condition of the optimum if
+    scores fall with a component's index.
 
     Args:
-        sites: as they stand.
-        slack: parameters of the budget that are not in use.
-        limit: most new components.
-        fill: afterwards also use up the slack, wherever another rank fits.
+        sites: sites with their current components.
+        slack: number of parameters of the budget that are not in use.
+        limit: maximum number of new components.
+        fill: whether to use up the slack afterwards, wherever another rank fits.
 
     Returns:
-        One change per site; every site keeps a component, and the cost of what grows is at most
-        that of what goes plus the slack.
+        One change per site; every site keeps at least one component, and new components cost at most
+        as much as the pruned ones plus the slack.
     """
     changes = [Change() for _ in sites]
     receivers = sorted(_receivers(sites), key=lambda index: -(sites[index].weakest or 0.0))
     for index in receivers[:limit]:
         if changes[index].pruned:
-            continue  # it has given something up; its turn would come after what it gave
+            continue  # it was pruned; its next component would score below the pruned one
         given = _give_up(sites, changes, index, sites[index].cost - slack)
         if given is None:
             continue
@@ -82,7 +82,7 @@ def _receivers(sites: Sequence[SiteView]) -> Iterator[int]:
 def _give_up(
     sites: Sequence[SiteView], changes: Sequence[Change], receiver: int, needed: int
 ) -> list[tuple[int, int]] | None:
-    """Return the weakest components that free so many parameters, or None where not worth it."""
+    """Return the weakest components that free enough parameters, or None if the move is not worthwhile."""
     worth = (sites[receiver].weakest or 0.0) / WORTH_MOVING
     candidates = sorted(
         (score, site, component)

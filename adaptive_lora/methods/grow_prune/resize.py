@@ -1,4 +1,4 @@
-"""Change a LoRA layer's rank during training; what survives keeps weights and Adam's moments."""
+"""Changes of a LoRA layer's rank during training; remaining components keep weights and Adam's moments."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from adaptive_lora.methods.adapters.attach import ADAPTER
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewRank:
-    """What a layer becomes."""
+    """New rank of a layer: remaining and new components, and scale."""
 
     kept: Sequence[int]
-    """Components that survive, in order."""
+    """Indices of the remaining components, in order."""
     new_a: torch.Tensor
-    """(k, in): A of new components; their B is zero, so the function does not change."""
+    """A of the k new components, shape (k, in); their B is zero, so the function does not change."""
     alpha: float
     scale: float
-    """Factor of the update at the new rank; B is rescaled where it changes."""
+    """Factor of the update at the new rank; B is rescaled if it changes."""
 
 
 def resize(layer: Any, change: NewRank, optimizer: torch.optim.Optimizer) -> None:
@@ -31,7 +31,7 @@ def resize(layer: Any, change: NewRank, optimizer: torch.optim.Optimizer) -> Non
     Args:
         layer: PEFT's LoRA layer.
         change: the new rank.
-        optimizer: AdamW that trains A and B.
+        optimizer: AdamW optimiser of A and B.
     """
     a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
     kept = torch.tensor(change.kept, dtype=torch.long, device=a.weight.device)
@@ -60,16 +60,16 @@ def resize(layer: Any, change: NewRank, optimizer: torch.optim.Optimizer) -> Non
 
 @dataclass(frozen=True, slots=True)
 class _Moments:
-    """How Adam's moments follow a resized weight.
+    """Adaptation of Adam's moments to a resized weight.
 
-    New components start without momentum and with the mean second moment of the survivors: with
-    zero there, Adam, whose bias correction is long over, would take steps of about three rates.
+    New components start without momentum and with the mean second moment of the remaining ones: with
+    zero, Adam, whose bias correction has ended, would take steps of about three times the rate.
     """
 
     join: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     mean: Callable[[torch.Tensor], torch.Tensor]
     factor: float
-    """The weight was multiplied by this, so its gradients are divided by it."""
+    """Factor by which the weight was multiplied; its gradients are divided by it."""
 
     def carry(self, state: dict[str, Any]) -> dict[str, Any]:
         first, second = state["exp_avg"] / self.factor, state["exp_avg_sq"] / self.factor**2

@@ -1,4 +1,4 @@
-"""Importance: how much each site matters for the data, measured before ranks are chosen."""
+"""Importance of sites for the data, measured before ranks are chosen."""
 
 from adaptive_lora.methods.importance.contract import ProfileTask, TrainedProbe
 from adaptive_lora.methods.importance.measure import PROFILERS, profile_importance

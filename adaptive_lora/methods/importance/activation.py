@@ -1,4 +1,4 @@
-"""The activation spectrum: how many directions a site's inputs really use (EVA)."""
+"""The activation spectrum: the variance of a site's inputs by principal component (EVA)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from adaptive_lora.methods.importance.spectra import SPECTRUM_LIMIT, spectrum, s
 
 
 def activation_spectrum(task: ProfileTask) -> Measurement:
-    """Measure the share of the inputs' variance that each principal component explains.
+    """Measure the share of the inputs' variance explained by each principal component.
 
     Spectrum: EVA's normalised explained variance (Paischer et al. 2024, 2410.07170;
     computed as PEFT does, about the mean). EVA sorts these over all sites. Score: the effective
     rank of the spectrum, the exponential of its entropy (Roy and Vetterli 2007); EVA has none.
-    Departures: padding does not count, all calibration batches are used where EVA runs until its
-    directions settle, and the decomposition is exact up to 256 components a pass.
+    Departures: padding does not count; all calibration batches are used, whereas EVA runs until its
+    directions converge; and the decomposition is exact up to 256 components per pass.
 
-    Sites with the same input (query, key and value; gate and up) get the same values: the metric
-    knows nothing of a site's output or of the loss.
+    Sites with the same input (query, key and value; gate and up) get equal values: the metric does
+    not depend on a site's output or on the loss.
     """
     several = len(halved(task.batches)) > 1
     return measure_sites(
@@ -35,20 +35,20 @@ def activation_spectrum(task: ProfileTask) -> Measurement:
 
 
 class Scatter:
-    """Scatter of rows about their mean, kept as few rows with nearly the same Gram matrix.
+    """Scatter of rows about their mean, stored as a few rows with nearly the same Gram matrix.
 
-    Rows can be added pass by pass (as Ross et al. 2008 merge blocks of different
-    mean). PEFT's IncrementalPCA gives the same from a decomposition of the rows themselves; the
-    Gram matrix of the smaller side takes a tenth of the time.
+    Rows can be added pass by pass (blocks of different mean are merged as in Ross et al. 2008).
+    PEFT's IncrementalPCA computes the same by decomposing the rows themselves; the Gram matrix of the
+    smaller side takes a tenth of the time.
     """
 
     def __init__(self, limit: int = SPECTRUM_LIMIT) -> None:
-        """Start empty; `condense` leaves `limit` rows."""
+        """Start empty; `condense` keeps at most `limit` rows."""
         self.limit, self.count, self.total = limit, 0, 0.0
         self.kept = self.mean = torch.zeros(0)
 
     def add(self, rows: torch.Tensor) -> None:
-        """Add rows (N, n)."""
+        """Add rows of shape (N, n)."""
         if len(rows) == 0:
             return
         other = Scatter(self.limit)
@@ -58,11 +58,11 @@ class Scatter:
         self.merge(other)
 
     def condense(self) -> None:
-        """Keep no more than `limit` rows."""
+        """Reduce to at most `limit` rows."""
         self.kept = _condensed(self.kept, self.limit)
 
     def merge(self, other: Scatter) -> None:
-        """Take in the rows of another scatter; nothing is cut."""
+        """Add the rows of another scatter without reducing them."""
         if self.count == 0 or other.count == 0:
             source = other if self.count == 0 else self
             self.kept, self.mean = source.kept, source.mean
@@ -76,7 +76,7 @@ class Scatter:
         self.total += other.total
 
     def shares(self) -> torch.Tensor:
-        """Return each component's share of the variance, not increasing; zeros without variance."""
+        """Return each component's share of the variance, not increasing; zeros if there is no variance."""
         if self.total == 0:
             return torch.zeros(1)
         most = min(self.limit, self.count - 1)
@@ -84,7 +84,7 @@ class Scatter:
 
 
 def _condensed(rows: torch.Tensor, limit: int) -> torch.Tensor:
-    """Return at most `limit` rows with the same leading part of the Gram matrix rowsᵀ rows."""
+    """Return at most `limit` rows with the same leading components of the Gram matrix rowsᵀ rows."""
     if len(rows) <= min(limit, rows.shape[1]):
         return rows
     if len(rows) >= rows.shape[1]:
@@ -97,10 +97,10 @@ def _condensed(rows: torch.Tensor, limit: int) -> torch.Tensor:
 
 
 class _Halves:
-    """Scatter of the inputs of each half."""
+    """Statistic: scatter of the inputs of each half of the data."""
 
     def __init__(self, site: AdapterSite, *, condense: bool) -> None:
-        """Start empty; condense where more passes come."""
+        """Start empty; `condense` is needed where several passes follow."""
         self.halves, self.most, self.condense = (Scatter(), Scatter()), site.max_rank, condense
 
     def add(self, rows: SiteRows) -> None:
@@ -121,9 +121,9 @@ class _Halves:
 
 
 def effective_rank(shares: torch.Tensor, scatter: Scatter) -> float:
-    """Return exp(entropy) of shares; what was cut counts as spread evenly over the dimensions left.
+    """Return exp(entropy) of shares; the variance cut off counts as spread evenly over the other dimensions.
 
-    Zero without variance.
+    The result is 0 if there is no variance.
     """
     found = shares[shares > 0]
     if len(found) == 0:

@@ -1,10 +1,10 @@
-"""What flows through adapter sites: inputs and output gradients, one site at a time.
+"""Inputs and output gradients of adapter sites, captured one site at a time.
 
-The base stays frozen: no weight asks for a gradient. A hook keeps a site's input, another one
-receives the gradient of its output, and a statistic is formed from both and dropped. Where all
-calibration batches fit into one pass, a site's statistic is complete the moment its gradient
-arrives, so one site's statistic is held at a time. Where they do not, sites are measured in
-groups whose statistics together take no more than the model's own gradient would.
+The base stays frozen: no weight requires a gradient. One hook keeps a site's input, another receives
+the gradient of its output; a statistic is computed from both, and both are released. Where all
+calibration batches fit into one pass, a site's statistic is complete when its gradient arrives, so
+one site's statistic is held at a time. Otherwise sites are measured in groups whose statistics
+together take no more memory than the model's own gradient would.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ from adaptive_lora.methods.importance.passes import Pass, halved
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiteRows:
-    """B examples of one pass at one site, T positions each."""
+    """Inputs and gradients of B examples of T positions in one pass at one site."""
 
     inputs: torch.Tensor
-    """(B, T, in) float32."""
+    """Inputs of the site, shape (B, T, in), float32."""
     gradients: torch.Tensor
-    """(B, T, out) float32, of the summed negative log-likelihood; (B, T, 0) in forward passes."""
+    """Gradients of the summed loss by the output, shape (B, T, out), float32; (B, T, 0) in forward passes."""
     mask: torch.Tensor
-    """(B, T) whether a position is no padding."""
+    """Mask of positions that are not padding, shape (B, T)."""
     split: int
-    """Examples before it belong to the first half of the calibration data."""
+    """Index of the first example of the second half of the calibration data."""
     tokens: torch.Tensor
-    """(B,) supervised tokens of each example."""
+    """Number of supervised tokens per example, shape (B,)."""
 
     @property
     def halves(self) -> tuple[slice, slice]:
-        """The examples of the first and of the second half."""
+        """Slices of the examples of the first and of the second half."""
         return slice(0, self.split), slice(self.split, None)
 
 
 _CROSS = re.compile(r"encdec|encoder_attn|cross", re.IGNORECASE)
 _IMAGES = re.compile(r"vision|visual|image", re.IGNORECASE)
-"""Towers whose positions are patches of images: no mask of a text is theirs."""
+"""Pattern of names of towers whose positions are image patches, to which no text mask applies."""
 
 Measures = tuple[SiteMeasure, SiteMeasure, SiteMeasure]
-"""Of all calibration data, of the first half and of the second half."""
+"""Measures of one site on all calibration data, on the first half and on the second half."""
 
 
 class Statistic(Protocol):
-    """What is kept of one site between passes."""
+    """Statistic of one site, accumulated over passes."""
 
     def add(self, rows: SiteRows) -> None:
-        """Take in one pass."""
+        """Add one pass."""
 
     def finish(self) -> Measures:
-        """Return what was measured."""
+        """Return the measures."""
 
 
 def measure_sites(
@@ -72,13 +72,13 @@ def measure_sites(
     floats: Callable[[AdapterSite], int],
     backward: bool = True,
 ) -> Measurement:
-    """Feed every site's statistic with the calibration data.
+    """Compute every site's statistic on the calibration data.
 
     Args:
-        task: what is profiled.
-        make: starts the statistic of a site.
-        floats: numbers that the statistic of a site holds.
-        backward: whether gradients are wanted, or inputs alone.
+        task: model, sites and calibration data.
+        make: function that makes the empty statistic of a site.
+        floats: function from a site to the number of floats in its statistic.
+        backward: whether gradients are needed, or inputs alone.
     """
     passes = halved(task.batches)
     own = sum(site.in_features * site.out_features for site in task.sites)
@@ -110,7 +110,7 @@ def measure_sites(
 
 
 def _groups(sites: Sequence[AdapterSite], floats: Callable[[AdapterSite], int], limit: int) -> list[list[AdapterSite]]:
-    """Cut sites into runs whose statistics hold at most `limit` numbers, or that are one site."""
+    """Divide sites into groups whose statistics have at most `limit` floats, or that are a single site."""
     groups: list[list[AdapterSite]] = []
     held = limit
     for site in sites:
@@ -123,7 +123,7 @@ def _groups(sites: Sequence[AdapterSite], floats: Callable[[AdapterSite], int], 
 
 
 class _Run:
-    """One pass through the model; each site's rows are handed on when they are complete."""
+    """One pass through the model; each site's rows are passed on when they are complete."""
 
     def __init__(
         self, task: ProfileTask, part: Pass, sites: Mapping[str, AdapterSite], take: Callable[[str, SiteRows], None]
@@ -135,7 +135,7 @@ class _Run:
         self.gradients: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
 
     def run(self, *, backward: bool) -> None:
-        """Run the model and hand on the rows of every site that it reached."""
+        """Run the model, and pass on the rows of every site that was called."""
         modules = dict(self.task.model.named_modules())
         with ExitStack() as hooks:
             for name in self.sites:
@@ -160,7 +160,7 @@ class _Run:
             self.inputs[name].append(inputs[0].detach())
             if not backward:
                 return None
-            if not output.requires_grad:  # nothing below is trained: the graph starts here
+            if not output.requires_grad:  # no parameter before it is trained, so the graph starts here
                 output = output.detach().requires_grad_().clone()
             output.register_hook(lambda gradient: self._arrive(name, call, gradient))
             return output
@@ -168,7 +168,7 @@ class _Run:
         return keep
 
     def _arrive(self, name: str, call: int, gradient: torch.Tensor) -> None:
-        """Keep an output gradient; a module that ran several times is complete after the last."""
+        """Store an output gradient; a module that ran several times is complete after its last one."""
         arrived = self.gradients[name]
         arrived[call] = gradient.detach()
         if len(arrived) == len(self.inputs[name]):
@@ -201,18 +201,18 @@ class _Run:
         if rows.shape[:-1].numel() % examples:
             raise ModelError(
                 f"{name} sees {rows.shape[:-1].numel()} rows for {examples} examples; required a "
-                "multiple, so that rows can be told apart by example."
+                "multiple, so that rows can be assigned to examples."
             )
         return rows.float().reshape(examples, -1, rows.shape[-1])
 
 
 def positions_mask(batch: Batch, site: AdapterSite, rows: torch.Tensor) -> torch.Tensor:
-    """Return (B, T) which of the positions that a site saw are no padding; all where unknown.
+    """Return the mask (B, T) of a site's positions that are not padding; all true where unknown.
 
     Args:
-        batch: what went through the model.
-        site: where the rows were seen; keys and values of cross-attention see the encoder's.
-        rows: (B, T, in).
+        batch: batch that went through the model.
+        site: site of the rows; keys and values of cross-attention have the encoder's positions.
+        rows: inputs of the site, shape (B, T, in).
     """
     cross = site.role in (Role.KEY, Role.VALUE) and _CROSS.search(site.name)
     names = ["attention_mask"]
@@ -226,13 +226,13 @@ def positions_mask(batch: Batch, site: AdapterSite, rows: torch.Tensor) -> torch
 
 
 def _joint(calls: list[torch.Tensor]) -> torch.Tensor:
-    """Join the positions of several calls; one call is not copied."""
+    """Concatenate the positions of several calls; a single call is not copied."""
     return calls[0] if len(calls) == 1 else torch.cat(calls, dim=1)
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Let no parameter require a gradient, in evaluation mode; put everything back afterwards."""
+    """Switch to evaluation mode without gradients of parameters inside the block; restore both afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _ in wanted:

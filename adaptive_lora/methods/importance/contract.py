@@ -1,4 +1,4 @@
-"""The contract of profilers: what they are given and what they give back."""
+"""The contract of profilers: their inputs and results."""
 
 from __future__ import annotations
 
@@ -21,61 +21,61 @@ class TrainedProbe:
 
     model: nn.Module
     tokens: int
-    """Tokens without padding that the training took."""
+    """Number of tokens of its training, without padding."""
 
 
 Trainer = Callable[[], AbstractContextManager[TrainedProbe]]
-"""Trains LoRA adapters of one rank on every site for a short while, inside the base, and takes them
-off when the context is left."""
+"""Function that trains LoRA adapters of one rank on every site of the base for a short while; leaving
+the context removes them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProfileTask:
-    """What is profiled, and on what."""
+    """Model, sites and data to measure importance on."""
 
     model: nn.Module
     """Base without adapters, on the runtime's device."""
     sites: Sequence[AdapterSite]
     batches: Sequence[Batch]
-    """Calibration batches, of the training part only."""
+    """Calibration batches, from the training split only."""
     runtime: Runtime
     loss: Loss = causal_loss
-    """Another objective (masked tokens, classes) goes here; `Batch.labels` are its to read."""
+    """Loss function of the task, which reads `Batch.labels`."""
     validation: Sequence[Batch] = ()
-    """Batches of the validation part; only `ablation` looks at them."""
+    """Batches of the validation split; only `ablation` uses them."""
     trained: Trainer | None = None
-    """Only `ablation` and `output_energy` train."""
+    """Function that trains adapters, used by `ablation` and `output_energy` only; None: not available."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiteMeasure:
-    """What one metric says about one site."""
+    """Value of one metric at one site."""
 
     score: float
-    """At least 0; more means that rank is worth more there."""
+    """Importance, at least 0; a higher value means a higher gain from rank at this site."""
     spectrum: tuple[float, ...] = ()
-    """What the first, second ... rank is worth, not increasing; empty where the metric has none."""
+    """Gain of the first, second ... rank, not increasing; empty for metrics without a spectrum."""
 
 
 ZERO = SiteMeasure(score=0.0, spectrum=(0.0,))
-"""Of a site that the loss does not depend on."""
+"""Measure of a site that the loss does not depend on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measurement:
-    """What a profiler gives back."""
+    """Result of a profiler."""
 
     whole: Mapping[str, SiteMeasure]
     """Site name -> measure on all calibration data."""
     halves: tuple[Mapping[str, SiteMeasure], ...] = ()
-    """The same on every second example, from the first and from the second; empty where data
-    plays no part."""
+    """Site name -> measure on every second example, once from the first and once from the second;
+    empty for metrics without data."""
     processed_tokens: int = 0
-    """Tokens without padding that were run through the model, training included."""
+    """Number of tokens run through the model, without padding and including training."""
 
 
 class Profiler(Protocol):
-    """Measures all sites of a model, which it leaves exactly as it was."""
+    """A function that measures all sites of a model without changing it."""
 
     def __call__(self, task: ProfileTask) -> Measurement:
-        """Return scores, and spectra where the metric has some, of every site of the task."""
+        """Return scores, and spectra if the metric has them, of every site of the task."""

@@ -18,21 +18,21 @@ from adaptive_lora.methods.importance.spectra import spectrum, squared_singular_
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MeanGradients:
-    """Gradients of one site, each averaged over its supervised tokens."""
+    """Gradients of one site, each averaged over supervised tokens."""
 
     stack: torch.Tensor
-    """(3, out, in): of all calibration data, of the first half, of the second half."""
+    """Gradients on all calibration data, the first half and the second half, shape (3, out, in)."""
     tokens: tuple[int, int]
-    """Supervised tokens of the halves."""
+    """Number of supervised tokens of each half."""
 
 
 Measure = Callable[[torch.Tensor, MeanGradients], Sequence[SiteMeasure]]
-"""Weight (out, in) and gradients -> measures of all data and of the halves."""
+"""Function from weight (out, in) and gradients to the measures of all data and of the halves."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GradientProfiler:
-    """Measures sites by the gradient of the mean loss per supervised token."""
+    """Profiler by the gradient of the mean loss per supervised token."""
 
     measure: Measure
 
@@ -47,16 +47,16 @@ class GradientProfiler:
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
-    """Return a site's weight as (out, in); GPT-2's Conv1D keeps it the other way round.
+    """Return a site's weight with shape (out, in); GPT-2's Conv1D stores the transpose.
 
-    That of a 4-bit site is what it stands for.
+    The weight of a 4-bit site is dequantised.
     """
     weight = dequantize_module_weight(module).detach().float()
     return weight.T if isinstance(module, Conv1D) else weight
 
 
 class HalfSums:
-    """Summed gradients of one site, (out, in) each, and supervised tokens of two halves."""
+    """Statistic: summed gradients (out, in) and supervised tokens of the two halves at one site."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -75,7 +75,7 @@ class HalfSums:
             self.tokens[half] += int(rows.tokens[chosen].sum())
 
     def means(self) -> MeanGradients:
-        """Return the mean gradients; that of a half without supervised tokens is zero."""
+        """Return the mean gradients; the gradient of a half without supervised tokens is zero."""
         first, second = self.gradients
         tokens = torch.tensor([sum(self.tokens), *self.tokens]).clamp(min=1)
         sums = torch.stack([first + second, first, second])
@@ -83,7 +83,7 @@ class HalfSums:
 
 
 class _Sums(HalfSums):
-    """The statistic of metrics that need no more than the gradient."""
+    """Statistic of metrics that need the gradient alone."""
 
     def __init__(self, weight: torch.Tensor, measure: Measure) -> None:
         """Start empty."""
@@ -103,7 +103,7 @@ def weight_gradient(weight: torch.Tensor, gradients: MeanGradients) -> list[Site
 def gradient_norm(weight: torch.Tensor, gradients: MeanGradients) -> list[SiteMeasure]:
     """Measure the Frobenius norm of the mean gradient; its spectrum is the squared singular values.
 
-    They say how much of the gradient a rank can follow (LoRA-GA, Wang et al. 2024, 2407.05000).
+    They give the share of the gradient that a rank can follow (LoRA-GA, Wang et al. 2024, 2407.05000).
     They ignore curvature, so they compare poorly between sites of different scale.
     """
     values = squared_singular_values(gradients.stack)
@@ -111,7 +111,7 @@ def gradient_norm(weight: torch.Tensor, gradients: MeanGradients) -> list[SiteMe
 
 
 class _Variance(HalfSums):
-    """Squared gradients of single examples beside their sums."""
+    """Statistic: squared gradients of single examples, in addition to summed gradients."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -138,7 +138,7 @@ class _Variance(HalfSums):
 
 
 def _variance(total: torch.Tensor, squares: float, examples: int) -> float:
-    """Return the mean over weights of the sample variance over examples."""
+    """Return the sample variance over examples, averaged over weights."""
     if examples < 2:
         return 0.0
     spread = squares - float(total.double().square().sum()) / examples
@@ -146,10 +146,11 @@ def _variance(total: torch.Tensor, squares: float, examples: int) -> float:
 
 
 def squared_norms(inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-    """Return the squared norm of every example's weight gradient, (B,), float64.
+    """Return the squared norm of every example's weight gradient, shape (B,), float64.
 
     For inputs X (T, in) and output gradients D (T, out) it is the sum of (X Xᵀ)·(D Dᵀ), which
-    needs no (out, in) matrix (Goodfellow 2015, 1510.01799). Of long examples the matrix is smaller.
+    needs no (out, in) matrix (Goodfellow 2015, 1510.01799). For long examples the matrix is smaller
+    and is used instead.
     """
     (_, length, n), m = inputs.shape, gradients.shape[-1]
     if length * (n + m) <= n * m:
@@ -160,7 +161,7 @@ def squared_norms(inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor
 
 
 def gradient_variance(task: ProfileTask) -> Measurement:
-    """Measure how much single examples' gradients differ: the centred empirical Fisher diagonal.
+    """Measure the variance of single examples' gradients: the centred empirical Fisher diagonal.
 
     Score: sample variance over examples of the gradient of an example's summed loss, averaged over
     the weights. FIM-LoRA (2605.16800) takes the variance of the gradient of a fresh adapter's B
@@ -168,7 +169,7 @@ def gradient_variance(task: ProfileTask) -> Measurement:
     adapter and does not depend on A's draw. It measures noise as well as signal.
 
     Raises:
-        AllocationError: the loss of an example depends on the others of its batch.
+        AllocationError: an example's loss depends on other examples of its batch.
     """
     if any(batch.whole for batch in task.batches):
         raise AllocationError(

@@ -1,4 +1,4 @@
-"""The profilers by name, and the way from a task to a profile."""
+"""The profilers by name, and the measurement of a profile."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ _OWN: Mapping[str, Profiler] = MappingProxyType(
 
 
 def _problem(profiler: object) -> str | None:
-    """Return why something is no profiler, or None."""
+    """Return why an object is not a profiler, or None."""
     if isinstance(profiler, type) or not callable(profiler):
         return f"required a function of a ProfileTask, got {profiler!r}"
     return None
 
 
 PROFILERS: PluginTable[Profiler] = PluginTable(_OWN, PROFILER_GROUP, checked(_problem))
-"""Metric -> profiler. The names, with what they mean, stand in `allocation.METRICS`."""
+"""Metric -> profiler; `allocation.METRICS` has the same names with their meaning."""
 
 
 def profile_importance(task: ProfileTask, *, metric: str, seed: int) -> ImportanceProfile:
-    """Measure the importance of sites; the model is left exactly as it was.
+    """Measure the importance of sites; the model is not changed.
 
     Args:
         task: model, sites and calibration data.
         metric: key of `PROFILERS`.
-        seed: that drew the batches, kept for the record.
+        seed: seed that drew the batches, recorded in the profile.
 
     Raises:
-        AllocationError: the measurement says nothing about where ranks should go.
+        AllocationError: the measurement has no information on where ranks should go.
     """
     started = time.perf_counter()
     measured = PROFILERS[metric](task)
@@ -88,7 +88,7 @@ def _spectra(measures: Mapping[str, SiteMeasure]) -> dict[str, tuple[float, ...]
 
 
 def _require_sites(task: ProfileTask, metric: str, measured: Measurement) -> None:
-    """Refuse a profile of other sites than it was asked for."""
+    """Refuse a profile of other sites than those of the task."""
     wanted = {site.name for site in task.sites}
     for measures in (measured.whole, *measured.halves):
         if odd := sorted(wanted ^ set(measures)):
@@ -99,7 +99,7 @@ def _require_sites(task: ProfileTask, metric: str, measured: Measurement) -> Non
 
 
 def _require_meaning(metric: str, measured: Measurement) -> None:
-    """Refuse a profile that would silently become uniform or nonsense."""
+    """Refuse a profile that would silently give uniform or meaningless ranks."""
     scores = [measure.score for measure in measured.whole.values()]
     if not all(math.isfinite(score) and score >= 0 for score in scores):
         raise AllocationError(

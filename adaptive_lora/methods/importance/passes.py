@@ -1,4 +1,4 @@
-"""Passes: calibration batches joined, with every second example in the second half."""
+"""Passes: merged calibration batches, with every second example in the second half."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ are held at once, as in a training step; a longer batch is a pass of its own."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pass:
-    """Examples that go through the model at once."""
+    """Examples of one forward pass."""
 
     batch: Batch
     split: int
-    """Examples before it belong to the first half of the calibration data."""
+    """Index of the first example of the second half of the calibration data."""
 
     def half(self, second: int) -> Batch | None:
-        """Return the examples of a half, or None where there is none."""
+        """Return the examples of a half, or None if there are none."""
         chosen = self.batch.rows(slice(self.split, None) if second else slice(0, self.split))
         return chosen if chosen.examples else None
 
 
 def joined(batches: Sequence[Batch], limit: int | None = None) -> list[Batch]:
-    """Join batches up to `limit` (4,096) padded tokens; a longer one stays alone."""
+    """Merge batches up to `limit` (4,096) padded tokens; a longer batch is kept separate."""
     return [each.batch for each in halved(batches, limit)]
 
 
 def halved(batches: Sequence[Batch], limit: int | None = None) -> list[Pass]:
-    """Join batches into passes of `limit` (4,096) padded tokens at most, or of one batch.
+    """Merge batches into passes of at most `limit` (4,096) padded tokens, or of one batch.
 
-    Counted over all batches, every second example belongs to the second half; a pass has those of
-    the first half in front. A batch that is `whole` stays so, and every second one belongs to the
-    second half.
+    Counted over all batches, every second example belongs to the second half; in a pass, those of the
+    first half come first. A batch that is `whole` is not divided, and every second such batch belongs
+    to the second half.
     """
     if any(batch.whole for batch in batches):
         return [Pass(batch=batch, split=0 if index % 2 else batch.examples) for index, batch in enumerate(batches)]

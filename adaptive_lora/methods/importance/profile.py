@@ -1,4 +1,4 @@
-"""The importance profile: what each site is worth, with how it was measured."""
+"""The importance profile: measured importance of each site, with the settings of the measurement."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from adaptive_lora.allocation import ProfileSummary
 from adaptive_lora.errors import AllocationError
 
 Spectra = Mapping[str, tuple[float, ...]]
-"""Site name -> what its first, second ... rank is worth, not increasing."""
+"""Site name -> gain of its first, second ... rank, not increasing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportanceProfile:
-    """Scores, and spectra where the metric has some, of one metric on one training part."""
+    """Scores, and spectra if the metric has them, of one metric on one training split."""
 
     metric: str
     scores: Mapping[str, float]
     """Site name -> score, at least 0; only ratios between sites have a meaning."""
     spectra: Spectra | None = None
-    """At most 256 components a site, in the metric's own unit; None where it has no spectrum."""
+    """Spectra of at most 256 components per site, in the metric's own unit; None for metrics without a spectrum."""
     replicates: tuple[Spectra, ...] = ()
-    """Spectra on every second calibration example, from the first and from the second; of metrics
-    without spectra the score alone, as one component. Empty where data plays no part."""
+    """Spectra on every second calibration example, once from the first and once from the second; for
+    metrics without spectra the score as one component. Empty for metrics without data."""
     tokens: int
-    """Supervised calibration tokens."""
+    """Number of supervised calibration tokens."""
     processed_tokens: int = 0
-    """Tokens without padding that were run through the model to measure, training included."""
+    """Number of tokens run through the model for the measurement, without padding and including training."""
     seconds: float
     seed: int
     stability: float
     """Spearman correlation between the scores of the two halves of the calibration examples; NaN
-    where there is none. Low values mean that the ranking is noise."""
+    where undefined. Low values mean that the ranking is mostly noise."""
     stability_note: str = ""
-    """Why there is no stability; empty where there is one."""
+    """Reason why the stability is undefined; empty otherwise."""
 
     def summary(self) -> ProfileSummary:
-        """Return what allocators look at."""
+        """Return the values that methods use to allocate ranks."""
         return ProfileSummary(metric=self.metric, scores=self.scores, spectra=self.spectra, replicates=self.replicates)
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class ImportanceProfile:
         """Read a profile written by `to_json`.
 
         Raises:
-            AllocationError: not such a file.
+            AllocationError: the text is not an importance profile.
         """
         try:
             values = json.loads(text)

@@ -10,14 +10,14 @@ import torch
 from scipy.stats import spearmanr
 
 SPECTRUM_LIMIT = 256
-"""Most components of a site that a profile keeps."""
+"""Maximum number of components per site in a profile."""
 
 
 def squared_singular_values(matrices: torch.Tensor) -> torch.Tensor:
     """Return squared singular values of matrices (..., a, b), not increasing.
 
-    From the Gram matrix of the smaller side: many times faster than a decomposition of the matrix
-    itself, and exact to the type's rounding of the largest one.
+    Computed from the Gram matrix of the smaller side: many times faster than a decomposition of the
+    matrix itself, and exact to the type's precision relative to the largest value.
     """
     narrow = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
     values: torch.Tensor = torch.linalg.eigvalsh(narrow @ narrow.mT)
@@ -25,7 +25,7 @@ def squared_singular_values(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def spectrum(values: torch.Tensor) -> tuple[float, ...]:
-    """Return the first components, made non-increasing against rounding."""
+    """Return the first `SPECTRUM_LIMIT` components, corrected to be non-increasing despite rounding."""
     kept = values[:SPECTRUM_LIMIT].cummin(dim=0).values
     return tuple(kept.tolist())
 

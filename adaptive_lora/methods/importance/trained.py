@@ -1,6 +1,6 @@
-"""Profilers that look at trained adapters, after a short uniform training.
+"""Profilers of trained adapters, after a short uniform training.
 
-They cost that training, far above the tenth of a training run that the others stay under.
+Their cost includes that training; other profilers cost less than a tenth of a training run.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from adaptive_lora.methods.importance.passes import halved
 
 
 def ablation(task: ProfileTask) -> Measurement:
-    """Measure how much the validation loss rises when a site's trained adapter is removed.
+    """Measure the rise of the validation loss when a site's trained adapter is removed.
 
     In nats per supervised token, with all other adapters in place (the leave-one-out term of ALoRA,
-    2403.16187). A site whose removal helps scores 0. One pass over the validation batches a site,
-    beside the training.
+    2403.16187). A site whose removal lowers the loss scores 0. The cost is one pass over the
+    validation batches per site, in addition to the training.
     """
     passes = halved(task.validation)
     halves = [[batch for part in passes if (batch := part.half(second)) is not None] for second in (0, 1)]
@@ -65,7 +65,7 @@ def _loss(task: ProfileTask, batches: Sequence[Batch]) -> float:
 
 
 def lora_layers(model: nn.Module) -> Mapping[str, Any]:
-    """Return the LoRA layers inside an adapted base by the name of the module that each wraps."""
+    """Return name of the wrapped base module -> LoRA layer of an adapted base."""
     from peft.tuners.lora import LoraLayer
 
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
@@ -73,7 +73,7 @@ def lora_layers(model: nn.Module) -> Mapping[str, Any]:
 
 @contextmanager
 def _without(layer: Any) -> Iterator[None]:
-    """Switch one layer's adapter off by a scale of zero."""
+    """Switch one layer's adapter off inside the block, by a scale of zero."""
     before = dict(layer.scaling)
     layer.scaling.update(dict.fromkeys(before, 0.0))
     try:
@@ -86,7 +86,7 @@ def output_energy(task: ProfileTask) -> Measurement:
     """Measure the energy that a site's trained adapter adds to its output.
 
     Mean over calibration tokens of ||s B A x||² (LoRA-drop, Zhou et al. 2024, 2402.07721),
-    with the adapter's scale s, the same at all sites. It favours sites with large inputs.
+    with the adapter's scale s, equal at all sites. The metric favours sites with large inputs.
     """
     with _trainer("output_energy", task)() as probe:
         layers = lora_layers(task.model)
@@ -95,7 +95,7 @@ def output_energy(task: ProfileTask) -> Measurement:
 
 
 class _Energy:
-    """Squared norm of what an adapter adds, and the positions that it was added at."""
+    """Statistic: squared norm of an adapter's output, and number of positions."""
 
     def __init__(self, layer: Any) -> None:
         """Start empty."""

@@ -1,4 +1,4 @@
-"""Profilers that look at the weights alone: no data, and no replicates."""
+"""Profilers of the weights alone, without data or replicates."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from adaptive_lora.methods.importance.spectra import squared_singular_values
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightProfiler:
-    """Measures sites by the eigenvalues of W Wᵀ.
+    """Profiler by the eigenvalues of W Wᵀ.
 
-    There is no spectrum in the sense of the contract: what a weight's own component is worth says
-    nothing about what a rank of its update is worth.
+    It gives no spectrum in the sense of the contract: the size of a weight's component does not give
+    the gain of a rank of its update.
     """
 
     score: Callable[[torch.Tensor], float]
-    """Squared singular values of the weight, not increasing -> score."""
+    """Function from the squared singular values of a weight, not increasing, to its score."""
 
     def __call__(self, task: ProfileTask) -> Measurement:
         """Return the scores of every site."""
@@ -38,8 +38,8 @@ def heavy_tail(eigenvalues: torch.Tensor) -> float:
     """Return PL_Alpha_Hill, the exponent of the spectrum's tail (AlphaLoRA, 2410.10054).
 
     1 + k / sum over i <= k of ln(lambda_(N-i+1) / lambda_(N-k)), with lambda ascending and k = N/2.
-    AlphaLoRA gives more experts where it is larger, for a light tail marks a layer that was trained
-    less; here it gets more rank.
+    AlphaLoRA gives more experts where it is larger, because a light tail marks a less trained layer;
+    here such a site gets more rank.
     """
     k = max(1, len(eigenvalues) // 2)
     reference = eigenvalues[min(k, len(eigenvalues) - 1)]
@@ -48,14 +48,14 @@ def heavy_tail(eigenvalues: torch.Tensor) -> float:
 
 
 def stable_rank(eigenvalues: torch.Tensor) -> float:
-    """Return ||W||_F² / ||W||_2²: how many directions the weight really uses."""
+    """Return the stable rank ||W||_F² / ||W||_2², the effective number of directions of a weight."""
     return float(eigenvalues.sum() / eigenvalues[0])
 
 
 def condition_number(eigenvalues: torch.Tensor) -> float:
     """Return sigma_min / sigma_max: one over the condition number.
 
-    KappaTune (2506.16289) adapts only the maps of the smallest condition numbers, which it takes
-    for the least specialised; the inverse keeps that order, more for those.
+    KappaTune (2506.16289) adapts only the layers with the smallest condition numbers, which it takes
+    to be the least specialised; the inverse gives these the highest scores.
     """
     return float((eigenvalues[-1] / eigenvalues[0]).sqrt())

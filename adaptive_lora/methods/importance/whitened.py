@@ -1,4 +1,4 @@
-"""The whitened gradient: what each rank of a site would gain, in nats."""
+"""The whitened gradient: predicted gain of each rank of a site, in nats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptive_lora.methods.importance.gradient import HalfSums, MeanGradients
 from adaptive_lora.methods.importance.spectra import spectrum, squared_singular_values
 
 DAMPING = 0.3
-"""Added to a covariance: this share of its mean eigenvalue."""
+"""Share of a covariance's mean eigenvalue that is added to its diagonal."""
 BLOCK = 128
 """Widest block of a covariance; between blocks it counts as zero. Blocks take less than the weight
 itself and estimate better from little data: on the embedded base, 32 examples in blocks rank sites
@@ -23,7 +23,7 @@ better (0.86 at this damping)."""
 
 
 def whitened_gradient(task: ProfileTask) -> Measurement:
-    """Measure the loss that the best update of each rank takes off, under a quadratic model.
+    """Measure the reduction of the loss by the best update of each rank, under a quadratic model.
 
     With gradient G of the mean loss per supervised token, input covariance C and output-gradient
     covariance S (K-FAC's Kronecker curvature, Martens and Grosse 2015, 1503.05671; every token
@@ -32,13 +32,13 @@ def whitened_gradient(task: ProfileTask) -> Measurement:
     r squared singular values of S^(-1/2) G C^(-1/2), so gains are in nats per supervised token and
     compare between sites.
 
-    Noise: the whitened half gradients differ by noise alone. Scaled to the noise of their mean,
-    the largest singular value of that difference is the edge e below which nothing can be told
-    from noise; each component counts (sigma² - e²)/2. For square maps and white noise that is
-    exactly the shrinkage of least squared error (Gavish and Donoho 2017, 1405.7511).
+    Noise: the whitened half gradients differ by noise alone. Scaled to the noise of their mean, the
+    largest singular value of that difference is the edge e below which components are
+    indistinguishable from noise; each component counts (sigma² - e²)/2. For square weights and white
+    noise this is exactly the shrinkage of least squared error (Gavish and Donoho 2017, 1405.7511).
 
-    Score: the sum of the gains. Do not read gains as promises: curvature is the empirical Fisher's,
-    block-diagonal, and far from a minimum the quadratic model overstates what one step brings.
+    Score: the sum of the gains. Gains are not predictions of training: the curvature is the empirical
+    Fisher's, block-diagonal, and far from a minimum the quadratic model overstates a step's gain.
     """
     return measure_sites(task, _Whitened, floats=_held)
 
@@ -49,7 +49,7 @@ def _held(site: AdapterSite) -> int:
 
 
 class _Whitened(HalfSums):
-    """Gradients of the halves with the covariances of inputs and output gradients."""
+    """Statistic: gradients of the halves, and covariances of inputs and output gradients."""
 
     def __init__(self, site: AdapterSite) -> None:
         """Start empty."""
@@ -71,9 +71,10 @@ class _Whitened(HalfSums):
 
 
 def second_moment(rows: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
-    """Return the blocks (K, w, w) on the diagonal of the sum of outer products of rows (N, n).
+    """Return the diagonal blocks (K, w, w) of the sum of outer products of rows (N, n).
 
-    All blocks are of one width w <= block; the last ones end in zeros where n is no multiple.
+    All blocks have the same width w <= block; the last ones are padded with zeros if n is not a
+    multiple of it.
     """
     split = _blocked(rows.T, block)
     moments: torch.Tensor = split @ split.mT
@@ -81,7 +82,7 @@ def second_moment(rows: torch.Tensor, block: int = BLOCK) -> torch.Tensor:
 
 
 def _blocked(matrix: torch.Tensor, block: int) -> torch.Tensor:
-    """Return (..., n, p) as (..., K, w, p) with K blocks of w rows, filled up with zeros."""
+    """Reshape (..., n, p) to (..., K, w, p), K blocks of w rows, padded with zeros."""
     n = matrix.shape[-2]
     count = -(-n // block)
     width = -(-n // count)
@@ -95,21 +96,21 @@ def whiten(
 ) -> torch.Tensor:
     """Return matrices (..., out, in) with both sides whitened.
 
-    Cholesky factors stand in for square roots: they differ by rotations of the two sides, which
-    leave singular values as they are, and cost a tenth.
+    Cholesky factors replace square roots: they differ by rotations of the two sides, which do not
+    change singular values, and cost a tenth.
 
     Args:
-        matrices: gradients.
+        matrices: gradients, shape (..., out, in).
         outputs: blocks (K, w, w) of the covariance of output gradients.
-        inputs: blocks of the second moment of inputs.
-        damping: share of the mean eigenvalue that is added to every eigenvalue; above 0 where the
-            last block is filled up with zeros.
+        inputs: blocks (K, w, w) of the second moment of inputs.
+        damping: share of the mean eigenvalue added to every eigenvalue; above 0 where the last block
+            is padded with zeros.
     """
     return _half_solve(_half_solve(matrices, outputs, damping).mT, inputs, damping).mT
 
 
 def _half_solve(matrices: torch.Tensor, blocks: torch.Tensor, damping: float) -> torch.Tensor:
-    """Return L⁻¹ matrices with L Lᵀ the damped covariance; zeros where it is zero."""
+    """Return L⁻¹ matrices, where L Lᵀ is the damped covariance; zeros where the covariance is zero."""
     size, width = matrices.shape[-2], blocks.shape[-1]
     trace = blocks.diagonal(dim1=-2, dim2=-1).sum()
     if trace == 0:
@@ -124,10 +125,10 @@ def _half_solve(matrices: torch.Tensor, blocks: torch.Tensor, damping: float) ->
 
 
 def gains(gradients: MeanGradients, outputs: torch.Tensor, inputs: torch.Tensor, damping: float = DAMPING) -> Measures:
-    """Return the gains of all data and of the halves above the noise edge.
+    """Return the gains above the noise edge, on all data and on the halves.
 
-    Both halves are whitened by the covariances of all data. A half of t tokens among T has T/t
-    times the noise variance of all.
+    Both halves are whitened by the covariances of all data. A half with t of T tokens has T/t times
+    the noise variance of all data.
     """
     first, second = whiten(gradients.stack[1:], outputs, inputs, damping)
     share = [tokens / max(1, sum(gradients.tokens)) for tokens in gradients.tokens]

@@ -1,4 +1,4 @@
-"""Ranks read off a trained adapter: train above the budget, then cut to it."""
+"""Ranks from a trained adapter: train above the budget, then truncate to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptive_lora.methods.base import RankMethod, TrainedTrial, TrialContext
 from adaptive_lora.options import option
 
 _START_FACTOR = 2.0
-"""Rank at the start over the uniform rank of the budget."""
+"""Ratio of the starting rank to the uniform rank of the budget."""
 
 
 def _label(rank: int, start: int | None) -> str:
@@ -26,9 +26,9 @@ class Truncate(RankMethod):
     """Train every site at a higher rank, then keep the largest singular values of all updates.
 
     PARA (2604.27796): the singular values of every B·A are pooled and one global threshold decides,
-    without retraining. By Eckart-Young the cut changes the updates least in Frobenius norm among
-    all cuts that keep as many components; a site may lose all of them. Training costs the
-    parameters of the higher rank.
+    without retraining. By Eckart-Young, the truncation changes the updates least in Frobenius norm
+    among all that keep as many components; a site may lose all of them. Training costs the parameters
+    of the higher rank.
     """
 
     name: ClassVar[str] = "truncate"
@@ -37,32 +37,34 @@ class Truncate(RankMethod):
         "Trained at the policy's factor of the start rank. The cut adapter has the factor of its "
         "final ranks, folded so that the function changes by the cut alone."
     )
-    rank: int = option(16, "its budget is that of uniform at this rank", limits=RANK)
-    start_rank: int | None = option(None, "rank of every site in training; none: twice the uniform rank", limits=RANK)
+    rank: int = option(16, "uniform rank whose number of parameters is the budget, where none is given", limits=RANK)
+    start_rank: int | None = option(
+        None, "rank of every site in training; none: twice the uniform rank of the budget", limits=RANK
+    )
 
     @property
     def rank_label(self) -> str:
-        """Return `r8`, or `r8-from32` with a rank of the start."""
+        """Return `r8`, or `r8-from32` with a starting rank."""
         return _label(self.rank, self.start_rank)
 
     def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
-        """Return equal ranks, which set the budget; training decides the rest."""
+        """Return equal ranks, which set the budget; training decides the final ranks."""
         return RankRequest(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
 
     def start_plan(self, plan: RankPlan) -> RankPlan:
         """Return the plan of the training above the budget.
 
         Raises:
-            AllocationError: it is not above the budget.
+            AllocationError: the starting plan is not above the budget.
         """
         return equal_rank(plan, start_rank(plan, self.start_rank, _START_FACTOR))
 
     def check(self, plan: RankPlan) -> None:
-        """Check the plan of the start."""
+        """Check the starting plan."""
         self.start_plan(plan)
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
-        """Train above the budget and cut the trained updates to it."""
+        """Train above the budget, and truncate the trained updates to it."""
         from adaptive_lora.methods.truncate.fit import fit_truncate
 
         return fit_truncate(self, trial)
@@ -70,10 +72,10 @@ class Truncate(RankMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class TruncateRetrain(Truncate):
-    """The ranks that `truncate` ends with, trained from scratch.
+    """The final ranks of `truncate`, trained from scratch.
 
-    The same seed starts each site's A with the same rows. Against `truncate` it tells whether the
-    ranks or the cut adapter's weights matter. Trains twice.
+    The same seed gives each site's A the same initial rows. The comparison with `truncate` shows
+    whether the ranks or the truncated weights matter. Trains twice.
     """
 
     name: ClassVar[str] = "truncate_retrain"
@@ -83,7 +85,7 @@ class TruncateRetrain(Truncate):
     trainings: ClassVar[int] = 2
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
-        """Train above the budget to find the ranks, then train these from the seed's own start."""
+        """Train above the budget to find the ranks, then train these from the seed's initial weights."""
         from adaptive_lora.methods.truncate.fit import fit_truncate_retrain
 
         return fit_truncate_retrain(self, trial)

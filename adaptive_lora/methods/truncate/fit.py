@@ -1,4 +1,4 @@
-"""Truncation: train at a higher rank, then let one global threshold decide the ranks."""
+"""Truncation: train at a higher rank, then find the ranks by one global threshold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adaptive_lora.results import TrainResult
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Search:
-    """A finished training above the budget and the cut that fits it."""
+    """A finished training above the budget, and the truncation to it."""
 
     start: RankPlan
     cut: RankPlan
@@ -33,14 +33,14 @@ class _Search:
 
     @property
     def kept_energy(self) -> float:
-        """Share of the squared singular values of all updates that the cut keeps."""
+        """Share of the squared singular values of all updates that the truncation keeps."""
         ranks = self.cut.rank_pattern()
         kept = sum(float((found.values[: ranks.get(name, 0)] ** 2).sum()) for name, found in self.spectra.items())
         return kept / sum(float((found.values**2).sum()) for found in self.spectra.values())
 
 
 def fit_truncate(options: Truncate, trial: TrialContext) -> TrainedTrial:
-    """Train above the budget and cut the trained updates to it."""
+    """Train above the budget, and truncate the trained updates to it."""
     search = _search(options, trial, trainings=1)
     adapted = trial.attach(search.cut, head_as_trained=True)
     write_factors(
@@ -64,9 +64,9 @@ def fit_truncate(options: Truncate, trial: TrialContext) -> TrainedTrial:
 
 
 def _as_cut(result: TrainResult, loss: float) -> TrainResult:
-    """Return a result whose validation loss, and the curve's end, are those of the cut adapter.
+    """Return a result with the truncated adapter's validation loss, also at the end of the curve.
 
-    Learning rates are chosen by it: by that of the uncut model they would be chosen for another.
+    Learning rates are chosen by this loss; the full model's loss would choose them for another model.
     """
     (last, _) = result.validation_curve[-1]
     curve = (*result.validation_curve[:-1], (last, loss))
@@ -74,7 +74,7 @@ def _as_cut(result: TrainResult, loss: float) -> TrainResult:
 
 
 def fit_truncate_retrain(options: Truncate, trial: TrialContext) -> TrainedTrial:
-    """Train above the budget to find the ranks, then train these from the seed's own start."""
+    """Train above the budget to find the ranks, then train these from the seed's initial weights."""
     search = _search(options, trial, trainings=2)
     cut = dataclasses.replace(search.cut, trained_rank=None)
     adapted = trial.attach(cut)
