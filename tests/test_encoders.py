@@ -141,7 +141,7 @@ def test_what_cannot_be_measured_is_said(
         (
             T5ForConditionalGeneration(T5Config(d_model=32, d_ff=64, d_kv=8, num_layers=1, num_heads=4, vocab_size=99)),
             "weight_gradient",
-            "states no decoder_start_token_id",
+            "has no decoder_start_token_id",
         ),
         (
             ViTForImageClassification(ViTConfig(**SIZE, image_size=32, patch_size=16)),

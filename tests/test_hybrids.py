@@ -211,7 +211,7 @@ def test_where_a_plan_cannot_tell_training_refuses_before_its_first_step(
     assert context.architecture.untried == {site.name for site in context.sites}
     lost = context.base.model.transformer.h[1]
     monkeypatch.setattr(type(lost), "forward", _skipping(type(lost).forward, lost))
-    with pytest.raises(ModelError, match=r"4 linear maps of GPT2LMHeadModel .* transformer\.h\.1"):
+    with pytest.raises(ModelError, match=r"4 linear layers of GPT2LMHeadModel .* transformer\.h\.1"):
         make_bench(methods="uniform:rank=2", seeds="0")
 
 

@@ -366,7 +366,7 @@ def test_a_head_of_the_same_classes_keeps_what_it_knows_of_each(
     weight = with_trained_head(base, ["LABEL_0", "LABEL_1", "LABEL_2"])
     context = StudyContext(study(base, tmp_path, task="classification"))
     torch.testing.assert_close(context.base.model.score.weight, weight, rtol=0, atol=0)
-    assert "whose classes (LABEL_0, LABEL_1, LABEL_2) are taken for colour, other" in caplog.text
+    assert "whose classes (LABEL_0, LABEL_1, LABEL_2) are used for colour, other" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])

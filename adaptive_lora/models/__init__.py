@@ -1,1 +1,1 @@
-"""Bases and what computes with them: heads, devices, losses, scores, tasks and kernels."""
+"""Base models, and their heads, devices, losses, scores, tasks and kernels."""

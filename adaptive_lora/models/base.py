@@ -1,4 +1,4 @@
-"""Base models: the embedded default, local folders and hub ids, all loaded from a local folder."""
+"""Base models: the embedded default, local folders, GGUF files and hub models."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaseReference:
-    """Which base an adapter belongs to."""
+    """Reference to a base model, with the hash of its content."""
 
     source: str
-    """`embedded`, `folder`, `gguf` or `hub`."""
+    """Kind of source: `embedded`, `folder`, `gguf` or `hub`."""
     name: str
-    """`embedded`, the absolute folder or file, or the hub id."""
+    """Name: `embedded`, the absolute path of the folder or file, or the hub id."""
     revision: str | None
     """Commit on the hub; None elsewhere."""
     content_hash: str
-    """SHA-256 over all of the base that decides numbers; `adapter_serving.content_hash` has it."""
+    """SHA-256 over everything in the base that affects results; see `serving.content_hash`."""
     trust_remote_code: bool = False
-    """Whether the base's own Python code was run, as the user said."""
+    """Whether the base's own Python code was run, with the user's permission."""
     stored_as: str | None = None
-    """How weights were saved that are dequantised: types of a GGUF file's tensors, or the format
-    of a folder; None where they are taken as they are saved."""
+    """Saved format of dequantised weights: tensor types of a GGUF file, or the format of a folder;
+    None where weights are used as saved."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; `stored_as` only where there is one."""
+        """Return JSON-ready values; `stored_as` only if it is not None."""
         values = asdict(self)
         if self.stored_as is None:
             del values["stored_as"]
@@ -74,35 +74,35 @@ class BaseModel:
     tokenizer: PreTrainedTokenizerBase
     reference: BaseReference
     max_positions: int | None
-    """Longest sequence that the model takes, or None where it states none."""
+    """Maximum sequence length in tokens, or None where the configuration gives none."""
     task: Mapping[str, Any]
-    """What loading it for its task took, for serving."""
+    """Record of the task that it was loaded for, used in serving."""
     head: tuple[str, ...] = ()
-    """Modules that the task trains beside adapters."""
+    """Names of modules that the task trains in addition to adapters."""
     missing_keys: tuple[str, ...] = ()
-    """Weights of the head that the checkpoint does not have; each trial's seed gives them."""
+    """Names of head weights missing in the checkpoint; they are initialised by each trial's seed."""
     quantisation: Mapping[str, Any] | None = None
-    """Record of how its weights were quantised; None where they are as they were saved."""
+    """Record of the quantisation of its weights; None where they are used as saved."""
     earlier_hashes: tuple[str, ...] = ()
-    """Content hashes that earlier versions gave the same files, where theirs are others."""
+    """Content hashes of the same files by earlier versions, where they differ."""
 
     def is_recorded_as(self, content_hash: str) -> bool:
-        """Return whether a recorded hash is that of this base, by this or an earlier version."""
+        """Return whether a recorded hash, by this or an earlier version, is of this base."""
         return content_hash in (self.reference.content_hash, *self.earlier_hashes)
 
     @property
     def total_parameters(self) -> int:
-        """All parameters, tied ones counted once: what full fine-tuning would train."""
+        """Number of all parameters, with tied ones counted once, as trained by full fine-tuning."""
         return count_parameters(self.model)
 
     @property
     def head_parameters(self) -> int:
-        """Parameters that the task trains beside adapters."""
+        """Number of parameters that the task trains in addition to adapters."""
         return count_head(self.model, self.head)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters, tied ones counted once, packed ones as what they are."""
+    """Return the number of parameters, with tied ones counted once and packed ones unpacked."""
     return sum(
         math.prod(state.shape) if (state := getattr(parameter, "quant_state", None)) is not None else parameter.numel()
         for parameter in model.parameters()
@@ -110,14 +110,14 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path]:
-    """Return (source, name, local folder or GGUF file) of a base; hub models are fetched.
+    """Return (source, name, local folder or GGUF file) of a base; hub models are downloaded.
 
     Args:
         config: the base.
-        weights: False fetches config.json alone: a plan for 70 billion parameters needs no more.
+        weights: whether to download weights; a plan needs config.json alone.
 
     Raises:
-        ModelError: neither a folder with a config.json nor a GGUF file nor reachable on the hub.
+        ModelError: there is no such folder with a config.json, GGUF file or hub model.
     """
     file = base_file(config)
     if config.model == "embedded":
@@ -166,13 +166,13 @@ def load_base(
 
     Args:
         config: the base.
-        dtype: of its weights.
-        task: the record of the task that it is trained for.
-        quantisation: record of a quantisation to load it in.
+        dtype: type of its weights.
+        task: record of the task that it is trained for.
+        quantisation: record of the quantisation to load it with, or None.
 
     Raises:
-        ModelError: no weights, no tokenizer, or files that transformers cannot read.
-        ConfigError: quantised, and bitsandbytes is missing; or quantised otherwise when saved.
+        ModelError: weights or tokenizer are missing, or transformers cannot read a file.
+        ConfigError: bitsandbytes is missing, or the saved weights have another quantisation.
     """
     source, name, folder = locate(config)
     trust = config.trust_remote_code
@@ -184,7 +184,7 @@ def load_base(
     try:
         model, differences = serving.load_and_compare(folder, dtype, task, quantisation, trust_remote_code=trust)
         tokenizer = serving.open_processor(folder, task, trust_remote_code=trust)
-    except Exception as error:  # whatever a damaged file makes transformers raise
+    except Exception as error:  # a corrupt file can raise anything in transformers
         if is_bug(error):
             raise
         _require_no_code(folder, error)
@@ -217,7 +217,7 @@ def load_base(
 
 
 def _saved(folder: Path, quantisation: Mapping[str, Any] | None) -> SavedQuantisation | None:
-    """Return how weights are quantised where they are saved, if that fits how they are loaded."""
+    """Return the quantisation of the saved weights, checked against the one to load."""
     saved = require_kinds(folder, [BaseStorage.FULL if quantisation is None else quantisation["scheme"]])
     if saved is not None and saved.name.startswith("bitsandbytes"):
         require_quantiser(f"{folder} is saved in {saved.name}, which")
@@ -227,7 +227,7 @@ def _saved(folder: Path, quantisation: Mapping[str, Any] | None) -> SavedQuantis
 
 
 def _require_end(processor: Any, task: str, folder: Path) -> None:
-    """Raise ModelError where answers of a task could not end."""
+    """Raise ModelError if a generating task has no token that ends answers."""
     tokenizer = getattr(processor, "tokenizer", processor)
     if serving.TASKS[task].needs_end and tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
@@ -249,7 +249,7 @@ def _head_of(model: PreTrainedModel, task: Mapping[str, Any], found: Differences
 
 
 def require_quantiser(what: str = "base=nf4") -> None:
-    """Raise ConfigError where what needs bitsandbytes cannot be loaded."""
+    """Raise ConfigError if bitsandbytes is needed and not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         otherwise = "leave base out" if what == "base=nf4" else "give another base"
         raise ConfigError(
@@ -258,7 +258,7 @@ def require_quantiser(what: str = "base=nf4") -> None:
 
 
 def require_weights(folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Raise ModelError where a model folder has no weights that are safe to read."""
+    """Raise ModelError if a model folder has no weights in a safe format."""
     _require_safe(folder, trust_remote_code, weights=True)
     if not folder.is_file() and not any(folder.glob("*.safetensors")):
         raise ModelError(
@@ -277,10 +277,10 @@ def _require_safe(folder: Path, trust_remote_code: bool, *, weights: bool) -> No
 
 
 def read_settings(folder: Path, *, trust_remote_code: bool = False) -> PretrainedConfig:
-    """Read a model folder's config.json, or what a GGUF file says instead.
+    """Read a model folder's config.json, or the configuration in a GGUF file.
 
     Raises:
-        ModelError: transformers cannot use it, or only with code of its own that is not trusted.
+        ModelError: transformers cannot use it, or only with Python code that is not trusted.
     """
     from transformers import AutoConfig
 
@@ -290,7 +290,7 @@ def read_settings(folder: Path, *, trust_remote_code: bool = False) -> Pretraine
             settings: PretrainedConfig = deepcopy(_gguf_settings(folder, folder.stat().st_mtime_ns))
         else:
             settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers checks little: whatever a wrong value causes
+    except Exception as error:  # transformers validates little; a wrong value can raise anything
         if is_bug(error):
             raise
         _require_no_code(folder, error)
@@ -299,7 +299,7 @@ def read_settings(folder: Path, *, trust_remote_code: bool = False) -> Pretraine
 
 
 def _require_no_code(folder: Path, error: Exception) -> None:
-    """Raise ModelError where transformers asked whether a base's own code may run."""
+    """Raise ModelError if transformers asked for permission to run a base's own code."""
     if "trust_remote_code" in str(error):
         raise ModelError(
             f"{folder} runs only with Python code of its own, which is not run unless you say so: "
@@ -308,13 +308,13 @@ def _require_no_code(folder: Path, error: Exception) -> None:
 
 
 def _settings_of(folder: Path) -> Path:
-    """Return the file that holds a base's settings."""
+    """Return the path of the file with a base's configuration."""
     return folder if folder.is_file() else folder / "config.json"
 
 
 @lru_cache(maxsize=4)
 def _gguf_settings(file: Path, changed: int) -> PretrainedConfig:
-    """Return the configuration of a GGUF file as of a time; to read one takes seconds."""
+    """Return the configuration of a GGUF file, cached by its modification time, because reading takes seconds."""
     from transformers import AutoConfig
 
     with as_transformers_reads(file) as (folder, further):
@@ -323,17 +323,17 @@ def _gguf_settings(file: Path, changed: int) -> PretrainedConfig:
 
 
 def _hub_commit(folder: Path) -> str | None:
-    """Return the commit of a hub snapshot: the cache names its folders so."""
+    """Return the commit of a hub snapshot, which is its folder's name in the cache."""
     return folder.name if folder.parent.name == "snapshots" else None
 
 
 def skeleton(config: ModelConfig, task: str = "auto", kinds: Sequence[str] = ()) -> PreTrainedModel:
-    """Return the architecture without weights (meta device), for plans and counts.
+    """Return the architecture without weights (on the meta device), for plans and counts.
 
     Args:
         config: the base.
-        task: for which it is built; auto: as its checkpoint was saved.
-        kinds: `base` of the methods that are planned on it.
+        task: task to build it for; auto: the class of its checkpoint.
+        kinds: option `base` of the methods to plan.
 
     Raises:
         ModelError: the folder or configuration cannot be used.
@@ -347,7 +347,7 @@ def skeleton(config: ModelConfig, task: str = "auto", kinds: Sequence[str] = ())
     kind = auto_class(settings) if task == "auto" else serving.TASKS[task].model_class
     try:
         model: PreTrainedModel = serving.without_weights(kind, settings, trust_remote_code=trust)
-    except Exception as error:  # transformers checks little: whatever a wrong value causes
+    except Exception as error:  # transformers validates little; a wrong value can raise anything
         if is_bug(error):
             raise
         raise ModelError(f"{_settings_of(folder)} cannot be used: {brief(error)}") from error
@@ -358,8 +358,8 @@ def skeleton(config: ModelConfig, task: str = "auto", kinds: Sequence[str] = ())
 def gradient_checkpointing(model: PreTrainedModel, enabled: bool) -> Iterator[None]:
     """Recompute activations in the backward pass inside the block.
 
-    Non-reentrant, with gradients at the inputs: otherwise a frozen base trains only some adapters
-    and says nothing (locuslab/open-unlearning issue 178).
+    Non-reentrant, with gradients at the inputs: otherwise some adapters on a frozen base silently get
+    no gradient (locuslab/open-unlearning issue 178).
     """
     if not enabled:
         yield

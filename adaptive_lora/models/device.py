@@ -1,4 +1,4 @@
-"""Device and precision of a study: chosen by what the machine can do, run through accelerate."""
+"""Device and precision of a study, chosen by the machine's abilities and run through accelerate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Runtime:
-    """Where and how trials compute."""
+    """Device, precision and accelerator of trials."""
 
     accelerator: Accelerator
     precision: Precision
@@ -37,15 +37,15 @@ class Runtime:
 
 
 def start_runtime(precision: str, *, cpu: bool = False, sparing: bool = False) -> Runtime:
-    """Start accelerate for one process with the precision that the device does natively.
+    """Start accelerate for one process, with a precision that the device supports natively.
 
     Args:
         precision: fp32, bf16, fp16 or auto.
-        cpu: use no GPU.
-        sparing: on a CPU give freed memory back at once, which takes time, instead of keeping it.
+        cpu: whether to ignore GPUs.
+        sparing: whether a CPU returns freed memory to the system at once, which takes time.
 
     Raises:
-        ConfigError: the precision does not suit the device, or several processes were launched.
+        ConfigError: the device does not support the precision, or several processes were launched.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -64,7 +64,7 @@ def start_runtime(precision: str, *, cpu: bool = False, sparing: bool = False) -
 
 
 def resolve_precision(precision: str, *, cpu: bool = False) -> Precision:
-    """Return the precision that `auto` means here, or check that the named one works here.
+    """Return the precision of `auto` on this device, or check that the given one works on it.
 
     A CPU counts as native only with AMX tiles: with AVX-512 BF16 alone, bf16 matrix products ran 10
     to 400 times slower than fp32 (by size and operation).

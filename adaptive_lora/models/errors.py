@@ -1,7 +1,7 @@
-"""Errors of the libraries that build and run models: one line for people, the traceback in a file.
+"""Errors of the libraries that build and run models: one line for the user, the traceback in a file.
 
-transformers, PEFT, torch and bitsandbytes raise whatever a model, a setting or a damaged file makes
-them raise. What is a mistake in this package's own code is told apart and keeps its traceback.
+transformers, PEFT, torch and bitsandbytes can raise any error for a model, a setting or a corrupt
+file. Errors in this package's own code are recognised and keep their traceback.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from adaptive_lora.redaction import hide_credentials, printable
 _LIBRARIES = ("accelerate", "bitsandbytes", "huggingface_hub", "peft", "safetensors", "tokenizers",
               "transformers", "torch.autograd", "torch.nn.modules", "torch._tensor")  # fmt: skip
 _BUGS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
-"""Types that nobody raises on purpose, and that files do not cause where they are checked."""
+"""Exception types that indicate a bug, because code does not raise them on purpose."""
 
 
 @contextmanager
 def model_errors(what: str, model: Any = None) -> Iterator[None]:
-    """Turn what the libraries raise inside the block into one line that names the place.
+    """Convert libraries' exceptions inside the block into a ModelError of one line that names the module.
 
     Args:
-        what: cannot be done, such as `uniform-r8 cannot be attached to GPT2LMHeadModel`.
-        model: whose modules are named.
+        what: description of the failure, such as `uniform-r8 cannot be attached to GPT2LMHeadModel`.
+        model: model whose modules can be named, or None.
 
     Raises:
-        ModelError: a library raised; any other error passes through as it is.
+        ModelError: a library raised an exception; other exceptions pass unchanged.
     """
     try:
         yield
@@ -49,7 +49,7 @@ def model_errors(what: str, model: Any = None) -> Iterator[None]:
 
 
 def of_a_library(error: BaseException) -> bool:
-    """Return whether a library's code was running when an error was raised, none of ours in it."""
+    """Return whether an error was raised in a library's code rather than in this package's."""
     for frame in reversed(_frames(error)):
         module = str(frame.f_globals.get("__name__", ""))
         if _within(module, "adaptive_lora"):
@@ -60,17 +60,17 @@ def of_a_library(error: BaseException) -> bool:
 
 
 def is_bug(error: BaseException) -> bool:
-    """Return whether an error is a mistake in this package's code, not of files or libraries."""
+    """Return whether an error is a bug of this package, not caused by files or libraries."""
     return isinstance(error, _BUGS) and not of_a_library(error)
 
 
 def write_traceback(error: BaseException, folder: Path) -> Path | None:
-    """Write the traceback of what a library raised, without secrets; return the file, or None.
+    """Write the traceback of a library's exception, without secrets; return the file, or None.
 
     Args:
-        error: as shown to the user; what caused it is looked at.
-        folder: for the file, in the output folder; where there is no such folder yet, or it cannot
-            be written, the one for temporary files is taken.
+        error: error shown to the user; its cause is written.
+        folder: folder for the file, inside the output folder; if that does not exist or cannot be
+            written to, the system's temporary folder is used.
     """
     cause = error.__cause__
     if cause is None or not of_a_library(cause):

@@ -1,7 +1,7 @@
-"""Heads: what a task trains beside adapters, because the base's checkpoint does not have it.
+"""Heads: modules that a task trains in addition to adapters, because the base's checkpoint lacks them.
 
-A head starts from the trial's seed, the same for every method, is trained and saved with the
-adapter, and is counted apart from it: methods compare by their adapters.
+A head is initialised from the trial's seed, equally for all methods, and is trained and saved with
+the adapter. Its parameters are counted separately, because methods are compared by their adapters.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from adaptive_lora.serving.gguf_file import read_header
 from adaptive_lora.serving.tokens import known_ids, padding_id, set_for_decoder, set_padding
 
 _OUTSIDE_BLOCKS = ("pooler",)
-"""Modules of a base that a checkpoint may lack: those that other training objectives do not use."""
+"""Modules of a base that a checkpoint may lack, because other training objectives do not use them."""
 _SPREAD = 0.02
-"""Standard deviation of fresh weights where the configuration states none (BERT's, 1810.04805)."""
+"""Standard deviation of new weights where the configuration gives none (BERT's, 1810.04805)."""
 
 
 def find_head(model: Any, missing_keys: Sequence[str]) -> tuple[str, ...]:
-    """Return the modules that a task trains beside adapters: what stands on top of the base.
+    """Return the names of modules on top of the base that a task trains in addition to adapters.
 
     Args:
-        model: loaded for its task.
-        missing_keys: weights that its checkpoint lacks; a pooler among them is trained too.
+        model: model loaded for its task.
+        missing_keys: names of weights missing in its checkpoint; a missing pooler is trained too.
     """
     tops = [
         name
@@ -47,16 +47,16 @@ def find_head(model: Any, missing_keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def pad_for_classes(model: Any, tokenizer: Any, folder: Path) -> int:
-    """Return the id of padding for a decoder that classifies, set in model and tokenizer.
+    """Return the padding token id of a classifying decoder, and set it in model and tokenizer.
 
     Raises:
-        ModelError: the tokenizer has no token for it that the base has a row for.
+        ModelError: the tokenizer has no suitable token that the base has an embedding for.
     """
     pad = padding_id(tokenizer, known_ids(model))
     if pad is None:
         raise ModelError(
             f"the tokenizer in {folder} has neither a pad nor an end-of-text token that the base "
-            "has a row for; a decoder classifies at the last token that is no padding."
+            "has an embedding for; a decoder classifies at the last token that is not padding."
         )
     set_padding(model, pad)
     set_for_decoder(tokenizer, pad)
@@ -64,34 +64,34 @@ def pad_for_classes(model: Any, tokenizer: Any, folder: Path) -> int:
 
 
 def require_complete(found: Differences, head: Sequence[str]) -> None:
-    """Check that a checkpoint lacks nothing but weights of the head.
+    """Check that a checkpoint lacks no weights but those of the head.
 
     Raises:
-        ModelError: it lacks others, or has them in other sizes; they would be random.
+        ModelError: other weights are missing or have other shapes, so that they would be random.
     """
     lost = [name for name in found.missing if not _within(name, head)]
     besides = f" but those of {', '.join(head)}" if head else ""
     if lost:
         raise ModelError(
             f"the checkpoint lacks {len(lost)} weights of the base itself, such as {lost[0]}: they "
-            f"would be random; required all that config.json calls for{besides}."
+            f"would be random; required all weights of config.json's model{besides}."
         )
     for name, (given, wanted) in found.sizes.items():
         if not _within(name, head):
             raise ModelError(
-                f"the checkpoint has {name} as {_shape(given)}, config.json calls for "
+                f"the checkpoint has {name} as {_shape(given)}, config.json requires "
                 f"{_shape(wanted)}; required weights and config.json of one model."
             )
 
 
 def require_read(model: Any, found: Differences, head: Sequence[str]) -> None:
-    """Check that the model has a place for what its checkpoint holds, and log what it leaves out.
+    """Check that the model uses its checkpoint's weights, and log those that it does not use.
 
-    A bias or a scale of a layer that the model has is part of what that layer computes. Whole
-    layers may be left out on purpose, as heads of other tasks are.
+    An unused bias or scale of a layer in the model changes what that layer computes. Unused whole
+    layers may be intended, such as heads of other tasks.
 
     Raises:
-        ModelError: layers would compute something else without weights that are left out.
+        ModelError: unused weights would change what layers compute.
     """
     layers = {
         name: module
@@ -101,7 +101,7 @@ def require_read(model: Any, found: Differences, head: Sequence[str]) -> None:
     parts = [name for name in found.unread if name.rpartition(".")[0] in layers]
     if parts:
         raise ModelError(
-            f"the checkpoint holds {len(parts)} weights of layers that config.json calls for "
+            f"the checkpoint has {len(parts)} weights of layers that config.json's model has "
             f"without them{_such_as(parts)}: the model would compute something else. Required "
             "weights and config.json of one model; those of a quantised one name its format."
         )
@@ -117,16 +117,16 @@ def require_read(model: Any, found: Differences, head: Sequence[str]) -> None:
 
 
 def warn_of_classes(folder: Path, labels: Sequence[str]) -> None:
-    """Log where the head of a checkpoint is of other classes than those that are trained.
+    """Log a warning if the head of a checkpoint has other classes than the task.
 
     Args:
-        folder: of the base, whose head is taken over.
-        labels: the task's classes, in order.
+        folder: folder of the base, whose head is used.
+        labels: classes of the task, in order.
     """
     saved = saved_labels(folder)
     if labels and sorted(saved or ()) != sorted(labels):
         logging.getLogger(__name__).warning(
-            "Training starts from the head of the checkpoint, whose classes (%s) are taken for %s, in this order.",
+            "Training starts from the head of the checkpoint, whose classes (%s) are used for %s, in this order.",
             ", ".join(saved or ["without names"]),
             ", ".join(labels),
         )
@@ -137,24 +137,24 @@ def _shape(sides: Sequence[int]) -> str:
 
 
 def require_all_read(model: Any, file: Path, head: Sequence[str]) -> None:
-    """Check that a GGUF file and the model made of it hold the same weights.
+    """Check that a GGUF file and the model loaded from it have the same weights.
 
-    transformers leaves out tensors that it has no place for, without a word: the factors by which
-    Llama 3.1 stretches its rotary frequencies, or biases.
+    transformers silently ignores tensors that its model lacks, such as Llama 3.1's factors of rotary
+    frequencies, or biases.
 
     Raises:
-        ModelError: one holds weights that the other does not.
+        ModelError: one has weights that the other lacks.
     """
     header = read_header(file)
     sizes = {name: elements for name, elements, *_ in header.tensors}
     if model.config.get_text_config().tie_word_embeddings:
-        sizes.pop("output.weight", None)  # the embeddings once more
+        sizes.pop("output.weight", None)  # a second copy of the embeddings
     states = {state.data_ptr(): state.numel() for state in model.state_dict().values()}
     taken = sum(states.values()) - count_head(model, head)
     if sum(sizes.values()) > taken:
         others = [name for name in sizes if not name.startswith(("blk.", "output", "token_embd"))]
         raise ModelError(
-            f"{file} holds {sum(sizes.values()):,} weights, of which transformers takes {taken:,}: "
+            f"{file} has {sum(sizes.values()):,} weights, of which transformers uses {taken:,}: "
             f"the model would compute something else{_such_as(others, 'perhaps without')}. Give "
             "the model's own folder with config.json and *.safetensors."
         )
@@ -169,9 +169,9 @@ def _within(name: str, modules: Sequence[str]) -> bool:
 
 
 def start_head(model: nn.Module, missing_keys: Iterable[str], *, seed: int) -> None:
-    """Give weights that the checkpoint lacks the seed's values, the same on every machine.
+    """Initialise weights missing in the checkpoint from the seed, equally on every machine.
 
-    Matrices are normal with the configuration's deviation, biases 0 and scales of norms 1.
+    Matrices are normal with the configuration's standard deviation, biases 0 and norm scales 1.
     """
     spread = float(getattr(model.config, "initializer_range", None) or _SPREAD)
     for name in missing_keys:
@@ -186,5 +186,5 @@ def start_head(model: nn.Module, missing_keys: Iterable[str], *, seed: int) -> N
 
 
 def count_head(model: nn.Module, head: Iterable[str]) -> int:
-    """Return the parameters of a head."""
+    """Return the number of parameters of a head."""
     return sum(p.numel() for name in head for p in model.get_submodule(name).parameters())

@@ -1,6 +1,7 @@
-"""One loss for all methods: cross-entropy from logits over supervised tokens.
+"""The loss of all methods: cross-entropy from logits over supervised tokens.
 
-Never a model's own `.loss`: AdaLoRA adds its orthogonality penalty to it, even in evaluation.
+A model's own `.loss` is never used, because AdaLoRA adds its orthogonality penalty to it, even in
+evaluation.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from adaptive_lora.serving import virtual_tokens
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenScores:
-    """Scores of a batch at the K positions that predict a supervised token in some example."""
+    """Scores of a batch at the K positions that predict a supervised token in any example."""
 
     nll: torch.Tensor
-    """(B, K) negative log-likelihood in nats; 0 where not supervised. Carries the gradient."""
+    """Negative log-likelihood in nats, shape (B, K), with gradient; 0 where not supervised."""
     supervised: torch.Tensor
-    """(B, K) whether the predicted token counts."""
+    """Whether the predicted token is supervised, shape (B, K)."""
     correct: torch.Tensor
-    """(B, K) whether the most likely token is the right one and counts."""
+    """Whether the token is supervised and the most likely one is right, shape (B, K)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,13 +38,13 @@ class Predictions:
     """A model's predictions at the K positions where some example of a batch is supervised."""
 
     logits: torch.Tensor
-    """(B, K, V) in float32."""
+    """Logits in float32, shape (B, K, V)."""
     targets: torch.Tensor
-    """(B, K) token that follows, IGNORED where not supervised."""
+    """Next token, IGNORED where not supervised, shape (B, K)."""
 
     @property
     def supervised(self) -> torch.Tensor:
-        """(B, K) whether the predicted token counts."""
+        """Whether the predicted token is supervised, shape (B, K)."""
         return self.targets != IGNORED
 
 
@@ -51,7 +52,7 @@ def predict(model: Any, batch: Batch) -> Predictions:
     """Run a causal language model on a batch.
 
     Logits are computed only from the first position that predicts a supervised token of any
-    example (`logits_to_keep`), which spares most of the head's work on long prompts.
+    example (`logits_to_keep`), which saves most of the head's work on long prompts.
     """
     labels = batch.labels[:, 1:]
     used = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
@@ -77,20 +78,20 @@ def token_scores(model: Any, batch: Batch) -> TokenScores:
 
 
 Loss = Callable[[nn.Module, Batch], torch.Tensor]
-"""Model and batch -> loss summed over the batch's supervised tokens, in nats; what is minimised.
+"""Function from model and batch to the loss to minimise, summed over supervised tokens, in nats.
 
-No example of a batch may depend on another one: profilers tell halves apart by example.
+Examples of a batch must be independent, because profilers divide batches into halves by example.
 """
 
 
 LossByExample = Callable[[nn.Module, Batch], torch.Tensor]
-"""Model and batch -> (B,) the same loss of each example, with gradient."""
+"""Function from model and batch to the loss of each example, shape (B,), with gradient."""
 
 
 def causal_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Return the summed negative log-likelihood of a causal language model.
 
-    Inside `packed_attention` the examples run as one row without padding, which is the same sum.
+    Inside `packed_attention` the examples run as one row without padding, with the same sum.
     """
     if attends_packed(model):
         return packed_nll(model, unpadded(batch))[0].sum()
@@ -103,7 +104,7 @@ def causal_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 def masked_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Return the summed negative log-likelihood of a masked language model at labelled positions.
 
-    Labels stand where the token itself is to be predicted, not the next one.
+    Labels are at the position of the token to predict, not at the one before it.
     """
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     supervised = batch.labels != IGNORED
@@ -111,7 +112,7 @@ def masked_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def no_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Run a model without an objective, for what looks at its activations alone; return 0."""
+    """Run a model without an objective, for measurements of its activations alone; return 0."""
     model(**batch.inputs)
     return torch.zeros((), device=batch.labels.device)
 

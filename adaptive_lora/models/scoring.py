@@ -1,4 +1,4 @@
-"""Scores of a model on a part of the data, per example."""
+"""Scores of a model on a split of the data, per example."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from adaptive_lora.results import EvalResult, FloatArray
 from adaptive_lora.serving import generate
 
 _TOKENS_PER_EXAMPLE = 128
-"""What `eval_batch_size` takes an example to have where examples are packed."""
+"""Number of tokens per example assumed by `eval_batch_size` for packed batches."""
 SHARE_OF_SHORT_ANSWERS = 0.9
-"""`generate: auto` scores exact match where at least this share of responses is short."""
+"""Minimum share of short responses for which `generate: auto` scores exact match."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,13 +30,13 @@ class ExampleScores:
     """Scores of a batch's B examples."""
 
     nll: torch.Tensor
-    """(B,) loss summed over the example's supervised tokens, or what else its task counts."""
+    """Loss summed over the example's supervised tokens, or other targets of its task, shape (B,)."""
     units: torch.Tensor
-    """(B,) how many those are."""
+    """Number of these targets, shape (B,)."""
     correct: torch.Tensor | None
-    """(B,) how many of them are predicted right; None where nothing is right or wrong."""
+    """Number of targets predicted right, shape (B,); None for tasks without right predictions."""
     further: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """Name -> (B,) other scores."""
+    """Name -> further scores, shape (B,)."""
 
 
 class Prepared(Protocol):
@@ -44,25 +44,25 @@ class Prepared(Protocol):
 
     @property
     def id(self) -> str:
-        """Of the example."""
+        """Identifier of the example."""
 
     @property
     def length(self) -> int:
-        """Positions that it takes in the model."""
+        """Number of positions that it takes in the model."""
 
     @property
     def supervised_tokens(self) -> int:
-        """Tokens whose loss counts, or what else its task counts."""
+        """Number of supervised tokens, or other targets of its task."""
 
     def numbers(self) -> Mapping[str, Sequence[int]]:
-        """Return its token ids by input, and where what is learned begins and ends."""
+        """Return its token ids by input name, and the spans with and without loss."""
 
 
 class Scoring(Protocol):
-    """How examples become batches, and batches scores."""
+    """Conversion of examples to batches, and of batches to scores."""
 
     unit: ClassVar[str]
-    """What the mean loss is counted in."""
+    """Unit of the mean loss."""
 
     def collate(self, examples: Sequence[Any]) -> Batch:
         """Return a batch of prepared examples."""
@@ -71,10 +71,10 @@ class Scoring(Protocol):
         """Run a model on a batch and score its examples."""
 
     def running(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Return the block in which a model is run, by the fastest steps that it takes."""
+        """Return the context manager in which a model runs, by the fastest code that it supports."""
 
     def packs(self, model: nn.Module) -> bool:
-        """Return whether padding costs nothing there."""
+        """Return whether batches run without padding there."""
 
 
 def evaluate(
@@ -85,11 +85,11 @@ def evaluate(
     Examples are batched by length to save padding and returned in their own order.
 
     Args:
-        model: of the task; left in evaluation mode.
-        examples: at least one.
+        model: model of the task; left in evaluation mode.
+        examples: prepared examples, at least one.
         scoring: the task.
         runtime: device and precision of the forward passes.
-        batch_size: examples per forward pass.
+        batch_size: number of examples per forward pass.
     """
     model.eval()
     order = sorted(range(len(examples)), key=lambda index: examples[index].length)
@@ -125,7 +125,7 @@ def evaluate(
 
 
 def _by_tokens(order: Sequence[int], examples: Sequence[Prepared], most: int) -> Iterator[list[int]]:
-    """Yield examples by number, in order, in groups of so many tokens; a longer one alone."""
+    """Yield indices of examples, in order, in groups of at most `most` tokens; a longer one alone."""
     group: list[int] = []
     tokens = 0
     for index in order:
@@ -138,10 +138,10 @@ def _by_tokens(order: Sequence[int], examples: Sequence[Prepared], most: int) ->
 
 
 def wants_generation(examples: Sequence[TokenizedExample], config: EvaluationConfig) -> bool:
-    """Return whether texts are generated and scored on this part.
+    """Return whether texts are generated and scored on this split.
 
     Raises:
-        ConfigError: it is wanted of plain texts, which have no prompt to continue.
+        ConfigError: generation is set for plain texts, which have no prompt to continue.
     """
     if any(not example.prompt_length for example in examples):
         if config.generate == "on":
@@ -153,7 +153,7 @@ def wants_generation(examples: Sequence[TokenizedExample], config: EvaluationCon
 
 
 def has_short_answers(examples: Sequence[TokenizedExample], config: EvaluationConfig) -> bool:
-    """Return whether most references are so short that being right is being equal."""
+    """Return whether most references are so short that exact match is a fair score."""
     lengths = [len(example.input_ids) - example.prompt_length for example in examples]
     short = sum(length <= config.short_answer_tokens for length in lengths)
     return short >= SHARE_OF_SHORT_ANSWERS * len(lengths)
@@ -167,7 +167,7 @@ def continuations(
     runtime: Runtime,
     batch_size: int,
 ) -> list[str]:
-    """Return what greedy generation makes of each prompt, within the longest reference's tokens."""
+    """Return the greedy continuation of each prompt, of at most the longest reference's tokens."""
     model.eval()
     longest = max(len(example.input_ids) - example.prompt_length for example in examples)
     with runtime.accelerator.autocast():

@@ -1,4 +1,4 @@
-"""Threads on a shared machine: idle ones sleep soon, and processes side by side share the cores."""
+"""Threads on a shared machine: idle ones sleep soon, and concurrent processes share the cores."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _inside = threading.Lock()
 
 
 def bound_spinning() -> None:
-    """Let idle threads sleep soon; has an effect before torch is loaded, and where nobody chose."""
+    """Let idle threads sleep soon; effective before torch is loaded, and unless the user has set it."""
     if "torch" not in sys.modules and not any(name in os.environ for name in _SPINNING):
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 @contextmanager
 def shared_cores() -> Iterator[None]:
-    """Compute inside the block with this process's share of torch's threads.
+    """Use this process's share of torch's threads inside the block.
 
-    The share is taken at the beginning and kept: another number of threads rounds otherwise.
-    Processes of this user count while they are inside such a block. Where OMP_NUM_THREADS or
-    MKL_NUM_THREADS is set, the number of threads is the user's. Trials that are trained together in
-    one process have one share.
+    The share is computed at the start and kept, because the number of threads affects rounding.
+    Processes of this user count while they are inside such a block. If OMP_NUM_THREADS or
+    MKL_NUM_THREADS is set, the user's number of threads is used. Trials trained together in one
+    process have one share.
     """
     if any(name in os.environ for name in _COUNT) or not _inside.acquire(blocking=False):
         yield
@@ -56,18 +56,18 @@ def shared_cores() -> Iterator[None]:
 
 @contextmanager
 def _presence() -> Iterator[int]:
-    """Be counted inside the block; the result is how many other processes are there already.
+    """Register this process inside the block; yield the number of other registered processes.
 
-    Each holds a lock on a file of its own, which the system releases however the process ends.
+    Each process locks a file of its own; the system releases the lock when the process ends in any way.
     """
     try:
         folder = Path(tempfile.gettempdir()) / f"adaptive-lora-threads-{getpass.getuser()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         mine = folder / str(os.getpid())
         lock = FileLock(mine, thread_local=False)
-        lock.acquire(timeout=1)  # another process may be looking at it
+        lock.acquire(timeout=1)  # another process may be checking it
         others = sum(_is_held(path) for path in folder.iterdir() if path != mine)
-    except (OSError, KeyError, Timeout):  # nothing can be written, or nobody has this user's number
+    except (OSError, KeyError, Timeout):  # nothing can be written, or the user id has no name
         yield 0
         return
     try:
@@ -79,7 +79,7 @@ def _presence() -> Iterator[int]:
 
 
 def _is_held(path: Path) -> bool:
-    """Return whether a living process holds a file; removes it where none does."""
+    """Return whether a living process has locked a file; remove it otherwise."""
     lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=0)

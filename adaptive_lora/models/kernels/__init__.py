@@ -1,4 +1,4 @@
-"""Fast paths of training and scoring, each equal to the plain one and tested against it."""
+"""Fast implementations of training and scoring, each tested to be equal to the plain one."""
 
 from adaptive_lora.models.kernels.attention import attends_packed, packed_attention
 from adaptive_lora.models.kernels.causal import PackedScores, packed_nll, packed_scores, supervised

@@ -1,8 +1,8 @@
-"""Attention of a packed row: every sequence by itself, at the cost of the sum of n², not N².
+"""Attention in a packed row: each sequence separately, at the cost of the sum of n², not N².
 
-transformers lets a project register an attention function; models hand it query, key and value. The
-sequences' boundaries travel as the attention mask: transformers passes a four-dimensional mask on
-as it is, and gradient checkpointing keeps it for the recomputation.
+transformers supports registered attention functions, which get query, key and value from models. The
+sequences' boundaries are passed as the attention mask: transformers passes a four-dimensional mask on
+unchanged, and gradient checkpointing keeps it for the recomputation.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from transformers.masking_utils import sdpa_mask
 from adaptive_lora.serving.custom_tuner import AdaptedModel
 
 NAME = "adaptive_lora_packed"
-"""Of the registered attention."""
+"""Name of the registered attention function."""
 
 
 class NotPacked(RuntimeError):
-    """A model asks packed attention for what it cannot do; it must run on padded batches."""
+    """A model needs a feature that packed attention lacks; it must run on padded batches."""
 
 
 def boundary_mask(boundaries: Sequence[int]) -> torch.Tensor:
-    """Return boundaries in the shape in which models hand them through: (1, 1, 1, B + 1).
+    """Return boundaries in the mask shape that models pass through: (1, 1, 1, B + 1).
 
-    Kept on the CPU, so that no layer waits for a GPU to tell lengths.
+    The tensor stays on the CPU, so that no layer waits for a GPU to read lengths.
     """
     return torch.tensor(boundaries, dtype=torch.int32).view(1, 1, 1, -1)
 
 
 @contextmanager
 def packed_attention(model: Any, name: str = NAME) -> Iterator[None]:
-    """Let a model attend within the sequences of packed rows inside the block.
+    """Restrict a model's attention to the sequences of packed rows inside the block.
 
     The block must span backward passes too: gradient checkpointing runs the forward pass again.
     Blocks of several trainings on one base may end in any order.
 
     Args:
-        model: of transformers, with or without adapters.
-        name: of the registered attention.
+        model: transformers model, with or without adapters.
+        name: name of the registered attention function.
     """
     configs = _configs(unwrapped(model))
     token = _inside.set(_inside.get() | {id(unwrapped(model))})
@@ -65,10 +65,10 @@ def packed_attention(model: Any, name: str = NAME) -> Iterator[None]:
 
 
 _inside: ContextVar[frozenset[int]] = ContextVar("inside packed_attention", default=frozenset())
-"""Ids of models; a thread has its own, so that what runs between the steps of a training in another
-thread (the profile of the next trial, say) stays as it is."""
+"""Ids of models inside `packed_attention`, per thread, so that work in another thread between training
+steps, such as the profile of the next trial, is not affected."""
 _open: dict[int, tuple[Any, str, int]] = {}
-"""Id of a configuration -> (itself, its usual attention, open blocks)."""
+"""Id of a configuration -> (the configuration, its usual attention, number of open blocks)."""
 
 
 def attends_packed(model: Any) -> bool:
@@ -77,14 +77,14 @@ def attends_packed(model: Any) -> bool:
 
 
 def unwrapped(model: Any) -> Any:
-    """Return the transformers model inside PEFT's, or inside one of our own families."""
+    """Return the transformers model inside PEFT's wrapper or a custom tuner."""
     if isinstance(model, AdaptedModel):
         return model.base
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _configs(model: torch.nn.Module) -> list[Any]:
-    """Return the configurations that a model's modules ask for their attention."""
+    """Return the configurations that a model's modules read their attention from."""
     found = [getattr(module, "config", None) for module in model.modules()]
     unique = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
     return list(unique.values())
@@ -101,23 +101,23 @@ def attend(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within each sequence, the signature being that of transformers' interface.
+    """Compute attention within each sequence, with the signature of transformers' interface.
 
     Args:
         module: the attention layer.
-        query: (1, H, N, D).
-        key: (1, H_kv, N, D); H_kv divides H.
-        value: as key, its D may differ.
-        attention_mask: `boundary_mask` of the row; a usual mask or none where the batch is padded.
-        dropout: probability of leaving out an attention weight.
+        query: queries, shape (1, H, N, D).
+        key: keys, shape (1, H_kv, N, D); H_kv divides H.
+        value: values, shape as `key`; D may differ.
+        attention_mask: `boundary_mask` of the row; an ordinary mask or None for padded batches.
+        dropout: dropout probability of attention weights.
         scaling: factor of the scores; none: 1 / sqrt(D).
-        **others: `sliding_window` and `softcap` are heeded.
+        **others: of these, `sliding_window` and `softcap` are used.
 
     Returns:
-        (1, N, H, D) and no weights.
+        Outputs of shape (1, N, H, D), and None for the attention weights.
 
     Raises:
-        NotPacked: the attention of a packed row is not causal, or not known here.
+        NotPacked: the attention in a packed row is not causal, or has unsupported arguments.
     """
     if attention_mask is None or attention_mask.dtype != torch.int32:
         return _padded(module, query, key, value, attention_mask, dropout, scaling, others)
@@ -151,7 +151,7 @@ def attend(
 
 _FLASH_TYPES = (torch.bfloat16, torch.float16)
 _UNKNOWN = ("s_aux", "position_bias", "cache")
-"""What models hand to attention beside the usual: GPT-OSS's sinks, T5's biases, a paged cache."""
+"""Unsupported attention arguments of models: GPT-OSS's sinks, T5's biases, a paged cache."""
 
 
 def _varlen(
@@ -162,7 +162,7 @@ def _varlen(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """Attend by the flash attention for packed rows that comes with torch."""
+    """Compute attention by torch's flash attention for packed rows."""
     from torch.nn.attention.varlen import varlen_attn
 
     ends, longest = bounds.to(query.device, non_blocking=True), int(bounds.diff().max())
@@ -187,7 +187,7 @@ def _padded(
     scaling: float | None,
     others: dict[str, Any],
 ) -> tuple[torch.Tensor, None]:
-    """Attend in a padded batch as transformers does: another trial may need one in between."""
+    """Compute attention in a padded batch as transformers does, which another trial may need in between."""
     softcap = others.get("softcap")
     if softcap is None:
         usual = AttentionInterface()["sdpa"]
@@ -201,7 +201,7 @@ def _padded(
 
 
 def _reach(query: torch.Tensor, key: torch.Tensor, window: int | None = None) -> torch.Tensor:
-    """Return which keys a query sees: itself and all, or window - 1, before it."""
+    """Return the mask of keys visible to each query: itself, and all or `window` - 1 positions before it."""
     n, m = query.shape[2], key.shape[2]
     ones = torch.ones(n, m, dtype=torch.bool, device=query.device)
     seen = ones.tril(m - n)
@@ -217,7 +217,7 @@ def _capped(
     scaling: float | None,
     softcap: float,
 ) -> torch.Tensor:
-    """Attend with scores held within ±softcap by tanh, which no kernel of torch does."""
+    """Compute attention with scores limited to ±softcap by tanh, which torch's kernels do not support."""
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = (scores / softcap).tanh() * softcap
     scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)

@@ -19,11 +19,11 @@ class Supervised:
     """The S positions of a packed row that predict a supervised token."""
 
     hidden: torch.Tensor
-    """(S, d) last hidden states there, with gradient."""
+    """Last hidden states at these positions, shape (S, d), with gradient."""
     targets: torch.Tensor
-    """(S,) the tokens that follow."""
+    """Next tokens, shape (S,)."""
     owners: torch.Tensor
-    """(S,) index of the example that each belongs to."""
+    """Index of the example of each position, shape (S,)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,11 +31,11 @@ class PackedScores:
     """Scores of the S supervised tokens of a packed row."""
 
     nll: torch.Tensor
-    """(S,) negative log-likelihood in nats."""
+    """Negative log-likelihood in nats, shape (S,)."""
     correct: torch.Tensor
-    """(S,) whether the most likely token is the right one."""
+    """Whether the most likely token is the target, shape (S,)."""
     owners: torch.Tensor
-    """(S,) index of the example that each belongs to."""
+    """Index of the example of each position, shape (S,)."""
 
 
 def supervised(model: Any, batch: PackedBatch) -> Supervised:
@@ -52,9 +52,9 @@ def supervised(model: Any, batch: PackedBatch) -> Supervised:
 
 
 def packed_nll(model: Any, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the negative log-likelihood per supervised token with gradient, and whose it is.
+    """Return the negative log-likelihood per supervised token, with gradient, and the token's example.
 
-    Both are (S,) in the order of the row; owners are indices of examples.
+    Both have shape (S,), in the order of the row; the second is the index of the example.
     """
     found = supervised(model, batch)
     return token_nll(head_of(model), found.hidden, found.targets), found.owners
@@ -69,7 +69,7 @@ def packed_scores(model: Any, batch: PackedBatch) -> PackedScores:
 
 
 def head_of(model: Any) -> Head:
-    """Return the head of a causal language model with what its configuration does to logits."""
+    """Return the head of a causal language model, with the scale and limit of logits in its configuration."""
     inner = unwrapped(model)
     config = inner.config.get_text_config()
     divided = getattr(config, "logits_scaling", None)  # Granite

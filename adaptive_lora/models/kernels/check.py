@@ -1,4 +1,4 @@
-"""What a model does with rows and padding: asked of the model itself, by small examples."""
+"""Checks of a model's behaviour on packed rows and padding, by running small examples."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _TOLERANCE: Mapping[torch.dtype, float] = {
     torch.bfloat16: 0.1,
     torch.float16: 0.1,
 }
-"""Of the difference in logits, as a share of the largest; a wrong mask gives about 1."""
+"""Type of weights -> maximum difference in logits, relative to the largest; a wrong mask gives about 1."""
 
 
 def packing_problem(model: Any) -> str | None:
-    """Return why a causal language model must run on padded batches, or None where it can pack.
+    """Return why a causal language model must run on padded batches, or None if it can run on packed rows.
 
-    Three short sequences go through the model one by one and as one packed row; the logits must
-    agree. So positions, windows, masks and what the head does to logits are seen as built. A small
-    difference may still be a leak: a convolution or a recurrence over positions mixes sequences by
-    as little as its weights are. So nothing of a sequence may depend on another either: the
-    gradient there must be zero, exactly.
+    Three short sequences run through the model one by one and as one packed row; the logits must
+    agree. This covers positions, windows, masks and the head's scaling of logits as built. A small
+    difference may still be a leak: a convolution or recurrence over positions mixes sequences by as
+    little as its weights are. So a sequence must also not depend on another one: the gradient must
+    be exactly zero.
     """
     inner = unwrapped(model)
     if has_prompt(model):
@@ -43,7 +43,7 @@ def packing_problem(model: Any) -> str | None:
     inner.eval()
     try:
         return _compare(inner)
-    except Exception as error:  # a model's own code meets a form of input that it may not know
+    except Exception as error:  # a model's own code may not support packed input
         return f"it does not run on a packed row ({type(error).__name__}: {str(error)[:200]})"
     finally:
         inner.train(was_training)
@@ -51,10 +51,10 @@ def packing_problem(model: Any) -> str | None:
 
 @torch.no_grad()
 def causality_problem(model: Any) -> str | None:
-    """Return how the logits of a model depend on what comes after, or None where they do not.
+    """Return how the logits of a model depend on later tokens, or None if they do not.
 
-    A row runs twice, with two ends; the logits before must be the same. Models of this class that
-    read both ways (XLNet) would learn to copy the next token.
+    A row runs twice with different last tokens; the logits before them must be equal. Bidirectional
+    models of this class (XLNet) would learn to copy the next token.
     """
     ids = _example(model.config.get_text_config()).input_ids
     ids = ids.to(model.get_input_embeddings().weight.device)
@@ -63,17 +63,17 @@ def causality_problem(model: Any) -> str | None:
     other[:, kept:] = ids[0, 0]
     first, second = (model(input_ids=row).logits[0, :kept].float() for row in (ids, other))
     if not (first.isfinite().all() and second.isfinite().all()):
-        return None  # nothing can be told of a broken base; its scores will say that it is one
-    # Equal shapes: nothing but rounding in other groups of a mixture of experts may differ.
+        return None  # a broken base cannot be checked; its scores will show it
+    # Equal shapes: only rounding in other groups of a mixture of experts may differ.
     within = _TOLERANCE[model.dtype] / (100 if model.dtype.itemsize > 2 else 5)
     return _differing("tokens at the end change the logits before them", first, second, within)
 
 
 @torch.no_grad()
 def padding_problem(model: Any) -> str | None:
-    """Return how the outputs of a classifier depend on padding, or None where they do not.
+    """Return how the outputs of a classifier depend on padding, or None if they do not.
 
-    A short text runs alone and beside a longer one, padded on the right.
+    A short text runs alone and in a batch with a longer one, padded on the right.
     """
     text = model.config.get_text_config()
     short, _, longer = _example(text).input_ids[0].split(_LENGTHS)
@@ -96,13 +96,13 @@ def padding_problem(model: Any) -> str | None:
 
 def _differing(what: str, first: torch.Tensor, second: torch.Tensor, within: float) -> str | None:
     difference = float((first - second).abs().max() / second.abs().max())
-    if difference <= within:  # not of NaN
+    if difference <= within:  # false for NaN
         return None
     return f"{what} (relative difference {difference:.1g})"
 
 
 def has_prompt(model: Any) -> bool:
-    """Return whether virtual tokens or a prefix stand before each sequence."""
+    """Return whether virtual tokens or a prefix precede each sequence."""
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
@@ -148,7 +148,7 @@ def _packed(inner: Any, batch: PackedBatch) -> tuple[torch.Tensor, bool]:
         hidden = supervised(inner, batch).hidden
     finally:
         handle.remove()
-    # A plain sum would not do: that of a layer norm's outputs is the same whatever goes in.
+    # A plain sum is not sufficient: the sum of a layer norm's outputs does not depend on its input.
     weights = torch.linspace(1.0, 2.0, hidden.shape[1], device=hidden.device)
     leak = False
     for begin, end in pairwise(batch.boundaries):
@@ -168,7 +168,7 @@ def _example(config: Any) -> PackedBatch:
 
 
 def _limited(config: Any) -> bool:
-    """Return whether some layers see only part of what comes before."""
+    """Return whether some layers have a limited attention window."""
     windowed = getattr(config, "sliding_window", None) is not None
     if not getattr(config, "use_sliding_window", True):
         windowed = False

@@ -1,13 +1,13 @@
-"""Cross-entropy from hidden states, in chunks: tokens x vocabulary never stands whole in memory.
+"""Cross-entropy from hidden states, in chunks, so that the logits of all tokens are never in memory at once.
 
-The gradient for the hidden states is formed in the forward pass, chunk by chunk, as Liger does
-(arXiv:2410.10989, section 3.2), here with any frozen head on any device. Peak memory beside the
-inputs is one chunk of logits.
+The gradient of the hidden states is computed in the forward pass, chunk by chunk, as in Liger
+(arXiv:2410.10989, section 3.2), here with any frozen head on any device. Peak memory in addition to
+the inputs is one chunk of logits.
 
-Liger's own kernel does not serve here, on a GPU either: where each token's loss has a weight of its
-own, as where several trials train together and each has its mean, its backward pass runs through
-the head once more, and it knows no factor of the logits (Cohere, Granite). A row's gradient, as
-kept here, is right for every weight.
+Liger's own kernel is not used, on a GPU either: where tokens have different weights in the loss, as
+when several trials train together with their own means, its backward pass runs through the head
+again, and it does not support a factor of the logits (Cohere, Granite). A row's gradient, as stored
+here, is right for every weight.
 """
 
 from __future__ import annotations
@@ -25,52 +25,52 @@ from adaptive_lora.models.kernels.tiles import row_slices, tiled_nll
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """What turns hidden states into logits: a linear map, a factor and a limit."""
+    """Conversion of hidden states to logits: a linear layer, a factor and a limit."""
 
     module: nn.Module
-    """Linear map to the vocabulary, with or without bias, tied to the embedding or not."""
+    """Linear layer to the vocabulary, with or without bias, tied to the embedding or not."""
     scale: float = 1.0
     """Factor of the logits, as in Cohere and Granite."""
     softcap: float | None = None
-    """Logits are c * tanh(logits / c), as in Gemma 2; None: no limit."""
+    """Limit c of the logits, applied as c * tanh(logits / c), as in Gemma 2; None: no limit."""
 
     @property
     def vocabulary(self) -> int:
-        """Words that the head tells apart."""
+        """Number of tokens in the head's vocabulary."""
         module: Any = self.module
         return int(getattr(module, "out_features", None) or len(module.weight))
 
     @property
     def plain(self) -> bool:
-        """Whether this is a linear map whose weights are numbers of their own."""
+        """Whether this is a linear layer with plain, not quantised, weights."""
         weight = getattr(self.module, "weight", None)
         floating = weight is not None and weight.is_floating_point()
         return type(self.module) is nn.Linear and floating
 
     @property
     def frozen(self) -> bool:
-        """Whether this is a plain linear map with nothing to train: its gradient is not needed."""
+        """Whether this is a plain linear layer without trainable parameters, so that it needs no gradient."""
         trained = any(parameter.requires_grad for parameter in self.module.parameters())
         return self.plain and not trained
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return logits in float32, (S, V) from (S, d)."""
+        """Return logits in float32, shape (S, V), from hidden states of shape (S, d)."""
         return self.limited(self.module(hidden).float())
 
     def limited(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return logits from the linear map's outputs: multiplied, and within the limit."""
+        """Return logits from the linear layer's outputs: scaled and limited."""
         if self.scale != 1:
             logits = logits * self.scale
         return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
 
 
 def token_nll(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the negative log-likelihood per token, (S,) in nats and float32, with its gradient.
+    """Return the negative log-likelihood per token in nats, shape (S,), float32, with its gradient.
 
     Args:
-        head: of the model.
-        hidden: (S, d) last hidden states at the positions that predict supervised tokens.
-        targets: (S,) the tokens that follow.
+        head: head of the model.
+        hidden: last hidden states at the positions that predict supervised tokens, shape (S, d).
+        targets: next tokens, shape (S,).
     """
     if head.frozen:
         nll: torch.Tensor = _FrozenHead.apply(hidden, head, targets)
@@ -89,10 +89,10 @@ def _chunk_nll(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Loss per token of a frozen head, with the gradient of each token's loss kept instead.
+    """Loss per token with a frozen head; each token's gradient is stored in the forward pass.
 
-    A row's gradient is proportional to what its loss is multiplied with later, so forming it in the
-    forward pass serves every weighting.
+    A row's gradient is proportional to the later weight of its loss, so the gradient of the forward
+    pass is right for every weighting.
     """
 
     @staticmethod

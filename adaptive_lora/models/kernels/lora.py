@@ -1,8 +1,8 @@
 """LoRA's product in one autograd step: y = x W + b + s (x Aᵀ) Bᵀ.
 
-PEFT's layer makes a tensor of its own for each of these operations and autograd keeps them; here
-nothing but x and x Aᵀ is kept, and no work is done for frozen weights. Where there are many tokens,
-W + s Aᵀ Bᵀ is formed first, forward and backward: the outputs are then passed over once.
+PEFT's layer makes a tensor for each of these operations, and autograd keeps them; here only x and
+x Aᵀ are kept, and no work is done for frozen weights. With many tokens, W + s Aᵀ Bᵀ is computed first,
+forward and backward, so that the outputs are written only once.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from adaptive_lora.models.kernels.products import compute_type, product
 
 @contextmanager
 def fast_layers(model: nn.Module) -> Iterator[None]:
-    """Run a model's plain LoRA layers and its slow activations by fused steps inside the block.
+    """Run a model's plain LoRA layers and slow activation functions by fused kernels inside the block.
 
-    Layers with dropout, variants (DoRA ...), trained or quantised bases keep PEFT's own step. The
-    layers' weights are looked up in each call, so that ranks may change in training.
+    Layers with dropout, variants (DoRA ...), and trained or quantised base layers keep PEFT's code.
+    The layers' weights are looked up in each call, so that ranks may change in training.
     """
     with ExitStack() as undo:
         for module in model.modules():
@@ -38,19 +38,19 @@ def fast_layers(model: nn.Module) -> Iterator[None]:
 
 
 def _replace(undo: ExitStack, module: Any, forward: Any) -> None:
-    """Give one module another forward step until the block ends."""
+    """Replace one module's forward method until the block ends."""
     if "forward" not in vars(module):
         module.forward = forward
         undo.callback(vars(module).pop, "forward")
 
 
 def _gelu(inputs: torch.Tensor) -> torch.Tensor:
-    """Return GPT-2's GELU, which transformers spells out in eight operations."""
+    """Return GPT-2's GELU, which transformers computes in eight operations."""
     return functional.gelu(inputs, approximate="tanh")
 
 
 def _plain(layer: Any) -> bool:
-    """Return whether a layer is a frozen linear map with one plain adapter."""
+    """Return whether a layer is a frozen linear layer with one plain adapter."""
     base = layer.base_layer
     if type(base) not in (nn.Linear, Conv1D) or not base.weight.is_floating_point():
         return False
@@ -84,9 +84,9 @@ def _step_of(layer: Any) -> Any:
 
 
 def _merges(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Return whether W + s Aᵀ Bᵀ is formed first: cheaper than the update of so many tokens.
+    """Return whether to compute W + s Aᵀ Bᵀ first, which is cheaper than the update for many tokens.
 
-    In float32 alone, where this rounds no more than the update's own sums do.
+    Only in float32, where this rounds no more than the sums of the update.
     """
     tokens = inputs.numel() // inputs.shape[-1]
     whole = inputs.dtype == weight.dtype == torch.float32
@@ -95,12 +95,12 @@ def _merges(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def _merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return W + s Aᵀ Bᵀ, (in, out)."""
+    """Return W + s Aᵀ Bᵀ, shape (in, out)."""
     return torch.addmm(weight, a.t(), b.t(), alpha=scale)
 
 
 class _Lora(torch.autograd.Function):
-    """y = x W + b + s (x Aᵀ) Bᵀ with W and b frozen, in the type that autocast or W has."""
+    """y = x W + b + s (x Aᵀ) Bᵀ with W and b frozen, in autocast's or W's type."""
 
     @staticmethod
     def forward(

@@ -1,9 +1,9 @@
-"""Float32 matrix products on a CPU, by oneDNN, which comes with torch.
+"""Float32 matrix products on a CPU by oneDNN, which torch includes.
 
-torch's own products go to MKL. Measured on a CPU of AMD's (Zen 4, 2 cores), MKL does 70 to 200
-GFLOP/s by shape and oneDNN 180 to 215. oneDNN prepares each new shape for about half a millisecond,
-so small products stay with MKL. The operator is the one that torch's compiler emits; where it is
-missing, all products stay.
+torch's own products use MKL. Measured on an AMD CPU (Zen 4, 2 cores), MKL reaches 70 to 200 GFLOP/s
+by shape and oneDNN 180 to 215. oneDNN prepares each new shape for about half a millisecond, so small
+products use MKL. The operator is the one emitted by torch's compiler; if it is missing, all products
+use MKL.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch.nn import functional
 
 _LEAST = 2**26
-"""FLOPs from which a product pays for preparing its shape."""
+"""Minimum FLOPs of a product for which preparing its shape is worthwhile."""
 
 
 def _onednn() -> bool:
-    if platform.machine().lower() not in ("x86_64", "amd64"):  # measured nowhere else
+    if platform.machine().lower() not in ("x86_64", "amd64"):  # not measured on other architectures
         return False
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -27,18 +27,18 @@ _HERE = _onednn()
 
 
 def compute_type(inputs: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
-    """Return the type in which inputs meet a weight: autocast's if it is on, else its own."""
+    """Return the type of the product of inputs and weight: autocast's if active, else the weight's."""
     kind = inputs.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Return x Wᵀ + b, (n, out) from (n, in), as `functional.linear` does, without a gradient.
+    """Return x Wᵀ + b, shape (n, out), as `functional.linear` does, without a gradient.
 
     Args:
-        inputs: (n, in); may be a transposed view.
-        weight: (out, in); may be a transposed view.
-        bias: (out,) or none.
+        inputs: x, shape (n, in); may be a transposed view.
+        weight: W, shape (out, in); may be a transposed view.
+        bias: b, shape (out,), or None.
     """
     if not _suits(inputs, weight):
         return functional.linear(inputs, weight, bias)
@@ -47,7 +47,7 @@ def product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 
 def _suits(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Return whether a product is one of float32 matrices on a CPU, and large."""
+    """Return whether a product is a large one of float32 matrices on a CPU."""
     if not _HERE or torch.is_autocast_enabled("cpu"):
         return False
     whole = inputs.dtype == weight.dtype == torch.float32

@@ -1,10 +1,10 @@
-"""Scores of tokens and the gradient for their hidden states, tile by tile of the logits.
+"""Scores of tokens and gradients of their hidden states, computed by tiles of the logits.
 
-Tokens x vocabulary never stands whole in memory. The sum of exponentials is kept beside the largest
-logit so far (Milakov and Gimelshein, "Online normalizer calculation for softmax", 1805.02867,
-section 3), and so is the gradient: both fade where a larger logit comes. On a CPU a tile of the
-weight meets many rows, and the tile stays in the cache: reading the weight again for every few rows
-costs as much as multiplying by it. On a GPU a tile is as wide as the vocabulary.
+The logits of all tokens are never in memory at once. The sum of exponentials is kept relative to the
+largest logit so far (Milakov and Gimelshein, "Online normalizer calculation for softmax", 1805.02867,
+section 3), and so is the gradient: both are rescaled when a larger logit appears. On a CPU a tile of
+the weight is applied to many rows while it is in the cache: reading the weight again for every few
+rows costs as much as multiplying by it. On a GPU a tile is as wide as the vocabulary.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from adaptive_lora.models.kernels.cross_entropy import Head
 
 ROWS, TILE = 2048, 1024
-"""Hidden states and words of a tile on a CPU: 8 MiB of logits in float32."""
+"""Number of hidden states and of tokens in a tile on a CPU: 8 MiB of logits in float32."""
 LOGITS = {"cpu": 2**23, "cuda": 2**26}
-"""Logits of a tile as wide as the vocabulary, by device."""
+"""Device -> number of logits of a tile that is as wide as the vocabulary."""
 
 
 @torch.no_grad()
 def tiled_nll(head: Head, hidden: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor | None) -> torch.Tensor:
-    """Return the negative log-likelihood per token, (S,) in nats and float32.
+    """Return the negative log-likelihood per token in nats, shape (S,), float32.
 
     Args:
-        head: a frozen one.
-        hidden: (S, d) last hidden states at the positions that predict supervised tokens.
-        targets: (S,) the tokens that follow.
-        gradient: (S, d), takes the gradient of each token's loss for its hidden state; or none.
+        head: a frozen head.
+        hidden: last hidden states at the positions that predict supervised tokens, shape (S, d).
+        targets: next tokens, shape (S,).
+        gradient: output for the gradient of each token's loss by its hidden state, shape (S, d), or None.
     """
     nll = torch.empty(len(targets), device=hidden.device)
     for rows in row_slices(head, hidden, narrow=_narrow(head, hidden)):
@@ -44,7 +44,7 @@ def tiled_nll(head: Head, hidden: torch.Tensor, targets: torch.Tensor, gradient:
 
 @torch.no_grad()
 def token_scores(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (nll (S,), whether the most likely token is the right one (S,)), without gradient."""
+    """Return, without gradient, nll and whether the most likely token is the target, each of shape (S,)."""
     nll = torch.empty(len(targets), device=hidden.device)
     correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
     for rows in row_slices(head, hidden, narrow=_narrow(head, hidden)):
@@ -57,9 +57,9 @@ def row_slices(head: Head, hidden: torch.Tensor, *, narrow: bool) -> Iterator[sl
     """Yield slices over the rows of hidden states, about equal in size.
 
     Args:
-        head: what they go to.
-        hidden: (S, d).
-        narrow: the tiles are narrower than the vocabulary.
+        head: head that they are passed to.
+        hidden: hidden states, shape (S, d).
+        narrow: whether the tiles are narrower than the vocabulary.
     """
     whole = LOGITS.get(hidden.device.type, LOGITS["cpu"]) // head.vocabulary
     most = ROWS if narrow else max(16, whole)
@@ -74,7 +74,7 @@ def _narrow(head: Head, hidden: torch.Tensor) -> bool:
 
 
 def _tiles(head: Head, hidden: torch.Tensor) -> Iterator[slice]:
-    """Yield slices over the words."""
+    """Yield slices over the vocabulary."""
     width = TILE if _narrow(head, hidden) else head.vocabulary
     for start in range(0, head.vocabulary, width):
         yield slice(start, min(start + width, head.vocabulary))
@@ -91,9 +91,9 @@ def _logits(head: Head, hidden: torch.Tensor, words: slice) -> torch.Tensor:
 
 
 class _Softmax:
-    """Largest logit, sum of exponentials beside it and the target's logit, over the tiles so far.
+    """Largest logit, sum of exponentials relative to it, and the target's logit, over the tiles so far.
 
-    All are (S,).
+    All have shape (S,).
     """
 
     def __init__(self, head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> None:
@@ -103,11 +103,11 @@ class _Softmax:
         self._owners = _owners(targets, self.tiles)
 
     def __iter__(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield the words of each tile and the rows whose target is one of them."""
+        """Yield the token slice of each tile, and the rows whose target is in it."""
         return zip(self.tiles, self._owners, strict=True)
 
     def see(self, logits: torch.Tensor, top: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take a tile in; return its exponentials (in its place) and how the earlier ones fade."""
+        """Add a tile; return its exponentials (computed in place) and the factor of the earlier ones."""
         top = torch.maximum(top, self.highest)
         fading = (self.highest - top).exp_()
         shares = logits.sub_(top[:, None]).exp_()
@@ -130,7 +130,7 @@ def _owners(targets: torch.Tensor, tiles: Sequence[slice]) -> Sequence[torch.Ten
 
 
 def _learn(head: Head, hidden: torch.Tensor, targets: torch.Tensor, gradient: torch.Tensor | None) -> torch.Tensor:
-    """Return the loss of some tokens; write the gradient of each where there is a place for it."""
+    """Return the loss of some tokens; write each token's gradient if `gradient` is given."""
     weight: Any = head.module.weight
     softmax = _Softmax(head, hidden, targets)
     sums = torch.zeros_like(hidden, dtype=torch.float32)
@@ -157,9 +157,9 @@ def _learn(head: Head, hidden: torch.Tensor, targets: torch.Tensor, gradient: to
 
 
 def _score(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the negative log-likelihood, and the most likely token where that may be the target.
+    """Return the negative log-likelihood, and the most likely token where it may be the target.
 
-    Elsewhere the token is -1: to find it would take longer than all the rest.
+    Elsewhere the token is -1, because finding it would take longer than everything else.
     """
     softmax = _Softmax(head, hidden, targets)
     best = torch.full_like(targets, -1)
@@ -170,6 +170,6 @@ def _score(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[tor
         best[rising] = -1
         softmax.right[own] = logits[own, targets[own] - words.start]
         hits = own[(rising & (softmax.right == top))[own]]
-        best[hits] = logits[hits].argmax(dim=-1) + words.start  # of equals the first, as argmax
+        best[hits] = logits[hits].argmax(dim=-1) + words.start  # the first of equals, as argmax
         softmax.see(logits, top)
     return softmax.nll, best

@@ -1,14 +1,14 @@
-"""Linear maps on which an adapter would be refused or would learn nothing, known from the code.
+"""Linear layers on which an adapter would be refused or get no gradient, found without weights.
 
-Three things are asked, none of which needs weights, so that a plan and a training answer alike:
+Three checks need no weights, so that plan and training agree:
 
-- PEFT itself: it refuses LoRA on some maps of some architectures (`out_proj` of Mamba), and in
-  families that also come with experts it passes over dense maps of the experts' names (Qwen3-Next).
-- The code of the module around a map: where it reads the map's weight instead of calling it, as
+- PEFT's rules: it refuses LoRA on some layers of some architectures (`out_proj` of Mamba), and in
+  model families that also exist with experts it skips dense layers of the experts' names (Qwen3-Next).
+- The code of the module around a layer: where it reads the layer's weight instead of calling it, as
   fused kernels do, an adapter there does not run.
-- A forward pass on the meta device, with a zero added to what each map gives: a map whose zero has
-  no gradient does not reach the output. So it is with the last layer of a vision tower that is
-  read one layer earlier, and with Zamba2's adapters of the other places of a shared block.
+- A forward pass on the meta device, with a zero added to each layer's output: a layer whose zero has
+  no gradient does not reach the output. Examples are the last layer of a vision tower that is read
+  one layer earlier, and Zamba2's adapters of the other places of a shared block.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ UNREACHED = "no forward pass leads from it to the output"
 
 
 def reasons_against(model: nn.Module, towers: Mapping[str, Sequence[str]]) -> tuple[dict[str, str], frozenset[str]]:
-    """Return which linear maps of a model take no adapter, and of which that is not known.
+    """Return the linear layers that cannot take an adapter, and those for which this is unknown.
 
-    Of architectures that a table of roles holds, tests say that PEFT takes all maps, that no code
-    reads their weights, and that one stack of blocks is reached whole: these are not tried again.
+    For architectures with a table of roles, tests show that PEFT adapts all layers, that no code reads
+    their weights, and that a single stack of blocks is reached completely: these are not checked again.
 
     Args:
-        model: of transformers, with weights or without; any map of others is adaptable.
-        towers: names of its linear maps by the stack of blocks that they are in.
+        model: transformers model, with or without weights; all layers of other models are adaptable.
+        towers: stack of blocks -> names of its linear layers.
 
     Returns:
-        Name -> reason, and the maps that a forward pass without weights could not be tried on: all
-        where the model's code does not run so, and those of a tower that its inputs do not reach.
+        Name -> reason, and the layers that a forward pass without weights could not check: all, if the
+        model's code does not run on the meta device, and those of a tower that its inputs do not reach.
     """
     settings = getattr(model, "config", None)
     if not hasattr(model, "_from_config") or settings is None:
@@ -62,7 +62,7 @@ def reasons_against(model: nn.Module, towers: Mapping[str, Sequence[str]]) -> tu
         bones = _bones(model)
         with _without_values():
             unreached = unreached_maps(bones, names, lambda: _summed(bones(**_inputs(bones))))
-    except Exception as error:  # a model's own code without weights: whatever that raises
+    except Exception as error:  # a model's own code can raise anything without weights
         logging.getLogger(__name__).info("no forward pass without weights: %s", error)
         return found, frozenset(names)
     untried = {name for tower in towers.values() if unreached.issuperset(tower) for name in tower}
@@ -70,7 +70,7 @@ def reasons_against(model: nn.Module, towers: Mapping[str, Sequence[str]]) -> tu
 
 
 def _refused_by_peft(model: Any, names: Sequence[str]) -> dict[str, str]:
-    """Return what PEFT's own two rules for architectures say, before it attaches anything."""
+    """Return name -> reason by PEFT's two rules for architectures, without attaching anything."""
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
@@ -98,9 +98,9 @@ _QUESTIONS = ("data", "device", "dtype", "shape")
 
 @lru_cache(maxsize=256)
 def _weights_read(kind: Any) -> frozenset[str]:
-    """Return the submodules whose weights a class hands on instead of calling them.
+    """Return the submodules whose weights a class passes on instead of calling them.
 
-    Questions about a weight (`self.wo.weight.dtype`) and its initial values do not count.
+    Reading a weight's attributes (`self.wo.weight.dtype`) and initialising it do not count.
     """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
@@ -121,7 +121,7 @@ def _weights_read(kind: Any) -> frozenset[str]:
 
 
 def _bones(model: Any) -> Any:
-    """Return the architecture without weights; the model itself where it has none."""
+    """Return the model's architecture on the meta device; the model itself if it is there already."""
     import torch
 
     if all(parameter.is_meta for parameter in model.parameters()):
@@ -133,12 +133,12 @@ def _bones(model: Any) -> Any:
 
 
 def unreached_maps(model: Any, names: Sequence[str], output: Callable[[], Any]) -> set[str]:
-    """Return the linear maps from which no gradient flows to an output of the model.
+    """Return the linear layers without influence on an output of the model.
 
     Args:
-        model: with weights or without.
-        names: of its linear maps.
-        output: runs the model and returns one number.
+        model: model with or without weights.
+        names: names of its linear layers.
+        output: function that runs the model and returns a scalar.
     """
     import torch
 
@@ -162,9 +162,9 @@ def unreached_maps(model: Any, names: Sequence[str], output: Callable[[], Any]) 
 
 @contextmanager
 def _without_values() -> Iterator[None]:
-    """Run code on the meta device; what it asks of values that are not there holds everywhere.
+    """Run code on the meta device inside the block; every condition on values is taken to be true.
 
-    Masks are then all ones: no padding, one sequence a row, every image a real one.
+    Masks are then all ones: no padding, one sequence per row, no padded images.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -194,7 +194,7 @@ _TOKENS = 8
 
 
 def _inputs(model: Any) -> dict[str, Any]:
-    """Return inputs of a model by what its forward pass takes: text, an image, or sound."""
+    """Return inputs of a model for the arguments of its forward pass: text, image or audio."""
     import torch
 
     taken = inspect.signature(model.forward).parameters
@@ -221,7 +221,7 @@ def _inputs(model: Any) -> dict[str, Any]:
 
 
 def _summed(outputs: Mapping[str, Any]) -> Any:
-    """Return the sum of what a task takes of a model's outputs."""
+    """Return the sum of a model's outputs that a task uses."""
     import torch
 
     for name in ("logits", "logits_per_image"):

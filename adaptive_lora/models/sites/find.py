@@ -1,8 +1,8 @@
-"""Find the sites of a model by its structure: repeated blocks, and the linear maps inside them.
+"""Search for a model's sites by its structure: repeated blocks, and the linear layers inside them.
 
-Blocks are the elements of the outermost lists of modules that hold linear maps; whatever stands
-outside them (embeddings, poolers, projectors, heads) is no site. Several lists under different
-parents are towers: an encoder and a decoder, a vision and a language model.
+Blocks are the elements of the outermost module lists that have linear layers; layers outside them
+(embeddings, poolers, projectors, heads) are not sites. Several lists under different parents are
+towers: encoder and decoder, vision and language model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _NO_BLOCKS = re.compile(r"head|classif|pool|merger|projector|connector|router|embed")
-"""Lists of such names hold alternatives or outputs, not blocks that follow each other."""
+"""Pattern of names of module lists with alternatives or outputs instead of consecutive blocks."""
 _EXPERT_NAME = re.compile(r"(^|\.)experts?(_\d+)?(\.|$)")
 
 
@@ -32,16 +32,16 @@ def find_sites(model: nn.Module) -> tuple[AdapterSite, ...]:
     """Return all adapter sites of a model in module order; works on meta-device models too.
 
     Raises:
-        ModelError: no linear map inside a numbered block takes adapters, or a mixture of experts.
+        ModelError: no linear layer in a numbered block can take an adapter, or the model is a mixture of experts.
     """
     return survey_sites(model).sites
 
 
 def survey_sites(model: nn.Module) -> SiteSurvey:
-    """Return the linear maps of a model; the same with weights as on the meta device.
+    """Return the linear layers of a model, equally with weights and on the meta device.
 
     Raises:
-        ModelError: no linear map inside a numbered block takes adapters, or a mixture of experts.
+        ModelError: no linear layer in a numbered block can take an adapter, or the model is a mixture of experts.
     """
     _refuse_experts(model)
     maps = _maps_in_blocks(model)
@@ -53,7 +53,7 @@ def survey_sites(model: nn.Module) -> SiteSurvey:
     if not sites:
         among = f" that takes adapters ({left_out_text(left_out)})" if left_out else ""
         raise ModelError(
-            f"{type(model).__name__} has no adaptable site: required linear maps (Linear or GPT-2 "
+            f"{type(model).__name__} has no adaptable site: required linear layers (Linear or GPT-2 "
             f"Conv1D) inside numbered blocks such as `h.0`; found none{among}. Use a transformer "
             "model."
         )
@@ -61,7 +61,7 @@ def survey_sites(model: nn.Module) -> SiteSurvey:
 
 
 def left_out_text(left_out: Mapping[str, str]) -> str:
-    """Return what is left out in words: how many maps of which names, by reason."""
+    """Return the layers left out as text: number and names, by reason."""
     by_reason: dict[str, Counter[str]] = {}
     for name, reason in left_out.items():
         by_reason.setdefault(reason, Counter())[re.sub(r"\.\d+(?=\.)", ".*", name)] += 1
@@ -72,7 +72,7 @@ def left_out_text(left_out: Mapping[str, str]) -> str:
 
 
 def _maps_in_blocks(model: nn.Module) -> tuple[AdapterSite, ...]:
-    """Return all linear maps inside the blocks of a model, in module order."""
+    """Return all linear layers inside the blocks of a model, in module order."""
     from adaptive_lora.serving import packed_maps
 
     packed = packed_maps(model)
@@ -95,18 +95,18 @@ def _maps_in_blocks(model: nn.Module) -> tuple[AdapterSite, ...]:
 
 
 def site_notes(model: nn.Module, survey: SiteSurvey) -> list[str]:
-    """Return what a user should know about the sites of a model: what is left out, and why."""
+    """Return remarks for the user on the sites of a model: layers left out, and untested architectures."""
     notes = []
     if survey.left_out:
         number = len(survey.left_out)
         notes.append(
-            f"{number} linear map{'s take' if number > 1 else ' takes'} no adapter: {left_out_text(survey.left_out)}."
+            f"{number} linear layer{'s take' if number > 1 else ' takes'} no adapter: {left_out_text(survey.left_out)}."
         )
     return [*notes, *filter(None, [_architecture_note(model, survey.sites)])]
 
 
 def _architecture_note(model: nn.Module, sites: Sequence[AdapterSite]) -> str | None:
-    """Return what a user should know about an architecture that no test covers, or None."""
+    """Return a remark for the user on an untested architecture, or None."""
     kind = getattr(getattr(model, "config", None), "model_type", None) or type(model).__name__
     if kind in TESTED_TYPES:
         return None
@@ -114,13 +114,13 @@ def _architecture_note(model: nn.Module, sites: Sequence[AdapterSite]) -> str | 
     unnamed = sum(site.role == Role.OTHER for site in sites)
     return (
         f"architecture '{kind}' is not among the tested ones: its {len(sites)} sites are the "
-        f"linear maps found inside {blocks} repeated blocks, with roles by module name "
+        f"linear layers found inside {blocks} repeated blocks, with roles by module name "
         f"({unnamed} of them 'other'); check the table before you rely on placement by role."
     )
 
 
 def warn_of_sites(model: nn.Module, survey: SiteSurvey) -> None:
-    """Log what a user should know about the sites of a model."""
+    """Log the remarks on the sites of a model as warnings."""
     for note in site_notes(model, survey):
         logging.getLogger(__name__).warning(note)
 
@@ -143,7 +143,7 @@ def _is_stack(name: str, module: nn.Module) -> bool:
     holding = [any(True for _ in _linear_maps(child)) for child in children]
     if isinstance(module, nn.ModuleList):
         return any(holding)
-    # timm and hand-written models chain equal blocks in a Sequential.
+    # timm and hand-written models put equal blocks into a Sequential.
     return (
         isinstance(module, nn.Sequential)
         and len(children) > 1
@@ -153,10 +153,10 @@ def _is_stack(name: str, module: nn.Module) -> bool:
 
 
 def _linear_maps(block: nn.Module, prefix: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield (name, (in, out)) of the linear maps below a block; Conv1D keeps weights as (in, out).
+    """Yield (name, (in, out)) of the linear layers of a block; Conv1D stores weights as (in, out).
 
-    torch's MultiheadAttention uses its output map's weight without calling the module, so an
-    adapter there would never run; it is passed over.
+    torch's MultiheadAttention uses its output layer's weight without calling the module, so an
+    adapter there would never run; it is skipped.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -171,7 +171,7 @@ def _linear_maps(block: nn.Module, prefix: str = "") -> Iterator[tuple[str, tupl
 
 
 def _tower_names(parents: Iterable[str]) -> dict[str, str]:
-    """Return the shortest name that tells each parent of a stack from the others."""
+    """Return the shortest distinct name of each parent of a stack."""
     parts = {parent: parent.split(".") if parent else [] for parent in parents}
     if len(parts) == 1:
         return dict.fromkeys(parts, "")
@@ -186,17 +186,17 @@ def _tower_names(parents: Iterable[str]) -> dict[str, str]:
 
 
 def _refuse_experts(model: nn.Module) -> None:
-    """Refuse a mixture of experts: transformers keeps expert weights as 3-D parameters.
+    """Refuse a mixture of experts, whose expert weights transformers stores as 3-D parameters.
 
     Raises:
-        ModelError: names the first of them.
+        ModelError: there are such weights; the message names the first.
     """
     for name, module in model.named_modules():
         if _EXPERT_NAME.search(name) or type(module).__name__.endswith("Experts"):
             count = sum(parameter.numel() for parameter in module.parameters())
             raise ModelError(
                 f"{type(model).__name__} is a mixture of experts ('{name}' holds {count:,} "
-                "parameters): required a dense model, because experts are no linear maps that a "
+                "parameters): required a dense model, because experts are not linear layers that a "
                 "site could name, and ranks shared among experts are not comparable with others; "
                 "use a dense model of the family."
             )

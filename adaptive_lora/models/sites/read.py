@@ -1,4 +1,4 @@
-"""Read a base's architecture: sites, tensors and sizes."""
+"""Reading a base's architecture: sites, tensors and sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_architecture(model: nn.Module) -> Architecture:
     """Read a base's architecture.
 
     Raises:
-        ModelError: it has no site.
+        ModelError: the base has no site.
     """
     head, tied = _head(model)
     survey = survey_sites(model)
@@ -41,7 +41,7 @@ def read_architecture(model: nn.Module) -> Architecture:
 def _head(model: Any) -> tuple[tuple[str, ...], bool]:
     """Return the names of the head's tensors and whether they are the input embeddings.
 
-    The head is the output embedding of a language model; elsewhere, whatever stands beside the
+    The head is the output embedding of a language model; in other models, all modules outside the
     backbone (classifiers and poolers of a task).
     """
     outputs = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None

@@ -1,8 +1,8 @@
-"""From module names to roles.
+"""Roles of sites by their module names.
 
-A role is what a map does in its block, not what its module is called: in GPT-2 `c_proj` stands
-both in attention and in the feed-forward part, in BERT `output.dense` does. So the name decides
-only together with the part of the block that it is in.
+A role is a layer's function in its block, not its name: GPT-2's `c_proj` and BERT's `output.dense`
+occur both in attention and in the feed-forward part. So the name determines the role only together
+with the part of the block.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TESTED_TYPES = frozenset(
         "phi3", "qwen2", "qwen2_vl", "qwen3", "roberta", "smolvlm", "t5", "vit", "whisper",
     }
 )  # fmt: skip
-"""`model_type` of the configurations whose every block is held to a table of roles by a test."""
+"""Values of `model_type` whose blocks are compared with a table of roles by a test."""
 
 _IN_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 
@@ -40,7 +40,7 @@ _ATTENTION = _table(
         Role.OUTPUT: ("c_proj dense out_proj o_proj out_lin o proj projection projection_layer wo Wo"),
     }
 )
-# gate_up_proj and Wi fuse gate and up. T5 calls its gate wi_0 and its up map wi_1, or wi ungated.
+# gate_up_proj and Wi fuse gate and up. T5's gate is wi_0 and its up layer wi_1, or wi if ungated.
 _FEED_FORWARD = _table(
     {
         Role.GATE: "gate_proj wi_0",
@@ -54,7 +54,7 @@ _FEED_FORWARD = _table(
 
 
 def role_of(name: str) -> Role:
-    """Return the role that a module's name within its block says it has, or `other`."""
+    """Return the role of a module by its name within the block, or `other`."""
     *_, parent, leaf = f"..{name}".split(".")
     table = _ATTENTION if _IN_ATTENTION.search(name) else _FEED_FORWARD
     return table.get(f"{parent}.{leaf}") or table.get(leaf) or Role.OTHER

@@ -1,4 +1,4 @@
-"""Tasks: what a base is trained to do, from rows to inputs, loss and scores. One a file."""
+"""Training tasks, from rows to inputs, loss and scores; one per module."""
 
 from adaptive_lora.models.tasks.catalogue import TASKS, task_named
 from adaptive_lora.models.tasks.causal import CausalTask

@@ -1,4 +1,4 @@
-"""The tasks by name, and the one that a base and its data leave no doubt about."""
+"""The tasks by name, and the automatic choice of the task by base and data."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ TASKS: Mapping[str, type[Task]] = MappingProxyType(
 _BY_CLASS = {task.saved_as: task.name for task in serving.TASKS.values() if task.saved_as}
 """Class that a checkpoint was saved from -> its task, whatever the data."""
 _FEW = 20
-"""Different whole numbers up to which a column of them is classes without doubt."""
+"""Maximum number of distinct integers for which a column is taken to be classes."""
 
 
 def task_named(config: StudyConfig) -> type[Task]:
     """Return the task of a study.
 
     Raises:
-        ConfigError: `auto`, and base and data do not say which.
+        ConfigError: the task is `auto`, and base and data do not determine it.
     """
     if PlantedTeacher.parse(config.data.data) is not None:
         if config.data.task not in ("auto", PlantedTask.name):
@@ -84,8 +84,8 @@ def found_task(config: StudyConfig) -> str | None:
 
 
 def _of_labels(config: StudyConfig) -> str | None:
-    """Tell classes from numbers; None where a column could be either, or is neither."""
-    table = read_ahead(config.data)  # the task reads it next
+    """Return whether labels are classes or numbers; None where a column could be either, or is neither."""
+    table = read_ahead(config.data)  # the task reads the same table next
     column = config.data.response_column or next((name for name in LABELS if name in table.columns), None)
     if column is None or column not in table.columns:
         return None
@@ -93,7 +93,7 @@ def _of_labels(config: StudyConfig) -> str | None:
 
 
 def _kind_of(table: Table, column: str) -> str | None:
-    """Return the task of a column's values; numbers in CSV and TSV are texts of numbers."""
+    """Return the task for a column's values; in CSV and TSV, numbers are text."""
     values = {scalar_text(row.get(column)) for row in table.rows} - {None, ""}
     if column in table.classes or not all(map(_is_number, values)):
         return "classification"

@@ -1,4 +1,4 @@
-"""Causal language modelling: continue a prompt with its response."""
+"""Causal language modelling: continuing a prompt with its response."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from adaptive_lora.serving.tokens import known_ids, padding_id
 
 
 class CausalTask(Task):
-    """Next-token prediction over the response, or over everything."""
+    """Next-token prediction over the response, or over prompt and response."""
 
     name = "causal"
     tokenised = TokenizedExample
@@ -47,7 +47,7 @@ class CausalTask(Task):
 
     @cached_property
     def pad_id(self) -> int:
-        """Token id for padding; masked everywhere, so end-of-text serves where there is none."""
+        """Token id for padding, which is always masked; end-of-text where the tokenizer has none."""
         pad = padding_id(self.tokenizer, known_ids(self.base.model))
         return 0 if pad is None else pad
 
@@ -58,12 +58,12 @@ class CausalTask(Task):
         if problem is not None:
             raise ModelError(
                 f"base {self.base.reference.name} ({type(model).__name__}) is no causal "
-                f"language model: {problem}; required one whose tokens see only what stands before."
+                f"language model: {problem}; required one whose tokens see only earlier tokens."
             )
 
     @property
     def longest(self) -> int:
-        """Most tokens of an example: what the study allows and the base has positions for."""
+        """Maximum number of tokens of an example: limited by the study and by the base's positions."""
         allowed, most = self.config.data.max_tokens, self.base.max_positions
         return allowed if most is None else min(allowed, most)
 
@@ -103,10 +103,10 @@ class CausalTask(Task):
 
     @cached_property
     def _base_packs(self) -> bool:
-        """Whether examples run as packed rows: as the study says, where the base can.
+        """Whether examples run as packed rows: as set in the study, and supported by the base.
 
         Raises:
-            ConfigError: the study says packed and the base cannot.
+            ConfigError: the study sets packed and the base does not support it.
         """
         wanted = self.config.train.batching
         problem = None if wanted == "padded" else packing_problem(self.base.model)
@@ -127,9 +127,9 @@ class CausalTask(Task):
         )
 
     def score(self, model: nn.Module, examples: Sequence[TokenizedExample]) -> EvalResult:
-        """Score likelihood and, where the study wants it, greedy generation.
+        """Score likelihood and, if set in the study, greedy generation.
 
-        Of short answers by exact match alone, of others by ROUGE, chrF and a final answer too.
+        Short answers are scored by exact match alone, others also by ROUGE, chrF and final answer.
         """
         result = self.losses(model, examples)
         if not wants_generation(examples, self.config.evaluation):
@@ -151,7 +151,7 @@ class CausalTask(Task):
         )
 
     def outputs(self, model: Any, examples: Sequence[TokenizedExample]) -> torch.Tensor:
-        """Return last-token logits of the prompts, each run alone: (examples, vocabulary)."""
+        """Return last-token logits of the prompts, each run alone, shape (examples, vocabulary)."""
         rows = []
         for example in examples:
             shown = example.input_ids[: max(1, example.prompt_length)]  # plain text has no prompt
@@ -160,7 +160,7 @@ class CausalTask(Task):
         return torch.stack([row.float() for row in rows])
 
     def metrics(self, result: EvalResult) -> Mapping[str, float]:
-        """Return loss, perplexity, token accuracy and exact match where it was scored."""
+        """Return loss, perplexity, token accuracy, and exact match if it was scored."""
         return {**super().metrics(result), **token_metrics(result)}
 
 

@@ -1,4 +1,4 @@
-"""Scores of classes over a part of the data, by scikit-learn."""
+"""Scores of classes over a split of the data, by scikit-learn."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 def class_scores(targets: Sequence[int], predicted: Sequence[int]) -> dict[str, float]:
     """Return accuracy, F1 and Matthews' correlation coefficient.
 
-    F1 is that of class 1 where classes 0 and 1 are all there are (`f1`), and the unweighted mean
-    over classes that occur (`f1_macro`). A class that is never predicted has F1 0.
+    F1 is that of class 1 if there are only classes 0 and 1 (`f1`), and the unweighted mean over
+    classes that occur (`f1_macro`). A class that is never predicted has F1 0.
     """
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     with warnings.catch_warnings():
-        # One predicted class leaves Matthews' coefficient 0 by convention.
+        # With a single predicted class, Matthews' coefficient is 0 by convention.
         warnings.filterwarnings("ignore", ".*single label.*", UserWarning)
         scores = {
             "accuracy": float(accuracy_score(targets, predicted)),

@@ -28,37 +28,37 @@ NATS_PER_EXAMPLE = "nats per example"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledText:
-    """A tokenised text, or pair of texts, and what to predict."""
+    """A tokenised text or pair of texts, with its target."""
 
     id: str
     inputs: Mapping[str, tuple[int, ...]]
-    """Name of an input of the model -> one number a token."""
+    """Name of a model input -> one integer per token."""
     target: float
-    """Index of the class, or the number."""
+    """Target: index of the class, or the number."""
     cut: int = 0
-    """Tokens that the longest text that the model takes left out."""
+    """Number of tokens cut off at the model's maximum length."""
     supervised_tokens: int = 1
-    """One prediction."""
+    """Number of predictions: one."""
 
     @property
     def length(self) -> int:
-        """Tokens that go through the model."""
+        """Number of tokens."""
         return len(self.inputs["input_ids"])
 
     def numbers(self) -> Mapping[str, Sequence[int]]:
-        """Return what tokenising gave."""
+        """Return the result of tokenisation."""
         return {"cut": (self.cut,), **self.inputs}
 
     @classmethod
     def of(cls, example: Example, numbers: Mapping[str, Sequence[int]]) -> Self:
-        """Return it from an example and its `numbers`."""
+        """Restore a prepared text from the example and its `numbers`."""
         inputs = {name: tuple(values) for name, values in numbers.items() if name != "cut"}
         target = float(example.target or 0.0)
         return cls(id=example.id, inputs=inputs, target=target, cut=numbers["cut"][0])
 
 
 class TextTask(Task):
-    """What classification and regression share: inputs and outputs."""
+    """Base class of classification and regression, with their inputs and outputs."""
 
     tokenised = LabelledText
 
@@ -73,11 +73,11 @@ class TextTask(Task):
         if problem is not None:
             raise ModelError(
                 f"base {name} ({type(self.base.model).__name__}) cannot be used for {self.name}: "
-                f"{problem}; required one whose outputs padding on the right does not change."
+                f"{problem}; required one whose outputs do not change with padding on the right."
             )
 
     def prepare(self, examples: Sequence[Example]) -> tuple[LabelledText, ...]:
-        """Return examples tokenised; texts are cut at the longest that the model takes."""
+        """Return examples tokenised, with texts cut at the model's maximum length."""
         second = [example.second for example in examples]
         encoded, lost = encode_cut(
             self.base.tokenizer,
@@ -99,7 +99,7 @@ class TextTask(Task):
 
     @property
     def served(self) -> dict[str, Any]:
-        """What an adapter records: that of the base, and where texts are cut."""
+        """Record of the task for adapters: that of the base, and the maximum length of texts."""
         return {**super().served, "max_tokens": self.longest}
 
     def illustrated(self, item: LabelledText, example: Example) -> str:
@@ -130,7 +130,7 @@ class ClassificationTask(TextTask):
 
     @property
     def served(self) -> dict[str, Any]:
-        """What an adapter records: that of the base, and where texts are cut."""
+        """Record of the task for adapters: that of the base, and the maximum length of texts."""
         return {**super().served, "max_tokens": self.longest}
 
     def labels(self, targets: Sequence[float]) -> torch.Tensor:
@@ -147,13 +147,13 @@ class ClassificationTask(TextTask):
 
 
 def logits_of(model: Any, batch: Batch) -> torch.Tensor:
-    """Return the outputs of a model with a head, (B, classes), in float32."""
+    """Return the outputs of a model with a head in float32, shape (B, classes)."""
     logits: torch.Tensor = model(**batch.inputs).logits.float()
     return logits
 
 
 def class_example_scores(logits: torch.Tensor, labels: torch.Tensor) -> ExampleScores:
-    """Return loss, hit and predicted class of each example."""
+    """Return loss, correctness and predicted class of each example."""
     predicted = logits.argmax(dim=-1)
     return ExampleScores(
         nll=functional.cross_entropy(logits, labels, reduction="none"),
@@ -164,7 +164,7 @@ def class_example_scores(logits: torch.Tensor, labels: torch.Tensor) -> ExampleS
 
 
 def with_class_scores(result: EvalResult, examples: Sequence[Any]) -> EvalResult:
-    """Add what is known of the part as a whole: accuracy, F1 and Matthews' coefficient."""
+    """Add the scores of the whole split: accuracy, F1 and Matthews' coefficient."""
     targets = [int(example.target) for example in examples]
     predicted = result.further_E[PREDICTION].astype(int)
     return dataclasses.replace(result, overall=class_scores(targets, predicted.tolist()))

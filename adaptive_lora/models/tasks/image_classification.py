@@ -1,4 +1,4 @@
-"""Image classification: one of several classes for a picture."""
+"""Image classification: one of several classes for an image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from adaptive_lora.serving import open_image
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledImage:
-    """A picture as its file holds it, and its class; it is decoded for each batch."""
+    """An image file's content and its class; the image is decoded for each batch."""
 
     id: str
     image: bytes
@@ -37,7 +37,7 @@ class LabelledImage:
     supervised_tokens: int = 1
 
     def numbers(self) -> Mapping[str, Sequence[int]]:
-        """Return none: there is no text."""
+        """Return an empty mapping, because there is no text."""
         return {}
 
 

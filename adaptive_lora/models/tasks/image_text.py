@@ -1,4 +1,4 @@
-"""Image and text: pictures and captions that belong together, told from all others (CLIP)."""
+"""Image and text: contrastive matching of images and captions (CLIP)."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _RECALLS = (1, 5)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionedImage:
-    """A picture as its file holds it, and its caption's tokens."""
+    """An image file's content, and its caption's tokens."""
 
     id: str
     image: bytes
     input_ids: tuple[int, ...]
     cut: int = 0
-    """Tokens of the caption that the longest text that the model takes left out."""
+    """Number of the caption's tokens cut off at the model's maximum length."""
     supervised_tokens: int = 1
-    """One pair."""
+    """Number of predictions: one pair."""
 
     @property
     def length(self) -> int:
-        """Tokens of the caption."""
+        """Number of tokens of the caption."""
         return len(self.input_ids)
 
     def numbers(self) -> Mapping[str, Sequence[int]]:
@@ -50,21 +50,21 @@ class CaptionedImage:
 
 
 class ImageTextTask(Task):
-    """Each picture finds its caption among those of the batch, and each caption its picture.
+    """Prediction of each image's caption among those of the batch, and of each caption's image.
 
-    The mean of both cross-entropies (Radford et al. 2021, 2103.00020, figure 3). In training the
-    others are those of the batch; in validation and test they are those of the whole part, so that
-    its size sets the scale of the loss, and the batch size does not matter.
+    The loss is the mean of both cross-entropies (Radford et al. 2021, 2103.00020, figure 3). In
+    training, candidates are those of the batch; in validation and test, those of the whole split, so
+    that its size sets the scale of the loss and the batch size has no effect.
     """
 
     name = "image_text"
     unit = "nats per pair"
 
     def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
-        """Refuse batches in which nothing can be told apart."""
+        """Refuse batches of one pair, which have no loss."""
         super().__init__(config, runtime, base)
         if config.train.batch_size < 2:
-            raise ConfigError("batch_size must be at least 2: pairs are told apart in a batch.")
+            raise ConfigError("batch_size must be at least 2: pairs are compared within a batch.")
 
     @classmethod
     def read(cls, config: DataConfig) -> ExampleSet:
@@ -72,7 +72,7 @@ class ImageTextTask(Task):
 
     @property
     def served(self) -> dict[str, Any]:
-        """What an adapter records of its task: how its base is loaded, and where texts are cut."""
+        """Record of the task for adapters: loading of the base, and the maximum length of texts."""
         return {**super().served, "max_tokens": self.longest}
 
     def prepare(self, examples: Sequence[Example]) -> tuple[CaptionedImage, ...]:
@@ -115,7 +115,7 @@ class ImageTextTask(Task):
         return torch.stack([images, texts])
 
     def losses(self, model: nn.Module, examples: Sequence[CaptionedImage]) -> EvalResult:  # type: ignore[override]
-        """Score every picture against every caption of the part."""
+        """Score every image against every caption of the split."""
         model.eval()
         size = self.config.evaluation.eval_batch_size
         parts = []
@@ -143,17 +143,17 @@ class ImageTextTask(Task):
     def _embedded(
         self, model: Any, examples: Sequence[CaptionedImage]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return normalised embeddings of pictures and captions, and the scale of their product."""
+        """Return normalised embeddings of images and captions, and the scale of their product."""
         found = model(**self.collate(examples).to(self.runtime.device).inputs)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         return found.image_embeds, found.text_embeds, base.logit_scale.exp()
 
 
 def pair_losses(logits: torch.Tensor) -> torch.Tensor:
-    """Return (N,) the mean of both cross-entropies of each pair.
+    """Return the mean of both cross-entropies of each pair, shape (N,).
 
     Args:
-        logits: (N, N) pictures by captions; pairs stand on the diagonal.
+        logits: images by captions, shape (N, N), with matching pairs on the diagonal.
     """
     wanted = torch.arange(len(logits), device=logits.device)
     rows = functional.cross_entropy(logits, wanted, reduction="none")
@@ -162,7 +162,7 @@ def pair_losses(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _same(examples: Sequence[CaptionedImage]) -> torch.Tensor:
-    """Return (N, N) which captions are right for which pictures: those of the same picture too."""
+    """Return the mask (N, N) of captions that are right for an image, including those of equal images."""
     images = [example.image for example in examples]
     texts = [example.input_ids for example in examples]
     rows = [[images[i] == images[j] or texts[i] == texts[j] for j in range(len(images))] for i in range(len(images))]
@@ -170,7 +170,7 @@ def _same(examples: Sequence[CaptionedImage]) -> torch.Tensor:
 
 
 def recall(logits: torch.Tensor, same: torch.Tensor, k: int) -> np.ndarray[Any, np.dtype[Any]]:
-    """Return (N,) 1 where one of the k best of a row is right, else 0."""
+    """Return 1 where one of the k best candidates of a row is right, else 0, shape (N,)."""
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
     found: np.ndarray[Any, np.dtype[Any]] = same.gather(1, best).any(dim=1).double().cpu().numpy()
     return found

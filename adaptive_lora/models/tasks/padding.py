@@ -8,11 +8,11 @@ import torch
 
 
 def padded(rows: Sequence[Mapping[str, Sequence[int]]], padding: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Return (B, T) tensors of each input of B texts, and their attention mask.
+    """Return a tensor (B, T) of each input of B texts, and their attention mask.
 
     Args:
-        rows: name of an input -> one number a token, per text.
-        padding: name of an input -> its value of padding, where that is not 0.
+        rows: per text, name of an input -> one integer per token.
+        padding: name of an input -> its padding value, where that is not 0.
     """
     lengths = [len(row["input_ids"]) for row in rows]
     inputs = {name: right(rows_of(rows, name), padding.get(name, 0)) for name in rows[0]}
@@ -25,7 +25,7 @@ def rows_of(rows: Sequence[Mapping[str, Sequence[int]]], name: str) -> list[Sequ
 
 
 def right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Return (B, T) numbers, filled up with a value."""
+    """Return rows padded on the right with a value, shape (B, T)."""
     full = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.long)
     for index, row in enumerate(rows):
         full[index, : len(row)] = torch.tensor(row, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""A data set divided into parts and prepared for its task, without the rows that cannot be used."""
+"""A data set split and prepared for its task, without the rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedSplits:
-    """The three parts of one fold, as the task prepares them for its model."""
+    """The three splits of one fold, prepared for the model by the task."""
 
     train: tuple[Any, ...]
     validation: tuple[Any, ...]
@@ -27,7 +27,7 @@ class PreparedSplits:
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal digits over all token ids and loss masks, in order."""
+        """Digest over all token ids and loss masks in order, 32 hexadecimal digits."""
         splits = (self.train, self.validation, self.test)
         lengths = {"examples": [len(part) for part in splits]}
         rows = (_learned(example) for part in splits for example in part)
@@ -35,28 +35,28 @@ class PreparedSplits:
 
 
 def _learned(item: Any) -> dict[str, Sequence[int]]:
-    """Return the numbers of a prepared example that training and test see."""
+    """Return the integers of a prepared example that training and test use."""
     return {name: values for name, values in item.numbers().items() if name != "cut"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedSet:
-    """A data set, its prepared parts, and what there is to say of it."""
+    """A data set, its prepared splits, and its summary."""
 
     data: ExampleSet
-    """Without the examples that could not be prepared."""
+    """The data set, without the examples that could not be prepared."""
     folds: list[PreparedSplits]
     summary: DataSummary
 
 
 def prepare_set(task: Task, data: ExampleSet) -> PreparedSet:
-    """Divide a data set into the parts of each fold; every example is prepared once for all.
+    """Split a data set for each fold; every example is prepared once.
 
-    Only examples that a part has are judged. Where one cannot be used and the study leaves such
-    out, the others are divided as if it had never been there.
+    Only examples in a split are checked. If some cannot be used and the study skips bad rows, the
+    others are split as if these did not exist.
 
     Raises:
-        DataError: a part would be empty, or examples cannot be used; names up to 20 of them.
+        DataError: a split would be empty, or examples cannot be used, of which up to 20 are named.
     """
     config = task.config.data
     while True:
@@ -81,7 +81,7 @@ def prepare_set(task: Task, data: ExampleSet) -> PreparedSet:
 
 
 SPLITS = ("train", "validation", "test")
-"""Names of the parts of a fold."""
+"""Names of the splits of a fold."""
 
 
 def _listed(splits: Splits) -> tuple[Sequence[Example], ...]:

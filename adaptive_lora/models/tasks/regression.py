@@ -49,7 +49,7 @@ class RegressionTask(TextTask):
 
 
 def correlations(targets: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """Return Pearson's and Spearman's correlation; nothing where one side does not vary."""
+    """Return Pearson's and Spearman's correlation; empty where one side is constant."""
     from scipy.stats import pearsonr, spearmanr
 
     if len(targets) < 2 or np.ptp(targets) == 0 or np.ptp(predicted) == 0:

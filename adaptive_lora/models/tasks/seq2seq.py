@@ -1,4 +1,4 @@
-"""Sequence to sequence: an encoder reads the input, a decoder writes the target."""
+"""Sequence to sequence: an encoder reads the input, a decoder generates the target."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ class InputAndTarget:
     target_ids: tuple[int, ...]
     response: str
     cut: int = 0
-    """Tokens of both that the longest text that the model takes left out."""
+    """Number of tokens of both cut off at the model's maximum length."""
 
     @property
     def length(self) -> int:
-        """Tokens that go through encoder and decoder."""
+        """Number of tokens of input and target."""
         return len(self.input_ids) + len(self.target_ids)
 
     @property
     def supervised_tokens(self) -> int:
-        """Tokens of the target."""
+        """Number of tokens of the target."""
         return len(self.target_ids)
 
     def numbers(self) -> Mapping[str, Sequence[int]]:
-        """Return what tokenising gave."""
+        """Return the result of tokenisation."""
         ids = {"input_ids": self.input_ids, "target_ids": self.target_ids}
         return {**ids, "cut": (self.cut,)}
 
     @classmethod
     def of(cls, example: Example, numbers: Mapping[str, Sequence[int]]) -> Self:
-        """Return it from an example and its `numbers`."""
+        """Restore a prepared example from the example and its `numbers`."""
         return cls(
             id=example.id,
             response=example.response,
@@ -81,12 +81,12 @@ class Seq2SeqTask(Task):
     tokenised = InputAndTarget
 
     def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
-        """Take a base that says how its decoder begins; and can be padded, or raises ModelError."""
+        """Read start and padding tokens; raise ModelError if the base has none."""
         super().__init__(config, runtime, base)
         self.start = _start(base)
-        """Token id that the decoder begins with."""
+        """Token id at the start of the decoder's input."""
         self.pad = _pad(base)
-        """Token id for padding; masked everywhere, so end-of-text serves where there is none."""
+        """Token id for padding, which is always masked; end-of-text where the tokenizer has none."""
 
     @classmethod
     def read(cls, config: DataConfig) -> ExampleSet:
@@ -94,11 +94,11 @@ class Seq2SeqTask(Task):
 
     @property
     def served(self) -> dict[str, Any]:
-        """What an adapter records of its task: how its base is loaded, and where inputs are cut."""
+        """Record of the task for adapters: loading of the base, and the maximum length of inputs."""
         return {**super().served, "max_tokens": self.longest}
 
     def prepare(self, examples: Sequence[Example]) -> tuple[InputAndTarget, ...]:
-        """Return inputs and targets tokenised apart, each cut at the longest."""
+        """Return inputs and targets tokenised separately, each cut at the maximum length."""
         tokenizer, most = self.base.tokenizer, self.longest
         encoded, lost = encode_cut(tokenizer, [example.prompt for example in examples], most)
         texts = [example.response for example in examples]
@@ -118,7 +118,7 @@ class Seq2SeqTask(Task):
         return f"{self.decoded(item.input_ids)} -> {marked(self.decoded(item.target_ids))}"
 
     def collate(self, examples: Sequence[InputAndTarget]) -> Batch:
-        """Return inputs and targets padded; the decoder sees the target moved by one."""
+        """Return inputs and targets padded; the decoder's input is the target shifted by one."""
         pad = self.pad
         targets = [example.target_ids for example in examples]
         lengths = [len(example.input_ids) for example in examples]
@@ -145,7 +145,7 @@ class Seq2SeqTask(Task):
         return torch.stack([_logits(model, batch)[0, 0].float() for batch in batches])
 
     def score(self, model: nn.Module, examples: Sequence[InputAndTarget]) -> EvalResult:
-        """Score likelihood and, unless the study says no, what greedy generation gives."""
+        """Score likelihood and, unless switched off, greedy generation."""
         result = self.losses(model, examples)
         if self.config.evaluation.generate == "off":
             return result
@@ -168,7 +168,7 @@ class Seq2SeqTask(Task):
 
 
 def _logits(model: Any, batch: Batch) -> torch.Tensor:
-    """Return (B, T, V) logits of the target's tokens."""
+    """Return logits of the target's tokens, shape (B, T, V)."""
     logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits
     return logits
 
@@ -178,7 +178,7 @@ def _pad(base: BaseModel) -> int:
     if found is None:
         raise ModelError(
             f"the tokenizer of base {base.reference.name} has neither a pad nor an end-of-text "
-            "token that the base has a row for; one is required."
+            "token that the base has an embedding for; one is required."
         )
     return found
 
@@ -187,7 +187,7 @@ def _start(base: BaseModel) -> int:
     found = decoder_start(base.model)
     if found is None:
         raise ModelError(
-            f"base {base.reference.name} states no decoder_start_token_id; required in its "
+            f"base {base.reference.name} has no decoder_start_token_id; required in its "
             "config.json or generation_config.json."
         )
     return found

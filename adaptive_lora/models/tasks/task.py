@@ -1,4 +1,4 @@
-"""What a task answers: how its base is loaded, what its rows mean, its loss and its scores."""
+"""The interface of a task: loading of the base, preparation of rows, loss and scores."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ PROBE_EXAMPLES = 4
 
 
 def marked(text: str) -> str:
-    """Return a text as one that is learned, for people."""
+    """Return a supervised text in the marks of the data summary."""
     return f"[[{text}]]"
 
 
 class Task(ABC):
-    """A task on a base. All of it is the same for every method of a comparison."""
+    """A task on a base, equal for all methods of a comparison."""
 
     name: ClassVar[str]
-    """Key of `TASKS`, and of the classes that `adapter_serving` loads."""
+    """Name: key of `TASKS`, and of the classes loaded in serving."""
     unit: ClassVar[str] = NATS_PER_TOKEN
-    """What the mean loss is counted in, in the words of reports."""
+    """Unit of the mean loss, as shown in reports."""
 
     tokenised: ClassVar[type[Tokenised] | None] = None
-    """What `prepare` makes of an example, where that is tokens alone: these are kept on disk."""
+    """Type of prepared examples that are tokens alone and can be cached on disk; None for other tasks."""
 
     losses_by_example: LossByExample | None = None
-    """`loss` of each example where the task has it: then several trials can train together."""
+    """Loss of each example, with which several trials can train together; None where the task has none."""
 
     def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
-        """Take a study's settings and a base that was loaded for this task."""
+        """Make the task from a study's settings and a base loaded for it."""
         self.config, self.runtime, self.base = config, runtime, base
 
     @property
     def longest(self) -> int:
-        """Most tokens of an example: what the study allows and the base and tokenizer take."""
+        """Maximum number of tokens of an example: limited by study, base and tokenizer."""
         limits = (
             self.config.data.max_tokens,
             self.base.max_positions,
@@ -67,36 +67,36 @@ class Task(ABC):
         """Return the examples of a data configuration.
 
         Raises:
-            DataError: unreadable, columns missing, nothing left.
+            DataError: the data cannot be read, a column is missing, or no row is left.
         """
 
     @property
     def served(self) -> dict[str, Any]:
-        """What an adapter records of its task: how its base is loaded, and how it is served."""
+        """Record of the task for adapters: loading of the base, and serving."""
         return dict(self.base.task)
 
     @classmethod
     def record(cls, data: ExampleSet) -> dict[str, Any]:
-        """Return what loading and serving the base need to know of the task, JSON-ready."""
+        """Return the task's settings for loading and serving the base, as JSON-ready values."""
         return {"name": cls.name}
 
-    def require_usable(self) -> None:  # noqa: B027 - most tasks take any base that loads
-        """Check that the base, on its device, computes what the task takes it to.
+    def require_usable(self) -> None:  # noqa: B027 - most tasks accept any base that loads
+        """Check on the base's device that it computes as the task assumes.
 
         Raises:
-            ModelError: it does not; says what it does.
+            ModelError: it does not; the message gives the difference.
         """
 
     @abstractmethod
     def prepare(self, examples: Sequence[Example]) -> tuple[Any, ...]:
-        """Return examples as `collate` takes them; each is a `Prepared`.
+        """Return examples prepared for `collate`; each is a `Prepared`.
 
         Raises:
             BadRow: an example cannot be used.
         """
 
     def prepared(self, examples: Sequence[Example]) -> tuple[Any, ...]:
-        """Return what `prepare` makes of a whole data set; tokens made before come from disk.
+        """Return a whole data set prepared; cached tokens are read from disk.
 
         Raises:
             BadRow: an example cannot be used.
@@ -109,14 +109,14 @@ class Task(ABC):
             raise DataError(
                 f"the data's texts do not fit base {self.base.reference.name}: {problem}. Give a "
                 "base that has them (model.resize_token_embeddings(len(tokenizer)), trained and "
-                "saved with its tokenizer: adapters leave embeddings alone), or take these tokens "
-                "out of the texts or the tokenizer."
+                "saved with its tokenizer: adapters do not train embeddings), or remove these tokens "
+                "from the texts or the tokenizer."
             )
         return made
 
     def _prepared_once(self, examples: Sequence[Example]) -> tuple[Any, ...]:
         kind, trusted = self.tokenised, self.base.reference.trust_remote_code
-        # What a base's own Python does to texts, or the time in a template, cannot be told from its
+        # The effect of a base's own Python code, or of the time in a template, is not in the
         # tokenizer's rules.
         changing = trusted or asks_for_the_time(self.base.tokenizer)
         rules = None if kind is None or changing else tokenizer_digest(self.base.tokenizer)
@@ -133,9 +133,9 @@ class Task(ABC):
         return cached_tokens(examples, kind, self.prepare, made_from)
 
     def unusable(self, examples: Sequence[Example]) -> dict[int, BadRow]:
-        """Return `id` of an example that cannot be used -> why, where `prepare` refused one.
+        """Return `id()` of each example that `prepare` refuses -> its error.
 
-        By halves, so that all are found without preparing the others one by one.
+        The search is by halves, so that the others are not prepared one by one.
         """
         try:
             self.prepare(examples)
@@ -147,16 +147,16 @@ class Task(ABC):
         return {}
 
     def decoded(self, ids: Sequence[int]) -> str:
-        """Return token ids as text, special tokens too."""
+        """Return token ids as text, including special tokens."""
         return str(self.tokenizer.decode(list(ids)))
 
     @abstractmethod
     def illustrated(self, item: Any, example: Example) -> str:
-        """Return a prepared example as text, with what is learned of it marked."""
+        """Return a prepared example as text, with its supervised text marked."""
 
     @property
     def tokenizer(self) -> Any:
-        """What makes token ids of texts, inside a processor or alone."""
+        """Tokenizer of the base, also if it is inside a processor."""
         made: Any = self.base.tokenizer
         return made.tokenizer if isinstance(made, ProcessorMixin) else made
 
@@ -166,7 +166,7 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the loss summed over what the batch supervises: what is minimised."""
+        """Return the loss to minimise, summed over the batch's targets."""
 
     @abstractmethod
     def scores(self, model: nn.Module, batch: Batch) -> ExampleScores:
@@ -174,9 +174,9 @@ class Task(ABC):
 
     @contextmanager
     def running(self, model: nn.Module) -> Iterator[None]:
-        """Run a model by fused steps inside the block, unless the study wants the plain ones.
+        """Run a model by fused kernels inside the block, unless the study sets the plain ones.
 
-        Gradients must be formed inside the block too.
+        Backward passes must be inside the block too.
         """
         if self.config.train.batching == "padded":
             yield
@@ -192,11 +192,11 @@ class Task(ABC):
     def outputs(self, model: nn.Module, examples: Sequence[Any]) -> torch.Tensor:
         """Return a model's outputs for a few prepared examples, float32 on the CPU.
 
-        An adapter that was saved and loaded back must give the same again.
+        An adapter that was saved and loaded back must give equal outputs.
         """
 
     def probe(self, model: nn.Module, examples: Sequence[Any]) -> torch.Tensor:
-        """Return the outputs for the first examples of a part, without gradients."""
+        """Return the outputs for the first examples of a split, without gradients."""
         model.eval()
         with torch.no_grad(), self.runtime.accelerator.autocast():
             return self.outputs(model, examples[:PROBE_EXAMPLES]).float().cpu()
@@ -206,7 +206,7 @@ class Task(ABC):
         return evaluate(model, examples, self, runtime=self.runtime, batch_size=self.config.evaluation.eval_batch_size)
 
     def score(self, model: nn.Module, examples: Sequence[Any]) -> EvalResult:
-        """Score a model on examples by all that the task has."""
+        """Score a model on examples by all scores of the task."""
         return self.losses(model, examples)
 
     def plan_scores(self, plan: Plan) -> Mapping[str, float]:
@@ -214,7 +214,7 @@ class Task(ABC):
         return {}
 
     def metrics(self, result: EvalResult) -> Mapping[str, float]:
-        """Return the metrics of a part by name."""
+        """Return metric name -> value of a split."""
         return {
             "loss": result.loss,
             **({} if result.exact_match is None else {"exact_match": result.exact_match}),
@@ -223,7 +223,7 @@ class Task(ABC):
 
 
 def _token_ids(example: Any) -> tuple[Sequence[int], ...]:
-    """Return the token ids that a prepared example has the model run."""
+    """Return the token ids of a prepared example that the model runs on."""
     inputs = getattr(example, "inputs", {})
     ids = getattr(example, "input_ids", inputs.get("input_ids", ()))
     return ids, getattr(example, "target_ids", ())

@@ -1,4 +1,4 @@
-"""Scores of generated text that no token-by-token loss gives: ROUGE, chrF, a problem's answer."""
+"""Scores of generated text beyond the loss per token: ROUGE, chrF, final answers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from adaptive_lora.models.tasks.tokens import rouge
 from adaptive_lora.results import FloatArray
 
 MARK = "####"
-"""What stands before the final answer in GSM8K (Cobbe et al. 2021, 2110.14168)."""
+"""Mark before the final answer in GSM8K (Cobbe et al. 2021, 2110.14168)."""
 _ANSWER = re.compile(MARK + r"\s*(?P<number>[-+]?\$?\s*[-+]?[\d.,]*\d)")
 
 
 def text_scores(texts: Sequence[str], examples: Sequence[Any]) -> dict[str, FloatArray]:
-    """Return ROUGE and chrF of each example, and whether its answer is right where it has one."""
+    """Return ROUGE and chrF of each example, and whether its final answer is right, if it has one."""
     found = {**rouge(texts, examples), "chrf": chrf(texts, examples)}
     answers = answer_matches(texts, examples)
     return found if answers is None else {**found, "answer": answers}
@@ -36,7 +36,7 @@ def chrf(texts: Sequence[str], examples: Sequence[Any]) -> FloatArray:
 def answer_matches(texts: Sequence[str], examples: Sequence[Any]) -> FloatArray | None:
     """Return 1 where the number after the last `####` is the reference's, else 0.
 
-    A text without one is wrong. None where a reference has none: these are no such problems.
+    A text without a final answer is wrong. None if a reference has none, as in other tasks.
     """
     wanted = [final_answer(example.response) for example in examples]
     if any(answer is None for answer in wanted):
@@ -46,7 +46,7 @@ def answer_matches(texts: Sequence[str], examples: Sequence[Any]) -> FloatArray 
 
 
 def final_answer(text: str) -> Decimal | None:
-    """Return the number after the last `####`, signs of money and of thousands aside, or None."""
+    """Return the number after the last `####`, without currency and thousands symbols, or None."""
     matches = list(_ANSWER.finditer(text))
     if not matches:
         return None

@@ -1,4 +1,4 @@
-"""Losses and scores over tokens, from logits that stand where their targets do."""
+"""Losses and scores over tokens, from logits aligned with their targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptive_lora.results import EvalResult, FloatArray
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return (B, T) negative log-likelihoods in nats, 0 where nothing is learned."""
+    """Return negative log-likelihoods in nats, shape (B, T), 0 where not supervised."""
     flat = functional.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
@@ -31,7 +31,7 @@ def token_example_scores(logits: torch.Tensor, targets: torch.Tensor) -> Example
 
 
 def token_metrics(result: EvalResult) -> dict[str, float]:
-    """Return what tells of tokens: perplexity, accuracy and their number."""
+    """Return the metrics over tokens: perplexity, accuracy and number of tokens."""
     assert result.perplexity is not None
     assert result.token_accuracy is not None
     return {
@@ -50,15 +50,15 @@ def with_end(ids: Sequence[int], end: int | None, most: int) -> tuple[int, ...]:
 def exact(
     texts: Sequence[str], examples: Sequence[Any], tokenizer: Any, answers: Iterable[Sequence[int]]
 ) -> FloatArray:
-    """Return 1 where a text is the response, white space at the ends apart, else 0.
+    """Return 1 where a text equals the response, ignoring white space at both ends, else 0.
 
-    The response also counts as its tokenizer writes it: one without case or line breaks, or tokens
-    that are left out of texts, can be learned and written in no other way.
+    The response as decoded by the tokenizer counts as well: a tokenizer without case or line breaks,
+    or with tokens left out of texts, cannot produce any other text.
 
     Args:
-        texts: written by the model.
-        examples: with `response`, and `cut` where not all of it was learned.
-        tokenizer: with which texts were decoded.
+        texts: generated texts.
+        examples: examples with `response`, and `cut` where it was truncated.
+        tokenizer: tokenizer that decoded the texts.
         answers: token ids of each response.
     """
     import numpy as np
@@ -79,7 +79,8 @@ def exact(
 def rouge(texts: Sequence[str], examples: Sequence[Any]) -> dict[str, FloatArray]:
     """Return ROUGE-1, ROUGE-2 and ROUGE-L (F measure, Lin 2004) of each example, without stemming.
 
-    By Google's rouge-score, whose words are runs of a-z and 0-9: it says nothing of other scripts.
+    By Google's rouge-score, whose words are runs of a-z and 0-9, so that it does not apply to other
+    scripts.
     """
     import numpy as np
     from rouge_score.rouge_scorer import RougeScorer

@@ -1,4 +1,4 @@
-"""Texts cut at the longest that a model takes, with the number of tokens that are lost."""
+"""Texts truncated at a model's maximum length, with the number of tokens cut off."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ Encoded = dict[str, list[list[int]]]
 def encode_cut(
     tokenizer: Any, texts: Sequence[str], most: int, second: Sequence[str | None] | None = None, **options: Any
 ) -> tuple[Encoded, list[int]]:
-    """Return texts as their tokenizer encodes them, and how many tokens of each were cut off.
+    """Return encoded texts, and the number of tokens cut off of each.
 
     Args:
-        tokenizer: of the base.
-        texts: one an example.
-        most: tokens that are kept, those that the tokenizer adds among them.
-        second: the second text of each, where these are pairs; the longer one is cut.
-        options: further ones of the tokenizer.
+        tokenizer: tokenizer of the base.
+        texts: one text per example.
+        most: maximum number of tokens, including those that the tokenizer adds.
+        second: second text of each pair, or None; the longer one is cut.
+        options: further options of the tokenizer.
 
     Returns:
-        Name of an input -> the numbers of each text; and the number of tokens lost.
+        Name of an input -> the integers of each text; and the number of tokens cut off per text.
     """
-    # `verbose` would have transformers warn of texts longer than the base takes.
+    # With `verbose`, transformers would warn of texts longer than the base's maximum.
     encoded: Encoded = dict(tokenizer(list(texts), second, verbose=False, **options))
     whole = [len(ids) for ids in encoded["input_ids"]]
     long = [index for index, length in enumerate(whole) if length > most]

@@ -1,4 +1,4 @@
-"""Vision and language: answer a question about a picture."""
+"""Vision and language: answering a question about an image."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from adaptive_lora.serving.tokens import known_ids, padding_id
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuestionAndAnswer:
-    """A question about a picture with its answer, as tokens; the picture as its file holds it."""
+    """Tokens of a question about an image and of its answer, and the content of the image file."""
 
     id: str
     image: bytes
     question: str
     response: str
     inputs: Mapping[str, tuple[int, ...]]
-    """Name of an input -> one number a token, of question and answer."""
+    """Name of an input -> one integer per token of question and answer."""
     first_label: int
     """Index of the answer's first token."""
     cut: int = 0
-    """Tokens of the answer that max_tokens left out."""
+    """Number of the answer's tokens cut off by max_tokens."""
 
     @property
     def length(self) -> int:
-        """Tokens that go through the language model, places of the picture among them."""
+        """Number of tokens in the language model, including those of the image."""
         return len(self.inputs["input_ids"])
 
     @property
     def supervised_tokens(self) -> int:
-        """Tokens of the answer."""
+        """Number of tokens of the answer."""
         return self.length - self.first_label
 
     def numbers(self) -> Mapping[str, Sequence[int]]:
-        """Return the tokens, and where the answer begins."""
+        """Return the tokens, and the start of the answer."""
         return {**self.inputs, "places": (self.first_label,)}
 
 
@@ -105,7 +105,7 @@ class VisionLanguageTask(Task):
         return f"{example.prompt}: {item.question} {shown}"
 
     def collate(self, examples: Sequence[QuestionAndAnswer]) -> Batch:
-        """Return questions with answers padded, and their pictures."""
+        """Return questions with answers, padded, and their images."""
         pad = self._pad()
         labels = [[IGNORED] * each.first_label + [*each.inputs["input_ids"][each.first_label :]] for each in examples]
         shown = [
@@ -136,7 +136,7 @@ class VisionLanguageTask(Task):
         return torch.stack(rows)
 
     def score(self, model: nn.Module, examples: Sequence[QuestionAndAnswer]) -> EvalResult:
-        """Score likelihood and, unless the study says no, what greedy generation answers."""
+        """Score likelihood and, unless switched off, greedy generation."""
         result = self.losses(model, examples)
         if self.config.evaluation.generate == "off":
             return result
@@ -157,6 +157,6 @@ class VisionLanguageTask(Task):
 
 
 def _logits(model: Any, batch: Batch) -> torch.Tensor:
-    """Return (B, T - 1, V) logits of the tokens that follow each other."""
+    """Return logits of each next token, shape (B, T - 1, V)."""
     logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits
     return logits[:, :-1]
