@@ -1,4 +1,4 @@
-"""`doctor`: is this machine ready for a study? Reads much, changes nothing, shows no secrets."""
+"""`doctor`: checks whether this machine is ready for a study; changes nothing, shows no secrets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Finding:
 
     check: str
     status: str
-    """ok, warn or fail."""
+    """Status: ok, warn or fail."""
     text: str
 
 
@@ -42,7 +42,7 @@ def ok(check: str, text: str) -> Finding:
 
 
 def warn(check: str, text: str) -> Finding:
-    """Return a finding with which a study runs, perhaps not as wished."""
+    """Return a finding with which a study runs, possibly not as intended."""
     return Finding(check=check, status="warn", text=text)
 
 
@@ -62,7 +62,7 @@ def python(config: StudyConfig) -> Finding:
 
 
 def packages(config: StudyConfig) -> list[Finding]:
-    """Compare what is installed with what is required, and with the versions the tests ran with."""
+    """Compare installed versions with the required ones and with those that the tests ran with."""
     pins, right, findings = _pins(), 0, []
     for requirement in _required():
         name = canonicalize_name(requirement.name)
@@ -91,7 +91,7 @@ def _required() -> Iterator[Requirement]:
 
 
 def _pins() -> Mapping[str, str]:
-    """Return package -> version that the tests ran with; empty where the file is not at hand."""
+    """Return package -> version that the tests ran with; empty where constraints.txt is not available."""
     if not _PINS.is_file():
         return {}
     lines = _PINS.read_text(encoding="utf-8").splitlines()
@@ -100,7 +100,7 @@ def _pins() -> Mapping[str, str]:
 
 
 def device(config: StudyConfig) -> Finding:
-    """Say where trials compute and in which precisions natively."""
+    """Report the device of trials and its native precisions."""
     import torch
 
     from adaptive_lora.models.device import resolve_precision
@@ -117,7 +117,7 @@ def device(config: StudyConfig) -> Finding:
 
 
 def memory(config: StudyConfig) -> Finding:
-    """Check free memory, of the GPU too where there is one."""
+    """Check free memory, also of the GPU if there is one."""
     free = psutil.virtual_memory().available / 2**30
     text = f"{free:.1f} GiB available ({_ADVISED:g} advised)"
     if "torch" in sys.modules:
@@ -129,7 +129,7 @@ def memory(config: StudyConfig) -> Finding:
 
 
 def disk(config: StudyConfig) -> list[Finding]:
-    """Check room and permission where a study writes."""
+    """Check free space and write permission in the folders that a study writes to."""
     places = {"disk": Path.cwd(), "disk of output": Path(config.tracking.output).absolute()}
     findings, seen = [], set()
     for name, place in places.items():
@@ -147,7 +147,7 @@ def disk(config: StudyConfig) -> list[Finding]:
 
 
 _PATIENCE = 4
-"""Seconds for one answer."""
+"""Maximum seconds to wait for one answer."""
 
 
 def base(config: StudyConfig) -> Finding:
@@ -174,7 +174,7 @@ def base(config: StudyConfig) -> Finding:
 
 
 def tracking(config: StudyConfig) -> Finding:
-    """Ask a server whether it is well, then make one real call, which its security may refuse."""
+    """Read a server's health page, then make one real call, which its access rules may refuse."""
     from adaptive_lora.config.store_place import store_uri
     from adaptive_lora.tracking.connection import probe
 
@@ -190,7 +190,7 @@ def tracking(config: StudyConfig) -> Finding:
 
 
 def _health(uri: str) -> str:
-    """Return what the server's health page says; it needs no permission."""
+    """Return the server's health page, which needs no permission."""
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_PATIENCE) as answer:
             return f"health {answer.read(100).decode(errors='replace').strip()}"
@@ -202,7 +202,7 @@ def _health(uri: str) -> str:
 
 
 def hub(config: StudyConfig) -> Finding:
-    """Check whether the Hugging Face hub can be reached, unless the user wants to be offline."""
+    """Check whether the Hugging Face hub can be reached, unless the user has set offline mode."""
     from huggingface_hub import constants, get_token
 
     needed = [
@@ -241,7 +241,7 @@ _CHECKS: Mapping[str, Callable[[StudyConfig], Finding | list[Finding]]] = {
 
 
 def diagnose(config: StudyConfig) -> list[Finding]:
-    """Return all findings; each check stands alone, so that one failure hides no other."""
+    """Return all findings; the checks are independent, so that one failure hides no other."""
     found: list[Finding] = []
     for name, check in _CHECKS.items():
         try:
@@ -253,13 +253,13 @@ def diagnose(config: StudyConfig) -> list[Finding]:
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """Return 0 where all is well, 1 with warnings, 2 with failures."""
+    """Return 0 without problems, 1 with warnings, 2 with failures."""
     statuses = {finding.status for finding in findings}
     return 2 if "fail" in statuses else 1 if "warn" in statuses else 0
 
 
 def print_findings(findings: Iterable[Finding], console: Console) -> None:
-    """Print one line a finding."""
+    """Print one line per finding."""
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for finding in findings:
         colour = colours[finding.status]

@@ -13,7 +13,9 @@ from adaptive_lora.serving.tasks import TASKS
 NAME = r"(?!\.+$)[\w.\-]{1,200}"
 """Regular expression of names that become part of paths, tags and registry entries."""
 SEED = Limits(low=0, high=2**32 - 1)
-EXPERIMENT = Limits(pattern=r"(?!.*(^|/)\.\.(/|$))[^\x00-\x1f\x7f-\x9f]{1,500}", says="1 to 500 signs without '..'")
+EXPERIMENT = Limits(
+    pattern=r"(?!.*(^|/)\.\.(/|$))[^\x00-\x1f\x7f-\x9f]{1,500}", says="1 to 500 characters without '..'"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,9 @@ class DataConfig:
     )
     task: str = option(
         "auto",
-        "what the base is trained to do; auto: by the base and the data's columns",
+        "task to train for; auto: by the base's model class and the data's columns",
         limits=Limits(choices=("auto", *TASKS)),
-        identity=False,  # the task that was found is part of it
+        identity=False,  # the resolved task enters it
     )
     test_data: str | None = option(
         None,

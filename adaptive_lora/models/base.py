@@ -234,7 +234,7 @@ def _require_end(processor: Any, task: str, folder: Path) -> None:
 
 
 def _head_of(model: PreTrainedModel, task: Mapping[str, Any], found: Differences, folder: Path) -> tuple[str, ...]:
-    """Return the modules of a task's head, in float32; check that nothing else lacks weights."""
+    """Return the names of a task's head modules, in float32; check that no other weights are missing."""
     head = find_head(model, found.missing_keys) if serving.TASKS[task["name"]].head else ()
     require_complete(found, head)
     if folder.is_file():

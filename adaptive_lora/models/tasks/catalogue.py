@@ -41,7 +41,7 @@ TASKS: Mapping[str, type[Task]] = MappingProxyType(
 )
 """Value of the option `task` -> task."""
 _BY_CLASS = {task.saved_as: task.name for task in serving.TASKS.values() if task.saved_as}
-"""Class that a checkpoint was saved from -> its task, whatever the data."""
+"""Model class of a checkpoint -> its task, for any data."""
 _FEW = 20
 """Maximum number of distinct integers for which a column is taken to be classes."""
 
