@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from adaptive_lora.cli import main
@@ -54,8 +56,35 @@ def test_every_command_explains_itself(command: str) -> None:
             if command == "study" or name not in ("methods", "seeds", "baseline", "race"):
                 assert f"--{name.replace('_', '-')}" in text
                 unit = field.metadata["unit"]
-                assert not unit or f"[unit: {unit}]" in text
-        assert text.count("[default:") >= text.count(" VALUE ")
+                assert not unit or f"[unit: {unit}]" in text or re.search(rf"{METAVARS[unit]} ", text)
+        assert text.count("[default:") >= len(option_fields()) - 4
+        groups = re.findall(r"(?m)^  ([A-Z][a-z ]+): $", result.output)
+        assert groups == [
+            "Model", "Data", "Study", "Training", "Evaluation", "Importance profile", "Tracking", "Where to run",
+        ]  # fmt: skip
+
+
+METAVARS = {"tokens": "TOKENS", "steps": "STEPS", "minutes": "MINUTES", "%": "PERCENT"}
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "values"),
+    [
+        (["study", "--batching"], "pa", ["packed", "padded"]),
+        (["plan", "--roles"], "q", ["query", "qkv"]),
+        (["train", "--method"], "trun", ["truncate", "truncate_retrain"]),
+        (["study", "--epochs"], "", []),
+    ],
+)
+def test_shells_complete_choices_and_methods(words: list[str], begun: str, values: list[str]) -> None:
+    found = ShellComplete(main, {}, "adaptive-lora", "_ADAPTIVE_LORA_COMPLETE").get_completions(words, begun)
+    assert [item.value for item in found] == values
+
+
+def test_shells_complete_paths() -> None:
+    complete = ShellComplete(main, {}, "adaptive-lora", "_ADAPTIVE_LORA_COMPLETE")
+    kinds = [complete.get_completions(["study", option], "")[0].type for option in ("--test-data", "--output")]
+    assert kinds == ["file", "dir"]
 
 
 EXACT = {

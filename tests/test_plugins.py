@@ -161,7 +161,7 @@ def test_a_study_with_them(at_hand: Path, in_store: Callable[..., StudyConfig], 
 
 def test_commands_know_them(installed: Path, options: dict[str, object]) -> None:
     shown = command(installed, "plan", "--help")
-    assert "--edge VALUE" in shown.stdout
+    assert "--edge FLOAT" in shown.stdout
     words = ["--model", str(options["model"]), "--method", "edges:rank=2", "--json"]
     plan = json.loads(command(installed, "plan", *words).stdout)
     assert plan["method"] == "edges-r2-edge3"

@@ -80,6 +80,7 @@ def _say(text: str) -> None:
         "token_normalize_func": lambda token: token.replace("_", "-"),
         "max_content_width": 100,
     },
+    epilog='Completion in bash: eval "$(_ADAPTIVE_LORA_COMPLETE=bash_source adaptive-lora)"',
 )
 @click.version_option(__version__, prog_name="adaptive-lora")
 def main() -> None:

@@ -14,6 +14,7 @@ from adaptive_lora.cli.early import require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
     make_console,
+    method_option,
     options_of_methods,
     read_study,
     settings_given,
@@ -34,7 +35,7 @@ _OWN = (
 
 @main.command()
 @study_options(only=_OWN)
-@click.option("--method", default="uniform", show_default=True, help="NAME[:option=value,...]")
+@method_option("uniform")
 @options_of_methods
 @click.option("--seed", default=0, show_default=True, help="seed of the trial, for methods that draw at random")
 @click.option(

@@ -32,18 +32,29 @@ _SHARE = _Finite(min=0, max=1, min_open=True, max_open=True)
 
 @main.command()
 @study_options(only=("tracking_uri", "experiment", "baseline", "correction"))
-@click.option("--difference", type=_ABOVE, help="true difference to see [unit: nats per token]")
-@click.option("--gain-percent", type=_ABOVE, help="the same in per cent of the gain over the frozen base")
-@click.option("--spread", type=_ABOVE, help="deviation of paired differences over seeds")
-@click.option("--example-spread", type=_ABOVE, help="deviation of one example within a seed")
-@click.option("--study-id", help="finished study to take spread and difference from; or 'latest'")
-@click.option("--comparisons", type=click.IntRange(min=1), help="methods against the baseline")
-@click.option("--examples", type=click.IntRange(min=2), help="test examples [default: observed]")
-@click.option("--alpha", type=_SHARE, default=0.05, show_default=True, help="level")
-@click.option("--power", type=_SHARE, default=0.8, show_default=True, help="power to reach")
+@click.option("--difference", type=_ABOVE, metavar="NATS", help="true difference to detect, in nats per token")
+@click.option(
+    "--gain-percent",
+    type=_ABOVE,
+    metavar="PERCENT",
+    help="true difference as a percentage of the gain over the frozen base",
+)
+@click.option("--spread", type=_ABOVE, metavar="NATS", help="standard deviation of paired differences over seeds")
+@click.option("--example-spread", type=_ABOVE, metavar="NATS", help="standard deviation of one example within a seed")
+@click.option(
+    "--study-id", metavar="ID", help="finished study to take standard deviation and difference from, or 'latest'"
+)
+@click.option(
+    "--comparisons", type=click.IntRange(min=1), metavar="INTEGER", help="number of methods compared with the baseline"
+)
+@click.option(
+    "--examples", type=click.IntRange(min=2), metavar="INTEGER", help="number of test examples [default: observed]"
+)
+@click.option("--alpha", type=_SHARE, default=0.05, show_default=True, metavar="FLOAT", help="significance level")
+@click.option("--power", type=_SHARE, default=0.8, show_default=True, metavar="FLOAT", help="power to reach")
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of tables")
 def power(as_json: bool, **options: Any) -> None:
-    """Say how many seeds and examples show a difference, before any run.
+    """Compute the number of seeds and examples needed to detect a difference, before any run.
 
     Give --difference and --spread, or --study-id to take them from a finished study.
     """

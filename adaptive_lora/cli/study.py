@@ -66,8 +66,12 @@ def _print_result(console: Console, study_result: Any, store: Any) -> None:
         "correction",
     )
 )
-@click.option("--study-id", "study_ids", multiple=True, help="ids of studies [default: the latest study]")
-@click.option("--query", help="trials by MLflow's filter, such as \"tags.data = 'rows.json'\" [default: none]")
+@click.option("--study-id", "study_ids", multiple=True, metavar="ID", help="ids of studies [default: the latest study]")
+@click.option(
+    "--query",
+    metavar="FILTER",
+    help="filter of trials in MLflow's syntax, such as \"tags.data = 'rows.json'\" [default: none]",
+)
 @click.option(
     "--allow-mixed",
     is_flag=False,

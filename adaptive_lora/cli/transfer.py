@@ -11,15 +11,17 @@ import click
 
 from adaptive_lora.cli.early import require_data
 from adaptive_lora.cli.group import main
-from adaptive_lora.cli.options import make_console, read_study, study_file, study_options
+from adaptive_lora.cli.options import make_console, method_option, read_study, study_file, study_options
 from adaptive_lora.config.store_place import require_reachable
 
 
 @main.command()
 @study_file
 @study_options(leave_out=("data", "methods", "baseline"))
-@click.option("--data", multiple=True, help="data of one task; give it once a task [default: none]")
-@click.option("--method", default="empirical", show_default=True, help="NAME[:option=value,...]")
+@click.option(
+    "--data", multiple=True, metavar="NAME|PATH", help="data of one task; to be given once per task [default: none]"
+)
+@method_option("empirical")
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
 def transfer(file: Path | None, data: tuple[str, ...], method: str, as_json: bool, **options: Any) -> None:
     """Allocate ranks on each task and on all together, train on each, and compare the losses.

@@ -9,7 +9,7 @@ import click
 
 from adaptive_lora.cli.early import require_data, require_inputs
 from adaptive_lora.cli.group import main
-from adaptive_lora.cli.options import make_console, read_study, study_file, study_options
+from adaptive_lora.cli.options import make_console, method_option, read_study, study_file, study_options
 from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.errors import ConfigError
 
@@ -17,8 +17,8 @@ from adaptive_lora.errors import ConfigError
 @main.command()
 @study_file
 @study_options(leave_out=("methods", "seeds", "baseline", "race"))
-@click.option("--method", default="uniform", show_default=True, help="NAME[:option=value,...]")
-@click.option("--seed", default="0", show_default=True, help="seed of the trial")
+@method_option("uniform")
+@click.option("--seed", default="0", show_default=True, metavar="INTEGER", help="seed of the trial")
 @click.option(
     "--adapter",
     type=click.Path(path_type=Path, file_okay=False),
@@ -37,7 +37,9 @@ def train(file: Path | None, method: str, seed: str, adapter: Path | None, **opt
 @main.command()
 @study_file
 @study_options(leave_out=("methods", "seeds", "lr", "baseline", "model", "revision"))
-@click.option("--adapter", help="adapter folder, models:/NAME@champion, or models:/NAME/VERSION")
+@click.option(
+    "--adapter", metavar="DIRECTORY|URI", help="adapter folder, models:/NAME@champion, or models:/NAME/VERSION"
+)
 @click.option("--fold", default=0, show_default=True, help="fold whose test split is scored")
 @click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
 def evaluate(file: Path | None, adapter: str | None, fold: int, as_json: bool, **options: Any) -> None:
