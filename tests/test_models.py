@@ -158,7 +158,7 @@ NOT_OF_ONE_MODEL: dict[str, tuple[Callable[[Weights], Any], dict[str, Any], str]
         lambda w: w.update({f"{UP}_scale": torch.ones(1)}), {}, "those of a quantised one name",
     ),
     "whole numbers": (
-        lambda w: w.update({UP: (w[UP] * 100).to(torch.int8)}), {}, f"{UP} in whole numbers .I8",
+        lambda w: w.update({UP: (w[UP] * 100).to(torch.int8)}), {}, f"{UP} in integers .I8",
     ),
 }  # fmt: skip
 

@@ -4,9 +4,9 @@ A copy of this folder travels inside every MLflow model (`code_paths`), so that 
 transformers and peft but not this package. It must therefore import nothing from `adaptive_lora`;
 its own files import each other relatively.
 
-An adapter folder is PEFT's (`adapter_config.json`, `adapter_model.safetensors`), or that of a
-family which PEFT does not have (`own_family.py`), plus `adaptive_lora.json`: the base's reference
-and content hash, dtype, prompt template and task.
+An adapter folder is PEFT's (`adapter_config.json`, `adapter_model.safetensors`), or that of a custom
+tuner (`custom_tuner.py`), plus `adaptive_lora.json`: the base's reference and content hash, dtype,
+prompt template and task.
 """
 
 from .adapter import RECORD, load_adapter

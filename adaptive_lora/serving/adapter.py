@@ -23,13 +23,13 @@ def load_adapter(
     """Return (adapted model in evaluation mode, processor, record) of an adapter folder.
 
     Args:
-        folder: of the adapter.
-        dequantise: a base that was quantised comes as the full weights which that stands for.
-        trust_remote_code: run the base's own Python code; None: as the environment says.
+        folder: folder of the adapter.
+        dequantise: whether a quantised base is loaded with dequantised weights.
+        trust_remote_code: whether to run the base's own Python code; None: by environment variable.
 
     Raises:
         BaseMismatch: the base's content hash is not the recorded one.
-        UnsafeFiles: files that could run code, are damaged, or contradict each other.
+        UnsafeFiles: files could run code, are corrupt, or contradict each other.
     """
     import torch
 
@@ -53,7 +53,7 @@ def load_adapter(
 
 
 def _recorded_base(base: Mapping[str, Any], allowed: bool) -> tuple[Path, bool]:
-    """Return where the base that a record names is, checked, and whether its code is run."""
+    """Return the path of a record's base, checked, and whether its code is run."""
     trust = bool(base.get("trust_remote_code"))
     if trust and not allowed:
         raise UnsafeFiles(
@@ -82,9 +82,9 @@ def _adapted(model: Any, folder: Path) -> Any:
     if (folder / FAMILY).is_file():
         return load_custom_tuner(model, folder)
     with warnings.catch_warnings():
-        # peft 0.21 reads an attribute that transformers 5.23 renames; nothing of ours.
+        # peft 0.21 reads an attribute that transformers 5.23 renames; not caused by this package.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        # An adapter of a quantised GPT-2 says Linear; PEFT finds Conv1D out itself.
+        # The configuration of a quantised GPT-2's adapter says Linear; PEFT corrects it to Conv1D.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
         # Missing tensors are an error below.
         warnings.filterwarnings("ignore", ".*missing adapter keys", UserWarning)

@@ -1,4 +1,4 @@
-"""Answers of a served adapter, one function a task."""
+"""Answers of a served adapter, one function per task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PAIR = ("input_ids", "attention_mask", "pixel_values")
 
 
 def autocast(loaded: Loaded) -> AbstractContextManager[Any]:
-    """Return the context in which float32 heads meet bases of lower precision; none in float32."""
+    """Return the autocast context for float32 heads on bases of lower precision; empty in float32."""
     import torch
 
     model, _, record = loaded
@@ -53,7 +53,7 @@ def _require_known(model: Any, tokenizer: Any, ids: Iterable[Sequence[int]]) -> 
 
 
 def _outputs(loaded: Loaded, rows: Rows) -> list[list[float]]:
-    """Return the outputs of a head for rows of {text, second}."""
+    """Return the outputs of a classification or regression head for rows of {text, second}."""
     import torch
 
     model, tokenizer, record = loaded
@@ -117,7 +117,7 @@ def classify_images(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str
 
 
 def compare_images(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[float]:
-    """Return the cosine of each row's image and text."""
+    """Return the cosine similarity of each row's image and text."""
     import torch
 
     model, processor, record = loaded
@@ -154,13 +154,13 @@ def _required(row: Mapping[str, Any], column: str) -> str:
 
 
 def open_image(value: str | bytes) -> Any:
-    """Return a picture as RGB from the bytes of its file, their base64 text, or a path.
+    """Return an image as RGB from the content of its file, its base64 text, or a path.
 
-    It is turned as its camera noted; of several frames or pages the first is taken, and of
-    transparent pixels their colour.
+    The image is rotated by its EXIF orientation; of several frames or pages the first is used, and of
+    transparent pixels the colour.
 
     Raises:
-        ValueError: it is none of these, or has more than 8 bits a channel, which would be cut off.
+        ValueError: it is none of these, or has more than 8 bits per channel, which would be lost.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -170,9 +170,9 @@ def open_image(value: str | bytes) -> Any:
     try:
         image: Any = Image.open(BytesIO(value))
         if image.mode[0] in "IF":
-            raise ValueError(f"it has more than 8 bits a channel (mode {image.mode}); required 8: scale it")
+            raise ValueError(f"it has more than 8 bits per channel (mode {image.mode}); required 8: scale it")
         image = ImageOps.exif_transpose(image)
-        if image.mode == "P":  # its transparency may be a list, of which a warning is given
+        if image.mode == "P":  # its transparency may be a list, which gives a warning
             image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         return image.convert("RGB")
     except UnidentifiedImageError as error:

@@ -1,4 +1,4 @@
-"""Where a base model is on this machine, and whether it is the recorded one."""
+"""The path of a base model on this machine, and its content hash."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .gguf_file import gguf_in
 from .safety import UnsafeFiles, pickled
 
 BASE_VARIABLE = "ADAPTIVE_LORA_BASE"
-"""Environment variable: folder or file to use as the base instead of the recorded reference."""
+"""Name of the environment variable with a folder or file to use as the base instead of the recorded one."""
 TRUST_VARIABLE = "ADAPTIVE_LORA_TRUST_REMOTE_CODE"
-"""Environment variable: `1` runs a base's own Python code where an adapter is served."""
+"""Name of the environment variable that allows a base's own Python code in serving, if it is `1`."""
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _OTHERS = ("*.json", "*.txt", "*.model", "*.jinja")
 _EARLIER = (
     "config.json", "tokenizer*", "vocab*", "merges.txt", "preprocessor_config.json",
     "processor_config.json", "spiece.model",
 )  # fmt: skip
-"""Files beside weights and code that all versions have hashed."""
+"""Files other than weights and code that are hashed in all versions."""
 _TEXTS = (
     "chat_template*", "additional_chat_templates/*", "special_tokens_map.json",
     "added_tokens.json", "*.model", "*.spm", "*.tiktoken", "bpe.codes", "tekken.json",
 )  # fmt: skip
-"""Files of the template and the tokenizer that version 0.1 did not hash."""
+"""Template and tokenizer files that version 0.1 did not hash."""
 _GENERATION = "generation_config.json"
 HUB_FILES = (*_OTHERS, "*.safetensors")
 
@@ -38,28 +38,28 @@ class BaseMismatch(RuntimeError):
 
 
 def content_hash(folder: Path, *, code: bool = False) -> str:
-    """Return SHA-256 over all of a base that decides what is trained on it, scored and served.
+    """Return SHA-256 over everything in a base that affects training, scoring and serving.
 
-    These are configuration, weights, tokenizer, chat templates, preparation of inputs, and the
-    tokens of generation_config.json that begin and end an answer; its other settings are not used.
-    Names and contents enter, times and other files do not; two copies have the same hash. That of a
-    GGUF file, which holds all of these, is what `sha256sum` says of it.
+    This includes configuration, weights, tokenizer, chat templates, input processors, and the start
+    and end tokens of generation_config.json, whose other settings are not used. Names and contents
+    of files enter, times and other files do not, so that copies have equal hashes. The hash of a GGUF
+    file, which has all of these, is that of `sha256sum`.
 
     Args:
-        folder: of the model, or a GGUF file.
-        code: whether its Python files are run, and enter.
+        folder: folder of the model, or a GGUF file.
+        code: whether its Python files are run, and enter the hash.
     """
     return content_hashes(folder, code=code)[0]
 
 
 def content_hashes(folder: Path, *, code: bool = False) -> tuple[str, ...]:
-    """Return a base's content hash, and after it those that earlier versions gave it.
+    """Return a base's content hash, followed by those of earlier versions.
 
-    A base that was recorded under one of them is the same, as far as that version looked.
+    A base recorded with one of them is equal in everything that the earlier version hashed.
 
     Args:
-        folder: of the model, or a GGUF file.
-        code: whether its Python files are run, and enter.
+        folder: folder of the model, or a GGUF file.
+        code: whether its Python files are run, and enter the hash.
     """
     if folder.is_file():
         return (_file_hash(folder),)
@@ -90,9 +90,9 @@ def _joint(folder: Path, files: Mapping[Path, str]) -> str:
 
 
 def _answer_tokens(folder: Path) -> bytes | None:
-    """Return the tokens of generation_config.json that begin or end an answer, as JSON.
+    """Return the start and end tokens of generation_config.json as JSON.
 
-    None where they are those of config.json, so that they decide nothing.
+    None where they are equal to those of config.json and so have no effect.
     """
     path = folder / _GENERATION
     if not path.is_file():
@@ -107,7 +107,7 @@ def _answer_tokens(folder: Path) -> bytes | None:
             start = _tokens(stated.get("decoder_start_token_id"))
             found["decoder_start_token_id"] = sorted(start)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        return path.read_bytes()  # transformers will say what is wrong
+        return path.read_bytes()  # transformers will report the problem
     return json.dumps(found).encode() if any(found.values()) else None
 
 
@@ -120,16 +120,16 @@ def _code(run: bool) -> tuple[str, ...]:
 
 
 def base_folder(source: str, name: str, revision: str | None = None, *, code: bool = False) -> Path:
-    """Return the folder or GGUF file of a base model, fetching a hub model on first use.
+    """Return the folder or GGUF file of a base model; a hub model is downloaded on first use.
 
     Args:
         source: `embedded` (inside the adaptive_lora package), `folder`, `gguf` or `hub`.
         name: path of a folder or file, or id on the hub.
         revision: hub revision.
-        code: fetch its Python files too.
+        code: whether to download its Python files too.
 
     Raises:
-        FileNotFoundError: the folder, file or package is not there.
+        FileNotFoundError: the folder, file or package does not exist.
         UnsafeFiles: the hub has pickled weights only, or several GGUF files could be meant.
     """
     override = os.environ.get(BASE_VARIABLE)
@@ -139,7 +139,7 @@ def base_folder(source: str, name: str, revision: str | None = None, *, code: bo
         spec = importlib.util.find_spec("adaptive_lora")
         if spec is None or not spec.submodule_search_locations:
             raise FileNotFoundError(
-                "the embedded base comes with the package adaptive_lora, which is not installed; "
+                "the embedded base is part of the package adaptive_lora, which is not installed; "
                 f"install it or set {BASE_VARIABLE} to a copy of its embedded/base folder."
             )
         return Path(spec.submodule_search_locations[0]) / "embedded" / "base"

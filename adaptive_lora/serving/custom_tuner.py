@@ -1,7 +1,7 @@
-"""Families that no library has: bottleneck adapters, and trained weights of the base itself.
+"""Custom tuners: bottleneck adapters, and trained weights of the base itself.
 
-They are saved as `trained*.safetensors`, which hold only what was trained, and `family.json`, which
-says where it belongs.
+They are saved as `trained*.safetensors`, with the trained tensors alone, and `family.json`, with their
+places in the base.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Bottleneck(nn.Module):
     """h + f(h·W_down + b_down)·W_up + b_up (Houlsby et al. 2019, 1902.00751, section 2.1)."""
 
     def __init__(self, features: int, width: int, nonlinearity: str) -> None:
-        """Make it with W_up and b_up at zero, so that it computes the identity."""
+        """Make the adapter with W_up and b_up at zero, so that it computes the identity."""
         super().__init__()
         self.down = nn.Linear(features, width)
         self.nonlinearity = ACT2FN[nonlinearity]
@@ -51,13 +51,13 @@ class AdaptedModel(nn.Module):
         bottlenecks: Mapping[str, int] | None = None,
         nonlinearity: str = "gelu",
     ) -> None:
-        """Change a base in place; `release` gives it back bit for bit.
+        """Change a base in place; `release` restores it bit for bit.
 
         Args:
-            base: a transformers model; its parameters are frozen, its own tensors are kept.
-            trained: names of parameters that are trained, as a float32 copy.
-            bottlenecks: linear map -> width of the adapter after its output.
-            nonlinearity: f, by its name in transformers.
+            base: transformers model; its parameters are frozen, and its own tensors are kept.
+            trained: names of the parameters to train, as float32 copies.
+            bottlenecks: name of a linear layer -> width of the adapter after its output.
+            nonlinearity: name of f in transformers.
         """
         super().__init__()
         self._dtype = base.dtype
@@ -71,7 +71,7 @@ class AdaptedModel(nn.Module):
             module.add_module(_INSIDE, adapter.to(next(module.parameters()).device))
             self._handles.append(module.register_forward_hook(_after))
         chosen = list(trained)
-        # On a CPU layer norms take no mixture of types, and what is trained may pass float32 on.
+        # On a CPU layer norms do not support mixed types, and trained layers may output float32.
         mixed = _layer_norms(base) if chosen and self._is_low else []
         for name in dict.fromkeys([*chosen, *mixed]):
             parameter = base.get_parameter(name)
@@ -91,12 +91,12 @@ class AdaptedModel(nn.Module):
             return self.base.generate(*args, **kwargs)
 
     def get_base_model(self) -> Any:
-        """Return the base, as it is now."""
+        """Return the base in its present state."""
         return self.base
 
     @property
     def device(self) -> torch.device:
-        """Where the base is."""
+        """Device of the base."""
         device: torch.device = self.base.device
         return device
 
@@ -110,9 +110,9 @@ class AdaptedModel(nn.Module):
         return {name: parameter.detach() for name, parameter in self.base.named_parameters() if parameter.requires_grad}
 
     def start_state(self) -> dict[str, torch.Tensor]:
-        """Return the trained tensors as they are before training.
+        """Return the trained tensors before training.
 
-        Of the base's own it has the originals, in their type, and not one more copy.
+        Tensors of the base are its originals, in their type, not further copies.
         """
         return {
             name: self._originals[name] if name in self._originals else tensor.cpu().clone()
@@ -120,7 +120,7 @@ class AdaptedModel(nn.Module):
         }
 
     def release(self) -> None:
-        """Take everything out of the base again."""
+        """Remove all changes from the base."""
         for handle in self._handles:
             handle.remove()
         for name in self._places:
@@ -136,10 +136,10 @@ class AdaptedModel(nn.Module):
         """Return the base with its trained weights in its own type.
 
         Raises:
-            ValueError: a bottleneck has a nonlinearity and is part of no weight.
+            ValueError: there are bottlenecks, whose nonlinearity cannot be merged into a weight.
         """
         if self._places:
-            raise ValueError("bottleneck adapters have a nonlinearity: no weight can take them up")
+            raise ValueError("bottleneck adapters have a nonlinearity: they cannot be merged into a weight")
         for name in self._originals:
             parameter = self.base.get_parameter(name)
             parameter.data = parameter.data.to(self._dtype)
@@ -155,11 +155,11 @@ class AdaptedModel(nn.Module):
 
 
 def load_custom_tuner(base: Any, folder: Path) -> AdaptedModel:
-    """Put a saved adapter of these families onto its base.
+    """Load a saved adapter of a custom tuner onto its base.
 
     Raises:
-        ValueError: the weights are not those that `family.json` names.
-        UnsafeFiles: they are not finite, or the file is damaged.
+        ValueError: the weights are not those named in `family.json`.
+        UnsafeFiles: they are not finite, or the file is corrupt.
     """
     from safetensors.torch import load_file
 
@@ -200,6 +200,6 @@ def _layer_norms(base: nn.Module) -> list[str]:
 
 
 def _out_features(module: nn.Module) -> int:
-    """Return the width of a linear map's output; GPT-2's Conv1D keeps weights as (in, out)."""
+    """Return the output size of a linear layer; GPT-2's Conv1D stores weights as (in, out)."""
     features: int = module.out_features if isinstance(module, nn.Linear) else module.nf  # type: ignore[assignment]
     return features

@@ -1,7 +1,7 @@
-"""GGUF checkpoints: which file is meant, whether it can be read, and how transformers reads it.
+"""GGUF checkpoints: search for the file, check of its header, and its form for transformers.
 
-The header is read here, without torch and without the file's tensors, so that a file that cannot be
-used is refused within a second. Layout: the GGUF specification, ggml-org/ggml docs/gguf.md.
+The header is read here without torch and without the tensors, so that an unusable file is refused
+within a second. Layout: the GGUF specification, ggml-org/ggml docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .safety import UnsafeFiles
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _FIXED = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""Type of a metadata value -> struct's letter; 8 is a text, 9 a list."""
+"""Type number of a metadata value -> format character of `struct`; 8 is a text, 9 a list."""
 _TEXT, _LIST = 8, 9
 _SPELLED = {
     "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss",
     "minimax-m2": "minimax_m2", "t5encoder": "t5",
 }  # fmt: skip
-"""Architecture as GGUF files spell it -> as transformers' table does, where the two differ."""
+"""Architecture name in GGUF files -> name in transformers' table, where they differ."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,11 +38,11 @@ class GgufHeader:
     """Metadata and list of tensors at the start of a GGUF file."""
 
     metadata: Mapping[str, Any]
-    """Key -> number or text; of a list, its length."""
+    """Key -> number or text; for a list, its length."""
     tensors: tuple[tuple[str, int, int, int], ...]
-    """(name, elements, number of the type, offset in the data part in bytes) of each tensor."""
+    """(name, number of elements, type number, offset in the data section in bytes) of each tensor."""
     data_start: int
-    """Offset of the data part in the file, in bytes."""
+    """Offset of the data section in the file, in bytes."""
 
     @property
     def elements(self) -> int:
@@ -51,7 +51,7 @@ class GgufHeader:
 
     @property
     def stored_as(self) -> str:
-        """Types of the tensors, that of most weights first, such as `Q4_1, Q8_0, F32`."""
+        """Types of the tensors, by falling number of weights, such as `Q4_1, Q8_0, F32`."""
         from gguf import GGMLQuantizationType
 
         counts: Counter[int] = Counter()
@@ -61,10 +61,10 @@ class GgufHeader:
 
 
 def gguf_in(place: Path) -> Path | None:
-    """Return the GGUF file that a path means: itself, or the only one in a folder without a model.
+    """Return the GGUF file of a path: the path itself, or the only one in a folder without a model.
 
     Raises:
-        UnsafeFiles: a folder with several.
+        UnsafeFiles: the folder has several.
     """
     if place.is_file():
         return place
@@ -83,7 +83,7 @@ def require_gguf(path: Path) -> GgufHeader:
     """Check a GGUF file before transformers sees it; return its header.
 
     Raises:
-        UnsafeFiles: no GGUF file, damaged, incomplete, or of a kind that transformers cannot read.
+        UnsafeFiles: the file is not GGUF, corrupt, incomplete, or not supported by transformers.
         ImportError: the package gguf is missing.
     """
     header = read_header(path)
@@ -116,7 +116,7 @@ def read_header(path: Path) -> GgufHeader:
     """Read a GGUF file's metadata and list of tensors.
 
     Raises:
-        UnsafeFiles: no GGUF file, of an unknown version, or damaged before its tensors begin.
+        UnsafeFiles: the file is not GGUF, has an unknown version, or is corrupt before its tensors.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -133,13 +133,13 @@ def read_header(path: Path) -> GgufHeader:
                 return _Cursor(data).header()
         except (struct.error, UnicodeDecodeError, OverflowError, ValueError) as error:
             raise UnsafeFiles(
-                f"{path} is damaged or truncated: its {path.stat().st_size:,} bytes end or make no "
-                "sense before its tensors begin; fetch it again."
+                f"{path} is corrupt or truncated: its {path.stat().st_size:,} bytes end or are invalid "
+                "before its tensors begin; download it again."
             ) from error
 
 
 class _Cursor:
-    """A position in a mapped file, which moves past what it reads."""
+    """A reader with a position in a mapped file."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._at = data, 8
@@ -161,7 +161,7 @@ class _Cursor:
 
     def _skip(self, size: int) -> None:
         if size > len(self._data) - self._at:
-            raise ValueError(f"{size:,} bytes are stated at {self._at:,}")
+            raise ValueError(f"a size of {size:,} bytes at {self._at:,}")
         self._at += size
 
     def _text(self) -> str:
@@ -211,7 +211,7 @@ def _require_architecture(path: Path, header: GgufHeader) -> None:
 
 
 def _require_whole(path: Path, header: GgufHeader) -> None:
-    """Check that all tensors lie within the file, and that their types can be dequantised."""
+    """Check that all tensors are within the file, and that their types can be dequantised."""
     import numpy as np
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
@@ -232,7 +232,7 @@ def _require_whole(path: Path, header: GgufHeader) -> None:
     if not header.tensors or found < end:
         raise UnsafeFiles(
             f"{path} is truncated: its {len(header.tensors)} tensors end at byte {end:,}, the file "
-            f"at {found:,}; fetch it again."
+            f"at {found:,}; download it again."
             if header.tensors
             else f"{path} holds no tensors (a vocabulary alone); required a whole model."
         )
@@ -240,15 +240,15 @@ def _require_whole(path: Path, header: GgufHeader) -> None:
 
 @contextmanager
 def as_transformers_reads(place: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Give (folder, further arguments of `from_pretrained`) for a model folder or a GGUF file.
+    """Yield (folder, further arguments of `from_pretrained`) for a model folder or a GGUF file.
 
-    A GGUF file is shown to transformers alone in a folder: a tokenizer.json or adapter_config.json
-    that happens to lie beside it would otherwise be read with it.
+    A GGUF file is given to transformers alone in a folder, because it would otherwise also read a
+    tokenizer.json or adapter_config.json from the file's folder.
     """
     if not place.is_file():
         yield place, {}
         return
-    # The bar of dequantised tensors has no switch.
+    # The progress bar of dequantised tensors cannot be switched off.
     with TemporaryDirectory() as folder, redirect_stderr(StringIO()):
         (Path(folder) / place.name).symlink_to(place.absolute())
         yield Path(folder), {"gguf_file": place.name}

@@ -1,8 +1,7 @@
-"""Plain greedy search: the most likely token, step by step, until a token that ends an answer.
+"""Plain greedy search: the most likely token at each step, until an end token.
 
-Settings that a checkpoint proposes for its own use (generation_config.json: sampling, beams,
-penalties, suppressed or forced tokens) do not apply; only the tokens that it names are taken from
-there.
+A checkpoint's own settings (generation_config.json: sampling, beams, penalties, suppressed or forced
+tokens) are not applied; only its start and end tokens are used.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from threading import RLock
 from typing import Any
 
 _SAID = "quixotic"
-"""Answer that stands in a rendered conversation, to see what the template writes after it."""
+"""Answer in a rendered conversation, used to find the text that the template adds after it."""
 _OWN = ("generation_config", "generate")
-"""Attributes by which a checkpoint generates in its own way: settings, and code that it brings."""
+"""Attributes with a checkpoint's own generation settings and code."""
 _LOCK = RLock()
-"""A model's settings are its own: a server's threads generate one after another."""
+"""Lock for one generation at a time, because it changes settings of the model."""
 
 
 def greedy(
@@ -31,16 +30,16 @@ def greedy(
     pad: int,
     skip: int,
 ) -> list[str]:
-    """Return the text that greedy search writes for each row, without what ends it.
+    """Return the text generated for each row by greedy search, without end tokens.
 
     Args:
-        model: with or without adapter.
-        tokenizer: of the same model.
-        inputs: of the model's `generate`, on its device.
-        max_new_tokens: most tokens written per row.
-        ends: tokens that end an answer, of `end_tokens`.
-        pad: token that fills rows which ended before others.
-        skip: tokens of a row that are not written: the prompt, or the decoder's start.
+        model: model with or without adapter.
+        tokenizer: tokenizer of the model.
+        inputs: inputs of the model's `generate`, on its device.
+        max_new_tokens: maximum number of new tokens per row.
+        ends: end tokens, from `end_tokens`.
+        pad: padding token of rows that ended before others.
+        skip: number of leading tokens to remove: the prompt, or the decoder's start.
     """
     import torch
     from transformers import GenerationConfig
@@ -65,9 +64,9 @@ def greedy(
 
 @contextmanager
 def without_own_settings(model: Any) -> Iterator[None]:
-    """Leave a checkpoint's own way to generate out inside the block.
+    """Remove a checkpoint's own generation settings and code inside the block.
 
-    An explicit configuration is not enough: `generate` fills what it leaves out from the model's.
+    An explicit configuration is not sufficient: `generate` fills missing settings from the model's.
     """
     from transformers import GenerationConfig
 
@@ -89,12 +88,12 @@ def without_own_settings(model: Any) -> Iterator[None]:
 def end_tokens(model: Any, processor: Any) -> tuple[int, ...]:
     """Return the tokens that end an answer, in order.
 
-    They are the tokenizer's end token, those that the checkpoint names as `eos_token_id`, and the
-    special token with which the chat template ends an assistant's turn.
+    They are the tokenizer's end token, the checkpoint's `eos_token_id`, and the special token that
+    ends an assistant's turn in the chat template.
 
     Args:
-        model: with or without adapter.
-        processor: a tokenizer, or a processor that has one.
+        model: model with or without adapter.
+        processor: tokenizer, or processor with a tokenizer.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     found = {tokenizer.eos_token_id, *_named_ends(model, tokenizer), turn_end(processor)}
@@ -102,10 +101,10 @@ def end_tokens(model: Any, processor: Any) -> tuple[int, ...]:
 
 
 def turn_end(processor: Any) -> int | None:
-    """Return the special token with which the chat template ends an assistant's turn.
+    """Return the special token that ends an assistant's turn in the chat template.
 
-    Where it writes none after the last answer, it is the one that begins the turn after it. None
-    where there is no template, or it marks turns by ordinary text.
+    If there is none after the last answer, it is the one that begins the next turn. None if there is
+    no template, or if it marks turns by ordinary text.
     """
     if not getattr(processor, "chat_template", None):
         return None
@@ -121,28 +120,27 @@ def turn_end(processor: Any) -> int | None:
 
 
 def _after_answer(processor: Any, messages: int) -> str:
-    """Return what the template writes after an answer, as the second of two or three messages."""
+    """Return the text that the template adds after an answer, the second of two or three messages."""
     talk: list[dict[str, Any]] = [
         {"role": "user", "content": "One?"},
         {"role": "assistant", "content": _SAID},
         {"role": "user", "content": "Two?"},
     ]
-    if hasattr(processor, "tokenizer"):  # of pictures and texts: contents are lists of parts
+    if hasattr(processor, "tokenizer"):  # of images and texts: contents are lists of items
         for each in talk:
             each["content"] = [{"type": "text", "text": each["content"]}]
     try:
         text = str(processor.apply_chat_template(talk[:messages], tokenize=False))
-    except Exception:  # a template may fail in any way; what it cannot write has no end
+    except Exception:  # a template may fail in any way; then it has no end token
         return ""
     _, answered, rest = text.rpartition(_SAID)
     return rest if answered else ""
 
 
 def _named_ends(model: Any, tokenizer: Any) -> set[int]:
-    """Return the tokens that configuration and generation_config.json name as `eos_token_id`.
+    """Return the tokens of `eos_token_id` in configuration and generation_config.json.
 
-    Left out is the number that a class of configurations has by default where it is an ordinary
-    token of this tokenizer: nobody chose it.
+    The default of a configuration class is ignored if it is an ordinary token of this tokenizer.
     """
     settings = [model.config, model.config.get_text_config()]
     unchosen = {getattr(type(each), "eos_token_id", None) for each in settings}
@@ -168,7 +166,7 @@ def _proposed(model: Any) -> list[Any]:
 
 
 def decoder_start(model: Any) -> int | None:
-    """Return the token that a decoder begins with, as it was trained; None without an encoder."""
+    """Return the start token of a decoder, as in training; None without an encoder."""
     for settings in (model.config, *_proposed(model)):
         found = getattr(settings, "decoder_start_token_id", None)
         if found is not None:

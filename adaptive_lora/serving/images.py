@@ -1,4 +1,4 @@
-"""Questions about pictures as a vision-language model takes them, and its answers."""
+"""Inputs of vision-language models for questions about images, and their answers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .padded import pads_left
 from .tokens import encode
 
 Asked = tuple[str, Any]
-"""A question and its picture."""
+"""A question and its image."""
 
 
 def inputs_of(processor: Any, asked: Asked) -> dict[str, Any]:
-    """Return the model's inputs for one question, with a place for each part of the picture.
+    """Return the model's inputs for one question, with a token for each patch of the image.
 
-    What the tokenizer puts after every text is left out: the answer follows.
+    Tokens that the tokenizer adds after every text are left out, because the answer follows.
     """
     question, image = asked
     prompt = prompt_of(processor, question)
@@ -32,7 +32,7 @@ def inputs_of(processor: Any, asked: Asked) -> dict[str, Any]:
 
 
 def prompt_of(processor: Any, question: str) -> str:
-    """Return what stands before an answer, by the processor's chat template where it has one."""
+    """Return the text before an answer, by the processor's chat template if it has one."""
     if not getattr(processor, "chat_template", None):
         return f"{processor.image_token}\n{question}\n"
     content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -41,17 +41,17 @@ def prompt_of(processor: Any, question: str) -> str:
 
 
 def answer_ids(processor: Any, question: str, answer: str) -> list[int]:
-    """Return an answer's token ids as they follow on its question."""
+    """Return an answer's token ids as a continuation of its question."""
     prompt = prompt_of(processor, question)
     (encoded,) = encode(processor.tokenizer, [prompt + answer])
     return encoded.ids[encoded.first_token(len(prompt)) : encoded.stop]
 
 
 def split_inputs(inputs: Mapping[str, Any]) -> tuple[dict[str, list[int]], dict[str, Any]]:
-    """Return what has one number a token, and what shows the picture, of one question's inputs.
+    """Divide one question's inputs into those with one integer per token and those of the image.
 
     Raises:
-        ValueError: the picture is not one row, so that batches could not be told apart by example.
+        ValueError: the image is not one row, so that rows of a batch could not be assigned to examples.
     """
     length = inputs["input_ids"].shape[1]
     by_token = {n: t[0].tolist() for n, t in inputs.items() if tuple(t.shape) == (1, length)}
@@ -59,18 +59,18 @@ def split_inputs(inputs: Mapping[str, Any]) -> tuple[dict[str, list[int]], dict[
     odd = [name for name, tensor in shown.items() if tensor.shape[0] != 1]
     if odd:
         raise ValueError(
-            f"one picture becomes {shown[odd[0]].shape[0]} rows of {odd[0]}; required one row a "
-            "picture, as LLaVA, SmolVLM and Idefics3 have it (Qwen2-VL has not)"
+            f"one image becomes {shown[odd[0]].shape[0]} rows of {odd[0]}; required one row per image, "
+            "as in LLaVA, SmolVLM and Idefics3 (not in Qwen2-VL)"
         )
     by_token.pop("attention_mask", None)
     return by_token, shown
 
 
 def joined_images(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the pictures of several questions as one batch.
+    """Return the images of several questions as one batch.
 
     Raises:
-        ValueError: they differ in shape.
+        ValueError: the images differ in shape.
     """
     import torch
 
@@ -78,7 +78,7 @@ def joined_images(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     odd = [name for name, found in shapes.items() if len(found) > 1]
     if odd:
         raise ValueError(
-            f"pictures differ in their {odd[0]}: {sorted(shapes[odd[0]])}; required one shape (let "
+            f"images differ in their {odd[0]}: {sorted(shapes[odd[0]])}; required one shape (let "
             "the processor resize them, without splitting into tiles)"
         )
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,4 +1,4 @@
-"""Whether prompts of several lengths go through a model in one batch, padded on the left."""
+"""Check whether a model can run prompts of different lengths in one batch, padded on the left."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from weakref import WeakKeyDictionary
 from .greedy import without_own_settings
 
 _SHORT, _LONG = 3, 9
-"""Tokens of a prompt that is run alone and padded, and of the padded row."""
+"""Number of tokens of the test prompt, and of the padded row."""
 _WITHIN = {"float64": 1e-6, "float32": 1e-3}
-"""Of the difference in logits, as a share of the largest, by type of the weights."""
+"""Type of weights -> maximum difference in logits, relative to the largest."""
 _KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-"""Base -> what `pads_left` found."""
+"""Base -> result of `pads_left`."""
 
 
 def pads_left(model: Any) -> bool:
-    """Return whether answers stay the same where prompts are padded; else each is to run alone.
+    """Return whether answers do not change with padding; otherwise each prompt must run alone.
 
-    Masked attention leaves padding out, but a recurrence reads it (RWKV, RecurrentGemma), and
-    learned positions may count it (BART's decoder). A short prompt runs alone and padded: the
-    logits must agree. With other tokens as padding they must be the same, exactly, because a
-    recurrence may forget most of what it read.
+    Masked attention ignores padding, but a recurrence reads it (RWKV, RecurrentGemma), and learned
+    positions may count it (BART's decoder). A short prompt runs alone and padded: the logits must
+    agree. With other tokens as padding they must be exactly equal, because a recurrence may forget
+    most of its input.
 
     Args:
-        model: that generates, with or without adapter.
+        model: generating model, with or without adapter.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if base not in _KNOWN:
@@ -46,11 +46,11 @@ def _same_when_padded(model: Any) -> bool:
     within = 0.1 if rough else _WITHIN.get(str(model.dtype).removeprefix("torch."), 0.1)
     differs = (padded - alone).abs().max() > within * alone.abs().max()
     reads = (padded - otherwise).abs().max() > 1e-6 * padded.abs().max()
-    return not bool(differs or reads)  # what is not a number says nothing, and pads
+    return not bool(differs or reads)  # NaN gives no information and counts as no difference
 
 
 def _logits(model: Any, padding: int, pad: int) -> Any:
-    """Return the logits from which `generate` takes two tokens after a short prompt."""
+    """Return the logits of the two tokens that `generate` adds to a short prompt."""
     import torch
     from transformers import GenerationConfig
 

@@ -10,9 +10,9 @@ from .text import render
 from .tokens import prompt_ids
 
 LISTS = ("messages", "tools")
-"""Columns that hold lists; others hold text."""
+"""Columns of lists; other columns are text."""
 _BESIDE = {"input": "instruction", "tools": "messages"}
-"""Column that asks nothing alone -> the one that it belongs to."""
+"""Column that is only allowed with another one -> that column."""
 
 Row = Mapping[str, Any]
 
@@ -30,10 +30,10 @@ def prompt_of(record: Mapping[str, Any], row: Row, where: str) -> str:
 
 
 def text_in(row: Row, column: str, where: str) -> str:
-    """Return the text of a row, nothing where there is none.
+    """Return a text of a row; empty if there is none.
 
     Raises:
-        ValueError: it is a list or the like, of which Python's own form would be asked.
+        ValueError: it is a list or another object, whose Python form would become the prompt.
     """
     value = row.get(column)
     if isinstance(value, Iterable) and not isinstance(value, str):
@@ -43,16 +43,16 @@ def text_in(row: Row, column: str, where: str) -> str:
 
 
 def asked_ids(tokenizer: Any, record: Mapping[str, Any], row: Row, where: str) -> list[int]:
-    """Return the token ids of what a row asks, up to the answer.
+    """Return the token ids of a row's prompt, up to the answer.
 
     Args:
-        tokenizer: of the model.
-        record: of the adapter.
+        tokenizer: tokenizer of the model.
+        record: record of the adapter.
         row: {prompt}, {instruction, input}, or a conversation as {messages, tools}.
-        where: it stands, for messages of errors.
+        where: place of the row, for error messages.
 
     Raises:
-        ValueError: the row cannot be asked.
+        ValueError: the row is not a valid request.
     """
     way = _asking(row, ("prompt", "instruction", "messages"), where)
     if way == "messages":
@@ -64,7 +64,7 @@ def asked_ids(tokenizer: Any, record: Mapping[str, Any], row: Row, where: str) -
 
 
 def _asking(row: Row, ways: Sequence[str], where: str) -> str:
-    """Return the one column that says what is asked in a row."""
+    """Return the one column with the prompt of a row."""
     given = [name for name in (*ways, *_BESIDE) if _is_given(row.get(name))]
     asked = [name for name in given if name in ways]
     if len(asked) != 1 or any(_BESIDE.get(name, asked[0]) != asked[0] for name in given):
@@ -82,7 +82,7 @@ def _is_given(value: Any) -> bool:
 
 
 def _messages(value: Any, where: str) -> list[dict[str, Any]]:
-    """Return the messages of a conversation that waits for an answer."""
+    """Return the messages of a conversation that ends before an answer."""
     wanted = f"{where}: column 'messages': required a list of {{role, content}} texts"
     is_list = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
     listed = [*value] if is_list else []
@@ -93,12 +93,12 @@ def _messages(value: Any, where: str) -> list[dict[str, Any]]:
         if not is_message or not all(isinstance(text, str) for text in item.values()):
             raise ValueError(f"{wanted}; got {item!r:.60}")
     if listed[-1]["role"] == "assistant":
-        raise ValueError(f"{wanted} that waits for an answer; the last is the assistant's own")
+        raise ValueError(f"{wanted} that ends before an answer; the last is the assistant's own")
     return [dict(item) for item in listed]
 
 
 def _tools(row: Row, where: str) -> list[Any] | None:
-    """Return the descriptions of what the model may call, from a list or its JSON text."""
+    """Return the descriptions of tools that the model may call, from a list or its JSON text."""
     value: Any = row.get("tools")
     if not _is_given(value):
         return None
@@ -125,7 +125,7 @@ def _chat_ids(tokenizer: Any, messages: Sequence[Row], tools: list[Any] | None, 
     try:
         text = shown(tools)
         ignored = tools is not None and text == shown(None)
-    except Exception as error:  # transformers runs it in a sandbox; it can still fail in any way
+    except Exception as error:  # a template in the sandbox can fail in any way
         raise ValueError(f"{where}: the chat template refuses the conversation: {error}") from error
     if ignored:
         raise ValueError(f"{where}: the base's chat template does not write 'tools'; leave them out")

@@ -1,12 +1,12 @@
-"""A base in few bits: made so by bitsandbytes, or saved so; the same in training and in serving.
+"""Quantised bases, quantised by bitsandbytes on loading or before saving, in training and serving.
 
-QLoRA (Dettmers et al. 2023, 2305.14314): weights of linear maps are frozen in 4-bit NormalFloat,
-their scales quantised once more (double quantisation), and every product is computed in the base's
-type. Embeddings, norms, whatever stands on top of the base, and maps that transformers never
-quantises stay as they are.
+QLoRA (Dettmers et al. 2023, 2305.14314): weights of linear layers are frozen in 4-bit NormalFloat,
+their scales are quantised again (double quantisation), and every product is computed in the base's
+type. Embeddings, norms, modules on top of the base, and layers that transformers never quantises are
+not quantised.
 
-A base that was saved in NF4 is such a base already. Of one saved in another format that can be
-turned back on any machine, the weights that the format stands for are taken.
+A base saved in NF4 is used as such. A base saved in another format that can be dequantised on any
+machine is dequantised.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ if TYPE_CHECKING:
     import torch
 
 NF4: Mapping[str, Any] = MappingProxyType({"scheme": "nf4", "double": True})
-"""What an adapter's record says of a quantised base."""
+"""Entry of an adapter's record for a quantised base."""
 
 
 @dataclass(frozen=True)
 class SavedQuantisation:
-    """How the weights of a base were quantised before they were saved."""
+    """Quantisation of a base's saved weights."""
 
     name: str
-    """Name of the format, for people."""
+    """Name of the format, for display."""
     use: str
-    """`nf4`: trained over as it is; `dequantised`: as the weights that it stands for; or empty."""
+    """Use in training: `nf4` as saved, `dequantised`, or empty for unsupported formats."""
     double: bool = True
-    """Whether the scales of NF4 are quantised once more."""
+    """Whether the scales of NF4 are quantised again."""
 
 
 _OTHER_FILES: Mapping[str, str] = MappingProxyType(
     {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ", "hf_quant_config.json": "ModelOpt"}
 )
-"""File beside config.json in which a format keeps its settings -> name of the format."""
+"""Name of a settings file next to config.json -> name of its quantisation format."""
 
 
 def saved_quantisation(folder: Path) -> SavedQuantisation | None:
-    """Return how the weights in a model folder are quantised, by its settings alone.
+    """Return the quantisation of the weights in a model folder, by its settings alone.
 
-    None also where config.json cannot be read, which is for others to say.
+    None also if config.json cannot be read, which other code reports.
     """
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -60,7 +60,7 @@ def saved_quantisation(folder: Path) -> SavedQuantisation | None:
 
 
 def quantisation_in(settings: Mapping[str, Any]) -> SavedQuantisation | None:
-    """Return how weights are quantised by a configuration's values, inner ones included."""
+    """Return the quantisation in a configuration, also in nested ones."""
     found = settings.get("quantization_config", settings.get("compression_config"))
     if "bits" in (settings.get("quantization") or ()):
         return SavedQuantisation("MLX", "")
@@ -81,7 +81,7 @@ def quantisation_in(settings: Mapping[str, Any]) -> SavedQuantisation | None:
 
 
 def _loads(found: Mapping[str, Any]) -> str | None:
-    """Return which of bitsandbytes' two switches is set."""
+    """Return the set one of bitsandbytes' two switches, or None."""
     for name in ("load_in_4bit", "load_in_8bit"):
         if found.get(name) or found.get(f"_{name}"):
             return name
@@ -92,16 +92,16 @@ def quantised_settings(record: Mapping[str, Any], dtype: torch.dtype, model: Any
     """Return transformers' settings for a recorded quantisation.
 
     Args:
-        record: such as `NF4`.
-        dtype: in which products are computed.
-        model: the architecture that is loaded, without weights.
+        record: record of the quantisation, such as `NF4`.
+        dtype: type in which products are computed.
+        model: architecture to load, without weights.
 
     Raises:
         ImportError: bitsandbytes is missing or does not load.
     """
     log = logging.getLogger("bitsandbytes")
     level = log.level
-    log.setLevel(logging.ERROR)  # it misses a kernel that `settle` rules out anyway
+    log.setLevel(logging.ERROR)  # it warns of a missing kernel that `settle` excludes anyway
     try:
         import bitsandbytes  # noqa: F401 - transformers asks for it later, with another error
     finally:
@@ -113,12 +113,12 @@ def quantised_settings(record: Mapping[str, Any], dtype: torch.dtype, model: Any
         bnb_4bit_quant_type=record["scheme"],
         bnb_4bit_use_double_quant=record["double"],
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=_kept(model),  # of 4 bit too, whatever its name says
+        llm_int8_skip_modules=_kept(model),  # also for 4 bit, despite its name
     )
 
 
 def packed_maps(model: Any) -> frozenset[str]:
-    """Return the names of the linear maps that are in 4 bit, or would be if the model were."""
+    """Return the names of the linear layers that are, or would be, in 4 bit."""
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.quantizers_utils import should_convert_module
@@ -136,16 +136,16 @@ def packed_maps(model: Any) -> frozenset[str]:
 
 
 def _kept(model: Any) -> list[str]:
-    """Return the modules that stay as they are, as transformers takes them.
+    """Return the names of modules that are not quantised, in transformers' form.
 
-    Its own choice (tied weights, the output embeddings, what an architecture forbids: T5 casts what
-    goes into `wo` to the type of its weight, which in 4 bit is uint8), or that of who saved the
-    model so; and what a task may train: whatever stands on top of the base, and poolers.
+    They are chosen by transformers (tied weights, output embeddings, layers excluded by the
+    architecture: T5 casts the input of `wo` to the type of its weight, which in 4 bit is uint8) or by
+    the saved model, and include modules that a task may train: those on top of the base, and poolers.
     """
     from transformers.quantizers.base import get_keys_to_not_convert
 
     if not hasattr(model, "all_tied_weights_keys"):
-        return []  # not made by transformers, which therefore never loads it
+        return []  # not a transformers model, which is never loaded this way
     forbidden = model._keep_in_fp32_modules or ()
     saved = getattr(model.config, "quantization_config", None)
     chosen = saved.get("llm_int8_skip_modules") if isinstance(saved, dict) else None
@@ -159,12 +159,12 @@ def _kept(model: Any) -> list[str]:
 
 
 def saved_settings(settings: Any, dtype: torch.dtype, model: Any) -> Any:
-    """Return the configuration with which transformers loads a base that was saved in 4 bit.
+    """Return the configuration for loading a base saved in 4 bit.
 
     Args:
-        settings: the base's own; changed in place.
-        dtype: in which products are computed, whatever they were when it was saved.
-        model: the architecture that is loaded, without weights.
+        settings: configuration of the base; changed in place.
+        dtype: type in which products are computed, instead of the saved one.
+        model: architecture to load, without weights.
     """
     settings.quantization_config = {
         **settings.quantization_config,
@@ -175,12 +175,12 @@ def saved_settings(settings: Any, dtype: torch.dtype, model: Any) -> Any:
 
 
 def dequantised(model: Any, bones: Any, dtype: torch.dtype) -> Any:
-    """Return a model with plain maps, of the weights that its quantised ones stand for.
+    """Return a model with plain linear layers that have the dequantised weights.
 
     Args:
-        model: with linear maps of bitsandbytes; it is changed.
-        bones: its architecture without weights, whose maps take their place.
-        dtype: of the weights.
+        model: model with linear layers of bitsandbytes; it is changed.
+        bones: its architecture without weights, whose layers replace them.
+        dtype: type of the weights.
     """
     import torch
     from peft.utils.integrations import dequantize_module_weight
@@ -190,34 +190,34 @@ def dequantised(model: Any, bones: Any, dtype: torch.dtype) -> Any:
             continue
         plain = bones.get_submodule(name)
         weight = dequantize_module_weight(module).detach().to(dtype)
-        if not hasattr(plain, "out_features"):  # GPT-2's Conv1D keeps weights as (in, out)
+        if not hasattr(plain, "out_features"):  # GPT-2's Conv1D stores weights as (in, out)
             weight = weight.T.contiguous()
         plain.weight = torch.nn.Parameter(weight, requires_grad=False)
         if module.bias is not None:
             plain.bias = module.bias
         model.set_submodule(name, plain)
-    if hasattr(model, "hf_quantizer"):  # where transformers has not dequantised it itself
+    if hasattr(model, "hf_quantizer"):  # if transformers has not dequantised it itself
         model.hf_quantizer.remove_quantization_config(model)
-    model._weight_conversions = None  # those of the format, by which transformers would save it
+    model._weight_conversions = None  # otherwise transformers would save it in the quantised format
     for flag in ("is_loaded_in_4bit", "is_loaded_in_8bit"):
         vars(model).pop(flag, None)
     return model.eval()
 
 
 _BLOCK = 64
-"""Weights that share a scale."""
+"""Number of weights per scale."""
 
 
 def settle(model: Any) -> None:
-    """Let a quantised model compute what its weights stand for, in training as in evaluation.
+    """Make a quantised model compute with its exact dequantised weights, in training and evaluation.
 
-    On CPUs with AVX-512 BF16, bitsandbytes 0.50 packs the weights anew in evaluation, for a
-    bfloat16 kernel that it would fetch from the hub. On any CPU it reads the scales row by row: a
-    width that is no multiple of the block gives other weights (relative error 0.24 to 0.40 where
-    NF4's is 0.09).
+    On CPUs with AVX-512 BF16, bitsandbytes 0.50 repacks the weights in evaluation, for a bfloat16
+    kernel that it would download from the hub. On any CPU it reads the scales row by row: a width
+    that is not a multiple of the block gives wrong weights (relative error 0.24 to 0.40 instead of
+    NF4's 0.09).
 
     Raises:
-        ValueError: a map on a CPU has such a width.
+        ValueError: a layer on a CPU has such a width.
     """
     for name, module in model.named_modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -1,8 +1,8 @@
-"""What is read of models and adapters that others made: nothing that runs code, nothing damaged.
+"""Safety checks of models and adapters from others: no files that run code, no corrupt files.
 
-Weights come from safetensors alone: a pickle can run code when it is read. Python files of a model
-run only where the user says so. An adapter's configuration may not name modules to import, other
-adapters to fetch, or patterns that take for ever to match.
+Weights are read from safetensors alone, because reading a pickle can run code. Python files of a
+model run only with the user's permission. An adapter's configuration must not name modules to import,
+other adapters to download, or patterns of unbounded matching time.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _SOURCES = ("embedded", "folder", "hub", "gguf")
 _POINTER = b"version https://git-lfs"
 _LONGEST = 16 * 2**20
-"""Bytes of a JSON file; real ones are a hundred times smaller."""
+"""Maximum size of a JSON file in bytes; real ones are a hundred times smaller."""
 _REACHES_OUT = ("adapters", "megatron_config", "tokenizer_kwargs", "trust_remote_code", "custom_modules")
-"""Settings with which PEFT imports modules by name or fetches other files."""
+"""Settings by which PEFT imports modules or downloads other files."""
 _PATTERNS = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")
 _PLAIN_NAME = re.compile(r"[\w.^$|\\-]{0,100000}")
-"""Names, escaped or listed; repetitions and groups can take for ever."""
+"""Pattern of escaped or listed names; repetitions and groups can take unbounded time."""
 _SIZES = ("r", "num_virtual_tokens", "encoder_hidden_size", "num_attention_heads", "token_dim")
 
 
 class UnsafeFiles(RuntimeError):
-    """Files that are not read: they could run code, are damaged, or contradict each other."""
+    """Files that are refused because they could run code, are corrupt, or contradict each other."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        UnsafeFiles: missing, far too large, not JSON, nested without end, or no object.
+        UnsafeFiles: the file is missing, too large, not JSON, nested too deeply, or not an object.
     """
     try:
         if path.stat().st_size > _LONGEST:
@@ -57,12 +57,12 @@ def require_base(folder: Path, *, weights: bool, trust_remote_code: bool) -> Non
     """Check a base's files before transformers sees them.
 
     Args:
-        folder: of the base.
-        weights: whether they will be read.
-        trust_remote_code: whether the user said that its Python files may run.
+        folder: folder of the base.
+        weights: whether its weights will be read.
+        trust_remote_code: whether the user allows its Python files to run.
 
     Raises:
-        UnsafeFiles: weights that are pickled, damaged or quantised; code that nobody asked to run.
+        UnsafeFiles: weights are pickled, corrupt or of an unknown quantisation, or code is not allowed.
     """
     if (folder / CONFIG).exists():
         raise UnsafeFiles(
@@ -89,32 +89,34 @@ def require_base(folder: Path, *, weights: bool, trust_remote_code: bool) -> Non
 
 
 def named_code(folder: Path) -> list[str]:
-    """Return which Python classes of its own a base names, for model and tokenizer."""
+    """Return the base's own Python classes of model and tokenizer, as named in its files."""
     tokenizer = folder / "tokenizer_config.json"
     files = (folder / "config.json", *([tokenizer] if tokenizer.is_file() else []))
     return [str(name) for file in files for name in _leaves(read_json(file).get("auto_map"))]
 
 
 def _require_numbers(folder: Path) -> None:
-    """Check that weights are whole files of numbers that stand for themselves.
+    """Check that weights are complete files of plain floating-point numbers.
 
-    transformers turns whatever a file holds into floating point, integers without their scales too.
+    transformers converts any file's numbers to floating point, also integers without their scales.
     """
     quantised = saved_quantisation(folder) is not None
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as opened:
             if opened.read(len(_POINTER)) == _POINTER:
-                raise UnsafeFiles(f"{file} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`.")
+                raise UnsafeFiles(
+                    f"{file} is a pointer of Git LFS, not the file itself; download it with `git lfs pull`."
+                )
         for name, kind in _types(file).items():
             if not quantised and name.endswith(".weight") and kind.startswith(("I", "U")):
                 raise UnsafeFiles(
-                    f"{file} holds {name} in whole numbers ({kind}), and config.json does not say "
-                    "how it was quantised; give the model that it was made from."
+                    f"{file} has {name} in integers ({kind}), and config.json does not say "
+                    "how it was quantised; give the model that it was quantised from."
                 )
 
 
 def pickled(name: str) -> str:
-    """Return why pickled weights are not read, and how to convert them."""
+    """Return the message on pickled weights, with a command to convert them."""
     return (
         f"{name} has pickled weights only (pytorch_model*.bin), which can run code when they are "
         'read; required *.safetensors. Convert it once, if you trust it: python -c "from '
@@ -125,10 +127,10 @@ def pickled(name: str) -> str:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Read what an adapter folder says of its base, dtype and template.
+    """Read the record of an adapter folder: base, dtype, template and task.
 
     Raises:
-        UnsafeFiles: missing, damaged or of the wrong form.
+        UnsafeFiles: the record is missing, corrupt or invalid.
     """
     _require_inside(folder, RECORD)
     record = read_json(folder / RECORD)
@@ -147,7 +149,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             and isinstance(record.get("task", {"name": ""}).get("name"), str),
             "quantisation": record.get("quantisation")
             in (None, {"scheme": "nf4", "double": True}, {"scheme": "nf4", "double": False}),
-            "template": template == {}  # of tasks without prompts
+            "template": template == {}  # for tasks without prompts
             or (
                 isinstance(template, dict)
                 and all(isinstance(template.get(key), str) for key in ("with_input", "without_input"))
@@ -164,14 +166,14 @@ def require_adapter(folder: Path) -> None:
     """Check an adapter's files before PEFT sees them.
 
     Raises:
-        UnsafeFiles: pickled or damaged weights, or a configuration that reaches out.
+        UnsafeFiles: weights are pickled or corrupt, or the configuration loads other files or code.
     """
     if not (folder / WEIGHTS).exists() and any(folder.glob("adapter_model*.bin")):
         raise UnsafeFiles(
             f"{folder} has pickled weights (adapter_model.bin), which can run code when they are "
-            f"read; required {WEIGHTS}. PEFT writes it anew with `save_pretrained`."
+            f"read; required {WEIGHTS}. PEFT writes it with `save_pretrained`."
         )
-    if (folder / FAMILY).exists():  # a family that PEFT does not have
+    if (folder / FAMILY).exists():  # a custom tuner
         _require_family(folder)
         return
     for name in (CONFIG, WEIGHTS):
@@ -186,7 +188,7 @@ def require_adapter(folder: Path) -> None:
         reaching.append("auto_mapping")
     if reaching:
         raise UnsafeFiles(
-            f"{place} holds {', '.join(reaching)}, with which code or files from elsewhere would "
+            f"{place} has {', '.join(reaching)}, by which code or files from elsewhere would "
             "be loaded; such adapters are not read."
         )
     _require_plain_patterns(config, place)
@@ -194,7 +196,7 @@ def require_adapter(folder: Path) -> None:
 
 
 def _require_family(folder: Path) -> None:
-    """Check an adapter of a family that PEFT does not have, before room is made for it."""
+    """Check the adapter of a custom tuner before memory is allocated for it."""
     files = sorted(path.name for path in folder.glob("trained*.safetensors"))
     for name in (FAMILY, *files):
         _require_inside(folder, name)
@@ -214,7 +216,7 @@ def shapes(folder: Path, weights: str = WEIGHTS) -> dict[str, tuple[int, ...]]:
     """Return name -> shape of an adapter's tensors, from the header alone.
 
     Raises:
-        UnsafeFiles: not a whole safetensors file.
+        UnsafeFiles: the file is not a complete safetensors file.
     """
     return {name: tuple(found.get_shape()) for name, found in _slices(folder / weights).items()}
 
@@ -225,21 +227,21 @@ def _types(file: Path) -> dict[str, str]:
 
 
 def _slices(file: Path) -> dict[str, Any]:
-    """Return name -> what safetensors says of a tensor without reading it."""
+    """Return name -> safetensors' slice of a tensor, whose values are not read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "np") as opened:
             return {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
-        raise UnsafeFiles(f"{file} is damaged: {_first_line(error)}") from error
+        raise UnsafeFiles(f"{file} is corrupt: {_first_line(error)}") from error
 
 
 def require_loaded(model: Any, folder: Path) -> None:
-    """Check that PEFT took every tensor of the file and that all are numbers; it ignores others.
+    """Check that PEFT loaded every tensor of the file and that all are finite; PEFT ignores unknown ones.
 
     Raises:
-        UnsafeFiles: tensors that are missing, left over or not finite.
+        UnsafeFiles: tensors are missing, unused or not finite.
     """
     import torch
     from peft import get_peft_model_state_dict
@@ -248,8 +250,8 @@ def require_loaded(model: Any, folder: Path) -> None:
     wrong = sorted(set(loaded) ^ set(shapes(folder)))
     if wrong:
         raise UnsafeFiles(
-            f"{folder / WEIGHTS} does not hold the tensors that {CONFIG} calls for: {len(wrong)} "
-            f"are missing or left over, such as {wrong[0]}"
+            f"{folder / WEIGHTS} does not have the tensors of {CONFIG}: {len(wrong)} "
+            f"are missing or unused, such as {wrong[0]}"
         )
     bad = next((name for name, tensor in loaded.items() if not torch.isfinite(tensor).all()), None)
     if bad is not None:
@@ -257,23 +259,23 @@ def require_loaded(model: Any, folder: Path) -> None:
 
 
 def _require_inside(folder: Path, name: str) -> None:
-    """Check that a file is there and is the folder's own, or in the hub's cache of that folder."""
+    """Check that a file exists and is inside the folder, or in the hub's cache of that folder."""
     path = folder / name
     if not path.is_file():
         raise UnsafeFiles(f"{folder} has no {name}; required an adapter folder")
     home, real = folder.resolve(), path.resolve()
-    blobs = home.parent.parent / "blobs"  # where the hub's cache keeps what its snapshots link to
+    blobs = home.parent.parent / "blobs"  # the target of links in the hub's cache
     if not real.is_relative_to(home) and not (home.parent.name == "snapshots" and real.is_relative_to(blobs)):
         raise UnsafeFiles(f"{path} is a link to {real}, outside the adapter; copy the file itself")
 
 
 def _require_sizes(config: Mapping[str, Any], place: Path, tensors: Mapping[str, tuple[int, ...]]) -> None:
-    """Check sizes before PEFT makes room for them: none is above the tensors' longest side."""
+    """Check sizes before PEFT allocates memory for them: none is above the tensors' longest side."""
     largest = max((max(shape) for shape in tensors.values() if shape), default=0)
     for size in [*(config.get(name) for name in _SIZES), *_leaves(config.get("rank_pattern"))]:
         if size is not None and not (type(size) is int and 0 <= size <= largest):
             raise UnsafeFiles(
-                f"{place} states the size {size!r:.40}; required a whole number, at most "
+                f"{place} gives the size {size!r:.40}; required a whole number, at most "
                 f"{largest}, the longest side of its tensors."
             )
 
@@ -291,7 +293,7 @@ def _require_plain_patterns(config: Mapping[str, Any], place: Path) -> None:
 
 
 def _leaves(values: Any) -> Iterator[Any]:
-    """Yield the single values in nested lists and mappings; None holds none."""
+    """Yield the single values in nested lists and mappings; none for None."""
     if isinstance(values, dict):
         values = list(values.values())
     if isinstance(values, list | tuple):
@@ -302,7 +304,7 @@ def _leaves(values: Any) -> Iterator[Any]:
 
 
 def _attention(settings: Mapping[str, Any]) -> list[Any]:
-    """Return every attention implementation that a configuration or a part of it names."""
+    """Return all attention implementations named in a configuration, also in nested ones."""
     found = [value for key, value in settings.items() if key.endswith("attn_implementation")]
     inner = [_attention(value) for value in settings.values() if isinstance(value, dict)]
     return [*found, *inner]

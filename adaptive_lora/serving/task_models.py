@@ -1,4 +1,4 @@
-"""How the base of a task is loaded: in training and in serving, by the same code."""
+"""Loading of a task's base, by the same code in training and serving."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     import torch
 
 CAUSAL: Mapping[str, Any] = MappingProxyType({"name": "causal"})
-"""The task of adapters that record none."""
+"""Record of the task of adapters without a recorded one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """Names of weights by which a checkpoint and the model made of it differ."""
+    """Differences in weights between a checkpoint and the model loaded from it."""
 
     missing: tuple[str, ...]
-    """Those of the model that the checkpoint lacks; they have values of chance."""
+    """Names of the model's weights missing in the checkpoint; their values are random."""
     sizes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    """Name -> shape in the checkpoint and in the model; they have values of chance too."""
+    """Name -> shapes in checkpoint and model, where they differ; the values are random too."""
     unread: tuple[str, ...]
-    """Those of the checkpoint for which the model has no place."""
+    """Names of the checkpoint's weights that the model lacks."""
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
-        """All weights of the model that have no values of the checkpoint."""
+        """Names of all weights of the model without values from the checkpoint."""
         return tuple(sorted({*self.missing, *self.sizes}))
 
 
@@ -49,18 +49,18 @@ def load_model(
 ) -> Any:
     """Return the frozen model of a task in evaluation mode, on the CPU.
 
-    A quantised one is where transformers puts it: on the GPU where there is one. The modules that
-    the task trains beside adapters (`head`) are float32 as adapters are.
+    A quantised model is where transformers puts it: on the GPU if there is one. Modules that the task
+    trains in addition to adapters (`head`) are float32, as adapters are.
 
     Args:
-        folder: of the base.
-        dtype: of its weights.
-        task: what the adapter records of its task: `name`, and what else that task needs.
-        quantisation: what it records of a quantised base.
-        trust_remote_code: run Python code that lies beside the weights.
+        folder: folder of the base.
+        dtype: type of its weights.
+        task: record of the task: `name`, and further settings of that task.
+        quantisation: record of the quantisation, or None.
+        trust_remote_code: whether to run the base's own Python code.
 
     Raises:
-        ImportError: quantised, and bitsandbytes is missing.
+        ImportError: the base is quantised and bitsandbytes is missing.
     """
     model, _ = load_and_compare(folder, dtype, task, quantisation, trust_remote_code=trust_remote_code)
     for name in task.get("head", ()):
@@ -76,9 +76,9 @@ def load_and_compare(
     *,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Differences]:
-    """Return the model, and how its weights differ from those of its checkpoint.
+    """Return the model, and the differences of its weights from its checkpoint.
 
-    A classifier on a base that was trained for something else starts without weights.
+    The classifier on a base trained for another objective starts without weights.
     """
     from transformers import GgufConfig
 
@@ -90,7 +90,7 @@ def load_and_compare(
         options, bones = _quantised_options(
             folder, dtype, kind, options, quantisation, trust_remote_code=trust_remote_code
         )
-    if folder.is_file():  # full weights, also where a kernel could compute with the packed ones
+    if folder.is_file():  # full weights, even if a kernel supports the packed ones
         options["quantization_config"] = GgufConfig(dequantize=True)
     with _quiet(), as_transformers_reads(folder) as (where, further):
         model, found = kind.from_pretrained(
@@ -99,7 +99,7 @@ def load_and_compare(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # `Differences` has them
+            ignore_mismatched_sizes=True,  # they are reported in `Differences`
             **options,
             **further,
         )
@@ -121,7 +121,7 @@ def load_and_compare(
 
 
 def _head_options(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a task's head asks of transformers."""
+    """Return the options of `from_pretrained` for a task's head."""
     if "labels" in task:
         return {
             "num_labels": len(task["labels"]),
@@ -135,7 +135,7 @@ def _head_options(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def saved_labels(folder: Path) -> list[str] | None:
-    """Return the classes of the head in a model folder, in its order; None where it names none."""
+    """Return the class names of the head in a model folder, in order; None if it has none."""
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         named = {int(index): str(label) for index, label in settings["id2label"].items()}
@@ -145,7 +145,7 @@ def saved_labels(folder: Path) -> list[str] | None:
 
 
 def _sort_classes(model: Any, folder: Path, labels: Sequence[str]) -> None:
-    """Put the outputs of a checkpoint's own head into the order of the task's classes."""
+    """Sort the outputs of a checkpoint's own head by the task's classes."""
     import torch
 
     saved = saved_labels(folder)
@@ -169,21 +169,21 @@ def _quantised_options(
     *,
     trust_remote_code: bool,
 ) -> tuple[dict[str, Any], Any]:
-    """Return how a base is loaded that is quantised, now or when it was saved, and its bones.
+    """Return the loading options of a quantised base, and its architecture without weights.
 
     Args:
-        folder: of the base.
-        dtype: of its weights.
-        kind: class of transformers that loads it.
+        folder: folder of the base.
+        dtype: type of its weights.
+        kind: transformers class that loads it.
         head: `_head_options` of the task.
-        quantisation: record of a quantisation to load it in.
+        quantisation: record of the quantisation to load it with, or None.
         trust_remote_code: whether its own code is run.
 
     Returns:
         Options of `from_pretrained`, and the architecture without weights.
 
     Raises:
-        ValueError: it was saved in a format that is not taken, or is to be quantised once more.
+        ValueError: the saved format is not supported, or cannot be quantised again.
     """
     from transformers import AutoConfig, FineGrainedFP8Config
 
@@ -206,7 +206,7 @@ def _quantised_options(
 
 
 def without_weights(kind: Any, settings: Any, *, trust_remote_code: bool) -> Any:
-    """Return the architecture that a class makes of a configuration, on the meta device."""
+    """Return the architecture of a class for a configuration, on the meta device."""
     import torch
 
     with torch.device("meta"):
@@ -215,7 +215,7 @@ def without_weights(kind: Any, settings: Any, *, trust_remote_code: bool) -> Any
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep progress bars and the list of missing weights off the screen."""
+    """Hide progress bars and the list of missing weights inside the block."""
     import logging
 
     from transformers.utils import logging as transformers_logging
@@ -238,9 +238,9 @@ def load_dequantised(
     *,
     trust_remote_code: bool = False,
 ) -> Any:
-    """Return the model of a task with the weights that its quantised form stands for.
+    """Return the model of a task with dequantised weights.
 
-    Its modules are the architecture's own, so that it can be saved as a plain folder.
+    Its modules are plain ones, so that it can be saved as an ordinary model folder.
     """
     quantised = load_model(folder, dtype, task, quantisation, trust_remote_code=trust_remote_code)
     bones = without_weights(TASKS[task["name"]].model_class, quantised.config, trust_remote_code=trust_remote_code)
@@ -248,7 +248,7 @@ def load_dequantised(
 
 
 def open_processor(folder: Path, task: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:
-    """Return what turns a task's texts and images into inputs."""
+    """Return the tokenizer or processor for a task's texts and images."""
     import transformers
 
     kind = getattr(transformers, TASKS[task["name"]].processor)

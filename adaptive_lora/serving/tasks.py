@@ -25,31 +25,31 @@ _PROMPT = ("prompt", "instruction", "input")
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """What a task needs of its base, and how an adapter for it is served."""
+    """Specification of a task: loading of its base, and serving of its adapters."""
 
     name: str
-    """Value of the option `task`."""
+    """Name: value of the option `task`."""
     auto_class: str
-    """Transformers' class that loads its models."""
+    """Name of the transformers class that loads its models."""
     answer: Callable[[Loaded, Sequence[Mapping[str, Any]], int], list[Any]]
-    """Answers rows with at most so many new tokens."""
+    """Function that answers rows with a maximum number of new tokens."""
     columns: tuple[str, ...]
-    """Columns that it is served with; of `prompt`, `instruction` and `messages` one, `image` as base64 text or the
+    """Columns in serving; exactly one of `prompt`, `instruction` and `messages`; `image` as base64 text or the
     path of a file."""
     processor: str = "AutoTokenizer"
-    """Transformers' class of what makes its inputs."""
+    """Name of the transformers class of its tokenizer or processor."""
     saved_as: str = ""
-    """Transformers' class whose checkpoints are of this task, whatever the data; empty: none is."""
+    """Name of the transformers class whose checkpoints are of this task for any data; empty: none."""
     generates: bool = False
-    """Whether it takes `max_new_tokens`."""
+    """Whether it generates text, limited by `max_new_tokens`."""
     needs_end: bool = False
     """Whether its tokenizer must have an end-of-text token."""
     numbers: bool = False
-    """Whether it answers with numbers; others with text."""
+    """Whether its answers are numbers; otherwise they are text."""
     head: bool = False
-    """Whether it trains a head beside adapters."""
+    """Whether it trains a head in addition to adapters."""
     head_over_text: bool = False
-    """Whether its head is over texts, so that decoders can take it, too."""
+    """Whether its head is on texts, so that decoders support it too."""
 
     @property
     def model_class(self) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def render(template: Mapping[str, str], prompt: str, context: str = "") -> str:
-    """Fill a prompt template; braces inside the data stay as they are."""
+    """Fill a prompt template; braces inside the data are not changed."""
     text = template["with_input"] if context else template["without_input"]
     values = {"prompt": prompt, "input": context}
     return re.sub(r"\{(prompt|input)\}", lambda match: values[match.group(1)], text)
@@ -34,11 +34,11 @@ def generate(
 
     Args:
         model: causal language model, with or without adapter.
-        tokenizer: of the same model.
+        tokenizer: tokenizer of the model.
         prompts: token ids per prompt.
-        max_new_tokens: most tokens generated per prompt; fewer where the model has no positions for
-            them. A prompt that leaves no position has an empty text.
-        batch_size: prompts per call of the model.
+        max_new_tokens: maximum number of new tokens per prompt; fewer if the model has no positions
+            for them. A prompt that leaves no position gets an empty text.
+        batch_size: number of prompts per call of the model.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     # End-of-text fills finished rows: with a pad token, transformers warns of padding in its loop.
@@ -70,15 +70,15 @@ def generate(
 
 
 def free_positions(model: Any) -> int:
-    """Return the most tokens of prompt and answer together; no limit where a model states none."""
+    """Return the maximum number of tokens of prompt plus answer; unlimited if the model gives no limit."""
     limit = position_limit(model.config)
     return 2**31 if limit is None else limit - virtual_tokens(model)
 
 
 def virtual_tokens(model: Any) -> int:
-    """Return how many positions a model puts before its inputs, and gives outputs for.
+    """Return the number of positions that a model adds before its inputs, with outputs for them.
 
-    Prompt tuning and P-tuning do; the tokens of a prefix stand in the cache and give no outputs.
+    Prompt tuning and P-tuning add some; the tokens of a prefix are in the cache and have no outputs.
     """
     config = getattr(model, "active_peft_config", None)
     if config is None or not config.is_prompt_learning or config.peft_type == "PREFIX_TUNING":
@@ -89,7 +89,7 @@ def virtual_tokens(model: Any) -> int:
 def _batches(
     order: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int, together: int
 ) -> Iterator[list[int]]:
-    """Yield prompts by number, in order; those longer than `together` only with their like."""
+    """Yield batches of prompt indices, in order; prompts longer than `together` are batched separately."""
     batch: list[int] = []
     for index in order:
         length = len(prompts[index])
@@ -117,15 +117,15 @@ def _left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) 
 def generate_targets(
     model: Any, tokenizer: Any, inputs: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int = 32
 ) -> list[str]:
-    """Write targets greedily with an encoder and decoder, and return texts in the given order.
+    """Generate targets greedily with an encoder-decoder model, and return texts in the given order.
 
     Args:
-        model: with or without adapter.
-        tokenizer: of the same model.
-        inputs: token ids that the encoder reads, per text.
-        max_new_tokens: most tokens generated per text; fewer where the model has no positions for
-            them.
-        batch_size: inputs per call of the model.
+        model: model with or without adapter.
+        tokenizer: tokenizer of the model.
+        inputs: token ids of the encoder's input, per text.
+        max_new_tokens: maximum number of new tokens per text; fewer if the model has no positions
+            for them.
+        batch_size: number of inputs per call of the model.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""Texts as the token ids that a base's tokenizer gives them: in training and in serving.
+"""Tokenisation of texts by a base's tokenizer, in training and serving.
 
-A text is encoded whole and once. Where its parts begin is found by the tokens' offsets in it,
-because a part that is encoded alone may get other ids: SentencePiece puts a blank in front of each
-text, and a tokenizer may put a token for the end after each.
+A text is encoded as a whole, once. The starts of its segments are found by the tokens' offsets,
+because a segment encoded alone may get other ids: SentencePiece adds a blank before each text, and a
+tokenizer may add an end token after each.
 """
 
 from __future__ import annotations
@@ -15,46 +15,46 @@ from itertools import accumulate, takewhile
 from typing import Any
 
 _AT_ONCE = 1000
-"""Texts per call of a tokenizer: their offsets take memory until they have been looked at."""
+"""Number of texts per call of a tokenizer, limited because their offsets take memory."""
 _OFFSET = frozenset({"camembert", "roberta", "xlm-roberta"})
-"""Types of models whose positions begin after that of padding."""
+"""Model types whose positions begin after the padding index."""
 _SHOWN = 5
-"""Most tokens that a message names."""
+"""Maximum number of tokens named in a message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedText:
-    """A text's token ids, with those that the tokenizer puts around every text."""
+    """A text's token ids, including those that the tokenizer adds around every text."""
 
     text: str
     ids: list[int]
     start: int
-    """Index of the text's first token: that many are put in front."""
+    """Index of the text's first token, equal to the number of tokens added before it."""
     stop: int
-    """Index of the first token that is put after the text, `len(ids)` where none is."""
+    """Index of the first token added after the text; `len(ids)` if there is none."""
     tokenizer: Any
     encoding: Any
-    """The encoding of the library `tokenizers`; None where a tokenizer is written in Python."""
+    """Encoding of the library `tokenizers`; None for a tokenizer written in Python."""
 
     def first_token(self, place: int) -> int:
-        """Return the index of the token at which the part that begins at a character begins.
+        """Return the index of the first token of the segment that begins at a character.
 
-        A token that spans the place belongs to the part that begins there, as in the assistant mask
-        of transformers; a special token that took in white space of it does not.
+        A token that spans the character belongs to the segment that begins there, as in transformers'
+        assistant mask; a special token that absorbed white space of it does not.
         """
         if place >= len(self.text):
             return self.stop
         if self.encoding is None:
             return self._first_by_prefix(place)
         found = self.encoding.char_to_token(place)
-        if found is None:  # white space that offsets leave out
+        if found is None:  # white space without offsets
             ends = accumulate((end for _, end in self.encoding.offsets[self.start : self.stop]), max)
             found = self.start + bisect_right(list(ends), place)
         swallowed = self._spans(found, place) and self.ids[found] in _added(self.tokenizer)
         return int(found) + swallowed
 
     def end_token(self, place: int) -> int:
-        """Return the index after the last token of the part that ends before a character."""
+        """Return the index after the last token of the segment that ends before a character."""
         found = self.first_token(place)
         return found + self._spans(found, place)
 
@@ -66,24 +66,24 @@ class EncodedText:
         return bool(start < place < end)
 
     def _first_by_prefix(self, place: int) -> int:
-        """Return how many tokens the text up to a place has in common with the whole."""
+        """Return the number of leading tokens that the text up to a character shares with the whole text."""
         (before,) = encode(self.tokenizer, [self.text[:place]], special_tokens=self.start > 0)
         pairs = zip(before.ids[: before.stop], self.ids[: self.stop], strict=False)
         return max(self.start, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def encode(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool = True) -> Iterator[EncodedText]:
-    """Yield texts as a tokenizer encodes them.
+    """Yield encoded texts.
 
     Args:
-        tokenizer: of the base.
-        texts: whole, of any length.
-        special_tokens: whether it puts its own around them; False for text that a chat template
-            wrote, which has them.
+        tokenizer: tokenizer of the base.
+        texts: texts of any length.
+        special_tokens: whether to add special tokens around them; False for the output of a chat
+            template, which has them.
     """
     for at in range(0, len(texts), _AT_ONCE):
         chosen = list(texts[at : at + _AT_ONCE])
-        # `verbose` would have transformers warn of texts longer than the base takes.
+        # With `verbose`, transformers would warn of texts longer than the base's maximum.
         found = tokenizer(chosen, add_special_tokens=special_tokens, verbose=False)
         encodings = found.encodings or [None] * len(chosen)
         longest = max(range(len(chosen)), key=lambda index: len(chosen[index]))
@@ -95,10 +95,10 @@ def encode(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool = True)
 
 
 def prompt_ids(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool = True) -> list[list[int]]:
-    """Return prompts as token ids: what stands before an answer, without a token for the end.
+    """Return the token ids of prompts, without an end token.
 
     Args:
-        tokenizer: of the base.
+        tokenizer: tokenizer of the base.
         texts: prompts as text.
         special_tokens: as for `encode`.
     """
@@ -107,10 +107,10 @@ def prompt_ids(tokenizer: Any, texts: Sequence[str], *, special_tokens: bool = T
 
 
 def _around(tokenizer: Any, encoding: Any) -> tuple[int, int]:
-    """Return how many tokens a tokenizer puts before and after every text."""
+    """Return how many tokens a tokenizer adds before and after every text."""
     if encoding is not None:
         mask = encoding.special_tokens_mask
-        if all(mask):  # no text between
+        if all(mask):  # no text in between
             mask = tokenizer("a").encodings[0].special_tokens_mask
         front = len(list(takewhile(bool, mask)))
         return front, len(list(takewhile(bool, mask[:front:-1])))
@@ -122,15 +122,15 @@ def _around(tokenizer: Any, encoding: Any) -> tuple[int, int]:
 
 
 def _added(tokenizer: Any) -> Container[int]:
-    """Return the ids of tokens that stand beside a tokenizer's vocabulary, special ones first."""
+    """Return the ids of tokens added to a tokenizer's vocabulary, including special ones."""
     added: Container[int] = tokenizer.added_tokens_decoder
     return added
 
 
 def position_limit(settings: Any) -> int | None:
-    """Return how many tokens a base takes by its settings; None where they state no limit.
+    """Return the maximum number of tokens by a base's settings; None if they give no limit.
 
-    XLNet states -1, which means none.
+    XLNet's -1 means no limit.
     """
     text = settings.get_text_config()
     stated = int(getattr(text, "max_position_embeddings", None) or -1)
@@ -140,25 +140,25 @@ def position_limit(settings: Any) -> int | None:
 
 
 def known_ids(model: Any) -> int | None:
-    """Return how many token ids a model has a row for, in its embeddings and in its outputs.
+    """Return the number of token ids for which a model has both embeddings and outputs.
 
-    None where it has neither under the names of transformers.
+    None if it has neither under transformers' names.
     """
     sizes = []
     for part in ("get_input_embeddings", "get_output_embeddings"):
         with suppress(NotImplementedError, AttributeError):
             found = getattr(model, part)()
-            # Not of its weight: one that is packed has another shape.
+            # Not the weight's shape, which differs if it is packed.
             sizes += [getattr(found, "num_embeddings", getattr(found, "out_features", None))]
     return min((int(size) for size in sizes if size), default=None)
 
 
 def unknown_ids(tokenizer: Any, rows: Iterable[Sequence[int]], known: int | None) -> str | None:
-    """Return which tokens a base has no row for, in words, or None where it has all.
+    """Return a text on tokens without a row in the base's embeddings, or None if there are none.
 
     Args:
-        tokenizer: of the base.
-        rows: token ids that are to be run.
+        tokenizer: tokenizer of the base.
+        rows: token ids to run.
         known: `known_ids` of the base.
     """
     if known is None:
@@ -176,10 +176,10 @@ def unknown_ids(tokenizer: Any, rows: Iterable[Sequence[int]], known: int | None
 
 
 def padding_id(tokenizer: Any, known: int | None) -> int | None:
-    """Return the id that fills texts up: the tokenizer's own where the base has it, or the end's.
+    """Return the padding token id: the tokenizer's own if the base has it, otherwise end-of-text.
 
     Args:
-        tokenizer: of the base.
+        tokenizer: tokenizer of the base.
         known: `known_ids` of the base.
     """
     given = (tokenizer.pad_token_id, tokenizer.eos_token_id)
@@ -188,15 +188,15 @@ def padding_id(tokenizer: Any, known: int | None) -> int | None:
 
 
 def set_padding(model: Any, pad: int) -> None:
-    """Tell a decoder that classifies which id is padding: its head reads the last other token."""
+    """Set the padding id of a classifying decoder, whose head reads the last token that is not padding."""
     for settings in (model.config, model.config.get_text_config()):
         settings.pad_token_id = pad
 
 
 def set_for_decoder(tokenizer: Any, pad: int) -> None:
-    """Have a tokenizer make inputs for a decoder that classifies, with the padding that it knows.
+    """Set a tokenizer's padding and inputs for a classifying decoder.
 
-    Segments are left out: GPT-2 would add an embedding for them.
+    Segment ids are left out, because GPT-2 would add an embedding for them.
     """
     tokenizer.pad_token_id = pad
     tokenizer.padding_side = "right"
