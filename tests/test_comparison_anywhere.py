@@ -36,7 +36,7 @@ def test_without_base_and_data_all_but_the_registration_is_there(
     data_file.unlink()
     again = compare_in(tmp_path, Selection())
     assert again.champion is None
-    assert "not at hand here" in again.no_champion
+    assert "not available here" in again.no_champion
     assert "rows.json" in again.no_champion
     assert again.comparison.to_dict() == before.study_result.comparison.to_dict()
     page = again.report.read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def test_other_data_under_the_same_name_are_not_taken_for_the_same(
     data_file.write_text(json.dumps(rows(40, seed=5)), encoding="utf-8")
     again = compare_in(tmp_path, Selection())
     assert again.champion is None
-    assert "the data at hand differs" in again.no_champion
+    assert "the data available here differs" in again.no_champion
 
 
 def test_several_studies_and_a_query_give_one_comparison(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The grid of trials: contexts, one trial's run, executors, verdict."""
+"""The grid of trials: contexts, the run of one trial, executors, comparison."""

@@ -1,4 +1,4 @@
-"""The bench: a frozen base, what it is trained on and the loss; here methods are run."""
+"""The context of methods: a frozen base, its data and the loss."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from adaptive_lora.training.memory import MemoryChoice, choose, describe, load_o
 
 
 class BaseContext(ABC):
-    """The frozen base, what it is trained on and the loss: all that a method needs to be run."""
+    """Base class of contexts: the frozen base, its data and the loss, which methods need to run."""
 
     def __init__(self, task: Task) -> None:
-        """Put a task's base on the runtime's device; raises ModelError where it has no site."""
+        """Move a task's base to the runtime's device; raises ModelError if it has no site."""
         self.task = task
         self.config, self.runtime, self.base = task.config, task.runtime, task.base
         self.loss: Loss = task.loss
-        """What training minimises and gradient profiles are taken of."""
+        """Loss that training minimises and gradient profiles are computed from."""
         self.base.model.to(self.runtime.device)  # type: ignore[arg-type]
         self.architecture = read_architecture(self.base.model)
         self.sites = self.architecture.sites
@@ -51,44 +51,44 @@ class BaseContext(ABC):
 
     @property
     def base_kind(self) -> str:
-        """How the base's weights are kept: `full`, or the scheme that they are quantised by."""
+        """Storage of the base's weights: `full`, or the name of the quantisation."""
         quantisation = self.base.quantisation
         return BaseStorage.FULL if quantisation is None else str(quantisation["scheme"])
 
     def on_base(self, kind: str) -> BaseContext:
-        """Return the bench with the base kept so, on its device.
+        """Return the context with the base stored in this way, on its device.
 
         Raises:
-            ConfigError: this bench has no other base, or bitsandbytes is missing.
+            ConfigError: this context has no other base, or bitsandbytes is missing.
         """
         if kind != self.base_kind:
             raise ConfigError(f"base={kind} needs a study of your own: required base=full here.")
         return self
 
     def running(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Return the block in which the loss is trained on: fused steps where they serve."""
+        """Return the context manager for training: fused kernels where they are supported."""
         return self.task.running(model)
 
     def profiled_on(self, tasks: tuple[str, ...]) -> BaseContext:
-        """Return the bench on which a method that names tasks is profiled.
+        """Return the context for the importance profiles of a method with `profiled_on`.
 
         Raises:
-            ConfigError: this bench has no other tasks.
+            ConfigError: this context has no other tasks.
         """
         if tasks:
             raise ConfigError(f"profiled_on={'+'.join(tasks)} needs a study with data of its own.")
         return self
 
     def start_head(self, seed: int) -> None:
-        """Give the task's head, where its checkpoint lacks it, the initial weights of a seed."""
+        """Initialise the task's head from a seed, if the checkpoint lacks it."""
         start_head(self.base.model, self.base.missing_keys, seed=seed)
 
     @abstractmethod
     def splits(self, fold: int) -> PreparedSplits:
-        """Return the prepared parts of a fold."""
+        """Return the prepared splits of a fold."""
 
     def profile(self, metric: str, *, seed: int, fold: int) -> ImportanceProfile:
-        """Return the importance profile of a seed, measured once on the fold's training part."""
+        """Return the importance profile of a seed, measured once on the fold's training split."""
         key = (metric, seed, fold)
         if key not in self._profiles:
             task = self.profile_task(seed=seed, fold=fold)
@@ -97,7 +97,7 @@ class BaseContext(ABC):
         return self._profiles[key]
 
     def profile_task(self, *, seed: int, fold: int) -> ProfileTask:
-        """Return what a seed's profiles are measured on."""
+        """Return the inputs of profilers for a seed and fold."""
         self.start_head(seed)
         return ProfileTask(
             model=self.base.model,
@@ -111,9 +111,9 @@ class BaseContext(ABC):
 
     @contextmanager
     def _trained_probe(self, seed: int, fold: int) -> Iterator[TrainedProbe]:
-        """Train adapters of one rank on every site for a short while; take them off at the end.
+        """Train adapters of one rank on every site for a short while; remove them at the end of the block.
 
-        With the study's settings and the middle one of its learning rates.
+        Uses the study's settings and the middle one of its learning rates.
         """
         model, settings = self.base.model, self.config.train
         config = dataclasses.replace(
@@ -142,7 +142,7 @@ class BaseContext(ABC):
                 detach(adapted)
 
     def calibration(self, seed: int, fold: int) -> list[Batch]:
-        """Return the calibration batches of a seed, drawn from the fold's training part."""
+        """Return the calibration batches of a seed, drawn from the fold's training split."""
         return self._drawn(self.splits(fold).train, seed, "calibration", fold)
 
     def _drawn(self, examples: Sequence[Any], seed: int, purpose: str, fold: int) -> list[Batch]:
@@ -161,7 +161,7 @@ class BaseContext(ABC):
         Raises:
             AllocationError: the method cannot be planned.
             ConfigError: examples and virtual tokens do not fit the base.
-            ModelError: adapters would stand where nothing reaches the loss.
+            ModelError: adapters would be on sites without influence on the loss.
         """
         metric = spec.options.metric
         profile = None
@@ -181,7 +181,7 @@ class BaseContext(ABC):
                 self._check_prompt(plan, fold)
         elif unreached := self._unreached & plan.rank_pattern().keys():
             raise ModelError(
-                f"{plan.method} puts adapters on {len(unreached)} linear maps of "
+                f"{plan.method} puts adapters on {len(unreached)} linear layers of "
                 f"{self.architecture.kind} that do not reach the loss of this task and would learn "
                 f"nothing, such as {min(unreached)}; leave them out by placement, roles, layers, "
                 "towers or target_names."
@@ -190,7 +190,7 @@ class BaseContext(ABC):
 
     @cached_property
     def _unreached(self) -> frozenset[str]:
-        """Sites that an example does not reach, of those on which nothing else could be tried."""
+        """Names of sites without influence on the loss of an example, among those not checked before."""
         untried = sorted(self.architecture.untried)
         if not untried:
             return frozenset()
@@ -202,10 +202,10 @@ class BaseContext(ABC):
         return frozenset(found)
 
     def _check_prompt(self, plan: TunerPlan, fold: int) -> None:
-        """Check that examples with their virtual tokens fit the base, and that a prefix can train.
+        """Check that examples with their virtual tokens fit the base, and that a prefix can be trained.
 
         Raises:
-            ConfigError: says what to change.
+            ConfigError: they do not; the message gives the setting to change.
         """
         splits, most = self.splits(fold), self.base.max_positions
         longest = max(item.length for item in (*splits.train, *splits.validation, *splits.test))
@@ -222,10 +222,10 @@ class BaseContext(ABC):
             )
 
     def memory(self, plan: Plan, fold: int) -> MemoryChoice:
-        """Return how a plan's training keeps within memory; with a limit, log what was chosen.
+        """Return the memory settings for a plan's training; with a memory limit, log them.
 
         Raises:
-            ConfigError: one example does not fit into the limit.
+            ConfigError: not even one example fits into the limit.
         """
         longest = max(example.length for example in self.splits(fold).train)
         load = load_of(

@@ -1,7 +1,6 @@
-"""All that a comparison needs, read from the tracking store alone.
+"""The input of a comparison, read from the tracking store alone.
 
-Neither base model nor data have to be at hand: whoever can read the store can compare the trials
-that other people ran.
+Neither base model nor data are needed: anyone who can read the store can compare the trials of others.
 """
 
 from __future__ import annotations
@@ -44,53 +43,53 @@ SAME = {
     "split": ("split_seed", "test_share", "validation_share", "folds", "max_examples"),
     "scaling": ("alpha", "scaling"),
 }
-"""What trials must share to be compared: a tag, or settings."""
+"""Property that compared trials must share -> its tag, or names of settings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
-    """Which trials to compare."""
+    """Selection of trials to compare."""
 
     study_ids: tuple[str, ...] = ()
-    """None: the latest study, unless there is a query."""
+    """Ids of studies; empty: the latest study, unless there is a query."""
     query: str | None = None
-    """A filter of MLflow's over trial runs of all experiments."""
+    """Filter in MLflow's syntax over trial runs of all experiments, or None."""
     allow_mixed: bool = False
-    """Compare across data sets, splits and bases, pairing only within each."""
+    """Whether to compare across data sets, splits and bases, with pairs only within each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComparisonInput:
-    """Trials to be compared, and what they share."""
+    """Trials to compare, with their shared settings and facts."""
 
     name: str
-    """Study id, or `compare-` and a digest of the selection; names the report's folder."""
+    """Name of the report's folder: study id, or `compare-` and a digest of the selection."""
     title: str
     home: StudyRun | TrialRun
-    """Run that the report goes to."""
+    """Run that the report is logged to."""
     records: tuple[TrialRecord, ...]
     settings: Mapping[str, Any]
-    """Recorded settings of the (first) study; empty where a query found trials without one."""
+    """Recorded settings of the (first) study; empty for trials of a query without a study."""
     base_scores: Mapping[int, EvalResult] | None
     """Scores of the base without adapter per fold; None where not recorded or mixed."""
     examples: Mapping[str, str]
     """Example id -> prompt and response, as far as recorded."""
     facts: Mapping[str, str]
     data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Study id -> how its data were read, as lines for people, as far as recorded."""
+    """Study id -> lines of its data summary, as far as recorded."""
     mixed: tuple[str, ...] = ()
-    """What differs between trials, where that was allowed."""
+    """Differences between trials, where `allow_mixed` permits them."""
 
     @property
     def store(self) -> Store:
-        """Where everything was read from."""
+        """Store that everything was read from."""
         return self.home.store
 
     def baseline(self, given: str | None) -> str:
         """Return the label of the baseline: as given, as recorded, or the first method.
 
         Raises:
-            ConfigError: none given, and no recorded study says it.
+            ConfigError: no baseline is given or recorded.
         """
         recorded = given or self.settings.get("baseline")
         if recorded:
@@ -106,8 +105,8 @@ def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput
     """Find the trials of a selection and read them.
 
     Raises:
-        TrackingError: no such study, no trial that the query finds, or damaged artifacts.
-        DataError: no trial finished, or trials that must not be mixed.
+        TrackingError: there is no such study or trial, or artifacts are corrupt.
+        DataError: no trial finished, or the trials must not be mixed.
     """
     if selection.query is None and len(selection.study_ids) < 2:
         study = StudyRun.find(store, next(iter(selection.study_ids), None))
@@ -142,7 +141,7 @@ def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput
         name=f"compare-{key}",
         title=f"Comparison of {title}",
         home=home,
-        records=tuple(_apart(records) if mixed else records),
+        records=tuple(_renumbered(records) if mixed else records),
         settings=study_settings(parents[0]) if parents else {},
         base_scores=None if mixed else _base_scores(parents),
         examples=_examples(parents),
@@ -179,7 +178,7 @@ def study_settings(study: StudyRun) -> dict[str, Any]:
     """Return the recorded settings of a study.
 
     Raises:
-        TrackingError: missing or damaged.
+        TrackingError: the settings are missing or corrupt.
     """
     try:
         settings: dict[str, Any] = study.store.read_json(study.run_id, CONFIG)
@@ -190,7 +189,7 @@ def study_settings(study: StudyRun) -> dict[str, Any]:
 
 
 def _require_grid(settings: Any) -> None:
-    """Raise TypeError or KeyError where recorded settings have no methods, rates and seeds."""
+    """Raise TypeError or KeyError if recorded settings lack methods, rates or seeds."""
     if not isinstance(settings, dict):
         raise TypeError(f"required a JSON object, got {type(settings).__name__}")
     for name, kind in (("methods", str), ("lr", int | float), ("seeds", int)):
@@ -202,7 +201,7 @@ def _require_grid(settings: Any) -> None:
 
 
 def _label(text: str) -> str | None:
-    """Return a recorded method's label; None where this version does not know the method."""
+    """Return a recorded method's label; None if this version lacks the method."""
     try:
         return MethodSpec.parse(text).label
     except ConfigError:
@@ -210,7 +209,7 @@ def _label(text: str) -> str | None:
 
 
 def _in_grid(runs: Iterable[Run], settings: Mapping[str, Any]) -> list[Run]:
-    """Return the runs of a recorded grid; with a method unknown to this version, of any method."""
+    """Return the runs of a recorded grid; if this version lacks one of its methods, those of all methods."""
     labels = {_label(text) for text in settings["methods"]}
     rates, seeds = set(map(float, settings["lr"])), set(map(int, settings["seeds"]))
     return [
@@ -222,7 +221,7 @@ def _in_grid(runs: Iterable[Run], settings: Mapping[str, Any]) -> list[Run]:
 
 
 def _newest(runs: Sequence[Run]) -> list[Run]:
-    """Return one run a trial, oldest first: its last finished one, or else its last failed one."""
+    """Return one run per trial, oldest first: its last finished one, otherwise its last failed one."""
     chosen: dict[tuple[object, ...], Run] = {}
     for run in sorted(runs, key=lambda run: run.info.start_time):
         key = (run.data.tags[STUDY_ID], *identity_of(run))
@@ -253,7 +252,7 @@ def _kind(record: TrialRecord, what: str) -> str:
 
 
 def _differences(records: Sequence[TrialRecord]) -> list[str]:
-    """Return a sentence for everything that trials must share and do not."""
+    """Return a sentence for every property that trials must share and do not."""
     found = []
     for what in SAME:
         sides: dict[str, set[str]] = defaultdict(set)
@@ -270,10 +269,10 @@ def _differences(records: Sequence[TrialRecord]) -> list[str]:
 _APART = 10_000
 
 
-def _apart(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Number seeds anew so that trials pair only within one data set, split and base.
+def _renumbered(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Renumber seeds so that trials are paired only within one data set, split and base.
 
-    The seeds of the second kind start at 10,000, of the third at 20,000.
+    Seeds of the second group start at 10,000, those of the third at 20,000.
     """
     kinds = list(dict.fromkeys(tuple(_kind(record, what) for what in SAME) for record in records))
     return [
@@ -292,7 +291,7 @@ def recorded_base_scores(study: StudyRun) -> dict[int, EvalResult] | None:
     """Return the recorded scores of a study's base per fold; None where none were recorded.
 
     Raises:
-        TrackingError: they are damaged.
+        TrackingError: they are corrupt.
     """
     try:
         values = study.store.read_json(study.run_id, BASE_SCORES)
@@ -344,7 +343,7 @@ def _corrupt(study: StudyRun, name: str, error: Exception) -> TrackingError:
 
 
 def _facts(store: Store, studies: Sequence[StudyRun]) -> dict[str, str]:
-    """Return how to reproduce, as the studies recorded it."""
+    """Return the recorded facts needed to reproduce the studies."""
     facts = {"study id": ", ".join(study.study_id for study in studies)}
     facts["tracking store"] = store.shown_uri
     names = {"base": "base model", "data": "data", "precision": "precision"}

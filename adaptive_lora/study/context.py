@@ -1,4 +1,4 @@
-"""What all trials of a study share: its base and data, read once."""
+"""The context of all trials of a study: its base and data, loaded once."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from adaptive_lora.serving import NF4
 from adaptive_lora.study.base_context import BaseContext
 
 _TEXT_LIMIT, _TEXTS_LIMIT = 2_000, 5_000_000
-"""Characters kept of one example's text, and of all together."""
+"""Maximum number of characters kept of one example's text, and of all examples."""
 OWN = "own"
-"""Name of a study's own data among the tasks that a method is profiled on."""
+"""Name of a study's own data in `profiled_on`."""
 
 
 class StudyContext(BaseContext):
-    """The bench of a study: loads its base and data once; every trial works on them."""
+    """The context of a study, which loads base and data once for all trials."""
 
     def __init__(self, config: StudyConfig) -> None:
-        """Read the data, load the base, and find what cannot work before anything is written.
+        """Read the data, load the base, and check all settings before anything is written.
 
         Raises:
             AdaptiveLoraError: data, model or precision cannot be used.
@@ -51,7 +51,7 @@ class StudyContext(BaseContext):
         wanted = {spec.base for spec in config.specs}
         if BaseStorage.NF4 in wanted:
             require_quantiser()
-        alone = wanted == {BaseStorage.NF4}  # the weights as saved may be too large for the device
+        alone = wanted == {BaseStorage.NF4}  # the weights as saved may not fit the device
         base = _load(config, runtime, record, NF4 if alone else None)
         super().__init__(kind(config, runtime, base))
         self.task.require_usable()
@@ -69,34 +69,34 @@ class StudyContext(BaseContext):
 
     @cached_property
     def fingerprint(self) -> Mapping[str, str]:
-        """What a trial's identity holds beside its configuration."""
+        """Part of a trial's identity besides its configuration: digests of base and data, and precision."""
         return {
             "base": self.base.reference.content_hash,
             "data": self.data.digest,
             "tokens": self.tokens_digest,
             "precision": self.runtime.precision,
             **({"left_out": digest(reasons)} if (reasons := self.data.reasons) else {}),
-            # Left out where it is what all trials were before there were tasks.
+            # Left out for causal tasks, so that trials from before there were tasks keep their identity.
             **({} if self.task.name == "causal" else {"task": self.task.name}),
         }
 
     @cached_property
     def tokens_digest(self) -> str:
-        """Digest of the token ids and loss masks that trials learn from and are tested on.
+        """Digest of the token ids and loss masks of all splits.
 
-        All folds divide the same examples, so that those of the first hold them all.
+        All folds split the same examples, so that the first fold has all of them.
         """
         return self.splits(0).digest
 
     def signature(self, trial: TrialSpec) -> str:
-        """Return a trial's identity on this base, this data and what it was profiled on."""
+        """Return a trial's identity on this base, this data and the data of its profile."""
         tasks = trial.method.profiled_on
         where = self.profiled_on(tasks)
         borrowed = {"profiled_on": where.digest} if isinstance(where, OtherTasksContext) else {}
         return trial.signature({**self.fingerprint, **borrowed})
 
     def profiled_on(self, tasks: tuple[str, ...]) -> BaseContext:
-        """Return this bench, or one with the training parts of the tasks that are named.
+        """Return this context, or one with the training splits of the given tasks.
 
         Raises:
             DataError: a task's data cannot be read.
@@ -108,9 +108,9 @@ class StudyContext(BaseContext):
         return self._borrowed[tasks]
 
     def on_base(self, kind: str) -> StudyContext:
-        """Return the bench with the base kept so; the one not in use leaves a GPU.
+        """Return the context with the base stored in this way; the unused base is moved off a GPU.
 
-        The second base is loaded when a method first asks for it.
+        The second base is loaded on first use.
 
         Raises:
             ConfigError: bitsandbytes is missing.
@@ -128,50 +128,50 @@ class StudyContext(BaseContext):
 
     @cached_property
     def study_id(self) -> str:
-        """Name of the study and a digest of what its trials share.
+        """Name of the study, and a digest of the settings that its trials share.
 
-        Methods, seeds and learning rates do not enter: adding some continues the same study.
+        Methods, seeds and learning rates do not enter, so that a study can be extended by some.
         """
         shared = {**self.config.identity(), **self.fingerprint}
         return f"{self.config.study}-{digest(shared)[:10]}"
 
     @cached_property
     def study_key(self) -> str:
-        """Return a digest of the study by names alone: what the same command gives again.
+        """Return a digest of the study's settings by names, equal for equal commands.
 
-        Two study ids of one lineage mean that base or data changed under the same name.
+        Two study ids with one study key mean that base or data changed under the same name.
         """
         return self._study_key(self.config.identity())
 
     def earlier_study_keys(self) -> list[str]:
-        """Return the lineages that version 0.1 gave studies of this name and these settings."""
+        """Return the study keys of version 0.1 for studies of this name and these settings."""
         return [self._study_key(identity) for identity in earlier_settings(self.config.identity())]
 
     def _study_key(self, identity: Mapping[str, Any]) -> str:
         sections = (self.config.model, self.config.data)
         named = {key: _place(value) for s in sections for key, value in vars(s).items()}
-        del named["on_bad_row"]  # the same data; studies of version 0.1 did not have it
+        del named["on_bad_row"]  # version 0.1 did not have this setting
         contents = {"base", "data", "tokens", "left_out"}
         rest = {key: value for key, value in self.fingerprint.items() if key not in contents}
         return digest({**identity, **named, **rest, "study": self.config.study})
 
     def splits(self, fold: int) -> PreparedSplits:
-        """Return the prepared parts of a fold."""
+        """Return the prepared splits of a fold."""
         return self._splits[fold]
 
     def data_lines(self) -> list[str]:
-        """Return the block that a run begins with: how its data were read, and others' too."""
+        """Return the lines of the data summary printed at the start of a run, including other tasks' data."""
         summaries = [self.data_summary, *(s for b in self._borrowed.values() for s in b.summaries)]
         return [line for summary in summaries for line in summary.lines()]
 
     def score(self, model: object, examples: Sequence[Any]) -> EvalResult:
-        """Score a model on examples by all that the task has."""
+        """Score a model on examples by all scores of the task."""
         return self.task.score(model, examples)  # type: ignore[arg-type]
 
     def base_scores(self, fold: int) -> EvalResult:
-        """Return the base's own scores on the fold's test part, without any adapter.
+        """Return the base scores: those of the base without adapter on the fold's test split.
 
-        A head that the checkpoint lacks has its first initial weights.
+        A head missing in the checkpoint has the initial weights of the first seed.
         """
         if fold not in self._base_scores:
             self.on_base(self.base_kind)
@@ -181,7 +181,7 @@ class StudyContext(BaseContext):
         return self._base_scores[fold]
 
     def test_texts(self) -> dict[str, str]:
-        """Return id -> texts of the test examples, for readers without the data."""
+        """Return id -> text of the test examples, for readers without the data."""
         tested = {item.id for f in range(self.config.data.folds) for item in self.splits(f).test}
         texts: dict[str, str] = {}
         room = _TEXTS_LIMIT
@@ -192,15 +192,15 @@ class StudyContext(BaseContext):
         return texts
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings for records; the tracking URI may hold a password and stays out."""
+        """Return the settings to record, without the tracking URI, which may have a password."""
         return {key: value for key, value in self.config.flat().items() if key != "tracking_uri"}
 
 
 class OtherBaseContext(StudyContext):
-    """The same data on the same base, kept another way: where QLoRA is trained beside LoRA."""
+    """A study's context with another storage of the base, for studies of both LoRA and QLoRA."""
 
     def __init__(self, home: StudyContext, kind: str) -> None:
-        """Load the base once more.
+        """Load the base a second time.
 
         Raises:
             ConfigError: bitsandbytes is missing.
@@ -212,23 +212,23 @@ class OtherBaseContext(StudyContext):
         self._base_scores, self._borrowed = {}, {}
 
     def splits(self, fold: int) -> PreparedSplits:
-        """Return the parts of the study."""
+        """Return the splits of the study."""
         return self._home.splits(fold)
 
     def on_base(self, kind: str) -> StudyContext:
-        """Return the bench of the study with the base kept so."""
+        """Return the study's context with the base stored in this way."""
         return self._home.on_base(kind)
 
 
 class OtherTasksContext(BaseContext):
-    """The same base with the training parts of other tasks: where transferred profiles come from.
+    """A study's context with the training splits of other tasks, for transferred profiles.
 
-    Every task has the same weight: as many examples as the smallest one has, drawn from the
-    beginning of its training part and taken in turn.
+    Every task has the same number of examples, that of the smallest one, from the beginning of its
+    training split and interleaved.
     """
 
     def __init__(self, home: StudyContext, tasks: tuple[str, ...]) -> None:
-        """Read the tasks' data with the study's settings for columns, template and division.
+        """Read the tasks' data with the study's settings for columns, template and splits.
 
         Raises:
             DataError: a task's data cannot be read.
@@ -236,7 +236,7 @@ class OtherTasksContext(BaseContext):
         super().__init__(home.task)
         self._home = home
         self.summaries: list[DataSummary] = []
-        """How the data of the other tasks were read."""
+        """Summaries of the other tasks' data."""
         self._folds: list[list[PreparedSplits]] = []
         digests, left_out = [], Counter[str]()
         for task in tasks:
@@ -257,10 +257,10 @@ class OtherTasksContext(BaseContext):
         self._splits: dict[int, PreparedSplits] = {}
         shared = {"tasks": digests, "tokens": self.splits(0).digest}
         self.digest = digest({**shared, **({"left_out": left_out} if left_out else {})})
-        """Digest over the data of all tasks, and over their token ids and loss masks."""
+        """Digest of the data, token ids and loss masks of all tasks."""
 
     def splits(self, fold: int) -> PreparedSplits:
-        """Return the tasks' parts, each task with the same number of examples, in turn."""
+        """Return the tasks' splits, each task with the same number of examples, interleaved."""
         if fold not in self._splits:
             splits = [folds[fold] for folds in self._folds]
             taken = {
@@ -274,7 +274,7 @@ class OtherTasksContext(BaseContext):
 def _load(
     config: StudyConfig, runtime: Runtime, task: Mapping[str, Any], quantisation: Mapping[str, Any] | None
 ) -> BaseModel:
-    """Load a study's base for a task, with or without dropout of its own."""
+    """Load a study's base for a task, with or without its own dropout."""
     base = load_base(config.model, runtime.base_dtype, task, quantisation)
     if not config.train.base_dropout:
         switch_off_dropout(base.model)
@@ -283,10 +283,9 @@ def _load(
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Leave Python's collector of cycles off inside the block, where a data set is built.
+    """Switch Python's cyclic garbage collector off inside the block, for building a data set.
 
-    There are no cycles in one, and to look through all that is there again and again costs more per
-    example the more examples there are.
+    A data set has no cycles, and repeated collections cost more per example the more examples exist.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -298,6 +297,6 @@ def _without_collector() -> Iterator[None]:
 
 
 def _place(value: object) -> object:
-    """Return a setting with a path that exists made absolute: elsewhere it is another file."""
+    """Return a setting, as an absolute path if it is an existing path, because relative paths depend on the folder."""
     exists = isinstance(value, str) and Path(value).exists()
     return str(Path(str(value)).resolve()) if exists else value

@@ -1,8 +1,7 @@
-"""The bench of models without a task: encoders are profiled here, not trained.
+"""The context of models without a training task: encoders, which can be profiled but not trained.
 
-What needs no loss works on the checkpoint as it is. Gradients need an objective, and the one that a
-text encoder comes with is to restore masked tokens; where the checkpoint has lost its head for
-that, no other is invented.
+Metrics without a loss use the checkpoint as it is. Gradients need an objective: for text encoders,
+the prediction of masked tokens. If the checkpoint lacks the head for that, there is no substitute.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MASKED_SHARE = 0.15
-"""Share of tokens to restore (Devlin et al. 2018, 1810.04805, section 3.1). Departure: all of them
+"""Share of tokens to mask and predict (Devlin et al. 2018, 1810.04805, section 3.1). Departure: all of them
 become the mask token, none a random or the same token."""
 _DATA_FREE = frozenset(n for n, kind in PROFILERS.usable() if isinstance(kind, WeightProfiler))
 _FORWARD = frozenset({"activation_spectrum"})
@@ -46,10 +45,10 @@ _TRAINED = frozenset({"ablation", "output_energy"})
 
 
 def context_for(config: StudyConfig, metric: str) -> StudyContext | EncoderContext:
-    """Return the bench on which a model can be profiled: that of its task, where it has one.
+    """Return the context for profiling a model: that of its task, if it has one.
 
-    A model without a task that base and data tell can still be measured by what needs no loss, and
-    a text encoder by restoring masked tokens.
+    A model whose task is not determined by base and data can still be measured by metrics without a
+    loss, and a text encoder by the prediction of masked tokens.
     """
     task = config.data.task if config.data.task != "auto" else found_task(config)
     if task is None or (task != "causal" and config.data.task == "auto" and metric in _DATA_FREE):
@@ -58,13 +57,13 @@ def context_for(config: StudyConfig, metric: str) -> StudyContext | EncoderConte
 
 
 class EncoderContext:
-    """A model that is not causal, and the examples to profile it on."""
+    """A model without a training task, and the examples to profile it on."""
 
     def __init__(self, config: StudyConfig, metric: str) -> None:
         """Load the model as the metric needs it.
 
         Raises:
-            AdaptiveLoraError: data or model cannot be used, or the metric not with this model.
+            AdaptiveLoraError: data or model cannot be used, or the metric does not support the model.
         """
         self.config, self.metric = config, metric
         self.runtime = start_runtime(config.train.precision)
@@ -73,7 +72,7 @@ class EncoderContext:
         if (saved := saved_quantisation(self.folder)) is not None:
             raise ModelError(
                 f"{self.folder} is saved in {saved.name}: required weights as trained to profile "
-                "a model without a task; give the model that it was made from."
+                "a model without a task; give the model that it was quantised from."
             )
         require_weights(self.folder, trust_remote_code=self._trust)
         self.model, missing = self._load()
@@ -88,7 +87,7 @@ class EncoderContext:
             )
 
     def profile(self, metric: str, *, seed: int, fold: int) -> ImportanceProfile:
-        """Return the importance profile of a seed, measured on the fold's training part."""
+        """Return the importance profile of a seed, measured on the fold's training split."""
         task = ProfileTask(
             model=self.model,
             sites=self.sites,
@@ -100,7 +99,7 @@ class EncoderContext:
             return profile_importance(task, metric=metric, seed=seed)
 
     def _load(self) -> tuple[PreTrainedModel, set[str]]:
-        """Return the model and the names of the weights that its checkpoint lacks."""
+        """Return the model, and the names of weights missing in its checkpoint."""
         from transformers import AutoModelForMaskedLM
         from transformers.utils import logging as hf_logging
 
@@ -124,7 +123,7 @@ class EncoderContext:
                     trust_remote_code=self._trust,
                     **further,
                 )
-        except Exception as error:  # whatever a damaged file makes transformers raise
+        except Exception as error:  # a corrupt file can raise anything in transformers
             raise ModelError(f"{self.folder} cannot be loaded: {error}") from error
         if not without_loss and found["missing_keys"]:
             raise self._refusal(
@@ -146,7 +145,7 @@ class EncoderContext:
         try:
             with as_transformers_reads(self.folder) as (where, further):
                 tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=self._trust, **further)
-        except Exception as error:  # whatever a damaged file makes transformers raise
+        except Exception as error:  # a corrupt file can raise anything in transformers
             raise ModelError(f"{self.folder} has no usable tokenizer: {error}") from error
         if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
             raise ModelError(f"the tokenizer in {self.folder} lacks a mask or a pad token.")
@@ -157,11 +156,11 @@ class EncoderContext:
         return load_examples(self.config.data)
 
     def data_lines(self) -> list[str]:
-        """Return how the data were read, for people; nothing for metrics that need none."""
+        """Return the lines of the data summary; empty for metrics without data."""
         return [] if self.metric in _DATA_FREE else reading_lines(self._data.readings)
 
     def _calibration(self, seed: int, fold: int) -> list[Batch]:
-        """Return batches of prompt and response as one text, drawn from the training part."""
+        """Return batches of prompt and response as one text, drawn from the training split."""
         data, settings = self.config.data, self.config.profile
         examples = split_examples(self._data.examples, data, fold).train
         order = rng_for(seed, "calibration", fold).permutation(len(examples))
@@ -188,7 +187,7 @@ class EncoderContext:
         return [self._batch(rows[start : start + size], seed, start) for start in range(0, len(rows), size)]
 
     def _batch(self, rows: Sequence[tuple[list[int], list[int]]], seed: int, start: int) -> Batch:
-        """Pad rows of (token ids, 1 for special tokens); mask tokens where a loss asks for it."""
+        """Pad rows of (token ids, 1 for special tokens); mask tokens if the metric needs a loss."""
         import torch
 
         width = max(len(ids) for ids, _ in rows)

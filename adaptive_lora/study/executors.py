@@ -1,4 +1,4 @@
-"""Executors: where the trials of a study run, one after another or several together."""
+"""Executors, which run the trials of a study one after another or several together."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from adaptive_lora.models.device import Runtime
 from adaptive_lora.training.joint.group import JointGroup
 
 MOST_TOGETHER = 16
-"""Trials in one process at once; where memory is short, fewer go through the base at a time."""
+"""Maximum number of trials trained together in one process; fewer per forward pass if memory is short."""
 
 
 def resolve_engine(engine: str, runtime: Runtime) -> str:
     """Return serial or together for `auto`.
 
-    Trials together fill a GPU that one trial's small batch leaves idle; on a CPU matrix products
-    of one trial fill the cores already.
+    Trials together use a GPU fully, which one trial's small batch does not; on a CPU the matrix
+    products of one trial already use all cores.
     """
     if engine != "auto":
         return engine
@@ -34,14 +34,16 @@ def run_trials(
     *,
     engine: str,
 ) -> None:
-    """Run the trials of a study; an unstable one is reported and the study goes on.
+    """Run the trials of a study; an unstable one is reported and the study continues.
 
     Args:
-        trials: in order.
-        run: runs one trial, or finds it done; False where another process is at it. It is asked
-            for again after the others, until it is done or that process has died.
-        on_failure: told of trials that failed.
-        wait: called with the number of trials that others are at, before they are asked for again.
+        trials: trials, in order.
+        run: function that runs one trial unless it is done; it returns False if another process
+            runs it. Such a trial is tried again after the others, until it is done or that process
+            has died.
+        on_failure: function called with each trial that failed.
+        wait: function called with the number of trials that other processes run, before they are
+            tried again.
         engine: serial or together.
     """
     left = list(trials)
@@ -62,7 +64,7 @@ def run_trials(
 
 
 def _joins(trial: TrialSpec) -> bool:
-    """Return whether a trial may train on the base that others train on at the same time."""
+    """Return whether a trial can be trained together with others on one base."""
     return trial.method.options.is_plain_lora and trial.method.base == BaseStorage.FULL
 
 
@@ -71,7 +73,7 @@ def run_serially(
     run: Callable[[TrialSpec], object],
     on_failure: Callable[[TrialSpec, TrialFailed], None],
 ) -> None:
-    """Run trials in order; an unstable one is reported and the study goes on."""
+    """Run trials in order; an unstable one is reported and the study continues."""
     for trial in trials:
         try:
             run(trial)
@@ -86,16 +88,16 @@ def run_together(
     *,
     size: Callable[[TrialSpec], int],
 ) -> None:
-    """Run trials in groups; an unstable one is reported and the others go on.
+    """Run trials in groups; an unstable one is reported and the others continue.
 
-    Trials that cannot be trained together run one after another among the others, and their reason
-    is logged once.
+    Trials that cannot be trained together run one after another between the groups, and the reason is
+    logged once.
 
     Args:
-        trials: in order.
-        run: runs one trial.
-        on_failure: told of trials that failed.
-        size: with how many others like it, itself included, a trial may train; 1: alone.
+        trials: trials, in order.
+        run: function that runs one trial.
+        on_failure: function called with each trial that failed.
+        size: function from a trial to the maximum size of its group; 1: alone.
     """
     for group in _groups(trials, size):
         if len(group) == 1:
@@ -115,7 +117,7 @@ def _run_group(
 
 
 def _groups(trials: Iterable[TrialSpec], size: Callable[[TrialSpec], int]) -> Iterable[Sequence[TrialSpec]]:
-    """Yield trials in groups, in order; what must run alone does so at once."""
+    """Yield trials in groups, in order; trials that must run alone are yielded at once."""
     group: list[TrialSpec] = []
     room = 0
     for trial in trials:

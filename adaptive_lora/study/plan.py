@@ -1,4 +1,4 @@
-"""`plan`: what a method would build, without weights."""
+"""`plan`: the plan of a method on a base, without weights."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanReport:
-    """A plan beside the sizes that it is compared with."""
+    """A plan, with the sizes to compare it with."""
 
     plan: Plan
     total_parameters: int
-    """Of the base, tied ones counted once: what full fine-tuning trains."""
+    """Number of parameters of the base, with tied ones counted once, as trained by full fine-tuning."""
     architecture: Architecture
-    """Sites of the base, adapted or not, and what it has beside them."""
+    """Sites of the base, adapted or not, and its other tensors and sizes."""
     base: PreTrainedModel
-    """The architecture, without weights."""
+    """The model on the meta device, without weights."""
     base_name: str
     is_plain_lora: bool
-    """Whether the plan is trained as it is, as plain LoRA."""
+    """Whether the plan is trained unchanged as plain LoRA."""
     load: Load
-    """What training it loads memory with."""
+    """Sizes of its training that determine the memory."""
     memory: MemoryChoice
-    """How a training of it keeps within memory."""
+    """Settings that keep its training within the memory limit."""
     head: tuple[str, ...] = ()
-    """Modules that the task trains beside the plan."""
+    """Names of modules that the task trains in addition to the plan."""
     decided_in_training: bool = False
-    """The plan only gives the budget: equal ranks, from which training departs."""
+    """Whether final ranks are found in training; the plan's equal ranks only give the budget."""
 
     @property
     def peft_caveats(self) -> tuple[str, ...]:
-        """What the plan has that a LoraConfig does not hold."""
+        """Properties of the plan that a LoraConfig cannot represent, in sentences."""
         if isinstance(self.plan, TunerPlan):
             return tuple(filter(None, [self.note]))
         found = []
@@ -85,9 +85,9 @@ class PlanReport:
 
     @property
     def note(self) -> str | None:
-        """What to know about the ranks, maps left out, or an untested architecture; or None."""
+        """Remarks on the ranks, layers left out, or an untested architecture; or None."""
         later = (
-            f"{self.plan.method} decides its ranks later, from data; equal ranks stand for its budget here."
+            f"{self.plan.method} decides its ranks later, from data; equal ranks are shown for its budget."
             if self.decided_in_training
             else None
         )
@@ -97,20 +97,20 @@ class PlanReport:
 
     @property
     def _saved_note(self) -> str | None:
-        """What is made of weights that are quantised where they are saved; or None."""
+        """Remark on the use of weights that were saved quantised; or None."""
         saved = quantisation_in(self.base.config.to_dict())
         if saved is None or saved.use != "dequantised":
             return None
-        return f"The base is saved in {saved.name}; training takes the weights that this stands for, dequantised."
+        return f"The base is saved in {saved.name}; training uses the dequantised weights."
 
     @property
     def reduction_vs_full(self) -> float:
-        """1 - trainable / total."""
+        """Reduction of trainable parameters against full fine-tuning: 1 - trainable / total."""
         return 1 - self.plan.trainable_parameters / self.total_parameters
 
     @property
     def uniform_rank(self) -> float:
-        """Rank (with fraction) that uniform on all sites would have at this cost."""
+        """Fractional rank of uniform on all sites with the same number of parameters."""
         return self.plan.trainable_parameters / uniform_cost(self.sites, 1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,10 +136,10 @@ def plan_method(
     """Plan a method on a base's architecture; no weights are read.
 
     Args:
-        config: the base, scale, and the batches and precision by which memory is estimated.
+        config: settings of the base and scaling, and of batches and precision for the memory estimate.
         spec: the method.
-        profile: for methods that follow one.
-        seed: for methods that draw.
+        profile: importance profile, for methods that follow one.
+        seed: seed of the trial, for methods that draw at random.
 
     Raises:
         AdaptiveLoraError: the model or the allocation cannot be used.
@@ -203,7 +203,7 @@ def peft_config(report: PlanReport) -> str:
     """Return the `adapter_config.json` from which stock PEFT builds exactly this plan.
 
     Raises:
-        ConfigError: PEFT does not have the family.
+        ConfigError: the tuner is not one of PEFT.
     """
     from adaptive_lora.methods.adapters.attach import lora_config
     from adaptive_lora.methods.adapters.peft_tuner import CONFIGURATIONS, tuner_config
@@ -252,7 +252,7 @@ def print_plan(report: PlanReport, console: Console) -> None:
 
 
 def _tensor_table(plan: TunerPlan) -> Table:
-    """Return the trained tensors; many of one name in all blocks stand in one row."""
+    """Return the table of trained tensors; tensors of one name in all blocks share a row."""
     rows: dict[tuple[str, str], list[int]] = {}
     for name, shape in plan.tensors.items():
         pattern = re.sub(r"\.\d+\.", ".*.", name)

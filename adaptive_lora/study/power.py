@@ -1,4 +1,4 @@
-"""How many seeds and examples does a study need? Asked before any run, or of an earlier study."""
+"""Number of seeds and examples that a study needs, from assumed noise or from an earlier study."""
 
 from __future__ import annotations
 
@@ -23,57 +23,57 @@ _EXAMPLE_FACTORS = (0.25, 0.5, 1, 2, 4, 16)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """What is to be seen, against which noise, among how many methods."""
+    """Difference to detect, noise, and number of methods."""
 
     difference: float
     """True difference in test loss, in nats per token."""
     components: Components
-    """Noise of a paired difference; `examples` and `seeds` are those it was observed or assumed
-    at. Where only a spread is known, all of it counts as between seeds."""
+    """Noise of a paired difference, with the numbers of examples and seeds at which it was observed or
+    assumed. If only the total standard deviation is known, all of it counts as between seeds."""
     examples_known: bool
-    """Whether the part of single examples is known, so that more of them can be weighed."""
+    """Whether the noise of single examples is known, so that the number of examples can be varied."""
     comparisons: int
-    """Methods compared with the baseline."""
+    """Number of methods compared with the baseline."""
     correction: Correction
     alpha: float
     power: float
     source: str
-    """Where the noise comes from, for people."""
+    """Source of the noise, for display."""
 
     @property
     def spread(self) -> float:
-        """Standard deviation of paired differences over seeds, with the examples at hand."""
+        """Standard deviation of paired differences over seeds, at the given number of examples."""
         return self.components.standard_deviation(self.components.examples)
 
     @property
     def alpha_each(self) -> float:
-        """Strictest level that the correction sets for one method."""
+        """Strictest significance level of the correction for one method."""
         return self.alpha / max(1, self.comparisons)
 
     @property
     def fewest_seeds(self) -> int:
-        """Paired seeds below which no result whatever can be significant."""
+        """Minimum number of paired seeds at which any result can be significant."""
         fewest = stats.fewest_seeds(self.alpha, comparisons=self.comparisons, correction=self.correction)
         return max(2, fewest)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeedRow:
-    """What so many seeds give."""
+    """Power at a number of seeds."""
 
     seeds: int
     power: float
-    """Of the paired t test at the strictest level of the correction; 0 where so few seeds cannot
-    reach it by sign flips."""
+    """Power of the paired t test at the strictest level of the correction; 0 if the sign-flip test
+    cannot reach this level with so few seeds."""
     simulated: float
-    """Of the sign-flip test with its correction."""
+    """Simulated power of the sign-flip test with its correction."""
     examples_needed: int | None
-    """Test examples for the power asked for; None: no number is enough, or not known."""
+    """Number of test examples for the wanted power; None: no number is sufficient, or it is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExampleRow:
-    """What so many test examples give."""
+    """Seeds needed at a number of test examples."""
 
     examples: int
     spread: float
@@ -83,16 +83,16 @@ class ExampleRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """How large the study must be."""
+    """Required size of the study."""
 
     question: Question
     seeds_needed: int | None
     simulated_power: float | None
-    """At `seeds_needed`; None above 60 seeds."""
+    """Simulated power at `seeds_needed`; None above 60 seeds."""
     least_seeds: int
-    """Below, no result whatever can be significant."""
+    """Minimum number of seeds at which any result can be significant."""
     examples_at_least: int | None
-    """Fewest test examples, with any number of seeds, for a claim about other examples."""
+    """Minimum number of test examples, with any number of seeds, for a claim about other examples."""
     by_seeds: tuple[SeedRow, ...]
     by_examples: tuple[ExampleRow, ...]
 
@@ -102,16 +102,16 @@ class Answer:
 
 
 def assumed_noise(spread: float, *, seeds: int, examples: int, example_spread: float | None) -> Components:
-    """Return the components that go with an assumed spread.
+    """Return the noise components of an assumed standard deviation.
 
     Raises:
-        ConfigError: single examples alone would make a larger spread.
+        ConfigError: single examples alone would give a larger standard deviation.
     """
     residual = 0.0 if example_spread is None else example_spread**2
     between = spread**2 - residual / examples
     if between < 0:
         raise ConfigError(
-            f"an example spread of {example_spread:g} makes a spread of "
+            f"an example spread of {example_spread:g} gives a spread of "
             f"{math.sqrt(residual / examples):.4g} over seeds with {examples} examples, more than "
             f"the {spread:g} given: raise --spread or --examples, or lower --example-spread."
         )
@@ -119,7 +119,7 @@ def assumed_noise(spread: float, *, seeds: int, examples: int, example_spread: f
 
 
 def observed_noise(comparison: Comparison) -> Components:
-    """Return the components of a finished study: variances averaged over its methods.
+    """Return the noise components of a finished study: variances averaged over its methods.
 
     Raises:
         DataError: no method has two paired seeds.
@@ -137,11 +137,11 @@ def observed_noise(comparison: Comparison) -> Components:
 
 
 def difference_of_interest(comparison: Comparison, difference: float | None, gain_percent: float | None) -> float:
-    """Return the difference to look for in a finished study's terms; its margin where none given.
+    """Return the difference to detect, from a finished study; by default its margin.
 
     Raises:
-        ConfigError: a share of the gain of a study without a score of the frozen base, or nothing
-            given and no margin.
+        ConfigError: a share of the gain is given and the study has no base scores, or nothing is
+            given and it has no margin.
     """
     if difference is not None:
         return difference
@@ -153,12 +153,12 @@ def difference_of_interest(comparison: Comparison, difference: float | None, gai
             )
         return (comparison.frozen_loss - base) * gain_percent / 100
     if comparison.margin.value is None:
-        raise ConfigError("this study has no margin to look for; give --difference.")
+        raise ConfigError("this study has no margin; give --difference.")
     return comparison.margin.value
 
 
 def answer(question: Question, shown: Sequence[int] = SHOWN_SEEDS) -> Answer:
-    """Return how many seeds or examples it takes, by formula and by simulation."""
+    """Return the numbers of seeds and examples needed, by formula and simulation."""
     parts, size = question.components, question.difference
     common: Mapping[str, Any] = {
         "comparisons": question.comparisons,
@@ -208,7 +208,7 @@ def _example_rows(question: Question) -> tuple[ExampleRow, ...]:
 
 
 def print_answer(found: Answer, console: Console) -> None:
-    """Print the answer in a sentence, and what other sizes would give."""
+    """Print the answer in a sentence, and tables of other sizes."""
     question = found.question
     seeds = "more than 2,000" if found.seeds_needed is None else f"{found.seeds_needed:,}"
     checked = f" (simulated: {found.simulated_power:.0%})" if found.simulated_power is not None else ""

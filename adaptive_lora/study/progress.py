@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: which trial, step, loss, time left."""
+"""Progress display of a study: trial, step, loss, time left."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from adaptive_lora.tracking import Store
 from adaptive_lora.training import StepEvent
 
 _PAUSE = 2.0
-"""Seconds between two looks at the trials of other processes."""
+"""Seconds between two checks of other processes' trials."""
 
 
 def say_place(store: Store, console: Console) -> None:
-    """Say where results go: which store and which experiment, and who chose it."""
+    """Print the store and experiment of the results, and who chose the experiment."""
     text = f"[bold]records[/]   {shown(store.shown_place)}"
     console.print(text, highlight=False, soft_wrap=True)
 
 
 class StudyProgress:
-    """A live display in a terminal, one line a trial elsewhere (logs, CI)."""
+    """A live display in a terminal; one line per trial elsewhere (logs, CI)."""
 
     def __init__(self, console: Console, trials: int) -> None:
-        """Show progress over so many trials; enter as a context manager."""
+        """Prepare the display for a number of trials; to be entered as a context manager."""
         self.console = console
         self._trials, self._done = trials, 0
         self._started = time.perf_counter()
@@ -54,7 +54,7 @@ class StudyProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the display and leave the terminal as it was."""
+        """Stop the display and restore the terminal."""
         self._progress.stop()
 
     def note(self, text: str) -> None:
@@ -62,7 +62,7 @@ class StudyProgress:
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def skip(self, finished: int, stopped: int = 0) -> None:
-        """Leave out trials that an earlier run of the study finished, or a race stopped."""
+        """Subtract trials that an earlier run of the study finished, or a race stopped."""
         self._trials -= finished + stopped
         self._progress.update(self._task, total=self._trials)
         if finished:
@@ -70,12 +70,12 @@ class StudyProgress:
             self.note(f"{finished} trials are finished already{race}; {self._trials} to run")
 
     def wait(self, trials: int) -> None:
-        """Show that other processes are at what is left; give them time."""
+        """Show that other processes run the remaining trials, and wait."""
         self._progress.update(self._task, description=f"{trials} with other processes")
         time.sleep(_PAUSE)
 
     def begin(self, label: str) -> None:
-        """Show that a trial runs, by its name."""
+        """Show the name of a trial that starts."""
         self._running[label] = 0.0
         self._progress.update(self._task, description=f"[bold]{shown(label)}[/]")
 
@@ -90,7 +90,7 @@ class StudyProgress:
         )
 
     def drop(self, labels: Iterable[str]) -> None:
-        """Leave out trials that a race stopped."""
+        """Subtract trials that a race stopped."""
         dropped = set(labels)
         self._trials -= len(dropped)
         for label in dropped:
@@ -114,6 +114,6 @@ def _clock(seconds: float) -> str:
 
 
 def say_lines(console: Console, lines: Iterable[str]) -> None:
-    """Print lines that may quote what files hold."""
+    """Print lines that may quote untrusted text."""
     for line in lines:
         console.print(shown(line), highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Where numbers come from: code, packages, machine and command line."""
+"""Provenance of results: code, packages, machine and command line."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "mlflow"
 
 
 def packages() -> str:
-    """Return the versions that a trial's numbers depend on, such as `torch 2.13.0, peft 0.21.2`."""
+    """Return the package versions that affect results, such as `torch 2.13.0, peft 0.21.2`."""
     return ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
 
 
 def provenance() -> dict[str, str]:
-    """Return facts that make a result repeatable, as text; no environment, no credentials."""
+    """Return the facts needed to repeat a result, as text; without environment or credentials."""
     facts = {
         "adaptive_lora": __version__,
         "commit": _commit(),
@@ -39,7 +39,7 @@ def provenance() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """Return the command that was typed, without credentials."""
+    """Return the command line, without credentials."""
     return hide_credentials(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 

@@ -1,4 +1,4 @@
-"""From finished trials to a verdict, a report and a champion in the registry."""
+"""The result of a study: comparison, report and champion in the registry."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from adaptive_lora.tracking.registry import MODEL_TAG
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyResult:
-    """What a study found."""
+    """Result of a study: comparison, report and champion."""
 
     study_id: str
     comparison: Comparison
     report: Path
     champion: RegisteredAdapter | None
-    """The registered winner, or None with `no_champion` saying why."""
+    """The registered winner, or None with the reason in `no_champion`."""
     no_champion: str = ""
 
 
@@ -47,9 +47,9 @@ def judge(
     Args:
         comparison_input: the trials, read from the store.
         config: baseline, margin, correction, output folder and registered model.
-        console: where the table goes.
-        context_for: loads base and data of a trial for the proof of its adapter; an error there
-            leaves the registration out and nothing else.
+        console: console for the table.
+        context_for: function that loads base and data of a trial for the proof of its adapter; an
+            error in it only prevents the registration.
     """
     comparison = compare_input(comparison_input, config, config.baseline)
     folder = Path(config.tracking.output) / comparison_input.name
@@ -77,7 +77,7 @@ def judge(
 
 
 def compare_input(comparison_input: ComparisonInput, config: StudyConfig, baseline: str | None) -> Comparison:
-    """Return the comparison alone, without writing anything."""
+    """Return the comparison without writing anything."""
     comparison = compare(
         comparison_input.records,
         baseline=comparison_input.baseline(baseline),
@@ -149,9 +149,9 @@ def _register(
 def _version_text(
     comparison_input: ComparisonInput, config: StudyConfig, comparison: Comparison, best: TrialRecord
 ) -> str:
-    """Return a version's description in Markdown: what it is, why it is champion, how to load it.
+    """Return a version's description in Markdown: method, decision, and loading code.
 
-    A version lists its tags by the alphabet, so that the decision stands somewhere in the middle.
+    MLflow lists a version's tags alphabetically, so that the decision is not prominent among them.
     """
     assert best.test is not None
     exact = "" if best.test.exact_match is None else f", exact match {best.test.exact_match:.1%}"
@@ -166,7 +166,7 @@ def _version_text(
 
 
 def _summarise(comparison_input: ComparisonInput, comparison: Comparison) -> None:
-    """Put the outcome into tags and metrics, which the tables of runs can show and sort."""
+    """Log the outcome as tags and metrics, which tables of runs can show and sort."""
     base, winner = comparison.methods[0], comparison.method(comparison.winner)
     comparison_input.home.tags({"verdict": comparison.answer[:5000], "champion": comparison.winner})
     means = {"study/baseline_test_loss": base.loss.mean, "study/champion_test_loss": winner.loss.mean}

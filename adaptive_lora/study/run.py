@@ -1,4 +1,4 @@
-"""The one place where the stages meet: profile, train, evaluate, compare, register."""
+"""The run of a study: profile, train, evaluate, compare, register."""
 
 from __future__ import annotations
 
@@ -54,21 +54,21 @@ from adaptive_lora.tracking.trials import eval_to_dict
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyOutcome:
-    """A study that ran to its end."""
+    """Outcome of a completed study."""
 
     study_result: StudyResult
     store: Store
     trials_run: int
-    """Trials of this call; the others had been finished before."""
+    """Number of trials run by this call; the others had been finished before."""
 
 
 def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
-    """Run what is missing of a study, compare its trials and register the winner.
+    """Run the missing trials of a study, compare all trials and register the winner.
 
-    Interrupted studies continue: finished trials are found by their signature and left out.
+    Interrupted studies continue: finished trials are found by their signature and skipped.
 
     Raises:
-        AdaptiveLoraError: the study cannot start; nothing was written then.
+        AdaptiveLoraError: the study cannot start; nothing is written then.
     """
     context = StudyContext(config)
     say_lines(console, context.data_lines())
@@ -104,7 +104,7 @@ def _run_study(context: StudyContext, store: Store, console: Console) -> StudyOu
                 engine = resolve_engine(config.engine, context.runtime)
                 run_trials(trials, run, failed, progress.wait, engine=engine)
         store.settle(" The trials were trained, not compared: then run the same command again.")
-        for trial in config.trials():  # one may have been killed between its end and this
+        for trial in config.trials():  # a process may have been killed between a trial's end and this step
             trial_checkpoints(context, trial).remove()
         with study.comparing():
             study_result = judge(comparison_input_of(study), config, console, lambda trial: context)
@@ -123,7 +123,7 @@ def run_single(config: StudyConfig, console: Console) -> tuple[TrialSpec, TrialO
     Under `mlflow run` the run made for this process becomes the trial's run.
 
     Returns:
-        The trial, its outcome (None where it had been finished before), the study, and the trial's
+        The trial, its outcome (None if it had been finished before), the study, and the trial's
         signature.
 
     Raises:
@@ -151,7 +151,7 @@ def _run_single(
         with StudyProgress(console, 1) as progress:
             found = run_tracked(context, study, trial, progress, adopt=True)
         if found is TrialStatus.TAKEN:
-            raise TrackingError(f"another process is at {trial.label} just now.")
+            raise TrackingError(f"another process is running {trial.label}.")
         outcome = None if isinstance(found, TrialStatus) else found
     except KeyboardInterrupt:
         status = "KILLED"
@@ -162,16 +162,16 @@ def _run_single(
 
 
 def open_study(context: StudyContext, store: Store, *, single: bool = False) -> StudyRun:
-    """Find or make the study's parent run and record what all trials share.
+    """Find or make the study's parent run, and record the settings that all trials share.
 
     Args:
-        context: of the study.
-        store: where it is tracked.
-        single: only one trial is run: it adds to the recorded grid instead of replacing it, and
-            the run of `mlflow run` is the trial's.
+        context: context of the study.
+        store: tracking store.
+        single: whether only one trial is run: it is added to the recorded grid instead of replacing
+            it, and the run of `mlflow run` is the trial's.
 
     Raises:
-        ModelError: the base itself gives no finite loss.
+        ModelError: the base itself has a non-finite loss.
     """
     config = context.config
     base_scores = {str(fold): context.base_scores(fold) for fold in range(config.data.folds)}
@@ -199,10 +199,12 @@ def open_study(context: StudyContext, store: Store, *, single: bool = False) -> 
 
 
 def _describe(context: StudyContext, study: StudyRun, base_scores: Mapping[str, EvalResult], *, single: bool) -> None:
-    """Record what all trials share."""
+    """Record the settings and facts that all trials share."""
     config, settings = context.config, context.settings()
     study.json(CONFIG, _widened(study, settings) if single else settings)
-    if not (single and context.base.quantisation and _has_base_scores(study)):  # theirs may be as saved
+    if not (
+        single and context.base.quantisation and _has_base_scores(study)
+    ):  # the recorded scores may be of the base as saved
         study.json(BASE_SCORES, {fold: eval_to_dict(result) for fold, result in base_scores.items()})
     study.json(EXAMPLES, context.test_texts())
     study.json(DATA, context.data_summary.to_dict())
@@ -225,7 +227,7 @@ def _describe(context: StudyContext, study: StudyRun, base_scores: Mapping[str, 
 
 
 def _has_base_scores(study: StudyRun) -> bool:
-    """Return whether the scores of the study's base are recorded, and can be read."""
+    """Return whether the study's base scores are recorded and can be read."""
     try:
         return recorded_base_scores(study) is not None
     except TrackingError:
@@ -235,18 +237,19 @@ def _has_base_scores(study: StudyRun) -> bool:
 def _refuse_changed(context: StudyContext, store: Store) -> None:
     """Refuse a study whose base, data or rendered text changed under the same name since it began.
 
-    Its finished trials would be left behind in silence, and a new study begun under their name.
+    Otherwise its finished trials would silently be ignored, and a new study begun under their name.
 
     Raises:
-        DataError, ModelError: with both digests.
-        ConfigError: it began before identities held the text, so that a change cannot be told.
+        DataError, ModelError: data or base changed; the message has both digests.
+        ConfigError: the study began before identities included the text, so that a change cannot be
+            detected.
     """
     earlier = StudyRun.of_study_key(store, context.study_key)
     if not earlier or any(run.data.tags[STUDY_ID] == context.study_id for run in earlier):
         return
     tags, reference = earlier[0].data.tags, context.base.reference
     way = (
-        f"since study {tags[STUDY_ID]} began. Put it back to continue that study, or begin a new "
+        f"since study {tags[STUDY_ID]} began. Restore it to continue that study, or begin a new "
         "one with another name: --study NAME."
     )
     if not context.base.is_recorded_as(tags["base_hash"]):
@@ -261,17 +264,17 @@ def _refuse_changed(context: StudyContext, store: Store) -> None:
         version = tags.get("provenance.adaptive_lora", "0.1")
         raise ConfigError(
             f"study {tags[STUDY_ID]} was begun by adaptive-lora {version} before the identity of a "
-            f"trial held chat template and token ids. This is {__version__}, which does not "
+            f"trial included chat template and token ids. This is {__version__}, which does not "
             "continue it: begin a new study, --study NAME."
         )
     raise DataError(
-        f"the token ids or loss masks that are made of data {data} changed (digest {tags[TOKENS]} "
+        f"the token ids or loss masks of data {data} changed (digest {tags[TOKENS]} "
         f"then, {context.tokens_digest} now){_why_other_tokens(context)} {way}"
     )
 
 
 def _why_other_tokens(context: StudyContext) -> str:
-    """Return what makes other tokens of the same data on the same base, for a message."""
+    """Return possible reasons for other tokens of the same data on the same base, for a message."""
     if asks_for_the_time(context.base.tokenizer):
         return ", because the base's chat template writes the date or time,"
     versions = "by another version of transformers or of adaptive-lora"
@@ -284,10 +287,10 @@ def _refuse_earlier(context: StudyContext, store: Store) -> None:
     """Refuse to continue a study of version 0.1, whose trials had another scaling by default.
 
     Raises:
-        ConfigError: with both versions and policies.
+        ConfigError: it is such a study; the message has both versions and policies.
     """
     if StudyRun.of_study_key(store, context.study_key):
-        return  # begun anew by this version
+        return  # restarted by this version
     for study_key in context.earlier_study_keys():
         for run in StudyRun.of_study_key(store, study_key):
             tags, name = run.data.tags, run.data.tags[STUDY_ID]
@@ -304,7 +307,7 @@ def _refuse_earlier(context: StudyContext, store: Store) -> None:
 
 
 def _widened(study: StudyRun, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings whose grid also has the methods, seeds and rates recorded before."""
+    """Return settings whose grid includes the methods, seeds and rates recorded before."""
     try:
         before = study_settings(study)
     except TrackingError:
@@ -333,14 +336,14 @@ def compare_study(
     """Compare finished trials again and register the winner, from the tracking store alone.
 
     Args:
-        tracking: where to look.
-        selection: which trials.
+        tracking: settings of the tracking store.
+        selection: trials to compare.
         changes: options that replace the recorded ones (output, registered_model, margin ...).
-        console: where the table goes.
+        console: console for the table.
 
     Raises:
-        TrackingError: no such study or trials, or records that cannot be read.
-        DataError: trials that cannot be compared.
+        TrackingError: there is no such study or trial, or records cannot be read.
+        DataError: the trials cannot be compared.
     """
     store = connect(tracking, must_exist=True)
     comparison_input = read_comparison_input(store, selection)
@@ -359,29 +362,30 @@ def compare_study(
 
 
 def _context_of(store: Store, trial: TrialRecord, trust_remote_code: bool) -> StudyContext:
-    """Load base and data of a trial that anybody ran.
+    """Load base and data of a trial, which may have been run by others.
 
-    Whether the base's own code runs is for who compares to say, not for who ran the trial.
+    The user who compares decides whether the base's own code is run, not the one who ran the trial.
 
     Raises:
-        AdapterError: they are not at hand, or not those of the trial.
+        AdapterError: they are not available, or not those of the trial.
     """
     try:
         settings = study_settings(StudyRun.find(store, trial.tags["study_id"]))
-        # `auto` may mean another precision here than where the trial ran.
+        # `auto` may be another precision on this machine.
         own = {"precision": trial.tags["precision"], "trust_remote_code": trust_remote_code}
-        own["task"] = trial.tags.get("task", "causal")  # `auto` may have become a question
+        own["task"] = trial.tags.get("task", "causal")  # `auto` may be ambiguous today
         context = StudyContext(study_from({**settings, **own}))
     except AdaptiveLoraError as error:
         raise AdapterError(
-            f"an adapter is registered only after a proof on its base and data, and these are not at hand here: {error}"
+            "an adapter is registered only after a proof on its base and data, and these are not available here: "
+            f"{error}"
         ) from error
     for name, here in (("base", "base_hash"), ("data", "data_digest"), ("tokens", TOKENS)):
         required, found = trial.tags.get(here), context.fingerprint[name]
         same = required == found or (name == "base" and context.base.is_recorded_as(str(required)))
-        if not same and (required is not None or name != "tokens"):  # 0.1 recorded no tokens
+        if not same and (required is not None or name != "tokens"):  # version 0.1 recorded no tokens
             raise AdapterError(
                 f"an adapter is registered only after a proof on its base and data, and the {name} "
-                f"at hand differs: required {required}, found {found}."
+                f"available here differs: required {required}, found {found}."
             )
     return context

@@ -1,4 +1,4 @@
-"""The single steps of a study, as commands run them: profile, train, evaluate."""
+"""Single steps of a study, for the commands profile, train, evaluate and export."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
     """Measure one profile, log it with its figures, write it to the output folder and print it.
 
     Raises:
-        ConfigError: unknown metric, or several seeds or folds.
+        ConfigError: the metric is unknown, or there are several seeds or folds.
     """
     if metric not in PROFILERS:
         raise ConfigError(unknown_name("metric", metric, PROFILERS))
@@ -74,7 +74,7 @@ def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: 
 
 
 def _as_saved(config: StudyConfig) -> StudyConfig:
-    """Return a study without methods of its own over its base as that is saved: in 4 bit or not."""
+    """Return a study's configuration with a method for the base as saved, in 4 bit or not."""
     _, _, folder = locate(config.model)
     saved = saved_quantisation(folder)
     if saved is None or saved.use != "nf4":
@@ -100,10 +100,10 @@ def _print_profile(profile: ImportanceProfile, share: float, path: Path, console
 
 
 def _share_of_training(context: object, profile: ImportanceProfile) -> float:
-    """Return the tokens that a profile ran through the model over those of one training.
+    """Return the ratio of a profile's processed tokens to those of one training.
 
-    NaN for models that are profiled but not trained here. A forward pass alone counts like one with
-    its backward pass, so forward-only metrics look dearer than they are.
+    NaN for models that are profiled but not trained. A forward pass counts like one with a backward
+    pass, so the cost of forward-only metrics is overestimated.
     """
     if not isinstance(context, StudyContext):
         return math.nan
@@ -115,10 +115,10 @@ def _share_of_training(context: object, profile: ImportanceProfile) -> float:
 
 
 def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> None:
-    """Run one trial and, where asked, write its adapter to a folder.
+    """Run one trial and, if a folder is given, write its adapter to it.
 
     Raises:
-        ConfigError: the folder holds something already.
+        ConfigError: the folder is not empty.
     """
     if adapter is not None and adapter.exists() and any(adapter.iterdir()):
         raise ConfigError(f"{adapter} is not empty; give a new folder for the adapter.")
@@ -138,11 +138,11 @@ def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> No
 
 
 def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console, *, as_json: bool) -> None:
-    """Load an adapter as serving does and score it on a fold's test part.
+    """Load an adapter as in serving, and score it on a fold's test split.
 
     Raises:
-        AdapterError: no adapter there, or its base is not the one it was trained on.
-        ConfigError: no such fold.
+        AdapterError: there is no adapter, or its base is not the one that it was trained on.
+        ConfigError: the fold does not exist.
     """
     if not 0 <= fold < config.data.folds:
         raise ConfigError(f"fold must be 0 to {config.data.folds - 1}; got {fold}.")
@@ -157,8 +157,8 @@ def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console,
     where = os.environ.get(serving.BASE_VARIABLE) or base["name"]
     changes: dict[str, object] = {"model": where, "revision": base["revision"]}
     changes["task"] = record["task"]["name"]
-    changes["trust_remote_code"] = bool(base.get("trust_remote_code"))  # or it had not loaded
-    if config.train.precision == "auto":  # as it was trained, so that its scores come back
+    changes["trust_remote_code"] = bool(base.get("trust_remote_code"))  # otherwise it would not have loaded
+    if config.train.precision == "auto":  # as in training, so that scores are reproduced
         changes["precision"] = Precision.of_dtype(record["dtype"])
     context = StudyContext(_as_saved(study_from({**config.flat(), **changes})))
     say_lines(Console(stderr=True) if as_json else console, context.data_lines())
@@ -189,8 +189,8 @@ def run_export(config: StudyConfig, adapter: str, out: Path, console: Console, *
     """Write an adapter with one rank, or merged into its base.
 
     Raises:
-        AdapterError: no adapter there, or it cannot be written so.
-        ConfigError: the folder holds something already.
+        AdapterError: there is no adapter, or it cannot be exported in this form.
+        ConfigError: the folder is not empty.
     """
     source = _adapter(adapter, config)
     if merged:
@@ -212,7 +212,7 @@ def _adapter(adapter: str, config: StudyConfig) -> Path:
     folder = Path(adapter)
     try:
         found = (folder / serving.RECORD).is_file()
-    except (OSError, ValueError):  # no name that a file can have
+    except (OSError, ValueError):  # not a valid file name
         found = False
     if not found:
         raise AdapterError(

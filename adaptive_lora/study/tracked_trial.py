@@ -1,4 +1,4 @@
-"""One trial as a run: what is tracked of it, and the checkpoints from which it goes on."""
+"""The run of one trial: tracking, and the checkpoints from which it continues."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def run_tracked(
     adopt: bool = False,
     pause_at: int | None = None,
 ) -> TrialOutcome | TrialStatus:
-    """Run one trial under its own MLflow run and log what it gives.
+    """Run one trial under its own MLflow run, and log its results.
 
     Args:
-        context: of the study.
-        study: its parent run.
-        trial: what to run.
-        progress: what a person sees.
-        adopt: use the run that `mlflow run` made for this process, where there is one.
-        pause_at: optimiser step at which it is put down with a checkpoint; None: it is not.
+        context: context of the study.
+        study: parent run of the study.
+        trial: trial to run.
+        progress: progress display.
+        adopt: whether to use the run that `mlflow run` made for this process, if there is one.
+        pause_at: optimiser step at which it is paused with a checkpoint; None: it is not paused.
 
     Returns:
-        The outcome, or how the trial stands where there is nothing to do for this process.
+        The outcome, or the trial's status if there is nothing to do for this process.
 
     Raises:
         TrialFailed: training was not stable.
@@ -69,7 +69,7 @@ def run_tracked(
         progress.note(shown(f"{trial.label}: {lost}"))
         return TrialStatus.TAKEN
     except TrialFailed:
-        checkpoints.remove()  # from there it would only fail again
+        checkpoints.remove()  # continuing from it would only fail again
         raise
     checkpoints.remove()
     progress.end(trial.label, _summary(outcome))
@@ -78,7 +78,7 @@ def run_tracked(
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """How a trial is run: who looks at every step, where it continues, how far."""
+    """Settings of a trial's run: step callback, checkpoints, and step at which it is paused."""
 
     progress: StudyProgress
     check_lease: Callable[[], None]
@@ -87,7 +87,7 @@ class _Way:
 
 
 def _run_leased(context: StudyContext, run: TrialRun, trial: TrialSpec, way: _Way) -> TrialOutcome:
-    """Run a trial that is this process's and log what it gives."""
+    """Run a trial leased by this process, and log its results."""
     run.params(_parameters(context, trial))
     run.tags({"threads": str(torch.get_num_threads())})
     splits = context.splits(trial.fold)
@@ -114,7 +114,7 @@ def _run_leased(context: StudyContext, run: TrialRun, trial: TrialSpec, way: _Wa
 
 
 def _summary(outcome: TrialOutcome) -> str:
-    """Return what a person is told of a finished trial."""
+    """Return the line shown for a finished trial."""
     test = outcome.test
     exact = "" if test.exact_match is None else f"  exact match {test.exact_match:6.1%}"
     skipped = f"  [red]{outcome.train.skipped_steps} steps skipped[/]" if outcome.train.skipped_steps else ""
@@ -142,7 +142,7 @@ def _tags(context: StudyContext, trial: TrialSpec) -> dict[str, str]:
 
 
 def trial_checkpoints(context: StudyContext, trial: TrialSpec) -> TrialCheckpoints:
-    """Return a trial's checkpoints: a folder for the study and in it one for each signature."""
+    """Return a trial's checkpoints, in a folder of its signature inside one of the study."""
     config = context.config.tracking
     home = Path(config.checkpoints or Path(config.output) / "checkpoints")
     return TrialCheckpoints(
@@ -178,7 +178,7 @@ def _parameters(context: StudyContext, trial: TrialSpec) -> Mapping[str, Any]:
 
 
 def _buffer(run: TrialRun, event: StepEvent) -> None:
-    """Keep metrics; at validations send them in the background."""
+    """Record metrics; at validations, send them in the background."""
     run.metric("train/loss", event.loss, event.step)
     run.metric("train/tokens", event.tokens, event.step)  # an x-axis for the other metrics
     if event.validation_loss is not None:

@@ -1,7 +1,7 @@
-"""Transfer between tasks: ranks allocated on one, trained on another.
+"""Transfer between tasks: ranks allocated on one task, trained on another.
 
-One study a task compares uniform with the same method's ranks from the task itself, from every
-other task, and from all together (one shared allocation), at one parameter budget.
+One study per task compares uniform with a method's ranks from the task itself, from every other task,
+and from all tasks (one shared allocation), at one parameter budget.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ SHARED = "all tasks"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransferCell:
-    """Ranks from one task, trained and tested on another, against uniform."""
+    """Comparison of ranks from one task, trained and tested on another, with uniform."""
 
     allocated_on: str
-    """Task, or `all tasks` for the one shared allocation."""
+    """Task of the allocation, or `all tasks` for the shared allocation."""
     trained_on: str
     method: str
     difference: float | None
-    """Test loss minus that of uniform, in nats per token, paired by seed; None: not compared."""
+    """Test loss minus that of uniform, in nats per token, paired by seed; None if not compared."""
     interval: str
     verdict: str
     trainable_parameters: float | None
@@ -47,7 +47,7 @@ class TransferCell:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransferTable:
-    """The answer: does an allocation carry over?"""
+    """Result of a transfer study: one cell per pair of tasks."""
 
     tasks: tuple[str, ...]
     method: str
@@ -66,16 +66,16 @@ class TransferTable:
 
 
 def run_transfer(config: StudyConfig, tasks: Sequence[str], method: str, console: Console) -> TransferTable:
-    """Run the study of every task and put their comparisons into one table.
+    """Run the study of every task, and combine their comparisons in one table.
 
     Args:
-        config: of each study, apart from data and methods.
+        config: settings of each study except data and methods.
         tasks: data of each task: files, hub ids or `embedded`.
-        method: a method that follows an importance profile.
-        console: for progress and the studies' own tables.
+        method: method that follows an importance profile.
+        console: console for progress and the studies' own tables.
 
     Raises:
-        ConfigError: fewer than two tasks, two of one name, or a method without a profile or budget.
+        ConfigError: there are fewer than two tasks, two have one name, or the method has no profile or budget.
     """
     names = _names(tasks)
     spec = MethodSpec.parse(method)
@@ -114,7 +114,7 @@ def _names(tasks: Sequence[str]) -> list[str]:
 
 
 def _budget(spec: MethodSpec, text: str) -> str:
-    """Return the budget of all arms: the method's own, or that of uniform at its rank."""
+    """Return the budget of all methods: the method's own, or that of uniform at its rank."""
     if spec.options.metric is None or not spec.options.is_plain_lora:
         raise ConfigError(
             f"'{text}' follows no importance profile of its own, so nothing could be transferred; "
@@ -127,7 +127,7 @@ def _budget(spec: MethodSpec, text: str) -> str:
 
 
 def _arms(method: str, budget: str, tasks: Sequence[str], target: str) -> dict[str, str]:
-    """Return where ranks come from -> method text, in the order of the tasks, then shared."""
+    """Return task of the allocation -> method text, in the order of the tasks, shared last."""
     joint = ":" if ":" not in method else ","
     base = method if "budget=" in method else f"{method}{joint}budget={budget}"
     arms = {PurePath(task).stem: base if task == target else f"{base},profiled_on={task}" for task in tasks}
@@ -178,7 +178,7 @@ def print_table(table: TransferTable, console: Console) -> None:
 
 
 def _log(table: TransferTable, config: StudyConfig) -> None:
-    """Write table and JSON, and log them as a run of their own."""
+    """Write table and JSON, and log them as a separate run."""
     folder = Path(config.tracking.output) / f"{config.study}-transfer"
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(table.to_dict(), indent=1, allow_nan=False)

@@ -31,27 +31,27 @@ PROBE = "probe.safetensors"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialOutcome:
-    """Everything that a finished trial produced."""
+    """Results of a finished trial."""
 
     plan: Plan
-    """As built and saved."""
+    """Plan of the adapter as built and saved."""
     profile: ImportanceProfile | None
     train: TrainResult
     test: EvalResult
     folder: Path
-    """Adapter folder."""
+    """Folder of the adapter."""
     seconds: float
-    """Wall time of the whole trial, without that in which other trials had their turn."""
+    """Wall time in seconds of the whole trial, without the time of other trials."""
     training_parameters: int
-    """Most parameters that were trained at once; above those of the plan where ranks were cut."""
+    """Maximum number of parameters trained at the same time; above the plan's if ranks were pruned."""
     history: tuple[RankEvent, ...]
-    """Ranks during training, where they changed."""
+    """Ranks during training, if they changed."""
     search_seconds: float
-    """Wall time spent on finding ranks and initial weights."""
+    """Wall time in seconds spent on finding ranks and initial weights."""
     trainings: int
-    """More than one where the first only finds ranks."""
+    """Number of trainings; more than one if the first only finds ranks."""
     extra: dict[str, float]
-    """Further metrics of the method's recipe."""
+    """Further metrics of the method."""
 
 
 def run_trial(
@@ -61,35 +61,35 @@ def run_trial(
     on_step: Callable[[StepEvent], None] = lambda event: None,
     checkpoints: TrialCheckpoints | None = None,
 ) -> TrialOutcome:
-    """Run a trial on the shared base, which is left without adapters.
+    """Run a trial on the shared base, which has no adapters afterwards.
 
     Args:
         context: base, data and plans.
-        trial: what to run.
-        folder: for the adapter.
-        on_step: called after every optimiser step.
-        checkpoints: of this trial, from which it goes on; None: it cannot be resumed.
+        trial: trial to run.
+        folder: folder for the adapter.
+        on_step: function called after every optimiser step.
+        checkpoints: checkpoints of this trial, from which it continues; None: it cannot be resumed.
 
     Raises:
         TrialFailed: training was not stable.
-        AdapterError: the model as built differs from the plan, or a site did not learn.
+        AdapterError: the model as built differs from the plan, or a site was not changed by training.
         ModelError: a library raised while the trial was attached, trained or scored.
     """
     started = time.perf_counter()
     context = context.on_base(trial.method.base)
     metric = trial.method.options.metric
-    job = TrialOnBase(context, trial, on_step, checkpoints)
+    trial_context = TrialOnBase(context, trial, on_step, checkpoints)
     try:
         with model_errors(f"{trial.label} on {context.architecture.kind} failed", context.base.model):
-            trained = trial.method.options.fit(job)
+            trained = trial.method.options.fit(trial_context)
             _require_finite("validation", trained.result.validation_loss)
-            audit_as_built(trained.model, trained.plan, job.head)
+            audit_as_built(trained.model, trained.plan, trial_context.head)
             test = context.score(trained.model, context.splits(trial.fold).test)
             _require_finite("test", test.loss)
             test = dataclasses.replace(test, overall={**test.overall, **context.task.plan_scores(trained.plan)})
             _save(context, trial, trained, folder)
     finally:
-        job.release()
+        trial_context.release()
     before = 0.0 if checkpoints is None else checkpoints.seconds_before
     return TrialOutcome(
         plan=trained.plan,
@@ -101,13 +101,13 @@ def run_trial(
         training_parameters=trained.training_parameters,
         history=trained.history,
         search_seconds=trained.search_seconds,
-        trainings=job.trainings,
+        trainings=trial_context.trainings,
         extra=trained.extra,
     )
 
 
 def _require_finite(part: str, loss: float) -> None:
-    """The guard sees training steps; the last one may still have ruined the weights."""
+    """Raise TrialFailed for a non-finite loss; the guard does not check the weights after the last step."""
     if not math.isfinite(loss):
         raise TrialFailed(
             f"{part} loss is {loss:g} after training. Lower the learning rate or use precision bf16 or fp32."
@@ -129,9 +129,9 @@ def _save(context: StudyContext, trial: TrialSpec, trained: TrainedTrial, folder
 
 
 def probe_logits(context: StudyContext, model: Any, fold: int) -> torch.Tensor:
-    """Return the task's outputs for the first test examples, (up to 4, ...), float32.
+    """Return the task's outputs for the first test examples, shape (up to 4, ...), float32.
 
-    The reloaded adapter must give these again.
+    The reloaded adapter must give equal outputs.
     """
     return context.task.probe(model, context.splits(fold).test)
 
@@ -139,12 +139,12 @@ def probe_logits(context: StudyContext, model: Any, fold: int) -> torch.Tensor:
 def trial_metrics(context: StudyContext, outcome: TrialOutcome, fold: int) -> dict[str, float]:
     """Return the metrics of a finished trial under their stable names.
 
-    `efficiency_ratio` is (frozen loss - test loss) / (trainable parameters / 10^6): nats per
-    supervised token that a million trainable parameters bought. The published study (its
+    `efficiency_ratio` is (base loss - test loss) / (trainable parameters / 10^6): the gain in nats per
+    supervised token per million trainable parameters. The published study (its
     `analyze_results.py`, `perplexity_per_param`) divides perplexity by millions of parameters, a
     figure that improves when a method spends more; the gain over the frozen base does not.
     `reduction_vs_full` is 1 - trainable / all parameters of the base. `trainable_parameters` are
-    those of the final adapter, `training_parameters` the most that were trained at once, neither
+    those of the final adapter, `training_parameters` the most trained at the same time, neither
     with `head_parameters`, which every method of a task trains beside them.
     """
     train, test, plan = outcome.train, outcome.test, outcome.plan

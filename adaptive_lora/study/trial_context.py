@@ -1,4 +1,4 @@
-"""One trial on the shared base: the plan, the adapter and the training that its method asks for."""
+"""The context of one trial on the shared base: plan, adapter and training for its method."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class TrialOnBase:
         on_step: Callable[[StepEvent], None],
         checkpoints: TrialCheckpoints | None = None,
     ) -> None:
-        """Prepare a trial; nothing is changed yet.
+        """Prepare a trial without changing the base.
 
         Args:
             context: base, data and plans.
-            trial: what is run.
-            on_step: called after every optimiser step, also for those of a checkpoint.
-            checkpoints: where the trial goes on, and what it leaves for the next process.
+            trial: trial to run.
+            on_step: function called after every optimiser step, also for those of a checkpoint.
+            checkpoints: checkpoints to continue from and to write.
         """
         self._checkpoints = checkpoints
         self.context, self.trial = context.on_base(trial.method.base), trial
@@ -61,18 +61,18 @@ class TrialOnBase:
         self._undo: Callable[[Any], None] = detach
         self._steps_before = 0
         self.trainings = 0
-        """Trainings so far."""
+        """Number of trainings so far."""
         self._head: dict[str, torch.Tensor] = {}
         context.start_head(trial.seed)
 
     @property
     def head(self) -> tuple[str, ...]:
-        """Modules of the task that are trained beside the method's parameters."""
+        """Names of modules that the task trains in addition to the method's parameters."""
         return self.context.base.head
 
     @cached_property
     def plan(self) -> RankPlan:
-        """The method's plan before training: ranks, or the budget that training must end at."""
+        """The method's rank plan before training; its parameters are the budget of the final adapter."""
         plan = self._planned()
         assert isinstance(plan, RankPlan)
         return plan
@@ -89,7 +89,7 @@ class TrialOnBase:
 
     @property
     def method(self) -> MethodSpec:
-        """Method with the options that all methods have."""
+        """Method specification, with the options that all methods share."""
         return self.trial.method
 
     @property
@@ -99,12 +99,12 @@ class TrialOnBase:
 
     @property
     def dropout(self) -> float:
-        """Share of LoRA's inputs that is dropped in training."""
+        """Dropout probability of LoRA's inputs in training."""
         return self.trial.study.train.dropout
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of one training."""
+        """Number of optimiser steps of one training."""
         train_part = self.context.splits(self.trial.fold).train
         return total_steps(len(train_part), self.trial.study.train)
 
@@ -114,15 +114,15 @@ class TrialOnBase:
         return self.context.base.model
 
     def calibration(self) -> list[Batch]:
-        """Return the calibration batches of the seed, from the training part."""
+        """Return the calibration batches of the seed, from the training split."""
         return self.context.calibration(self.trial.seed, self.trial.fold)
 
     def profile_task(self) -> ProfileTask:
-        """Return what importance is measured on for the seed and fold."""
+        """Return the inputs of importance profilers for the seed and fold."""
         return self.context.profile_task(seed=self.seed, fold=self.trial.fold)
 
     def initial_a(self, entry: SiteRank) -> torch.Tensor:
-        """Return the A that `attach` gives a site."""
+        """Return a site's initial A in `attach`."""
         site = entry.site
         a = initial_a(self.trial.seed, site.name, entry.rank, site.in_features)
         return a.to(self.context.runtime.device)
@@ -131,8 +131,8 @@ class TrialOnBase:
         """Build a plan on the base with the seed's initial weights, and audit it as built.
 
         Args:
-            plan: what to build.
-            head_as_trained: start the task's head as the adapter released before had it.
+            plan: plan to build.
+            head_as_trained: whether the task's head starts from that of the adapter released before.
 
         Raises:
             AdapterError: the model as built differs from the plan.
@@ -144,34 +144,34 @@ class TrialOnBase:
         return adapted
 
     def adopt(self, adapted: M, undo: Callable[[Any], None] = detach) -> M:
-        """Take over an adapted base, on the trial's device, until it is released.
+        """Register an adapted base, on the trial's device, until it is released.
 
         Args:
-            adapted: the base with whatever the method adds to it.
-            undo: gives the base back as it was.
+            adapted: base with the method's additions.
+            undo: function that restores the base.
         """
         self._adapted, self._undo = adapted, undo
         adapted.to(self.context.runtime.device)
         return adapted
 
     def release(self) -> None:
-        """Give the base back as it was."""
+        """Restore the base."""
         if self._adapted is not None:
             self._head = read_head(self._adapted, self.head)
             self._undo(self._adapted)
             self._adapted = None
 
     def validation_loss(self, model: object) -> float:
-        """Return a model's loss on the validation part, in nats per supervised token."""
+        """Return a model's loss on the validation split, in nats per supervised token."""
         return self.context.losses(model, self.context.splits(self.trial.fold).validation).loss
 
     def train(self, adapted: nn.Module, callback: TrainerCallback | None = None, *, trainings: int = 1) -> TrainResult:
-        """Train the adopted model on the trial's training part, from its last checkpoint on.
+        """Train the adopted model on the trial's training split, from its last checkpoint on.
 
         Args:
-            adapted: as attached or adopted.
-            callback: what the method does in training.
-            trainings: how many trainings the recipe makes in all; steps are shown as one course.
+            adapted: attached or adopted model.
+            callback: callback of the method.
+            trainings: total number of trainings of the method; steps are counted over all.
 
         Raises:
             TrialFailed: training was not stable.
@@ -210,7 +210,7 @@ class TrialOnBase:
             return train(adapted, inputs, config, context.runtime, lr=self.trial.lr, seed=self.trial.seed)
 
     def _resumable(self, adapted: nn.Module, on_step: Callable[[StepEvent], None]) -> dict[str, Any]:
-        """Return the inputs of a training that goes on; earlier steps are reported once more."""
+        """Return the inputs of a training that continues; earlier steps are reported again."""
         if self._checkpoints is None:
             return {}
         kept = self._checkpoints.of(self.trainings, adapted)

@@ -1,4 +1,4 @@
-"""Proof that a logged adapter, loaded back, is the one that was trained and tested."""
+"""Proof that a logged adapter, loaded back, equals the one that was trained and tested."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import PROBE, probe_logits
 from adaptive_lora.tracking.registry import adapter_folder, require_own_code
 
-"""Largest accepted relative difference: none in fp32, one unit of the last place below that."""
+"""Precision -> maximum relative difference: none in fp32, one unit in the last place in lower precision."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,27 +24,27 @@ class Proof:
     """Differences between the trained and the reloaded adapter."""
 
     max_logit_difference: float
-    """Largest absolute difference over the probe's logits."""
+    """Maximum absolute difference over the probe's logits."""
     max_loss_difference: float
-    """Largest absolute difference of a test example's summed nll, in nats."""
+    """Maximum absolute difference of a test example's summed negative log-likelihood, in nats."""
     test_loss: float
-    """Of the reloaded adapter, in nats per supervised token."""
+    """Test loss of the reloaded adapter, in nats per supervised token."""
 
 
 def prove(context: StudyContext, record: TrialRecord, model_uri: str) -> Proof:
-    """Load an adapter as serving does and compare logits and test loss with the trial's.
+    """Load an adapter as in serving, and compare logits and test loss with the trial's.
 
     Args:
-        context: base and test part of the study.
-        record: the trial, as read from the tracking store.
-        model_uri: its MLflow model.
+        context: base and test split of the study.
+        record: record of the trial, read from the tracking store.
+        model_uri: URI of the trial's MLflow model.
 
     Raises:
-        AdapterError: the base differs, or a difference is above the precision's tolerance.
+        AdapterError: the base differs, or outputs differ by more than the precision's tolerance.
     """
     assert record.test is not None
     try:
-        require_own_code(model_uri)  # so that what is loaded here is what will be served
+        require_own_code(model_uri)  # so that the loaded code is the served code
         folder = adapter_folder(model_uri)
         trust = context.base.reference.trust_remote_code
         model, _, _ = load_adapter(folder, trust_remote_code=trust)

@@ -1,8 +1,8 @@
-"""The race of learning rates: which trials go how far, decided by what the store has.
+"""The race of learning rates: decisions on how far trials are trained, by the losses in the store.
 
-Nothing is remembered between two decisions but the losses in the store, and a decision is a
-function of them and of the study's grid alone. So every process at a study decides the same, in
-whatever order trials ran, and a study that is killed and continued ends as one that never was.
+A decision is a function of the losses in the store and of the study's grid alone. So all processes of
+a study decide equally, in any order of trials, and a study that is killed and continued ends like one
+that was not interrupted.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _AWAY = " A race decides by the losses in the store: run the same command again 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Leg:
-    """A piece of a trial that can be trained now."""
+    """A part of a trial that can be trained now."""
 
     trial: TrialSpec
     pause_at: int | None
-    """Optimiser step of the rung where it waits for the other rates; None: to its end."""
+    """Optimiser step of the rung at which it is paused for the other rates; None: to its end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,18 +43,18 @@ class RungResult:
     """Decision at one rung of one method."""
 
     step: int
-    """Optimiser step, in the first fold."""
+    """Optimiser step of the rung, in the first fold."""
     steps: int
-    """Optimiser steps of the whole training."""
+    """Number of optimiser steps of the whole training."""
     losses: Mapping[float, float]
-    """Learning rate -> mean validation loss over the racing seeds; infinite where all failed."""
+    """Learning rate -> mean validation loss over the racing seeds; infinite if all failed."""
     failed: Mapping[float, int]
-    """Learning rate -> seeds that failed up to here."""
+    """Learning rate -> number of seeds that failed up to this rung."""
     seeds: int
     kept: tuple[float, ...]
 
     def reason(self, lr: float, rule: str) -> str:
-        """Return why a rate does not go on from here, with the rule in words."""
+        """Return the reason why a rate is stopped at this rung, with the rule."""
         best = min(self.kept, key=lambda kept: (self.failed[kept], self.losses[kept], kept))
         failed = f", {self.failed[lr]} of them failed" if self.failed[lr] else ""
         return (
@@ -66,38 +66,38 @@ class RungResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MethodRace:
-    """The race of one method as far as it has been decided."""
+    """State of the race of one method."""
 
     label: str
     left: tuple[float, ...]
-    """Rates that were not stopped."""
+    """Learning rates that were not stopped."""
     rungs: tuple[RungResult, ...]
     waiting: int | None
-    """Number of the rung, from 0, at which results are missing; None: all is decided."""
+    """Index of the rung at which results are missing; None: all rungs are decided."""
     stopped: Mapping[float, str]
-    """Learning rate -> why it was stopped."""
+    """Learning rate -> reason why it was stopped."""
 
 
 class Race:
-    """The race of a study, for every method alike."""
+    """The race of a study, by equal rules for all methods."""
 
     def __init__(self, context: StudyContext, study: StudyRun, rule: RaceRule) -> None:
-        """Prepare a race; nothing is read yet."""
+        """Prepare a race without reading the store."""
         self._context, self._study, self._rule = context, study, rule
         self._trials = tuple(context.config.trials())
         self._signatures = {key_of(trial): context.signature(trial) for trial in self._trials}
         self._curves: dict[tuple[str, str, int], dict[int, float]] = {}
         self.methods: tuple[MethodRace, ...] = ()
-        """As decided by `look`."""
+        """State of each method's race, set by `look`."""
 
     def look(self) -> tuple[list[Leg], list[TrialSpec]]:
-        """Decide what can be decided, and end the trials of rates that were stopped.
+        """Make all possible decisions, and end the trials of stopped rates.
 
         Returns:
-            What can be trained now, and the trials that were stopped, in the order of the grid.
+            The parts of trials that can be trained now, and the stopped trials, in the order of the grid.
 
         Raises:
-            TrackingError: the store does not answer, or did not take what was recorded.
+            TrackingError: the store does not answer, or has not received all records.
         """
         self._study.store.settle(_AWAY)
         runs: dict[str, list[Run]] = {signature: [] for signature in self._signatures.values()}
@@ -174,7 +174,7 @@ class Race:
     def _seed_loss(
         self, spec: MethodSpec, seed: int, lr: float, runs: Mapping[str, Sequence[Run]], number: int
     ) -> float | None:
-        """Return the mean over folds at a rung; None where one has not come so far."""
+        """Return the mean over folds at a rung; None if a fold has not reached it."""
         total = 0.0
         folds = range(self._context.config.data.folds)
         for fold in folds:
@@ -186,19 +186,19 @@ class Race:
         return total / len(folds)
 
     def _loss(self, trial: TrialSpec, runs: Sequence[Run], number: int) -> float | None:
-        """Return a trial's loss at a rung: infinite where it failed before, None: not there yet."""
+        """Return a trial's loss at a rung: infinite if it failed before, None if it has not reached it."""
         step = _rungs(self._context, trial.method, trial.fold)[number]
         ranks = {"FINISHED": 0, "FAILED": 2}
         for run in sorted(runs, key=lambda run: ranks.get(run.info.status, 1)):
             if run.info.status in ranks or rung_reached(run) >= step:
                 one = _steps(self._context, trial.method, trial.fold) // trial.method.options.trainings
-                begun = (step - 1) // one * one  # of the same training, where there are several
+                begun = (step - 1) // one * one  # start of the same training, if there are several
                 patience = trial.study.train.patience
                 return loss_at(self._curve(run), step, since=begun if patience else None)
         return None
 
     def _curve(self, run: Run) -> dict[int, float]:
-        """Return step -> validation loss as the store has it."""
+        """Return step -> validation loss in the store."""
         key = (run.info.run_id, run.info.status, rung_reached(run))
         if key not in self._curves:
             points = self._study.store.client.get_metric_history(run.info.run_id, _CURVE)
@@ -206,7 +206,7 @@ class Race:
         return self._curves[key]
 
     def steps(self) -> tuple[int, int]:
-        """Return the optimiser steps that all trials have taken, and those of the full grid."""
+        """Return the number of optimiser steps taken by all trials, and that of the full grid."""
         signatures = set(self._signatures.values())
         runs = [run for run in self._study.children() if run.data.tags.get(SIGNATURE) in signatures]
         client = self._study.store.client
@@ -223,7 +223,7 @@ class Race:
         return sum(taken.values()), full
 
     def to_dict(self) -> dict[str, Any]:
-        """Return rule and decisions as JSON-ready values; what is not finite is None."""
+        """Return rule and decisions as JSON-ready values; non-finite numbers are None."""
         return {
             "rule": self._rule.text,
             "methods": {
@@ -253,7 +253,7 @@ class Race:
 
 
 def key_of(trial: TrialSpec) -> tuple[str, int, int, float]:
-    """Return what tells a trial from the others of its study."""
+    """Return the key of a trial within its study."""
     return trial.method.label, trial.seed, trial.fold, trial.lr
 
 
@@ -261,7 +261,7 @@ def require_rungs(context: StudyContext) -> None:
     """Refuse a study whose trainings are too short for a race, before anything is written.
 
     Raises:
-        ConfigError: no validation pass comes before the end.
+        ConfigError: there is no validation pass before the end of training.
     """
     for spec in context.config.specs:
         if not _rungs(context, spec, 0):
@@ -272,13 +272,13 @@ def require_rungs(context: StudyContext) -> None:
 
 
 def _steps(context: StudyContext, spec: MethodSpec, fold: int) -> int:
-    """Return the optimiser steps of a trial."""
+    """Return the number of optimiser steps of a trial."""
     trainings: int = spec.options.trainings
     return trainings * total_steps(len(context.splits(fold).train), context.config.train)
 
 
 def _rungs(context: StudyContext, spec: MethodSpec, fold: int) -> tuple[int, ...]:
-    """Return the steps at which a method's rates are judged."""
+    """Return the steps at which a method's rates are compared."""
     one = _steps(context, spec, fold) // spec.options.trainings
     return rungs_of(one, context.config.train.validations, spec.options.trainings)
 
@@ -287,9 +287,9 @@ def rungs_of(steps: int, validations: int, trainings: int = 1) -> tuple[int, ...
     """Return the optimiser steps of the rungs.
 
     Args:
-        steps: of one training.
-        validations: passes spread over it.
-        trainings: that the method takes one after another; steps are counted through.
+        steps: number of optimiser steps of one training.
+        validations: number of validation passes in it.
+        trainings: number of trainings of the method in sequence; steps are counted over all.
     """
     passes = [step for step in range(1, steps + 1) if is_validated(step, steps, validations)]
     through = [number * steps + step for number in range(trainings) for step in passes]
@@ -297,13 +297,13 @@ def rungs_of(steps: int, validations: int, trainings: int = 1) -> tuple[int, ...
 
 
 def loss_at(curve: Mapping[int, float], step: int, *, since: int | None) -> float:
-    """Return a validation loss at a step; infinite where none is recorded.
+    """Return the validation loss at a step; infinite if none is recorded.
 
     Args:
-        curve: step -> validation loss; losses that are not finite have no point.
-        step: of the rung.
-        since: with early stopping, which keeps the weights of the best pass: the best pass after
-            this step counts, also where the trial ended before the rung. None: the rung's alone.
+        curve: step -> validation loss, without non-finite losses.
+        step: step of the rung.
+        since: with early stopping, which keeps the best weights: the best loss after this step
+            counts, even if the trial ended before the rung. None: the loss at the rung alone.
     """
     if since is None:
         return curve.get(step, math.inf)
@@ -311,7 +311,7 @@ def loss_at(curve: Mapping[int, float], step: int, *, since: int | None) -> floa
 
 
 def _is_over(runs: Sequence[Run], failed_before: frozenset[str]) -> bool:
-    """Return whether a trial is not to be trained any more in this process."""
+    """Return whether a trial is complete for this process."""
     return any(
         run.info.status == "FINISHED" or (run.info.status == "FAILED" and run.info.run_id not in failed_before)
         for run in runs

@@ -1,4 +1,4 @@
-"""A study whose learning rates race: legs of trials, a decision, the next legs."""
+"""Run of a study with racing learning rates: parts of trials, a decision, the next parts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from adaptive_lora.study.tracked_trial import trial_checkpoints
 from adaptive_lora.tracking import StudyRun
 
 Pauses = dict[tuple[str, int, int, float], int | None]
-"""Trial -> optimiser step at which it is paused; None: it is not."""
+"""Key of a trial -> optimiser step at which it is paused; None: it is not paused."""
 
 
 class RunLeg(Protocol):
-    """Runs a trial to a step, or to its end; returns False where another process is at it."""
+    """Function that runs a trial to a step, or to its end; returns False if another process runs it."""
 
     def __call__(self, trial: TrialSpec, pause_at: int | None) -> bool:
-        """Run it; None: to its end."""
+        """Run the trial to `pause_at`; None: to its end."""
 
 
 def run_race(
@@ -37,11 +37,11 @@ def run_race(
     """Run the trials of a study, each method's learning rates in a race.
 
     Args:
-        context: of the study.
-        study: its parent run.
-        run: runs a leg of a trial.
-        on_failure: told of trials that failed.
-        progress: what a person sees.
+        context: context of the study.
+        study: parent run of the study.
+        run: function that runs a part of a trial.
+        on_failure: function called with each trial that failed.
+        progress: progress display.
 
     Raises:
         TrackingError: the store does not answer at a decision.
@@ -93,7 +93,7 @@ def _tell(method: MethodRace, told: set[tuple[str, int]], progress: StudyProgres
 
 
 def _record_steps(race: Race, study: StudyRun, progress: StudyProgress) -> None:
-    """Log and print what the race saved."""
+    """Log and print the optimiser steps saved by the race."""
     trained, full = race.steps()
     study.metric("race/trained_steps", trained)
     study.metric("race/full_grid_steps", full)
