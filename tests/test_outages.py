@@ -191,7 +191,7 @@ def test_a_study_trains_on_without_its_server_and_is_compared_after_a_sync(
     with pytest.raises(Undelivered, match="trained, not compared: then run the same command again"):
         quiet(config)
     assert len(trained) == 4
-    assert "Training goes on" in caplog.text
+    assert "Training continues" in caplog.text
 
     site.proxy.down = False
     result = CliRunner().invoke(main, ["sync", str(tmp_path / "out")])

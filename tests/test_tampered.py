@@ -248,7 +248,7 @@ def _journal(outbox: Path, store: str, *lines: Values | str) -> Path:
 @pytest.mark.parametrize("line", LINES.values(), ids=LINES)
 def test_a_line_of_a_journal_is_as_written_or_refused(line: Values | str, tmp_path: Path) -> None:
     text = line if isinstance(line, str) else json.dumps(line)
-    with pytest.raises(CorruptJournal, match="is damaged"):
+    with pytest.raises(CorruptJournal, match="is corrupt"):
         read_record(text.encode(), 0, tmp_path / RECORDS)
 
 
@@ -268,7 +268,7 @@ def test_a_journal_of_others_sends_and_deletes_only_its_own(own_store: str, tmp_
         result = CliRunner().invoke(main, ["sync", "out", "--tracking-uri", own_store])
         assert result.exit_code == 3, (result.output, result.exception)
         assert isinstance(result.exception, SystemExit)
-        assert result.output.count("is damaged") == 2
+        assert result.output.count("is corrupt") == 2
         assert "plan.json is a link" in result.output
         assert "3 journals, 3 left" in result.output
     assert (precious / "key").read_text(encoding="utf-8") == "private"

@@ -1,4 +1,4 @@
-"""The tracking store: found, checked and prepared before a study starts."""
+"""Connection to the tracking store: it is found, checked and prepared before a study starts."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ from adaptive_lora.tracking.store import Store
 from adaptive_lora.tracking.uploader import Uploader
 
 TRAINING = "custom_model_development"
-"""Kind of experiment that the tracking UI shows as model training, not as evaluations of agents."""
+"""Kind of experiment that the tracking UI shows as model training rather than agent evaluation."""
 _START = 4.0
-"""Seconds in which a store has to answer at the start of a command."""
+"""Seconds within which a store must answer at the start of a command."""
 LEAST_FREE_BYTES = 200 * 2**20
-"""A study refuses to start with less free disk for artifacts than this."""
+"""Minimum free disk space for artifacts, in bytes, to start a study."""
 
 
 def connect(config: TrackingConfig, *, must_exist: bool = False) -> Store:
-    """Reach the tracking store and find or make the experiment.
+    """Connect to the tracking store, and find or make the experiment.
 
-    Under `mlflow run` the run and experiment that it made are used: setting another experiment
-    there is an error of MLflow's (mlflow issue 2735).
+    Under `mlflow run` its run and experiment are used, because setting another experiment is an error
+    in MLflow (mlflow issue 2735).
 
     Args:
-        config: where the store is.
-        must_exist: for commands that only read, which make no store where there is none.
+        config: tracking settings.
+        must_exist: whether a missing store is an error, for commands that only read.
 
     Raises:
-        TrackingError: unreachable, not a store that MLflow takes, or no disk left.
+        TrackingError: the store is unreachable or not supported by MLflow, or the disk is full.
     """
     uri, choice = store_uri(config), chosen_experiment(config)
     _quieten()
@@ -88,10 +88,10 @@ def connect(config: TrackingConfig, *, must_exist: bool = False) -> Store:
 
 
 def reach(uri: str) -> Uploader:
-    """Reach a store in order to deliver to it, without making anything there.
+    """Connect to a store for delivery, without creating anything in it.
 
     Raises:
-        TrackingError: unreachable.
+        TrackingError: the store is unreachable.
     """
     _quieten()
     _own_retries()
@@ -104,10 +104,10 @@ def reach(uri: str) -> Uploader:
 
 
 def probe(config: TrackingConfig) -> str:
-    """Make one real call to the store, without creating anything; return what was found.
+    """Make one real call to the store, without creating anything; return the result as text.
 
     Raises:
-        TrackingError: unreachable.
+        TrackingError: the store is unreachable.
     """
     uri = store_uri(config)
     file = sqlite_file(uri)
@@ -123,20 +123,20 @@ def probe(config: TrackingConfig) -> str:
 
 @contextmanager
 def _reaching(uri: str) -> Iterator[None]:
-    """Turn every way in which a store can be unusable into one clear error."""
+    """Convert all errors of an unusable store inside the block into one clear error."""
     try:
         with _short_timeout():
             yield
     except (*STORE_ERRORS, *DATABASE_ERRORS, ImportError) as error:
         reason = next(iter(hide_credentials(str(error)).splitlines()), type(error).__name__)
         code = getattr(error, "error_code", "")
-        raise unusable(uri, reason, code) from None  # the cause may hold the password
+        raise unusable(uri, reason, code) from None  # the cause may contain the password
 
 
 def _first_contact(uri: str) -> AbstractContextManager[object]:
-    """Let one process of this machine after another reach a database server.
+    """Let only one process of this machine at a time connect to a database server.
 
-    MLflow makes the tables of an empty database without asking whether others do so as well.
+    MLflow creates the tables of an empty database without checking whether others do so too.
     """
     if sqlite_file(uri) is not None or not re.match(r"(postgresql|mysql|mssql)\b", uri):
         return nullcontext()
@@ -145,7 +145,7 @@ def _first_contact(uri: str) -> AbstractContextManager[object]:
 
 
 def _parent_run(client: MlflowClient, uri: str, run_id: str) -> Run:
-    """Return the run that `mlflow run` made for this process."""
+    """Return the run that `mlflow run` created for this process."""
     try:
         return client.get_run(run_id)
     except MlflowException as error:
@@ -159,7 +159,7 @@ def _parent_run(client: MlflowClient, uri: str, run_id: str) -> Run:
 
 
 def _experiment(client: MlflowClient, uri: str, choice: ExperimentChoice) -> Experiment:
-    """Find the experiment that was chosen, or make it where it was chosen by name."""
+    """Find the chosen experiment, or make it if it was chosen by name."""
     if choice.name is None:
         assert choice.id is not None
         found: Experiment | None = _by_id(client, choice.id)
@@ -184,10 +184,10 @@ def _experiment(client: MlflowClient, uri: str, choice: ExperimentChoice) -> Exp
 
 
 def _activate(experiment_id: str) -> None:
-    """Make an experiment MLflow's current one, by which logged models go.
+    """Make an experiment MLflow's active one, which logged models belong to.
 
-    MLflow also writes it into the environment, where the next study of this process would take it
-    for the user's choice.
+    MLflow also writes it to the environment, where the next study of this process would read it as
+    the user's choice.
     """
     name = "MLFLOW_EXPERIMENT_ID"
     before = os.environ.get(name)
@@ -211,13 +211,13 @@ def _by_id(client: MlflowClient, number: str) -> Experiment:
 
 
 def _artifact_location(uri: str, name: str) -> str | None:
-    """Return where a new experiment's artifacts go; None: where MLflow puts them."""
+    """Return the artifact location of a new experiment; None: MLflow's default."""
     root = None if uri.startswith(("http://", "https://")) else artifact_root()
     return None if root is None else f"{root}/{quote(name, safe='')}"
 
 
 def _check_disk(uri: str) -> None:
-    """Check the disk of local stores; a server's disk is its own matter."""
+    """Check the free disk space of local stores; a server's is not checked."""
     if uri.startswith(("http://", "https://")):
         return
     free = shutil.disk_usage(Path.cwd()).free
@@ -229,7 +229,7 @@ def _check_disk(uri: str) -> None:
 
 
 def _check_output(output: Path) -> None:
-    """Find before any training that the folder for reports cannot be made."""
+    """Check before any training that the folder for reports can be made."""
     taken = next((place for place in (output, *output.parents) if place.exists()), output)
     if taken.exists() and not taken.is_dir():
         raise TrackingError(f"output {output} cannot be a folder: {taken} is a file; choose another with --output.")
@@ -245,7 +245,7 @@ def _check_file(uri: str, must_exist: bool) -> None:
 
 
 def _quieten() -> None:
-    """Keep MLflow from asking the network and from filling the terminal."""
+    """Keep MLflow from using the network and from filling the terminal."""
     os.environ.setdefault("MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK", "true")
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -257,14 +257,14 @@ def _quieten() -> None:
 
 
 def _own_retries() -> None:
-    """Leave repeating to `retries.py`, which knows what may be repeated."""
+    """Switch MLflow's retries off in favour of `retries`, which repeats only safe calls."""
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 
 @contextmanager
 def _short_timeout() -> Iterator[None]:
-    """Ask an unreachable server for seconds, not minutes, at the start of a study."""
+    """Wait for seconds, not minutes, for an unreachable server inside the block."""
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     before = os.environ.get(name)
     os.environ[name] = "8"

@@ -1,7 +1,7 @@
-"""A SQLite store is there whole or not at all: made and upgraded under another name, then renamed.
+"""Creation and upgrade of SQLite stores, atomically: under another name, then renamed.
 
-MLflow makes its tables in some seventy steps, each of which it commits. A process that is ended
-between two of them, or two processes at it at once, would leave a file that no command can use.
+MLflow creates its tables in some seventy committed steps. A process that is stopped between two of
+them, or two concurrent processes, would leave a file that no command can use.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from adaptive_lora.redaction import hide_credentials
 log = logging.getLogger(__name__)
 
 DATABASE_ERRORS = (SQLAlchemyError, CommandError, sqlite3.Error)
-"""What making tables, reading or upgrading them may raise beside MLflow's own errors."""
+"""Exceptions of creating, reading and upgrading tables, in addition to MLflow's own errors."""
 _MAKING = ".making-"
 _TEMPORARY = "_alembic_tmp_"
-"""How names of tables begin that are being rewritten."""
+"""Prefix of the names of tables that are being rewritten."""
 _OTHERS_SECONDS = 60.0
-"""Time for which another program that makes its tables is waited for."""
+"""Seconds to wait for another program that is creating the tables."""
 
 
 class State(StrEnum):
-    """How far a store's file is."""
+    """State of a store's file."""
 
     ABSENT = "absent"
     """No file, or one without tables."""
@@ -58,12 +58,12 @@ class State(StrEnum):
 
 
 def ensure_store(uri: str) -> None:
-    """Make a SQLite store where there is none; leave other kinds of stores to MLflow.
+    """Create a SQLite store if it is missing; other kinds of stores are left to MLflow.
 
-    A half-made one, which an interrupted first command of earlier versions left, is set aside.
+    An incomplete one, left by an interrupted command of an earlier version, is renamed.
 
     Raises:
-        TrackingError: it cannot be made, or its tables are not of this MLflow's version.
+        TrackingError: it cannot be created, or its tables are of another version of MLflow.
     """
     file = sqlite_file(uri)
     if file is None:
@@ -85,10 +85,10 @@ def ensure_store(uri: str) -> None:
 
 
 def require_current(uri: str) -> None:
-    """Check that the tables of a SQLite store, where it has some, are of this MLflow's version.
+    """Check that the tables of a SQLite store, if it has any, are of this version of MLflow.
 
     Raises:
-        TrackingError: of an older or newer one, with what to do.
+        TrackingError: they are older or newer; the message gives the fix.
     """
     state = state_of(uri)
     if state is State.OLD:
@@ -106,10 +106,10 @@ def require_current(uri: str) -> None:
 
 
 def state_of(uri: str) -> State:
-    """Return how far the file of a SQLite store is.
+    """Return the state of a SQLite store's file.
 
     Raises:
-        TrackingError: it holds another program's tables, or is damaged.
+        TrackingError: it has another program's tables, or is corrupt.
     """
     file = sqlite_file(uri)
     assert file is not None
@@ -149,19 +149,19 @@ def _state(database: sqlite3.Connection, uri: str) -> State:
 
 @cache
 def _revisions() -> tuple[str, ...]:
-    """Return the versions of MLflow's tables that the installed one knows, the latest first."""
+    """Return the table versions known to the installed MLflow, the latest first."""
     script = ScriptDirectory.from_config(schema._get_alembic_config(""))
     return tuple(found.revision for found in script.walk_revisions())
 
 
 @contextmanager
 def _alone(file: Path) -> Iterator[None]:
-    """Be the only process that makes or upgrades this store; sweep what dead ones left."""
+    """Lock the creation and upgrade of this store inside the block; remove files left by dead processes."""
     with FileLock(_lock_of(file), thread_local=False):
         for left in file.parent.glob(f".{_escaped(file.name)}{_MAKING}*"):
             left.unlink(missing_ok=True)
         yield
-        # Only now, with the store in place: whoever has waited finds it, and makes none.
+        # Released only now, with the store in place, so that waiting processes find it.
         _lock_of(file).unlink(missing_ok=True)
 
 
@@ -174,7 +174,7 @@ def _escaped(name: str) -> str:
 
 
 def _settled(uri: str, file: Path) -> State:
-    """Return a store's state once no other program, such as `mlflow ui`, is making it."""
+    """Return a store's state after other programs, such as `mlflow ui`, have finished creating it."""
     until = time.monotonic() + _OTHERS_SECONDS
     while (state := state_of(uri)) is State.HALF and (others := _users_of(file)):
         if time.monotonic() > until:
@@ -184,7 +184,7 @@ def _settled(uri: str, file: Path) -> State:
 
 
 def _users_of(file: Path) -> list[int]:
-    """Return the other processes of this machine that have a file open, as far as can be seen."""
+    """Return the other processes of this machine that have a file open, as far as visible."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
@@ -198,7 +198,7 @@ def _listed(numbers: list[int]) -> str:
 
 
 def _set_aside(file: Path) -> None:
-    """Rename a half-made store, with a word."""
+    """Rename an incomplete store, with a warning."""
     aside = _free(file, "half-made")
     os.replace(file, aside)
     journal = file.with_name(f"{file.name}-journal")
@@ -211,7 +211,7 @@ def _set_aside(file: Path) -> None:
 
 
 def _free(file: Path, what: str) -> Path:
-    """Return a name beside a file that is not taken."""
+    """Return a free name in a file's folder."""
     name = f"{file.name}.{what}-{time.strftime('%Y%m%d-%H%M%S')}"
     taken = sum(one.name.startswith(name) for one in file.parent.iterdir())
     return file.with_name(f"{name}-{taken}" if taken else name)
@@ -219,10 +219,10 @@ def _free(file: Path, what: str) -> Path:
 
 @contextmanager
 def _draft(file: Path) -> Iterator[Path]:
-    """Give a name to make a store under; nothing is left of it after the block."""
+    """Provide a temporary name to create a store under; it is removed after the block."""
     draft = file.with_name(f".{file.name}{_MAKING}{os.getpid()}")
     try:
-        draft.touch(exist_ok=False)  # or MLflow would try for minutes where nothing can be written
+        draft.touch(exist_ok=False)  # otherwise MLflow would retry for minutes if the folder cannot be written to
         yield draft
     finally:
         for name in (draft.name, f"{draft.name}-journal", f"{draft.name}-wal", f"{draft.name}-shm"):
@@ -238,9 +238,9 @@ def _put_in_place(draft: Path, file: Path) -> None:
 
 
 def artifact_root() -> str | None:
-    """Return the URI of this folder's artifacts, or None where MLflow's own relative path will do.
+    """Return the URI of this folder's artifacts, or None if MLflow's own relative path works.
 
-    MLflow decodes `%20` in a plain path, and writes quotes and colons into SQL as they are.
+    MLflow decodes `%20` in a plain path, and writes quotes and colons into SQL unescaped.
     """
     if not re.search(r"[%?:'\"\\]", str(Path.cwd())):
         return None
@@ -248,7 +248,7 @@ def artifact_root() -> str | None:
 
 
 def _make(file: Path) -> None:
-    """Make a store with all its tables and the default experiment."""
+    """Create a store with all its tables and the default experiment."""
     with _draft(file) as draft:
         store = SqlAlchemyStore(sqlite_uri(draft), artifact_root() or ARTIFACTS)
         store._dispose_engine()
@@ -257,16 +257,16 @@ def _make(file: Path) -> None:
 
 
 def upgrade(uri: str) -> Path | None:
-    """Upgrade a SQLite store to the installed MLflow's tables, with a backup beside it.
+    """Upgrade a SQLite store to the installed MLflow's tables, keeping a backup.
 
-    The store is copied, the copy is upgraded and checked, and then takes the store's name: at every
-    moment there is a whole store, the old or the new one.
+    The store is copied, the copy is upgraded and checked, and then renamed to the store's name, so
+    that at every moment there is a complete store, the old or the new one.
 
     Returns:
-        The backup, or None where nothing was to be done.
+        The path of the backup, or None if no upgrade was needed.
 
     Raises:
-        TrackingError: no such store, another kind, in use, or it cannot be upgraded.
+        TrackingError: the store is missing, of another kind, in use, or cannot be upgraded.
     """
     file = sqlite_file(uri)
     if file is None:
@@ -299,11 +299,11 @@ def upgrade(uri: str) -> Path | None:
 
 def _upgraded(file: Path) -> Path:
     with closing(sqlite3.connect(file, isolation_level=None)) as old, _draft(file) as draft:
-        # Out of WAL mode, which leaves a file beside that would be taken for the new store's.
+        # WAL mode is left, because its extra file would be read as part of the new store.
         old.execute("PRAGMA journal_mode = DELETE")
-        old.execute("BEGIN IMMEDIATE")  # nobody else writes from here on
+        old.execute("BEGIN IMMEDIATE")  # no other process can write from here on
         with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(draft, isolation_level=None)) as copy:
-            source.backup(copy)  # a connection that holds the lock cannot itself be copied
+            source.backup(copy)  # a connection with the lock cannot itself be copied
             _clear_temporary(copy)
         engine = schema.create_sqlalchemy_engine(sqlite_uri(draft))
         schema._upgrade_db(engine)
@@ -319,7 +319,7 @@ def _upgraded(file: Path) -> Path:
 
 
 def _backed_up(file: Path) -> Path:
-    """Give a store a second name, or find the one that an interrupted upgrade gave it."""
+    """Link a store to a backup name, or find the link of an interrupted upgrade."""
     for other in file.parent.glob(f"{_escaped(file.name)}.backup-*"):
         if other.samefile(file):
             return other
@@ -332,7 +332,7 @@ def _backed_up(file: Path) -> Path:
 
 
 def _clear_temporary(database: sqlite3.Connection) -> None:
-    """Undo a rewriting of a table that was interrupted before the original was removed."""
+    """Remove temporary tables of an interrupted rewriting."""
     listed = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
     for (name,) in listed:
         if name.startswith(_TEMPORARY) and (name.removeprefix(_TEMPORARY),) in listed:

@@ -1,13 +1,13 @@
-"""One run's records on local disk, in the order in which they were made.
+"""The journal of one run: its records on local disk, in order.
 
-    SPOOL/KEY/journal.jsonl     one record a line, only ever appended to
-    SPOOL/KEY/delivered.jsonl   how far the store has it, and what was learned there (the run's id)
-    SPOOL/KEY/files/...         copies of artifacts, deleted once they are delivered
-    SPOOL/KEY/lock              held by the process that writes and sends
+    OUTBOX/KEY/journal.jsonl     one record per line, append-only
+    OUTBOX/KEY/delivered.jsonl   delivered position, and answers of the store (the run's id)
+    OUTBOX/KEY/files/...         copies of artifacts, deleted after delivery
+    OUTBOX/KEY/lock              held by the process that writes and sends
 
-A record is in the file before anything is sent. It survives the end of the process at once, and
-the end of the machine after the next `settle` (the sender calls it at least once a second and
-before it sends). A last line that a crash cut off counts as not written.
+A record is written before it is sent. It survives a crash of the process at once, and a crash of the
+machine after the next `settle` (the sender calls it at least once per second and before it sends). An
+incomplete last line counts as not written.
 """
 
 from __future__ import annotations
@@ -30,46 +30,46 @@ from adaptive_lora.tracking.records import CorruptJournal, Record, read_object, 
 
 RECORDS, DELIVERED, FILES, LOCK = "journal.jsonl", "delivered.jsonl", "files", "lock"
 KEY = re.compile(r"\d{13}-[0-9a-f]{12}")
-"""Names of journals (`spool.new_key`)."""
+"""Pattern of the names of journals (`outbox.new_key`)."""
 _LASTING = ("run_id", "model_id", "refused")
-"""Facts of an earlier process that are of use."""
+"""Facts of an earlier process that remain valid."""
 
 
 class Journal:
-    """The records of one run; one process at a time holds it.
+    """The records of one run; one process at a time has the lock.
 
-    Appending and reading may happen in different threads.
+    Appending and reading may be in different threads.
     """
 
     def __init__(self, folder: Path, lock: FileLock) -> None:
-        """Use `create` or `take`."""
+        """Use `create` or `take` instead."""
         self.folder, self._lock = folder, lock
         self._guard = threading.Lock()
         self._dirty = False
         self.finished = False
-        """Whether nothing more will be appended."""
+        """Whether no more records will be appended."""
         self.facts: dict[str, str] = {}
-        """Learned at delivery: `run_id`, `artifact_uri`, `refused` (why it is not taken)."""
+        """Answers of the store: `run_id`, `artifact_uri`, `refused` (the reason of a refusal)."""
         self.delivered = 0
-        """Bytes of the file whose records the store has."""
+        """Position in the file, in bytes, up to which the store has all records."""
         self.metrics_sent = 0
         self.done: set[str] = set()
-        """Parts of the record in delivery that the store has already."""
+        """Parts of the current record that the store already has."""
         self.known: set[tuple[str, int]] = set()
-        """(metric, step) that the run has from elsewhere and that are not sent again."""
+        """(metric, step) pairs that the run already has and that are not sent again."""
         self._read_delivered()
         self._records = (folder / RECORDS).open("ab", buffering=0)
         self._end = _whole_lines(folder / RECORDS)
         self._records.truncate(self._end)
         self.header: Mapping[str, Any] = next(iter(self.records(0)), _NOTHING).values
-        """The first record: which run, which store."""
+        """The first record, with run and store."""
 
     @classmethod
     def create(cls, outbox: Path, key: str, header: Mapping[str, Any]) -> Journal:
-        """Begin a journal; the header says which run of which store it belongs to.
+        """Create a journal, with a header that gives run and store.
 
         Raises:
-            TrackingError: the folder cannot be written.
+            TrackingError: the folder cannot be written to.
         """
         folder = outbox / key
         try:
@@ -83,7 +83,7 @@ class Journal:
 
     @classmethod
     def take(cls, folder: Path) -> Journal | None:
-        """Take over a journal that its process left; None where one still holds it.
+        """Take over the journal of a dead process; None if a process still has its lock.
 
         Raises:
             CorruptJournal: it cannot be read.
@@ -100,23 +100,23 @@ class Journal:
 
     @property
     def key(self) -> str:
-        """Name of the run before the store has given it an id."""
+        """Key of the run, used until the store has assigned an id."""
         return self.folder.name
 
     @property
     def pending(self) -> bool:
-        """Whether the store lacks records that it may still take."""
+        """Whether there are undelivered records that the store has not refused."""
         return self.delivered < self._end and "refused" not in self.facts
 
     def append(self, op: str, values: Mapping[str, Any]) -> None:
-        """Write a record.
+        """Append a record.
 
         Raises:
-            TrackingError: the disk is full or cannot be written; the journal stays as it was.
+            TrackingError: the disk is full or cannot be written to; the journal is unchanged.
         """
         line = json.dumps({"op": op, **values}, allow_nan=False).encode() + b"\n"
         with self._guard:
-            # Asked, not counted: an interrupt may have fallen between the last write and its sum.
+            # Read from the file, because an interrupt may have prevented the update of a counter.
             self._end = os.fstat(self._records.fileno()).st_size
             try:
                 if self._records.write(line) != len(line):
@@ -129,17 +129,17 @@ class Journal:
             self._dirty = True
 
     def settle(self) -> None:
-        """Force what was written to the disk."""
+        """Flush all writes to disk."""
         with self._guard:
             if self._dirty and not self._records.closed:
                 os.fsync(self._records.fileno())
                 self._dirty = False
 
     def keep(self, source: Path) -> str:
-        """Copy a file or folder into the journal, forced to the disk; return where it is there.
+        """Copy a file or folder into the journal, flushed to disk; return its path in the journal.
 
         Raises:
-            TrackingError: the disk is full or cannot be written; nothing is left of the copy.
+            TrackingError: the disk is full or cannot be written to; the copy is removed.
         """
         held = self.folder / FILES / uuid4().hex
         try:
@@ -158,7 +158,7 @@ class Journal:
         return f"{FILES}/{held.name}"
 
     def records(self, start: int | None = None) -> Iterator[Record]:
-        """Read the records from a byte on; by default those that the store does not have.
+        """Read the records from a byte position on; by default the undelivered ones.
 
         Raises:
             CorruptJournal: a line cannot be read.
@@ -173,7 +173,7 @@ class Journal:
                 yield read_record(line, position, self.folder / RECORDS)
 
     def acknowledge(self, record: Record, metrics: int = 0) -> None:
-        """Note that the store has everything up to a record."""
+        """Record that the store has everything up to a record."""
         self.delivered, self.done = record.end, set()
         self.metrics_sent += metrics
         self._note({"delivered": self.delivered, "metrics": self.metrics_sent})
@@ -181,40 +181,40 @@ class Journal:
             shutil.rmtree(self.folder / record.values["held"], ignore_errors=True)
 
     def step(self, name: str, call: Callable[[], object]) -> None:
-        """Do a part of the record in delivery, once: what failed later does not repeat it."""
+        """Do a part of the current record once; it is not repeated if a later part fails."""
         if name not in self.done:
             call()
             self.done.add(name)
 
     def learn(self, **facts: str) -> None:
-        """Note what the store said, such as the id of the run."""
+        """Record answers of the store, such as the id of the run."""
         self.facts.update(facts)
         self._note({"facts": facts})
 
     def retry(self) -> None:
-        """Forget that the store refused something, to try it once more."""
+        """Clear the refusal by the store, to try again."""
         self.facts.pop("refused", None)
 
     def finish(self) -> None:
-        """Say that nothing more will be appended."""
+        """Mark the journal as complete."""
         self.settle()
         with self._guard:
             self._records.close()
             self.finished = True
 
     def release(self) -> None:
-        """Let go of the journal; it stays on disk."""
+        """Release the lock; the journal stays on disk."""
         self.finish()
         self._lock.release()
 
     def remove(self) -> None:
-        """Let go of the journal and delete it."""
+        """Release the lock, and delete the journal."""
         self.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _note(self, values: Mapping[str, Any]) -> None:
         with suppress(OSError), (self.folder / DELIVERED).open("ab") as file:
-            # Not forced to disk: what is delivered twice is found there and not made twice.
+            # Not flushed to disk, because a repeated delivery finds existing objects and makes none twice.
             file.write(json.dumps(values).encode() + b"\n")
 
     def _read_delivered(self) -> None:
@@ -227,8 +227,8 @@ class Journal:
             facts = values.get("facts", {})
             numbers = [values.get("delivered", 0), values.get("metrics", 0)]
             if not isinstance(facts, dict) or not all(type(n) is int and n >= 0 for n in numbers):
-                raise CorruptJournal(f"{path} is damaged: {line[:80]!r}")
-            # Where files go is asked of the store anew, not taken from a file.
+                raise CorruptJournal(f"{path} is corrupt: {line[:80]!r}")
+            # The artifact location is read from the store again, not from a file.
             self.facts.update({name: str(facts[name]) for name in _LASTING if name in facts})
             self.delivered = values.get("delivered", self.delivered)
             self.metrics_sent = values.get("metrics", self.metrics_sent)
@@ -238,21 +238,22 @@ _NOTHING = Record(op="run", values={}, end=0)
 
 
 def journals(outbox: Path) -> list[Path]:
-    """Return the folders of all journals in a spool, oldest first."""
+    """Return the folders of all journals in an outbox, oldest first."""
     return sorted(path.parent for path in outbox.glob(f"*/{RECORDS}"))
 
 
 def sweep(outbox: Path) -> None:
-    """Remove what is left of journals whose process died before the first record, or removing them.
+    """Remove remains of journals whose process died before the first record or while removing them.
 
-    Nothing but folders that `new_key` named, with nothing in them but what belongs to a journal.
+    Only folders with names from `new_key` are removed, and only if they have nothing but files of a
+    journal.
     """
     for folder in outbox.glob("*"):
         if not KEY.fullmatch(folder.name) or not folder.is_dir() or (folder / RECORDS).exists():
             continue
         if {path.name for path in folder.iterdir()} - {DELIVERED, FILES, LOCK}:
             continue
-        with suppress(OSError):  # held: it is being made or removed just now
+        with suppress(OSError):  # locked: it is being made or removed
             lock = _held(folder / LOCK)
             if not (folder / RECORDS).exists():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -260,14 +261,14 @@ def sweep(outbox: Path) -> None:
 
 
 def header_of(folder: Path) -> Mapping[str, Any]:
-    """Return the header of a journal that another process may hold; empty where it has none yet."""
+    """Return the header of a journal, which another process may have locked; empty if it has none yet."""
     with suppress(OSError, CorruptJournal), (folder / RECORDS).open("rb") as file:
         return read_record(file.readline(), 0, folder / RECORDS).values
     return {}
 
 
 def _made(folder: Path) -> FileLock:
-    """Make a journal's folder and hold it; another process's `sweep` may take it for left."""
+    """Make a journal's folder and lock it; repeated if another process's `sweep` removed it."""
     while True:
         (folder / FILES).mkdir(parents=True, exist_ok=True, mode=0o700)
         with suppress(Timeout, FileNotFoundError):
@@ -290,7 +291,7 @@ def _whole_lines(path: Path) -> int:
 
 def _unwritable(folder: Path, error: OSError) -> TrackingError:
     reason = error.strerror or str(error)
-    if isinstance(error, shutil.Error):  # one (source, copy, reason) a file
+    if isinstance(error, shutil.Error):  # one (source, copy, reason) per file
         reason = str(error.args[0][0][2])
     return TrackingError(
         f"results cannot be kept in {folder}: {reason}. Free some disk space or "

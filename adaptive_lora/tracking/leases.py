@@ -1,14 +1,15 @@
-"""Several processes on one study: who does what, and what becomes of it when one of them dies.
+"""Leases of trials among several processes on one study, and their takeover from dead processes.
 
-Everything is in the tracking store, as tags. MLflow has no "set this tag if nobody has"; two
-processes that both read a tag and then write it would both believe that they have it. So whatever
-is decided by reading and writing is done in the study's *turn*, which one process has at a time.
-Turns are given by Lamport's bakery algorithm (CACM 17(8), 1974): it needs nothing but registers of
-which each has one writer. The registers are tags of the experiment, one an owner.
+All state is in the tracking store, as tags. MLflow has no atomic "set this tag if it is unset"; two
+processes that both read a tag and then write it would both take the lease. So every decision by
+reading and writing is made under the study's *lock*, which one process has at a time. The lock is
+Lamport's bakery algorithm (CACM 17(8), 1974), which needs only registers with one writer each. The
+registers are tags of the experiment, one per owner.
 
-A *claim* is a tag of a run: its owner and a counter that the owner raises while it lives. Nobody
-compares clocks: whoever waits for an owner measures, on its own monotonic clock, for how long it
-has seen the counter stand still. A process of the same machine that has ended is seen at once.
+A *lease* is a tag of a run: its owner, and a counter that the owner increases while it is alive.
+Clocks of different machines are not compared: a process that waits for an owner measures on its own
+monotonic clock for how long the counter has not changed. The end of a process on the same machine is
+detected at once.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ from adaptive_lora.tracking.store import Store
 LEASE = "adaptive_lora.claim"
 _TURN = "adaptive_lora.turn"
 _BEATS = 8
-"""Beats within the silence after which an owner is taken for dead."""
+"""Number of heartbeats within the time after which a silent owner is taken for dead."""
 _LONGEST_GAP = 5.0
-"""Seconds between two looks that count at most: a store that is away is no silence of the owner."""
+"""Maximum seconds counted between two checks, because an unreachable store is not silence of the owner."""
 _LAST_WORD = 2.0
-"""Seconds for which a process that ends waits for the store to note it."""
+"""Seconds for which an ending process waits for the store to record it."""
 
 
 class Patience:
-    """How long others have been silent, as far as this process has watched them."""
+    """Observed time of silence of other owners."""
 
     def __init__(self, silence: float) -> None:
-        """Take an owner for dead after so many seconds without a sign of life."""
+        """Take an owner for dead after `silence` seconds without a heartbeat."""
         self.silence = silence
         self._seen: dict[str, tuple[str, float, float]] = {}
 
     def is_over(self, place: str, value: str) -> bool:
-        """Take note of a claim's value now; return whether its owner is dead.
+        """Record the present value of a lease; return whether its owner is dead.
 
         Args:
-            place: where it is written.
-            value: owner and counter.
+            place: key of the tag.
+            value: value of the tag: owner and counter.
         """
         owner = Owner.parse(value.partition("#")[0])
         if owner is None or owner.is_gone:
@@ -62,25 +63,25 @@ class Patience:
 
 @dataclass(kw_only=True, slots=True)
 class Heartbeat:
-    """Raises the counter of one tag in the background until it is stopped."""
+    """Background thread that increases the counter of one tag until it is stopped."""
 
     write: Callable[[int], None]
-    """Writes the counter."""
+    """Function that writes the counter."""
     interval: float
     """Seconds."""
     _over: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin; the first write comes after one interval."""
+        """Start; the first write is after one interval."""
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
 
     def stop(self, *, wait: bool = True) -> None:
-        """End.
+        """Stop.
 
         Args:
-            wait: for a write on its way, so that none comes later.
+            wait: whether to wait for a write in progress, so that none comes later.
         """
         self._over.set()
         if wait and self._thread is not None:
@@ -90,20 +91,20 @@ class Heartbeat:
         count = 0
         while not self._over.wait(self.interval):
             count += 1
-            with suppress(*STORE_ERRORS, TrackingError):  # away: others do not see it either
+            with suppress(*STORE_ERRORS, TrackingError):  # unreachable: others do not see it either
                 self.write(count)
 
 
 class Leases:
-    """The claims of one process on one study."""
+    """The leases of one process on one study."""
 
     def __init__(self, store: Store, study_id: str, silence: float) -> None:
-        """Take part in a study.
+        """Join a study.
 
         Args:
-            store: where the study is.
-            study_id: of the study.
-            silence: seconds after which a silent owner is taken for dead; the same everywhere.
+            store: tracking store of the study.
+            study_id: id of the study.
+            silence: seconds after which a silent owner is taken for dead; equal in all processes.
         """
         self.store, self.owner = store, Owner.here()
         self.patience = Patience(silence)
@@ -112,17 +113,17 @@ class Leases:
 
     @property
     def mine(self) -> str:
-        """The value of a fresh claim."""
+        """Value of a new lease."""
         return f"{self.owner}#0"
 
     def is_free(self, run_id: str, lease: str) -> bool:
-        """Return whether a claim has no living owner, or is this process's own."""
+        """Return whether a lease has no living owner, or is this process's own."""
         if not lease or lease.startswith(f"{self.owner}#"):
             return True
         return self.patience.is_over(run_id, lease)
 
     def release(self, run: Recorder) -> None:
-        """Give a claim up at once where the store answers; else others see that it is silent."""
+        """Give a lease up at once if the store answers; otherwise it expires by silence."""
         if self.store.outbox.away:
             return
 
@@ -136,12 +137,12 @@ class Leases:
 
     @contextmanager
     def held(self, run_id: Callable[[], str]) -> Iterator[Callable[[], None]]:
-        """Keep a claim alive inside the block.
+        """Keep a lease alive inside the block.
 
-        The result raises `LeaseLost` where another process has taken the claim.
+        The yielded function raises `LeaseLost` if another process has taken the lease.
 
         Args:
-            run_id: of the claimed run; may raise while the store has not given it one.
+            run_id: function that returns the id of the leased run; may raise while it has none.
         """
         lost = threading.Event()
 
@@ -154,18 +155,18 @@ class Leases:
 
         def check() -> None:
             if lost.is_set():
-                raise LeaseLost("another process took this trial while this one seemed dead.")
+                raise LeaseLost("another process took this trial over, because this one seemed dead.")
 
         heart = Heartbeat(write=write, interval=self._interval)
         heart.start()
         try:
             yield check
         finally:
-            heart.stop(wait=not self.store.outbox.away)  # a user who stops it waits for nothing
+            heart.stop(wait=not self.store.outbox.away)  # a user who stops it does not wait
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Have the study to oneself inside the block, which should be short.
+        """Hold the study's lock inside the block, which should be short.
 
         Raises:
             TrackingError: the store does not answer.
@@ -185,7 +186,7 @@ class Leases:
                 self.store.client.delete_experiment_tag(self.store.experiment_id, key)
 
     def _await(self, key: str, ticket: int) -> None:
-        """Wait until nobody living is choosing or has a lower ticket."""
+        """Wait until no living process is choosing or has a lower ticket."""
         pause = 0.05
         while True:
             before = {
@@ -195,7 +196,7 @@ class Leases:
             }
             dead = [other for other, value in before.items() if self.patience.is_over(other, value)]
             for other in dead:
-                with suppress(*STORE_ERRORS):  # somebody else removed it
+                with suppress(*STORE_ERRORS):  # another process removed it
                     self.store.client.delete_experiment_tag(self.store.experiment_id, other)
             if len(dead) == len(before):
                 return
@@ -207,7 +208,7 @@ class Leases:
         self.store.client.set_experiment_tag(self.store.experiment_id, key, value)
 
     def _tickets(self) -> dict[str, tuple[int, str]]:
-        """Return tag -> (ticket, whole value) of everybody at the study; 0 is choosing one."""
+        """Return tag -> (ticket, whole value) of all processes at the study; ticket 0: it is choosing one."""
         tags = self.store.client.get_experiment(self.store.experiment_id).tags
         found = {}
         for key, value in tags.items():

@@ -1,4 +1,4 @@
-"""Records wait on local disk and are sent in the background; training never waits for a server."""
+"""The outbox: records are kept on local disk and sent in the background, so that training never waits."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from adaptive_lora.tracking.uploader import Uploader
 log = logging.getLogger(__name__)
 
 FOLDER = "spool"
-"""Inside a study's output folder."""
+"""Name of the outbox folder inside a study's output folder."""
 _LAST_REQUEST = 5.0
-"""Seconds that the end of a process waits for a request on its way."""
+"""Seconds for which the end of a process waits for a request in progress."""
 _WORTH_SAYING = 5
-"""Failures in a row, at least 2 s, after which a person is told."""
+"""Number of consecutive failures, at least 2 s, after which the user is told."""
 _DOUBTFUL = 8
-"""Times that a record is sent again after MLflow's BAD_REQUEST: a database that went away gives it,
-and so does a record that it will never take."""
+"""Number of repetitions after MLflow's BAD_REQUEST, which both an unreachable database and an invalid
+record give."""
 
 
 class Outbox:
@@ -39,13 +39,13 @@ class Outbox:
         self._backoff = Backoff()
         self._bug: BaseException | None = None
         self.away = ""
-        """Why the store does not take anything just now; empty where it does."""
+        """Reason why the store is unreachable; empty if it is reachable."""
         self._told = False
         self._uploaders = 0
         self._said: set[str] = set()
 
     def create(self, header: Mapping[str, Any]) -> Journal:
-        """Begin a journal for a run.
+        """Create a journal for a run.
 
         Raises:
             TrackingError: the folder cannot be written.
@@ -57,7 +57,7 @@ class Outbox:
         return journal
 
     def notify(self) -> None:
-        """Send what there is, in the background.
+        """Start sending pending records in the background.
 
         Raises:
             Exception: a bug that ended the sender.
@@ -92,29 +92,29 @@ class Outbox:
             return not any(undelivered(j) for j in self._watched(journal))
 
     def undelivered(self) -> list[Journal]:
-        """Return the journals whose records the store does not all have."""
+        """Return the journals with undelivered records."""
         with self._changed:
             return [journal for journal in self._journals if undelivered(journal)]
 
     def holds(self, folder: Path) -> bool:
-        """Return whether a journal is this process's, which sends it in order by itself."""
+        """Return whether a journal belongs to this process, which sends it itself."""
         with self._changed:
             return any(journal.folder == folder for journal in self._journals)
 
     def retry_refused(self) -> None:
-        """Try once more what the store refused."""
+        """Try refused records again."""
         with self._changed:
             for journal in self._journals:
                 journal.retry()
 
     def close(self) -> None:
-        """End the sender and let go of all journals; undelivered ones stay on disk."""
+        """Stop the sender and release all journals; undelivered ones stay on disk."""
         with self._changed:
             thread, self._thread = self._thread, None
             self._changed.notify_all()
         if thread is not None:
             thread.join(timeout=_LAST_REQUEST)
-            if thread.is_alive():  # a server that hangs; the journals stay ours until we end
+            if thread.is_alive():  # a server hangs; the journals stay locked until this process ends
                 return
         with self._changed:
             journals, self._journals = self._journals, []
@@ -123,7 +123,7 @@ class Outbox:
                 journal.release()
             else:
                 journal.remove()
-        with suppress(OSError):  # others may use it
+        with suppress(OSError):  # other processes may use it
             self.folder.rmdir()
 
     def _watched(self, journal: Journal | None) -> list[Journal]:
@@ -137,7 +137,7 @@ class Outbox:
                     self._tidy()
                 else:
                     self._send(journal)
-        except BaseException as bug:  # shown on the main thread, by `nudge` or `drain`
+        except BaseException as bug:  # raised on the main thread, by `notify` or `drain`
             self._bug = bug
             with self._changed:
                 self._changed.notify_all()
@@ -147,7 +147,7 @@ class Outbox:
             return next((journal for journal in self._journals if journal.pending), None)
 
     def _tidy(self) -> None:
-        """Wait for something to send; force records to the disk; delete what is done with."""
+        """Wait for records to send; flush records to disk; delete delivered journals."""
         with self._changed:
             self._changed.wait(1.0)
             done = [j for j in self._journals if j.finished and not undelivered(j)]
@@ -174,14 +174,14 @@ class Outbox:
         self._progressed()
 
     def _progressed(self) -> None:
-        """Note that a record, or a part of one, has arrived."""
+        """Record progress: a record, or a part of one, has arrived."""
         self._backoff.reset()
         with self._changed:
             self._uploaders += 1
             self._changed.notify_all()
 
     def _say_refused(self, journal: Journal) -> None:
-        """Say once a run that the store does not take it."""
+        """Log once per run that the store refuses it."""
         if journal.key in self._said:
             return
         self._said.add(journal.key)
@@ -206,7 +206,9 @@ class Outbox:
         if self._backoff.failures == _WORTH_SAYING:
             self._told = True
             log.warning(
-                "The tracking store does not answer (%s). Training goes on; records wait in %s.", self.away, self.folder
+                "The tracking store does not answer (%s). Training continues; records are kept in %s.",
+                self.away,
+                self.folder,
             )
         with self._changed:
             this = threading.current_thread()
@@ -214,10 +216,10 @@ class Outbox:
 
 
 def new_key() -> str:
-    """Return a name for a run that sorts by time and that no other has."""
+    """Return a unique name for a run that sorts by time."""
     return f"{time.time_ns() // 1_000_000:013d}-{uuid4().hex[:12]}"
 
 
 def undelivered(journal: Journal) -> bool:
-    """Return whether a journal has records that the store lacks, refused ones included."""
+    """Return whether a journal has records that the store lacks, including refused ones."""
     return journal.pending or "refused" in journal.facts

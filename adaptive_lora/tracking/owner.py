@@ -1,4 +1,4 @@
-"""Who holds a claim, and whether that process is known to have ended."""
+"""The owner of a lease, and the check whether its process has ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uuid import uuid4
 import psutil
 
 _ALIVE: set[str] = set()
-"""Tokens of the owners of this process that have not ended."""
+"""Tokens of this process's owners that have not ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +23,20 @@ class Owner:
     machine: str
     pid: int
     started: str
-    """Clock ticks from the machine's start to the process's; setting the clock does not move it."""
+    """Clock ticks from the machine's start to the process's; not affected by setting the clock."""
     token: str
-    """Tells apart what has the same process number at different times."""
+    """Random token that distinguishes owners with equal process ids."""
 
     @classmethod
     def here(cls) -> Owner:
-        """Return a new owner in this process; `ended` says that it is no more."""
+        """Return a new owner in this process; `ended` marks its end."""
         owner = cls(_machine(), os.getpid(), _started(os.getpid()) or "", uuid4().hex[:8])
         _ALIVE.add(owner.token)
         return owner
 
     @classmethod
     def parse(cls, text: str) -> Owner | None:
-        """Read what `str` gives; None where it is something else."""
+        """Parse the text of `str`; None for other texts."""
         parts = text.split("/")
         if len(parts) != 4 or not parts[1].isdigit():
             return None
@@ -47,12 +47,12 @@ class Owner:
         return f"{self.machine}/{self.pid}/{self.started}/{self.token}"
 
     def ended(self) -> None:
-        """Take note that the command is over while the process goes on."""
+        """Mark the command as ended while the process continues."""
         _ALIVE.discard(self.token)
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is known to have ended; of other machines' processes nothing is known."""
+        """Whether it is known to have ended; unknown for processes of other machines."""
         if self.machine != _machine():
             return False
         if self.pid == os.getpid() and self.started == (_started(self.pid) or ""):
@@ -61,7 +61,7 @@ class Owner:
 
 
 def _machine() -> str:
-    """Return a digest of host, boot and process space: within it process numbers mean the same."""
+    """Return a digest of host, boot and process namespace, within which process ids are unique."""
     facts = [platform.node()]
     with suppress(OSError):
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -70,11 +70,11 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process started, or None where there is no such process any more."""
+    """Return the start time of a process, or None if it no longer exists."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except FileNotFoundError:
         if Path("/proc/self/stat").exists() or not psutil.pid_exists(pid):
             return None
-        return ""  # no /proc here
+        return ""  # a system without /proc
     return None if fields[0] in "ZX" else fields[19]

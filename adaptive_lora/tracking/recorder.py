@@ -1,4 +1,4 @@
-"""What writes to one run: onto local disk at once, into the store in the background."""
+"""The recorder of one run: writes to local disk at once, and to the store in the background."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _GOES_ON = "\n\nThe whole text is the artifact `report/report.md`; `report/repor
 
 
 class Recorder:
-    """Writes to one run. No method waits for the store, except `flush` for as long as it is told.
+    """Records one run. No method waits for the store, except `flush` for a given time.
 
-    Everything goes into the run's journal first (`journal.py`), without credentials, and is sent in
-    order by the spool of the store. A run that is begun while the store is away gets its id later.
+    All records go into the run's journal first (`journal.py`), without credentials, and are sent in
+    order by the store's outbox. A run that is begun while the store is unreachable gets its id later.
 
-    To continue a run that an interruption left, use `resume`: what the run already has is not
-    recorded twice, whichever checkpoint training goes on from.
+    An interrupted run is continued by `resume`: existing records are not made twice, from any
+    checkpoint that training continues from.
     """
 
     def __init__(self, store: Store, run_id: str) -> None:
-        """Write to a run that the store has; see `begin` for a new one."""
+        """Record to an existing run of the store; see `begin` for a new one."""
         self.store = store
         # `ends`: this process ends the run; `once`: it records each metric once a step.
         self._header: dict[str, Any] = {"run_id": run_id, "store": store.shown_uri}
@@ -46,7 +46,7 @@ class Recorder:
 
     @classmethod
     def begin(cls, store: Store, name: str, tags: Mapping[str, str]) -> Self:
-        """Begin a new run, whether the store answers or not."""
+        """Begin a new run, also if the store does not answer."""
         run = cls(store, "")
         run._header = new_run(store, name, tags)
         _ = run._open
@@ -54,11 +54,11 @@ class Recorder:
 
     @classmethod
     def resume(cls, store: Store, run_id: str) -> Self:
-        """Continue a run that an interruption left; it is RUNNING again.
+        """Continue an interrupted run; its status becomes RUNNING.
 
-        Metrics that the store has for a step are not recorded again, so a trial may go on from any
-        checkpoint. Its interrupted journal has to be delivered before (`sync.deliver_left`, which
-        `StudyRun.open` calls).
+        Metrics that the store has for a step are not recorded again, so that a trial may continue from
+        any checkpoint. Its interrupted journal must be delivered before (`sync.deliver_left`, called
+        by `StudyRun.open`).
 
         Raises:
             TrackingError: the store does not answer.
@@ -77,7 +77,7 @@ class Recorder:
         """The run's id in the store.
 
         Raises:
-            TrackingError: the store did not answer since the run began, so it has none yet.
+            TrackingError: it has none yet, because the store has not answered since the run began.
         """
         for journal in (self._journal, self._ended):
             if journal is not None and "run_id" in journal.facts:
@@ -90,27 +90,27 @@ class Recorder:
         return str(self._header["run_id"])
 
     def metric(self, key: str, value: float, step: int = 0) -> None:
-        """Record a finite metric; others have no place on a chart."""
+        """Record a metric; non-finite values are ignored, because charts cannot show them."""
         if value != value or abs(value) == float("inf") or (key, step) in self._has:
             return
         self._append("metric", {"k": key, "v": float(value), "s": step, "t": _now()})
 
     def send(self) -> None:
-        """Send what was recorded, in the background."""
+        """Send records in the background."""
         if self._journal is not None:
             self.store.outbox.notify()
 
     def flush(self, patience: float = 0.0) -> bool:
-        """Send what was recorded; return whether the store has all of it.
+        """Send records; return whether the store has all of them.
 
         Args:
-            patience: seconds without progress for which to wait. 0: do not wait.
+            patience: seconds to wait without progress; 0: do not wait.
         """
         written = [journal for journal in (self._ended, self._journal) if journal is not None]
         return all([self.store.outbox.drain(patience, journal) for journal in written])
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Log parameters; the names carry a prefix and never meet those of `mlflow run`."""
+        """Log parameters, whose names have a prefix and differ from those of `mlflow run`."""
         texts = {key: str(value) for key, value in values.items() if key not in self._params}
         if texts:
             self._append("params", {"values": texts})
@@ -141,13 +141,13 @@ class Recorder:
             self._append("model", {"held": self._open.keep(Path(place) / "model")})
 
     def data(self, name: str, digest: str, source: str, rows: int) -> None:
-        """Log the data set as an input, by digest; its rows stay where they are."""
+        """Log the data set as an input by digest, without its rows."""
         self._append("data", {"dataset": dataset_of(name, digest, source, rows)})
 
     def describe(self, markdown: str) -> None:
         """Set the run's description, shown on its page in the tracking UI.
 
-        MLflow takes 8,000 characters; a longer text ends at a paragraph and says where it goes on.
+        MLflow accepts 8,000 characters; a longer text is cut at a paragraph and refers to the report.
         """
         if len(markdown) > _NOTE:
             markdown = markdown[: markdown.rindex("\n\n", 0, _NOTE - len(_GOES_ON))] + _GOES_ON
@@ -161,14 +161,14 @@ class Recorder:
         self.store.outbox.notify()
 
     def leave(self) -> None:
-        """Write no more: the run is another process's now."""
+        """Stop recording, because the run belongs to another process now."""
         self._open.finish()
         self._ended, self._journal = self._journal, None
         self.store.outbox.notify()
 
     @property
     def _open(self) -> Journal:
-        """The run's journal, begun with the first record."""
+        """The run's journal, created with the first record."""
         if self._journal is None:
             self._journal = self.store.outbox.create(self._header)
         return self._journal
@@ -182,12 +182,12 @@ class TrialRun(Recorder):
 
 
 def new_run(store: Store, name: str, tags: Mapping[str, str]) -> dict[str, Any]:
-    """Return all that it takes to make a run, now or later (`delivery.make_run`)."""
+    """Return the values needed to make a run, now or later (`uploader.make_run`)."""
     return {
         "store": store.shown_uri,
         "experiment_id": store.experiment_id,
         "name": hide_credentials(name),
-        # MLflow adds tags of its own, the git remote among them, whose URI may hold a token.
+        # MLflow adds its own tags, including the git remote, whose URI may contain a token.
         "tags": hide_in(resolve_tags(dict(tags))),
         "time": _now(),
         "key": new_key(),

@@ -1,7 +1,7 @@
-"""One line of a journal: read strictly, since `sync` may be given a folder that others wrote to.
+"""Records of a journal, read strictly, because `sync` may be given a folder written by others.
 
-What a line says is done with the rights of whoever sends it: files are read, sent and deleted. So
-it can name files of its own journal alone, and what does not look as written is damage.
+Records are executed with the rights of the user who sends them: files are read, sent and deleted. So
+a record can name only files of its own journal, and lines of any other form are corrupt.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ class Record:
     """One line of a journal."""
 
     op: str
-    """What is to be done in the store: a name in `delivery.SENDERS`."""
+    """Name of the operation in the store: a method of `uploader.Uploader`."""
     values: Mapping[str, Any]
     end: int
-    """Byte of the file after this line."""
+    """Position in the file after this line, in bytes."""
 
 
 def read_record(line: bytes, end: int, place: Path) -> Record:
     """Read a line.
 
     Args:
-        line: of the file.
-        end: byte after it.
-        place: the file, for messages.
+        line: line of the file.
+        end: position after it, in bytes.
+        place: path of the file, for messages.
 
     Raises:
-        CorruptJournal: it is none that a recorder writes.
+        CorruptJournal: it is not a line written by a recorder.
     """
     values = read_object(line, place)
     op = values.pop("op", None)
     if not isinstance(op, str) or op not in _FIELDS:
-        raise CorruptJournal(f"{place} is damaged: it asks for {op!s:.80}")
+        raise CorruptJournal(f"{place} is corrupt: it asks for {op!s:.80}")
     wrong = [name for name, fits in _FIELDS[op].items() if name not in values or not fits(values[name])]
     if op == "run" and not _text(values.get("run_id")):
         wrong += [name for name, fits in _NEW_RUN.items() if not fits(values.get(name))]
     if wrong or not _text(values.get("store", "")):
-        raise CorruptJournal(f"{place} is damaged: {op} with {', '.join(wrong) or 'store'}")
+        raise CorruptJournal(f"{place} is corrupt: {op} with {', '.join(wrong) or 'store'}")
     return Record(op=op, values=values, end=end)
 
 
@@ -59,14 +59,14 @@ def read_object(line: bytes, place: Path) -> dict[str, Any]:
     """Read one JSON object.
 
     Raises:
-        CorruptJournal: it is none.
+        CorruptJournal: the line is not a JSON object.
     """
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise CorruptJournal(f"{place} is damaged: {error!s:.200}") from error
+        raise CorruptJournal(f"{place} is corrupt: {error!s:.200}") from error
     if not isinstance(values, dict):
-        raise CorruptJournal(f"{place} is damaged: {type(values).__name__} where an object belongs")
+        raise CorruptJournal(f"{place} is corrupt: {type(values).__name__} where an object belongs")
     return values
 
 
@@ -92,8 +92,8 @@ _FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
     "model": {"held": lambda v: _text(v) and bool(_HELD.fullmatch(v))},
     "status": {"status": _text, "time": _whole},
 }
-"""Operation -> what its fields have to be."""
+"""Operation -> types of its fields."""
 _NEW_RUN: Mapping[str, Callable[[Any], bool]] = {
     "key": _text, "experiment_id": _text, "name": _text, "tags": _texts, "time": _whole,
 }  # fmt: skip
-"""The same of a run that the store does not have yet."""
+"""Types of the fields of a run that the store does not have yet."""

@@ -1,4 +1,4 @@
-"""Adapters as MLflow models, proven before they get a version, and the champion's alias."""
+"""Adapters as MLflow models and registered versions, and the champion's alias."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHAMPION = "champion"
 _ADDRESS = re.compile(r"models:/(?!\.+[/@])[^/@\s]+([/@][\w.-]+)?|runs:/\w+(/(?!\.)[\w.-]+)+")
 _LOADER = "mlflow.pyfunc.loaders.code_model"
 _RUN = (".py", ".pyc", ".pkl", ".pickle", ".so", ".pyd", ".pth")
-"""What Python could run."""
+"""Suffixes of files that Python could run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,15 +40,15 @@ class RegisteredAdapter:
 
 
 def log_adapter(run: Recorder, folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Log an adapter folder as a pyfunc model of a run; its tag `MODEL_TAG` has the URI."""
+    """Log an adapter folder as a pyfunc model of a run; the run's tag `MODEL_TAG` has its URI."""
     run.model(folder, metadata)
 
 
 def adapter_folder(model_uri: str) -> Path:
-    """Fetch the adapter folder of a logged or registered model; return its local path.
+    """Download the adapter folder of a logged or registered model; return its local path.
 
     Raises:
-        TrackingError: no such model, or one without an adapter.
+        TrackingError: the model does not exist, or has no adapter.
     """
     folder = _fetched(model_uri)
     found = next((path for path in sorted(folder.rglob(RECORD)) if path.is_file()), None)
@@ -65,23 +65,23 @@ def _fetched(model_uri: str) -> Path:
         )
     try:
         return Path(outlast_or_say(lambda: mlflow.artifacts.download_artifacts(model_uri)))
-    except Exception as error:  # each kind of artifact store has its own errors
+    except Exception as error:  # each type of artifact store has its own errors
         raise TrackingError(f"model {model_uri} cannot be fetched: {error}") from error
 
 
 def require_own_code(model_uri: str) -> None:
-    """Check that what serving a model runs is this version's code, byte for byte.
+    """Check that the code run in serving a model is this version's, byte for byte.
 
-    `mlflow.pyfunc.load_model` and `mlflow models serve` run the Python files that lie beside a
-    model, whoever put them there, and install what its requirements name.
+    `mlflow.pyfunc.load_model` and `mlflow models serve` run any Python files in a model's folder, and
+    install the packages of its requirements.
 
     Raises:
-        TrackingError: other code, a pickle, or other packages.
+        TrackingError: there is other code, a pickle, or another requirement.
     """
     folder = _fetched(model_uri)
     if compiled := list(folder.rglob("__pycache__")):
-        # Loading from a local store leaves bytecode in it. It would be run instead of its source,
-        # so it goes; what comes back with a second fetch was put there by somebody.
+        # Loading from a local store leaves bytecode in it, which would be run instead of its source, so
+        # it is removed; bytecode in a second download was put there by someone.
         for place in compiled:
             shutil.rmtree(place)
         folder = _fetched(model_uri)
@@ -101,7 +101,7 @@ def require_own_code(model_uri: str) -> None:
 
 
 def _descriptions(folder: Path) -> dict[str, bool]:
-    """Return whether each file that says how a model is served says what `log_adapter` wrote."""
+    """Return file -> whether it has the serving settings written by `log_adapter`."""
 
     def names(lines: Iterable[object]) -> set[str]:
         return {str(line).partition("==")[0] for line in lines}
@@ -135,14 +135,14 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def register(store: Store, name: str, run: Run) -> RegisteredAdapter:
-    """Give the adapter of a run a version in the registry, or find the one it has."""
+    """Register the adapter of a run as a version, or find its existing one."""
     model_uri = run.data.tags[MODEL_TAG]
     version = outlast_or_say(lambda: _version(store.client, name, run.info.run_id, model_uri))
     return RegisteredAdapter(name=name, version=version, model_uri=model_uri)
 
 
 def _version(client: MlflowClient, name: str, run_id: str, model_uri: str) -> str:
-    """Find a run's version or make it; may be repeated after an answer that was lost."""
+    """Find a run's version or make it; may be repeated after a lost answer."""
     try:
         client.get_registered_model(name)
     except MlflowException:

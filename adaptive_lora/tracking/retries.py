@@ -1,8 +1,8 @@
-"""Which errors of a tracking store pass by themselves, and how long to wait: the one place for it.
+"""Retries: the temporary errors of a tracking store, and waiting times.
 
 MLflow's own retries are switched off (`connect`): they repeat calls such as "create a run" after a
-connection that broke once the server had already obeyed, which leaves two runs. Here only calls
-that may be repeated are.
+connection broke, although the server may have executed the call, which leaves two runs. Here only
+repeatable calls are retried.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from adaptive_lora.redaction import hide_credentials
 T = TypeVar("T")
 
 STORE_ERRORS = (MlflowException, OSError, ValueError)
-"""What a call to a store may raise; ValueError where the body of an answer was cut."""
+"""Exceptions of calls to a store; ValueError if the body of an answer was cut off."""
 _LASTING = frozenset(
     {
         "CUSTOMER_UNAUTHORIZED",
@@ -40,14 +40,14 @@ _LASTING = frozenset(
         "UNAUTHENTICATED",
     }
 )
-# Not BAD_REQUEST: MLflow also gives it for a database that went away or has no connection left.
+# Not BAD_REQUEST, which MLflow also gives if its database is unreachable or has no free connection.
 _PASSING_STATUS = frozenset({408, 425, 429})
 PATIENCE = 120.0
-"""Seconds for which a call on the main thread outlasts an outage."""
+"""Seconds for which a call on the main thread is retried during an outage."""
 
 
 def passes(error: BaseException) -> bool:
-    """Return whether the same call may succeed later: the server is away, busy or out of disk."""
+    """Return whether the same call may succeed later, because the server is unreachable, busy or out of disk."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
         return status in _PASSING_STATUS or status >= 500
@@ -59,7 +59,7 @@ def passes(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error's first line without credentials, for people."""
+    """Return an error's first line without credentials, for display."""
     lines = hide_credentials(str(error)).splitlines()
     return next(iter(lines), type(error).__name__)[:300].rstrip(". ")
 
@@ -82,7 +82,7 @@ class Backoff:
         return whole * self._random.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """Begin anew after a success."""
+        """Restart from `first` after a success."""
         self.failures = 0
 
 
@@ -104,11 +104,11 @@ def outlast(call: Callable[[], T], patience: float = PATIENCE) -> T:
 
 
 def outlast_or_say(call: Callable[[], T], patience: float = PATIENCE) -> T:
-    """Do as `outlast`, with a clear error where the store stays away.
+    """Retry like `outlast`, with a clear error if the store stays unreachable.
 
     Raises:
         TrackingError: the store did not answer in that time.
-        MlflowException, OSError, ValueError: an error that waiting does not mend.
+        MlflowException, OSError, ValueError: a permanent error.
     """
     try:
         return outlast(call, patience)
@@ -123,7 +123,7 @@ def outlast_or_say(call: Callable[[], T], patience: float = PATIENCE) -> T:
 
 @contextmanager
 def suppress_existing() -> Iterator[None]:
-    """Go on where what was to be made exists: another process, or a request before, made it."""
+    """Ignore errors of existing objects inside the block, made by another process or an earlier request."""
     try:
         yield
     except MlflowException as error:
@@ -132,9 +132,9 @@ def suppress_existing() -> Iterator[None]:
 
 
 class _PatientClient:
-    """An MlflowClient whose calls outlast short outages.
+    """An MlflowClient whose calls are retried during short outages.
 
-    Calls that make something new (`create_...`) are made once: a repeated one could make two.
+    Calls that create objects (`create_...`) are made once, because a repeated one could create two.
     """
 
     def __init__(self, client: MlflowClient) -> None:
@@ -148,5 +148,5 @@ class _PatientClient:
 
 
 def patient(client: MlflowClient) -> MlflowClient:
-    """Return a client whose repeatable calls outlast outages of up to `PATIENCE` seconds."""
+    """Return a client whose repeatable calls are retried for up to `PATIENCE` seconds."""
     return cast(MlflowClient, _PatientClient(client))

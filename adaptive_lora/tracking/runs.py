@@ -1,4 +1,4 @@
-"""Runs: what marks them, those outside any study, and how they are found."""
+"""Runs: their tags, runs outside any study, and searches."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ STUDY_KEY = "study_lineage"
 TOKENS = "tokens_digest"
 """Tag: digest of the token ids and loss masks of a study's examples."""
 RACE = "race"
-"""Tag of a trial whose learning rate races: `paused` at a rung, or `raced`, which ends it."""
+"""Tag of a trial with a racing learning rate: `paused` at a rung, or `raced` if it was stopped."""
 RACE_STEP = "race.step"
 """Tag: the last rung that the trial reached, in optimiser steps."""
 RACE_REASON = "race.reason"
-"""Tag: why a raced trial was stopped."""
+"""Tag: reason why a raced trial was stopped."""
 PAUSED, RACED = "paused", "raced"
 """Values of `RACE`."""
 
 
 def run_name(default: str) -> str:
-    """Return the name that MLFLOW_RUN_NAME gives the run of this command, or the usual one."""
+    """Return the run name in MLFLOW_RUN_NAME, or the default."""
     return os.environ.get("MLFLOW_RUN_NAME") or default
 
 
@@ -44,10 +44,10 @@ def create(store: Store, name: str, tags: Mapping[str, str] | None = None) -> st
 
 
 def let_go(store: Store, status: str) -> None:
-    """Let go of a store at the end of a command that ended so.
+    """Close a store at the end of a command that ended with a status.
 
     Raises:
-        Undelivered: the command finished and the store did not take everything.
+        Undelivered: the command finished and the store has not received everything.
     """
     try:
         if status == "FINISHED":
@@ -76,7 +76,7 @@ def single_run(store: Store, kind: str, name: str) -> Iterator[TrialRun]:
 
 
 def search(store: Store, query: str, experiments: list[str] | None = None) -> list[Run]:
-    """Return all runs of a query; MLflow gives at most 1,000 a page."""
+    """Return all runs of a query, page by page; MLflow's pages have at most 1,000 runs."""
     found: list[Run] = []
     token: str | None = None
     while True:
@@ -90,10 +90,10 @@ def search(store: Store, query: str, experiments: list[str] | None = None) -> li
 
 
 def find_trials(store: Store, query: str) -> list[Run]:
-    """Return the trials of all experiments that a query of MLflow's finds, newest first.
+    """Return the trials in all experiments that match a query in MLflow's syntax, newest first.
 
     Raises:
-        TrackingError: MLflow does not understand the query, or nothing is found.
+        TrackingError: the query is invalid, or nothing is found.
     """
     experiments = [item.experiment_id for item in store.client.search_experiments()]
     try:
@@ -109,7 +109,7 @@ def find_trials(store: Store, query: str) -> list[Run]:
 
 
 def open_comparison(store: Store, key: str, title: str) -> TrialRun:
-    """Return the run that holds the comparison of several studies, found by its key or made."""
+    """Return the run of the comparison of several studies, found by its key or created."""
     adopted = store.parent_run_id
     earlier = search(store, f"tags.`{KIND}` = 'comparison' and tags.comparison_id = '{key}'")
     if adopted is None and earlier:

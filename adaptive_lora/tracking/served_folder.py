@@ -26,13 +26,13 @@ PACKAGE = Path(__file__).resolve().parent.parent
 SERVED = PACKAGE / "tracking" / "served_adapter.py"
 SERVING = PACKAGE / "serving"
 SERVED_AS = "adapter_serving"
-"""Name of the code that travels with every model: no other package of a server has it."""
+"""Package name of the serving code saved with every model, which no other package has."""
 
 
 def save_served(folder: Path, place: Path, metadata: Mapping[str, Any]) -> None:
-    """Write an adapter folder as a pyfunc model; which run it is of is entered at delivery."""
+    """Write an adapter folder as a pyfunc model; its run is entered at delivery."""
     with warnings.catch_warnings():
-        # MLflow would like an input example; making one would load the base once more.
+        # MLflow recommends an input example; making one would load the base again.
         warnings.filterwarnings("ignore", "(?s).*input example was not provided", UserWarning)
         mlflow.pyfunc.save_model(
             path=str(place),
@@ -51,7 +51,7 @@ def save_served(folder: Path, place: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def requirements_of(folder: Path) -> tuple[str, ...]:
-    """Return the packages that serving an adapter folder takes; more over a quantised base."""
+    """Return the packages needed to serve an adapter folder, with further ones for a quantised base."""
     record = read_json(folder / RECORD)
     return (
         *_REQUIREMENTS,
@@ -61,13 +61,13 @@ def requirements_of(folder: Path) -> tuple[str, ...]:
 
 
 def _needs_bitsandbytes(record: Mapping[str, Any]) -> bool:
-    """Return whether a base is loaded in few bits, to stay so or to be dequantised."""
+    """Return whether loading the base needs bitsandbytes."""
     stored = str(record.get("base", {}).get("stored_as") or "")
     return "quantisation" in record or stored.startswith("bitsandbytes")
 
 
 def _pinned(name: str) -> str:
-    """Return `name==version`; builds such as `2.13.0+cpu` are not on the package index."""
+    """Return `name==version`, without local build labels such as `+cpu`, which are not on the package index."""
     return f"{name}=={version(name).partition('+')[0]}"
 
 

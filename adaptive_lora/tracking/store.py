@@ -1,4 +1,4 @@
-"""A reachable tracking store: reading from it, and what still has to reach it."""
+"""A reachable tracking store: its client, and the outbox of records to deliver."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from adaptive_lora.tracking.outbox import Outbox
 from adaptive_lora.tracking.retries import outlast_or_say
 
 PATIENCE = 60.0
-"""Seconds without progress after which the end of a command gives up on a store."""
+"""Seconds without progress after which the end of a command stops waiting for a store."""
 HASTE = 3.0
-"""The same where the command was stopped or failed."""
+"""Seconds without progress after which a stopped or failed command stops waiting for a store."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,17 +31,17 @@ class Store:
     """A reachable tracking store."""
 
     client: MlflowClient
-    """For reading and the registry. Its calls outlast an outage of two minutes, so none belongs
-    between training steps: runs are written through a `Recorder`, which never waits."""
+    """Client for reading and the registry. Its calls are retried for two minutes, so they must not be
+    between training steps: runs are recorded by a `Recorder`, which never waits."""
     uri: str
-    """As MLflow takes it; may hold credentials, use `shown_uri` for people."""
+    """URI in MLflow's form; may contain credentials, so use `shown_uri` for display."""
     experiment_id: str
     experiment: str
-    """Name of the experiment for people, with who chose it where the option did not."""
+    """Name of the experiment for display, with its source if it was not chosen by option."""
     parent_run_id: str | None
-    """The run that `mlflow run` made for this process, or None."""
+    """Id of the run that `mlflow run` created for this process, or None."""
     outbox: Outbox
-    """What was recorded and is on its way. `spool.away` says why nothing is taken just now."""
+    """Outbox of the records to deliver. `outbox.away` is the reason why the store is unreachable."""
 
     @property
     def shown_uri(self) -> str:
@@ -50,14 +50,14 @@ class Store:
 
     @property
     def shown_place(self) -> str:
-        """Where results go, for people: the store and the experiment."""
+        """Store and experiment of the results, for display."""
         return hide_credentials(f"{self.uri}, experiment {self.experiment}")
 
     def read_json(self, run_id: str, name: str) -> Any:
         """Read a JSON artifact of a run.
 
         Raises:
-            OSError, ValueError: missing or damaged.
+            OSError, ValueError: the artifact is missing or corrupt.
         """
         try:
             run = self.client.get_run(run_id)
@@ -66,13 +66,13 @@ class Store:
         return self.read_run_json(run, name)
 
     def read_run_json(self, run: Run, name: str) -> Any:
-        """Read a JSON artifact of a run at hand, which spares asking the store where it is.
+        """Read a JSON artifact of a loaded run, which saves a request for its artifact location.
 
         Raises:
-            OSError, ValueError: missing or damaged.
+            OSError, ValueError: the artifact is missing or corrupt.
         """
         place = get_artifact_repository(run.info.artifact_uri, tracking_uri=self.uri)
-        local = isinstance(place, LocalArtifactRepository)  # then no copy is made
+        local = isinstance(place, LocalArtifactRepository)  # no copy is made then
         with TemporaryDirectory() as folder:
             words = (name,) if local else (name, folder)
             try:
@@ -85,29 +85,29 @@ class Store:
                 raise ValueError(f"{name} is nested too deeply") from error
 
     def settle(self, then: str = "") -> None:
-        """Wait until the store has everything that was recorded in this process.
+        """Wait until the store has all records of this process.
 
         Args:
-            then: what to do after the delivery, for the message.
+            then: advice for after the delivery, for the message.
 
         Raises:
-            Undelivered: it does not take something; that stays on local disk.
+            Undelivered: the store does not accept some records, which stay on local disk.
         """
         self.outbox.retry_refused()
         if not self.outbox.drain(PATIENCE):
             raise Undelivered(f"{self.left()}{then}")
 
     def close(self, *, hasty: bool = False) -> None:
-        """Deliver what can be delivered and let go of the rest, which stays on local disk.
+        """Deliver as many records as possible; the others stay on local disk.
 
         Args:
-            hasty: wait for seconds only: the command was stopped or failed.
+            hasty: whether to wait for seconds only, because the command was stopped or failed.
         """
         self.outbox.drain(HASTE if hasty else PATIENCE)
         self.outbox.close()
 
     def left(self) -> str:
-        """Say what the store did not take, why, and which command sends it."""
+        """Return a message on undelivered records: number, reason, and the command that sends them."""
         journals = self.outbox.undelivered()
         reasons = {j.facts.get("refused") or self.outbox.away or "too slow" for j in journals}
         return (

@@ -1,4 +1,4 @@
-"""One parent run a study, one child a trial, and the trials shared out among processes."""
+"""Runs of a study: one parent run, one child run per trial, and leases of trials among processes."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ from adaptive_lora.tracking.sync import belongs, deliver_left
 log = logging.getLogger(__name__)
 
 _POLL = 2.0
-"""Seconds between two looks at what another process is doing."""
+"""Seconds between two checks of another process's progress."""
 _SOON = 0.1
-"""Seconds between two looks at records that another process is delivering."""
+"""Seconds between two checks of records that another process is delivering."""
 _ARRIVAL = 60.0
-"""Seconds without progress for which a new claim is waited for."""
+"""Seconds to wait without progress for the delivery of a new lease."""
 
 
 class TrialStatus(StrEnum):
-    """How a trial stands that is not for this process."""
+    """Status of a trial that this process does not run."""
 
     DONE = "done"
-    """Finished, or failed under another process just now."""
+    """Finished, or just failed in another process."""
     TAKEN = "taken"
-    """Another process is at it."""
+    """Leased by another process."""
     PAUSED = "paused"
-    """Put down by this process at the step that it was asked for."""
+    """Paused by this process at the wanted step."""
 
 
 class StudyRun(Recorder):
     """The parent run of a study."""
 
     def __init__(self, store: Store, run_id: str, study_id: str) -> None:
-        """Use `open` to find or make it."""
+        """Use `open` to find or make it instead."""
         super().__init__(store, run_id)
         self.study_id = study_id
         self.ends_itself = True
@@ -67,18 +67,18 @@ class StudyRun(Recorder):
 
     @classmethod
     def open(cls, store: Store, *, study_id: str, name: str, adopt: bool = True, silence: float = 120.0) -> StudyRun:
-        """Find the study's parent run or make it, and deliver what an interruption left.
+        """Find or make the study's parent run, and deliver records left by an interruption.
 
         Under `mlflow run` the run made for this process becomes the parent (with `adopt`): earlier
-        trials move to it and an earlier parent is marked as superseded, so that there is one
-        parent a study.
+        trials move to it and an earlier parent is marked as superseded, so that a study has one
+        parent.
 
         Args:
-            store: where the study is.
-            study_id: of the study.
-            name: of a new parent.
+            store: tracking store.
+            study_id: id of the study.
+            name: name of a new parent.
             adopt: whether the run of `mlflow run` becomes the parent.
-            silence: seconds after which other processes that give no sign of life count as dead.
+            silence: seconds without a heartbeat after which other processes count as dead.
         """
         _deliver_left(store)
         leases = Leases(store, study_id, silence)
@@ -111,7 +111,7 @@ class StudyRun(Recorder):
         """Return a study by its id, or the latest one, from any experiment of the store.
 
         Raises:
-            TrackingError: there is none.
+            TrackingError: there is no such study.
         """
         query = f"tags.`{KIND}` = 'study'"
         if study_id is not None and not re.fullmatch(r"[\w.\-]+", study_id):
@@ -130,7 +130,7 @@ class StudyRun(Recorder):
 
     @staticmethod
     def of_study_key(store: Store, study_key: str) -> list[Run]:
-        """Return the parent runs that carry a lineage, newest first."""
+        """Return the parent runs with a study key, newest first."""
         return search(store, f"tags.{STUDY_KEY} = '{study_key}' and tags.`{KIND}` = 'study'")
 
     def children(self) -> list[Run]:
@@ -138,10 +138,10 @@ class StudyRun(Recorder):
         return search(self.store, self._trials)
 
     def runs_of(self, signature: str) -> list[Run]:
-        """Return the runs of one trial, newest first; the store looks for them, not this process.
+        """Return the runs of one trial, newest first, by a search in the store.
 
         Args:
-            signature: of the trial.
+            signature: signature of the trial.
         """
         return search(self.store, f"{self._trials} and tags.{SIGNATURE} = '{signature}'")
 
@@ -150,7 +150,7 @@ class StudyRun(Recorder):
         return f"tags.{STUDY_ID} = '{self.study_id}' and tags.`{KIND}` = 'trial'"
 
     def finished(self) -> dict[str, str]:
-        """Return trial signature -> run id of the trials that need not run again."""
+        """Return trial signature -> run id of the finished trials."""
         return {
             run.data.tags[SIGNATURE]: run.info.run_id
             for run in reversed(self.children())
@@ -158,28 +158,28 @@ class StudyRun(Recorder):
         }
 
     def recorded(self) -> Run:
-        """Return the parent run as the store has it."""
+        """Return the parent run from the store."""
         return self.store.client.get_run(self.run_id)
 
     @property
     def leases(self) -> Leases:
-        """The claims of this process; a study that was only found has none."""
+        """The leases of this process; a study from `find` has none."""
         assert self._leases is not None, "open the study"
         return self._leases
 
     def take(
         self, name: str, tags: Mapping[str, str], *, adopt: bool = False, pause_at: int | None = None
     ) -> TrialRun | TrialStatus:
-        """Take a trial for this process: go on with its run, or begin one.
+        """Lease a trial for this process: continue its run, or begin one.
 
         Args:
-            name: of the run.
-            tags: of the run, its signature among them.
-            adopt: use the run that `mlflow run` made for this process, where there is one.
-            pause_at: optimiser step to which it is wanted; None: to its end.
+            name: name of the run.
+            tags: tags of the run, including its signature.
+            adopt: whether to use the run that `mlflow run` made for this process, if there is one.
+            pause_at: optimiser step up to which it is run; None: to its end.
 
         Returns:
-            The run, or how the trial stands where there is nothing to do for this process.
+            The run, or the trial's status if there is nothing to do for this process.
         """
         tags = {MLFLOW_PARENT_RUN_ID: self.run_id, STUDY_ID: self.study_id, KIND: "trial", **tags}
         tags[LEASE] = self.leases.mine
@@ -198,12 +198,12 @@ class StudyRun(Recorder):
             return self._begin_alone(name, tags)
 
     def _status(self, runs: Sequence[Run], pause_at: int | None) -> TrialStatus | None:
-        """Return how a trial stands, or None where this process may take it."""
+        """Return a trial's status, or None if this process may lease it."""
         for run in runs:
             if run.info.status == "FINISHED":
                 return TrialStatus.DONE
             if run.info.status == "FAILED" and run.info.run_id not in self._failed_before:
-                return TrialStatus.DONE  # by another process, just now
+                return TrialStatus.DONE  # just finished by another process
             paused = run.info.status == "KILLED" and pause_at is not None
             if paused and rung_reached(run) >= (pause_at or 0):
                 return TrialStatus.DONE
@@ -212,7 +212,7 @@ class StudyRun(Recorder):
         return None if all(free) else TrialStatus.TAKEN
 
     def _take(self, runs: Sequence[Run], name: str, tags: Mapping[str, str], adopt: bool) -> TrialRun:
-        """Go on with the oldest unfinished run of a trial, or begin one; needs the turn."""
+        """Continue the oldest unfinished run of a trial, or begin one; requires the study's lock."""
         given, left = self.store.parent_run_id if adopt else None, _unfinished(runs)
         if given is not None:
             run = TrialRun(self.store, given)
@@ -220,28 +220,28 @@ class StudyRun(Recorder):
             oldest = left.pop()
             self.store.client.set_tag(oldest.info.run_id, LEASE, tags[LEASE])
             if RACE in oldest.data.tags:
-                tags = {**tags, RACE: ""}  # it goes on
+                tags = {**tags, RACE: ""}  # the trial continues
             _deliver_of(self.store, oldest)
             run = TrialRun.resume(self.store, oldest.info.run_id)
         else:
             run = TrialRun.begin(self.store, name, tags)
         run.tags({MLFLOW_RUN_NAME: name, **tags})
-        run.flush(_ARRIVAL)  # nobody else may find the trial without its claim
+        run.flush(_ARRIVAL)  # no other process may find the trial without its lease
         for other in left:
             _supersede(self.store, other, run.run_id)
         return run
 
     def _begin_alone(self, name: str, tags: Mapping[str, str]) -> TrialRun:
-        """Begin a trial while the store is away; another process may do the same."""
-        log.warning("%s begins unannounced: the tracking store is away.", name)
+        """Begin a trial while the store is unreachable; another process may begin it too."""
+        log.warning("%s begins without a lease: the tracking store is unreachable.", name)
         return TrialRun.begin(self.store, name, tags)
 
     @contextmanager
     def trial(self, run: TrialRun) -> Iterator[Callable[[], None]]:
-        """Keep a taken trial's claim; the run ends FINISHED, FAILED, or KILLED: to be continued.
+        """Keep a trial's lease inside the block; the run ends FINISHED, FAILED, or KILLED to be continued.
 
-        The result is to be called now and then: it raises `LeaseLost` where another process had to
-        believe that this one is dead.
+        The yielded function must be called regularly: it raises `LeaseLost` if another process took
+        the trial over because this one seemed dead.
         """
         status = "FAILED"
         try:
@@ -263,10 +263,10 @@ class StudyRun(Recorder):
                 self.leases.release(run)
 
     def end_raced(self, reasons: Mapping[str, str]) -> None:
-        """End trials whose learning rate fell behind; those that a process is at are left to it.
+        """End trials whose learning rate was stopped, except those that another process runs.
 
         Args:
-            reasons: run id -> why.
+            reasons: run id -> reason.
         """
         with self.leases.turn():
             for run in self.children():
@@ -276,7 +276,7 @@ class StudyRun(Recorder):
                     continue
                 for key, value in ((RACE_REASON, reason), (RACE, RACED)):
                     self.store.client.set_tag(run.info.run_id, key, value)
-                if run.info.status == "RUNNING":  # of a process that died
+                if run.info.status == "RUNNING":  # left by a dead process
                     self.store.client.set_terminated(run.info.run_id, "KILLED")
 
     @property
@@ -286,8 +286,8 @@ class StudyRun(Recorder):
 
     @contextmanager
     def comparing(self) -> Iterator[None]:
-        """Wait until no other process compares this study, and keep them waiting meanwhile."""
-        _deliver_left(self.store)  # of processes that died beside this one
+        """Hold the lock of the study's comparison inside the block."""
+        _deliver_left(self.store)  # records of processes that died meanwhile
         while True:
             with self.leases.turn():
                 lease = self.recorded().data.tags.get(LEASE, "")
@@ -302,10 +302,10 @@ class StudyRun(Recorder):
             self.leases.release(self)
 
     def end(self, status: str) -> None:
-        """End the parent run, unless `mlflow run` does that itself, and let go of the store.
+        """End the parent run, unless `mlflow run` does so itself, and close the store.
 
         Raises:
-            Undelivered: the study finished and the store did not take everything.
+            Undelivered: the study finished and the store has not received everything.
         """
         if self._leases is not None:
             self._leases.end()
@@ -315,10 +315,10 @@ class StudyRun(Recorder):
 
 
 def _deliver_of(store: Store, run: Run) -> None:
-    """Deliver what is left, and wait while another process is delivering what a run lacks.
+    """Deliver remaining records, and wait while another process is delivering records of a run.
 
-    What the run has is read next, and recorded again where it is missing: a point that is on its
-    way would be there twice.
+    The run's metrics are read next, and missing points are recorded again: a point in delivery would
+    be recorded twice.
 
     Raises:
         TrackingError: the store did not answer.
@@ -326,16 +326,16 @@ def _deliver_of(store: Store, run: Run) -> None:
     until = time.monotonic() + _ARRIVAL
     while any(belongs(folder, run) for folder in _deliver_left(store)):
         if time.monotonic() > until:
-            log.warning("Another process still holds records of run %s.", run.info.run_id)
+            log.warning("Another process still has records of run %s.", run.info.run_id)
             return
         time.sleep(_SOON)
 
 
 def _deliver_left(store: Store) -> list[Path]:
-    """Deliver what earlier processes recorded: which trials are finished depends on it.
+    """Deliver the records of earlier processes, which determine the finished trials.
 
     Returns:
-        The journals that other processes hold.
+        The journals locked by other processes.
 
     Raises:
         TrackingError: the store did not answer.
@@ -356,7 +356,7 @@ def _deliver_left(store: Store) -> list[Path]:
 
 
 def rung_reached(run: Run) -> int:
-    """Return the last rung that a racing trial reached, in optimiser steps; 0: none."""
+    """Return the last rung reached by a racing trial, in optimiser steps; 0: none."""
     text = run.data.tags.get(RACE_STEP, "")
     return int(text) if text.isdecimal() else 0
 
@@ -366,7 +366,7 @@ def _unfinished(runs: Sequence[Run]) -> list[Run]:
 
 
 def _supersede(store: Store, run: Run, by: str) -> None:
-    """Take a run out of the study in favour of another."""
+    """Remove a run from the study in favour of another."""
     store.client.set_tag(run.info.run_id, KIND, "superseded")
     store.client.set_tag(run.info.run_id, "superseded_by", by)
     if run.info.status == "RUNNING":

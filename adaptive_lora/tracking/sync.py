@@ -1,4 +1,4 @@
-"""Journals that a process left behind: delivered, and read back before they are deleted."""
+"""Delivery of journals left by dead processes; records are read back before journals are deleted."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from adaptive_lora.tracking.runs import SIGNATURE, STUDY_ID
 from adaptive_lora.tracking.uploader import RUN_KEY, Uploader
 
 PATIENCE = 30.0
-"""Seconds for which one record is tried while a store does not answer."""
+"""Seconds for which one record is retried while a store does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Synced:
-    """What became of one journal."""
+    """Outcome of the delivery of one journal."""
 
     folder: Path
     run_id: str = ""
-    """Empty where the store has not given one yet."""
+    """Id of the run; empty if the store has not assigned one yet."""
     metrics: int = 0
-    """Points (metric, step) in the journal."""
+    """Number of points (metric, step) in the journal."""
     found: int = 0
-    """How many of them were read back from the store."""
+    """Number of points read back from the store."""
     left: str = ""
-    """Why the journal is kept; empty where everything arrived."""
+    """Reason why the journal is kept; empty if everything arrived."""
     held: bool = False
-    """Whether it is kept because the process that writes it is alive and sends it itself."""
+    """Whether it is kept because its process is alive and sends it itself."""
     waiting: bool = False
     """Whether it is kept because the store did not answer."""
 
 
 def sync_folder(config: TrackingConfig) -> Iterator[Synced]:
-    """Deliver what processes that have ended left in an output folder, each to its own store.
+    """Deliver the journals of ended processes in an output folder, each to its own store.
 
-    Journals hold no passwords: where a store wants one, it comes from `MLFLOW_TRACKING_USERNAME`
-    and `MLFLOW_TRACKING_PASSWORD`, or from a URI that is given.
+    Journals contain no passwords: if a store needs one, it is read from `MLFLOW_TRACKING_USERNAME` and
+    `MLFLOW_TRACKING_PASSWORD`, or from a given URI.
 
     Raises:
         TrackingError: a store is unreachable.
@@ -63,23 +63,23 @@ def sync_folder(config: TrackingConfig) -> Iterator[Synced]:
 
 
 def deliver_left(outbox: Path, uploader: Uploader, shown_uri: str) -> Iterator[Synced]:
-    """Deliver the journals of processes that have ended; those of living ones are left to them.
+    """Deliver the journals of ended processes, not those of living ones.
 
-    May be interrupted and repeated at any point. A run whose process ended without a word becomes
-    KILLED, unless another process has finished it since; points that the run has got meanwhile
+    May be interrupted and repeated at any point. A run whose process ended without a status becomes
+    KILLED, unless another process has finished it since; points that the run has received meanwhile
     from a process that continued it are not sent again.
 
     Args:
         outbox: folder of journals.
-        uploader: to the store.
-        shown_uri: journals of other stores are left alone.
+        uploader: uploader to the store.
+        shown_uri: URI of the store; journals of other stores are skipped.
     """
     sweep(outbox)
     for folder in journals(outbox):
         try:
             journal = Journal.take(folder)
         except FileNotFoundError:
-            continue  # another process delivered and removed it just now
+            continue  # another process has just delivered and removed it
         except CorruptJournal as error:
             yield Synced(folder=folder, left=str(error))
             continue
@@ -95,14 +95,14 @@ def deliver_left(outbox: Path, uploader: Uploader, shown_uri: str) -> Iterator[S
 
 
 def belongs(folder: Path, run: Run) -> bool:
-    """Return whether a journal, which another process may hold or have removed, is of a run."""
+    """Return whether a journal, which another process may lock or remove, belongs to a run."""
     header = header_of(folder)
     own = {run.info.run_id, run.data.tags.get(RUN_KEY)} - {None}
     return not own.isdisjoint({header.get("run_id"), header.get("key")})
 
 
 def _deliver(journal: Journal, uploader: Uploader) -> Synced:
-    """Deliver one journal, read it back, and delete it where nothing is missing."""
+    """Deliver one journal, read it back, and delete it if nothing is missing."""
     journal.retry()
     sent, found, left = set[Point](), set[Point](), ""
     waiting = False
@@ -131,9 +131,9 @@ def _deliver(journal: Journal, uploader: Uploader) -> Synced:
 
 
 def _superseded(journal: Journal, client: MlflowClient) -> bool:
-    """Return whether nothing of a journal is needed: another process has finished its run."""
+    """Return whether a journal is not needed, because another process has finished its run."""
     if not journal.header:
-        return True  # its own process ended before the first line was whole
+        return True  # its process ended before the first line was complete
     if not journal.header.get("once"):
         return False
     if "run_id" not in journal.facts:
@@ -143,9 +143,9 @@ def _superseded(journal: Journal, client: MlflowClient) -> bool:
 
 
 def _made_elsewhere(journal: Journal, client: MlflowClient) -> bool:
-    """Return whether a trial's run never reached the store, and another process made one for it.
+    """Return whether a trial's run never reached the store and another process made one for the trial.
 
-    Measurements are never dropped: a journal that has any is delivered as a run of its own.
+    Measurements are never dropped: a journal with any is delivered as a separate run.
     """
     new, tags = journal.header, journal.header.get("tags", {})
     if SIGNATURE not in tags or any(_points(journal)):
@@ -177,7 +177,7 @@ def _points(journal: Journal) -> Iterator[Point]:
 
 
 def _in_store(journal: Journal, client: MlflowClient) -> set[Point]:
-    """Return the points that the store has of a journal's metrics."""
+    """Return the points of a journal's metrics that the store has."""
     found: set[Point] = set()
     for name in {name for name, _ in _points(journal)}:
         ask = partial(client.get_metric_history, journal.facts["run_id"], name)

@@ -1,4 +1,4 @@
-"""A trial's results as artifacts, and back."""
+"""Writing and reading of a trial's results as artifacts."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ RESULT = "trial.json"
 PLAN = "rank_plan.json"
 HISTORY = "rank_history.json"
 _EARLIER = {"scale_policy": "constant_alpha_over_r", "left_out": (), "certificate": None}
-"""Fields that plans from before there were scaling policies lack, with their values then."""
+"""Field missing in plans from before scaling policies -> its value at that time."""
 CORRUPTION = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
-"""What reading the values of a file that somebody changed can raise."""
+"""Exceptions of reading values from a corrupt file."""
 
 
 def eval_to_dict(result: EvalResult) -> dict[str, Any]:
-    """Return per-example scores as JSON-ready values; floats keep every bit."""
+    """Return per-example scores as JSON-ready values; floats are exact."""
     exact = result.exact_match_E
     return {
         "example_ids": list(result.example_ids),
@@ -46,7 +46,7 @@ def eval_from_dict(values: dict[str, Any]) -> EvalResult:
     """Read what `eval_to_dict` wrote.
 
     Raises:
-        KeyError, TypeError, ValueError: it is something else, or columns that do not fit together.
+        KeyError, TypeError, ValueError: the values are not scores, or their columns do not match.
     """
     ids, exact, correct = values["example_ids"], values["exact_match"], values["correct"]
     if not isinstance(ids, list) or not all(isinstance(each, str) for each in ids):
@@ -72,7 +72,7 @@ def eval_from_dict(values: dict[str, Any]) -> EvalResult:
 
 
 def _column(name: str, values: Any, examples: int, *, whole: bool = False) -> NDArray[Any]:
-    """Return one number an example, as float64 or int64."""
+    """Return a column of one number per example, as float64 or int64."""
     kinds = int if whole else (int, float)
     if not isinstance(values, list) or not all(isinstance(each, kinds) for each in values):
         raise TypeError(f"{name} is no list of {'whole ' if whole else ''}numbers")
@@ -92,7 +92,7 @@ def _whole_numbers(name: str, values: Any) -> tuple[int, ...]:
 
 
 def result_to_dict(train: TrainResult, test: EvalResult) -> dict[str, Any]:
-    """Return a trial's course and scores for the artifact; what is not finite is None."""
+    """Return a trial's losses and scores for the artifact; non-finite numbers are None."""
     tokens = (0, *train.step_tokens)
     return {
         "losses": [_number_or_none(loss) for loss in train.losses],
@@ -113,7 +113,7 @@ def read_trials(store: Store, runs: Iterable[Run]) -> list[TrialRecord]:
     Killed and running ones are left out.
 
     Raises:
-        TrackingError: an artifact of a finished trial is missing or damaged.
+        TrackingError: an artifact of a finished trial is missing or corrupt.
     """
     ended = [run for run in runs if run.info.status in ("FINISHED", "FAILED") or is_raced(run)]
     with ThreadPoolExecutor(max_workers=8) as workers:  # a server answers several at once
@@ -121,7 +121,7 @@ def read_trials(store: Store, runs: Iterable[Run]) -> list[TrialRecord]:
 
 
 def is_raced(run: Run) -> bool:
-    """Return whether a race ended a trial: it is killed for good, unless somebody goes on."""
+    """Return whether a race ended a trial: it is KILLED and not being continued."""
     return run.info.status == "KILLED" and run.data.tags.get(RACE) == RACED
 
 
@@ -169,7 +169,7 @@ def identity_of(run: Run) -> tuple[str, float, int, int]:
     """Return (method, learning rate, seed, fold) of a trial's run.
 
     Raises:
-        TrackingError: its tags do not say them, since somebody changed them.
+        TrackingError: its tags lack them, because they were changed.
     """
     tags = run.data.tags
     try:

@@ -1,10 +1,9 @@
-"""From a journal into the store. Everything here may be repeated without making anything twice.
+"""Upload of a journal's records to the store. All operations are idempotent.
 
-What MLflow 3.17 itself makes idempotent: metrics (the primary key holds key, step, value and time,
-and the time is the journal's), parameters, tags, the end of a run, inputs, artifacts (overwritten).
-What it does not: creating a run, creating a logged model, linking the two. These are looked for
-before they are made, and looked for once more when the run ends: a request that timed out may
-still be obeyed later.
+Idempotent in MLflow 3.17 itself are metrics (the primary key has key, step, value and time, and the
+time is the journal's), parameters, tags, the end of a run, inputs and artifacts (overwritten). Creating
+a run, creating a logged model and linking the two are not. These objects are searched for before they
+are made, and again when the run ends, because a request that timed out may still be executed later.
 """
 
 from __future__ import annotations
@@ -27,26 +26,26 @@ from adaptive_lora.tracking.journal import Journal
 from adaptive_lora.tracking.records import CorruptJournal, Record
 
 RUN_KEY = "adaptive_lora.run_key"
-"""Tag with the name that a run had before the store gave it an id."""
+"""Tag with the key of a run, used before the store assigned an id."""
 MODEL_TAG = "adapter_model_uri"
 MODEL_NAME = "adapter"
 _BATCH, _PARAMS = 1000, 100
-"""Most metrics and parameters of a request that MLflow takes."""
+"""Maximum number of metrics, and of parameters, per MLflow request."""
 _MLMODEL = "MLmodel"
 
 
 class Uploader:
-    """Sends the records of journals to one store, each as often as asked and with one effect."""
+    """Sends the records of journals to one store; repeated sending has no further effect."""
 
     def __init__(self, client: MlflowClient, uri: str) -> None:
         self.client, self.uri = client, uri
 
     def next(self, journal: Journal) -> None:
-        """Send the next record of a journal, or a batch of metrics, and note it as delivered.
+        """Send the next record of a journal, or a batch of metrics, and mark it as delivered.
 
         Raises:
-            MlflowException, OSError: it did not arrive, or nobody knows whether it did.
-            ValueError: the journal or an answer is damaged.
+            MlflowException, OSError: it did not arrive, or it is unknown whether it did.
+            ValueError: the journal or an answer is corrupt.
         """
         records = list(islice(journal.records(), _BATCH))
         if records[0].op != "metric":
@@ -105,7 +104,7 @@ class Uploader:
         self.client.set_tag(run_id, MODEL_TAG, f"models:/{model_id}")
 
     def status(self, journal: Journal, record: Record) -> None:
-        """Set a run's status; a final one also removes what late requests made twice."""
+        """Set a run's status; a final one also removes duplicates made by late requests."""
         run_id, status, client = journal.facts["run_id"], record.values["status"], self.client
         if status == "RUNNING":
             client.update_run(run_id, status=status)
@@ -122,10 +121,10 @@ class Uploader:
                     client.delete_logged_model(model.model_id)
 
     def _upload(self, journal: Journal, folder: Path, uri: str, where: str | None) -> None:
-        """Upload file by file, so that a fault repeats one file and not all of them."""
+        """Upload file by file, so that an error repeats one file and not all."""
         place = get_artifact_repository(uri, tracking_uri=self.uri)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            if path.is_symlink():  # copies have none: somebody put it there to be sent
+            if path.is_symlink():  # copies have no links: someone put it there to be sent
                 raise CorruptJournal(f"{path} is a link")
             name = path.relative_to(folder)
             inside = [where] if where else []
@@ -134,12 +133,12 @@ class Uploader:
             journal.step(f"file {name}", send)
 
     def _find_artifacts(self, journal: Journal) -> None:
-        """Note where the run's artifacts go, as the store says, not the journal."""
+        """Record the run's artifact location, from the store, not from the journal."""
         run = self.client.get_run(journal.facts["run_id"])
         journal.learn(artifact_uri=run.info.artifact_uri)
 
     def _find_model(self, journal: Journal) -> None:
-        """Note which logged model is the run's, and where its files go."""
+        """Record the run's logged model, and its artifact location."""
         run = self.client.get_run(journal.facts["run_id"])
         made = self._models(run)
         known = [model for model in made if model.model_id == journal.facts.get("model_id")]
@@ -147,7 +146,7 @@ class Uploader:
         journal.learn(model_id=model.model_id, model_uri=model.artifact_location)
 
     def _link(self, run_id: str, model_id: str) -> None:
-        """Say that the run made the model, unless the run knows it."""
+        """Link the model to the run as an output, unless it is linked."""
         run = self.client.get_run(run_id)
         outputs = run.outputs.model_outputs if run.outputs else []
         if model_id not in {output.model_id for output in outputs}:
@@ -176,12 +175,12 @@ SENDERS: Mapping[str, Callable[[Uploader, Journal, Record], None]] = {
 
 
 def make_run(client: MlflowClient, new: Mapping[str, Any]) -> str:
-    """Make a run, or find the one that an earlier request made; return its id.
+    """Make a run, or find the one made by an earlier request; return its id.
 
     Args:
-        client: of the store.
-        new: `key`, by which it is found again, `experiment_id`, `name`, `tags` and `time` (its
-            start, in milliseconds).
+        client: client of the store.
+        new: `key`, by which it is found again, `experiment_id`, `name`, `tags` and `time` (start, in
+            milliseconds).
     """
     found = runs_of_key(client, new["experiment_id"], new["key"])
     if found:
@@ -193,13 +192,13 @@ def make_run(client: MlflowClient, new: Mapping[str, Any]) -> str:
 
 
 def runs_of_key(client: MlflowClient, experiment_id: str, key: str) -> Sequence[Run]:
-    """Return the runs that were made for one key, one unless a request was obeyed late."""
+    """Return the runs made for one key; more than one only after a late request."""
     found = client.search_runs([experiment_id], f"tags.`{RUN_KEY}` = '{key}'")
     return sorted(found, key=lambda run: run.info.run_id)
 
 
 def _address(folder: Path, draft: Path, facts: Mapping[str, str]) -> None:
-    """Write into a model's folder which logged model of which run it is, whole or not at all."""
+    """Write model id and run id into a model's folder, atomically."""
     text = (folder / _MLMODEL).read_text(encoding="utf-8")
     description = Model.from_dict(yaml.safe_load(text))  # `load` decodes %20 in a path
     description.run_id = facts["run_id"]
@@ -210,7 +209,7 @@ def _address(folder: Path, draft: Path, facts: Mapping[str, str]) -> None:
 
 
 def dataset_of(name: str, digest: str, source: str, rows: int) -> dict[str, str]:
-    """Return a data set as MLflow names it, by digest; its rows stay where they are."""
+    """Return a data set in MLflow's form, by digest, without its rows."""
     return {
         "name": name[:500],
         "digest": digest,
