@@ -19,7 +19,7 @@ def gain_table(problem: AllocationProblem, spectra: Spectra) -> Floats:
     rows = []
     for site in problem.sites:
         if site.name not in spectra:
-            raise AllocationError(f"the spectra do not hold {site.name}; profile this model anew.")
+            raise AllocationError(f"the spectra do not hold {site.name}; profile this model again.")
         rows.append(np.asarray(spectra[site.name], dtype=float))
     table_SR = np.zeros((len(rows), max(1, *(len(row) for row in rows))))
     for index, row in enumerate(rows):

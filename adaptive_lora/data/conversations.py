@@ -315,7 +315,7 @@ def _no_boundary(where: str, message: str, done: str, before: str, after: str) -
     return BadRow(
         where,
         f"{message}: the tokenizer's chat template does not continue what it wrote for the "
-        "messages before, so that the answer has no boundary: it writes earlier turns anew, or "
+        "messages before, so that the answer has no boundary: it renders earlier turns differently, or "
         "nothing for the answer. Required a template that leaves earlier turns as they are, or "
         "conversations of one answer",
         reason="the chat template gives an answer no boundary",

@@ -25,7 +25,7 @@ def _position(site: AdapterSite, sites: Sequence[AdapterSite]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(RankMethod):
-    """The same rank at every site, as in the original LoRA (Hu et al. 2021, 2106.09685)."""
+    """Equal rank at every site, as in the original LoRA (Hu et al. 2021, 2106.09685)."""
 
     name: ClassVar[str] = "uniform"
     rank: int = option(16, "rank of every site", limits=RANK)

@@ -338,7 +338,7 @@ def _data(studies: Sequence[StudyRun]) -> dict[str, tuple[str, ...]]:
 def _corrupt(study: StudyRun, name: str, error: Exception) -> TrackingError:
     return TrackingError(
         f"study {study.study_id} has no readable {name} ({brief(error)}); the study command with "
-        "the settings of then writes it anew."
+        "the settings of then writes it again."
     )
 
 

@@ -1,4 +1,4 @@
-"""One trial: its method's recipe makes a trained model; audit, test, save."""
+"""The run of one trial: training by its method, audit, scoring, saving."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def trial_metrics(context: StudyContext, outcome: TrialOutcome, fold: int) -> di
     figure that improves when a method spends more; the gain over the frozen base does not.
     `reduction_vs_full` is 1 - trainable / all parameters of the base. `trainable_parameters` are
     those of the final adapter, `training_parameters` the most trained at the same time, neither
-    with `head_parameters`, which every method of a task trains beside them.
+    with `head_parameters`, which every method of a task trains in addition.
     """
     train, test, plan = outcome.train, outcome.test, outcome.plan
     gained = context.base_scores(fold).loss - test.loss

@@ -66,7 +66,7 @@ class Outbox:
             raise self._bug
         with self._changed:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="spool", daemon=True)
+                self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 

@@ -96,7 +96,7 @@ def require_own_code(model_uri: str) -> None:
     if strange:
         raise TrackingError(
             f"model {model_uri} would be served by code that is not this version's "
-            f"({', '.join(sorted(map(str, strange)))}); run its trial again to log it anew."
+            f"({', '.join(sorted(map(str, strange)))}); run its trial again to log it again."
         )
 
 

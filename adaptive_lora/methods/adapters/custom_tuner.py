@@ -1,4 +1,4 @@
-"""Build plans of the families that `adapter_serving.own_family` has: ours, not PEFT's."""
+"""Custom tuners, which are not in PEFT: attaching, saving and training."""
 
 from __future__ import annotations
 

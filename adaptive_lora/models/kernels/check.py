@@ -36,7 +36,7 @@ def packing_problem(model: Any) -> str | None:
     """
     inner = unwrapped(model)
     if has_prompt(model):
-        return "a learned prompt stands before each sequence"
+        return "a learned prompt precedes each sequence"
     if not inner._supports_attention_backend:
         return "its attention takes no function from outside"
     was_training = inner.training
@@ -87,7 +87,7 @@ def padding_problem(model: Any) -> str | None:
     alone = model(input_ids=ids[:1, : len(short)], attention_mask=mask[:1, : len(short)])
     beside = model(input_ids=ids, attention_mask=mask)
     return _differing(
-        "a text has other outputs alone than beside a longer one",
+        "a text has other outputs alone than in a batch with a longer one",
         alone.logits[0].float(),
         beside.logits[0].float(),
         _TOLERANCE[model.dtype],
