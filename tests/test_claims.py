@@ -40,7 +40,7 @@ def add_in_turns(uri: str, place: Path, rounds: int) -> None:
     """Read a number, wait, write it back one higher: without turns most additions get lost."""
     leases = Leases(connect(TrackingConfig(tracking_uri=uri)), "race", 60.0)
     for _ in range(rounds):
-        with leases.turn():
+        with leases.lock():
             number = int(place.read_text())
             time.sleep(0.03)
             place.write_text(str(number + 1))
@@ -76,7 +76,7 @@ def test_a_dead_process_does_not_block_the_turn(store: Store) -> None:
         key = f"adaptive_lora.turn.study.{ticket}"
         store.client.set_experiment_tag(store.experiment_id, key, f"{owner}#{ticket}#0")
     started = time.monotonic()
-    with leases.turn():
+    with leases.lock():
         assert time.monotonic() - started >= 0.5  # nothing is known of the other machine
         assert len(turns_in(store)) == 1
     assert turns_in(store) == []

@@ -29,7 +29,7 @@ from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.methods.importance.gradient import weight_of
 from adaptive_lora.models.base import count_parameters, load_base, skeleton
 from adaptive_lora.models.sites import find_sites
-from adaptive_lora.serving import NF4, load_adapter, load_model, packed_maps
+from adaptive_lora.serving import NF4, load_adapter, load_model, packed_layers
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.plan import plan_method
 from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
@@ -166,7 +166,7 @@ def test_a_head_is_never_in_4_bit(name: str, tmp_path: Path) -> None:
     assert base.missing_keys == ()
     sites = find_sites(base.model)
     assert all(site.packable for site in sites)
-    assert packed_maps(base.model) == {site.name for site in sites}
+    assert packed_layers(base.model) == {site.name for site in sites}
     for part in base.head:
         for parameter in base.model.get_submodule(part).parameters():
             assert parameter.dtype == torch.float32

@@ -13,7 +13,7 @@ from .adapter import RECORD, load_adapter
 from .answers import open_image
 from .base import BASE_VARIABLE, HUB_FILES, TRUST_VARIABLE, BaseMismatch, base_folder, content_hash, content_hashes
 from .prompts import LISTS
-from .quantised import NF4, SavedQuantisation, packed_maps, quantisation_in, saved_quantisation
+from .quantised import NF4, SavedQuantisation, packed_layers, quantisation_in, saved_quantisation
 from .safety import UnsafeFiles
 from .task_models import (
     CAUSAL,
@@ -52,7 +52,7 @@ __all__ = [
     "load_model",
     "open_image",
     "open_processor",
-    "packed_maps",
+    "packed_layers",
     "quantisation_in",
     "render",
     "saved_labels",

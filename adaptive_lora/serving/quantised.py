@@ -117,7 +117,7 @@ def quantised_settings(record: Mapping[str, Any], dtype: torch.dtype, model: Any
     )
 
 
-def packed_maps(model: Any) -> frozenset[str]:
+def packed_layers(model: Any) -> frozenset[str]:
     """Return the names of the linear layers that are, or would be, in 4 bit."""
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D

@@ -24,7 +24,7 @@ from adaptive_lora.models.base import gradient_checkpointing
 from adaptive_lora.models.errors import model_errors
 from adaptive_lora.models.heads import start_head
 from adaptive_lora.models.losses import Loss
-from adaptive_lora.models.sites import read_architecture, unreached_maps, warn_of_sites
+from adaptive_lora.models.sites import read_architecture, unreached_layers, warn_of_sites
 from adaptive_lora.models.tasks import Task
 from adaptive_lora.models.tasks.prepared import PreparedSplits
 from adaptive_lora.results import EvalResult
@@ -198,7 +198,7 @@ class BaseContext(ABC):
         model = self.base.model
         kind = self.architecture.kind
         with model_errors(f"{kind} does not run on this data", model), self.runtime.accelerator.autocast():
-            found = unreached_maps(model, untried, lambda: self.task.loss(model, batch))
+            found = unreached_layers(model, untried, lambda: self.task.loss(model, batch))
         return frozenset(found)
 
     def _check_prompt(self, plan: TunerPlan, fold: int) -> None:

@@ -27,7 +27,7 @@ from adaptive_lora.tracking.retries import STORE_ERRORS
 from adaptive_lora.tracking.store import Store
 
 LEASE = "adaptive_lora.claim"
-_TURN = "adaptive_lora.turn"
+_LOCK = "adaptive_lora.turn"
 _BEATS = 8
 """Number of heartbeats within the time after which a silent owner is taken for dead."""
 _LONGEST_GAP = 5.0
@@ -109,7 +109,7 @@ class Leases:
         self.store, self.owner = store, Owner.here()
         self.patience = Patience(silence)
         self._interval = silence / _BEATS
-        self._prefix = f"{_TURN}.{study_id}."
+        self._prefix = f"{_LOCK}.{study_id}."
 
     @property
     def mine(self) -> str:
@@ -165,7 +165,7 @@ class Leases:
             heart.stop(wait=not self.store.outbox.away)  # a user who stops it does not wait
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Hold the study's lock inside the block, which should be short.
 
         Raises:

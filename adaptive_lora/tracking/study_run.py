@@ -82,7 +82,7 @@ class StudyRun(Recorder):
         """
         _deliver_left(store)
         leases = Leases(store, study_id, silence)
-        with leases.turn():
+        with leases.lock():
             earlier = search(store, f"tags.{STUDY_ID} = '{study_id}' and tags.`{KIND}` = 'study'")
             adopted = store.parent_run_id if adopt else None
             if adopted is not None:
@@ -189,7 +189,7 @@ class StudyRun(Recorder):
             status = self._status(self.runs_of(tags[SIGNATURE]), pause_at)
             if status is not None:
                 return status
-            with self.leases.turn():
+            with self.leases.lock():
                 runs = self.runs_of(tags[SIGNATURE])
                 return self._status(runs, pause_at) or self._take(runs, name, tags, adopt)
         except TrackingError:
@@ -268,7 +268,7 @@ class StudyRun(Recorder):
         Args:
             reasons: run id -> reason.
         """
-        with self.leases.turn():
+        with self.leases.lock():
             for run in self.children():
                 reason = reasons.get(run.info.run_id)
                 free = self.leases.is_free(run.info.run_id, run.data.tags.get(LEASE, ""))
@@ -289,7 +289,7 @@ class StudyRun(Recorder):
         """Hold the lock of the study's comparison inside the block."""
         _deliver_left(self.store)  # records of processes that died meanwhile
         while True:
-            with self.leases.turn():
+            with self.leases.lock():
                 lease = self.recorded().data.tags.get(LEASE, "")
                 if self.leases.is_free(self.run_id, lease):
                     self.store.client.set_tag(self.run_id, LEASE, self.leases.mine)

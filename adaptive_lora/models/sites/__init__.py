@@ -1,6 +1,6 @@
 """Adapter sites of a model: the linear layers that can take a low-rank adapter."""
 
-from adaptive_lora.models.sites.adaptable import unreached_maps
+from adaptive_lora.models.sites.adaptable import unreached_layers
 from adaptive_lora.models.sites.find import find_sites, site_notes, survey_sites, warn_of_sites
 from adaptive_lora.models.sites.read import read_architecture
 from adaptive_lora.models.sites.roles import TESTED_TYPES, role_of
@@ -12,6 +12,6 @@ __all__ = [
     "role_of",
     "site_notes",
     "survey_sites",
-    "unreached_maps",
+    "unreached_layers",
     "warn_of_sites",
 ]

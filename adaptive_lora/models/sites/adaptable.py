@@ -61,7 +61,7 @@ def reasons_against(model: nn.Module, towers: Mapping[str, Sequence[str]]) -> tu
     try:
         bones = _bones(model)
         with _without_values():
-            unreached = unreached_maps(bones, names, lambda: _summed(bones(**_inputs(bones))))
+            unreached = unreached_layers(bones, names, lambda: _summed(bones(**_inputs(bones))))
     except Exception as error:  # a model's own code can raise anything without weights
         logging.getLogger(__name__).info("no forward pass without weights: %s", error)
         return found, frozenset(names)
@@ -132,7 +132,7 @@ def _bones(model: Any) -> Any:
         return type(model)._from_config(settings)
 
 
-def unreached_maps(model: Any, names: Sequence[str], output: Callable[[], Any]) -> set[str]:
+def unreached_layers(model: Any, names: Sequence[str], output: Callable[[], Any]) -> set[str]:
     """Return the linear layers without influence on an output of the model.
 
     Args:

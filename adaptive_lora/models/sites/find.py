@@ -44,12 +44,12 @@ def survey_sites(model: nn.Module) -> SiteSurvey:
         ModelError: no linear layer in a numbered block can take an adapter, or the model is a mixture of experts.
     """
     _refuse_experts(model)
-    maps = _maps_in_blocks(model)
+    layers = _layers_in_blocks(model)
     towers: dict[str, list[str]] = {}
-    for site in maps:
+    for site in layers:
         towers.setdefault(site.tower, []).append(site.name)
     left_out, untried = reasons_against(model, towers)
-    sites = tuple(site for site in maps if site.name not in left_out)
+    sites = tuple(site for site in layers if site.name not in left_out)
     if not sites:
         among = f" that takes adapters ({left_out_text(left_out)})" if left_out else ""
         raise ModelError(
@@ -71,11 +71,11 @@ def left_out_text(left_out: Mapping[str, str]) -> str:
     )
 
 
-def _maps_in_blocks(model: nn.Module) -> tuple[AdapterSite, ...]:
+def _layers_in_blocks(model: nn.Module) -> tuple[AdapterSite, ...]:
     """Return all linear layers inside the blocks of a model, in module order."""
-    from adaptive_lora.serving import packed_maps
+    from adaptive_lora.serving import packed_layers
 
-    packed = packed_maps(model)
+    packed = packed_layers(model)
     stacks = tuple(_stacks(model))
     towers = _tower_names(name.rpartition(".")[0] for name, _ in stacks)
     return tuple(
@@ -90,7 +90,7 @@ def _maps_in_blocks(model: nn.Module) -> tuple[AdapterSite, ...]:
         )
         for stack, blocks in stacks
         for index, block in blocks.named_children()
-        for inner, features in _linear_maps(block)
+        for inner, features in _linear_layers(block)
     )
 
 
@@ -140,7 +140,7 @@ def _is_stack(name: str, module: nn.Module) -> bool:
     if _NO_BLOCKS.search(name):
         return False
     children = list(module.children())
-    holding = [any(True for _ in _linear_maps(child)) for child in children]
+    holding = [any(True for _ in _linear_layers(child)) for child in children]
     if isinstance(module, nn.ModuleList):
         return any(holding)
     # timm and hand-written models put equal blocks into a Sequential.
@@ -152,7 +152,7 @@ def _is_stack(name: str, module: nn.Module) -> bool:
     )
 
 
-def _linear_maps(block: nn.Module, prefix: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
+def _linear_layers(block: nn.Module, prefix: str = "") -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield (name, (in, out)) of the linear layers of a block; Conv1D stores weights as (in, out).
 
     torch's MultiheadAttention uses its output layer's weight without calling the module, so an
@@ -167,7 +167,7 @@ def _linear_maps(block: nn.Module, prefix: str = "") -> Iterator[tuple[str, tupl
         elif isinstance(child, nn.Linear):
             yield prefix + name, (child.in_features, child.out_features)
         elif not isinstance(child, nn.MultiheadAttention):
-            yield from _linear_maps(child, f"{prefix}{name}.")
+            yield from _linear_layers(child, f"{prefix}{name}.")
 
 
 def _tower_names(parents: Iterable[str]) -> dict[str, str]:

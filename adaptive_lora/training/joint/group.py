@@ -14,7 +14,7 @@ from typing import Any
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.training.joint.grouped import mount, take_off
 from adaptive_lora.training.joint.loop import JointTraining, Member, joining_problem
-from adaptive_lora.training.joint.turns import Seat
+from adaptive_lora.training.joint.pausable import PausableThread
 from adaptive_lora.training.trainer import Trainer, take_steps
 
 
@@ -26,42 +26,42 @@ class JointGroup:
     ) -> None:
         """Prepare a group: name -> function that trains once."""
         self._on_failure = on_failure
-        self._waiting: dict[Seat, Member] = {}
+        self._waiting: dict[PausableThread, Member] = {}
         self._said: set[str] = set()
-        self._seats = {self._seat(name, work): name for name, work in works.items()}
+        self._threads = {self._thread(name, work): name for name, work in works.items()}
 
     def run(self) -> None:
         """Run all trials to the end; no thread is left running after an error."""
         try:
-            for seat in self._seats:
-                self._turn(seat)
+            for thread in self._threads:
+                self._resume(thread)
             while self._waiting:
                 members = list(self._waiting.values())
                 JointTraining(members).run()
-                for seat in list(self._waiting):
-                    self._turn(seat, self._waiting.pop(seat).failure)
+                for thread in list(self._waiting):
+                    self._resume(thread, self._waiting.pop(thread).failure)
         except BaseException as error:
             stop = error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt()
-            for seat in self._seats:
-                if seat.begun and not seat.ended:
-                    seat.turn(stop)
+            for thread in self._threads:
+                if thread.begun and not thread.ended:
+                    thread.resume(stop)
             raise
 
-    def _seat(self, name: str, work: Callable[[], object]) -> Seat:
-        def run(seat: Seat) -> None:
-            take_steps.set(self._stepper(seat))  # for this thread only
+    def _thread(self, name: str, work: Callable[[], object]) -> PausableThread:
+        def run(thread: PausableThread) -> None:
+            take_steps.set(self._stepper(thread))  # for this thread only
             work()
 
-        return Seat(run, name)
+        return PausableThread(run, name)
 
-    def _turn(self, seat: Seat, thrown: TrialFailed | None = None) -> None:
-        seat.turn(thrown)
-        if isinstance(seat.error, TrialFailed):
-            self._on_failure(self._seats[seat], seat.error)
-        elif seat.error is not None:
-            raise seat.error
+    def _resume(self, thread: PausableThread, thrown: TrialFailed | None = None) -> None:
+        thread.resume(thrown)
+        if isinstance(thread.error, TrialFailed):
+            self._on_failure(self._threads[thread], thread.error)
+        elif thread.error is not None:
+            raise thread.error
 
-    def _stepper(self, seat: Seat) -> Callable[[Trainer], None]:
+    def _stepper(self, thread: PausableThread) -> Callable[[Trainer], None]:
         """Return a function that takes a training's steps: with the group, or alone if that is impossible."""
 
         def run(trainer: Trainer) -> None:
@@ -74,10 +74,10 @@ class JointGroup:
                 return
             model: Any = trainer.model
             layers = take_off(model)
-            member = self._waiting[seat] = Member(trainer=trainer, layers=layers)
+            member = self._waiting[thread] = Member(trainer=trainer, layers=layers)
             started = time.perf_counter()
             try:
-                seat.pause()
+                thread.pause()
             finally:
                 mount(model.get_base_model(), layers)
             trainer.waited_seconds += time.perf_counter() - started - member.own_seconds

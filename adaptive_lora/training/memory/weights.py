@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from adaptive_lora.models.base import count_parameters
-from adaptive_lora.serving import packed_maps
+from adaptive_lora.serving import packed_layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +36,9 @@ def _nf4_bytes(model: nn.Module, total: int, number_bytes: int) -> int:
     4 bits per weight, 8 bits per block for its scale, and a float32 for every 256 scales (QLoRA,
     2305.14314, section 3).
     """
-    quantised = [int(model.get_submodule(name).get_parameter("weight").numel()) for name in sorted(packed_maps(model))]
+    quantised = [
+        int(model.get_submodule(name).get_parameter("weight").numel()) for name in sorted(packed_layers(model))
+    ]
     blocks = [math.ceil(weights / _BLOCK) for weights in quantised]
     scales = sum(count + 4 * math.ceil(count / _NESTED_BLOCK) for count in blocks)
     packed = sum(math.ceil(weights / 2) for weights in quantised)

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable
 
 
-class Seat:
+class PausableThread:
     """A function in its own thread that can pause and continue later, with its whole call stack."""
 
-    def __init__(self, work: Callable[[Seat], object], name: str) -> None:
-        """Prepare the thread; it starts with the first `turn`.
+    def __init__(self, work: Callable[[PausableThread], object], name: str) -> None:
+        """Prepare the thread; it starts with the first `resume`.
 
         Args:
             work: function called in the thread, with this object; it may call `pause`.
@@ -24,7 +24,7 @@ class Seat:
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, name=name)
 
-    def turn(self, thrown: BaseException | None = None) -> None:
+    def resume(self, thrown: BaseException | None = None) -> None:
         """Let the function run until it pauses or ends.
 
         Ctrl-C in the meantime is raised afterwards, because no other thread may run before.
@@ -50,7 +50,7 @@ class Seat:
             raise interruption
 
     def pause(self) -> None:
-        """Pause until the next `turn`; called by the function itself."""
+        """Pause until the next `resume`; called by the function itself."""
         self._stopped.release()
         self._go.acquire()
         if self._thrown is not None:
@@ -60,7 +60,7 @@ class Seat:
         self._go.acquire()
         try:
             self._work(self)
-        except BaseException as error:  # kept for the caller of `turn`
+        except BaseException as error:  # kept for the caller of `resume`
             self.error = error
         finally:
             self.ended = True
