@@ -40,8 +40,8 @@ class DataConfig:
 
     data: str = option(
         "embedded",
-        "source of the data: 'embedded', a JSON/JSONL/CSV/TSV/Parquet file, a hub data set id, or planted:option=value,... for texts of a "
-        "planted teacher",
+        "source of the data: 'embedded', a JSON/JSONL/CSV/TSV/Parquet file, a hub data set id, or "
+        "planted:option=value,... for texts of a planted teacher",
         identity=False,
     )
     task: str = option(
