@@ -66,7 +66,7 @@ def test_under_a_limit_freed_memory_is_given_back() -> None:
 PEAK = """
 import torch
 from adaptive_lora.models.malloc import keep_freed_memory
-from adaptive_lora.training.memory import PeakMemory
+from adaptive_lora.training.memory.peak import PeakMemory
 keep_freed_memory()
 for _ in range(2):  # what earlier trainings took, and left with the process
     torch.ones(100_000_000)

@@ -179,7 +179,7 @@ def test_no_limit_is_the_default_of_the_specification() -> None:
 
 @pytest.mark.parametrize("name", ["adalora", "grow_prune"])
 def test_methods_that_decide_in_training_refuse_limits(name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot hold max_rank, multiple"):
+    with pytest.raises(ConfigError, match="cannot keep max_rank, multiple"):
         MethodSpec.parse(f"{name}:rank=8,max_rank=16,multiple=8")
 
 

@@ -240,7 +240,7 @@ def test_recovered_is_the_share_of_the_oracles_gain() -> None:
     ("changes", "message"),
     [
         ({"patterns": "spares"}, "must be one of"),
-        ({"methods": "empirical empirical"}, "twice"),
+        ({"methods": "empirical empirical"}, "more than once"),
         ({"seeds": ""}, "at least one"),
         ({"draws": "1 1"}, "each once"),
         ({"budget": "12"}, "too small"),

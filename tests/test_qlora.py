@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig, StudyConfig
+from adaptive_lora.config.precision import Precision
 from adaptive_lora.errors import AdapterError, ConfigError, ModelError
 from adaptive_lora.methods.adapters import attach, audit_as_built, detach
 from adaptive_lora.methods.adapters.attach import lora_layers
@@ -119,7 +120,7 @@ def test_memory_in_the_plan_is_that_of_the_model(base: str, precision: str, requ
     sites = find_sites(bones)
     for method, quantisation in (("uniform:rank=2", None), ("uniform:rank=2,base=nf4", NF4)):
         plan = allocate(MethodSpec.parse(method), sites)
-        load = load_of(bones, sites, plan, precision=precision, longest=8)
+        load = load_of(bones, sites, plan, precision=Precision(precision), longest=8)
         expected = estimate(load, examples=1, checkpointing=False)
         assert expected.adapters == 16 * plan.trainable_parameters
         model = load_base(config, dtype, task, quantisation).model
