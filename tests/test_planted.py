@@ -268,6 +268,7 @@ def test_bad_input_is_said_and_leaves_nothing(
         ({"data": "planted:pattern=nowhere"}, "pattern must be one of"),
         ({"task": "classification"}, "required --task causal"),
         ({"batching": "packed"}, "not packed"),
+        ({"methods": "uniform:rank=2 uniform:rank=2,base=nf4"}, "required base=full"),
         ({"test_data": "rows.json"}, "leave test_data"),
         ({"methods": "empirical:rank=2,profiled_on=embedded"}, "required a planted teacher"),
         ({"methods": "empirical:rank=2,profiled_on=planted"}, "has one teacher"),

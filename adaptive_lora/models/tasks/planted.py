@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from adaptive_lora.allocation import Plan, RankPlan, allocate
+from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.config.planted import PlantedTeacher
 from adaptive_lora.data import Batch, Example, ExampleSet, TokenizedExample, collate
@@ -58,7 +59,7 @@ class PlantedTask(CausalTask):
         teacher = PlantedTeacher.parse(config.data.data)
         assert teacher is not None
         self.planted, self.sites = teacher, find_sites(base.model)  # before any adapter is on the base
-        if base.quantisation is not None:
+        if base.quantisation is not None or any(spec.base != BaseStorage.FULL for spec in config.specs):
             raise ConfigError(f"{teacher}: required base=full, to which a change can be added; got a quantised base.")
         self._known: dict[tuple[int, ...], torch.Tensor] = {}
 
