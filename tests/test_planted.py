@@ -204,8 +204,8 @@ def small(folder: Path, base: Path) -> list[str]:
 
 
 def test_command_runs_a_study_a_teacher_and_continues(base_folder: Path, tmp_path: Path) -> None:
-    words = ["planted", "--json", "--draws", "0 1", *small(tmp_path, base_folder)]
-    first = CliRunner().invoke(main, words, catch_exceptions=False)
+    words = ["planted", "--json", *small(tmp_path, base_folder)]
+    first = CliRunner().invoke(main, [*words, "--draws", "0 1"], catch_exceptions=False)
     assert first.exit_code == 0, first.output
     found = json.loads(first.stdout)["studies"]
     assert [entry["study_id"].rpartition("-")[0] for entry in found] == [
@@ -240,7 +240,7 @@ def test_recovered_is_the_share_of_the_oracles_gain() -> None:
     ("changes", "message"),
     [
         ({"patterns": "spares"}, "must be one of"),
-        ({"methods": "empirical empirical"}, "more than once"),
+        ({"methods": "empirical empirical"}, "given more than once"),
         ({"seeds": ""}, "at least one"),
         ({"draws": "1 1"}, "each once"),
         ({"budget": "12"}, "too small"),
