@@ -109,4 +109,5 @@ def test_markdown_table_shows_the_text_of_every_cell(comparison: Comparison) -> 
     assert len([line for line in lines if line.startswith("|")]) == 2 + len(table.rows)
     for line, row in zip(lines[2:], table.rows, strict=False):
         cells = re.split(r"(?<!\\)\|", line)[1:-1]
-        assert [re.sub(r"\\(.)", r"\1", cell).strip() for cell in cells[2:]] == [cell.text for cell in row[2:]]
+        shown = [re.sub(r"\\(.)", r"\1", cell).strip() for cell in cells]
+        assert shown[1:] == [" ".join(cell.text.split()) for cell in row[1:]]
