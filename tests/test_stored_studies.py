@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from stored import unpack_store
 
+from adaptive_lora import __version__
 from adaptive_lora.cli import main
 
 STUDY = "stored-502d4d4777"
@@ -48,7 +49,7 @@ def test_a_stored_study_is_not_continued(store: str) -> None:
     assert result.exit_code == 2
     text = " ".join(result.output.split())
     assert f"study {STUDY} was begun by adaptive-lora 0.1.0 with scaling constant" in text
-    assert "(trial signatures of version 2). This is 0.2.0 with scaling standard (version 3)" in text
+    assert f"(trial signatures of version 2). This is {__version__} with scaling standard (version 3)" in text
     assert mlflow.MlflowClient(store).search_runs(["1"], "tags.study_id != 'stored-502d4d4777'") == []
 
 

@@ -62,14 +62,19 @@ class StudyOutcome:
     """Number of trials run by this call; the others had been finished before."""
 
 
-def run_study(config: StudyConfig, console: Console) -> StudyOutcome:
+def run_study(config: StudyConfig, console: Console | None = None) -> StudyOutcome:
     """Run the missing trials of a study, compare all trials and register the winner.
 
     Interrupted studies continue: finished trials are found by their signature and skipped.
 
+    Args:
+        config: settings, methods, seeds and learning rates.
+        console: receives progress and the table; standard output where None.
+
     Raises:
         AdaptiveLoraError: the study cannot start; nothing is written then.
     """
+    console = console or Console()
     context = StudyContext(config)
     say_lines(console, context.data_lines())
     if config.race:
