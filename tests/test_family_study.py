@@ -104,7 +104,7 @@ def test_served_models_answer_without_this_package(studied: Finished, label: str
     answers = served.predict(questions, params={"max_new_tokens": 3})
     assert len(answers) == 2
     code = adapter_folder(uri).parents[1] / "code" / "adapter_serving"
-    assert (code / "own_family.py").is_file()
+    assert (code / "custom_tuner.py").is_file()
     for path in code.rglob("*.py"):
         assert "adaptive_lora." not in path.read_text(encoding="utf-8").replace("`adaptive_lora.json`", "").replace(
             '"adaptive_lora.json"', ""
@@ -119,7 +119,7 @@ def test_export(studied: Finished, tmp_path: Path) -> None:
     }
     export_merged(folders["full"], tmp_path / "merged")
     assert (tmp_path / "merged" / "model.safetensors").is_file()
-    assert "what full trained" in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+    assert "trained by full" in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
     export_merged(folders["ia3"], tmp_path / "ia3")
     with pytest.raises(AdapterError, match="bottleneck adapters have a nonlinearity"):
         export_merged(folders["houlsby-w2"], tmp_path / "no")

@@ -202,7 +202,7 @@ def test_every_task_has_a_digest_of_what_it_learns_from(task: str, tmp_path: Pat
     for name in changed:
         first = parts.train[0]
         other = dataclasses.replace(first, **{name: changes[name](getattr(first, name))})
-        context._parts = [dataclasses.replace(parts, train=(other, *parts.train[1:]))]
+        context._splits = [dataclasses.replace(parts, train=(other, *parts.train[1:]))]
         for kept in ("tokens_digest", "surroundings", "study_id", "lineage"):
             context.__dict__.pop(kept, None)
         assert context.signature(trial) != signature, name
@@ -313,7 +313,7 @@ def test_profiles_of_other_data_count_with_their_tokens(
     borrowed = context.profiled_on((str(other),))
     parts = borrowed.splits(0)
     shifted = tuple(dataclasses.replace(e, first_label=e.first_label + 1) for e in parts.train)
-    monkeypatch.setattr(type(borrowed), "parts", lambda self, fold: dataclasses.replace(parts, train=shifted))
+    monkeypatch.setattr(type(borrowed), "splits", lambda self, fold: dataclasses.replace(parts, train=shifted))
     again = type(borrowed)(context, (str(other),))
     assert again.digest != borrowed.digest
 

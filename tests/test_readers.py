@@ -312,5 +312,5 @@ def test_numbers_to_predict(tmp_path: Path) -> None:
 
 def test_lists_of_labels_are_refused_as_such(tmp_path: Path) -> None:
     path = written(tmp_path, "rows.jsonl", '{"text": "a", "label": ["x", "y"]}\n')
-    with pytest.raises(DataError, match="values of the type list; required one class a row"):
+    with pytest.raises(DataError, match="values of the type list; required one class per row"):
         load_labelled(DataConfig(data=path), numbers=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -61,7 +62,10 @@ def _logits(model: Any, padding: int, pad: int) -> Any:
         do_sample=False, num_beams=1, max_new_tokens=2, pad_token_id=0, output_logits=True,
         return_dict_in_generate=True,
     )  # fmt: skip
-    with torch.no_grad(), without_own_settings(model):
+    # Adapters and heads on a base of lower precision are float32.
+    low = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
+    precision = torch.autocast(model.device.type, dtype=low.pop()) if low else nullcontext()
+    with torch.no_grad(), without_own_settings(model), precision:
         found = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=plain
         )
