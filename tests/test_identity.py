@@ -203,7 +203,7 @@ def test_every_task_has_a_digest_of_what_it_learns_from(task: str, tmp_path: Pat
         first = parts.train[0]
         other = dataclasses.replace(first, **{name: changes[name](getattr(first, name))})
         context._splits = [dataclasses.replace(parts, train=(other, *parts.train[1:]))]
-        for kept in ("tokens_digest", "surroundings", "study_id", "lineage"):
+        for kept in ("tokens_digest", "fingerprint", "study_id", "study_key"):
             context.__dict__.pop(kept, None)
         assert context.signature(trial) != signature, name
 
