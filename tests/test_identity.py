@@ -18,7 +18,7 @@ from tracked import quiet, trials_in
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from adaptive_lora import serving
+from adaptive_lora import __version__, serving
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.data.token_files import numbers_digest
 from adaptive_lora.errors import ConfigError, DataError, ModelError
@@ -300,7 +300,7 @@ def test_a_study_without_digests_of_tokens_is_refused_by_its_version(in_store: S
     client = outcome.store.client
     client.delete_tag(study.run_id, "tokens_digest")
     client.set_tag(study.run_id, "study_id", "study-0000000000")
-    with pytest.raises(ConfigError, match=r"by adaptive-lora 0\.2\.0 before the identity"):
+    with pytest.raises(ConfigError, match=f"by adaptive-lora {__version__} before the identity"):
         quiet(config)
 
 

@@ -68,7 +68,7 @@ def test_a_smaller_micro_batch_gives_the_same_losses(
     assert (expected.train.micro_batch, found.train.micro_batch) == (8, 2)
     assert found.train.step_tokens == expected.train.step_tokens
     assert found.train.supervised_tokens == expected.train.supervised_tokens
-    assert "going on with 2" in caplog.text
+    assert "continuing with 2" in caplog.text
 
 
 def test_one_example_that_does_not_fit_fails_the_trial_and_is_recorded(

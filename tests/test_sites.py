@@ -13,6 +13,7 @@ import transformers
 from architectures import ARCHITECTURES, HEADED, SIZE, WHISPER, write_configuration
 from click.testing import CliRunner
 from conftest import save_byte_tokenizer
+from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -178,7 +179,7 @@ def test_same_ending_other_role() -> None:
 
 def test_training_wants_a_causal_model(folder_of: Folder) -> None:
     folder = folder_of("bert")
-    (folder / "model.safetensors").touch()
+    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(ModelError, match="no causal language model"):
         load_base(ModelConfig(model=str(folder)), torch.float32)
 
