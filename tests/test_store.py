@@ -241,7 +241,7 @@ def test_mlflows_variables_are_followed_below_the_option(own_store: str, monkeyp
     with pytest.raises(TrackingError, match="no experiment with the id 77"):
         chosen()
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "a\nb")
-    with pytest.raises(ConfigError, match="MLFLOW_EXPERIMENT_NAME must be 1 to 500 signs"):
+    with pytest.raises(ConfigError, match="MLFLOW_EXPERIMENT_NAME must be 1 to 500 characters"):
         chosen()
 
 

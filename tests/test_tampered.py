@@ -123,7 +123,7 @@ def test_what_is_unchanged_is_read(finished: Finished, monkeypatch: pytest.Monke
     for record in comparison_input.records:
         run = finished.client.get_run(record.run_id)
         assert record.plan == json.loads(_file(run, "rank_plan.json").read_text(encoding="utf-8"))
-    assert comparison_input.frozen is not None
+    assert comparison_input.base_scores is not None
     assert comparison_input.examples
 
 
