@@ -91,7 +91,7 @@ def test_a_server_answers_conversations_too(served: Any) -> None:
         ({"messages": [{"role": "user"}]}, "required a list of"),
         ({"messages": [{"role": "user", "content": None}]}, "required a list of"),
         ({"messages": [{"role": "user", "content": "a", "weight": 0}]}, "'weight': 0"),
-        ({"messages": [*ask("a"), {"role": "assistant", "content": "b"}]}, "waits for an"),
+        ({"messages": [*ask("a"), {"role": "assistant", "content": "b"}]}, "ends before an answer"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "refuses the conversation: no tools"),
         ({"messages": ask("a"), "prompt": "b"}, "required one of the columns prompt, instruct"),
         ({"input": "a"}, "input only beside instruction"),
