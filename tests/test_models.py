@@ -149,10 +149,10 @@ NOT_OF_ONE_MODEL: dict[str, tuple[Callable[[Weights], Any], dict[str, Any], str]
     "a layer more": (lambda w: None, {"num_hidden_layers": 3}, "lacks 9 weights of the base"),
     "one weight less": (lambda w: w.pop(UP), {}, f"lacks 1 weights .* {UP}"),
     "no head": (lambda w: w.pop("lm_head.weight"), {}, "lacks 1 weights .* lm_head.weight"),
-    "other sizes": (lambda w: None, {"intermediate_size": 48}, "as 32 x 64, .* for 32 x 48"),
+    "other sizes": (lambda w: None, {"intermediate_size": 48}, "as 32 x 64, .* requires 32 x 48"),
     "biases": (
         lambda w: w.update({UP.replace("weight", "bias"): torch.ones(64)}), {},
-        "holds 1 weights of layers .* without them .*bias.*: the model would compute something els",
+        "has 1 weights of layers .* without them .*bias.*: the model would compute something els",
     ),
     "scales": (
         lambda w: w.update({f"{UP}_scale": torch.ones(1)}), {}, "those of a quantised one name",

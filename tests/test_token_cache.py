@@ -187,7 +187,7 @@ def _flipped(content: bytes, at: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "corruption",
     [
         lambda content: b"",
         lambda content: content[: len(content) // 2],
