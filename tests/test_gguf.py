@@ -303,15 +303,15 @@ def cut(share: float) -> Callable[[bytes], bytes]:
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("corruption", "says"),
     [
         (lambda content: b"PK\3\4" + content[4:], "is no GGUF file: required the first bytes"),
         (lambda content: b"", "is no GGUF file"),
         (lambda content: content[:4] + b"\0\0\0\3" + content[8:], "required version 2 or 3,"),
-        (cut(0.02), "end or make no sense before its tensors begin"),
+        (cut(0.02), "end or are invalid before its tensors begin"),
         (cut(0.9), "is truncated: its 20 tensors end at byte"),
-        (lambda content: content[:8] + b"\xff" * 8 + content[16:], "make no sense"),
-        (lambda content: content[:16] + b"\xff" * 8 + content[24:], "make no sense"),
+        (lambda content: content[:8] + b"\xff" * 8 + content[16:], "are invalid"),
+        (lambda content: content[:16] + b"\xff" * 8 + content[24:], "are invalid"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_refused(tiny: Path, tmp_path: Path, corruption: Callable[[bytes], bytes], says: str) -> None:
@@ -349,7 +349,7 @@ def test_weights_that_one_side_lacks_are_refused(llama: Any, tmp_path: Path) -> 
     weights = tensors_of(llama)
     stretched = {**weights, "rope_freqs.weight": np.ones(4, np.float32)}
     for name, tensors, says in (
-        ("stretched", stretched, r"takes .*perhaps without rope_freqs.weight"),
+        ("stretched", stretched, r"uses .*perhaps without rope_freqs.weight"),
         ("short", {k: v for k, v in weights.items() if k != "blk.1.ffn_up.weight"},
          "lacks 1 weights of the base itself, such as model.layers.1.mlp.up_proj.weight"),
     ):  # fmt: skip
