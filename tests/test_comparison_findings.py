@@ -1,4 +1,4 @@
-"""What stands beside the verdicts: audit, power, fronts, areas, early rate, agreement, budgets."""
+"""Results beside the verdicts: audit, power, fronts, areas, early rate, agreement, budgets."""
 
 from __future__ import annotations
 

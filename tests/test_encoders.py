@@ -26,7 +26,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from adaptive_lora.analysis.report.other_figures import profile_figure
+from adaptive_lora.analysis.report.profile_figures import profile_figure
 from adaptive_lora.cli import main
 from adaptive_lora.config import study_from
 from adaptive_lora.data import Batch
