@@ -62,7 +62,7 @@ MINIMUM_TESTS := tests/test_cli.py tests/test_adapters.py tests/test_training.py
 minimum:  ## the lowest declared versions of all dependencies, in .venv-minimum, and the tests that touch them
 	$(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/python -m pip install --quiet uv==0.13.9
-	.venv-minimum/bin/uv pip compile --quiet --resolution lowest-direct --extra dev \
+	.venv-minimum/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --extra dev \
 	    --output-file .venv-minimum/lowest.txt pyproject.toml
 	.venv-minimum/bin/python -m pip install --quiet --requirement .venv-minimum/lowest.txt --no-deps --editable .
 	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -q -n $(WORKERS) $(MINIMUM_TESTS)
