@@ -19,6 +19,7 @@ from adaptive_lora.allocation.request import ProfileSummary, RankRequest
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.allocation.spec import MethodSpec
 from adaptive_lora.allocation.tuner_plan import Plan, TunerPlan
+from adaptive_lora.methods.callback import TrainerCallback
 from adaptive_lora.results import TrainResult
 
 
@@ -108,7 +109,7 @@ class TrialContext(Protocol):
     def release(self) -> None:
         """Restore the base."""
 
-    def train(self, adapted: Any, callback: Any = None, *, trainings: int = 1) -> TrainResult:
+    def train(self, adapted: Any, callback: TrainerCallback | None = None, *, trainings: int = 1) -> TrainResult:
         """Train the adopted model on the trial's training split, from its last checkpoint on."""
 
     def validation_loss(self, model: object) -> float:

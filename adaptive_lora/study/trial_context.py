@@ -18,20 +18,12 @@ from adaptive_lora.data import Batch
 from adaptive_lora.methods.adapters import attach, audit_as_built, detach
 from adaptive_lora.methods.adapters.attach import initial_a
 from adaptive_lora.methods.adapters.head import read_head, write_head
+from adaptive_lora.methods.callback import TrainerCallback
 from adaptive_lora.methods.importance import ProfileTask
 from adaptive_lora.models.base import gradient_checkpointing
 from adaptive_lora.results import TrainResult
 from adaptive_lora.study.base_context import BaseContext
-from adaptive_lora.training import (
-    NoCallback,
-    StepEvent,
-    TrainerCallback,
-    TrainInputs,
-    TrialCheckpoints,
-    events_of,
-    total_steps,
-    train,
-)
+from adaptive_lora.training import StepEvent, TrainInputs, TrialCheckpoints, events_of, total_steps, train
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -201,7 +193,7 @@ class TrialOnBase:
             on_step=on_step,
             lr_multipliers=plan.lr_multipliers(),
             lora_plus=plan.lora_plus,
-            callback=callback or NoCallback(),
+            callback=callback or TrainerCallback(),
             micro_batch=memory.micro_batch,
             memory=memory.whole,
             **resumable,

@@ -1,17 +1,14 @@
 """Training: the loop over optimiser steps with validation, early stopping and the stability guard."""
 
-from adaptive_lora.training.callback import NoCallback, TrainerCallback
 from adaptive_lora.training.checkpoint import Frequency, TrialCheckpoints
 from adaptive_lora.training.guard import StabilityGuard
 from adaptive_lora.training.trainer import StepEvent, TrainInputs, events_of, is_validated, total_steps, train
 
 __all__ = [
     "Frequency",
-    "NoCallback",
     "StabilityGuard",
     "StepEvent",
     "TrainInputs",
-    "TrainerCallback",
     "TrialCheckpoints",
     "events_of",
     "is_validated",

@@ -18,12 +18,12 @@ from transformers import get_scheduler
 from adaptive_lora.config import TrainConfig
 from adaptive_lora.data import Batch, training_batches
 from adaptive_lora.methods.adapters.dropout import set_dropout_step
+from adaptive_lora.methods.callback import TrainerCallback
 from adaptive_lora.models.device import Runtime
 from adaptive_lora.models.losses import Loss, LossByExample, causal_loss
 from adaptive_lora.results import TrainResult
 from adaptive_lora.seeding import torch_stream
 from adaptive_lora.signals import whole
-from adaptive_lora.training.callback import NoCallback, TrainerCallback
 from adaptive_lora.training.early_stop import EarlyStop
 from adaptive_lora.training.groups import parameter_groups
 from adaptive_lora.training.guard import StabilityGuard
@@ -79,7 +79,7 @@ class TrainInputs:
     """Site name -> factor of its learning rate; other sites have 1."""
     lora_plus: float = 1.0
     """Factor of the learning rate of every B."""
-    callback: TrainerCallback = field(default_factory=NoCallback)
+    callback: TrainerCallback = field(default_factory=TrainerCallback)
     """Callback of the method."""
     on_snapshot: Callable[[int, Callable[[], TrainerState]], None] = lambda step, take: None
     """Function called after every optimiser step with the step and a function that makes a snapshot."""

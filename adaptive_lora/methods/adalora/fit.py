@@ -23,6 +23,7 @@ from adaptive_lora.methods.adapters.attach import ADAPTER
 from adaptive_lora.methods.adapters.audit import audit_moved
 from adaptive_lora.methods.adapters.factors import write_factors
 from adaptive_lora.methods.base import RankEvent, TrainedTrial, TrialContext
+from adaptive_lora.methods.callback import TrainerCallback
 from adaptive_lora.methods.phases import Phases
 
 
@@ -51,7 +52,7 @@ def fit_adalora(options: AdaLora, trial: TrialContext) -> TrainedTrial:
     )
 
 
-class AdaLoraCallback:
+class AdaLoraCallback(TrainerCallback):
     """Calls `update_and_allocate` after each optimiser step, before gradients are cleared.
 
     The state has what PEFT does not save: sensitivities and the mask over un-resized tensors. A run

@@ -14,6 +14,7 @@ from adaptive_lora.methods.adapters.attach import ADAPTER, initial_a, lora_layer
 from adaptive_lora.methods.adapters.audit import audit_moved
 from adaptive_lora.methods.adapters.factors import read_factors, write_factors
 from adaptive_lora.methods.base import RankEvent, TrainedTrial, TrialContext
+from adaptive_lora.methods.callback import TrainerCallback
 from adaptive_lora.methods.grow_prune import GrowPrune
 from adaptive_lora.methods.grow_prune.moves import Change, SiteView, decide_moves
 from adaptive_lora.methods.grow_prune.resize import NewRank, resize
@@ -44,7 +45,7 @@ def fit_grow_prune(options: GrowPrune, trial: TrialContext) -> TrainedTrial:
     )
 
 
-class GrowPruneCallback:
+class GrowPruneCallback(TrainerCallback):
     """Keeps a running sensitivity per component, and moves ranks when due."""
 
     def __init__(self, adapted: PeftModel, plan: RankPlan, options: GrowPrune, *, seed: int) -> None:
@@ -76,10 +77,6 @@ class GrowPruneCallback:
     def start(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Compute the phases from the number of steps."""
         self._optimizer, self._phases = optimizer, self._options.phases(steps)
-
-    def penalty(self) -> torch.Tensor | None:
-        """Add nothing."""
-        return None
 
     def stepped(self, step: int, *, taken: bool) -> None:
         """Update sensitivities, and move ranks if due."""

@@ -20,9 +20,9 @@ from torch import nn
 from adaptive_lora.data.batches import Batch, stacked
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.methods.adapters.dropout import set_dropout_step
+from adaptive_lora.methods.callback import TrainerCallback
 from adaptive_lora.models.kernels import attends_packed
 from adaptive_lora.signals import whole
-from adaptive_lora.training.callback import NoCallback
 from adaptive_lora.training.joint.grouped import GroupedSite, Layers, Routing, Share, grouping_problem, mount
 from adaptive_lora.training.joint.memory import passes_at_once
 from adaptive_lora.training.memory.shortage import halved, is_out_of_memory
@@ -40,7 +40,7 @@ def joining_problem(trainer: Trainer) -> str | None:
     """Return why a training cannot take its steps together with others, or None."""
     if trainer.inputs.losses_by_example is None:
         return "the task has no loss by example"
-    if not isinstance(trainer.callback, NoCallback):
+    if type(trainer.callback) is not TrainerCallback:
         return "the method changes its ranks in training"
     if trainer.runtime.accelerator.scaler is not None:
         return "fp16 scales gradients by one factor for all"

@@ -1,15 +1,16 @@
-"""Trainer callbacks: actions of a method during training, in addition to the gradient step."""
+"""Callbacks of the training loop: actions of a method in addition to the gradient step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
-class TrainerCallback(Protocol):
-    """Called by the training loop; `NoCallback` does nothing.
+class TrainerCallback:
+    """Called by the training loop. This class does nothing, as plain LoRA needs.
 
     Methods that decide ranks in training (AdaLoRA, grow and prune) change the model here. `state`
     holds what they need to continue after an interruption.
@@ -20,6 +21,7 @@ class TrainerCallback(Protocol):
 
     def penalty(self) -> torch.Tensor | None:
         """Return a term added to the objective of a step, or None; reported losses exclude it."""
+        return None
 
     def stepped(self, step: int, *, taken: bool) -> None:
         """Act after an optimiser step, before its gradients are cleared.
@@ -31,34 +33,11 @@ class TrainerCallback(Protocol):
 
     def settled(self, step: int) -> bool:
         """Return whether the model has its final ranks; only then can its weights be kept as the best."""
-
-    def state(self) -> dict[str, Any]:
-        """Return tensors and plain values from which `restore` continues."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore a value of `state`; parameters get the shapes that they had then."""
-
-
-class NoCallback:
-    """A callback that does nothing."""
-
-    def start(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        """Do nothing."""
-
-    def penalty(self) -> torch.Tensor | None:
-        """Return None."""
-        return None
-
-    def stepped(self, step: int, *, taken: bool) -> None:
-        """Do nothing."""
-
-    def settled(self, step: int) -> bool:
-        """Return True."""
         return True
 
     def state(self) -> dict[str, Any]:
-        """Return an empty state."""
+        """Return tensors and plain values from which `restore` continues."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Do nothing."""
+        """Restore a value of `state`; parameters get the shapes that they had then."""
