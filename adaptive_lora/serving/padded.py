@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,11 +28,11 @@ def pads_left(model: Any) -> bool:
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if base not in _KNOWN:
-        _KNOWN[base] = _same_when_padded(base)
+        _KNOWN[base] = _same_when_padded(model, str(base.dtype).removeprefix("torch."))
     return _KNOWN[base]
 
 
-def _same_when_padded(model: Any) -> bool:
+def _same_when_padded(model: Any, dtype: str) -> bool:
     import torch
 
     was_training = model.training
@@ -44,7 +43,7 @@ def _same_when_padded(model: Any) -> bool:
     finally:
         model.train(was_training)
     rough = torch.is_autocast_enabled(model.device.type)
-    within = 0.1 if rough else _WITHIN.get(str(model.dtype).removeprefix("torch."), 0.1)
+    within = 0.1 if rough else _WITHIN.get(dtype, 0.1)
     differs = (padded - alone).abs().max() > within * alone.abs().max()
     reads = (padded - otherwise).abs().max() > 1e-6 * padded.abs().max()
     return not bool(differs or reads)  # NaN gives no information and counts as no difference
@@ -62,10 +61,7 @@ def _logits(model: Any, padding: int, pad: int) -> Any:
         do_sample=False, num_beams=1, max_new_tokens=2, pad_token_id=0, output_logits=True,
         return_dict_in_generate=True,
     )  # fmt: skip
-    # Adapters and heads on a base of lower precision are float32.
-    low = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
-    precision = torch.autocast(model.device.type, dtype=low.pop()) if low else nullcontext()
-    with torch.no_grad(), without_own_settings(model), precision:
+    with torch.no_grad(), without_own_settings(model):
         found = model.generate(
             input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=plain
         )
