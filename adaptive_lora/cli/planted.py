@@ -16,6 +16,7 @@ from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import field_options, make_console, settings_given, study_options
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.config.planted import SPECTRA, PlantedTeacher
+from adaptive_lora.config.precision import Precision
 from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.methods.planted import PATTERNS
@@ -57,7 +58,7 @@ class PlantedStudies:
     steps: int = option(800, "optimiser steps of each method", limits=Limits(low=1))
     batch_size: int = option(8, "texts per step", limits=Limits(low=1))
     lr: tuple[float, ...] = option((1e-2,), "learning rates; with several, each method's is chosen on validation")
-    precision: str = option("fp32", "compute type", limits=Limits(choices=("auto", "fp32", "bf16", "fp16")))
+    precision: str = option("fp32", "compute type", limits=Limits(choices=("auto", *Precision)))
     output: str = option("adaptive-lora-out", "folder for reports and adapters")
 
     def __post_init__(self) -> None:

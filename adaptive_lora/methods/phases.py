@@ -1,11 +1,17 @@
-"""Methods that decide ranks during training: the phases of their decisions, and their labels."""
+"""Methods that find ranks in training: their budget, the phases of their decisions, and their labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+from adaptive_lora.allocation.plan import uniform_cost
+from adaptive_lora.allocation.request import RANK, ProfileSummary, RankRequest
+from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.options import Limits
+from adaptive_lora.methods.base import RankMethod
+from adaptive_lora.options import Limits, option
 
 SHARE = Limits(low=0, high=0.9)
 """Limits of a share of the training without rank changes."""
@@ -43,6 +49,18 @@ class Phases:
     def due(self, step: int) -> bool:
         """Return whether ranks are changed after this step."""
         return step == self.settle or (self.warmup < step < self.settle and step % self.interval == 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RanksInTraining(RankMethod):
+    """A method whose plan only sets the budget, by equal ranks; training decides the final ranks."""
+
+    ranks_in_training: ClassVar[bool] = True
+    rank: int = option(16, "uniform rank whose number of parameters is the budget, where none is given", limits=RANK)
+
+    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
+        """Return equal ranks with the parameters of uniform rank `rank`."""
+        return RankRequest(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
 
 
 def label_of(options: object, rank: str, **short: str) -> str:

@@ -35,20 +35,28 @@ class _SoftPrompt(TunerMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptTuning(_SoftPrompt):
-    """Prompt tuning (Lester et al. 2021, 2104.08691): embeddings of virtual tokens.
+class _OfTokens(_SoftPrompt):
+    """A tuner whose size is its number of virtual tokens."""
 
-    They start as embeddings of tokens drawn from the vocabulary (section 3.2).
-    """
-
-    name: ClassVar[str] = "prompt_tuning"
     tokens: int | None = option(
         None, f"number of virtual tokens; none: the most within the budget, or {_TOKENS}", limits=_COUNT
     )
 
     def label_under(self, budget: str | None) -> str:
         """Return `n20`."""
-        return _tokens_label(self.tokens, budget)
+        if self.tokens is None and budget is not None:
+            return ""
+        return f"n{_TOKENS if self.tokens is None else self.tokens}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTuning(_OfTokens):
+    """Prompt tuning (Lester et al. 2021, 2104.08691): embeddings of virtual tokens.
+
+    They start as embeddings of tokens drawn from the vocabulary (section 3.2).
+    """
+
+    name: ClassVar[str] = "prompt_tuning"
 
     def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
         """Return tokens x width embeddings."""
@@ -59,7 +67,7 @@ class PromptTuning(_SoftPrompt):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrefixTuning(_SoftPrompt):
+class PrefixTuning(_OfTokens):
     """Prefix tuning (Li and Liang 2021, 2101.00190): keys and values of virtual tokens, per layer.
 
     Without the paper's reparametrisation, which is discarded after training. Keys and values start
@@ -67,13 +75,6 @@ class PrefixTuning(_SoftPrompt):
     """
 
     name: ClassVar[str] = "prefix_tuning"
-    tokens: int | None = option(
-        None, f"number of virtual tokens; none: the most within the budget, or {_TOKENS}", limits=_COUNT
-    )
-
-    def label_under(self, budget: str | None) -> str:
-        """Return `n20`."""
-        return _tokens_label(self.tokens, budget)
 
     def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
         """Return one key and one value per token, layer and head of keys and values."""
@@ -147,12 +148,6 @@ def _tokens(given: int | None, each: int, budget: int | None, sizes: Decoder) ->
         f"{sizes.max_positions:,} positions are taken: of {budget:,} parameters "
         f"{tokens * each:,} are used, the nearest below.",
     )
-
-
-def _tokens_label(given: int | None, budget: str | None) -> str:
-    if given is None and budget is not None:
-        return ""
-    return f"n{_TOKENS if given is None else given}"
 
 
 def _plan(

@@ -23,17 +23,13 @@ from adaptive_lora.analysis.comparison.wording import (
     plural,
 )
 from adaptive_lora.analysis.stats.significance import EXACT_SEEDS
+from adaptive_lora.config.precision import Precision
 from adaptive_lora.results import TrialRecord
 
 _CORRECTIONS: Mapping[str, str] = {
     "holm": "Holm's step-down procedure",
     "max_t": "the step-down max-T procedure of Westfall and Young over joint sign flips",
     "benjamini_hochberg": "the procedure of Benjamini and Hochberg, which bounds the false discovery rate",
-}
-_PRECISIONS: Mapping[str, str] = {
-    "fp32": "float32",
-    "bf16": "bfloat16 autocast",
-    "fp16": "float16 autocast with a gradient scaler",
 }
 
 
@@ -115,9 +111,9 @@ def _training(used: Sequence[TrialRecord]) -> Iterator[str]:
     dropout = _shared(used, "cfg.dropout")
     if dropout and float(dropout):
         clauses.append(f"dropout {float(dropout):g} before the adapters")
-    precision = _PRECISIONS.get(_tag(used, "precision") or "")
-    if precision:
-        clauses.append(f"compute precision {precision}")
+    precision = _tag(used, "precision")
+    if precision in tuple(Precision):
+        clauses.append(f"compute precision {Precision(precision).description}")
     if _shared(used, "model.adapter_dtype") == "torch.float32":
         clauses.append("trainable weights in float32")
     if clauses:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptive_lora.allocation.plan import RankPlan, uniform_cost
-from adaptive_lora.allocation.request import RANK, ProfileSummary, RankRequest
+from adaptive_lora.allocation.plan import RankPlan
+from adaptive_lora.allocation.request import RANK
 from adaptive_lora.allocation.revised import equal_rank, start_rank
-from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.methods.base import RankMethod, TrainedTrial, TrialContext
-from adaptive_lora.methods.phases import INTERVAL, SHARE, Phases, label_of
+from adaptive_lora.methods.base import TrainedTrial, TrialContext
+from adaptive_lora.methods.phases import INTERVAL, SHARE, Phases, RanksInTraining, label_of
 from adaptive_lora.options import Limits, option
 
 _START_FACTOR = 1.5
@@ -20,7 +19,7 @@ _START_FACTOR = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaLora(RankMethod):
+class AdaLora(RanksInTraining):
     """AdaLoRA (Zhang et al. 2023, 2303.10512) through PEFT, folded into plain LoRA at the end.
 
     Updates P·diag(E)·Q start at a higher rank. Every `interval` steps the triplets with the largest
@@ -31,7 +30,6 @@ class AdaLora(RankMethod):
     """
 
     name: ClassVar[str] = "adalora"
-    ranks_in_training: ClassVar[bool] = True
     holds_limits: ClassVar[bool] = False
     scaling_in_training: ClassVar[str] = (
         "AdaLoRA keeps the factor of its start rank while ranks fall. P and Q start at random and "
@@ -42,7 +40,6 @@ class AdaLora(RankMethod):
         "dora": "PEFT's AdaLoRA has no magnitudes",
         "lora_plus": "LoRA+ is for a B that starts at zero, AdaLoRA trains P, E and Q",
     }
-    rank: int = option(16, "uniform rank whose number of parameters is the budget, where none is given", limits=RANK)
     start_rank: int | None = option(
         None, "rank of every site at the start; none: 1.5 times the uniform rank of the budget", limits=RANK
     )
@@ -84,10 +81,6 @@ class AdaLora(RankMethod):
     def check(self, plan: RankPlan) -> None:
         """Check the starting plan."""
         self.start_plan(plan)
-
-    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
-        """Return equal ranks, which set the budget; training decides the final ranks."""
-        return RankRequest(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
         """Train AdaLoRA layers, then fold them into plain LoRA of mixed rank."""

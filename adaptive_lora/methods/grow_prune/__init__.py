@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptive_lora.allocation.plan import uniform_cost
-from adaptive_lora.allocation.request import RANK, ProfileSummary, RankRequest
-from adaptive_lora.allocation.site import AdapterSite
-from adaptive_lora.methods.base import RankMethod, TrainedTrial, TrialContext
-from adaptive_lora.methods.phases import INTERVAL, SHARE, Phases, label_of
+from adaptive_lora.methods.base import TrainedTrial, TrialContext
+from adaptive_lora.methods.phases import INTERVAL, SHARE, Phases, RanksInTraining, label_of
 from adaptive_lora.options import Limits, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrowPrune(RankMethod):
+class GrowPrune(RanksInTraining):
     """Grow and prune within a fixed budget: a method of this project, based on ElaLoRA and L1RA.
 
     Plain LoRA from equal ranks. Every `interval` steps the components with the lowest smoothed
@@ -28,13 +24,11 @@ class GrowPrune(RankMethod):
     """
 
     name: ClassVar[str] = "grow_prune"
-    ranks_in_training: ClassVar[bool] = True
     holds_limits: ClassVar[bool] = False
     scaling_in_training: ClassVar[str] = (
         "Where a rank is added or dropped, B is rescaled so that the function stays as it is; the "
         "factor, and so the size of the next steps, is the policy's at the new rank."
     )
-    rank: int = option(16, "uniform rank whose number of parameters is the budget, where none is given", limits=RANK)
     warmup_share: float = option(0.1, "share of the steps before the first move", limits=SHARE)
     final_share: float = option(0.4, "share of the steps after the last move", limits=SHARE)
     interval: int | None = option(None, INTERVAL.format("twentieth"), unit="steps", limits=Limits(low=1))
@@ -56,10 +50,6 @@ class GrowPrune(RankMethod):
             final_share=self.final_share,
             interval=self.interval or max(1, steps // 20),
         )
-
-    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
-        """Return equal ranks, which are the start and set the budget."""
-        return RankRequest(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
         """Train plain LoRA from equal ranks, moving ranks between sites."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptive_lora.allocation.plan import RankPlan, uniform_cost
-from adaptive_lora.allocation.request import RANK, ProfileSummary, RankRequest
+from adaptive_lora.allocation.plan import RankPlan
+from adaptive_lora.allocation.request import RANK
 from adaptive_lora.allocation.revised import equal_rank, start_rank
-from adaptive_lora.allocation.site import AdapterSite
-from adaptive_lora.methods.base import RankMethod, TrainedTrial, TrialContext
+from adaptive_lora.methods.base import TrainedTrial, TrialContext
+from adaptive_lora.methods.phases import RanksInTraining
 from adaptive_lora.options import option
 
 _START_FACTOR = 2.0
@@ -22,7 +21,7 @@ def _label(rank: int, start: int | None) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Truncate(RankMethod):
+class Truncate(RanksInTraining):
     """Train every site at a higher rank, then keep the largest singular values of all updates.
 
     PARA (2604.27796): the singular values of every B·A are pooled and one global threshold decides,
@@ -32,12 +31,10 @@ class Truncate(RankMethod):
     """
 
     name: ClassVar[str] = "truncate"
-    ranks_in_training: ClassVar[bool] = True
     scaling_in_training: ClassVar[str] = (
         "Trained at the policy's factor of the start rank. The cut adapter has the factor of its "
         "final ranks, folded so that the function changes by the cut alone."
     )
-    rank: int = option(16, "uniform rank whose number of parameters is the budget, where none is given", limits=RANK)
     start_rank: int | None = option(
         None, "rank of every site in training; none: twice the uniform rank of the budget", limits=RANK
     )
@@ -46,10 +43,6 @@ class Truncate(RankMethod):
     def rank_label(self) -> str:
         """Return `r8`, or `r8-from32` with a starting rank."""
         return _label(self.rank, self.start_rank)
-
-    def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
-        """Return equal ranks, which set the budget; training decides the final ranks."""
-        return RankRequest(ranks=(1.0,) * len(sites), budget=uniform_cost(sites, self.rank))
 
     def start_plan(self, plan: RankPlan) -> RankPlan:
         """Return the plan of the training above the budget.
