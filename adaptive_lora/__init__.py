@@ -37,13 +37,19 @@ __all__ = [
 ]
 
 _PLACES = {
-    "allocation": ("MethodSpec", "RankPlan", "make_plan"),
-    "config": ("StudyConfig", "load_study", "study_from"),
-    "errors": ("AdaptiveLoraError",),
-    "methods.base": ("RankMethod", "TunerMethod"),
-    "study.plan": ("plan_method",),
-    "study.run": ("run_study",),
+    "AdaptiveLoraError": "errors",
+    "MethodSpec": "allocation",
+    "RankMethod": "methods.base",
+    "RankPlan": "allocation",
+    "StudyConfig": "config",
+    "TunerMethod": "methods.base",
+    "load_study": "config",
+    "make_plan": "allocation",
+    "plan_method": "study.plan",
+    "run_study": "study.run",
+    "study_from": "config",
 }
+"""Name of the public API -> module that defines it."""
 
 # Where bitsandbytes is installed, PEFT imports it, and it reports a kernel that is never used here.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -53,7 +59,6 @@ bound_spinning()  # here, since any module may be the first that loads torch
 
 def __getattr__(name: str) -> Any:
     """Return a name of the public API from the package that defines it."""
-    for module, names in _PLACES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

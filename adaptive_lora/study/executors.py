@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 from adaptive_lora.allocation.plan import BaseStorage
@@ -54,10 +54,7 @@ def run_trials(
             if not run(trial):
                 taken.append(trial)
 
-        if engine == "serial":
-            run_serially(left, attempt, on_failure)
-        else:
-            run_together(left, attempt, on_failure, size=lambda trial: MOST_TOGETHER if _joins(trial) else 1)
+        (run_serially if engine == "serial" else run_together)(left, attempt, on_failure)
         left = taken
         if left:
             wait(len(left))
@@ -85,8 +82,6 @@ def run_together(
     trials: Iterable[TrialSpec],
     run: Callable[[TrialSpec], object],
     on_failure: Callable[[TrialSpec, TrialFailed], None],
-    *,
-    size: Callable[[TrialSpec], int],
 ) -> None:
     """Run trials in groups; an unstable one is reported and the others continue.
 
@@ -97,38 +92,29 @@ def run_together(
         trials: trials, in order.
         run: function that runs one trial.
         on_failure: function called with each trial that failed.
-        size: function from a trial to the maximum size of its group; 1: alone.
     """
-    for group in _groups(trials, size):
+    for group in _groups(trials):
         if len(group) == 1:
             run_serially(group, run, on_failure)
         else:
-            _run_group(group, run, on_failure)
+            named = {trial.label: trial for trial in group}
+
+            def failed(label: str, failure: TrialFailed, named: Mapping[str, TrialSpec] = named) -> None:
+                on_failure(named[label], failure)
+
+            JointGroup({label: partial(run, trial) for label, trial in named.items()}, failed).run()
 
 
-def _run_group(
-    trials: Sequence[TrialSpec],
-    run: Callable[[TrialSpec], object],
-    on_failure: Callable[[TrialSpec, TrialFailed], None],
-) -> None:
-    named = {trial.label: trial for trial in trials}
-    works = {label: partial(run, trial) for label, trial in named.items()}
-    JointGroup(works, lambda label, failure: on_failure(named[label], failure)).run()
-
-
-def _groups(trials: Iterable[TrialSpec], size: Callable[[TrialSpec], int]) -> Iterable[Sequence[TrialSpec]]:
-    """Yield trials in groups, in order; trials that must run alone are yielded at once."""
+def _groups(trials: Iterable[TrialSpec]) -> Iterator[Sequence[TrialSpec]]:
+    """Yield trials in groups of at most `MOST_TOGETHER`, in order; trials that must run alone are yielded at once."""
     group: list[TrialSpec] = []
-    room = 0
     for trial in trials:
-        most = size(trial)
-        if most <= 1:
+        if not _joins(trial):
             yield [trial]
             continue
-        room = min(room, most) if group else most
-        if len(group) >= room:
+        if len(group) == MOST_TOGETHER:
             yield group
-            group, room = [], most
+            group = []
         group.append(trial)
     if group:
         yield group
