@@ -50,7 +50,7 @@ class Architecture:
     head: tuple[str, ...] = ()
     """Names of the tensors of the output head, as in `tensors`."""
     head_tied: bool = False
-    """Whether the output head shares its weight with the input embedding."""
+    """Mark of an output head that shares its weight with the input embedding."""
     decoder: Decoder | None = None
     """Decoder sizes, or None where the model is not a causal language model."""
     left_out: Mapping[str, str] = field(default_factory=dict)

@@ -22,7 +22,7 @@ class Certificate:
     bound: float
     """Upper bound of the gain of any integer ranks within budget and limits (linear relaxation)."""
     optimal: bool
-    """Whether the ranks found were proved to be the best integer ranks; planned unless abstained."""
+    """Proof that the ranks found are the best integer ranks; planned unless abstained."""
     best: float
     """Gain of the best ranks found; equals `captured` unless abstained."""
     uniform: float
@@ -48,7 +48,7 @@ class Certificate:
 
     @property
     def abstained(self) -> bool:
-        """Whether uniform ranks were planned because the headroom was too small or too uncertain."""
+        """Mark of uniform ranks, planned because the headroom was too small or too uncertain."""
         return (
             self.threshold is not None
             and self.headroom_lower is not None

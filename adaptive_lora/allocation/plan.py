@@ -39,7 +39,7 @@ class SiteRank:
     lr_multiplier: float = 1.0
     """Factor of the learning rate of this site's A and B."""
     dora: bool = False
-    """Whether a magnitude per output is trained too (DoRA, Liu et al. 2024, 2402.09353)."""
+    """Mark of a site with a trained magnitude per output (DoRA, Liu et al. 2024, 2402.09353)."""
 
     @property
     def magnitudes(self) -> int:
@@ -88,7 +88,7 @@ class RankPlan:
 
     @property
     def dora(self) -> bool:
-        """Whether the sites are DoRA layers."""
+        """Mark of a plan of DoRA layers."""
         return any(entry.dora for entry in self.entries)
 
     def scale_of(self, entry: SiteRank) -> float:

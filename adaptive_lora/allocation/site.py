@@ -47,7 +47,7 @@ class AdapterSite:
     """Name of the stack of blocks that holds it, such as `encoder` or `vision_tower`; empty where
     the model has only one. Layer indices of different towers are unrelated."""
     packable: bool = True
-    """Whether a 4-bit base stores it in 4 bit; some architectures keep certain layers as saved (T5)."""
+    """Storage in a 4-bit base: 4 bit if true; some architectures keep certain layers as saved (T5)."""
 
     @property
     def parameters_per_rank(self) -> int:

@@ -36,7 +36,7 @@ class Batch:
     padding: Mapping[str, int] = field(default_factory=dict)
     """Name of an input -> its padding value, where that is not 0."""
     whole: bool = False
-    """Whether the loss compares examples with each other, so that a batch must not be divided."""
+    """Mark of a batch whose loss compares examples with each other, so that it must not be divided."""
 
     @classmethod
     def of_text(cls, *, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> Batch:

@@ -123,13 +123,13 @@ class Method:
     name: ClassVar[str]
     """Name on the command line and in study files."""
     gives_ranks: ClassVar[bool]
-    """Whether it plans LoRA ranks; otherwise it plans the tensors of another tuner."""
+    """Kind of its plans: LoRA ranks if true, else the tensors of another tuner."""
     ranks_in_training: ClassVar[bool] = False
-    """Whether its final ranks are found in training, or by a pass over the base before it, rather than by its plan."""
+    """Origin of its final ranks: training, or a pass over the base before it, if true; else its plan."""
     holds_limits: ClassVar[bool] = True
-    """Whether it observes rank limits (`min_rank`, `max_rank`, caps, `multiple`)."""
+    """Support of rank limits (`min_rank`, `max_rank`, caps, `multiple`)."""
     is_control: ClassVar[bool] = False
-    """Whether it is a control arm, which wraps another method and removes one of its effects."""
+    """Mark of a control arm, which wraps another method and removes one of its effects."""
     trainings: ClassVar[int] = 1
     """Number of full trainings that it runs in sequence."""
     scaling_in_training: ClassVar[str] = ""
@@ -149,7 +149,7 @@ class Method:
 
     @property
     def is_plain_lora(self) -> bool:
-        """Whether its plan is trained unchanged as plain LoRA, so that its trials can be trained together."""
+        """Mark of a plan that is trained unchanged as plain LoRA, so that its trials can be trained together."""
         return False
 
     def label_under(self, budget: str | None) -> str:
@@ -205,7 +205,7 @@ class RankMethod(Method):
 
     @property
     def is_plain_lora(self) -> bool:
-        """Whether its plan is trained unchanged: true if `fit` is that of this class."""
+        """Mark of a plan that is trained unchanged: true if `fit` is that of this class."""
         return type(self).fit is RankMethod.fit
 
     def fit(self, trial: TrialContext) -> TrainedTrial:

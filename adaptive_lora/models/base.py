@@ -53,7 +53,7 @@ class BaseReference:
     content_hash: str
     """SHA-256 over everything in the base that affects results; see `serving.content_hash`."""
     trust_remote_code: bool = False
-    """Whether the base's own Python code was run, with the user's permission."""
+    """Mark of a base whose own Python code was run, with the user's permission."""
     stored_as: str | None = None
     """Saved format of dequantised weights: tensor types of a GGUF file, or the format of a folder;
     None where weights are used as saved."""

@@ -28,9 +28,9 @@ class TokenScores:
     nll: torch.Tensor
     """Negative log-likelihood in nats, shape (B, K), with gradient; 0 where not supervised."""
     supervised: torch.Tensor
-    """Whether the predicted token is supervised, shape (B, K)."""
+    """Mask of supervised predicted tokens, boolean, shape (B, K)."""
     correct: torch.Tensor
-    """Whether the token is supervised and the most likely one is right, shape (B, K)."""
+    """Mask of supervised tokens whose most likely token is right, boolean, shape (B, K)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class Predictions:
 
     @property
     def supervised(self) -> torch.Tensor:
-        """Whether the predicted token is supervised, shape (B, K)."""
+        """Mask of supervised predicted tokens, boolean, shape (B, K)."""
         return self.targets != IGNORED
 
 

@@ -35,7 +35,7 @@ class SavedQuantisation:
     use: str
     """Use in training: `nf4` as saved, `dequantised`, or empty for unsupported formats."""
     double: bool = True
-    """Whether the scales of NF4 are quantised again."""
+    """Mark of NF4 whose scales are quantised again."""
 
 
 _OTHER_FILES: Mapping[str, str] = MappingProxyType(

@@ -41,15 +41,15 @@ class TaskSpec:
     saved_as: str = ""
     """Name of the transformers class whose checkpoints are of this task for any data; empty: none."""
     generates: bool = False
-    """Whether it generates text, limited by `max_new_tokens`."""
+    """Mark of a task that generates text, limited by `max_new_tokens`."""
     needs_end: bool = False
-    """Whether its tokenizer must have an end-of-text token."""
+    """Mark of a task whose tokenizer must have an end-of-text token."""
     numbers: bool = False
-    """Whether its answers are numbers; otherwise they are text."""
+    """Kind of its answers: numbers if true, else text."""
     head: bool = False
-    """Whether it trains a head in addition to adapters."""
+    """Mark of a task that trains a head in addition to adapters."""
     head_over_text: bool = False
-    """Whether its head is on texts, so that decoders support it too."""
+    """Mark of a head on texts, which decoders support too."""
 
     @property
     def model_class(self) -> Any:

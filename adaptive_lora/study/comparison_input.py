@@ -55,7 +55,7 @@ class Selection:
     query: str | None = None
     """Filter in MLflow's syntax over trial runs of all experiments, or None."""
     allow_mixed: bool = False
-    """Whether to compare across data sets, splits and bases, with pairs only within each."""
+    """Permission to compare across data sets, splits and bases, with pairs only within each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,7 +46,7 @@ class PlanReport:
     """The model on the meta device, without weights."""
     base_name: str
     is_plain_lora: bool
-    """Whether the plan is trained unchanged as plain LoRA."""
+    """Mark of a plan that is trained unchanged as plain LoRA."""
     load: Load
     """Sizes of its training that determine the memory."""
     memory: MemoryChoice
@@ -54,7 +54,7 @@ class PlanReport:
     head: tuple[str, ...] = ()
     """Names of modules that the task trains in addition to the plan."""
     decided_in_training: bool = False
-    """Whether final ranks are found in training; the plan's equal ranks only give the budget."""
+    """Origin of final ranks: training if true; the plan's equal ranks then only give the budget."""
 
     @property
     def peft_caveats(self) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ class Question:
     """Noise of a paired difference, with the numbers of examples and seeds at which it was observed or
     assumed. If only the total standard deviation is known, all of it counts as between seeds."""
     examples_known: bool
-    """Whether the noise of single examples is known, so that the number of examples can be varied."""
+    """Knowledge of the noise of single examples, without which the number of examples cannot be varied."""
     comparisons: int
     """Number of methods compared with the baseline."""
     correction: Correction

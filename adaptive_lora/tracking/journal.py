@@ -47,7 +47,7 @@ class Journal:
         self._guard = threading.Lock()
         self._dirty = False
         self.finished = False
-        """Whether no more records will be appended."""
+        """Mark of a journal to which no more records will be appended."""
         self.facts: dict[str, str] = {}
         """Answers of the store: `run_id`, `artifact_uri`, `refused` (the reason of a refusal)."""
         self.delivered = 0
@@ -105,7 +105,7 @@ class Journal:
 
     @property
     def pending(self) -> bool:
-        """Whether there are undelivered records that the store has not refused."""
+        """Presence of undelivered records that the store has not refused."""
         return self.delivered < self._end and "refused" not in self.facts
 
     def append(self, op: str, values: Mapping[str, Any]) -> None:

@@ -52,7 +52,7 @@ class Owner:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is known to have ended; unknown for processes of other machines."""
+        """State of the process: true if known to have ended; unknown, so false, on other machines."""
         if self.machine != _machine():
             return False
         if self.pid == os.getpid() and self.started == (_started(self.pid) or ""):

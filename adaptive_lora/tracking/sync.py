@@ -39,9 +39,9 @@ class Synced:
     left: str = ""
     """Reason why the journal is kept; empty if everything arrived."""
     held: bool = False
-    """Whether it is kept because its process is alive and sends it itself."""
+    """Mark of a journal that is kept because its process is alive and sends it itself."""
     waiting: bool = False
-    """Whether it is kept because the store did not answer."""
+    """Mark of a journal that is kept because the store did not answer."""
 
 
 def sync_folder(config: TrackingConfig) -> Iterator[Synced]:

@@ -188,7 +188,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps have been taken."""
+        """State of the training: true once all steps have been taken."""
         return len(self.losses) >= self.steps or self.early.stop
 
     def run(self) -> None:

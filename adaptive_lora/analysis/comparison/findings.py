@@ -74,7 +74,7 @@ class ParetoPoint:
     cost: float
     loss: float
     on_front: bool
-    """Whether no other method costs and loses at most as much, and is better in one of both."""
+    """Membership of the front: no other method costs and loses at most as much, and is better in one of both."""
     front_share: float | None
     """Share of bootstrap draws of seeds in which it is on the front; None below 2 common seeds."""
 

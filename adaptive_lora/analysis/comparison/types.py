@@ -84,12 +84,12 @@ class Parameters:
 
     @property
     def matched(self) -> bool:
-        """Whether the counts are equal but for the rest of a budget that whole ranks leave."""
+        """Equality of the counts but for the rest of a budget that whole ranks leave."""
         return self.share is not None and abs(self.share) < MATCHED_SHARE
 
     @property
     def fewer(self) -> bool:
-        """Whether the method really saves parameters."""
+        """Mark of a method that really saves parameters."""
         return self.difference < 0 and not self.matched
 
 

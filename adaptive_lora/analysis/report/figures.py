@@ -35,9 +35,9 @@ class Drawing:
     title: str
     caption: str
     wide: bool = False
-    """Whether it takes the page's whole width."""
+    """Width on the page: all of it if true, else one column."""
     more: bool = False
-    """Whether it is shown with the statistics beside the answer."""
+    """Place on the page: with the further statistics if true, else with the answer."""
     svg: str = ""
     """Inline SVG whose text and lines take the page's colours."""
 

@@ -133,7 +133,7 @@ class Frame:
     left: float = 0.38
     below: float = 0.24
     legend: bool = False
-    """Whether a line below the heading names colours."""
+    """Presence of a line below the heading that names colours."""
 
 
 def panels(comparison: Comparison, labels: Sequence[str], frame: Frame, what: str) -> tuple[Figure, list[Axes]]:

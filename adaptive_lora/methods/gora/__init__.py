@@ -47,7 +47,7 @@ class Gora(RankMethod):
 
     @property
     def is_plain_lora(self) -> bool:
-        """Whether only its ranks are used, with the default initialisation."""
+        """Mark of the variant that uses its ranks alone, with the default initialisation."""
         return self.init == "default"
 
     @property

@@ -33,7 +33,7 @@ class PackedScores:
     nll: torch.Tensor
     """Negative log-likelihood in nats, shape (S,)."""
     correct: torch.Tensor
-    """Whether the most likely token is the target, shape (S,)."""
+    """Hits of the most likely token, boolean, shape (S,)."""
     owners: torch.Tensor
     """Index of the example of each position, shape (S,)."""
 

@@ -42,14 +42,14 @@ class Head:
 
     @property
     def plain(self) -> bool:
-        """Whether this is a linear layer with plain, not quantised, weights."""
+        """Mark of a linear layer with plain, not quantised, weights."""
         weight = getattr(self.module, "weight", None)
         floating = weight is not None and weight.is_floating_point()
         return type(self.module) is nn.Linear and floating
 
     @property
     def frozen(self) -> bool:
-        """Whether this is a plain linear layer without trainable parameters, so that it needs no gradient."""
+        """Mark of a plain linear layer without trainable parameters, which needs no gradient."""
         trained = any(parameter.requires_grad for parameter in self.module.parameters())
         return self.plain and not trained
 

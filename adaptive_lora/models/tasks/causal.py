@@ -103,7 +103,7 @@ class CausalTask(Task):
 
     @cached_property
     def _base_packs(self) -> bool:
-        """Whether examples run as packed rows: as set in the study, and supported by the base.
+        """Layout of batches: packed rows if true, as set in the study and supported by the base.
 
         Raises:
             ConfigError: the study sets packed and the base does not support it.

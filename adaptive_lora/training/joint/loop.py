@@ -63,7 +63,7 @@ class Member:
 
     @property
     def active(self) -> bool:
-        """Whether it has steps left to take."""
+        """State of the training: true while steps are left."""
         return self.failure is None and not self.trainer.finished
 
 

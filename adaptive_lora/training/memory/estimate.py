@@ -59,9 +59,9 @@ class Load:
     longest: int
     """Number of tokens of the longest example."""
     whole_logits: bool = False
-    """Whether the loss is computed from all logits at once instead of in chunks."""
+    """Way of computing the loss: from all logits at once if true, else in chunks."""
     spelled_activation: bool = False
-    """Whether the activation function is computed in elementary steps, as GPT-2's GELU in
+    """Mark of an activation function computed in elementary steps, as GPT-2's GELU in
     transformers: it then keeps four tensors instead of one."""
 
 
