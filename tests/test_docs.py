@@ -32,6 +32,7 @@ def after_the_readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)  # left by studies that ran in this process before
         run_python(ROOT / "README.md")
     return folder
 
