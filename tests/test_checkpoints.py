@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_lora.signals import Interrupted, interruptible
+from adaptive_lora.interruption import Interrupted, interruptible
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import TrialOutcome, run_trial
 from adaptive_lora.training import Frequency, StepEvent, TrialCheckpoints

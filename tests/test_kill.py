@@ -29,8 +29,8 @@ Fault = tuple[str, str, int, str]
 FAULTS: tuple[Fault, ...] = (
     # inside checkpoint writing: tensors there, manifest not; all there but the name; name there
     (CHECKPOINTS, "save_file", 2, "after"),
-    (CHECKPOINTS, "_sync", 8, "before"),
-    (CHECKPOINTS, "_sync", 10, "after"),
+    (CHECKPOINTS, "_write_files", 2, "after"),
+    ("adaptive_lora.training.checkpoint", "write_checkpoint", 2, "after"),
     # inside artifact logging: of the adapter, of a JSON file, between record and delivery
     (DELIVERY, "Uploader._make_model", 1, "after"),
     (DELIVERY, "Uploader._upload", 1, "before"),

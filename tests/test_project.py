@@ -22,7 +22,7 @@ PACKAGE = ROOT / "adaptive_lora"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # Lower ones first; each imports only from those before it in this list and from itself.
-MODULES = ("redaction", "errors", "options", "plugins", "results", "seeding", "signals")
+MODULES = ("redaction", "errors", "interruption", "options", "plugins", "results", "seeding")
 PACKAGES = (
     "serving",
     "allocation",
@@ -36,7 +36,7 @@ PACKAGES = (
     "study",
     "cli",
 )
-ORDER = ("redaction", "errors", "options", "plugins", "signals", "seeding", "serving",
+ORDER = ("redaction", "errors", "options", "plugins", "interruption", "seeding", "serving",
          "allocation", "results", *PACKAGES[2:])  # fmt: skip
 
 

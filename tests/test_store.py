@@ -25,7 +25,7 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
 from adaptive_lora.config.store_place import sqlite_file, sqlite_uri, store_uri
 from adaptive_lora.errors import ConfigError, TrackingError
-from adaptive_lora.signals import interruptible
+from adaptive_lora.interruption import interruptible
 from adaptive_lora.tracking import StudyRun, connect, study_run
 from adaptive_lora.tracking import create as birth
 

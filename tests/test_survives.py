@@ -27,7 +27,7 @@ from zygote import Zygote
 
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig
-from adaptive_lora.signals import Interrupted, interruptible, whole
+from adaptive_lora.interruption import Interrupted, interruptible, whole
 from adaptive_lora.study import tracked_trial
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial

@@ -21,7 +21,7 @@ from tracked import Finished, store_in
 
 from adaptive_lora.cli import main
 from adaptive_lora.errors import AdapterError
-from adaptive_lora.signals import Interrupted, interruptible
+from adaptive_lora.interruption import Interrupted, interruptible
 from adaptive_lora.study.comparison_input import comparison_input_of
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial

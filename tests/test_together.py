@@ -19,11 +19,11 @@ from rich.console import Console
 from tracked import quiet, runs_in, store_in, trials_in
 
 from adaptive_lora.config import StudyConfig, TrialSpec
+from adaptive_lora.interruption import Interrupted
 from adaptive_lora.methods.adapters import attach, detach
 from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.methods.adapters.dropout import own_dropout, switch_off_dropout
 from adaptive_lora.results import TrainResult
-from adaptive_lora.signals import Interrupted
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.executors import resolve_engine, run_trials
 from adaptive_lora.study.progress import StudyProgress

@@ -300,7 +300,7 @@ def test_processes_at_one_folder_do_not_disturb_each_other(folder: Path) -> None
     for thread in threads:
         thread.join()
     assert not wrong
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob("*.partial*"))
 
 
 def test_the_folder_is_where_the_platform_keeps_such_things(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import click
 from adaptive_lora import __version__
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import AdaptiveLoraError, ConfigError
+from adaptive_lora.interruption import Interrupted
 from adaptive_lora.models.errors import write_traceback
 from adaptive_lora.redaction import hide_credentials, printable
-from adaptive_lora.signals import Interrupted
 
 _MOVED = {
     "embedded": "the builder of the embedded base is a benchmark now: in a clone of the repository run "

@@ -24,7 +24,8 @@ from typing import Any, Protocol, Self, TypeVar
 
 from adaptive_lora import __version__
 from adaptive_lora.data.examples import Example
-from adaptive_lora.data.token_files import PARTIAL, SUFFIX, CorruptTokens, read_rows, write_rows
+from adaptive_lora.data.token_files import SUFFIX, CorruptTokens, read_rows, write_rows
+from adaptive_lora.interruption import PARTIAL
 
 CACHE_VARIABLE = "ADAPTIVE_LORA_CACHE"
 """Name of the environment variable with the cache folder; empty: no cache."""
@@ -153,7 +154,7 @@ def _tidy(folder: Path, newest: Path) -> None:
     for path in folder.iterdir():
         with suppress(OSError):  # another process may remove it at this moment
             about = path.stat()
-            if path.suffix == PARTIAL and time.time() - about.st_mtime > _ABANDONED:
+            if PARTIAL in path.name and time.time() - about.st_mtime > _ABANDONED:
                 path.unlink(missing_ok=True)
             elif path.suffix == SUFFIX and path != newest:
                 found.append((about.st_mtime, about.st_size, path))

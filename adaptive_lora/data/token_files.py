@@ -7,9 +7,7 @@ two arrays: the concatenated sequences, `NAME` (int32), and their offsets, `NAME
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
@@ -19,11 +17,13 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from adaptive_lora.interruption import replacing
+
 Rows = Sequence[Mapping[str, Sequence[int]]]
 """Per example: name of a column -> its integers. All examples have the same columns."""
 Arrays = dict[str, npt.NDArray[np.integer]]
 
-SUFFIX, PARTIAL = ".safetensors", ".partial"
+SUFFIX = ".safetensors"
 _AT = ".at"
 
 
@@ -32,7 +32,7 @@ class CorruptTokens(Exception):
 
 
 def write_rows(path: Path, key: str, rows: Rows) -> None:
-    """Write a set of tokens to a temporary file, flush it to disk, and rename it.
+    """Write a set of tokens atomically.
 
     Args:
         path: path of the file; an existing file is replaced atomically.
@@ -44,16 +44,9 @@ def write_rows(path: Path, key: str, rows: Rows) -> None:
     """
     arrays = _arrays(rows)
     content = save(arrays, {"key": key, "sha256": _digest(arrays)})
-    descriptor, partial = tempfile.mkstemp(PARTIAL, dir=path.parent)  # readable by this user alone
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial:
+        partial.touch(0o600)  # readable by this user alone
+        partial.write_bytes(content)
 
 
 def read_rows(path: Path, key: str, count: int) -> Rows:

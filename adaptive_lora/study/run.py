@@ -24,9 +24,9 @@ from adaptive_lora.errors import (
     TrackingError,
     TrialFailed,
 )
+from adaptive_lora.interruption import interruptible
 from adaptive_lora.redaction import shown
 from adaptive_lora.results import EvalResult, TrialRecord
-from adaptive_lora.signals import interruptible
 from adaptive_lora.study.comparison_input import (
     BASE_SCORES,
     CONFIG,

@@ -13,9 +13,9 @@ import torch
 from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import TrackingConfig, TrialSpec
 from adaptive_lora.errors import AdaptiveLoraError, LeaseLost, TrialFailed
+from adaptive_lora.interruption import TrainingPaused
 from adaptive_lora.models.threads import shared_cores
 from adaptive_lora.redaction import shown
-from adaptive_lora.signals import TrainingPaused
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.progress import StudyProgress
 from adaptive_lora.study.provenance import packages, provenance

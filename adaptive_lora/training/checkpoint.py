@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 
 from adaptive_lora.config import digest
-from adaptive_lora.training.checkpoint_files import PARTIAL, CorruptCheckpoint, read_checkpoint, write_checkpoint
+from adaptive_lora.interruption import PARTIAL, remove_partial
+from adaptive_lora.training.checkpoint_files import CorruptCheckpoint, read_checkpoint, write_checkpoint
 from adaptive_lora.training.state import TrainerState, is_snapshot, steps_of
 
 _KEPT = 2
@@ -50,8 +51,7 @@ class TrialCheckpoints:
         self.seconds_before = 0.0
         """Wall time in seconds that earlier processes spent on the trial, up to the restored checkpoint."""
         self._started = time.monotonic()
-        for left in folder.glob(f"*{PARTIAL}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        remove_partial(folder, "training")
 
     @property
     def seconds(self) -> float:

@@ -1,14 +1,12 @@
 """A snapshot on disk: safetensors and JSON in a folder, written atomically.
 
-A folder is written under a temporary name, every file and the folder are synced, and the folder is
-renamed. On reading, each file is first compared with the SHA-256 in the manifest.
+On reading, each file is first compared with the SHA-256 in the manifest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +16,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from adaptive_lora.interruption import replacing
+
 FORMAT = 1
 MANIFEST, STATE, TENSORS = "manifest.json", "state.json", "tensors.safetensors"
-PARTIAL = ".partial-"
-"""Infix of the name of a folder that is being written."""
 
 
 class CorruptCheckpoint(Exception):
@@ -40,25 +38,21 @@ def write_checkpoint(folder: Path, values: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     state = json.dumps(_encoded(values, tensors))
-    partial = folder.with_name(f"{folder.name}{PARTIAL}{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        try:
-            save_file(tensors, partial / TENSORS)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-        (partial / STATE).write_text(state, encoding="utf-8")
-        manifest = {"format": FORMAT, "sha256": {name: _sha256(partial / name) for name in (STATE, TENSORS)}}
-        (partial / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-        for name in (TENSORS, STATE, MANIFEST):
-            _sync(partial / name)
-        _sync(partial)
+    with replacing(folder) as partial:
+        _write_files(partial, state, tensors)
         if folder.exists():
             shutil.rmtree(folder)
-        partial.rename(folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_files(folder: Path, state: str, tensors: dict[str, torch.Tensor]) -> None:
+    folder.mkdir()
+    try:
+        save_file(tensors, folder / TENSORS)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    (folder / STATE).write_text(state, encoding="utf-8")
+    manifest = {"format": FORMAT, "sha256": {name: _sha256(folder / name) for name in (STATE, TENSORS)}}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -124,12 +118,3 @@ def _decoded(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,13 +17,13 @@ from transformers import get_scheduler
 
 from adaptive_lora.config import TrainConfig
 from adaptive_lora.data import Batch, training_batches
+from adaptive_lora.interruption import whole
 from adaptive_lora.methods.adapters.dropout import set_dropout_step
 from adaptive_lora.methods.callback import TrainerCallback
 from adaptive_lora.models.device import Runtime
 from adaptive_lora.models.losses import Loss, LossByExample, causal_loss
 from adaptive_lora.results import TrainResult
 from adaptive_lora.seeding import torch_stream
-from adaptive_lora.signals import whole
 from adaptive_lora.training.early_stop import EarlyStop
 from adaptive_lora.training.groups import parameter_groups
 from adaptive_lora.training.guard import StabilityGuard

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftConfig
@@ -23,6 +21,7 @@ from torch.nn.functional import pad
 
 from adaptive_lora import serving
 from adaptive_lora.errors import AdapterError, ConfigError, brief
+from adaptive_lora.interruption import replacing
 from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.methods.adapters.model_card import merged_card, uniform_card
 from adaptive_lora.models.errors import is_bug, model_errors
@@ -73,7 +72,8 @@ def export_uniform(source: Path, target: Path) -> int:
     config.r = config.lora_alpha = rank
     config.rank_pattern, config.alpha_pattern = {}, {}
     config.use_rslora, config.init_lora_weights, config.inference_mode = False, True, True
-    with _new_folder(target) as folder:
+    with replacing(target) as folder:
+        folder.mkdir()
         save_file(written, folder / _WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(str(folder))
         shutil.copy(source / serving.RECORD, folder)
@@ -106,7 +106,7 @@ def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False
         if is_bug(error):
             raise
         raise AdapterError(f"adapter {source} cannot be merged: {brief(error)}") from error
-    with _new_folder(target) as folder:
+    with replacing(target) as folder:
         with model_errors(f"the merged model of {source} cannot be saved", merged):
             merged.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -141,19 +141,6 @@ def _refuse_occupied(target: Path) -> None:
     """Raise ConfigError if the target is a file or a folder that is not empty."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is not empty; give a new folder for the export.")
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """Provide a temporary folder that is renamed to the target at the end, so that no unfinished folder is left."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as place:
-        folder = Path(place) / target.name
-        folder.mkdir()
-        yield folder
-        if target.exists():
-            target.rmdir()
-        folder.rename(target)
 
 
 def _read(source: Path) -> tuple[LoraConfig, dict[str, Tensor]]:

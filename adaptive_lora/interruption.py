@@ -1,13 +1,21 @@
-"""Ctrl-C and SIGTERM: raised where work can be interrupted, delayed where it cannot."""
+"""Interruptions: signals raised where work can stop and delayed where it cannot; files that are never half written."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
 from types import FrameType
 from typing import Any
+from uuid import uuid4
+
+PARTIAL = ".partial"
+"""Infix of the name of a file or folder that is being written (`replacing`)."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -78,3 +86,45 @@ def whole() -> Iterator[None]:
         if not _Held.depth and _Held.number is not None:
             number, _Held.number = _Held.number, None
             raise Interrupted(number)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Write a file or folder atomically: the block makes it under another name, and at its end it is renamed.
+
+    Before that it is flushed to disk. After an error nothing of it is left; a process that is killed leaves
+    a partial one for `remove_partial`. An existing file is replaced; an existing folder must be empty.
+
+    Args:
+        target: path of the file or folder; missing folders above it are created.
+
+    Yields:
+        The path, in the same folder, at which the block makes it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}{PARTIAL}-{uuid4().hex}")
+    try:
+        yield partial
+        for path in (*partial.rglob("*"), partial):
+            _flush(path)
+        partial.replace(target)
+        _flush(target.parent)
+    finally:
+        remove_partial(target.parent, partial.name)
+
+
+def remove_partial(folder: Path, name: str) -> None:
+    """Remove the partial files and folders whose names begin with a name, and the files SQLite keeps beside them."""
+    for path in folder.glob(f"{escape(name)}*"):
+        if PARTIAL in path.name and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif PARTIAL in path.name:
+            path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
