@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, Gen
 from adaptive_lora.config import study_from
 from adaptive_lora.data import TokenizedExample
 from adaptive_lora.data.conversations import CHAT
-from adaptive_lora.models.scoring import continuations
+from adaptive_lora.models.tasks.causal import continuations
 from adaptive_lora.serving import TASKS, answer, load_adapter, open_image
 from adaptive_lora.serving.greedy import end_tokens, turn_end
 from adaptive_lora.serving.images import inputs_of

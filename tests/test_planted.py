@@ -24,8 +24,8 @@ from adaptive_lora.data import collate
 from adaptive_lora.errors import ConfigError, DataError, ModelError
 from adaptive_lora.methods.planted import PATTERNS
 from adaptive_lora.models.losses import predict
-from adaptive_lora.models.tasks.planted import PlantedTask
-from adaptive_lora.models.tasks.planted_teacher import (
+from adaptive_lora.models.tasks.planted import (
+    PlantedTask,
     make_teacher,
     planted_changes,
     planted_energy,

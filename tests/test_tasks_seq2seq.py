@@ -13,7 +13,7 @@ from task_bases import SIZE, WORDS, run_and_prove, save_base, write_rows
 
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.errors import ModelError
-from adaptive_lora.models.tasks.tokens import exact, rouge
+from adaptive_lora.models.tasks.scores import exact, rouge
 from adaptive_lora.serving import answer, load_adapter
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial

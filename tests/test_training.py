@@ -20,8 +20,8 @@ from adaptive_lora.errors import TrialFailed
 from adaptive_lora.methods.adapters import attach, detach
 from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.models.losses import token_scores
-from adaptive_lora.models.scoring import continuations, wants_generation
-from adaptive_lora.models.tasks.tokens import exact
+from adaptive_lora.models.tasks.causal import continuations, wants_generation
+from adaptive_lora.models.tasks.scores import exact
 from adaptive_lora.results import TrainResult
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import TrialOutcome, run_trial, trial_metrics

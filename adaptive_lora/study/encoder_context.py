@@ -26,7 +26,7 @@ from adaptive_lora.models.errors import model_errors
 from adaptive_lora.models.losses import masked_loss, no_loss
 from adaptive_lora.models.sites import survey_sites, warn_of_sites
 from adaptive_lora.models.tasks.catalogue import found_task
-from adaptive_lora.models.tasks.truncation import encode_cut
+from adaptive_lora.models.tasks.encoding import encode_cut
 from adaptive_lora.seeding import rng_for
 from adaptive_lora.serving import saved_quantisation
 from adaptive_lora.serving.gguf_file import as_transformers_reads

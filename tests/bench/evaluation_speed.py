@@ -28,7 +28,6 @@ from transformers import AutoTokenizer
 from adaptive_lora.config import study_from
 from adaptive_lora.models.base import BaseModel
 from adaptive_lora.models.device import start_runtime
-from adaptive_lora.models.scoring import evaluate
 from adaptive_lora.models.tasks import CausalTask
 from adaptive_lora.serving import generate
 
@@ -65,7 +64,7 @@ def main() -> None:
     model = setting.adapted(setting.base()).eval()
     holder: Any = BaseModel.__new__(BaseModel)
     object.__setattr__(holder, "model", model.get_base_model())
-    task = CausalTask(study_from({"batching": "packed"}), runtime, holder)
+    task = CausalTask(study_from({"batching": "packed", "eval_batch_size": 32}), runtime, holder)
     task.collate = setting.collate  # type: ignore[method-assign]
     data = setting.examples(given.shared, "response")
     tokenizer = AutoTokenizer.from_pretrained(given.shared / "models" / "gpt2-tokenizer")
@@ -73,7 +72,7 @@ def main() -> None:
     differences, ratios = [], []
     sides: dict[str, Callable[[Any], Any]] = {
         "loop": lambda some: obvious(model, some),
-        "evaluate": lambda some: evaluate(model, some, task, runtime=runtime, batch_size=32).nll_E,
+        "evaluate": lambda some: task.losses(model, some).nll_E,
     }
     size = len(data) // PARTS
     for side in sides.values():

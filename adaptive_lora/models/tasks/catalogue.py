@@ -16,11 +16,9 @@ from adaptive_lora.errors import ConfigError
 from adaptive_lora.models.base import locate, read_settings
 from adaptive_lora.models.classes import auto_class
 from adaptive_lora.models.tasks.causal import CausalTask
-from adaptive_lora.models.tasks.classification import ClassificationTask
-from adaptive_lora.models.tasks.image_classification import ImageClassificationTask
 from adaptive_lora.models.tasks.image_text import ImageTextTask
+from adaptive_lora.models.tasks.labelled import ClassificationTask, ImageClassificationTask, RegressionTask
 from adaptive_lora.models.tasks.planted import PlantedTask
-from adaptive_lora.models.tasks.regression import RegressionTask
 from adaptive_lora.models.tasks.seq2seq import Seq2SeqTask
 from adaptive_lora.models.tasks.task import Task
 from adaptive_lora.models.tasks.vision_language import VisionLanguageTask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from adaptive_lora.config import DataConfig
+from adaptive_lora.config import DataConfig, EvaluationConfig
 from adaptive_lora.data import Batch, Example, ExampleSet, TokenizedExample, collate, load_examples, tokenize, unpadded
 from adaptive_lora.errors import ConfigError, ModelError
+from adaptive_lora.models.device import Runtime
 from adaptive_lora.models.errors import model_errors
 from adaptive_lora.models.kernels import (
     attends_packed,
@@ -27,12 +28,14 @@ from adaptive_lora.models.kernels import (
     packing_problem,
 )
 from adaptive_lora.models.losses import causal_loss, token_scores
-from adaptive_lora.models.scoring import ExampleScores, continuations, has_short_answers, wants_generation
+from adaptive_lora.models.tasks.scores import ExampleScores, text_scores
 from adaptive_lora.models.tasks.task import Task, marked
-from adaptive_lora.models.tasks.text_scores import text_scores
-from adaptive_lora.models.tasks.tokens import exact, token_metrics
-from adaptive_lora.results import EvalResult
+from adaptive_lora.results import FloatArray
+from adaptive_lora.serving import generate
 from adaptive_lora.serving.tokens import known_ids, padding_id
+
+SHARE_OF_SHORT_ANSWERS = 0.9
+"""Minimum share of short responses for which `generate: auto` scores exact match."""
 
 
 class CausalTask(Task):
@@ -126,29 +129,25 @@ class CausalTask(Task):
             nll=found.nll.double().sum(dim=1), units=found.supervised.sum(dim=1), correct=found.correct.sum(dim=1)
         )
 
-    def score(self, model: nn.Module, examples: Sequence[TokenizedExample]) -> EvalResult:
-        """Score likelihood and, if set in the study, greedy generation.
+    def generates(self, examples: Sequence[TokenizedExample]) -> bool:
+        return wants_generation(examples, self.config.evaluation)
 
-        Short answers are scored by exact match alone, others also by ROUGE, chrF and final answer.
-        """
-        result = self.losses(model, examples)
-        if not wants_generation(examples, self.config.evaluation):
-            return result
-        texts = continuations(
+    def generated(self, model: nn.Module, examples: Sequence[TokenizedExample]) -> list[str]:
+        return continuations(
             model,
             self.base.tokenizer,
             examples,
             runtime=self.runtime,
             batch_size=self.config.evaluation.eval_batch_size,
         )
+
+    def answer_ids(self, example: TokenizedExample) -> Sequence[int]:
+        return example.input_ids[example.prompt_length :]
+
+    def text_scores(self, texts: Sequence[str], examples: Sequence[TokenizedExample]) -> Mapping[str, FloatArray]:
+        """Return ROUGE, chrF and final answers of long answers; exact match alone is enough for short ones."""
         short = has_short_answers(examples, self.config.evaluation)
-        return dataclasses.replace(
-            result,
-            exact_match_E=exact(
-                texts, examples, self.tokenizer, (each.input_ids[each.prompt_length :] for each in examples)
-            ),
-            further_E={**result.further_E, **({} if short else text_scores(texts, examples))},
-        )
+        return {} if short else text_scores(texts, examples)
 
     def outputs(self, model: Any, examples: Sequence[TokenizedExample]) -> torch.Tensor:
         """Return last-token logits of the prompts, each run alone, shape (examples, vocabulary)."""
@@ -158,10 +157,6 @@ class CausalTask(Task):
             ids = torch.tensor([shown], device=model.device)
             rows.append(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1])
         return torch.stack([row.float() for row in rows])
-
-    def metrics(self, result: EvalResult) -> Mapping[str, float]:
-        """Return loss, perplexity, token accuracy, and exact match if it was scored."""
-        return {**super().metrics(result), **token_metrics(result)}
 
 
 def _packed(model: nn.Module, batch: Batch) -> ExampleScores:
@@ -174,3 +169,46 @@ def _packed(model: nn.Module, batch: Batch) -> ExampleScores:
         units=units,
         correct=zeros.long().index_add(0, found.owners, found.correct.long()),
     )
+
+
+def wants_generation(examples: Sequence[TokenizedExample], config: EvaluationConfig) -> bool:
+    """Return whether texts are generated and scored on this split.
+
+    Raises:
+        ConfigError: generation is set for plain texts, which have no prompt to continue.
+    """
+    if any(not example.prompt_length for example in examples):
+        if config.generate == "on":
+            raise ConfigError("generate=on needs prompts; plain text has none: leave generate out.")
+        return False
+    if config.generate != "auto":
+        return config.generate == "on"
+    return has_short_answers(examples, config)
+
+
+def has_short_answers(examples: Sequence[TokenizedExample], config: EvaluationConfig) -> bool:
+    """Return whether most references are so short that exact match is a fair score."""
+    lengths = [len(example.input_ids) - example.prompt_length for example in examples]
+    short = sum(length <= config.short_answer_tokens for length in lengths)
+    return short >= SHARE_OF_SHORT_ANSWERS * len(lengths)
+
+
+def continuations(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[TokenizedExample],
+    *,
+    runtime: Runtime,
+    batch_size: int,
+) -> list[str]:
+    """Return the greedy continuation of each prompt, of at most the longest reference's tokens."""
+    model.eval()
+    longest = max(len(example.input_ids) - example.prompt_length for example in examples)
+    with runtime.accelerator.autocast():
+        return generate(
+            model,  # type: ignore[arg-type]
+            tokenizer,
+            [example.input_ids[: example.prompt_length] for example in examples],
+            max_new_tokens=longest,
+            batch_size=batch_size,
+        )

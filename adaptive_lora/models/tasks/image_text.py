@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,36 +16,13 @@ from adaptive_lora.data.images import load_captions
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.models.base import BaseModel
 from adaptive_lora.models.device import Runtime
-from adaptive_lora.models.scoring import ExampleScores
-from adaptive_lora.models.tasks.padding import padded
-from adaptive_lora.models.tasks.task import Task, marked
-from adaptive_lora.models.tasks.truncation import encode_cut
+from adaptive_lora.models.tasks.encoding import encode_cut, padded
+from adaptive_lora.models.tasks.scores import ExampleScores
+from adaptive_lora.models.tasks.task import PreparedExample, Task, marked
 from adaptive_lora.results import EvalResult
 from adaptive_lora.serving import open_image
 
 _RECALLS = (1, 5)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CaptionedImage:
-    """An image file's content, and its caption's tokens."""
-
-    id: str
-    image: bytes
-    input_ids: tuple[int, ...]
-    cut: int = 0
-    """Number of the caption's tokens cut off at the model's maximum length."""
-    supervised_tokens: int = 1
-    """Number of predictions: one pair."""
-
-    @property
-    def length(self) -> int:
-        """Number of tokens of the caption."""
-        return len(self.input_ids)
-
-    def numbers(self) -> Mapping[str, Sequence[int]]:
-        """Return the caption's tokens."""
-        return {"input_ids": self.input_ids}
 
 
 class ImageTextTask(Task):
@@ -59,6 +35,7 @@ class ImageTextTask(Task):
 
     name = "image_text"
     unit = "nats per pair"
+    cuts_served_texts = True
 
     def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
         """Refuse batches of one pair, which have no loss."""
@@ -70,28 +47,23 @@ class ImageTextTask(Task):
     def read(cls, config: DataConfig) -> ExampleSet:
         return load_captions(config)
 
-    @property
-    def served(self) -> dict[str, Any]:
-        """Record of the task for adapters: loading of the base, and the maximum length of texts."""
-        return {**super().served, "max_tokens": self.longest}
-
-    def prepare(self, examples: Sequence[Example]) -> tuple[CaptionedImage, ...]:
+    def prepare(self, examples: Sequence[Example]) -> tuple[PreparedExample, ...]:
         captions, lost = encode_cut(
             self.base.tokenizer.tokenizer, [example.response for example in examples], self.longest
         )
         return tuple(
-            CaptionedImage(id=each.id, image=each.image or b"", input_ids=tuple(ids), cut=gone)
+            PreparedExample.of(each, {"input_ids": ids, "cut": [gone]})
             for each, ids, gone in zip(examples, captions["input_ids"], lost, strict=True)
         )
 
-    def illustrated(self, item: CaptionedImage, example: Example) -> str:
+    def illustrated(self, item: PreparedExample, example: Example) -> str:
         return f"{example.prompt}: {marked(self.decoded(item.input_ids))}"
 
-    def collate(self, examples: Sequence[CaptionedImage]) -> Batch:
+    def collate(self, examples: Sequence[PreparedExample]) -> Batch:
         pad = {"input_ids": int(self.base.tokenizer.tokenizer.pad_token_id)}
         images = [open_image(example.image) for example in examples]
         pixels = self.base.tokenizer.image_processor(images=images, return_tensors="pt")
-        texts = padded([{"input_ids": example.input_ids} for example in examples], pad)
+        texts = padded([example.inputs for example in examples], pad)
         return Batch(
             inputs={**texts, "pixel_values": pixels["pixel_values"]},
             labels=torch.zeros(len(examples), dtype=torch.long),
@@ -110,11 +82,11 @@ class ImageTextTask(Task):
         ones = torch.ones_like(hits, dtype=torch.long)
         return ExampleScores(nll=pair_losses(logits), units=ones, correct=hits.long())
 
-    def outputs(self, model: nn.Module, examples: Sequence[CaptionedImage]) -> torch.Tensor:
+    def outputs(self, model: nn.Module, examples: Sequence[PreparedExample]) -> torch.Tensor:
         images, texts, _ = self._embedded(model, examples)
         return torch.stack([images, texts])
 
-    def losses(self, model: nn.Module, examples: Sequence[CaptionedImage]) -> EvalResult:  # type: ignore[override]
+    def losses(self, model: nn.Module, examples: Sequence[PreparedExample]) -> EvalResult:
         """Score every image against every caption of the split."""
         model.eval()
         size = self.config.evaluation.eval_batch_size
@@ -141,7 +113,7 @@ class ImageTextTask(Task):
         )
 
     def _embedded(
-        self, model: Any, examples: Sequence[CaptionedImage]
+        self, model: Any, examples: Sequence[PreparedExample]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return normalised embeddings of images and captions, and the scale of their product."""
         found = model(**self.collate(examples).to(self.runtime.device).inputs)
@@ -161,7 +133,7 @@ def pair_losses(logits: torch.Tensor) -> torch.Tensor:
     return (rows + columns) / 2
 
 
-def _same(examples: Sequence[CaptionedImage]) -> torch.Tensor:
+def _same(examples: Sequence[PreparedExample]) -> torch.Tensor:
     """Return the mask (N, N) of captions that are right for an image, including those of equal images."""
     images = [example.image for example in examples]
     texts = [example.input_ids for example in examples]

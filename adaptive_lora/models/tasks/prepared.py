@@ -98,8 +98,7 @@ def _log_left_out(data: ExampleSet) -> None:
 
 def _summary(task: Task, data: ExampleSet, splits: Splits, ready: Mapping[int, Any]) -> DataSummary:
     made, first = list(ready.values()), splits.train[0]
-    cut = [getattr(item, "cut", None) for item in made]
-    counts = [number for number in cut if number is not None]
+    counts = [item.cut for item in made if item.numbers()]  # images alone have no tokens
     return DataSummary(
         task=task.name,
         readings=data.readings,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,12 +15,10 @@ from adaptive_lora.data.rows import BadRow
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.base import BaseModel
 from adaptive_lora.models.device import Runtime
-from adaptive_lora.models.scoring import ExampleScores
-from adaptive_lora.models.tasks.padding import right
-from adaptive_lora.models.tasks.task import Task, marked
-from adaptive_lora.models.tasks.tokens import exact, rouge, token_example_scores, token_losses, token_metrics, with_end
-from adaptive_lora.models.tasks.truncation import encode_cut
-from adaptive_lora.results import EvalResult
+from adaptive_lora.models.tasks.encoding import encode_cut, mask_of, right, with_end
+from adaptive_lora.models.tasks.scores import ExampleScores, rouge, token_example_scores, token_losses
+from adaptive_lora.models.tasks.task import PreparedExample, Task, marked
+from adaptive_lora.results import FloatArray
 from adaptive_lora.serving import generate_targets
 from adaptive_lora.serving.greedy import decoder_start
 from adaptive_lora.serving.tokens import known_ids, padding_id
@@ -36,49 +32,12 @@ _KNOWN: tuple[tuple[str, str | None, str], ...] = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class InputAndTarget:
-    """Token ids of an input and of its target."""
-
-    id: str
-    input_ids: tuple[int, ...]
-    target_ids: tuple[int, ...]
-    response: str
-    cut: int = 0
-    """Number of tokens of both cut off at the model's maximum length."""
-
-    @property
-    def length(self) -> int:
-        """Number of tokens of input and target."""
-        return len(self.input_ids) + len(self.target_ids)
-
-    @property
-    def supervised_tokens(self) -> int:
-        """Number of tokens of the target."""
-        return len(self.target_ids)
-
-    def numbers(self) -> Mapping[str, Sequence[int]]:
-        """Return the result of tokenisation."""
-        ids = {"input_ids": self.input_ids, "target_ids": self.target_ids}
-        return {**ids, "cut": (self.cut,)}
-
-    @classmethod
-    def of(cls, example: Example, numbers: Mapping[str, Sequence[int]]) -> Self:
-        """Restore a prepared example from the example and its `numbers`."""
-        return cls(
-            id=example.id,
-            response=example.response,
-            input_ids=tuple(numbers["input_ids"]),
-            target_ids=tuple(numbers["target_ids"]),
-            cut=numbers["cut"][0],
-        )
-
-
 class Seq2SeqTask(Task):
     """Cross-entropy over the target's tokens; greedy generation for exact match and ROUGE."""
 
     name = "seq2seq"
-    tokenised = InputAndTarget
+    tokenised = PreparedExample
+    cuts_served_texts = True
 
     def __init__(self, config: StudyConfig, runtime: Runtime, base: BaseModel) -> None:
         """Read start and padding tokens; raise ModelError if the base has none."""
@@ -92,45 +51,38 @@ class Seq2SeqTask(Task):
     def read(cls, config: DataConfig) -> ExampleSet:
         return load_examples(config, known=_KNOWN)
 
-    @property
-    def served(self) -> dict[str, Any]:
-        """Record of the task for adapters: loading of the base, and the maximum length of inputs."""
-        return {**super().served, "max_tokens": self.longest}
-
-    def prepare(self, examples: Sequence[Example]) -> tuple[InputAndTarget, ...]:
+    def prepare(self, examples: Sequence[Example]) -> tuple[PreparedExample, ...]:
         """Return inputs and targets tokenised separately, each cut at the maximum length."""
         tokenizer, most = self.base.tokenizer, self.longest
         encoded, lost = encode_cut(tokenizer, [example.prompt for example in examples], most)
         texts = [example.response for example in examples]
         targets = tokenizer(text_target=texts, verbose=False)["input_ids"]
-        end, made = tokenizer.eos_token_id, []
+        made = []
         for example, ids, gone, target in zip(examples, encoded["input_ids"], lost, targets, strict=True):
-            whole = with_end(target, end, len(target) + 1)
+            whole = with_end(target, tokenizer.eos_token_id)
             kept = whole[:most]
             if not ids or not kept:
                 raise BadRow(example.where, "no token in its input or target")
             cut = gone + len(whole) - len(kept)
-            numbers = {"input_ids": ids, "target_ids": kept, "cut": [cut]}
-            made.append(InputAndTarget.of(example, numbers))
+            made.append(PreparedExample.of(example, {"input_ids": ids, "target_ids": kept, "cut": [cut]}))
         return tuple(made)
 
-    def illustrated(self, item: InputAndTarget, example: Example) -> str:
-        return f"{self.decoded(item.input_ids)} -> {marked(self.decoded(item.target_ids))}"
+    def illustrated(self, item: PreparedExample, example: Example) -> str:
+        return f"{self.decoded(item.input_ids)} -> {marked(self.decoded(self.answer_ids(item)))}"
 
-    def collate(self, examples: Sequence[InputAndTarget]) -> Batch:
+    def collate(self, examples: Sequence[PreparedExample]) -> Batch:
         """Return inputs and targets padded; the decoder's input is the target shifted by one."""
-        pad = self.pad
-        targets = [example.target_ids for example in examples]
-        lengths = [len(example.input_ids) for example in examples]
+        ids = [example.input_ids for example in examples]
+        targets = [example.inputs["target_ids"] for example in examples]
         return Batch(
             inputs={
-                "input_ids": right([example.input_ids for example in examples], pad),
-                "attention_mask": right([[1] * length for length in lengths], 0),
-                "decoder_input_ids": right([[self.start, *ids[:-1]] for ids in targets], pad),
-                "decoder_attention_mask": right([[1] * len(ids) for ids in targets], 0),
+                "input_ids": right(ids, self.pad),
+                "attention_mask": mask_of(ids),
+                "decoder_input_ids": right([[self.start, *target[:-1]] for target in targets], self.pad),
+                "decoder_attention_mask": mask_of(targets),
             },
             labels=right(targets, IGNORED),
-            padding={"input_ids": pad, "decoder_input_ids": pad},
+            padding={"input_ids": self.pad, "decoder_input_ids": self.pad},
         )
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -139,32 +91,25 @@ class Seq2SeqTask(Task):
     def scores(self, model: nn.Module, batch: Batch) -> ExampleScores:
         return token_example_scores(_logits(model, batch), batch.labels)
 
-    def outputs(self, model: nn.Module, examples: Sequence[InputAndTarget]) -> torch.Tensor:
+    def outputs(self, model: nn.Module, examples: Sequence[PreparedExample]) -> torch.Tensor:
         """Return the logits of each target's first token, each example run alone."""
         batches = [self.collate([example]).to(self.runtime.device) for example in examples]
         return torch.stack([_logits(model, batch)[0, 0].float() for batch in batches])
 
-    def score(self, model: nn.Module, examples: Sequence[InputAndTarget]) -> EvalResult:
-        """Score likelihood and, unless switched off, greedy generation."""
-        result = self.losses(model, examples)
-        if self.config.evaluation.generate == "off":
-            return result
-        with self.runtime.accelerator.autocast():
-            texts = generate_targets(
-                model,
-                self.base.tokenizer,
-                [example.input_ids for example in examples],
-                max_new_tokens=max(len(example.target_ids) for example in examples),
-                batch_size=self.config.evaluation.eval_batch_size,
-            )
-        return dataclasses.replace(
-            result,
-            exact_match_E=exact(texts, examples, self.tokenizer, (each.target_ids for each in examples)),
-            further_E=rouge(texts, examples),
+    def generated(self, model: nn.Module, examples: Sequence[PreparedExample]) -> list[str]:
+        return generate_targets(
+            model,
+            self.base.tokenizer,
+            [example.input_ids for example in examples],
+            max_new_tokens=max(example.supervised_tokens for example in examples),
+            batch_size=self.config.evaluation.eval_batch_size,
         )
 
-    def metrics(self, result: EvalResult) -> Mapping[str, float]:
-        return {**super().metrics(result), **token_metrics(result)}
+    def answer_ids(self, example: PreparedExample) -> Sequence[int]:
+        return example.inputs["target_ids"]
+
+    def text_scores(self, texts: Sequence[str], examples: Sequence[PreparedExample]) -> Mapping[str, FloatArray]:
+        return rouge(texts, examples)
 
 
 def _logits(model: Any, batch: Batch) -> torch.Tensor:
