@@ -31,10 +31,9 @@ from adaptive_lora.study.run import open_study
 from adaptive_lora.study.tracked_trial import run_tracked
 from adaptive_lora.tracking import connect
 from adaptive_lora.training import TrainInputs, train
-from adaptive_lora.training.joint import memory as joint_memory
+from adaptive_lora.training.joint import loop as joint_memory
 from adaptive_lora.training.joint.grouped import mount, take_off
-from adaptive_lora.training.joint.loop import JointTraining, Member, joining_problem
-from adaptive_lora.training.joint.memory import passes_at_once
+from adaptive_lora.training.joint.loop import JointTraining, Member, joining_problem, passes_at_once
 from adaptive_lora.training.memory import Estimate
 from adaptive_lora.training.memory.estimate import SPREAD
 from adaptive_lora.training.trainer import Trainer

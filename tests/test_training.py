@@ -26,8 +26,8 @@ from adaptive_lora.results import TrainResult
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import TrialOutcome, run_trial, trial_metrics
 from adaptive_lora.training import StabilityGuard, TrainInputs, train
-from adaptive_lora.training.early_stop import EarlyStop
 from adaptive_lora.training.state import TrainerState
+from adaptive_lora.training.stopping import EarlyStop
 
 BaseContext = Callable[..., StudyContext]
 

@@ -24,13 +24,12 @@ from adaptive_lora.models.device import Runtime
 from adaptive_lora.models.losses import Loss, LossByExample, causal_loss
 from adaptive_lora.results import TrainResult
 from adaptive_lora.seeding import torch_stream
-from adaptive_lora.training.early_stop import EarlyStop
 from adaptive_lora.training.groups import parameter_groups
-from adaptive_lora.training.guard import StabilityGuard
 from adaptive_lora.training.memory import Estimate
 from adaptive_lora.training.memory.peak import PeakMemory
 from adaptive_lora.training.memory.shortage import halved, is_out_of_memory, random_state, set_random_state, too_large
 from adaptive_lora.training.state import TrainerState, load_state_dict, step_start_of, take
+from adaptive_lora.training.stopping import EarlyStop, StabilityGuard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

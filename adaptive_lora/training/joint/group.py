@@ -7,6 +7,7 @@ group; then their steps are taken together, and each continues by itself. One th
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.training.joint.grouped import mount, take_off
 from adaptive_lora.training.joint.loop import JointTraining, Member, joining_problem
-from adaptive_lora.training.joint.pausable import PausableThread
 from adaptive_lora.training.trainer import Trainer, take_steps
 
 
@@ -83,3 +83,64 @@ class JointGroup:
             trainer.waited_seconds += time.perf_counter() - started - member.own_seconds
 
         return run
+
+
+class PausableThread:
+    """A function in its own thread that can pause and continue later, with its whole call stack."""
+
+    def __init__(self, work: Callable[[PausableThread], object], name: str) -> None:
+        """Prepare the thread; it starts with the first `resume`.
+
+        Args:
+            work: function called in the thread, with this object; it may call `pause`.
+            name: name of the thread, for debuggers.
+        """
+        self.begun = self.ended = False
+        self.error: BaseException | None = None
+        """Exception that ended the function, or None."""
+        self._work = work
+        self._thrown: BaseException | None = None
+        self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, name=name)
+
+    def resume(self, thrown: BaseException | None = None) -> None:
+        """Let the function run until it pauses or ends.
+
+        Ctrl-C in the meantime is raised afterwards, because no other thread may run before.
+
+        Args:
+            thrown: exception to raise where the function had paused.
+        """
+        self._thrown = thrown
+        if not self.begun:
+            self.begun = True
+            self._thread.start()
+        self._go.release()
+        interruption: KeyboardInterrupt | None = None
+        while True:
+            try:
+                self._stopped.acquire()
+                break
+            except KeyboardInterrupt as error:
+                interruption = error
+        if self.ended:
+            self._thread.join()
+        if interruption is not None:
+            raise interruption
+
+    def pause(self) -> None:
+        """Pause until the next `resume`; called by the function itself."""
+        self._stopped.release()
+        self._go.acquire()
+        if self._thrown is not None:
+            raise self._thrown
+
+    def _run(self) -> None:
+        self._go.acquire()
+        try:
+            self._work(self)
+        except BaseException as error:  # kept for the caller of `resume`
+            self.error = error
+        finally:
+            self.ended = True
+            self._stopped.release()
