@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from adaptive_lora.models.kernels import tiles
-from adaptive_lora.models.kernels.cross_entropy import Head, token_nll
-from adaptive_lora.models.kernels.tiles import token_scores
+from adaptive_lora.models.kernels import cross_entropy as tiles
+from adaptive_lora.models.kernels.cross_entropy import Head, token_nll, token_scores
 
 VOCABULARY, WIDTH, ROWS = 301, 12, 57
 

@@ -16,7 +16,7 @@ from adaptive_lora.methods.adapters import attach
 from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.training import TrainInputs, train
-from adaptive_lora.training.groups import parameter_groups
+from adaptive_lora.training.trainer import parameter_groups
 
 BaseContext = Callable[..., StudyContext]
 FIRST, SECOND = "transformer.h.0.attn.c_attn", "transformer.h.2.mlp.c_proj"

@@ -23,7 +23,7 @@ from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.serving import load_adapter
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
-from adaptive_lora.training.groups import parameter_groups
+from adaptive_lora.training.trainer import parameter_groups
 
 BaseContext = Callable[..., StudyContext]
 IDS = torch.arange(24).reshape(2, 12)

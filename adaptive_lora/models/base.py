@@ -198,7 +198,8 @@ def load_base(
     reference = BaseReference(
         source=source,
         name=name,
-        revision=_hub_commit(folder) if source == "hub" else None,
+        # A snapshot of the hub is in a folder named by its commit.
+        revision=folder.name if source == "hub" and folder.parent.name == "snapshots" else None,
         content_hash=content_hash,
         trust_remote_code=trust,
         stored_as=None if saved is None or saved.use == "nf4" else saved.name,
@@ -320,11 +321,6 @@ def _gguf_settings(file: Path, changed: int) -> PretrainedConfig:
     with as_transformers_reads(file) as (folder, further):
         settings: PretrainedConfig = AutoConfig.from_pretrained(folder, **further)
     return settings
-
-
-def _hub_commit(folder: Path) -> str | None:
-    """Return the commit of a hub snapshot, which is its folder's name in the cache."""
-    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def skeleton(config: ModelConfig, task: str = "auto", kinds: Sequence[str] = ()) -> PreTrainedModel:

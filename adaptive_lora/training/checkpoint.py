@@ -113,18 +113,9 @@ class TrainingCheckpoints:
     def latest(self) -> TrainerState | None:
         """Return the newest readable snapshot; unreadable ones give a warning."""
         for folder in reversed(self._folders()):
-            try:
-                values = read_checkpoint(folder)
-            except CorruptCheckpoint as error:
-                _log.warning("checkpoint %s is corrupt and ignored: %s", folder, error)
-                shutil.rmtree(folder, ignore_errors=True)
-                continue
-            if not (is_snapshot(values.get("snapshot")) and _is_time(values.get("seconds"))):
-                _log.warning("checkpoint %s was changed after it was written and is ignored.", folder)
-                shutil.rmtree(folder, ignore_errors=True)
-                continue
-            if values.get("layout") != self._layout:
-                _log.warning("checkpoint %s has other ranks or sites and is ignored.", folder)
+            values, problem = self._read(folder)
+            if problem:
+                _log.warning("checkpoint %s %s", folder, problem)
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             snapshot: TrainerState = values["snapshot"]
@@ -132,6 +123,16 @@ class TrainingCheckpoints:
             self._trial.seconds_before = values["seconds"]
             return snapshot
         return None
+
+    def _read(self, folder: Path) -> tuple[dict[str, Any], str]:
+        """Return the content of a checkpoint, and why it cannot be used; empty if it can."""
+        try:
+            values = read_checkpoint(folder)
+        except CorruptCheckpoint as error:
+            return {}, f"is corrupt and ignored: {error}"
+        if not (is_snapshot(values.get("snapshot")) and _is_time(values.get("seconds"))):
+            return {}, "was changed after it was written and is ignored."
+        return values, "" if values.get("layout") == self._layout else "has other ranks or sites and is ignored."
 
     def stepped(self, step: int, take: Callable[[], TrainerState]) -> None:
         """Write a checkpoint if one is due."""

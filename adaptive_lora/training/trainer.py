@@ -18,13 +18,13 @@ from transformers import get_scheduler
 from adaptive_lora.config import TrainConfig
 from adaptive_lora.data import Batch, training_batches
 from adaptive_lora.interruption import whole
+from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.methods.adapters.dropout import set_dropout_step
 from adaptive_lora.methods.callback import TrainerCallback
 from adaptive_lora.models.device import Runtime
 from adaptive_lora.models.losses import Loss, LossByExample, causal_loss
 from adaptive_lora.results import TrainResult
 from adaptive_lora.seeding import torch_stream
-from adaptive_lora.training.groups import parameter_groups
 from adaptive_lora.training.memory import Estimate
 from adaptive_lora.training.memory.peak import PeakMemory
 from adaptive_lora.training.memory.shortage import halved, is_out_of_memory, random_state, set_random_state, too_large
@@ -141,6 +141,33 @@ def events_of(snapshot: TrainerState, total: int) -> Iterator[StepEvent]:
             tokens=tokens[step - 1],
             validation_loss=validation.get(step),
         )
+
+
+def parameter_groups(
+    model: nn.Module, multipliers: Mapping[str, float], lr: float, *, lora_plus: float = 1.0
+) -> list[dict[str, Any]]:
+    """Return the trainable parameters in groups, one per learning rate.
+
+    Without multipliers there is one group, in the model's order. A schedule scales every group
+    from its own peak rate. AdamW multiplies weight decay by the rate, so it is scaled too.
+
+    Args:
+        model: adapted model.
+        multipliers: site name -> factor of its rate; other sites have 1.
+        lr: peak learning rate.
+        lora_plus: additional factor of every B (LoRA+, 2402.12354).
+    """
+    factor_of: dict[int, float] = {}
+    for name, layer in lora_layers(model).items() if multipliers or lora_plus != 1 else ():
+        factor = multipliers.get(name, 1.0)
+        factor_of |= {id(parameter): factor for parameter in layer.parameters()}
+        if lora_plus != 1:
+            factor_of[id(layer.lora_B[ADAPTER].weight)] = factor * lora_plus
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault(factor_of.get(id(parameter), 1.0), []).append(parameter)
+    return [{"params": members, "lr": lr * factor} for factor, members in groups.items()]
 
 
 class Trainer:

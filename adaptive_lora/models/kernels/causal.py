@@ -10,8 +10,7 @@ import torch
 from adaptive_lora.data import PackedBatch
 from adaptive_lora.data.batches import IGNORED
 from adaptive_lora.models.kernels.attention import boundary_mask, unwrapped
-from adaptive_lora.models.kernels.cross_entropy import Head, token_nll
-from adaptive_lora.models.kernels.tiles import token_scores
+from adaptive_lora.models.kernels.cross_entropy import Head, token_nll, token_scores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

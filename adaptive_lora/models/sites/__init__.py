@@ -1,8 +1,7 @@
 """Adapter sites of a model: the linear layers that can take a low-rank adapter."""
 
 from adaptive_lora.models.sites.adaptable import unreached_layers
-from adaptive_lora.models.sites.find import find_sites, site_notes, survey_sites, warn_of_sites
-from adaptive_lora.models.sites.read import read_architecture
+from adaptive_lora.models.sites.find import find_sites, read_architecture, site_notes, survey_sites, warn_of_sites
 from adaptive_lora.models.sites.roles import TESTED_TYPES, role_of
 
 __all__ = [

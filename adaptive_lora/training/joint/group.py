@@ -86,15 +86,13 @@ class JointGroup:
 
 
 class PausableThread:
-    """A function in its own thread that can pause and continue later, with its whole call stack."""
+    """A function in its own thread that can pause and continue later, with its whole call stack.
+
+    The function is called with this object and may call `pause`.
+    """
 
     def __init__(self, work: Callable[[PausableThread], object], name: str) -> None:
-        """Prepare the thread; it starts with the first `resume`.
-
-        Args:
-            work: function called in the thread, with this object; it may call `pause`.
-            name: name of the thread, for debuggers.
-        """
+        """Prepare the thread, with a name for debuggers; it starts with the first `resume`."""
         self.begun = self.ended = False
         self.error: BaseException | None = None
         """Exception that ended the function, or None."""
@@ -104,12 +102,9 @@ class PausableThread:
         self._thread = threading.Thread(target=self._run, name=name)
 
     def resume(self, thrown: BaseException | None = None) -> None:
-        """Let the function run until it pauses or ends.
+        """Let the function run until it pauses or ends; raise `thrown`, if given, where it had paused.
 
         Ctrl-C in the meantime is raised afterwards, because no other thread may run before.
-
-        Args:
-            thrown: exception to raise where the function had paused.
         """
         self._thrown = thrown
         if not self.begun:
@@ -129,7 +124,7 @@ class PausableThread:
             raise interruption
 
     def pause(self) -> None:
-        """Pause until the next `resume`; called by the function itself."""
+        """Pause until the next `resume`."""
         self._stopped.release()
         self._go.acquire()
         if self._thrown is not None:

@@ -31,13 +31,6 @@ from adaptive_lora.training.memory.shortage import halved, is_out_of_memory
 from adaptive_lora.training.trainer import Trainer
 
 
-def base_of(trainer: Trainer) -> nn.Module:
-    """Return the frozen base of a trainer's model."""
-    model: Any = trainer.model
-    base: nn.Module = model.get_base_model()
-    return base
-
-
 def joining_problem(trainer: Trainer) -> str | None:
     """Return why a training cannot take its steps together with others, or None."""
     if trainer.inputs.losses_by_example is None:
@@ -90,7 +83,8 @@ class JointTraining:
                 start or restored from a snapshot.
         """
         self._members = members
-        self._base = base_of(members[0].trainer)
+        model: Any = members[0].trainer.model
+        self._base: nn.Module = model.get_base_model()
         self._bare = {name: layer.get_base_layer() for member in members for name, layer in member.layers.items()}
         self._routing = Routing()
         trainer = members[0].trainer
