@@ -85,9 +85,7 @@ def _of_labels(config: StudyConfig) -> str | None:
     """Return whether labels are classes or numbers; None where a column could be either, or is neither."""
     table = read_ahead(config.data)  # the task reads the same table next
     column = config.data.response_column or next((name for name in LABELS if name in table.columns), None)
-    if column is None or column not in table.columns:
-        return None
-    return _kind_of(table, column)
+    return None if column is None or column not in table.columns else _kind_of(table, column)
 
 
 def _kind_of(table: Table, column: str) -> str | None:

@@ -179,12 +179,9 @@ class PlantedTask(CausalTask):
 
 
 def planted_energy(spectrum: str, rank: int, full: int) -> FloatArray:
-    """Return the squared singular values of a site's change, scaled so that they add up to its rank.
+    """Return the squared singular values of a site's change, scaled so that they add up to its planted rank.
 
-    Args:
-        spectrum: one of `SPECTRA`.
-        rank: planted rank.
-        full: largest possible rank.
+    The largest possible rank is `full`; `spectrum` is one of `SPECTRA`.
     """
     squares = np.ones(rank)
     if spectrum == "power_law":
@@ -223,17 +220,14 @@ def make_teacher(
     batch: Batch,
     distance: float,
 ) -> tuple[PreTrainedModel, float]:
-    """Return a copy of the base with the changes added at the scale that gives a distance.
+    """Return a copy of the base with the changes added at the scale that gives a distance, and this scale.
 
     Args:
-        base: is left as it is.
-        sites: where the changes belong.
-        changes: of each site's weight, (out, in).
+        base: base, which is not changed.
+        sites: sites of the changes.
+        changes: change of each site's weight, (out, in).
         batch: text on which the distance is measured.
         distance: KL(teacher || base) in nats per token.
-
-    Returns:
-        The teacher and the scale.
 
     Raises:
         ModelError: no scale gives the distance.
@@ -278,11 +272,11 @@ def written_by(
     """Let a model write texts: sampled at temperature 1 from its start token.
 
     Args:
-        model: who writes.
-        count: how many texts.
-        length: tokens each, the start token not counted; the end of a text does not stop it.
+        model: model that writes.
+        count: number of texts.
+        length: number of tokens of each, without the start token; the end of a text does not stop it.
         start: id of the start (end-of-text) token.
-        seed: of the sampling, with `purpose`.
+        seed: seed of the sampling, together with `purpose`.
         purpose: part of the texts' names and of the random stream.
     """
     config = GenerationConfig(
