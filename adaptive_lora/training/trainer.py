@@ -24,10 +24,10 @@ from adaptive_lora.methods.callback import TrainerCallback
 from adaptive_lora.models.device import Runtime
 from adaptive_lora.models.losses import Loss, LossByExample, causal_loss
 from adaptive_lora.results import TrainResult
-from adaptive_lora.seeding import torch_stream
+from adaptive_lora.seeding import global_state, set_global_state, torch_stream
 from adaptive_lora.training.memory import Estimate
 from adaptive_lora.training.memory.peak import PeakMemory
-from adaptive_lora.training.memory.shortage import halved, is_out_of_memory, random_state, set_random_state, too_large
+from adaptive_lora.training.memory.shortage import halved, is_out_of_memory, too_large
 from adaptive_lora.training.state import TrainerState, load_state_dict, step_start_of, take
 from adaptive_lora.training.stopping import EarlyStop, StabilityGuard
 
@@ -252,7 +252,7 @@ class Trainer:
         gradient remain sums over the examples of the step, so only the order of additions changes
         (about 1e-7), and dropout masks, if there is dropout.
         """
-        passes, random = self.forward_passes, random_state()
+        passes, random = self.forward_passes, global_state()
         while True:
             try:
                 return self._forward_and_backward(window)
@@ -265,7 +265,7 @@ class Trainer:
                 raise too_large(reason)
             self.micro_batch = halved(self.micro_batch, what="examples per forward pass")
             self.forward_passes = passes
-            set_random_state(random)
+            set_global_state(random)
 
     def _forward_and_backward(self, window: Sequence[Batch]) -> float:
         supervised = sum(batch.supervised_tokens for batch in window)

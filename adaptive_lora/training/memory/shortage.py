@@ -9,9 +9,6 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from adaptive_lora.errors import TrialFailed
 
-RandomState = tuple[torch.Tensor, list[torch.Tensor]]
-"""State of the CPU's generator, and of each GPU's."""
-
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory ran out, on a GPU or a CPU."""
@@ -42,16 +39,3 @@ def too_large(reason: str) -> TrialFailed:
         f"out of memory with one example per forward pass ({(reason.splitlines() or [''])[0]}). "
         "Use gradient_checkpointing, lower max_tokens, or a smaller base or precision bf16."
     )
-
-
-def random_state() -> RandomState:
-    """Return the state of torch's global generators."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return torch.get_rng_state(), cuda
-
-
-def set_random_state(state: RandomState) -> None:
-    """Restore torch's global generators from a value of `random_state`."""
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
