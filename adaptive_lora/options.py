@@ -43,6 +43,7 @@ def option(
     limits: Limits | None = None,
     identity: bool = True,
     switch: bool = False,
+    label: str = "",
 ) -> Any:
     """Declare an option as a dataclass field.
 
@@ -53,8 +54,16 @@ def option(
         limits: allowed values, checked when a study is read.
         identity: whether a change makes another experiment, so that it enters trial signatures.
         switch: whether the option without a value means true on the command line.
+        label: form of a value in a method's label, where it is not the default, such as `from{:g}`.
     """
-    metadata = {"help": help, "unit": unit, "limits": limits or Limits(), "identity": identity, "switch": switch}
+    metadata = {
+        "help": help,
+        "unit": unit,
+        "limits": limits or Limits(),
+        "identity": identity,
+        "switch": switch,
+        "label": label,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -19,9 +19,8 @@ from adaptive_lora.allocation.revised import equal_rank, revised
 from adaptive_lora.allocation.site import AdapterSite, Role
 from adaptive_lora.errors import AdapterError, AllocationError
 from adaptive_lora.methods.adalora import AdaLora
-from adaptive_lora.methods.adalora.fit import AdaLoraCallback
-from adaptive_lora.methods.adalora.layers import (
-    adalora_layers,
+from adaptive_lora.methods.adalora.fit import (
+    AdaLoraCallback,
     attach_adalora,
     audit_adalora,
     fold,
@@ -31,7 +30,7 @@ from adaptive_lora.methods.adalora.layers import (
 from adaptive_lora.methods.adapters import attach, audit_as_built
 from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.methods.adapters.factors import write_factors
-from adaptive_lora.methods.phases import Phases
+from adaptive_lora.methods.ranks_in_training import Phases
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial, trial_metrics
 from adaptive_lora.training import TrainInputs, train
@@ -87,10 +86,10 @@ def test_start_is_the_bases_function_from_the_seeds_own_streams(adalora_bench: S
     before = adalora_bench.base.model(IDS).logits
     adapted, _ = adalora_on(adalora_bench)
     assert torch.equal(adapted.eval()(IDS).logits, before)
-    small = {name: layer.lora_A[ADAPTER][:3] for name, layer in adalora_layers(adapted).items()}
+    small = {name: layer.lora_A[ADAPTER][:3] for name, layer in lora_layers(adapted).items()}
     adapted.unload()
     again, _ = adalora_on(adalora_bench, start_rank=3)
-    assert all(torch.equal(layer.lora_A[ADAPTER], small[name]) for name, layer in adalora_layers(again).items())
+    assert all(torch.equal(layer.lora_A[ADAPTER], small[name]) for name, layer in lora_layers(again).items())
 
 
 def test_trial_ends_as_plain_lora_within_the_budget(
@@ -128,7 +127,7 @@ def test_fold_gives_the_same_logits_with_sites_of_rank_0(make_bench: BaseContext
     gone = context.sites[3].name
     callback.kept[gone] = [False] * 4
     with torch.no_grad():
-        adalora_layers(adapted)[gone].lora_E[ADAPTER].zero_()
+        lora_layers(adapted)[gone].lora_E[ADAPTER].zero_()
     logits = adapted.eval()(IDS).logits
     plan = revised(equal_rank(context.plan(context.config.specs[0], seed=0, fold=0), 4), callback.ranks())
     factors = fold(adapted, callback.kept, plan)
@@ -171,7 +170,7 @@ def test_what_was_built_is_audited(make_bench: BaseContext, precision: str) -> N
     adapted, _ = adalora_on(context)
     start = equal_rank(context.plan(context.config.specs[0], seed=0, fold=0), 4)
     audit_adalora(adapted, start)
-    for layer in adalora_layers(adapted).values():
+    for layer in lora_layers(adapted).values():
         assert scale_of(layer) == pytest.approx(context.config.train.alpha / 4, rel=1e-5)
     layer.ranknum[ADAPTER].requires_grad_(True)
     with pytest.raises(AdapterError, match="parameters trainable, planned"):

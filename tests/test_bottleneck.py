@@ -17,7 +17,7 @@ from adaptive_lora.allocation import MethodSpec, TunerPlan, make_plan
 from adaptive_lora.allocation.architecture import Architecture
 from adaptive_lora.allocation.site import Role
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.methods.adapters.custom_tuner import attach_custom_tuner
+from adaptive_lora.methods.adapters.tuners import attach_custom_tuner
 from adaptive_lora.models.sites import read_architecture
 from adaptive_lora.serving.custom_tuner import AdaptedModel
 

@@ -172,7 +172,7 @@ def test_a_changed_base_is_not_merged(
     assert not (tmp_path / "out").exists()
 
 
-RANKED = {kind.fit: name for name, kind in METHODS.items() if kind.gives_ranks}
+RANKED = {(kind.fit, getattr(kind, "start_from", None)): name for name, kind in METHODS.items() if kind.gives_ranks}
 """Way to train -> a method that trains so."""
 
 

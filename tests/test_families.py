@@ -15,7 +15,7 @@ from adaptive_lora.allocation import MethodSpec, RankPlan, TunerPlan, read_plan
 from adaptive_lora.cli.planted import PlantedStudies
 from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
-from adaptive_lora.methods.adapters.audit_tuner import audit_tuner, audit_tuner_moved, trained_tensors
+from adaptive_lora.methods.adapters.audit import audit_tuner, audit_tuner_moved, trained_tensors
 from adaptive_lora.methods.base import RankMethod
 from adaptive_lora.models.base import skeleton
 from adaptive_lora.serving import load_adapter

@@ -11,9 +11,8 @@ from architectures import ARCHITECTURES
 
 from adaptive_lora.allocation import MethodSpec, TunerPlan, make_plan
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.methods.adapters.audit_tuner import audit_tuner
-from adaptive_lora.methods.adapters.custom_tuner import attach_custom_tuner
-from adaptive_lora.methods.adapters.peft_tuner import attach_peft_tuner, detach_peft_tuner
+from adaptive_lora.methods.adapters.audit import audit_tuner
+from adaptive_lora.methods.adapters.tuners import attach_custom_tuner, attach_peft_tuner, detach_peft_tuner
 from adaptive_lora.methods.bottleneck import _Bottleneck
 from adaptive_lora.methods.selected import _Selected
 from adaptive_lora.models.classes import auto_class

@@ -15,9 +15,8 @@ from adaptive_lora.allocation.revised import revised
 from adaptive_lora.methods.adapters import attach
 from adaptive_lora.methods.adapters.attach import ADAPTER, initial_a, lora_layers
 from adaptive_lora.methods.grow_prune import GrowPrune
-from adaptive_lora.methods.grow_prune.fit import GrowPruneCallback
+from adaptive_lora.methods.grow_prune.fit import GrowPruneCallback, NewRank, resize
 from adaptive_lora.methods.grow_prune.moves import SiteView, decide_moves
-from adaptive_lora.methods.grow_prune.resize import NewRank, resize
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 from adaptive_lora.training import TrainInputs, train

@@ -21,7 +21,7 @@ from adaptive_lora.allocation import METRICS, SPECTRAL_METRICS
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError, ModelError
-from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile, capture, passes, profile_importance
+from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile, capture, profile_importance
 from adaptive_lora.models.losses import causal_loss
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.steps import run_profile
@@ -126,8 +126,8 @@ class TestContract:
 
     def test_many_passes_equal_one(self, context: StudyContext, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
         one = profile(context, metric)
-        monkeypatch.setattr(passes, "PASS_TOKENS", 1)
-        assert len(passes.joined(context.calibration(0, 0))) == 4
+        monkeypatch.setattr(capture, "PASS_TOKENS", 1)
+        assert len(capture.joined(context.calibration(0, 0))) == 4
         many = profile(context, metric)
         for name, score in one.scores.items():
             # `ablation` is a difference of two losses: it keeps their rounding
@@ -166,7 +166,7 @@ def test_one_example_has_no_stability(make_bench: BaseContext) -> None:
 
 def test_padding_changes_nothing(context: StudyContext) -> None:
     task = context.profile_task(seed=0, fold=0)
-    (whole,) = passes.joined(task.batches)
+    (whole,) = capture.joined(task.batches)
     wider = Batch.of_text(
         input_ids=nn.functional.pad(whole.input_ids, (0, 5), value=7),
         attention_mask=nn.functional.pad(whole.attention_mask, (0, 5)),
@@ -222,7 +222,7 @@ def test_passes_join_up_to_a_limit() -> None:
         ids = torch.ones(rows, width, dtype=torch.long)
         return Batch.of_text(input_ids=ids, attention_mask=ids.clone(), labels=ids.clone())
 
-    one, *rest = passes.halved([batch(2, 3), batch(1, 4), batch(1, 9), batch(1, 2)], limit=12)
+    one, *rest = capture.halved([batch(2, 3), batch(1, 4), batch(1, 9), batch(1, 2)], limit=12)
     assert [tuple(each.batch.input_ids.shape) for each in (one, *rest)] == [(3, 4), (1, 9), (1, 2)]
     assert one.batch.labels.tolist() == [[1, 1, 1, -100], [1, 1, 1, 1], [1, 1, 1, -100]]
     assert one.batch.attention_mask[2].tolist() == [1, 1, 1, 0]

@@ -15,9 +15,9 @@ from torch import nn
 
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError
+from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.methods.importance.activation import Scatter
 from adaptive_lora.methods.importance.gradient import MeanGradients, squared_norms
-from adaptive_lora.methods.importance.trained import lora_layers
 from adaptive_lora.methods.importance.weights import heavy_tail
 from adaptive_lora.methods.importance.whitened import DAMPING, gains, second_moment, whiten
 from adaptive_lora.models.losses import causal_loss

@@ -18,10 +18,9 @@ from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
 from adaptive_lora.methods.adapters import attach, audit_moved
 from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
-from adaptive_lora.methods.eva.directions import EvaSettings, eva_directions
-from adaptive_lora.methods.eva.fit import _batches
-from adaptive_lora.methods.gora.fit import _initial_b, compressed_gradient
-from adaptive_lora.methods.importance.passes import joined
+from adaptive_lora.methods.eva.fit import EvaSettings, _batches, eva_directions
+from adaptive_lora.methods.gora.fit import compressed_gradient, initial_b
+from adaptive_lora.methods.importance.capture import joined
 from adaptive_lora.models.losses import token_scores
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import TrialOutcome, run_trial
@@ -202,7 +201,7 @@ def test_gora_start_is_the_papers_formula_in_float64(scale: float) -> None:
 def test_gora_starts_from_the_calibration_gradient(make_bench: BaseContext) -> None:
     context = make_bench(methods="gora:rank=2", seeds="0")
     job = TrialOnBase(context, next(context.config.trials()), lambda event: None)
-    initial = _initial_b(job, job.plan, 0.05)
+    initial = initial_b(job, job.plan, 0.05)
     batches = context.calibration(0, 0)
     tokens = sum(batch.supervised_tokens for batch in batches)
     for entry in job.plan.entries[::5]:

@@ -19,7 +19,7 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import current_label, load_study, study_from
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.methods.adalora import AdaLora
-from adaptive_lora.methods.adalora.layers import adalora_layers, attach_adalora, scale_of
+from adaptive_lora.methods.adalora.fit import attach_adalora, scale_of
 from adaptive_lora.methods.adapters import attach
 from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.models.sites import find_sites
@@ -117,7 +117,7 @@ def test_adalora_keeps_the_factor_of_its_start_rank(make_bench: BaseContext) -> 
     start = options.start_plan(plan)
     assert start.trained_rank == 3
     adapted = attach_adalora(context.base.model, start, options, options.phases(10), seed=0, dropout=0.0)
-    for layer in adalora_layers(adapted).values():
+    for layer in lora_layers(adapted).values():
         assert scale_of(layer) == pytest.approx(32 / 3, rel=1e-4)
     final = revised(start, {name: 1 + at % 3 for at, name in enumerate(start.rank_pattern())})
     assert {final.step_size_of(entry) for entry in final.entries} == {32.0}

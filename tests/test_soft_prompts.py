@@ -19,8 +19,8 @@ from adaptive_lora.allocation.architecture import Architecture, Decoder
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import AllocationError, ConfigError
-from adaptive_lora.methods.adapters.audit_tuner import audit_tuner
-from adaptive_lora.methods.adapters.peft_tuner import attach_peft_tuner, detach_peft_tuner
+from adaptive_lora.methods.adapters.audit import audit_tuner
+from adaptive_lora.methods.adapters.tuners import attach_peft_tuner, detach_peft_tuner
 from adaptive_lora.models.base import skeleton
 from adaptive_lora.models.sites import read_architecture
 from adaptive_lora.study.context import StudyContext

@@ -42,7 +42,7 @@ def make_plan(
     """
     method = spec.options
     if not method.gives_ranks:
-        tuner: TunerPlan = method.design(base, resolve_budget(spec.budget, base.sites), spec.label)
+        tuner: TunerPlan = method.plan(base, resolve_budget(spec.budget, base.sites), spec.label)
         return tuner
     return allocate(spec, base.sites, alpha=alpha, scaling=scaling, profile=profile, seed=seed)
 

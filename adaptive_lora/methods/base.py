@@ -7,9 +7,11 @@ Planning imports no torch; what needs it is imported when a method is fitted.
 
 from __future__ import annotations
 
+import dataclasses
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from adaptive_lora.allocation.architecture import Architecture
 from adaptive_lora.allocation.catalogue import METHODS
@@ -19,8 +21,45 @@ from adaptive_lora.allocation.request import ProfileSummary, RankRequest
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.allocation.spec import MethodSpec
 from adaptive_lora.allocation.tuner_plan import Plan, TunerPlan
-from adaptive_lora.methods.callback import TrainerCallback
+from adaptive_lora.errors import AllocationError
 from adaptive_lora.results import TrainResult
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TrainerCallback:
+    """Called by the training loop: actions of a method in addition to the gradient step.
+
+    Methods that decide ranks in training (AdaLoRA, grow and prune) change the model here. `state` holds what they need
+    to continue after an interruption. This class does nothing, as plain LoRA needs.
+    """
+
+    def start(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Receive the optimiser and the number of optimiser steps, before the first step."""
+
+    def penalty(self) -> torch.Tensor | None:
+        """Return a term added to the objective of a step, or None; reported losses exclude it."""
+        return None
+
+    def stepped(self, step: int, *, taken: bool) -> None:
+        """Act after an optimiser step, before its gradients are cleared.
+
+        Args:
+            step: number of optimiser steps so far, from 1; micro-batches do not count.
+            taken: False where the guard skipped the step; its gradients are then invalid.
+        """
+
+    def settled(self, step: int) -> bool:
+        """Return whether the model has its final ranks; only then can its weights be kept as the best."""
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Return tensors and plain values from which `restore` continues."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore a value of `state`; parameters get the shapes that they had then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,8 +215,10 @@ class RankMethod(Method):
 
     @property
     def rank_label(self) -> str:
-        """Short form of its options for run names, such as `r16-4`."""
-        raise NotImplementedError
+        """Short form of its options for run names: `r16`, then the options with a `label` that are not the default."""
+        changed = [field for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        parts = [str(field.metadata.get("label", "")).format(getattr(self, field.name)) for field in changed]
+        return "-".join([f"r{vars(self)['rank']}", *filter(None, parts)])
 
     def label_under(self, budget: str | None) -> str:
         """Return the short form of its options, which do not depend on a budget."""
@@ -226,6 +267,10 @@ class TunerMethod(Method):
 
     gives_ranks: ClassVar[bool] = False
 
+    def label_under(self, budget: str | None) -> str:
+        """Return the short form of its options; empty, because there are none."""
+        return ""
+
     def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
         """Return the plan for a base.
 
@@ -239,9 +284,52 @@ class TunerMethod(Method):
         """
         raise NotImplementedError
 
+    def plan(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
+        """Return the plan of `design`, checked against the budget; what is left of that is noted.
 
-_RECIPES = {"own_family": "full", "peft_family": "ia3"}
-"""Earlier name of a training -> method with this training."""
+        Raises:
+            AllocationError: the plan costs more than the budget, or `design` refuses.
+        """
+        plan = self.design(base, budget, method)
+        used = plan.trainable_parameters
+        if budget is None or used == budget:
+            return plan
+        if used > budget:
+            raise AllocationError(
+                f"{method} trains {used:,} parameters, above the budget of {budget:,}; raise the budget, or leave "
+                "it out."
+            )
+        if dataclasses.fields(self):
+            return plan
+        note = f"{method} has no size parameter: of {budget:,} parameters it uses {used:,}, the nearest below."
+        return dataclasses.replace(plan, notes=(*plan.notes, note))
+
+    def fit(self, trial: TrialContext) -> TrainedTrial:
+        """Train the planned tensors."""
+        from adaptive_lora.methods.adapters.tuners import fit_tuner
+
+        return fit_tuner(trial)
+
+
+def largest(cost: Callable[[int], int], budget: int, what: str) -> int:
+    """Return the largest value of a size parameter, from 1, that is within a budget.
+
+    Args:
+        cost: function from a value to its number of parameters; each unit costs at least one.
+        budget: maximum number of parameters.
+        what: noun for the value in messages, such as `virtual token`.
+
+    Raises:
+        AllocationError: the value 1 already costs more than the budget.
+    """
+    found = bisect_right(range(1, budget + 1), budget, key=cost)
+    if not found:
+        raise AllocationError(f"budget of {budget:,} parameters is too small: one {what} already costs {cost(1):,}.")
+    return found
+
+
+_RECIPES: Mapping[str, Any] = {"lora": RankMethod, "own_family": TunerMethod, "peft_family": TunerMethod}
+"""Earlier name of a training -> class with this training."""
 
 
 def adopted(kind: Any) -> type[Method]:
@@ -256,8 +344,7 @@ def adopted(kind: Any) -> type[Method]:
 
     def fit(self: Any, trial: TrialContext) -> TrainedTrial:
         recipe = str(getattr(self, "recipe", "lora"))
-        owner: Any = RankMethod if recipe == "lora" else METHODS[_RECIPES.get(recipe, recipe)]
-        trained: TrainedTrial = owner.fit(self, trial)
+        trained: TrainedTrial = (_RECIPES.get(recipe) or METHODS[recipe]).fit(self, trial)
         return trained
 
     plain = property(lambda self: getattr(self, "recipe", "lora") == "lora" and self.gives_ranks)

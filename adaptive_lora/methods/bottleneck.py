@@ -10,8 +10,7 @@ from adaptive_lora.allocation.architecture import Architecture, Shape, size
 from adaptive_lora.allocation.site import AdapterSite, Role
 from adaptive_lora.allocation.tuner_plan import TunerPlan
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.methods.base import TrainedTrial, TrialContext, TunerMethod
-from adaptive_lora.methods.size_parameter import largest, within
+from adaptive_lora.methods.base import TunerMethod, largest
 from adaptive_lora.options import Limits, option
 
 _NONLINEARITY = Limits(choices=("relu", "gelu", "silu", "tanh"))
@@ -53,7 +52,7 @@ class _Bottleneck(TunerMethod):
             lacking = ", ".join(sorted(set(self.roles) - found))
             raise AllocationError(f"{method}: {base.kind} has no linear layer of role {lacking}; required some.")
         norms = {name: shape for name, shape in base.tensors.items() if self.norms and name in base.norm_tensors}
-        widths = _widths(self, places, sum(map(size, norms.values())), budget)
+        widths = self._widths(places, sum(map(size, norms.values())), budget)
         tensors: dict[str, Shape] = {}
         for site in places:
             width, hidden = widths[site.name], site.out_features
@@ -63,21 +62,27 @@ class _Bottleneck(TunerMethod):
                 f"{site.name}.bottleneck.up.weight": (hidden, width),
                 f"{site.name}.bottleneck.up.bias": (hidden,),
             }
-        plan = TunerPlan(
+        return TunerPlan(
             method=method,
             family=self.name,
             settings={"bottlenecks": widths, "nonlinearity": self.nonlinearity},
             tensors={**tensors, **norms},
             budget=budget,
         )
-        within(plan.trainable_parameters, budget, method)
-        return plan
 
-    def fit(self, trial: TrialContext) -> TrainedTrial:
-        """Train the planned tensors."""
-        from adaptive_lora.methods.adapters.custom_tuner import fit_custom_tuner
+    def _widths(self, places: Sequence[AdapterSite], norms: int, budget: int | None) -> dict[str, int]:
+        """Return the width at each place: equal everywhere, unless it is derived from the hidden size."""
 
-        return fit_custom_tuner(trial)
+        def cost(width: int) -> int:
+            return norms + sum(width * (2 * place.out_features + 1) + place.out_features for place in places)
+
+        if self.width is not None:
+            width = self.width
+        elif budget is not None:
+            width = largest(cost, budget, f"unit of {len(places)} bottlenecks")
+        else:
+            return {place.name: max(1, int(place.out_features // self.reduction)) for place in places}
+        return dict.fromkeys((place.name for place in places), width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,18 +111,3 @@ class Pfeiffer(_Bottleneck):
     roles: ClassVar[tuple[Role, ...]] = (Role.DOWN,)
     nonlinearity: str = option("relu", "activation function between down and up projection", limits=_NONLINEARITY)
     norms: bool = option(False, "also train the normalisation layers")
-
-
-def _widths(options: _Bottleneck, places: Sequence[AdapterSite], norms: int, budget: int | None) -> dict[str, int]:
-    """Return the width at each place: equal everywhere, unless it is derived from the hidden size."""
-    if options.width is None and budget is None:
-        return {p.name: max(1, int(p.out_features // options.reduction)) for p in places}
-
-    def cost(width: int) -> int:
-        return norms + sum(width * (2 * p.out_features + 1) + p.out_features for p in places)
-
-    width = options.width
-    if width is None:
-        assert budget is not None
-        width = largest(cost, budget, f"unit of {len(places)} bottlenecks")
-    return dict.fromkeys((place.name for place in places), width)

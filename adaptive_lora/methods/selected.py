@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptive_lora.allocation.architecture import Architecture, Shape
+from adaptive_lora.allocation.architecture import Architecture
 from adaptive_lora.allocation.tuner_plan import TunerPlan
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.methods.base import TrainedTrial, TrialContext, TunerMethod
-from adaptive_lora.methods.size_parameter import unused_note, within
+from adaptive_lora.methods.base import TunerMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Selected(TunerMethod):
     """A tuner of the base's weights, without options or size parameter."""
 
-    def label_under(self, budget: str | None) -> str:
-        """Return an empty label, because there are no options."""
-        return ""
+    missing: ClassVar[str]
+    """End of the message on a base without such weights."""
 
-    def fit(self, trial: TrialContext) -> TrainedTrial:
-        """Train the planned tensors."""
-        from adaptive_lora.methods.adapters.custom_tuner import fit_custom_tuner
+    def select(self, base: Architecture) -> Collection[str]:
+        """Return the names of the tensors to train."""
+        raise NotImplementedError
 
-        return fit_custom_tuner(trial)
+    def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
+        """Return the selected tensors; a base without any is an error."""
+        names = self.select(base)
+        if not names:
+            raise AllocationError(f"{method}: {base.kind} has no {self.missing}")
+        tensors = {name: base.tensors[name] for name in names}
+        return TunerPlan(method=method, family=self.name, settings={}, tensors=tensors, budget=budget)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +41,11 @@ class FullFineTuning(_Selected):
     """
 
     name: ClassVar[str] = "full"
+    missing: ClassVar[str] = "weights."
 
-    def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
+    def select(self, base: Architecture) -> Collection[str]:
         """Return all tensors."""
-        return _plan(base.tensors, base.tensors, "full", budget, method)
+        return base.tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +53,13 @@ class BitFit(_Selected):
     """Bias terms only (Ben Zaken et al. 2022, 2106.10199), including those of normalisation layers."""
 
     name: ClassVar[str] = "bitfit"
+    missing: ClassVar[str] = (
+        "bias terms; required some to train. Use ln_tuning, or a base with biases such as GPT-2, OPT or BERT."
+    )
 
-    def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
-        """Return the biases; bases without biases (Llama) are an error."""
-        if not base.biases:
-            raise AllocationError(
-                f"{method}: {base.kind} has no bias terms; required some to train. Use ln_tuning, "
-                "or a base with biases such as GPT-2, OPT or BERT."
-            )
-        return _plan(base.tensors, base.biases, "bitfit", budget, method)
+    def select(self, base: Architecture) -> Collection[str]:
+        """Return the biases; there are none in Llama and others."""
+        return base.biases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +67,11 @@ class LnTuning(_Selected):
     """Normalisation layers only (Zhao et al. 2023, 2312.11420): their scales and shifts."""
 
     name: ClassVar[str] = "ln_tuning"
+    missing: ClassVar[str] = "normalisation layer with weights."
 
-    def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
+    def select(self, base: Architecture) -> Collection[str]:
         """Return the tensors of all normalisation layers."""
-        norms = [name for name in base.tensors if name in base.norm_tensors]
-        if not norms:
-            raise AllocationError(f"{method}: {base.kind} has no normalisation layer with weights.")
-        return _plan(base.tensors, norms, "ln_tuning", budget, method)
+        return [name for name in base.tensors if name in base.norm_tensors]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,27 +83,14 @@ class HeadOnly(_Selected):
     """
 
     name: ClassVar[str] = "head_only"
+    missing: ClassVar[str] = "output head."
+
+    def select(self, base: Architecture) -> Collection[str]:
+        """Return the head's tensors."""
+        return base.head
 
     def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
-        """Return the head's tensors."""
-        if not base.head:
-            raise AllocationError(f"{method}: {base.kind} has no output head.")
-        tied = ("The head is tied to the input embeddings: training it changes both.",)
-        notes = tied if base.head_tied else ()
-        return _plan(base.tensors, base.head, "head_only", budget, method, notes)
-
-
-def _plan(
-    shapes: Mapping[str, Shape],
-    names: Iterable[str],
-    family: str,
-    budget: int | None,
-    method: str,
-    notes: tuple[str, ...] = (),
-) -> TunerPlan:
-    plan = TunerPlan(
-        method=method, family=family, settings={}, tensors={name: shapes[name] for name in names}, budget=budget
-    )
-    within(plan.trainable_parameters, budget, method)
-    unused = unused_note(plan.trainable_parameters, budget, method)
-    return dataclasses.replace(plan, notes=(*notes, *unused))
+        """Return the head's tensors, with a note where they are the embeddings' as well."""
+        plan = super().design(base, budget, method)
+        tied = "The head is tied to the input embeddings: training it changes both."
+        return dataclasses.replace(plan, notes=(tied,)) if base.head_tied else plan

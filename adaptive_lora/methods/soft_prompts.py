@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 from adaptive_lora.allocation.architecture import Architecture, Decoder, Shape
 from adaptive_lora.allocation.tuner_plan import TunerPlan
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.methods.base import TrainedTrial, TrialContext, TunerMethod
-from adaptive_lora.methods.size_parameter import largest, within
+from adaptive_lora.methods.base import TunerMethod, largest
 from adaptive_lora.options import Limits, option
 
 _TOKENS = 20
@@ -24,18 +23,7 @@ _COUNT = Limits(low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SoftPrompt(TunerMethod):
-    """A tuner of virtual tokens, trained by PEFT."""
-
-    def fit(self, trial: TrialContext) -> TrainedTrial:
-        """Train with PEFT's own tuner."""
-        from adaptive_lora.methods.adapters.peft_tuner import fit_peft_tuner
-
-        return fit_peft_tuner(trial)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _OfTokens(_SoftPrompt):
+class _OfTokens(TunerMethod):
     """A tuner whose size is its number of virtual tokens."""
 
     tokens: int | None = option(
@@ -46,7 +34,20 @@ class _OfTokens(_SoftPrompt):
         """Return `n20`."""
         if self.tokens is None and budget is not None:
             return ""
-        return f"n{_TOKENS if self.tokens is None else self.tokens}"
+        return f"n{self.tokens or _TOKENS}"
+
+    def token_parameters(self, sizes: Decoder) -> int:
+        """Return the number of parameters of a virtual token."""
+        raise NotImplementedError
+
+    def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
+        """Return the parameters of the virtual tokens."""
+        sizes = _decoder(base, method)
+        each = self.token_parameters(sizes)
+        tokens, notes = self.tokens or _TOKENS, tuple[str, ...]()
+        if self.tokens is None and budget is not None:
+            tokens, notes = _most_tokens(each, budget, sizes)
+        return _plan(self, tokens, {_EMBEDDING: (tokens, each)}, sizes, budget, method, notes=notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +59,9 @@ class PromptTuning(_OfTokens):
 
     name: ClassVar[str] = "prompt_tuning"
 
-    def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
-        """Return tokens x width embeddings."""
-        sizes = _decoder(base, method)
-        tokens, notes = _tokens(self.tokens, sizes.width, budget, sizes)
-        tensors = {_EMBEDDING: (tokens, sizes.width)}
-        return _plan("prompt_tuning", tokens, tensors, sizes, budget, method, notes=notes)
+    def token_parameters(self, sizes: Decoder) -> int:
+        """Return the width of an embedding."""
+        return sizes.width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +74,13 @@ class PrefixTuning(_OfTokens):
 
     name: ClassVar[str] = "prefix_tuning"
 
-    def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
-        """Return one key and one value per token, layer and head of keys and values."""
-        sizes = _decoder(base, method)
-        each = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim
-        tokens, notes = _tokens(self.tokens, each, budget, sizes)
-        tensors = {_EMBEDDING: (tokens, each)}
-        return _plan("prefix_tuning", tokens, tensors, sizes, budget, method, notes=notes)
+    def token_parameters(self, sizes: Decoder) -> int:
+        """Return the size of one key and one value per layer and head of keys and values."""
+        return 2 * sizes.layers * sizes.kv_heads * sizes.head_dim
 
 
 @dataclass(frozen=True, kw_only=True)
-class PTuning(_SoftPrompt):
+class PTuning(TunerMethod):
     """P-tuning (Liu et al. 2021, 2103.10385): virtual tokens computed by a small encoder.
 
     The encoder is PEFT's: an embedding and a perceptron of two hidden layers. Its parameters are
@@ -112,21 +106,15 @@ class PTuning(_SoftPrompt):
         def cost(hidden: int) -> int:
             return tokens * width + hidden * (2 * width + hidden + 2) + width
 
-        if self.encoder_width is not None:
-            hidden = self.encoder_width
-        elif budget is None:
-            hidden = width
-        else:
+        hidden = width if self.encoder_width is None else self.encoder_width
+        if self.encoder_width is None and budget is not None:
             hidden = largest(cost, budget, f"unit of the encoder of {tokens} tokens")
-        tensors: dict[str, Shape] = {_EMBEDDING: (tokens, width)}
-        sides = ((0, hidden, width), (2, hidden, hidden), (4, width, hidden))
-        for layer, outputs, inputs in sides:
+        kept: dict[str, Shape] = {_EMBEDDING: (tokens, width)}
+        tensors = dict(kept)
+        for layer, outputs, inputs in ((0, hidden, width), (2, hidden, hidden), (4, width, hidden)):
             name = f"prompt_encoder.default.mlp_head.{layer}"
             tensors |= {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-        return _plan(
-            "p_tuning", tokens, tensors, sizes, budget, method,
-            kept={_EMBEDDING: (tokens, width)}, encoder_width=hidden,
-        )  # fmt: skip
+        return _plan(self, tokens, tensors, sizes, budget, method, kept=kept, encoder_width=hidden)
 
 
 def _decoder(base: Architecture, method: str) -> Decoder:
@@ -135,10 +123,8 @@ def _decoder(base: Architecture, method: str) -> Decoder:
     return base.decoder
 
 
-def _tokens(given: int | None, each: int, budget: int | None, sizes: Decoder) -> tuple[int, tuple[str, ...]]:
-    """Return the number of virtual tokens of `each` parameters, and remarks on it."""
-    if given is not None or budget is None:
-        return _TOKENS if given is None else given, ()
+def _most_tokens(each: int, budget: int, sizes: Decoder) -> tuple[int, tuple[str, ...]]:
+    """Return the most virtual tokens of `each` parameters within the budget, and remarks on them."""
     most = largest(lambda tokens: tokens * each, budget, "virtual token")
     if sizes.max_positions is None or most <= sizes.max_positions // 2:
         return most, ()
@@ -151,7 +137,7 @@ def _tokens(given: int | None, each: int, budget: int | None, sizes: Decoder) ->
 
 
 def _plan(
-    family: str,
+    options: TunerMethod,
     tokens: int,
     tensors: Mapping[str, Shape],
     sizes: Decoder,
@@ -167,22 +153,14 @@ def _plan(
             f"{method}: {tokens:,} virtual tokens leave no room in the base's "
             f"{sizes.max_positions:,} positions; required fewer."
         )
-    plan = TunerPlan(
+    found = {name: getattr(sizes, name) for name in ("width", "layers", "kv_heads", "head_dim")}
+    return TunerPlan(
         method=method,
-        family=family,
-        settings={
-            "tokens": tokens,
-            "width": sizes.width,
-            "layers": sizes.layers,
-            "kv_heads": sizes.kv_heads,
-            "head_dim": sizes.head_dim,
-            **settings,
-        },
+        family=options.name,
+        settings={"tokens": tokens, **found, **settings},
         tensors=tensors,
         budget=budget,
         kept=kept,
         positions=tokens,
         notes=notes,
     )
-    within(plan.trainable_parameters, budget, method)
-    return plan

@@ -206,7 +206,7 @@ def peft_config(report: PlanReport) -> str:
         ConfigError: the tuner is not one of PEFT.
     """
     from adaptive_lora.methods.adapters.attach import lora_config
-    from adaptive_lora.methods.adapters.peft_tuner import CONFIGURATIONS, tuner_config
+    from adaptive_lora.methods.adapters.tuners import CONFIGURATIONS, tuner_config
 
     plan = report.plan
     if isinstance(plan, RankPlan):

@@ -16,9 +16,8 @@ from adaptive_lora.allocation import MethodSpec, Plan, RankPlan, SiteRank, Tuner
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.data import Batch
 from adaptive_lora.methods.adapters import attach, audit_as_built, detach
-from adaptive_lora.methods.adapters.attach import initial_a
-from adaptive_lora.methods.adapters.head import read_head, write_head
-from adaptive_lora.methods.callback import TrainerCallback
+from adaptive_lora.methods.adapters.attach import initial_a, read_head, write_head
+from adaptive_lora.methods.base import TrainerCallback
 from adaptive_lora.methods.importance import ProfileTask
 from adaptive_lora.models.base import gradient_checkpointing
 from adaptive_lora.results import TrainResult

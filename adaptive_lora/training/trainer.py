@@ -20,7 +20,7 @@ from adaptive_lora.data import Batch, training_batches
 from adaptive_lora.interruption import whole
 from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.methods.adapters.dropout import set_dropout_step
-from adaptive_lora.methods.callback import TrainerCallback
+from adaptive_lora.methods.base import TrainerCallback
 from adaptive_lora.models.device import Runtime
 from adaptive_lora.models.losses import Loss, LossByExample, causal_loss
 from adaptive_lora.results import TrainResult

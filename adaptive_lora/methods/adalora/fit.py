@@ -1,30 +1,30 @@
-"""AdaLoRA: PEFT's allocator, called before gradients are cleared, then folded into plain LoRA."""
+"""AdaLoRA: PEFT's layers and allocator, called before gradients are cleared, then folded into plain LoRA."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import AdaLoraConfig, PeftModel
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.allocation.revised import budget_of, revised
-from adaptive_lora.errors import TrialFailed
+from adaptive_lora.errors import AdapterError, TrialFailed
 from adaptive_lora.methods.adalora import AdaLora
-from adaptive_lora.methods.adalora.layers import (
-    adalora_layers,
-    attach_adalora,
-    audit_adalora,
-    fold,
-    training_parameters,
-)
-from adaptive_lora.methods.adapters.attach import ADAPTER
-from adaptive_lora.methods.adapters.audit import audit_moved
-from adaptive_lora.methods.adapters.factors import write_factors
+from adaptive_lora.methods.adapters.attach import ADAPTER, in_head, lora_layers, peft_model, peft_task
+from adaptive_lora.methods.adapters.audit import audit_moved, head_problems, trained_tensors
+from adaptive_lora.methods.adapters.dropout import SiteDropout
+from adaptive_lora.methods.adapters.factors import Factors, write_factors
 from adaptive_lora.methods.base import RankEvent, TrainedTrial, TrialContext
-from adaptive_lora.methods.callback import TrainerCallback
-from adaptive_lora.methods.phases import Phases
+from adaptive_lora.methods.ranks_in_training import Phases, RankChanges
+from adaptive_lora.seeding import rng_for
+
+_SPREAD = 0.02
+"""Standard deviation of the initial P and Q, as in PEFT."""
 
 
 def fit_adalora(options: AdaLora, trial: TrialContext) -> TrainedTrial:
@@ -52,7 +52,115 @@ def fit_adalora(options: AdaLora, trial: TrialContext) -> TrainedTrial:
     )
 
 
-class AdaLoraCallback(TrainerCallback):
+def attach_adalora(
+    model: PreTrainedModel,
+    start: RankPlan,
+    options: AdaLora,
+    phases: Phases,
+    *,
+    seed: int,
+    dropout: float,
+    head: Sequence[str] = (),
+) -> PeftModel:
+    """Attach AdaLoRA layers of one rank; E starts at zero, so the model initially computes the base's function.
+
+    `audit_adalora` then compares what was built.
+
+    Args:
+        model: the frozen base.
+        start: starting plan, with the same rank at every site.
+        options: options of the method.
+        phases: phases of rank changes.
+        seed: seed of P, Q and the dropout masks.
+        dropout: probability of dropping an input.
+        head: modules trained in addition to the adapters.
+    """
+    (rank,) = {entry.rank for entry in start.entries}
+    modules = dict(model.named_modules())
+    config = AdaLoraConfig(
+        task_type=peft_task(model),
+        modules_to_save=list(head) or None,
+        init_r=rank,
+        target_r=1,  # the final number of ranks is set on the allocator
+        tinit=phases.warmup,
+        tfinal=phases.steps - phases.settle,
+        deltaT=phases.interval,
+        total_step=phases.steps,
+        orth_reg_weight=options.orthogonality,
+        lora_alpha=start.scale_of(start.entries[0]) * rank,  # type: ignore[arg-type]
+        target_modules=[entry.site.name for entry in start.entries],
+        lora_dropout=dropout,
+        fan_in_fan_out=all(isinstance(modules[e.site.name], Conv1D) for e in start.entries),
+    )
+    adapted = peft_model(model, config, start.method)
+    for name, layer in lora_layers(adapted).items():
+        # On a bf16 base peft 0.21 rounds ranknum to bf16 and lets it be trained.
+        layer.ranknum[ADAPTER].requires_grad_(False).fill_(float(rank))
+        with torch.no_grad():
+            layer.lora_A[ADAPTER].copy_(_initial(seed, "adalora_Q", name, rank, layer.in_features))
+            layer.lora_B[ADAPTER].copy_(_initial(seed, "adalora_P", name, rank, layer.out_features).T)
+        if dropout > 0:
+            layer.lora_dropout[ADAPTER] = SiteDropout(dropout, seed=seed, site=name)
+    return adapted
+
+
+def _initial(seed: int, part: str, site: str, rank: int, width: int) -> torch.Tensor:
+    """Return a matrix (rank, width) from the site's stream; a smaller rank is a prefix of a larger one."""
+    values = rng_for(seed, part, site).standard_normal((rank, width), dtype="float32")
+    return torch.from_numpy(values * _SPREAD)
+
+
+def training_parameters(start: RankPlan) -> int:
+    """Return the number of parameters that AdaLoRA trains: P, Q and E of every starting triplet."""
+    return start.trainable_parameters + sum(entry.rank for entry in start.entries)
+
+
+def audit_adalora(adapted: PeftModel, start: RankPlan, head: Sequence[str] = ()) -> None:
+    """Compare sites, scales and the number of trainable parameters with the starting plan.
+
+    Raises:
+        AdapterError: there are differences; the message lists all of them.
+    """
+    built = {name: scale_of(layer) for name, layer in lora_layers(adapted).items()}
+    planned = {entry.site.name: start.scale_of(entry) for entry in start.entries}
+    problems = [f"{name} differs in adaptation" for name in built.keys() ^ planned.keys()]
+    problems += [
+        f"{name}: scale is {built[name]}, planned {scale}"
+        for name, scale in planned.items()
+        if name in built and not math.isclose(built[name], scale, rel_tol=1e-4)
+    ]
+    problems += head_problems(adapted, head)
+    total = sum(p.numel() for name, p in trained_tensors(adapted).items() if not in_head(name, head))
+    if total != training_parameters(start):
+        problems.append(f"{total:,} parameters trainable, planned {training_parameters(start):,}")
+    if problems:
+        raise AdapterError("AdaLoRA differs from its plan: " + "; ".join(sorted(problems)))
+
+
+def scale_of(layer: Any) -> float:
+    """Return the factor of a layer's update; PEFT adds 1e-5 to the starting rank."""
+    return float(layer.scaling[ADAPTER] / (layer.ranknum[ADAPTER].detach() + 1e-5))
+
+
+def fold(adapted: PeftModel, kept: Mapping[str, list[bool]], plan: RankPlan) -> dict[str, Factors]:
+    """Return plain LoRA factors with the same update: B = P, A = E·Q times the ratio of scales.
+
+    Args:
+        adapted: trained AdaLoRA model.
+        kept: site name -> per triplet, whether it remains.
+        plan: final ranks and scales.
+    """
+    layers, folded = lora_layers(adapted), {}
+    for entry in plan.entries:
+        name = entry.site.name
+        layer, chosen = layers[name], torch.tensor(kept[name], device=adapted.device)
+        a, b, e = (part[ADAPTER].detach() for part in (layer.lora_A, layer.lora_B, layer.lora_E))
+        rest = scale_of(layer) / plan.scale_of(entry)
+        folded[name] = Factors(a=a[chosen] * e[chosen] * rest, b=b[:, chosen].clone())
+    return folded
+
+
+class AdaLoraCallback(RankChanges):
     """Calls `update_and_allocate` after each optimiser step, before gradients are cleared.
 
     The state has what PEFT does not save: sensitivities and the mask over un-resized tensors. A run
@@ -71,8 +179,8 @@ class AdaLoraCallback(TrainerCallback):
         self.kept = {entry.site.name: [True] * entry.rank for entry in start.entries}
         self.history = [RankEvent(step=0, ranks=self.ranks())]
         self._tuner: Any = adapted.base_model
-        self._layers = adalora_layers(adapted)
-        self._phases, self._budget = phases, budget
+        self._layers = lora_layers(adapted)
+        self.phases, self._budget = phases, budget
         self._costs = {e.site.name: e.site.parameters_per_rank for e in start.entries}
 
     def ranks(self) -> dict[str, int]:
@@ -81,7 +189,7 @@ class AdaLoraCallback(TrainerCallback):
 
     def start(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Check that the schedule was made for this training."""
-        assert steps == self._phases.steps
+        assert steps == self.phases.steps
 
     def penalty(self) -> torch.Tensor | None:
         """Return the weighted mean of ‖QQᵀ - I‖ and ‖PᵀP - I‖ (section 3.1, as in PEFT)."""
@@ -101,7 +209,7 @@ class AdaLoraCallback(TrainerCallback):
 
     def stepped(self, step: int, *, taken: bool) -> None:
         """Update sensitivities; if due, prune to the schedule's number of ranks."""
-        settle, allocator = self._phases.settle, self._allocator
+        settle, allocator = self.phases.settle, self._allocator
         if step < settle and not taken:
             return  # no gradient to learn from
         if step == settle and not allocator.exp_avg_ipt:
@@ -109,15 +217,12 @@ class AdaLoraCallback(TrainerCallback):
                 f"AdaLoRA must decide ranks at step {settle}, but every step so far was skipped as "
                 "not finite. Lower the learning rate or use precision bf16 or fp32."
             )
-        if self._phases.due(step) and allocator.exp_avg_ipt:
+        if self.phases.due(step) and allocator.exp_avg_ipt:
             allocator.target_bgt = self._affordable_ranks()
         self._tuner.update_and_allocate(step)
-        if self._phases.due(step) and self._config.rank_pattern:
-            self._read(step, self._config.rank_pattern)
-
-    def settled(self, step: int) -> bool:
-        """Return whether the last pruning is done."""
-        return step >= self._phases.settle
+        if self.phases.due(step) and self._config.rank_pattern:
+            self.kept = self._by_site(self._config.rank_pattern)
+            self.record(step)
 
     def state(self) -> dict[str, Any]:
         """Return sensitivities, mask and target."""
@@ -128,7 +233,7 @@ class AdaLoraCallback(TrainerCallback):
             "target": allocator.target_bgt,
             "rank_pattern": self._config.rank_pattern,
             "kept": self.kept,
-            "history": [[event.step, event.ranks] for event in self.history],
+            **super().state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -139,7 +244,7 @@ class AdaLoraCallback(TrainerCallback):
         allocator.target_bgt = state["target"]
         self._config.rank_pattern = state["rank_pattern"]
         self.kept = state["kept"]
-        self.history = [RankEvent(step=step, ranks=ranks) for step, ranks in state["history"]]
+        super().restore(state)
 
     @property
     def _config(self) -> Any:
@@ -166,10 +271,6 @@ class AdaLoraCallback(TrainerCallback):
                 for name, layer in self._layers.items():
                     layer.lora_E[ADAPTER].copy_(before[name])
         return low
-
-    def _read(self, step: int, pattern: Mapping[str, Sequence[bool]]) -> None:
-        self.kept = self._by_site(pattern)
-        self.history.append(RankEvent(step=step, ranks=self.ranks()))
 
     def _by_site(self, pattern: Mapping[str, Sequence[bool]]) -> dict[str, list[bool]]:
         """Return PEFT's pattern, whose keys are full names of E, by site name."""

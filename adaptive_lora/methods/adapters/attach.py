@@ -6,17 +6,19 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.allocation import Scaling
 from adaptive_lora.methods.adapters.dropout import SiteDropout
-from adaptive_lora.methods.adapters.head import untrained_heads
 from adaptive_lora.models.errors import model_errors
 from adaptive_lora.seeding import rng_for
 
@@ -45,20 +47,28 @@ def attach(model: PreTrainedModel, plan: RankPlan, *, seed: int, dropout: float,
     Raises:
         ModelError: PEFT cannot adapt the model; the message names the site.
     """
+    adapted = peft_model(model, lora_config(model, plan, dropout, head), plan.method)
+    for name, layer in lora_layers(adapted).items():
+        with torch.no_grad():
+            weight = layer.lora_A[ADAPTER].weight
+            weight.copy_(initial_a(seed, name, *weight.shape))
+        if dropout > 0:
+            layer.lora_dropout[ADAPTER] = SiteDropout(dropout, seed=seed, site=name)
+    start_magnitudes(adapted)
+    return adapted
+
+
+def peft_model(model: Any, config: PeftConfig, method: str) -> PeftModel:
+    """Return a base with PEFT's layers of a configuration.
+
+    Raises:
+        ModelError: PEFT cannot adapt the model; the message names the method and the module.
+    """
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 renames; not caused by this package.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        with model_errors(f"{plan.method} cannot be attached to {type(model).__name__}", model):
-            adapted = get_peft_model(model, lora_config(model, plan, dropout, head))
-    layers = lora_layers(adapted)
-    for entry in plan.entries:
-        layer = layers[entry.site.name]
-        with torch.no_grad():
-            weight = layer.lora_A[ADAPTER].weight
-            weight.copy_(initial_a(seed, entry.site.name, entry.rank, entry.site.in_features))
-        if dropout > 0:
-            layer.lora_dropout[ADAPTER] = SiteDropout(dropout, seed=seed, site=entry.site.name)
-    start_magnitudes(adapted)
+        with model_errors(f"{method} cannot be attached to {type(model).__name__}", model):
+            adapted: PeftModel = get_peft_model(model, config)
     return adapted
 
 
@@ -79,8 +89,13 @@ def start_magnitudes(adapted: PeftModel) -> None:
 
 def detach(adapted: PeftModel) -> None:
     """Remove the adapters, so that the base model is as before `attach`."""
-    untrained = untrained_heads(adapted)
-    base = adapted.unload()
+    # `unload` keeps PEFT's copies of the head's modules.
+    untrained = {
+        name: module.original_module
+        for name, module in adapted.get_base_model().named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+    }
+    base: Any = adapted.unload()
     for name, module in untrained.items():
         base.set_submodule(name, module)
 
@@ -160,14 +175,50 @@ def initial_a(seed: int, site: str, rank: int, in_features: int) -> torch.Tensor
     The bound is 1/sqrt(in_features) at any rank; rows are drawn in order from one stream, so a
     smaller rank is a prefix of a larger one.
     """
-    bound = 1.0 / math.sqrt(in_features)
-    values = rng_for(seed, "lora_A", site).random((rank, in_features), dtype="float32")
+    return uniform_rows(rng_for(seed, "lora_A", site), (rank, in_features), 1.0 / math.sqrt(in_features))
+
+
+def uniform_rows(rng: np.random.Generator, shape: tuple[int, ...], bound: float) -> torch.Tensor:
+    """Return values uniform within ±bound, drawn row by row, float32."""
+    values = rng.random(shape, dtype="float32")
     return torch.from_numpy(values * (2 * bound) - bound)
 
 
 def lora_layers(adapted: Any) -> dict[str, Any]:
     """Return name of the wrapped base module -> LoRA layer."""
-    from peft.tuners.lora import LoraLayer
+    return {name: module for name, module in base_of(adapted).named_modules() if isinstance(module, LoraLayer)}
 
-    base: Any = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
-    return {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+
+def base_of(adapted: Any) -> Any:
+    """Return the base inside an adapted model; the model itself where it has no wrapper."""
+    return adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
+
+
+# The head of a task: PEFT trains a copy of each of its modules (`modules_to_save`) and saves it with the adapter;
+# custom tuners train the base's own module.
+
+
+def in_head(name: str, head: Iterable[str]) -> bool:
+    """Return whether a tensor, by its name in the base, belongs to a head."""
+    return any(name.startswith(f"{module}.") for module in head)
+
+
+def read_head(adapted: nn.Module, head: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Return a copy of the trained head's tensors."""
+    return {name: p.detach().clone() for name, p in head_tensors(adapted, head).items()}
+
+
+def write_head(adapted: nn.Module, state: Mapping[str, torch.Tensor], head: Sequence[str]) -> None:
+    """Copy tensors from `read_head` into a model with the same head."""
+    with torch.no_grad():
+        for name, tensor in head_tensors(adapted, head).items():
+            tensor.copy_(state[name])
+
+
+def head_tensors(adapted: Any, head: Sequence[str]) -> dict[str, nn.Parameter]:
+    """Return name in the base -> trained tensor of the head."""
+    return {
+        name.replace(".modules_to_save.default", ""): parameter
+        for name, parameter in base_of(adapted).named_parameters()
+        if in_head(name, head) and ".original_module." not in name
+    }

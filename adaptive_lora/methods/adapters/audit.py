@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from adaptive_lora.allocation import Plan, SiteRank, TunerPlan
+from adaptive_lora.allocation import Plan, RankPlan, TunerPlan
+from adaptive_lora.allocation.architecture import Shape
 from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.errors import AdapterError
-from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
-from adaptive_lora.methods.adapters.audit_tuner import audit_tuner, trained_tensors
-from adaptive_lora.methods.adapters.head import head_problems, in_head
+from adaptive_lora.methods.adapters.attach import ADAPTER, head_tensors, in_head, lora_layers
+
+_WRAPPERS = re.compile(r"^(base_model\.model\.|base\.)")
+_MOST_PROBLEMS = 20
+"""Number of differences listed for tuners, whose plans can name thousands of tensors."""
+
+
+def trained_tensors(adapted: nn.Module) -> dict[str, nn.Parameter]:
+    """Return name in the base -> trainable tensor; prefixes and suffixes added by wrappers are removed."""
+    return {
+        _WRAPPERS.sub("", name): parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad
+    }
+
+
+def head_problems(adapted: nn.Module, head: Sequence[str]) -> list[str]:
+    """Return a sentence for every tensor of the task's head that is not trainable in float32."""
+    return [
+        f"{name} of the head is not trainable in float32"
+        for name, tensor in head_tensors(adapted, head).items()
+        if not tensor.requires_grad or tensor.dtype != torch.float32
+    ]
 
 
 def audit_as_built(adapted: nn.Module, plan: Plan, head: Sequence[str] = ()) -> None:
@@ -36,29 +56,7 @@ def audit_as_built(adapted: nn.Module, plan: Plan, head: Sequence[str] = ()) -> 
     if isinstance(plan, TunerPlan):
         audit_tuner(adapted, plan.tensors if plan.kept is None else plan.kept, head)
         return
-    layers, problems = lora_layers(adapted), []
-    planned = {entry.site.name: entry for entry in plan.entries}
-    for name in sorted(layers.keys() ^ planned.keys()):
-        problems.append(f"{name} is {'not planned' if name in layers else 'not adapted'}")
-    for name in layers.keys() & planned.keys():
-        entry, layer = planned[name], layers[name]
-        site, rank = entry.site, entry.rank
-        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        found = {
-            "rank": (layer.r[ADAPTER], rank),
-            "alpha": (layer.lora_alpha[ADAPTER], entry.alpha),
-            "scale": (layer.scaling[ADAPTER], plan.scale_of(entry)),
-            "shape of A": (tuple(a.shape), (rank, site.in_features)),
-            "shape of B": (tuple(b.shape), (site.out_features, rank)),
-            "shape of DoRA's magnitudes": (_magnitudes(layer), _planned_magnitudes(entry)),
-            "base": (_base_of(layer), plan.base_of(entry)),
-        }
-        problems += [
-            f"{name}: {what} is {built}, planned {wanted}"
-            for what, (built, wanted) in found.items()
-            if not _same(built, wanted)
-        ]
-    problems += head_problems(adapted, head)
+    problems = [*_site_problems(adapted, plan), *head_problems(adapted, head)]
     trainable = {n: p for n, p in trained_tensors(adapted).items() if not in_head(n, head)}
     problems += [f"{name} is trainable" for name in trainable if "lora_" not in name]
     total = sum(parameter.numel() for parameter in trainable.values())
@@ -68,27 +66,67 @@ def audit_as_built(adapted: nn.Module, plan: Plan, head: Sequence[str] = ()) -> 
         raise AdapterError("the model differs from its plan: " + "; ".join(sorted(problems)))
 
 
-def _base_of(layer: Any) -> str:
+def _site_problems(adapted: nn.Module, plan: RankPlan) -> list[str]:
+    """Return a sentence for every difference between a LoRA layer and its site's entry."""
+    layers, planned = lora_layers(adapted), {entry.site.name: entry for entry in plan.entries}
+    problems = [
+        f"{name} is {'not planned' if name in layers else 'not adapted'}" for name in layers.keys() ^ planned.keys()
+    ]
+    for name in layers.keys() & planned.keys():
+        entry, layer = planned[name], layers[name]
+        site, rank, dora = entry.site, entry.rank, layer.use_dora[ADAPTER]
+        found = {
+            "rank": (layer.r[ADAPTER], rank),
+            "alpha": (layer.lora_alpha[ADAPTER], entry.alpha),
+            "scale": (layer.scaling[ADAPTER], plan.scale_of(entry)),
+            "shape of A": (tuple(layer.lora_A[ADAPTER].weight.shape), (rank, site.in_features)),
+            "shape of B": (tuple(layer.lora_B[ADAPTER].weight.shape), (site.out_features, rank)),
+            "shape of DoRA's magnitudes": (
+                tuple(layer.lora_magnitude_vector[ADAPTER].weight.shape) if dora else None,
+                (entry.magnitudes,) if entry.dora else None,
+            ),
+            "base": (_storage(layer), plan.base_of(entry)),
+        }
+        problems += [
+            f"{name}: {what} is {built}, planned {wanted}"
+            for what, (built, wanted) in found.items()
+            if not _same(built, wanted)
+        ]
+    return problems
+
+
+def _storage(layer: Any) -> str:
     """Return how the base weight of an adapter is stored."""
     state = getattr(layer.get_base_layer().weight, "quant_state", None)
     return BaseStorage.FULL if state is None else str(state.quant_type)
 
 
-def _magnitudes(layer: Any) -> tuple[int, ...] | None:
-    """Return the shape of a layer's magnitudes, or None for a layer without DoRA."""
-    if not layer.use_dora[ADAPTER]:
-        return None
-    return tuple(layer.lora_magnitude_vector[ADAPTER].weight.shape)
-
-
-def _planned_magnitudes(entry: SiteRank) -> tuple[int, ...] | None:
-    return (entry.magnitudes,) if entry.dora else None
-
-
-def _same(built: object, wanted: object) -> bool:
+def _same(built: Any, wanted: Any) -> bool:
     if isinstance(built, float) or isinstance(wanted, float):
-        return math.isclose(float(built), float(wanted), rel_tol=1e-12)  # type: ignore[arg-type]
-    return built == wanted
+        return math.isclose(built, wanted, rel_tol=1e-12)
+    return bool(built == wanted)
+
+
+def audit_tuner(adapted: nn.Module, tensors: Mapping[str, Shape], head: Sequence[str] = ()) -> None:
+    """Compare names, shapes and types of all trainable tensors with the plan.
+
+    Raises:
+        AdapterError: there are differences; the message lists them.
+    """
+    found, problems = trained_tensors(adapted), head_problems(adapted, head)
+    for name in found.keys() ^ tensors.keys():
+        if name in found and in_head(name, head):
+            continue  # trained in addition to the plan
+        problems.append(f"{name} is {'not planned' if name in found else 'not trainable'}")
+    for name in found.keys() & tensors.keys():
+        if tuple(found[name].shape) != tuple(tensors[name]):
+            problems.append(f"{name}: shape is {tuple(found[name].shape)}, planned {tuple(tensors[name])}")
+        if found[name].dtype != torch.float32:
+            problems.append(f"{name}: type is {found[name].dtype}, required torch.float32")
+    if problems:
+        shown, left = sorted(problems)[:_MOST_PROBLEMS], len(problems) - _MOST_PROBLEMS
+        more = f" and {left} more" if left > 0 else ""
+        raise AdapterError("the model differs from its plan: " + "; ".join(shown) + more)
 
 
 def audit_moved(adapted: nn.Module, start: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -107,8 +145,32 @@ def audit_moved(adapted: nn.Module, start: Mapping[str, torch.Tensor] | None = N
         if not bool(torch.any(layer.lora_A[ADAPTER].weight != 0))
         or torch.equal(b := layer.lora_B[ADAPTER].weight, torch.zeros_like(b) if start is None else start[name].to(b))
     ]
-    if still:
-        raise AdapterError(
-            f"training did not move B at {len(still)} sites ({', '.join(still[:4])}"
-            f"{', ...' if len(still) > 4 else ''}): no gradient reached them."
-        )
+    _refuse_unmoved(still, f"B at {len(still)} sites")
+
+
+def audit_tuner_moved(
+    adapted: nn.Module, start: Mapping[str, torch.Tensor], must_move: Callable[[str], bool] = lambda name: False
+) -> int:
+    """Check that training changed the tensors; return the number of unchanged ones.
+
+    Some may be unchanged: weights without gradient, such as an unused pooler.
+
+    Args:
+        adapted: trained model.
+        start: name -> tensor before training.
+        must_move: function from a tensor's name to whether it must change.
+
+    Raises:
+        AdapterError: no tensor changed, or one that must change did not.
+    """
+    now = trained_tensors(adapted)
+    still = [name for name, before in start.items() if torch.equal(before.to(now[name]), now[name].detach())]
+    stuck = [name for name in still if must_move(name)] or (still if len(still) == len(start) else [])
+    _refuse_unmoved(stuck, f"{len(stuck)} tensors")
+    return len(still)
+
+
+def _refuse_unmoved(names: Sequence[str], what: str) -> None:
+    if names:
+        more = ", ..." if len(names) > 4 else ""
+        raise AdapterError(f"training did not move {what} ({', '.join(names[:4])}{more}): no gradient reached them.")

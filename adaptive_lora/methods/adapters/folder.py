@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.allocation import Plan, TunerPlan
-from adaptive_lora.methods.adapters.custom_tuner import save_custom_tuner
 from adaptive_lora.methods.adapters.model_card import trained_card
+from adaptive_lora.methods.adapters.tuners import save_custom_tuner
 from adaptive_lora.serving import CAUSAL, RECORD
 from adaptive_lora.serving.custom_tuner import AdaptedModel
 

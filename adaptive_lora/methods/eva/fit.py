@@ -1,51 +1,66 @@
-"""EVA: ranks and A from the variance of each site's inputs."""
+"""EVA's ranks and directions, computed by PEFT: the singular vectors of each site's inputs."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import EvaConfig, LoraConfig, get_eva_state_dict
+from peft.tuners.lora.eva import HashHook, SVDHook
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.allocation import MethodSpec, RankPlan
 from adaptive_lora.allocation.limits import rank_limits
 from adaptive_lora.allocation.revised import rank_budget, revised
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.data import Batch
-from adaptive_lora.methods.adapters import audit_moved
-from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
-from adaptive_lora.methods.base import TrainedTrial, TrialContext
+from adaptive_lora.errors import AllocationError
+from adaptive_lora.methods.adapters.attach import peft_task
+from adaptive_lora.methods.base import TrialContext
 from adaptive_lora.methods.eva import Eva
-from adaptive_lora.methods.eva.directions import Counted, Directions, EvaSettings, eva_directions
-from adaptive_lora.methods.importance.capture import frozen, positions_mask
-from adaptive_lora.methods.importance.passes import joined
+from adaptive_lora.methods.importance.capture import frozen, joined, positions_mask
 from adaptive_lora.models.tasks import CausalTask
 
 _USED_SHARE = 0.9
 """Minimum share of the calibration tokens that EVA must use; batches that are too short are skipped."""
+Counted = Callable[[Batch, torch.Tensor], torch.Tensor]
+"""Function from a batch and a site's inputs (B, T, in) to the mask (B, T) of positions that count."""
+_PASSES_PER_BATCH = 100
+"""Maximum number of passes per batch; PEFT itself cycles until every direction has converged."""
 
 
-def fit_eva(options: Eva, trial: TrialContext) -> TrainedTrial:
-    """Measure the inputs, attach EVA's ranks, initialise A with its directions, train."""
-    started = time.perf_counter()
-    plan, directions = _measured(trial, options)
-    adapted = trial.attach(plan)
-    if options.init == "own":
-        with torch.no_grad():
-            for name, layer in lora_layers(adapted).items():
-                layer.lora_A[ADAPTER].weight.copy_(directions.a[name][: layer.r[ADAPTER]])
-    seconds = time.perf_counter() - started
-    result = trial.train(adapted)
-    audit_moved(adapted)
-    return TrainedTrial(
-        model=adapted, plan=plan, result=result, training_parameters=plan.trainable_parameters, search_seconds=seconds
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaSettings:
+    """Settings of the search for directions."""
+
+    rank: int
+    """Mean rank over sites."""
+    rho: float
+    """Ratio of a site's maximum rank to `rank`; 1: `rank` directions at every site."""
+    tau: float
+
+    @property
+    def components(self) -> int:
+        """Number of directions to find at each site."""
+        return round(self.rank * self.rho)
 
 
-def _measured(trial: TrialContext, options: Eva) -> tuple[RankPlan, Directions]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Directions:
+    """Directions found by PEFT."""
+
+    a: Mapping[str, torch.Tensor]
+    """Site name -> singular vectors, shape (rank, in), in falling order; as many as EVA's rank there."""
+    explained: Mapping[str, tuple[float, ...]]
+    """Site name -> share of the inputs' variance explained by each direction."""
+
+
+def measured(trial: TrialContext, options: Eva) -> tuple[RankPlan, Directions]:
     """Return EVA's plan, and at least as many directions per site as its rank."""
     plan = trial.plan
     sites = [entry.site for entry in plan.entries]
@@ -111,3 +126,115 @@ def _batches(trial: TrialContext, settings: EvaSettings, causal: bool) -> Sequen
         if sum(map(size, enough)) >= _USED_SHARE * tokens:
             return enough
     return passes
+
+
+def eva_directions(
+    model: nn.Module,
+    sites: Mapping[str, Counted],
+    batches: Sequence[Batch],
+    settings: EvaSettings,
+    run: Callable[[nn.Module, Batch], Any],
+) -> Directions:
+    """Return EVA's initial A of every site; the model is not changed.
+
+    Args:
+        model: base without adapters, in evaluation mode.
+        sites: module name -> function that selects the positions of its inputs.
+        batches: batches to run the model on, at least one.
+        settings: ranks and tolerance.
+        run: function that runs the model on a batch.
+
+    Raises:
+        AllocationError: there are too few inputs for this number of directions, or they did not converge.
+    """
+    _check_widths(model, sites, settings)
+    hooks, first = dict[str, SVDHook](), dict[str, HashHook]()
+    passes = 0
+
+    def watched(module: nn.Module, batch: Batch) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes > _PASSES_PER_BATCH * len(batches):
+            raise AllocationError(
+                f"EVA's directions have not converged after {passes - 1} passes; lower tau "
+                f"(now {settings.tau:g}) or raise profile_batches."
+            )
+        for name in sites:
+            for hook in module.get_submodule(name)._forward_hooks.values():
+                if isinstance(hook, SVDHook):
+                    hooks[name] = hook
+                elif isinstance(hook, HashHook):
+                    first[name] = hook
+        return run(module, batch)
+
+    with _hooks_removed(model, sites):
+        found = get_eva_state_dict(
+            model,
+            batches,
+            _config(model, tuple(sites), settings),
+            watched,
+            prepare_model_inputs_fn=None,
+            prepare_layer_inputs_fn=_counted_rows(sites, settings),
+            show_progress_bar=False,
+        )
+    shown = {name: hook.hashed_inputs[0] for name, hook in first.items()}
+    owner = {shown[name]: hook for name, hook in hooks.items()}
+    return Directions(
+        a={name: found[name].float() for name in sites},
+        explained={name: tuple(owner[shown[name]].svd.explained_variance_ratio_.tolist()) for name in sites},
+    )
+
+
+def _counted_rows(sites: Mapping[str, Counted], settings: EvaSettings) -> Callable[[Any, Batch, str], torch.Tensor]:
+    """Return a function that gives PEFT the selected rows (positions, in) of a site's inputs."""
+    needed = 2 * settings.components  # PEFT's incremental SVD keeps twice the requested number
+
+    def rows_of(inputs: Any, batch: Batch, name: str) -> torch.Tensor:
+        rows: torch.Tensor = inputs if isinstance(inputs, torch.Tensor) else inputs[0]
+        rows = rows.reshape(batch.examples, -1, rows.shape[-1])
+        chosen = rows[sites[name](batch, rows)]
+        if len(chosen) < needed:
+            raise AllocationError(
+                f"EVA looks for {settings.components} directions and needs {needed} tokens per "
+                f"calibration batch; {name} saw {len(chosen)}. Raise profile_batches or "
+                "profile_batch_size, or lower rank or rho."
+            )
+        return chosen
+
+    return rows_of
+
+
+def _config(model: nn.Module, sites: Sequence[str], settings: EvaSettings) -> LoraConfig:
+    modules = dict(model.named_modules())
+    return LoraConfig(
+        task_type=peft_task(model),
+        r=settings.rank,
+        target_modules=list(sites),
+        init_lora_weights="eva",
+        eva_config=EvaConfig(rho=settings.rho, tau=settings.tau),
+        fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in sites),
+    )
+
+
+def _check_widths(model: nn.Module, sites: Iterable[str], settings: EvaSettings) -> None:
+    """Check that sites are wide enough for PEFT's incremental SVD, which keeps twice the requested vectors."""
+    modules = dict(model.named_modules())
+    narrow = min(int(m.weight.shape[0]) if isinstance(m := modules[n], Conv1D) else m.in_features for n in sites)
+    if 2 * settings.components > narrow:
+        raise AllocationError(
+            f"EVA looks for {settings.components} directions and needs twice as many inputs per "
+            f"site; the narrowest has {narrow}. Lower rank or rho."
+        )
+
+
+@contextmanager
+def _hooks_removed(model: nn.Module, sites: Iterable[str]) -> Iterator[None]:
+    """Remove PEFT's hooks at the end of the block, also after an interruption."""
+    try:
+        yield
+    finally:
+        for name in sites:
+            hooks = model.get_submodule(name)._forward_hooks
+            for key, hook in list(hooks.items()):
+                if isinstance(hook, SVDHook | HashHook):
+                    del hooks[key]

@@ -4,36 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 
 import torch
 
 from adaptive_lora.allocation import RankPlan
-from adaptive_lora.methods.adapters import audit_moved
-from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers, start_magnitudes
-from adaptive_lora.methods.base import TrainedTrial, TrialContext
-from adaptive_lora.methods.gora import Gora
+from adaptive_lora.allocation.site import AdapterSite
+from adaptive_lora.methods.base import TrialContext
 from adaptive_lora.methods.importance.capture import Measures, measure_sites
 from adaptive_lora.methods.importance.contract import ZERO
 from adaptive_lora.methods.importance.gradient import HalfSums
-
-
-def fit_gora(options: Gora, trial: TrialContext) -> TrainedTrial:
-    """Attach the plan, initialise every B from its site's gradient, train."""
-    started = time.perf_counter()
-    plan = trial.plan
-    initial = _initial_b(trial, plan, options.gamma)
-    adapted = trial.attach(plan)
-    with torch.no_grad():
-        for name, layer in lora_layers(adapted).items():
-            layer.lora_B[ADAPTER].weight.copy_(initial[name])
-    start_magnitudes(adapted)
-    seconds = time.perf_counter() - started
-    result = trial.train(adapted)
-    audit_moved(adapted, initial)
-    return TrainedTrial(
-        model=adapted, plan=plan, result=result, training_parameters=plan.trainable_parameters, search_seconds=seconds
-    )
 
 
 def compressed_gradient(gradient: torch.Tensor, a: torch.Tensor, *, gamma: float, scale: float) -> torch.Tensor:
@@ -57,37 +36,29 @@ def compressed_gradient(gradient: torch.Tensor, a: torch.Tensor, *, gamma: float
 
 
 class _Start(HalfSums):
-    """Statistic that sums a site's gradient; its result is the site's initial B."""
+    """Statistic that sums a site's gradient; its result is the site's initial B, kept under the site's name."""
 
-    def __init__(self, keep: dict[str, torch.Tensor], name: str, start: _Site) -> None:
+    def __init__(self, keep: dict[str, torch.Tensor], name: str, a: torch.Tensor, **factors: float) -> None:
         super().__init__()
-        self._keep, self._name, self._site = keep, name, start
+        self._keep, self._name, self._a, self._factors = keep, name, a, factors
 
     def finish(self) -> Measures:
-        site = self._site
-        self._keep[self._name] = compressed_gradient(self.means().stack[0], site.a, gamma=site.gamma, scale=site.scale)
+        self._keep[self._name] = compressed_gradient(self.means().stack[0], self._a, **self._factors)
         return ZERO, ZERO, ZERO
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Site:
-    a: torch.Tensor
-    gamma: float
-    scale: float
-
-
-def _initial_b(trial: TrialContext, plan: RankPlan, gamma: float) -> dict[str, torch.Tensor]:
+def initial_b(trial: TrialContext, plan: RankPlan, gamma: float) -> dict[str, torch.Tensor]:
     """Return the initial B of every site; if memory requires it, one site's gradient is held at a time."""
     entries = {entry.site.name: entry for entry in plan.entries}
     found: dict[str, torch.Tensor] = {}
-    task = dataclasses.replace(trial.profile_task(), sites=[entry.site for entry in plan.entries])
+
+    def start(site: AdapterSite) -> _Start:
+        entry = entries[site.name]
+        return _Start(found, site.name, trial.initial_a(entry), gamma=gamma, scale=plan.scale_of(entry))
+
     measure_sites(
-        task,
-        lambda site: _Start(
-            found,
-            site.name,
-            _Site(a=trial.initial_a(entries[site.name]), gamma=gamma, scale=plan.scale_of(entries[site.name])),
-        ),
+        dataclasses.replace(trial.profile_task(), sites=[entry.site for entry in plan.entries]),
+        start,
         floats=lambda site: 2 * site.in_features * site.out_features,
     )
     return found

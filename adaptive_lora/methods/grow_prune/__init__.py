@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from adaptive_lora.methods.base import TrainedTrial, TrialContext
-from adaptive_lora.methods.phases import INTERVAL, SHARE, Phases, RanksInTraining, label_of
+from adaptive_lora.methods.ranks_in_training import DecidesInPhases
 from adaptive_lora.options import Limits, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrowPrune(RanksInTraining):
+class GrowPrune(DecidesInPhases):
     """Grow and prune within a fixed budget: a method of this project, based on ElaLoRA and L1RA.
 
     Plain LoRA from equal ranks. Every `interval` steps the components with the lowest smoothed
@@ -24,32 +24,17 @@ class GrowPrune(RanksInTraining):
     """
 
     name: ClassVar[str] = "grow_prune"
-    holds_limits: ClassVar[bool] = False
+    decisions: ClassVar[int] = 20
     scaling_in_training: ClassVar[str] = (
         "Where a rank is added or dropped, B is rescaled so that the function stays as it is; the "
         "factor, and so the size of the next steps, is the policy's at the new rank."
     )
-    warmup_share: float = option(0.1, "share of the steps before the first move", limits=SHARE)
-    final_share: float = option(0.4, "share of the steps after the last move", limits=SHARE)
-    interval: int | None = option(None, INTERVAL.format("twentieth"), unit="steps", limits=Limits(low=1))
     move_share: float = option(
-        0.1, "maximum number of new ranks per decision, as a share of all ranks", limits=Limits(above=0, high=1)
+        0.1,
+        "maximum number of new ranks per decision, as a share of all ranks",
+        limits=Limits(above=0, high=1),
+        label="move{:g}",
     )
-
-    @property
-    def rank_label(self) -> str:
-        """Return `r8`, with every option that is not the default."""
-        return label_of(self, "rank", warmup_share="warm", final_share="final", interval="every",
-                      move_share="move")  # fmt: skip
-
-    def phases(self, steps: int) -> Phases:
-        """Return the phases of rank changes in a training of `steps` steps."""
-        return Phases.of(
-            steps,
-            warmup_share=self.warmup_share,
-            final_share=self.final_share,
-            interval=self.interval or max(1, steps // 20),
-        )
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
         """Train plain LoRA from equal ranks, moving ranks between sites."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import nn
 
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.allocation.revised import budget_of, revised
@@ -14,10 +16,9 @@ from adaptive_lora.methods.adapters.attach import ADAPTER, initial_a, lora_layer
 from adaptive_lora.methods.adapters.audit import audit_moved
 from adaptive_lora.methods.adapters.factors import read_factors, write_factors
 from adaptive_lora.methods.base import RankEvent, TrainedTrial, TrialContext
-from adaptive_lora.methods.callback import TrainerCallback
 from adaptive_lora.methods.grow_prune import GrowPrune
 from adaptive_lora.methods.grow_prune.moves import Change, SiteView, decide_moves
-from adaptive_lora.methods.grow_prune.resize import NewRank, resize
+from adaptive_lora.methods.ranks_in_training import RankChanges
 
 _SMOOTHING = 0.85
 """Smoothing factor of the sensitivity's running mean (AdaLoRA's beta_1)."""
@@ -45,7 +46,7 @@ def fit_grow_prune(options: GrowPrune, trial: TrialContext) -> TrainedTrial:
     )
 
 
-class GrowPruneCallback(TrainerCallback):
+class GrowPruneCallback(RankChanges):
     """Keeps a running sensitivity per component, and moves ranks when due."""
 
     def __init__(self, adapted: PeftModel, plan: RankPlan, options: GrowPrune, *, seed: int) -> None:
@@ -76,29 +77,20 @@ class GrowPruneCallback(TrainerCallback):
 
     def start(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Compute the phases from the number of steps."""
-        self._optimizer, self._phases = optimizer, self._options.phases(steps)
+        self._optimizer, self.phases = optimizer, self._options.phases(steps)
 
     def stepped(self, step: int, *, taken: bool) -> None:
         """Update sensitivities, and move ranks if due."""
-        if step > self._phases.settle:
+        if step > self.phases.settle:
             return
         if taken:
             self._measure()
-        if self._phases.due(step):
+        if self.phases.due(step):
             self._move(step)
-
-    def settled(self, step: int) -> bool:
-        """Return whether the last move is done."""
-        return step >= self._phases.settle
 
     def state(self) -> dict[str, Any]:
         """Return sensitivities, ages, rows drawn and the history."""
-        return {
-            "smooth": self._smooth,
-            "age": self._age,
-            "drawn": self._drawn,
-            "history": [[event.step, event.ranks] for event in self.history],
-        }
+        return {"smooth": self._smooth, "age": self._age, "drawn": self._drawn, **super().state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Give every layer the rank in `state`; weights and moments are loaded afterwards."""
@@ -108,7 +100,7 @@ class GrowPruneCallback(TrainerCallback):
                 self._resize(name, [], torch.zeros(len(ages), width))
         self._smooth, self._age = state["smooth"], state["age"]
         self._drawn = state["drawn"]
-        self.history = [RankEvent(step=step, ranks=ranks) for step, ranks in state["history"]]
+        super().restore(state)
 
     @torch.no_grad()
     def _measure(self) -> None:
@@ -126,19 +118,19 @@ class GrowPruneCallback(TrainerCallback):
             [self._view(name) for name in names],
             slack=self._budget - spent,
             limit=max(1, round(self._options.move_share * sum(ranks.values()))),
-            fill=step == self._phases.settle,
+            fill=step == self.phases.settle,
         )
         for name, change in zip(names, changes, strict=True):
             if change.pruned or change.grown:
                 self._apply(name, change)
         if self.ranks() != ranks:
-            self.history.append(RankEvent(step=step, ranks=self.ranks()))
+            self.record(step)
 
     def _view(self, name: str) -> SiteView:
         """Return a site with its scores; the running mean is bias-corrected for its start at zero."""
-        grown_up = max(_YOUNG, 2 * self._phases.interval)
+        grown_up = max(_YOUNG, 2 * self.phases.interval)
         scores = [
-            mean / (1 - _SMOOTHING**age) if age >= min(grown_up, self._phases.settle - 1) else None
+            mean / (1 - _SMOOTHING**age) if age >= min(grown_up, self.phases.settle - 1) else None
             for mean, age in zip(self._smooth[name].tolist(), self._age[name], strict=True)
         ]
         site = next(e.site for e in self._plan.entries if e.site.name == name)
@@ -156,9 +148,69 @@ class GrowPruneCallback(TrainerCallback):
 
     def _resize(self, name: str, kept: list[int], rows: torch.Tensor) -> None:
         rank = len(kept) + len(rows)
-        entry = next(
-            e for e in revised(self._plan, {**self.ranks(), name: rank}).entries
-            if e.site.name == name
-        )  # fmt: skip
+        plan = revised(self._plan, {**self.ranks(), name: rank})
+        entry = next(entry for entry in plan.entries if entry.site.name == name)
         change = NewRank(kept=kept, new_a=rows, alpha=entry.alpha, scale=self._plan.scale_of(entry))
         resize(self._layers[name], change, self._optimizer)
+
+
+# Changes of a layer's rank: remaining components keep weights and Adam's moments.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewRank:
+    """New rank of a layer: remaining and new components, and scale."""
+
+    kept: Sequence[int]
+    """Indices of the remaining components, in order."""
+    new_a: torch.Tensor
+    """A of the k new components, shape (k, in); their B is zero, so the function does not change."""
+    alpha: float
+    scale: float
+    """Factor of the update at the new rank; B is rescaled if it changes."""
+
+
+def resize(layer: Any, change: NewRank, optimizer: torch.optim.Optimizer) -> None:
+    """Replace A and B of a LoRA layer, in the model and in the optimiser.
+
+    Args:
+        layer: PEFT's LoRA layer.
+        change: the new rank.
+        optimizer: AdamW optimiser of A and B.
+    """
+    a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+    kept = torch.tensor(change.kept, dtype=torch.long, device=a.weight.device)
+    added = len(change.new_a)
+    _replace(a, (kept,), change.new_a.to(a.weight), optimizer)
+    zero_b, factor = b.weight.new_zeros(len(b.weight), added), layer.scaling[ADAPTER] / change.scale
+    _replace(b, (slice(None), kept), zero_b, optimizer, factor)
+    a.out_features = b.in_features = layer.r[ADAPTER] = len(change.kept) + added
+    layer.lora_alpha[ADAPTER], layer.scaling[ADAPTER] = change.alpha, change.scale
+
+
+def _replace(
+    linear: nn.Linear, kept: tuple[Any, ...], new: torch.Tensor, optimizer: torch.optim.Optimizer, factor: float = 1.0
+) -> None:
+    """Replace a weight by the components at the index `kept`, times a factor, and new ones.
+
+    Their gradients are divided by the factor. New components start without momentum and with the mean second moment
+    of the remaining ones: with zero, Adam, whose bias correction has ended, would take steps of about three times the
+    rate.
+    """
+    side = len(kept) - 1
+
+    def joined(old: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+        return torch.cat([old[kept], fill], dim=side)
+
+    old, weight = linear.weight, nn.Parameter(joined(linear.weight.detach() * factor, new).contiguous())
+    linear.weight = weight
+    for group in optimizer.param_groups:
+        group["params"] = [weight if member is old else member for member in group["params"]]
+    state = optimizer.state.pop(old, None)
+    if state:
+        first, second = state["exp_avg"] / factor, state["exp_avg_sq"] / factor**2
+        optimizer.state[weight] = {
+            "step": state["step"].clone(),
+            "exp_avg": joined(first, torch.zeros_like(new)),
+            "exp_avg_sq": joined(second, second[kept].mean(dim=side, keepdim=True).expand_as(new)),
+        }

@@ -1,7 +1,6 @@
 """Importance of sites for the data, measured before ranks are chosen."""
 
 from adaptive_lora.methods.importance.contract import ProfileTask, TrainedProbe
-from adaptive_lora.methods.importance.measure import PROFILERS, profile_importance
-from adaptive_lora.methods.importance.profile import ImportanceProfile
+from adaptive_lora.methods.importance.profile import PROFILERS, ImportanceProfile, profile_importance
 
 __all__ = ["PROFILERS", "ImportanceProfile", "ProfileTask", "TrainedProbe", "profile_importance"]

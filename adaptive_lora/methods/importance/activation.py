@@ -7,10 +7,15 @@ import math
 import torch
 
 from adaptive_lora.allocation.site import AdapterSite
-from adaptive_lora.methods.importance.capture import Measures, SiteRows, measure_sites
-from adaptive_lora.methods.importance.contract import Measurement, ProfileTask, SiteMeasure
-from adaptive_lora.methods.importance.passes import halved
-from adaptive_lora.methods.importance.spectra import SPECTRUM_LIMIT, spectrum, squared_singular_values
+from adaptive_lora.methods.importance.capture import Measures, SiteRows, halved, measure_sites
+from adaptive_lora.methods.importance.contract import (
+    SPECTRUM_LIMIT,
+    Measurement,
+    ProfileTask,
+    SiteMeasure,
+    spectrum,
+    squared_singular_values,
+)
 
 
 def activation_spectrum(task: ProfileTask) -> Measurement:
@@ -113,7 +118,7 @@ class _Halves:
         whole = Scatter()
         for half in self.halves:
             whole.merge(half)
-        return self._measure(whole), self._measure(self.halves[0]), self._measure(self.halves[1])
+        return [self._measure(scatter) for scatter in (whole, *self.halves)]
 
     def _measure(self, scatter: Scatter) -> SiteMeasure:
         shares = scatter.shares()

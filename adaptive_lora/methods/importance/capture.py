@@ -20,10 +20,9 @@ import torch
 from torch import nn
 
 from adaptive_lora.allocation.site import AdapterSite, Role
-from adaptive_lora.data import Batch
+from adaptive_lora.data import Batch, stacked
 from adaptive_lora.errors import ModelError
 from adaptive_lora.methods.importance.contract import ZERO, Measurement, ProfileTask, SiteMeasure
-from adaptive_lora.methods.importance.passes import Pass, halved
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,11 +46,14 @@ class SiteRows:
         return slice(0, self.split), slice(self.split, None)
 
 
+PASS_TOKENS = 4096
+"""Most padded tokens of one pass: calibration batches are joined up to it. Activations of a pass
+are held at once, as in a training step; a longer batch is a pass of its own."""
 _CROSS = re.compile(r"encdec|encoder_attn|cross", re.IGNORECASE)
 _IMAGES = re.compile(r"vision|visual|image", re.IGNORECASE)
 """Pattern of names of towers whose positions are image patches, to which no text mask applies."""
 
-Measures = tuple[SiteMeasure, SiteMeasure, SiteMeasure]
+Measures = Sequence[SiteMeasure]
 """Measures of one site on all calibration data, on the first half and on the second half."""
 
 
@@ -101,10 +103,8 @@ def measure_sites(
             while alive:
                 name, statistic = alive.popitem()
                 found[name] = statistic.finish()
-    measures = [found.get(site.name, (ZERO, ZERO, ZERO)) for site in task.sites]
-    whole, *halves = (
-        {site.name: measure[part] for site, measure in zip(task.sites, measures, strict=True)} for part in range(3)
-    )
+    nothing = (ZERO, ZERO, ZERO)
+    whole, *halves = ({site.name: found.get(site.name, nothing)[part] for site in task.sites} for part in range(3))
     tokens = len(groups) * sum(part.batch.tokens for part in passes)
     return Measurement(whole=whole, halves=tuple(halves), processed_tokens=tokens)
 
@@ -245,3 +245,52 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(required)
         for module, mode in modes:
             module.training = mode
+
+
+# Passes: merged calibration batches, with every second example in the second half.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """Examples of one forward pass."""
+
+    batch: Batch
+    split: int
+    """Index of the first example of the second half of the calibration data."""
+
+    def half(self, second: int) -> Batch | None:
+        """Return the examples of a half, or None if there are none."""
+        chosen = self.batch.rows(slice(self.split, None) if second else slice(0, self.split))
+        return chosen if chosen.examples else None
+
+
+def joined(batches: Sequence[Batch], limit: int | None = None) -> list[Batch]:
+    """Merge batches up to `limit` (4,096) padded tokens; a longer batch is kept separate."""
+    return [each.batch for each in halved(batches, limit)]
+
+
+def halved(batches: Sequence[Batch], limit: int | None = None) -> list[Pass]:
+    """Merge batches into passes of at most `limit` (4,096) padded tokens, or of one batch.
+
+    Counted over all batches, every second example belongs to the second half; in a pass, those of the
+    first half come first. A batch that is `whole` is not divided, and every second such batch belongs
+    to the second half.
+    """
+    if any(batch.whole for batch in batches):
+        return [Pass(batch=batch, split=0 if index % 2 else batch.examples) for index, batch in enumerate(batches)]
+    most = PASS_TOKENS if limit is None else limit
+    groups: list[list[Batch]] = []
+    width = rows = 0
+    for batch in batches:
+        count, length = batch.examples, batch.positions
+        width, rows = max(width, length), rows + count
+        if not groups or width * rows > most:
+            groups.append([])
+            width, rows = length, count
+        groups[-1].append(batch)
+    passes, seen = [], 0
+    for batch in map(stacked, groups):
+        order = sorted(range(batch.examples), key=lambda index: (seen + index) % 2)
+        passes.append(Pass(batch=batch.rows(order), split=(batch.examples + (seen + 1) % 2) // 2))
+        seen += batch.examples
+    return passes

@@ -1,4 +1,4 @@
-"""The contract of profilers: their inputs and results."""
+"""The contract of profilers: their inputs and results, and spectra."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from adaptive_lora.allocation.site import AdapterSite
@@ -79,3 +80,24 @@ class Profiler(Protocol):
 
     def __call__(self, task: ProfileTask) -> Measurement:
         """Return scores, and spectra if the metric has them, of every site of the task."""
+
+
+SPECTRUM_LIMIT = 256
+"""Maximum number of components per site in a profile."""
+
+
+def squared_singular_values(matrices: torch.Tensor) -> torch.Tensor:
+    """Return squared singular values of matrices (..., a, b), not increasing.
+
+    Computed from the Gram matrix of the smaller side: many times faster than a decomposition of the
+    matrix itself, and exact to the type's precision relative to the largest value.
+    """
+    narrow = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
+    values: torch.Tensor = torch.linalg.eigvalsh(narrow @ narrow.mT)
+    return values.flip(-1).clamp(min=0)
+
+
+def spectrum(values: torch.Tensor) -> tuple[float, ...]:
+    """Return the first `SPECTRUM_LIMIT` components, corrected to be non-increasing despite rounding."""
+    kept = values[:SPECTRUM_LIMIT].cummin(dim=0).values
+    return tuple(kept.tolist())

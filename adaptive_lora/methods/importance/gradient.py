@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,13 @@ from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.methods.importance.capture import Measures, SiteRows, measure_sites
-from adaptive_lora.methods.importance.contract import Measurement, ProfileTask, SiteMeasure
-from adaptive_lora.methods.importance.spectra import spectrum, squared_singular_values
+from adaptive_lora.methods.importance.contract import (
+    Measurement,
+    ProfileTask,
+    SiteMeasure,
+    spectrum,
+    squared_singular_values,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +31,7 @@ class MeanGradients:
     """Number of supervised tokens of each half."""
 
 
-Measure = Callable[[torch.Tensor, MeanGradients], Sequence[SiteMeasure]]
+Measure = Callable[[torch.Tensor, MeanGradients], Measures]
 """Function from weight (out, in) and gradients to the measures of all data and of the halves."""
 
 
@@ -91,8 +96,7 @@ class _Sums(HalfSums):
         self.weight, self.measure = weight, measure
 
     def finish(self) -> Measures:
-        whole, first, second = self.measure(self.weight, self.means())
-        return whole, first, second
+        return self.measure(self.weight, self.means())
 
 
 def weight_gradient(weight: torch.Tensor, gradients: MeanGradients) -> list[SiteMeasure]:
@@ -133,8 +137,7 @@ class _Variance(HalfSums):
             (sum(self.examples), *self.examples),
             strict=True,
         )
-        whole, one, two = (SiteMeasure(score=_variance(total, squares, examples)) for total, squares, examples in parts)
-        return whole, one, two
+        return [SiteMeasure(score=_variance(*part)) for part in parts]
 
 
 def _variance(total: torch.Tensor, squares: float, examples: int) -> float:

@@ -5,18 +5,17 @@ Their cost includes that training; other profilers cost less than a tenth of a t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.methods.importance.capture import Measures, SiteRows, frozen, measure_sites
+from adaptive_lora.methods.adapters.attach import lora_layers
+from adaptive_lora.methods.importance.capture import Measures, SiteRows, frozen, halved, measure_sites
 from adaptive_lora.methods.importance.contract import Measurement, ProfileTask, SiteMeasure, Trainer
-from adaptive_lora.methods.importance.passes import halved
 
 
 def ablation(task: ProfileTask) -> Measurement:
@@ -64,13 +63,6 @@ def _loss(task: ProfileTask, batches: Sequence[Batch]) -> float:
     return total
 
 
-def lora_layers(model: nn.Module) -> Mapping[str, Any]:
-    """Return name of the wrapped base module -> LoRA layer of an adapted base."""
-    from peft.tuners.lora import LoraLayer
-
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-
-
 @contextmanager
 def _without(layer: Any) -> Iterator[None]:
     """Switch one layer's adapter off inside the block, by a scale of zero."""
@@ -112,9 +104,5 @@ class _Energy:
             self.positions[half] += len(inputs)
 
     def finish(self) -> Measures:
-        whole = SiteMeasure(score=sum(self.energy) / max(1, sum(self.positions)))
-        first, second = (
-            SiteMeasure(score=energy / max(1, positions))
-            for energy, positions in zip(self.energy, self.positions, strict=True)
-        )
-        return whole, first, second
+        sums = (sum(self.energy), *self.energy), (sum(self.positions), *self.positions)
+        return [SiteMeasure(score=energy / max(1, positions)) for energy, positions in zip(*sums, strict=True)]

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from adaptive_lora.methods.importance.contract import Measurement, ProfileTask, SiteMeasure
+from adaptive_lora.methods.importance.contract import Measurement, ProfileTask, SiteMeasure, squared_singular_values
 from adaptive_lora.methods.importance.gradient import weight_of
-from adaptive_lora.methods.importance.spectra import squared_singular_values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

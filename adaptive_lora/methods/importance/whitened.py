@@ -9,9 +9,14 @@ from torch.nn import functional
 
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.methods.importance.capture import Measures, SiteRows, measure_sites
-from adaptive_lora.methods.importance.contract import Measurement, ProfileTask, SiteMeasure
+from adaptive_lora.methods.importance.contract import (
+    Measurement,
+    ProfileTask,
+    SiteMeasure,
+    spectrum,
+    squared_singular_values,
+)
 from adaptive_lora.methods.importance.gradient import HalfSums, MeanGradients
-from adaptive_lora.methods.importance.spectra import spectrum, squared_singular_values
 
 DAMPING = 0.3
 """Share of a covariance's mean eigenvalue that is added to its diagonal."""
@@ -137,8 +142,7 @@ def gains(gradients: MeanGradients, outputs: torch.Tensor, inputs: torch.Tensor,
     squares = squared_singular_values(torch.stack([whole, first, second, noise]))
     edge = squares[3, 0]
     scales = (1.0, *(1 / part if part else 1.0 for part in share))
-    whole_gain, one, two = (_above(values, edge * scale) for values, scale in zip(squares[:3], scales, strict=True))
-    return whole_gain, one, two
+    return [_above(values, edge * scale) for values, scale in zip(squares[:3], scales, strict=True)]
 
 
 def _above(squares: torch.Tensor, edge: torch.Tensor) -> SiteMeasure:

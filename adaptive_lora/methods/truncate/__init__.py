@@ -5,23 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from adaptive_lora.allocation.plan import RankPlan
-from adaptive_lora.allocation.request import RANK
-from adaptive_lora.allocation.revised import equal_rank, start_rank
 from adaptive_lora.methods.base import TrainedTrial, TrialContext
-from adaptive_lora.methods.phases import RanksInTraining
-from adaptive_lora.options import option
-
-_START_FACTOR = 2.0
-"""Ratio of the starting rank to the uniform rank of the budget."""
-
-
-def _label(rank: int, start: int | None) -> str:
-    return f"r{rank}" if start is None else f"r{rank}-from{start}"
+from adaptive_lora.methods.ranks_in_training import StartsAboveBudget
 
 
 @dataclass(frozen=True, kw_only=True)
-class Truncate(RanksInTraining):
+class Truncate(StartsAboveBudget):
     """Train every site at a higher rank, then keep the largest singular values of all updates.
 
     PARA (2604.27796): the singular values of every B·A are pooled and one global threshold decides,
@@ -31,30 +20,11 @@ class Truncate(RanksInTraining):
     """
 
     name: ClassVar[str] = "truncate"
+    start_factor: ClassVar[float] = 2.0
     scaling_in_training: ClassVar[str] = (
         "Trained at the policy's factor of the start rank. The cut adapter has the factor of its "
         "final ranks, folded so that the function changes by the cut alone."
     )
-    start_rank: int | None = option(
-        None, "rank of every site in training; none: twice the uniform rank of the budget", limits=RANK
-    )
-
-    @property
-    def rank_label(self) -> str:
-        """Return `r8`, or `r8-from32` with a starting rank."""
-        return _label(self.rank, self.start_rank)
-
-    def start_plan(self, plan: RankPlan) -> RankPlan:
-        """Return the plan of the training above the budget.
-
-        Raises:
-            AllocationError: the starting plan is not above the budget.
-        """
-        return equal_rank(plan, start_rank(plan, self.start_rank, _START_FACTOR))
-
-    def check(self, plan: RankPlan) -> None:
-        """Check the starting plan."""
-        self.start_plan(plan)
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
         """Train above the budget, and truncate the trained updates to it."""

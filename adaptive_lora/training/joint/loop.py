@@ -23,7 +23,7 @@ from adaptive_lora.data.batches import Batch, stacked
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.interruption import whole
 from adaptive_lora.methods.adapters.dropout import set_dropout_step
-from adaptive_lora.methods.callback import TrainerCallback
+from adaptive_lora.methods.base import TrainerCallback
 from adaptive_lora.models.kernels import attends_packed
 from adaptive_lora.training.joint.grouped import GroupedSite, Layers, Routing, Share, grouping_problem, mount
 from adaptive_lora.training.memory.estimate import SPREAD, Estimate

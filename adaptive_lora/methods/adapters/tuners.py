@@ -1,39 +1,67 @@
-"""PEFT's tuners other than LoRA: built from plans, with initial weights from the seed's streams."""
+"""Tuners other than LoRA: PEFT's and custom ones, built from plans with initial weights from the seed's streams."""
 
 from __future__ import annotations
 
-import warnings
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from peft import (
-    IA3Config,
-    PeftConfig,
-    PeftModel,
-    PrefixTuningConfig,
-    PromptEncoderConfig,
-    PromptTuningConfig,
-    get_peft_model,
-)
+from peft import IA3Config, PeftConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.allocation import TunerPlan
-from adaptive_lora.methods.adapters.attach import ADAPTER, detach, module_targets, peft_task
-from adaptive_lora.methods.adapters.audit_tuner import audit_tuner, audit_tuner_moved, trained_tensors
-from adaptive_lora.methods.adapters.head import in_head
+from adaptive_lora.methods.adapters.attach import (
+    ADAPTER,
+    detach,
+    in_head,
+    module_targets,
+    peft_model,
+    peft_task,
+    uniform_rows,
+)
+from adaptive_lora.methods.adapters.audit import audit_tuner, audit_tuner_moved, trained_tensors
 from adaptive_lora.methods.base import TrainedTrial, TrialContext
-from adaptive_lora.models.errors import model_errors
 from adaptive_lora.seeding import rng_for
+from adaptive_lora.serving.custom_tuner import FAMILY, WEIGHTS, AdaptedModel
 
 _PREFIX_SPREAD = 0.02
 """Standard deviation of a prefix's initial keys and values, equal to that of the base's weights."""
 
 
+def fit_tuner(trial: TrialContext) -> TrainedTrial:
+    """Attach and train the plan; of P-tuning's encoder, keep the computed embeddings."""
+    plan = trial.tuner_plan
+    is_peft = plan.family in CONFIGURATIONS
+    attach = attach_peft_tuner if is_peft else attach_custom_tuner
+    undo = detach_peft_tuner if is_peft else AdaptedModel.release
+    adapted = trial.adopt(attach(trial.base, plan, seed=trial.seed, head=trial.head), undo=undo)
+    audit_tuner(adapted, plan.tensors, trial.head)
+    if isinstance(adapted, AdaptedModel):
+        start = adapted.start_state()
+    else:
+        start = {name: tensor.detach().cpu().clone() for name, tensor in trained_tensors(adapted).items()}
+    result = trial.train(adapted)
+    still = audit_tuner_moved(adapted, start, must_move=lambda name: is_peft or name.endswith("bottleneck.up.weight"))
+    if plan.kept is not None:
+        keep_the_embeddings(adapted)
+    return TrainedTrial(
+        model=adapted,
+        plan=plan,
+        result=result,
+        training_parameters=plan.trainable_parameters,
+        extra={} if is_peft else {"unmoved_tensors": float(still)},
+    )
+
+
+# PEFT's tuners
+
+
 def attach_peft_tuner(model: Any, plan: TunerPlan, *, seed: int, head: Sequence[str] = ()) -> PeftModel:
-    """Attach what the plan says; `detach_peft_family` gives the untouched base back.
+    """Attach the tuner of a plan; `detach_peft_tuner` restores the base.
 
     Args:
         model: the frozen base.
@@ -41,14 +69,10 @@ def attach_peft_tuner(model: Any, plan: TunerPlan, *, seed: int, head: Sequence[
         seed: seed of the initial weights.
         head: modules of the task trained in addition to the plan.
     """
-    config: Any = tuner_config(model, plan)
+    config = tuner_config(model, plan)
     if head:
         config.modules_to_save = list(head)
-    with warnings.catch_warnings():
-        # peft 0.21 reads an attribute that transformers 5.23 renames; not caused by this package.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        with model_errors(f"{plan.method} cannot be attached to {type(model).__name__}", model):
-            adapted: PeftModel = get_peft_model(model, config)
+    adapted = peft_model(model, config, plan.method)
     with torch.no_grad():
         for name, parameter in trained_tensors(adapted).items():
             if not in_head(name, head):
@@ -65,7 +89,7 @@ def detach_peft_tuner(adapted: PeftModel) -> None:
     vars(adapted.base_model).pop("prepare_inputs_for_generation", None)
 
 
-def tuner_config(model: nn.Module, plan: TunerPlan) -> PeftConfig:
+def tuner_config(model: nn.Module, plan: TunerPlan) -> Any:
     """Return the stock PEFT configuration of a plan."""
     return CONFIGURATIONS[plan.family](model, plan.settings)
 
@@ -110,19 +134,18 @@ def _prefix_tuning(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
 
 def _ia3(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
     targets = settings["targets"]
-    fused = [isinstance(model.get_submodule(name), Conv1D) for name in targets]
     return IA3Config(
         task_type=peft_task(model),
         target_modules=module_targets(model, targets),
         feedforward_modules=module_targets(model, settings["feed_forward"]),
-        fan_in_fan_out=all(fused),
+        fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in targets),
     )
 
 
 CONFIGURATIONS: Mapping[str, Callable[[nn.Module, Mapping[str, Any]], PeftConfig]] = MappingProxyType(
     {"prompt_tuning": _prompt_tuning, "p_tuning": _p_tuning, "prefix_tuning": _prefix_tuning, "ia3": _ia3}
 )
-"""Tuner -> function from the base and the plan's settings to its PEFT configuration."""
+"""Tuner of PEFT -> function from the base and the plan's settings to its configuration."""
 
 
 def _initial(model: Any, plan: TunerPlan, name: str, parameter: nn.Parameter, seed: int) -> torch.Tensor:
@@ -140,20 +163,52 @@ def _initial(model: Any, plan: TunerPlan, name: str, parameter: nn.Parameter, se
     shape = tuple(parameter.shape)
     if "mlp_head" in name:  # torch's default for linear layers; a bias has the bound of its layer's inputs
         inputs = plan.tensors[f"{name.rpartition('.')[0]}.weight"][1]
-        bound = inputs**-0.5
-        return torch.from_numpy(rng.random(shape, dtype="float32") * (2 * bound) - bound)
+        return uniform_rows(rng, shape, inputs**-0.5)
     spread = _PREFIX_SPREAD if plan.family == "prefix_tuning" else 1.0  # torch's default for embeddings
     return torch.from_numpy(rng.standard_normal(shape, dtype="float32") * spread)
 
 
-def fit_peft_tuner(trial: TrialContext) -> TrainedTrial:
-    """Attach and train; of P-tuning's encoder, keep the computed embeddings."""
-    plan = trial.tuner_plan
-    adapted = trial.adopt(attach_peft_tuner(trial.base, plan, seed=trial.seed, head=trial.head), undo=detach_peft_tuner)
-    audit_tuner(adapted, plan.tensors, trial.head)
-    start = {name: p.detach().cpu().clone() for name, p in trained_tensors(adapted).items()}
-    result = trial.train(adapted)
-    audit_tuner_moved(adapted, start, must_move=lambda name: True)
-    if plan.kept is not None:
-        keep_the_embeddings(adapted)
-    return TrainedTrial(model=adapted, plan=plan, result=result, training_parameters=plan.trainable_parameters)
+# Custom tuners
+
+
+def attach_custom_tuner(model: Any, plan: TunerPlan, *, seed: int, head: Sequence[str] = ()) -> AdaptedModel:
+    """Make the plan's tensors trainable in a base; `AdaptedModel.release` reverses it.
+
+    The model initially computes the base's function: weights start unchanged, adapters as the
+    identity. W_down is drawn from the seed's stream of its site, and a smaller width has the first
+    rows of a larger one. Its bias starts at zero, as in BERT: with a random bias, inputs much smaller
+    than it leave units of a ReLU dead for every token.
+
+    Args:
+        model: the frozen base.
+        plan: names, widths and nonlinearity.
+        seed: seed of W_down.
+        head: modules of the task trained in addition to the plan.
+    """
+    own = [name for name in plan.tensors if ".bottleneck." not in name]
+    of_head = [name for name, _ in model.named_parameters() if in_head(name, head)]
+    adapted = AdaptedModel(model, trained=list(dict.fromkeys([*own, *of_head])), **_inserted(plan))
+    for name in _inserted(plan)["bottlenecks"]:
+        weight = model.get_parameter(f"{name}.bottleneck.down.weight")
+        bound = weight.shape[1] ** -0.5  # torch's own bound for a linear layer
+        with torch.no_grad():
+            weight.copy_(uniform_rows(rng_for(seed, "bottleneck", name), tuple(weight.shape), bound))
+            model.get_parameter(f"{name}.bottleneck.down.bias").zero_()
+    return adapted
+
+
+def save_custom_tuner(adapted: AdaptedModel, folder: Path, plan: TunerPlan) -> None:
+    """Write the trained tensors and their places in the base; above 5 GB in several files."""
+    from huggingface_hub import save_torch_state_dict
+
+    state = {name: tensor.contiguous() for name, tensor in adapted.trained_state().items()}
+    save_torch_state_dict(state, folder, filename_pattern=WEIGHTS, max_shard_size="5GB")
+    trained = [name for name in state if ".bottleneck." not in name]
+    settings = {"family": plan.family, "trained": trained, **_inserted(plan)}
+    (folder / FAMILY).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
+def _inserted(plan: TunerPlan) -> dict[str, Any]:
+    """Return the widths of bottlenecks by their place, and their nonlinearity."""
+    defaults = {"bottlenecks": {}, "nonlinearity": "gelu"}
+    return {name: plan.settings.get(name, default) for name, default in defaults.items()}
