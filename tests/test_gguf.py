@@ -29,8 +29,7 @@ from adaptive_lora.serving.gguf_file import gguf_in, read_header
 from adaptive_lora.serving.safety import UnsafeFiles
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import PROBE, probe_logits
-from adaptive_lora.tracking.registry import MODEL_TAG
-from adaptive_lora.tracking.served_folder import requirements_of
+from adaptive_lora.tracking.registry import MODEL_TAG, requirements_of
 
 gguf = pytest.importorskip("gguf")
 

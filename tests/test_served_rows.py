@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from adaptive_lora.serving import answer
 from adaptive_lora.serving.prompts import asked_ids
-from adaptive_lora.tracking.served_folder import save_served
+from adaptive_lora.tracking.registry import save_served
 
 
 @pytest.fixture(scope="module")

@@ -245,7 +245,7 @@ def test_a_journal_that_another_process_has_just_delivered_is_no_error(
 
     monkeypatch.setattr(Journal, "take", gone)
     assert list(deliver_left(outbox, store.outbox.uploader, store.shown_uri)) == []
-    store.close(hasty=True)
+    store.close()
 
 
 def test_reasons_hold_no_password() -> None:

@@ -68,15 +68,15 @@ def require_whole(folder: Path, runs: int) -> None:
         (*MIGRATION, 30, "after", signal.SIGKILL),
         (*MIGRATION, 45, "after", signal.SIGINT),
         (BIRTH, "SqlAlchemyStore._create_default_experiment", 1, "before", signal.SIGTERM),
-        (BIRTH, "_put_in_place", 1, "before", signal.SIGKILL),
-        (BIRTH, "_put_in_place", 1, "after", signal.SIGKILL),
+        ("adaptive_lora.interruption", "_flush", 1, "before", signal.SIGKILL),
+        (BIRTH, "_make", 1, "after", signal.SIGKILL),
     ],
     ids=["first-table", "between-tables", "ctrl-c", "no-experiment", "unnamed", "named"],
 )
 def test_a_first_command_that_is_ended_leaves_no_half_made_store(fault: Fault, tmp_path: Path) -> None:
     code = in_process(begin, fault)
     assert code == (-signal.SIGKILL if fault[-1] == signal.SIGKILL else 1)
-    assert (tmp_path / "mlflow.db").exists() == (fault[1:4] == ("_put_in_place", 1, "after"))
+    assert (tmp_path / "mlflow.db").exists() == (fault[1:4] == ("_make", 1, "after"))
     assert in_process(begin) == 0
     require_whole(tmp_path, runs=1)
 
@@ -144,7 +144,7 @@ def test_a_store_of_an_earlier_mlflow_is_upgraded_only_when_asked(tmp_path: Path
 
 def ended_upgrade(uri: str) -> None:
     """Be killed with the upgraded copy ready."""
-    arm(BIRTH, "_put_in_place", 1, "before")
+    arm("adaptive_lora.interruption", "_flush", 1, "before")
     birth.upgrade(uri)
 
 

@@ -26,8 +26,7 @@ from adaptive_lora.study.comparison_input import comparison_input_of
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 from adaptive_lora.tracking import StudyRun
-from adaptive_lora.tracking.journal import RECORDS, Journal
-from adaptive_lora.tracking.records import CorruptJournal, read_record
+from adaptive_lora.tracking.journal import RECORDS, CorruptJournal, Journal, read_record
 from adaptive_lora.training import TrialCheckpoints
 from adaptive_lora.training.checkpoint_files import CorruptCheckpoint, read_checkpoint, write_checkpoint
 from adaptive_lora.training.state import is_snapshot

@@ -362,7 +362,7 @@ def compare_study(
         study_result = judge(comparison_input, config, console, lambda trial: _context_of(store, trial, trust))
         store.settle()
     finally:
-        store.close(hasty=True)
+        store.close()
     return study_result, store
 
 

@@ -20,7 +20,7 @@ from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.progress import StudyProgress
 from adaptive_lora.study.provenance import packages, provenance
 from adaptive_lora.study.trial import TrialOutcome, run_trial, trial_metrics
-from adaptive_lora.tracking import StudyRun, TrialRun, log_adapter
+from adaptive_lora.tracking import StudyRun, TrialRun
 from adaptive_lora.tracking.runs import PAUSED, RACE, RACE_STEP, SIGNATURE, TOKENS, run_name
 from adaptive_lora.tracking.study_run import TrialStatus
 from adaptive_lora.tracking.trials import HISTORY, PLAN, RESULT, result_to_dict
@@ -183,7 +183,7 @@ def _buffer(run: TrialRun, event: StepEvent) -> None:
     run.metric("train/tokens", event.tokens, event.step)  # an x-axis for the other metrics
     if event.validation_loss is not None:
         run.metric("validation/loss", event.validation_loss, event.step)
-        run.send()
+        run.flush()
 
 
 def _log_outcome(context: StudyContext, run: TrialRun, trial: TrialSpec, outcome: TrialOutcome) -> None:
@@ -193,7 +193,7 @@ def _log_outcome(context: StudyContext, run: TrialRun, trial: TrialSpec, outcome
         "base_hash": context.base.reference.content_hash,
         "test_loss": outcome.test.loss,
     }
-    log_adapter(run, outcome.folder, metadata)
+    run.model(outcome.folder, metadata)
     run.tags({"order_digest": outcome.train.order_digest})
     run.json(RESULT, result_to_dict(outcome.train, outcome.test))
     run.json(PLAN, outcome.plan.to_dict())

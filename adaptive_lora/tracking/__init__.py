@@ -4,7 +4,7 @@ from mlflow.entities import Run
 
 from adaptive_lora.tracking.connection import connect
 from adaptive_lora.tracking.recorder import TrialRun
-from adaptive_lora.tracking.registry import RegisteredAdapter, log_adapter, promote, register
+from adaptive_lora.tracking.registry import RegisteredAdapter, promote, register
 from adaptive_lora.tracking.runs import find_trials, open_comparison
 from adaptive_lora.tracking.store import Store
 from adaptive_lora.tracking.study_run import StudyRun
@@ -19,7 +19,6 @@ __all__ = [
     "connect",
     "eval_from_dict",
     "find_trials",
-    "log_adapter",
     "open_comparison",
     "promote",
     "read_trials",

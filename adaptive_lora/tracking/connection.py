@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import cast
 from urllib.parse import quote
 
 import mlflow
@@ -33,7 +34,7 @@ from adaptive_lora.errors import TrackingError
 from adaptive_lora.redaction import hide_credentials
 from adaptive_lora.tracking.create import DATABASE_ERRORS, State, artifact_root, ensure_store, require_current, state_of
 from adaptive_lora.tracking.outbox import FOLDER, Outbox
-from adaptive_lora.tracking.retries import STORE_ERRORS, outlast, patient, suppress_existing
+from adaptive_lora.tracking.retries import STORE_ERRORS, PatientClient, outlast, suppress_existing
 from adaptive_lora.tracking.store import Store
 from adaptive_lora.tracking.uploader import Uploader
 
@@ -43,6 +44,15 @@ _START = 4.0
 """Seconds within which a store must answer at the start of a command."""
 LEAST_FREE_BYTES = 200 * 2**20
 """Minimum free disk space for artifacts, in bytes, to start a study."""
+_DEFAULTS = {
+    "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
+    "MLFLOW_UV_AUTO_DETECT": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""Settings of MLflow, where the user has not set them, that keep it from the network and the terminal."""
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 
 def connect(config: TrackingConfig, *, must_exist: bool = False) -> Store:
@@ -59,26 +69,24 @@ def connect(config: TrackingConfig, *, must_exist: bool = False) -> Store:
         TrackingError: the store is unreachable or not supported by MLflow, or the disk is full.
     """
     uri, choice = store_uri(config), chosen_experiment(config)
-    _quieten()
-    _own_retries()
     _check_disk(uri)
-    _check_file(uri, must_exist)
     _check_output(Path(config.output))
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
     parent = os.environ.get("MLFLOW_RUN_ID")
-    with _reaching(uri), _first_contact(uri):
-        ensure_store(uri)
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with _opened(uri, must_exist) as client:
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)
         if parent is not None:
             run = outlast(lambda: _parent_run(client, uri, parent), _START)
             experiment = outlast(lambda: client.get_experiment(run.info.experiment_id), _START)
             choice = ExperimentChoice(name=experiment.name, by="`mlflow run`")
         else:
             experiment = outlast(lambda: _experiment(client, uri, choice), _START)
-            _activate(str(experiment.experiment_id))
+            # MLflow also writes it to the environment, where the next study of this process would read it as
+            # the user's choice.
+            with _restored("MLFLOW_EXPERIMENT_ID"):
+                outlast(lambda: mlflow.set_experiment(experiment_id=str(experiment.experiment_id)), _START)
     return Store(
-        client=patient(client),
+        client=cast(MlflowClient, PatientClient(client)),
         uri=uri,
         experiment_id=str(experiment.experiment_id),
         experiment=f"'{experiment.name}'{f' ({choice.by})' if choice.by else ''}",
@@ -93,12 +101,7 @@ def reach(uri: str) -> Uploader:
     Raises:
         TrackingError: the store is unreachable.
     """
-    _quieten()
-    _own_retries()
-    _check_file(uri, must_exist=False)
-    with _reaching(uri), _first_contact(uri):
-        ensure_store(uri)
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with _opened(uri) as client:
         outlast(lambda: client.search_experiments(max_results=1), _START)
     return Uploader(client, uri)
 
@@ -111,9 +114,9 @@ def probe(config: TrackingConfig) -> str:
     """
     uri = store_uri(config)
     file = sqlite_file(uri)
-    _quieten()
+    _prepare()
     if file is not None:
-        _check_file(uri, must_exist=False)
+        _check_file(uri)
         if state_of(uri) is not State.WHOLE:
             return f"{file} will be made by the first study"
     with _reaching(uri):
@@ -122,10 +125,24 @@ def probe(config: TrackingConfig) -> str:
 
 
 @contextmanager
+def _opened(uri: str, must_exist: bool = False) -> Iterator[MlflowClient]:
+    """Open a store, made complete if it is missing, inside the block; its errors become one clear error."""
+    _prepare()
+    # `retries` repeats only safe calls, in place of MLflow's own retries.
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ.setdefault(_TIMEOUT, "30")
+    _check_file(uri, must_exist)
+    with _reaching(uri), _first_contact(uri):
+        ensure_store(uri)
+        yield MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
 def _reaching(uri: str) -> Iterator[None]:
-    """Convert all errors of an unusable store inside the block into one clear error."""
+    """Wait for seconds, not minutes, inside the block, and convert all errors of an unusable store into one."""
     try:
-        with _short_timeout():
+        with _restored(_TIMEOUT):
+            os.environ[_TIMEOUT] = "8"
             yield
     except (*STORE_ERRORS, *DATABASE_ERRORS, ImportError) as error:
         reason = next(iter(hide_credentials(str(error)).splitlines()), type(error).__name__)
@@ -133,12 +150,24 @@ def _reaching(uri: str) -> Iterator[None]:
         raise unusable(uri, reason, code) from None  # the cause may contain the password
 
 
+@contextmanager
+def _restored(name: str) -> Iterator[None]:
+    """Give an environment variable its value back after the block."""
+    before = os.environ.get(name)
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
+
+
 def _first_contact(uri: str) -> AbstractContextManager[object]:
     """Let only one process of this machine at a time connect to a database server.
 
     MLflow creates the tables of an empty database without checking whether others do so too.
     """
-    if sqlite_file(uri) is not None or not re.match(r"(postgresql|mysql|mssql)\b", uri):
+    if not re.match(r"(postgresql|mysql|mssql)\b", uri):
         return nullcontext()
     name = hashlib.sha256(uri.encode()).hexdigest()[:16]
     return FileLock(Path(tempfile.gettempdir()) / f"adaptive-lora-{name}.lock", mode=0o666)
@@ -183,21 +212,6 @@ def _experiment(client: MlflowClient, uri: str, choice: ExperimentChoice) -> Exp
     return found
 
 
-def _activate(experiment_id: str) -> None:
-    """Make an experiment MLflow's active one, which logged models belong to.
-
-    MLflow also writes it to the environment, where the next study of this process would read it as
-    the user's choice.
-    """
-    name = "MLFLOW_EXPERIMENT_ID"
-    before = os.environ.get(name)
-    outlast(lambda: mlflow.set_experiment(experiment_id=experiment_id), _START)
-    if before is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = before
-
-
 def _by_id(client: MlflowClient, number: str) -> Experiment:
     try:
         return client.get_experiment(number)
@@ -235,43 +249,17 @@ def _check_output(output: Path) -> None:
         raise TrackingError(f"output {output} cannot be a folder: {taken} is a file; choose another with --output.")
 
 
-def _check_file(uri: str, must_exist: bool) -> None:
+def _check_file(uri: str, must_exist: bool = False) -> None:
     """Check the file of a SQLite store."""
-    file = sqlite_file(uri)
-    if file is None:
-        return
-    require_database(uri, file, must_exist=must_exist)
-    require_current(uri)
+    if (file := sqlite_file(uri)) is not None:
+        require_database(uri, file, must_exist=must_exist)
+        require_current(uri)
 
 
-def _quieten() -> None:
+def _prepare() -> None:
     """Keep MLflow from using the network and from filling the terminal."""
-    os.environ.setdefault("MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK", "true")
-    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="mlflow")
-
-
-def _own_retries() -> None:
-    """Switch MLflow's retries off in favour of `retries`, which repeats only safe calls."""
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-
-
-@contextmanager
-def _short_timeout() -> Iterator[None]:
-    """Wait for seconds, not minutes, for an unreachable server inside the block."""
-    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    before = os.environ.get(name)
-    os.environ[name] = "8"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before

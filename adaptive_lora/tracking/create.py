@@ -1,4 +1,4 @@
-"""Creation and upgrade of SQLite stores, atomically: under another name, then renamed.
+"""Creation and upgrade of SQLite stores, atomically.
 
 MLflow creates its tables in some seventy committed steps. A process that is stopped between two of
 them, or two concurrent processes, would leave a file that no command can use.
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from enum import StrEnum
 from functools import cache
+from glob import escape
 from pathlib import Path
 
 import psutil
@@ -29,13 +30,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adaptive_lora.config.store_place import open_database, sqlite_file, sqlite_uri, unusable
 from adaptive_lora.errors import TrackingError, brief
+from adaptive_lora.interruption import remove_partial, replacing
 from adaptive_lora.redaction import hide_credentials
 
 log = logging.getLogger(__name__)
 
 DATABASE_ERRORS = (SQLAlchemyError, CommandError, sqlite3.Error)
 """Exceptions of creating, reading and upgrading tables, in addition to MLflow's own errors."""
-_MAKING = ".making-"
 _TEMPORARY = "_alembic_tmp_"
 """Prefix of the names of tables that are being rewritten."""
 _OTHERS_SECONDS = 60.0
@@ -57,6 +58,15 @@ class State(StrEnum):
     """Tables of a later version of MLflow than the one installed."""
 
 
+_FIXES = {
+    State.OLD: "an earlier version of MLflow, or its upgrade was interrupted. `adaptive-lora upgrade-store` makes "
+    "a backup beside it and upgrades it; until then it stays as it is.",
+    State.NEWER: "a later version of MLflow; install that version (`pip install -U mlflow`), or choose another store "
+    "with --tracking-uri.",
+}
+"""State of a store that this MLflow does not open -> the version that made it, and what to do."""
+
+
 def ensure_store(uri: str) -> None:
     """Create a SQLite store if it is missing; other kinds of stores are left to MLflow.
 
@@ -72,7 +82,6 @@ def ensure_store(uri: str) -> None:
     if state_of(uri) is State.WHOLE and not _lock_of(file).exists():
         return
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         with _alone(file):
             state = _settled(uri, file)
             if state is State.HALF:
@@ -90,19 +99,8 @@ def require_current(uri: str) -> None:
     Raises:
         TrackingError: they are older or newer; the message gives the fix.
     """
-    state = state_of(uri)
-    if state is State.OLD:
-        raise TrackingError(
-            f"tracking store {hide_credentials(uri)} was made by an earlier version of MLflow, or "
-            "its upgrade was interrupted. `adaptive-lora upgrade-store` makes a backup beside it "
-            "and upgrades it; until then it stays as it is."
-        )
-    if state is State.NEWER:
-        raise TrackingError(
-            f"tracking store {hide_credentials(uri)} was made by a later version of MLflow; "
-            "install that version (`pip install -U mlflow`), or choose another store with "
-            "--tracking-uri."
-        )
+    if fix := _FIXES.get(state_of(uri)):
+        raise TrackingError(f"tracking store {hide_credentials(uri)} was made by {fix}")
 
 
 def state_of(uri: str) -> State:
@@ -137,14 +135,9 @@ def _state(database: sqlite3.Connection, uri: str) -> State:
         return State.WHOLE
     if version and version not in _revisions():
         return State.NEWER
-
-    def any_in(table: str, where: str = "") -> bool:
-        found = table in tables and database.execute(f"SELECT 1 FROM {table} {where} LIMIT 1")
-        return bool(found and found.fetchone())
-
-    used = any_in("runs") or any_in("registered_models")
-    used = used or any_in("experiments", "WHERE experiment_id <> 0")
-    return State.OLD if used else State.HALF
+    rows = {"runs": "true", "registered_models": "true", "experiments": "experiment_id <> 0"}
+    queries = [f"SELECT 1 FROM {table} WHERE {ours} LIMIT 1" for table, ours in rows.items() if table in tables]
+    return State.OLD if any(database.execute(query).fetchone() for query in queries) else State.HALF
 
 
 @cache
@@ -157,9 +150,9 @@ def _revisions() -> tuple[str, ...]:
 @contextmanager
 def _alone(file: Path) -> Iterator[None]:
     """Lock the creation and upgrade of this store inside the block; remove files left by dead processes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(_lock_of(file), thread_local=False):
-        for left in file.parent.glob(f".{_escaped(file.name)}{_MAKING}*"):
-            left.unlink(missing_ok=True)
+        remove_partial(file.parent, file.name)
         yield
         # Released only now, with the store in place, so that waiting processes find it.
         _lock_of(file).unlink(missing_ok=True)
@@ -169,32 +162,24 @@ def _lock_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.lock")
 
 
-def _escaped(name: str) -> str:
-    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in name)
-
-
 def _settled(uri: str, file: Path) -> State:
     """Return a store's state after other programs, such as `mlflow ui`, have finished creating it."""
     until = time.monotonic() + _OTHERS_SECONDS
     while (state := state_of(uri)) is State.HALF and (others := _users_of(file)):
         if time.monotonic() > until:
-            raise unusable(uri, f"it is half made, and open in process {_listed(others)}")
+            raise unusable(uri, f"it is half made, and open in process {others}")
         time.sleep(0.2)
     return state
 
 
-def _users_of(file: Path) -> list[int]:
-    """Return the other processes of this machine that have a file open, as far as visible."""
+def _users_of(file: Path) -> str:
+    """Return the numbers of this machine's other processes that have a file open, as far as visible."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if process.pid != os.getpid() and any(one.path == str(file) for one in process.open_files()):
-                found.append(process.pid)
-    return found
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
+                found.append(str(process.pid))
+    return ", ".join(found)
 
 
 def _set_aside(file: Path) -> None:
@@ -217,26 +202,6 @@ def _free(file: Path, what: str) -> Path:
     return file.with_name(f"{name}-{taken}" if taken else name)
 
 
-@contextmanager
-def _draft(file: Path) -> Iterator[Path]:
-    """Provide a temporary name to create a store under; it is removed after the block."""
-    draft = file.with_name(f".{file.name}{_MAKING}{os.getpid()}")
-    try:
-        draft.touch(exist_ok=False)  # otherwise MLflow would retry for minutes if the folder cannot be written to
-        yield draft
-    finally:
-        for name in (draft.name, f"{draft.name}-journal", f"{draft.name}-wal", f"{draft.name}-shm"):
-            draft.with_name(name).unlink(missing_ok=True)
-
-
-def _put_in_place(draft: Path, file: Path) -> None:
-    for place in (draft, draft.parent):
-        handle = os.open(place, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-    os.replace(draft, file)
-
-
 def artifact_root() -> str | None:
     """Return the URI of this folder's artifacts, or None if MLflow's own relative path works.
 
@@ -249,11 +214,11 @@ def artifact_root() -> str | None:
 
 def _make(file: Path) -> None:
     """Create a store with all its tables and the default experiment."""
-    with _draft(file) as draft:
+    with replacing(file) as draft:
+        draft.touch()  # where this fails, MLflow would retry for minutes
         store = SqlAlchemyStore(sqlite_uri(draft), artifact_root() or ARTIFACTS)
         store._dispose_engine()
         SqlAlchemyStore._engine_map.pop(sqlite_uri(draft), None)
-        _put_in_place(draft, file)
 
 
 def upgrade(uri: str) -> Path | None:
@@ -284,7 +249,7 @@ def upgrade(uri: str) -> Path | None:
             return None
         if others := _users_of(file):
             raise TrackingError(
-                f"tracking store {file} is open in process {_listed(others)}; end it before the "
+                f"tracking store {file} is open in process {others}; end it before the "
                 "upgrade, so that nothing is recorded meanwhile."
             )
         try:
@@ -298,7 +263,7 @@ def upgrade(uri: str) -> Path | None:
 
 
 def _upgraded(file: Path) -> Path:
-    with closing(sqlite3.connect(file, isolation_level=None)) as old, _draft(file) as draft:
+    with closing(sqlite3.connect(file, isolation_level=None)) as old, replacing(file) as draft:
         # WAL mode is left, because its extra file would be read as part of the new store.
         old.execute("PRAGMA journal_mode = DELETE")
         old.execute("BEGIN IMMEDIATE")  # no other process can write from here on
@@ -313,14 +278,12 @@ def _upgraded(file: Path) -> Path:
             count = "SELECT count(*) FROM runs"
             if verdict != "ok" or copy.execute(count).fetchone() != old.execute(count).fetchone():
                 raise sqlite3.DatabaseError(f"the upgraded copy is not right: {verdict:.200}")
-        backup = _backed_up(file)
-        _put_in_place(draft, file)
-        return backup
+        return _backed_up(file)
 
 
 def _backed_up(file: Path) -> Path:
     """Link a store to a backup name, or find the link of an interrupted upgrade."""
-    for other in file.parent.glob(f"{_escaped(file.name)}.backup-*"):
+    for other in file.parent.glob(f"{escape(file.name)}.backup-*"):
         if other.samefile(file):
             return other
     backup = _free(file, "backup")

@@ -8,6 +8,10 @@
 A record is written before it is sent. It survives a crash of the process at once, and a crash of the
 machine after the next `settle` (the sender calls it at least once per second and before it sends). An
 incomplete last line counts as not written.
+
+Lines are read strictly, because `sync` may be given a folder written by others. Records are executed
+with the rights of the user who sends them: files are read, sent and deleted. So a record can name only
+files of its own journal, and lines of any other form are corrupt.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,13 +31,30 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from adaptive_lora.errors import TrackingError
-from adaptive_lora.tracking.records import CorruptJournal, Record, read_object, read_record
+from adaptive_lora.interruption import replacing
 
 RECORDS, DELIVERED, FILES, LOCK = "journal.jsonl", "delivered.jsonl", "files", "lock"
 KEY = re.compile(r"\d{13}-[0-9a-f]{12}")
 """Pattern of the names of journals (`outbox.new_key`)."""
 _LASTING = ("run_id", "model_id", "refused")
-"""Facts of an earlier process that remain valid."""
+"""Facts of an earlier process that remain valid. The artifact location is read from the store again."""
+_HELD = re.compile(r"files/[0-9a-f]{32}")
+_DATASET = {"name", "digest", "source_type", "source", "profile"}
+
+
+class CorruptJournal(ValueError):
+    """A line of a journal cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """One line of a journal."""
+
+    op: str
+    """Name of the operation in the store: a method of `uploader.Uploader`."""
+    values: Mapping[str, Any]
+    end: int
+    """Position in the file after this line, in bytes."""
 
 
 class Journal:
@@ -52,7 +74,6 @@ class Journal:
         """Answers of the store: `run_id`, `artifact_uri`, `refused` (the reason of a refusal)."""
         self.delivered = 0
         """Position in the file, in bytes, up to which the store has all records."""
-        self.metrics_sent = 0
         self.done: set[str] = set()
         """Parts of the current record that the store already has."""
         self.known: set[tuple[str, int]] = set()
@@ -61,7 +82,8 @@ class Journal:
         self._records = (folder / RECORDS).open("ab", buffering=0)
         self._end = _whole_lines(folder / RECORDS)
         self._records.truncate(self._end)
-        self.header: Mapping[str, Any] = next(iter(self.records(0)), _NOTHING).values
+        first = next(iter(self.records(0)), None)
+        self.header: Mapping[str, Any] = {} if first is None else first.values
         """The first record, with run and store."""
 
     @classmethod
@@ -108,6 +130,11 @@ class Journal:
         """Presence of undelivered records that the store has not refused."""
         return self.delivered < self._end and "refused" not in self.facts
 
+    @property
+    def undelivered(self) -> bool:
+        """Presence of records that the store lacks, including refused ones."""
+        return self.delivered < self._end or "refused" in self.facts
+
     def append(self, op: str, values: Mapping[str, Any]) -> None:
         """Append a record.
 
@@ -136,26 +163,18 @@ class Journal:
                 self._dirty = False
 
     def keep(self, source: Path) -> str:
-        """Copy a file or folder into the journal, flushed to disk; return its path in the journal.
+        """Copy a folder into the journal, flushed to disk; return its path in the journal.
 
         Raises:
             TrackingError: the disk is full or cannot be written to; the copy is removed.
         """
-        held = self.folder / FILES / uuid4().hex
+        held = f"{FILES}/{uuid4().hex}"
         try:
-            if source.is_dir():
-                shutil.copytree(source, held)
-            else:
-                held.mkdir()
-                shutil.copy(source, held)
-            for path in held.rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
+            with replacing(self.folder / held) as copy:
+                shutil.copytree(source, copy)
         except OSError as error:
-            shutil.rmtree(held, ignore_errors=True)
             raise _unwritable(self.folder, error) from error
-        return f"{FILES}/{held.name}"
+        return held
 
     def records(self, start: int | None = None) -> Iterator[Record]:
         """Read the records from a byte position on; by default the undelivered ones.
@@ -172,11 +191,10 @@ class Journal:
                 position += len(line)
                 yield read_record(line, position, self.folder / RECORDS)
 
-    def acknowledge(self, record: Record, metrics: int = 0) -> None:
+    def acknowledge(self, record: Record) -> None:
         """Record that the store has everything up to a record."""
         self.delivered, self.done = record.end, set()
-        self.metrics_sent += metrics
-        self._note({"delivered": self.delivered, "metrics": self.metrics_sent})
+        self._note({"delivered": self.delivered})
         if "held" in record.values:
             shutil.rmtree(self.folder / record.values["held"], ignore_errors=True)
 
@@ -223,18 +241,12 @@ class Journal:
             return
         os.truncate(path, _whole_lines(path))
         for line in path.read_bytes().splitlines():
-            values = read_object(line, path)
-            facts = values.get("facts", {})
-            numbers = [values.get("delivered", 0), values.get("metrics", 0)]
-            if not isinstance(facts, dict) or not all(type(n) is int and n >= 0 for n in numbers):
+            values = _read_object(line, path)
+            facts, delivered = values.get("facts", {}), values.get("delivered", self.delivered)
+            if not isinstance(facts, dict) or type(delivered) is not int or delivered < 0:
                 raise CorruptJournal(f"{path} is corrupt: {line[:80]!r}")
-            # The artifact location is read from the store again, not from a file.
             self.facts.update({name: str(facts[name]) for name in _LASTING if name in facts})
-            self.delivered = values.get("delivered", self.delivered)
-            self.metrics_sent = values.get("metrics", self.metrics_sent)
-
-
-_NOTHING = Record(op="run", values={}, end=0)
+            self.delivered = delivered
 
 
 def journals(outbox: Path) -> list[Path]:
@@ -265,6 +277,68 @@ def header_of(folder: Path) -> Mapping[str, Any]:
     with suppress(OSError, CorruptJournal), (folder / RECORDS).open("rb") as file:
         return read_record(file.readline(), 0, folder / RECORDS).values
     return {}
+
+
+def read_record(line: bytes, end: int, place: Path) -> Record:
+    """Read a line of the file `place`, which ends at the byte position `end`.
+
+    Raises:
+        CorruptJournal: it is not a line written by a recorder.
+    """
+    values = _read_object(line, place)
+    op = values.pop("op", None)
+    if not isinstance(op, str) or op not in _FIELDS:
+        raise CorruptJournal(f"{place} is corrupt: it asks for {op!s:.80}")
+    fields = dict(_FIELDS[op])
+    if op == "run" and not _text(values.get("run_id")):
+        fields |= _NEW_RUN
+    wrong = [name for name, fits in fields.items() if name not in values or not fits(values[name])]
+    if wrong or not _text(values.get("store", "")):
+        raise CorruptJournal(f"{place} is corrupt: {op} with {', '.join(wrong) or 'store'}")
+    return Record(op=op, values=values, end=end)
+
+
+def _read_object(line: bytes, place: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CorruptJournal(f"{place} is corrupt: {error!s:.200}") from error
+    if not isinstance(values, dict):
+        raise CorruptJournal(f"{place} is corrupt: {type(values).__name__} where an object belongs")
+    return values
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) < 2**63
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_text, value.values()))
+
+
+def _copy(value: Any) -> bool:
+    return isinstance(value, str) and bool(_HELD.fullmatch(value))
+
+
+_FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
+    "run": {},
+    "params": {"values": _texts},
+    "tags": {"values": _texts},
+    "metric": {"k": _text, "v": lambda v: isinstance(v, int | float), "s": _whole, "t": _whole},
+    "data": {"dataset": lambda v: _texts(v) and v.keys() == _DATASET},
+    "artifacts": {"held": _copy, "path": lambda v: v is None or _text(v)},
+    "model": {"held": _copy},
+    "status": {"status": _text, "time": _whole},
+}
+"""Operation -> types of its fields."""
+_NEW_RUN: Mapping[str, Callable[[Any], bool]] = {
+    "key": _text, "experiment_id": _text, "name": _text, "tags": _texts, "time": _whole,
+}  # fmt: skip
+"""Types of the fields of a run that the store does not have yet."""
 
 
 def _made(folder: Path) -> FileLock:

@@ -41,8 +41,8 @@ class Outbox:
         self.away = ""
         """Reason why the store is unreachable; empty if it is reachable."""
         self._told = False
-        self._uploaders = 0
-        self._said: set[str] = set()
+        self._arrivals = 0
+        self._refused: set[str] = set()
 
     def create(self, header: Mapping[str, Any]) -> Journal:
         """Create a journal for a run.
@@ -71,30 +71,33 @@ class Outbox:
             self._changed.notify_all()
 
     def drain(self, patience: float, journal: Journal | None = None) -> bool:
-        """Wait until everything (or one journal) has arrived; return whether it has.
+        """Wait until everything has arrived; return whether it has.
 
         Args:
             patience: seconds without any progress after which to give up.
-            journal: wait for this one alone.
+            journal: journal to wait for; None: all.
         """
         self.notify()
         with self._changed:
-            seen, since = self._uploaders, time.monotonic()
+            seen, since = self._arrivals, time.monotonic()
             while self._bug is None and any(j.pending for j in self._watched(journal)):
                 left = since + patience - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(min(left, 1.0))
-                if self._uploaders != seen:
-                    seen, since = self._uploaders, time.monotonic()
+                if self._arrivals != seen:
+                    seen, since = self._arrivals, time.monotonic()
             if self._bug is not None:
                 raise self._bug
-            return not any(undelivered(j) for j in self._watched(journal))
+            return not any(j.undelivered for j in self._watched(journal))
+
+    def _watched(self, journal: Journal | None) -> list[Journal]:
+        return self._journals if journal is None else [journal]
 
     def undelivered(self) -> list[Journal]:
         """Return the journals with undelivered records."""
         with self._changed:
-            return [journal for journal in self._journals if undelivered(journal)]
+            return [journal for journal in self._journals if journal.undelivered]
 
     def holds(self, folder: Path) -> bool:
         """Return whether a journal belongs to this process, which sends it itself."""
@@ -119,20 +122,18 @@ class Outbox:
         with self._changed:
             journals, self._journals = self._journals, []
         for journal in journals:
-            if undelivered(journal):
+            if journal.undelivered:
                 journal.release()
             else:
                 journal.remove()
         with suppress(OSError):  # other processes may use it
             self.folder.rmdir()
 
-    def _watched(self, journal: Journal | None) -> list[Journal]:
-        return self._journals if journal is None else [journal]
-
     def _work(self) -> None:
         try:
             while self._thread is threading.current_thread():
-                journal = self._next()
+                with self._changed:
+                    journal = next((journal for journal in self._journals if journal.pending), None)
                 if journal is None:
                     self._tidy()
                 else:
@@ -142,15 +143,11 @@ class Outbox:
             with self._changed:
                 self._changed.notify_all()
 
-    def _next(self) -> Journal | None:
-        with self._changed:
-            return next((journal for journal in self._journals if journal.pending), None)
-
     def _tidy(self) -> None:
         """Wait for records to send; flush records to disk; delete delivered journals."""
         with self._changed:
             self._changed.wait(1.0)
-            done = [j for j in self._journals if j.finished and not undelivered(j)]
+            done = [j for j in self._journals if j.finished and not j.undelivered]
             self._journals = [j for j in self._journals if j not in done]
             left = list(self._journals)
         for journal in done:
@@ -165,51 +162,44 @@ class Outbox:
             self.uploader.next(journal)
         except STORE_ERRORS as error:
             if len(journal.done) > before:
-                self._progressed()
+                self._arrived()
             self._failed(journal, error)
             return
         if self._told:
             log.warning("The tracking store is back; what was kept is being delivered.")
         self.away, self._told = "", False
-        self._progressed()
+        self._arrived()
 
-    def _progressed(self) -> None:
-        """Record progress: a record, or a part of one, has arrived."""
+    def _arrived(self) -> None:
+        """Count a record, or a part of one, that has arrived."""
         self._backoff.reset()
         with self._changed:
-            self._uploaders += 1
+            self._arrivals += 1
             self._changed.notify_all()
 
-    def _say_refused(self, journal: Journal) -> None:
-        """Log once per run that the store refuses it."""
-        if journal.key in self._said:
-            return
-        self._said.add(journal.key)
-        log.warning(
-            "The tracking store refuses run %s: %s. Its records stay in %s.",
-            journal.facts.get("run_id", journal.key),
-            journal.facts["refused"],
-            journal.folder,
-        )
-
     def _failed(self, journal: Journal, error: BaseException) -> None:
-        wait = self._backoff.next()
+        """Wait before the next attempt, or leave the journal where the store refuses it."""
+        wait, reason = self._backoff.next(), reason_of(error)
         doubtful = getattr(error, "error_code", "") == "BAD_REQUEST"
         if not passes(error) or (doubtful and self._backoff.failures > _DOUBTFUL):
-            journal.learn(refused=reason_of(error))
+            journal.learn(refused=reason)
             self._backoff.reset()
-            self._say_refused(journal)
+            if journal.key not in self._refused:  # the user is told once
+                self._refused.add(journal.key)
+                log.warning(
+                    "The tracking store refuses run %s: %s. Its records stay in %s.",
+                    journal.facts.get("run_id", journal.key), reason, journal.folder,
+                )  # fmt: skip
             with self._changed:
                 self._changed.notify_all()
             return
-        self.away = reason_of(error)
+        self.away = reason
         if self._backoff.failures == _WORTH_SAYING:
             self._told = True
             log.warning(
                 "The tracking store does not answer (%s). Training continues; records are kept in %s.",
-                self.away,
-                self.folder,
-            )
+                reason, self.folder,
+            )  # fmt: skip
         with self._changed:
             this = threading.current_thread()
             self._changed.wait_for(lambda: self._thread is not this, wait)
@@ -218,8 +208,3 @@ class Outbox:
 def new_key() -> str:
     """Return a unique name for a run that sorts by time."""
     return f"{time.time_ns() // 1_000_000:013d}-{uuid4().hex[:12]}"
-
-
-def undelivered(journal: Journal) -> bool:
-    """Return whether a journal has records that the store lacks, including refused ones."""
-    return journal.pending or "refused" in journal.facts

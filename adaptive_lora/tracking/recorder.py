@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -16,9 +17,8 @@ from adaptive_lora.errors import TrackingError
 from adaptive_lora.redaction import hide_credentials, hide_in
 from adaptive_lora.tracking.journal import Journal
 from adaptive_lora.tracking.outbox import new_key
-from adaptive_lora.tracking.served_folder import save_served
+from adaptive_lora.tracking.registry import save_served
 from adaptive_lora.tracking.store import Store
-from adaptive_lora.tracking.uploader import dataset_of
 
 _NOTE = 8_000
 _GOES_ON = "\n\nThe whole text is the artifact `report/report.md`; `report/report.html` shows it all."
@@ -91,21 +91,11 @@ class Recorder:
 
     def metric(self, key: str, value: float, step: int = 0) -> None:
         """Record a metric; non-finite values are ignored, because charts cannot show them."""
-        if value != value or abs(value) == float("inf") or (key, step) in self._has:
-            return
-        self._append("metric", {"k": key, "v": float(value), "s": step, "t": _now()})
-
-    def send(self) -> None:
-        """Send records in the background."""
-        if self._journal is not None:
-            self.store.outbox.notify()
+        if math.isfinite(value) and (key, step) not in self._has:
+            self._append("metric", {"k": key, "v": float(value), "s": step, "t": _now()})
 
     def flush(self, patience: float = 0.0) -> bool:
-        """Send records; return whether the store has all of them.
-
-        Args:
-            patience: seconds to wait without progress; 0: do not wait.
-        """
+        """Send records, and wait for `patience` seconds without progress; return whether the store has all of them."""
         written = [journal for journal in (self._ended, self._journal) if journal is not None]
         return all([self.store.outbox.drain(patience, journal) for journal in written])
 
@@ -142,7 +132,14 @@ class Recorder:
 
     def data(self, name: str, digest: str, source: str, rows: int) -> None:
         """Log the data set as an input by digest, without its rows."""
-        self._append("data", {"dataset": dataset_of(name, digest, source, rows)})
+        dataset = {
+            "name": name[:500],
+            "digest": digest,
+            "source_type": "local",
+            "source": json.dumps({"uri": source}),
+            "profile": json.dumps({"num_rows": rows}),
+        }
+        self._append("data", {"dataset": dataset})
 
     def describe(self, markdown: str) -> None:
         """Set the run's description, shown on its page in the tracking UI.
@@ -156,12 +153,10 @@ class Recorder:
     def end(self, status: str) -> None:
         """Set the final status: FINISHED, FAILED or KILLED."""
         self._append("status", {"status": status, "time": _now()})
-        self._open.finish()
-        self._ended, self._journal = self._journal, None
-        self.store.outbox.notify()
+        self.leave()
 
     def leave(self) -> None:
-        """Stop recording, because the run belongs to another process now."""
+        """Stop recording; the run may belong to another process now."""
         self._open.finish()
         self._ended, self._journal = self._journal, None
         self.store.outbox.notify()

@@ -1,11 +1,18 @@
-"""Adapters as MLflow models and registered versions, and the champion's alias."""
+"""Adapters as MLflow models and registered versions, and the champion's alias.
+
+A model is written as "models from code": nothing is pickled. `mlflow.transformers` is not used: with a
+local base it saves adapter-wrapped layer names, and the reloaded model has random weights (mlflow
+issue 23761).
+"""
 
 from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +21,23 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import AnyType
 
 from adaptive_lora.errors import TrackingError
-from adaptive_lora.serving import RECORD
-from adaptive_lora.tracking.recorder import Recorder
+from adaptive_lora.serving import CAUSAL, LISTS, RECORD, TASKS, TaskSpec
+from adaptive_lora.serving.safety import read_json
 from adaptive_lora.tracking.retries import outlast_or_say, suppress_existing
-from adaptive_lora.tracking.served_folder import SERVED, SERVED_AS, SERVING, requirements_of
 from adaptive_lora.tracking.store import Store
 from adaptive_lora.tracking.uploader import MODEL_TAG as MODEL_TAG
 
+_PACKAGE = Path(__file__).resolve().parent.parent
+SERVED = _PACKAGE / "tracking" / "served_adapter.py"
+SERVING = _PACKAGE / "serving"
+SERVED_AS = "adapter_serving"
+"""Package name of the serving code saved with every model, which no other package has."""
+_REQUIREMENTS = ("mlflow", "torch", "transformers", "peft", "safetensors", "pandas")
 CHAMPION = "champion"
 _ADDRESS = re.compile(r"models:/(?!\.+[/@])[^/@\s]+([/@][\w.-]+)?|runs:/\w+(/(?!\.)[\w.-]+)+")
 _LOADER = "mlflow.pyfunc.loaders.code_model"
@@ -39,9 +54,46 @@ class RegisteredAdapter:
     model_uri: str
 
 
-def log_adapter(run: Recorder, folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Log an adapter folder as a pyfunc model of a run; the run's tag `MODEL_TAG` has its URI."""
-    run.model(folder, metadata)
+def save_served(folder: Path, place: Path, metadata: Mapping[str, Any]) -> None:
+    """Write an adapter folder as a pyfunc model; its run is entered at delivery."""
+    task = TASKS[read_json(folder / RECORD).get("task", CAUSAL)["name"]]
+    with warnings.catch_warnings():
+        # MLflow recommends an input example; making one would load the base again.
+        warnings.filterwarnings("ignore", "(?s).*input example was not provided", UserWarning)
+        mlflow.pyfunc.save_model(
+            path=str(place),
+            mlflow_model=Model(metadata=dict(metadata)),
+            python_model=str(SERVED),
+            code_paths=[str(SERVING)],
+            artifacts={"adapter": folder.absolute().as_uri()},  # MLflow decodes %20 in a path
+            signature=_signature(task),
+            # without local build labels such as `+cpu`, which are not on the package index
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in requirements_of(folder)],
+        )
+    (place / "code" / SERVING.name).rename(place / "code" / SERVED_AS)
+    for cache in list(place.rglob("__pycache__")):
+        shutil.rmtree(cache)
+
+
+def _signature(task: TaskSpec) -> ModelSignature:
+    columns: list[Any] = [
+        ColSpec(AnyType() if name in LISTS else "string", name, required=False) for name in task.columns
+    ]
+    limit = ParamSchema([ParamSpec("max_new_tokens", "integer", 64)])
+    return ModelSignature(
+        inputs=Schema(columns),
+        outputs=Schema([ColSpec("double" if task.numbers else "string")]),
+        params=limit if task.generates else None,  # type: ignore[arg-type]
+    )
+
+
+def requirements_of(folder: Path) -> tuple[str, ...]:
+    """Return the packages needed to serve an adapter folder, with further ones for a quantised base."""
+    record = read_json(folder / RECORD)
+    base = record.get("base", {})
+    quantised = "quantisation" in record or str(base.get("stored_as") or "").startswith("bitsandbytes")
+    further = {"bitsandbytes": quantised, "gguf": base.get("source") == "gguf"}
+    return (*_REQUIREMENTS, *(name for name, needed in further.items() if needed))
 
 
 def adapter_folder(model_uri: str) -> Path:
@@ -91,7 +143,7 @@ def require_own_code(model_uri: str) -> None:
     }
     found = {path.relative_to(folder) for path in folder.rglob("*") if path.suffix in _RUN}
     strange = found ^ set(own)
-    strange |= {name for name in found & set(own) if not _same(folder / name, own[name])}
+    strange |= {name for name in found & set(own) if (folder / name).read_bytes() != own[name].read_bytes()}
     strange |= {Path(name) for name, right in _descriptions(folder).items() if not right}
     if strange:
         raise TrackingError(
@@ -101,7 +153,7 @@ def require_own_code(model_uri: str) -> None:
 
 
 def _descriptions(folder: Path) -> dict[str, bool]:
-    """Return file -> whether it has the serving settings written by `log_adapter`."""
+    """Return file -> whether it has the serving settings written by `save_served`."""
 
     def names(lines: Iterable[object]) -> set[str]:
         return {str(line).partition("==")[0] for line in lines}
@@ -130,15 +182,11 @@ def _descriptions(folder: Path) -> dict[str, bool]:
     }
 
 
-def _same(one: Path, other: Path) -> bool:
-    return one.read_bytes() == other.read_bytes()
-
-
 def register(store: Store, name: str, run: Run) -> RegisteredAdapter:
     """Register the adapter of a run as a version, or find its existing one."""
     model_uri = run.data.tags[MODEL_TAG]
-    version = outlast_or_say(lambda: _version(store.client, name, run.info.run_id, model_uri))
-    return RegisteredAdapter(name=name, version=version, model_uri=model_uri)
+    number = outlast_or_say(lambda: _version(store.client, name, run.info.run_id, model_uri))
+    return RegisteredAdapter(name=name, version=number, model_uri=model_uri)
 
 
 def _version(client: MlflowClient, name: str, run_id: str, model_uri: str) -> str:

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import requests
 from mlflow import MlflowClient
@@ -26,22 +26,13 @@ T = TypeVar("T")
 
 STORE_ERRORS = (MlflowException, OSError, ValueError)
 """Exceptions of calls to a store; ValueError if the body of an answer was cut off."""
-_LASTING = frozenset(
-    {
-        "CUSTOMER_UNAUTHORIZED",
-        "ENDPOINT_NOT_FOUND",
-        "FEATURE_DISABLED",
-        "INVALID_PARAMETER_VALUE",
-        "INVALID_STATE",
-        "NOT_IMPLEMENTED",
-        "PERMISSION_DENIED",
-        "RESOURCE_ALREADY_EXISTS",
-        "RESOURCE_DOES_NOT_EXIST",
-        "UNAUTHENTICATED",
-    }
-)
-# Not BAD_REQUEST, which MLflow also gives if its database is unreachable or has no free connection.
-_PASSING_STATUS = frozenset({408, 425, 429})
+_LASTING = {
+    "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "INVALID_PARAMETER_VALUE", "INVALID_STATE",
+    "NOT_IMPLEMENTED", "PERMISSION_DENIED", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "UNAUTHENTICATED",
+}  # fmt: skip
+"""MLflow's codes of errors that the same call would meet again. BAD_REQUEST is none of them: MLflow also gives it
+if its database is unreachable or has no free connection."""
+_PASSING_STATUS = {408, 425, 429}
 PATIENCE = 120.0
 """Seconds for which a call on the main thread is retried during an outage."""
 
@@ -87,11 +78,7 @@ class Backoff:
 
 
 def outlast(call: Callable[[], T], patience: float = PATIENCE) -> T:
-    """Repeat a call until it succeeds, fails for good, or `patience` seconds are over.
-
-    Raises:
-        MlflowException, OSError, ValueError: the last error.
-    """
+    """Repeat a call until it succeeds, fails for good, or `patience` seconds are over; then raise its last error."""
     end, backoff = time.monotonic() + patience, Backoff()
     while True:
         try:
@@ -131,8 +118,8 @@ def suppress_existing() -> Iterator[None]:
             raise
 
 
-class _PatientClient:
-    """An MlflowClient whose calls are retried during short outages.
+class PatientClient:
+    """An MlflowClient whose calls are retried for up to `PATIENCE` seconds.
 
     Calls that create objects (`create_...`) are made once, because a repeated one could create two.
     """
@@ -141,12 +128,8 @@ class _PatientClient:
         self._client = client
 
     def __getattr__(self, name: str) -> Any:
+        """Return the client's attribute; calls of a repeatable method are retried."""
         found = getattr(self._client, name)
         if name.startswith(("_", "create_")) or not callable(found):
             return found
         return lambda *args, **kwargs: outlast_or_say(lambda: found(*args, **kwargs))
-
-
-def patient(client: MlflowClient) -> MlflowClient:
-    """Return a client whose repeatable calls are retried for up to `PATIENCE` seconds."""
-    return cast(MlflowClient, _PatientClient(client))

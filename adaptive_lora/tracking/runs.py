@@ -53,7 +53,7 @@ def let_go(store: Store, status: str) -> None:
         if status == "FINISHED":
             store.settle()
     finally:
-        store.close(hasty=True)
+        store.close()
 
 
 @contextmanager

@@ -21,9 +21,9 @@ from adaptive_lora.tracking.outbox import Outbox
 from adaptive_lora.tracking.retries import outlast_or_say
 
 PATIENCE = 60.0
-"""Seconds without progress after which the end of a command stops waiting for a store."""
-HASTE = 3.0
-"""Seconds without progress after which a stopped or failed command stops waiting for a store."""
+"""Seconds without progress after which a finished command stops waiting for a store."""
+_HASTE = 3.0
+"""Seconds without progress after which any command stops waiting for a store."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,36 +53,24 @@ class Store:
         """Store and experiment of the results, for display."""
         return hide_credentials(f"{self.uri}, experiment {self.experiment}")
 
-    def read_json(self, run_id: str, name: str) -> Any:
-        """Read a JSON artifact of a run.
+    def read_json(self, run: Run | str, name: str) -> Any:
+        """Read a JSON artifact of a run, or of the run with an id, which takes a request more.
 
         Raises:
             OSError, ValueError: the artifact is missing or corrupt.
         """
         try:
-            run = self.client.get_run(run_id)
-        except MlflowException as error:
-            raise OSError(str(error)) from error
-        return self.read_run_json(run, name)
-
-    def read_run_json(self, run: Run, name: str) -> Any:
-        """Read a JSON artifact of a loaded run, which saves a request for its artifact location.
-
-        Raises:
-            OSError, ValueError: the artifact is missing or corrupt.
-        """
-        place = get_artifact_repository(run.info.artifact_uri, tracking_uri=self.uri)
-        local = isinstance(place, LocalArtifactRepository)  # no copy is made then
-        with TemporaryDirectory() as folder:
-            words = (name,) if local else (name, folder)
-            try:
+            found = self.client.get_run(run) if isinstance(run, str) else run
+            place = get_artifact_repository(found.info.artifact_uri, tracking_uri=self.uri)
+            with TemporaryDirectory() as folder:
+                # a local store makes no copy where it is given no folder
+                words = (name,) if isinstance(place, LocalArtifactRepository) else (name, folder)
                 path = outlast_or_say(lambda: place.download_artifacts(*words))
-            except (MlflowException, requests.RequestException) as error:
-                raise OSError(str(error)) from error
-            try:
                 return json.loads(Path(path).read_text(encoding="utf-8"))
-            except RecursionError as error:
-                raise ValueError(f"{name} is nested too deeply") from error
+        except (MlflowException, requests.RequestException) as error:
+            raise OSError(str(error)) from error
+        except RecursionError as error:
+            raise ValueError(f"{name} is nested too deeply") from error
 
     def settle(self, then: str = "") -> None:
         """Wait until the store has all records of this process.
@@ -94,25 +82,17 @@ class Store:
             Undelivered: the store does not accept some records, which stay on local disk.
         """
         self.outbox.retry_refused()
-        if not self.outbox.drain(PATIENCE):
-            raise Undelivered(f"{self.left()}{then}")
-
-    def close(self, *, hasty: bool = False) -> None:
-        """Deliver as many records as possible; the others stay on local disk.
-
-        Args:
-            hasty: whether to wait for seconds only, because the command was stopped or failed.
-        """
-        self.outbox.drain(HASTE if hasty else PATIENCE)
-        self.outbox.close()
-
-    def left(self) -> str:
-        """Return a message on undelivered records: number, reason, and the command that sends them."""
-        journals = self.outbox.undelivered()
+        if self.outbox.drain(PATIENCE):
+            return
+        journals, folder = self.outbox.undelivered(), self.outbox.folder
         reasons = {j.facts.get("refused") or self.outbox.away or "too slow" for j in journals}
-        return (
+        raise Undelivered(
             f"the tracking store {self.shown_uri} did not take the records of {len(journals)} "
             f"{'run' if len(journals) == 1 else 'runs'} ({'; '.join(sorted(reasons))}). They are "
-            f"kept in {self.outbox.folder}; send them with `adaptive-lora sync "
-            f"{self.outbox.folder.parent}`."
+            f"kept in {folder}; send them with `adaptive-lora sync {folder.parent}`.{then}"
         )
+
+    def close(self) -> None:
+        """Deliver as many records as possible within seconds; the others stay on local disk."""
+        self.outbox.drain(_HASTE)
+        self.outbox.close()

@@ -14,15 +14,16 @@ from adaptive_lora.config import TrackingConfig
 from adaptive_lora.config.store_place import store_uri
 from adaptive_lora.redaction import HIDDEN, hide_credentials
 from adaptive_lora.tracking.connection import reach
-from adaptive_lora.tracking.journal import Journal, header_of, journals, sweep
+from adaptive_lora.tracking.journal import CorruptJournal, Journal, header_of, journals, sweep
 from adaptive_lora.tracking.outbox import FOLDER
-from adaptive_lora.tracking.records import CorruptJournal
 from adaptive_lora.tracking.retries import STORE_ERRORS, outlast, passes, reason_of
 from adaptive_lora.tracking.runs import SIGNATURE, STUDY_ID
 from adaptive_lora.tracking.uploader import RUN_KEY, Uploader
 
-PATIENCE = 30.0
+_PATIENCE = 30.0
 """Seconds for which one record is retried while a store does not answer."""
+Point = tuple[str, int]
+"""A metric at a step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,10 +85,8 @@ def deliver_left(outbox: Path, uploader: Uploader, shown_uri: str) -> Iterator[S
             yield Synced(folder=folder, left=str(error))
             continue
         if journal is None:
-            left = "its process is running and sends it itself"
-            yield Synced(folder=folder, left=left, held=True)
-        elif journal.header.get("store", shown_uri) != shown_uri:
-            store = journal.header["store"]
+            yield Synced(folder=folder, left="its process is running and sends it itself", held=True)
+        elif (store := journal.header.get("store", shown_uri)) != shown_uri:
             journal.release()
             yield Synced(folder=folder, left=f"it belongs to {store}")
         else:
@@ -104,8 +103,7 @@ def belongs(folder: Path, run: Run) -> bool:
 def _deliver(journal: Journal, uploader: Uploader) -> Synced:
     """Deliver one journal, read it back, and delete it if nothing is missing."""
     journal.retry()
-    sent, found, left = set[Point](), set[Point](), ""
-    waiting = False
+    sent, found, left, waiting = set[Point](), set[Point](), "", False
     try:
         sent = set(_points(journal))
         if not _superseded(journal, uploader.client):
@@ -115,64 +113,51 @@ def _deliver(journal: Journal, uploader: Uploader) -> Synced:
                 left = f"{len(sent - found)} of {len(sent)} points were not found in the store"
     except STORE_ERRORS as error:
         left, waiting = reason_of(error), passes(error)
-    outcome = Synced(
-        folder=journal.folder,
-        run_id=journal.facts.get("run_id", ""),
-        metrics=len(sent),
-        found=len(found),
-        left=left,
-        waiting=waiting,
-    )
     if left:
         journal.release()
     else:
         journal.remove()
-    return outcome
+    run_id = journal.facts.get("run_id", "")
+    return Synced(folder=journal.folder, run_id=run_id, metrics=len(sent), found=len(found), left=left, waiting=waiting)
 
 
 def _superseded(journal: Journal, client: MlflowClient) -> bool:
-    """Return whether a journal is not needed, because another process has finished its run."""
-    if not journal.header:
-        return True  # its process ended before the first line was complete
-    if not journal.header.get("once"):
-        return False
-    if "run_id" not in journal.facts:
-        return _made_elsewhere(journal, client)
-    run = outlast(lambda: client.get_run(journal.facts["run_id"]), PATIENCE)
-    return journal.pending and str(run.info.status) == "FINISHED"
+    """Return whether a journal is not needed, because another process has finished its run or trial.
 
-
-def _made_elsewhere(journal: Journal, client: MlflowClient) -> bool:
-    """Return whether a trial's run never reached the store and another process made one for the trial.
-
-    Measurements are never dropped: a journal with any is delivered as a separate run.
+    Measurements of a run that never reached the store are not dropped: they are delivered as a separate run.
     """
-    new, tags = journal.header, journal.header.get("tags", {})
+    new = journal.header
+    if not new:
+        return True  # its process ended before the first line was complete
+    if not new.get("once"):
+        return False
+    if "run_id" in journal.facts:
+        run = outlast(lambda: client.get_run(journal.facts["run_id"]), _PATIENCE)
+        return journal.pending and str(run.info.status) == "FINISHED"
+    tags = new.get("tags", {})
     if SIGNATURE not in tags or any(_points(journal)):
         return False
     query = f"tags.{STUDY_ID} = '{tags.get(STUDY_ID)}' and tags.{SIGNATURE} = '{tags[SIGNATURE]}'"
-    runs = outlast(lambda: client.search_runs([new["experiment_id"]], query), PATIENCE)
+    runs = outlast(lambda: client.search_runs([new["experiment_id"]], query), _PATIENCE)
     return bool(runs) and new["key"] not in {run.data.tags.get(RUN_KEY) for run in runs}
 
 
 def _send(journal: Journal, uploader: Uploader) -> None:
+    """Send a journal's records; the run of a process that ended without a status becomes KILLED."""
     if journal.header.get("once") and "run_id" in journal.facts and journal.pending:
         journal.known = _in_store(journal, uploader.client)
     while journal.pending:
-        outlast(lambda: uploader.next(journal), PATIENCE)
+        outlast(lambda: uploader.next(journal), _PATIENCE)
     status = [r.values["status"] for r in journal.records(0) if r.op == "status"]
     if not journal.header.get("ends") or (status and status[-1] != "RUNNING"):
         return
     run_id, client = journal.facts["run_id"], uploader.client
-    if outlast(lambda: client.get_run(run_id), PATIENCE).info.status == "RUNNING":
-        outlast(lambda: client.set_terminated(run_id, "KILLED"), PATIENCE)
-
-
-Point = tuple[str, int]
-"""A metric at a step."""
+    if outlast(lambda: client.get_run(run_id), _PATIENCE).info.status == "RUNNING":
+        outlast(lambda: client.set_terminated(run_id, "KILLED"), _PATIENCE)
 
 
 def _points(journal: Journal) -> Iterator[Point]:
+    """Yield the points in a journal."""
     return ((record.values["k"], record.values["s"]) for record in journal.records(0) if record.op == "metric")
 
 
@@ -181,5 +166,5 @@ def _in_store(journal: Journal, client: MlflowClient) -> set[Point]:
     found: set[Point] = set()
     for name in {name for name, _ in _points(journal)}:
         ask = partial(client.get_metric_history, journal.facts["run_id"], name)
-        found |= {(name, point.step) for point in outlast(ask, PATIENCE)}
+        found |= {(name, point.step) for point in outlast(ask, _PATIENCE)}
     return found

@@ -146,7 +146,7 @@ def _record(store: Store, run: Run) -> TrialRecord:
         reason = tags.get("failure", "ended without a word; see the run's page in the tracking UI")
         return TrialRecord(**identity, reason=reason)
     try:
-        result, plan = (store.read_run_json(run, name) for name in (RESULT, PLAN))
+        result, plan = (store.read_json(run, name) for name in (RESULT, PLAN))
         planned = read_plan({**_EARLIER, **plan})
         return TrialRecord(
             **identity,

@@ -8,8 +8,6 @@ are made, and again when the run ends, because a request that timed out may stil
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice, takewhile
@@ -22,8 +20,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Logged
 from mlflow.models import Model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from adaptive_lora.tracking.journal import Journal
-from adaptive_lora.tracking.records import CorruptJournal, Record
+from adaptive_lora.interruption import remove_partial, replacing
+from adaptive_lora.tracking.journal import CorruptJournal, Journal
 
 RUN_KEY = "adaptive_lora.run_key"
 """Tag with the key of a run, used before the store assigned an id."""
@@ -49,67 +47,68 @@ class Uploader:
         """
         records = list(islice(journal.records(), _BATCH))
         if records[0].op != "metric":
-            SENDERS[records[0].op](self, journal, records[0])
+            SENDERS[records[0].op](self, journal, records[0].values)
             journal.acknowledge(records[0])
             return
         batch = list(takewhile(lambda record: record.op == "metric", records))
         wanted = [r.values for r in batch if (r.values["k"], r.values["s"]) not in journal.known]
-        metrics = [Metric(v["k"], v["v"], v["t"], v["s"]) for v in wanted]
-        if metrics:
+        if wanted:
+            metrics = [Metric(v["k"], v["v"], v["t"], v["s"]) for v in wanted]
             self.client.log_batch(journal.facts["run_id"], metrics=metrics)
-        journal.acknowledge(batch[-1], metrics=len(metrics))
+        journal.acknowledge(batch[-1])
 
-    def run(self, journal: Journal, record: Record) -> None:
+    def run(self, journal: Journal, values: Mapping[str, Any]) -> None:
         """Find the run or make it."""
         if "run_id" not in journal.facts:
-            run_id = record.values.get("run_id") or make_run(self.client, record.values)
-            journal.learn(run_id=run_id)
+            journal.learn(run_id=values.get("run_id") or make_run(self.client, values))
         self._find_artifacts(journal)
 
-    def params(self, journal: Journal, record: Record) -> None:
+    def params(self, journal: Journal, values: Mapping[str, Any]) -> None:
         """Log parameters."""
-        items = [Param(key, value) for key, value in record.values["values"].items()]
+        items = [Param(key, value) for key, value in values["values"].items()]
         for start in range(0, len(items), _PARAMS):
             self.client.log_batch(journal.facts["run_id"], params=items[start : start + _PARAMS])
 
-    def tags(self, journal: Journal, record: Record) -> None:
+    def tags(self, journal: Journal, values: Mapping[str, Any]) -> None:
         """Set tags."""
-        items = [RunTag(key, value) for key, value in record.values["values"].items()]
+        items = [RunTag(key, value) for key, value in values["values"].items()]
         for start in range(0, len(items), _PARAMS):
             self.client.log_batch(journal.facts["run_id"], tags=items[start : start + _PARAMS])
 
-    def data(self, journal: Journal, record: Record) -> None:
+    def data(self, journal: Journal, values: Mapping[str, Any]) -> None:
         """Log a data set as an input."""
         context = InputTag(key="mlflow.data.context", value="training")
-        inputs = [DatasetInput(dataset=Dataset(**record.values["dataset"]), tags=[context])]
+        inputs = [DatasetInput(dataset=Dataset(**values["dataset"]), tags=[context])]
         self.client.log_inputs(journal.facts["run_id"], datasets=inputs)
 
-    def artifacts(self, journal: Journal, record: Record) -> None:
+    def artifacts(self, journal: Journal, values: Mapping[str, Any]) -> None:
         """Upload files beneath the run's artifacts."""
-        folder = journal.folder / record.values["held"]
         if "artifact_uri" not in journal.facts:
             self._find_artifacts(journal)
-        self._upload(journal, folder, journal.facts["artifact_uri"], record.values["path"])
+        self._upload(journal, journal.folder / values["held"], journal.facts["artifact_uri"], values["path"])
 
-    def model(self, journal: Journal, record: Record) -> None:
+    def model(self, journal: Journal, values: Mapping[str, Any]) -> None:
         """Make the run's logged model, or find the one it has, and upload its files."""
-        if "model_uri" not in journal.facts:
-            self._find_model(journal)
-        run_id, model_id = journal.facts["run_id"], journal.facts["model_id"]
-        folder, place = journal.folder / record.values["held"], journal.facts["model_uri"]
-        _address(folder, journal.folder / _MLMODEL, journal.facts)
-        self._upload(journal, folder, place, None)
-        journal.step("ready", lambda: self.client.finalize_logged_model(model_id, "READY"))
-        journal.step("output", lambda: self._link(run_id, model_id))
-        self.client.set_tag(run_id, MODEL_TAG, f"models:/{model_id}")
+        facts, run_id = journal.facts, journal.facts["run_id"]
+        if "model_uri" not in facts:
+            run = self.client.get_run(run_id)
+            made = sorted(self._models(run), key=lambda model: model.model_id != facts.get("model_id"))
+            model = made[0] if made else self._make_model(run)
+            journal.learn(model_id=model.model_id, model_uri=model.artifact_location)
+        folder = journal.folder / values["held"]
+        _enter_ids(folder, facts)
+        self._upload(journal, folder, facts["model_uri"], None)
+        journal.step("ready", lambda: self.client.finalize_logged_model(facts["model_id"], "READY"))
+        journal.step("output", lambda: self._link(run_id, facts["model_id"]))
+        self.client.set_tag(run_id, MODEL_TAG, f"models:/{facts['model_id']}")
 
-    def status(self, journal: Journal, record: Record) -> None:
+    def status(self, journal: Journal, values: Mapping[str, Any]) -> None:
         """Set a run's status; a final one also removes duplicates made by late requests."""
-        run_id, status, client = journal.facts["run_id"], record.values["status"], self.client
+        run_id, status, client = journal.facts["run_id"], values["status"], self.client
         if status == "RUNNING":
             client.update_run(run_id, status=status)
             return
-        journal.step("ended", lambda: client.set_terminated(run_id, status, record.values["time"]))
+        journal.step("ended", lambda: client.set_terminated(run_id, status, values["time"]))
         run = client.get_run(run_id)
         if RUN_KEY in run.data.tags:
             for other in runs_of_key(client, run.info.experiment_id, run.data.tags[RUN_KEY]):
@@ -119,6 +118,10 @@ class Uploader:
             for model in self._models(run):
                 if model.model_id != journal.facts["model_id"]:
                     client.delete_logged_model(model.model_id)
+
+    def _find_artifacts(self, journal: Journal) -> None:
+        """Record the run's artifact location, from the store, not from the journal."""
+        journal.learn(artifact_uri=self.client.get_run(journal.facts["run_id"]).info.artifact_uri)
 
     def _upload(self, journal: Journal, folder: Path, uri: str, where: str | None) -> None:
         """Upload file by file, so that an error repeats one file and not all."""
@@ -132,24 +135,10 @@ class Uploader:
             send = partial(place.log_artifact, str(path), "/".join(inside) or None)
             journal.step(f"file {name}", send)
 
-    def _find_artifacts(self, journal: Journal) -> None:
-        """Record the run's artifact location, from the store, not from the journal."""
-        run = self.client.get_run(journal.facts["run_id"])
-        journal.learn(artifact_uri=run.info.artifact_uri)
-
-    def _find_model(self, journal: Journal) -> None:
-        """Record the run's logged model, and its artifact location."""
-        run = self.client.get_run(journal.facts["run_id"])
-        made = self._models(run)
-        known = [model for model in made if model.model_id == journal.facts.get("model_id")]
-        model = next(iter([*known, *made]), None) or self._make_model(run)
-        journal.learn(model_id=model.model_id, model_uri=model.artifact_location)
-
     def _link(self, run_id: str, model_id: str) -> None:
         """Link the model to the run as an output, unless it is linked."""
-        run = self.client.get_run(run_id)
-        outputs = run.outputs.model_outputs if run.outputs else []
-        if model_id not in {output.model_id for output in outputs}:
+        outputs = self.client.get_run(run_id).outputs
+        if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
             self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
     def _models(self, run: Run) -> list[LoggedModel]:
@@ -163,7 +152,7 @@ class Uploader:
         return self.client.create_logged_model(run.info.experiment_id, name=MODEL_NAME, source_run_id=run.info.run_id)
 
 
-SENDERS: Mapping[str, Callable[[Uploader, Journal, Record], None]] = {
+SENDERS: Mapping[str, Callable[[Uploader, Journal, Mapping[str, Any]], None]] = {
     "run": Uploader.run,
     "params": Uploader.params,
     "tags": Uploader.tags,
@@ -197,23 +186,13 @@ def runs_of_key(client: MlflowClient, experiment_id: str, key: str) -> Sequence[
     return sorted(found, key=lambda run: run.info.run_id)
 
 
-def _address(folder: Path, draft: Path, facts: Mapping[str, str]) -> None:
-    """Write model id and run id into a model's folder, atomically."""
+def _enter_ids(folder: Path, facts: Mapping[str, str]) -> None:
+    """Write the ids of model and run into a model's folder."""
+    remove_partial(folder, _MLMODEL)  # it would be uploaded
     text = (folder / _MLMODEL).read_text(encoding="utf-8")
     description = Model.from_dict(yaml.safe_load(text))  # `load` decodes %20 in a path
     description.run_id = facts["run_id"]
     description.model_id = description.model_uuid = facts["model_id"]
     description.artifact_path = facts["model_uri"]
-    description.save(str(draft))
-    os.replace(draft, folder / _MLMODEL)
-
-
-def dataset_of(name: str, digest: str, source: str, rows: int) -> dict[str, str]:
-    """Return a data set in MLflow's form, by digest, without its rows."""
-    return {
-        "name": name[:500],
-        "digest": digest,
-        "source_type": "local",
-        "source": json.dumps({"uri": source}),
-        "profile": json.dumps({"num_rows": rows}),
-    }
+    with replacing(folder / _MLMODEL) as draft:
+        description.save(str(draft))

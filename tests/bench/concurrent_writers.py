@@ -107,7 +107,7 @@ def _read_back(study, runs: int) -> tuple[list[str], int]:  # type: ignore[no-un
                 problems.append(f"run {number}: {len(there)} of {len(points)} points of {name}")
         if len(run.data.params) != 40 or run.info.status != "FINISHED":
             problems.append(f"run {number}: {run.info.status}, {len(run.data.params)} parameters")
-        if study.store.read_run_json(run, "plan.json") != {"number": number}:
+        if study.store.read_json(run, "plan.json") != {"number": number}:
             problems.append(f"run {number}: another plan.json")
     return problems, total
 

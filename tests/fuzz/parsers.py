@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["adaptive_lora", "yaml", "json"]):
     from adaptive_lora.errors import AdaptiveLoraError
     from adaptive_lora.methods.importance import ImportanceProfile
     from adaptive_lora.serving import safety as safety
-    from adaptive_lora.tracking.records import CorruptJournal, read_record
+    from adaptive_lora.tracking.journal import CorruptJournal, read_record
 
 FOLDER = Path(tempfile.mkdtemp())
 GOOD = {
