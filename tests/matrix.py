@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-METHODS: Mapping[str, str] = {
+from adaptive_lora.allocation import METHODS as KNOWN
+
+_SPECIFIED: Mapping[str, str] = {
     "uniform": "uniform:rank=2",
     "uniform, DoRA": "uniform:rank=2,dora=true",
     "uniform, rsLoRA": "uniform:rank=2,scaling=rslora",
@@ -44,7 +46,13 @@ METHODS: Mapping[str, str] = {
     "ln_tuning": "ln_tuning",
     "head_only": "head_only",
 }
-"""Name in the table -> a small specification of it."""
+"""Name in the table -> a small specification of it, where rank 2 alone is not one."""
+METHODS: Mapping[str, str] = _SPECIFIED | {
+    name: f"{name}:rank=2" if "rank" in kind.__dataclass_fields__ else name
+    for name, kind in KNOWN.items()
+    if name not in _SPECIFIED
+}
+"""Name in the table -> a small specification of it; every method of the catalogue is there."""
 
 _SOFT = ("prompt_tuning", "prefix_tuning", "p_tuning")
 _NOT_CAUSAL = (
