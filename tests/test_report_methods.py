@@ -10,7 +10,7 @@ import pytest
 from synthetic_study import FROZEN_LOSS, failed, scores, study
 
 from adaptive_lora.analysis.comparison import compare
-from adaptive_lora.analysis.report.methods import methods_text
+from adaptive_lora.analysis.report.formats import methods_text
 from adaptive_lora.results import TrialRecord
 
 EFFECTS = {"uniform-r8": 0.0, "attention_heavy-r16-8": -0.05, "empirical-r8-fisher": 0.01}

@@ -1,22 +1,31 @@
-"""A comparison in every form but the page: terminal, Markdown, CSV, LaTeX and the study's settings."""
+"""A comparison in every form but the page: terminal, Markdown, CSV, LaTeX, methods paragraph, settings."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from adaptive_lora.analysis.comparison import Comparison, Difference, MethodSummary, VerdictKind
+from adaptive_lora.analysis.comparison import AuditKind, Comparison, Difference, MethodSummary, VerdictKind, wording
+from adaptive_lora.analysis.comparison.inference import one_sided
+from adaptive_lora.analysis.comparison.pairing import used_trials
 from adaptive_lora.analysis.report.tables import TextTable, checks, more_tables, p_decides, result_table
+from adaptive_lora.analysis.stats.significance import EXACT_SEEDS
+from adaptive_lora.config.precision import Precision
+from adaptive_lora.results import TrialRecord
 
 SETTINGS = "settings"
 """Name of the fact that holds a study's settings as JSON."""
@@ -48,6 +57,13 @@ _LATEX: Mapping[str, str] = {
     "|": r"\textbar{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
+_CORRECTIONS: Mapping[str, str] = {
+    "holm": "Holm's step-down procedure",
+    "max_t": "the step-down max-T procedure of Westfall and Young over joint sign flips",
+    "benjamini_hochberg": "the procedure of Benjamini and Hochberg, which bounds the false discovery rate",
+}
+_PARTS = {"training": "train", "validation": "validation"}
+"""Part of the data in words -> its name in the settings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,46 +115,111 @@ def _terminal_table(comparison: Comparison, width: int) -> Table:
     return printed
 
 
-def render_markdown(comparison: Comparison, title: str = "Comparison") -> str:
-    """Return the whole comparison as Markdown, such as for an MLflow run description."""
-    parts = [f"# {_escape(title)}", f"**{_escape(comparison.answer)}**", _escape(" ".join(comparison.remarks))]
-    if comparison.fairness:
-        parts.append("## Less than fair")
-        parts.append("\n".join(f"- {_escape(finding)}" for finding in comparison.fairness))
-    parts += _titled(result_table(comparison))
-    parts.append("\n".join(f"- {_escape(note)}" for note in comparison.notes))
-    parts.append(f"Champion: **{_escape(comparison.winner)}**: {_escape(comparison.decision)}.")
-    parts.append("## Verdicts")
-    parts.append("\n".join(f"- **{_escape(m.label)}**: {_escape(m.verdict.text)}" for m in comparison.methods))
-    for table in checks(comparison):
-        parts += _titled(table)
-    parts += ["## More statistics", "<details><summary>Tables beside the answer</summary>"]
-    for table in more_tables(comparison):
-        parts += _titled(table, level="###")
-    parts.append("</details>")
-    return "\n\n".join(part for part in parts if part) + "\n"
+@cache
+def environment() -> Environment:
+    """Return the environment of the templates: nothing undefined, and in HTML everything escaped."""
+    made = Environment(
+        loader=PackageLoader("adaptive_lora.analysis.report", "."),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(md=_escape, grid=markdown_table)
+    return made
 
 
-def render_report(comparison: Comparison, about: About, figures: Mapping[str, str], methods: str) -> str:
-    """Return the comparison with the figures beside it, the methods paragraph and the data.
+def render_markdown(
+    comparison: Comparison,
+    title: str = "Comparison",
+    *,
+    figures: Mapping[str, str] | None = None,
+    methods: str = "",
+    data: Iterable[Sequence[str]] = (),
+) -> str:
+    """Return the whole comparison as Markdown, such as for an MLflow run description.
 
     Args:
         comparison: verdicts and tables.
-        about: title, and how the data were read.
-        figures: file name without ending -> title.
-        methods: the paragraph.
+        title: heading.
+        figures: file name without ending -> title, of the figures that lie beside the text.
+        methods: the methods paragraph.
+        data: how each study's data were read, as lines.
     """
-    images = [f"![{_escape(words)}](figures/{name}.png)" for name, words in figures.items()]
-    parts = [render_markdown(comparison, about.title).rstrip(), "## Figures", *images]
-    parts += ["## Methods", _escape(methods)]
-    if about.data:  # indented, it is shown as it is
-        lines = ["\n".join(f"    {line}" for line in block) for block in about.data.values()]
-        parts += ["## Data", "\n\n<!-- -->\n\n".join(lines)]
-    return "\n\n".join(parts) + "\n"
+    template = environment().get_template("report.md.jinja")
+    text = template.render(
+        comparison=comparison,
+        title=title,
+        result=result_table(comparison),
+        checks=checks(comparison),
+        more=more_tables(comparison),
+        figures=figures,
+        methods=methods,
+        data=data,
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip("\n") + "\n"
 
 
-def _titled(table: TextTable, level: str = "##") -> list[str]:
-    return [f"{level} {table.title}", markdown_table(table)]
+def methods_text(comparison: Comparison, records: Sequence[TrialRecord]) -> str:
+    """Return the methods paragraph of a paper, from what the trials behind the numbers recorded."""
+    used = [trial for trials in used_trials(comparison, records).values() for trial in trials]
+    if not used:
+        return ""
+    profiled = [trial for trial in used if trial.settings.get("method.metric") not in (None, "None")]
+    compared = [m for m in comparison.methods if m.difference is not None]
+    differences = [m.difference for m in compared if m.difference is not None]
+    tests = [trial.test for trial in used if trial.test is not None]
+    sizes = {part: [t.settings.get(f"data.{key}_examples") or "" for t in used] for part, key in _PARTS.items()}
+    known = {part: _span(map(float, found)) for part, found in sizes.items() if all(found)}
+    known["test"] = _span(len(test.example_ids) for test in tests)
+    precision = _one(trial.tags.get("precision") for trial in used)
+    template = environment().get_template("methods.txt.jinja")
+    text = template.render(
+        words=wording,
+        span=_span,
+        rates=lambda rates: wording.joined([f"{lr:g}" for lr in rates]),
+        comparison=comparison,
+        compared=compared,
+        cfg=_alike(used),
+        profiled=_alike(profiled),
+        metrics=sorted({trial.settings["method.metric"] for trial in profiled}),
+        parts=[f"{size} {part}" for part, size in known.items()],
+        folds=len({trial.fold for trial in used}),
+        test_tokens=[int(test.tokens_E.sum()) for test in tests],
+        precision=Precision(precision).description if precision in tuple(Precision) else "",
+        packages=_one(record.tags.get("packages") for record in records if record.status == "FINISHED"),
+        seeds=sorted({seed for m in comparison.methods for seed in m.seeds}),
+        same_order={e.kind for e in comparison.audit if e.topic == "data order"} == {AuditKind.OK},
+        grids=list({tuple(rate.lr for rate in m.rates) for m in comparison.methods if m.seeds}),
+        chosen=sorted({m.lr for m in comparison.methods if m.lr is not None}),
+        shares=[m.parameters.share for m in compared if m.parameters.share is not None],
+        exact=all(len(d.seeds) <= EXACT_SEEDS for d in differences),
+        paired_seeds=max((len(d.seeds) for d in differences), default=0),
+        least_p=min((d.tests.attainable for d in differences), default=None),
+        correction=_CORRECTIONS[comparison.correction],
+        intervals=wording.interval_methods(d.interval for d in differences),
+        one_sided=one_sided(comparison.confidence),
+    )
+    return " ".join(text.split())
+
+
+def _alike(trials: Sequence[TrialRecord]) -> Mapping[str, str | None]:
+    """Return the settings that all trials recorded alike, without `cfg.`; None for every other one."""
+    first, *others = [trial.settings for trial in trials] or [{}]
+    alike = {key: value for key, value in first.items() if all(one.get(key) == value for one in others)}
+    named = {key.removeprefix("cfg."): value for key, value in alike.items() if value != "None"}
+    return defaultdict(lambda: None, named)
+
+
+def _one(values: Iterable[str | None]) -> str | None:
+    """Return the value that all have; None where they differ."""
+    found = set(values)
+    return found.pop() if len(found) == 1 else None
+
+
+def _span(values: Iterable[float]) -> str:
+    low, *_, high = [*sorted(values)] * 2
+    return wording.count(low) if low == high else f"{wording.count(low)} to {wording.count(high)}"
 
 
 def markdown_table(table: TextTable) -> str:
