@@ -18,9 +18,8 @@ from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import LeaseLost, TrackingError
 from adaptive_lora.tracking import Store, StudyRun, TrialRun, connect
 from adaptive_lora.tracking.journal import Journal
-from adaptive_lora.tracking.leases import LEASE, Heartbeat, Leases, Patience
+from adaptive_lora.tracking.leases import LEASE, Heartbeat, Leases, Owner, Patience
 from adaptive_lora.tracking.outbox import new_key
-from adaptive_lora.tracking.owner import Owner
 from adaptive_lora.tracking.recorder import new_run
 from adaptive_lora.tracking.runs import KIND, SIGNATURE, STUDY_ID
 from adaptive_lora.tracking.study_run import TrialStatus

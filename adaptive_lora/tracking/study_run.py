@@ -63,7 +63,8 @@ class StudyRun(Recorder):
         self.study_id = study_id
         self.ends_itself = True
         self._leases: Leases | None = None
-        self._failed_before: set[str] = set()
+        self.failed_before = frozenset[str]()
+        """Ids of the runs that had failed before this process opened the study."""
 
     @classmethod
     def open(cls, store: Store, *, study_id: str, name: str, adopt: bool = True, silence: float = 120.0) -> StudyRun:
@@ -85,12 +86,8 @@ class StudyRun(Recorder):
         with leases.lock():
             earlier = search(store, f"tags.{STUDY_ID} = '{study_id}' and tags.`{KIND}` = 'study'")
             adopted = store.parent_run_id if adopt else None
-            if adopted is not None:
-                run_id = adopted
-            elif earlier:
-                run_id = earlier[0].info.run_id
-            else:
-                run_id = create(store, name, {STUDY_ID: study_id, KIND: "study"})
+            run_id = adopted or (earlier[0].info.run_id if earlier else None)
+            run_id = run_id or create(store, name, {STUDY_ID: study_id, KIND: "study"})
             study = cls(store, run_id, study_id)
             study._leases = leases
             study.ends_itself = study._header["ends"] = adopted is None
@@ -99,11 +96,11 @@ class StudyRun(Recorder):
             for run in earlier:
                 if run.info.run_id != run_id:
                     _supersede(store, run, run_id)
-            for run in study.children():
+            trials = study.children()
+            for run in trials:
                 if run.data.tags.get(MLFLOW_PARENT_RUN_ID) != run_id:
                     store.client.set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, run_id)
-                if run.info.status == "FAILED":
-                    study._failed_before.add(run.info.run_id)
+            study.failed_before = frozenset(run.info.run_id for run in trials if run.info.status == "FAILED")
         return study
 
     @classmethod
@@ -114,9 +111,9 @@ class StudyRun(Recorder):
             TrackingError: there is no such study.
         """
         query = f"tags.`{KIND}` = 'study'"
-        if study_id is not None and not re.fullmatch(r"[\w.\-]+", study_id):
-            raise TrackingError(f"'{study_id:.200}' is no study id, such as study-0a1b2c3d4e.")
         if study_id is not None:
+            if not re.fullmatch(r"[\w.\-]+", study_id):
+                raise TrackingError(f"'{study_id:.200}' is no study id, such as study-0a1b2c3d4e.")
             query += f" and tags.{STUDY_ID} = '{study_id}'"
         experiments = [item.experiment_id for item in store.client.search_experiments()]
         runs = search(store, query, experiments)
@@ -138,11 +135,7 @@ class StudyRun(Recorder):
         return search(self.store, self._trials)
 
     def runs_of(self, signature: str) -> list[Run]:
-        """Return the runs of one trial, newest first, by a search in the store.
-
-        Args:
-            signature: signature of the trial.
-        """
+        """Return the runs of the trial with a signature, newest first, by a search in the store."""
         return search(self.store, f"{self._trials} and tags.{SIGNATURE} = '{signature}'")
 
     @property
@@ -202,14 +195,16 @@ class StudyRun(Recorder):
         for run in runs:
             if run.info.status == "FINISHED":
                 return TrialStatus.DONE
-            if run.info.status == "FAILED" and run.info.run_id not in self._failed_before:
+            if run.info.status == "FAILED" and run.info.run_id not in self.failed_before:
                 return TrialStatus.DONE  # just finished by another process
-            paused = run.info.status == "KILLED" and pause_at is not None
-            if paused and rung_reached(run) >= (pause_at or 0):
+            if run.info.status == "KILLED" and pause_at is not None and rung_reached(run) >= pause_at:
                 return TrialStatus.DONE
-        leases = {run.info.run_id: run.data.tags.get(LEASE, "") for run in _unfinished(runs)}
-        free = [self.leases.is_free(run_id, lease) for run_id, lease in leases.items()]
+        free = [self._is_free(run) for run in _unfinished(runs)]
         return None if all(free) else TrialStatus.TAKEN
+
+    def _is_free(self, run: Run) -> bool:
+        """Return whether no other living process has the lease of a run."""
+        return self.leases.is_free(run.info.run_id, run.data.tags.get(LEASE, ""))
 
     def _take(self, runs: Sequence[Run], name: str, tags: Mapping[str, str], adopt: bool) -> TrialRun:
         """Continue the oldest unfinished run of a trial, or begin one; requires the study's lock."""
@@ -263,26 +258,16 @@ class StudyRun(Recorder):
                 self.leases.release(run)
 
     def end_raced(self, reasons: Mapping[str, str]) -> None:
-        """End trials whose learning rate was stopped, except those that another process runs.
-
-        Args:
-            reasons: run id -> reason.
-        """
+        """End trials that a race stopped (run id -> reason), except those that another process runs."""
         with self.leases.lock():
             for run in self.children():
                 reason = reasons.get(run.info.run_id)
-                free = self.leases.is_free(run.info.run_id, run.data.tags.get(LEASE, ""))
-                if reason is None or not free or run.info.status in ("FINISHED", "FAILED"):
+                if reason is None or not self._is_free(run) or run.info.status in ("FINISHED", "FAILED"):
                     continue
                 for key, value in ((RACE_REASON, reason), (RACE, RACED)):
                     self.store.client.set_tag(run.info.run_id, key, value)
                 if run.info.status == "RUNNING":  # left by a dead process
                     self.store.client.set_terminated(run.info.run_id, "KILLED")
-
-    @property
-    def failed_before(self) -> frozenset[str]:
-        """Ids of the runs that had failed before this process opened the study."""
-        return frozenset(self._failed_before)
 
     @contextmanager
     def comparing(self) -> Iterator[None]:
@@ -290,8 +275,7 @@ class StudyRun(Recorder):
         _deliver_left(self.store)  # records of processes that died meanwhile
         while True:
             with self.leases.lock():
-                lease = self.recorded().data.tags.get(LEASE, "")
-                if self.leases.is_free(self.run_id, lease):
+                if self._is_free(self.recorded()):
                     self.store.client.set_tag(self.run_id, LEASE, self.leases.mine)
                     break
             time.sleep(_POLL)
@@ -334,11 +318,7 @@ def _deliver_of(store: Store, run: Run) -> None:
 def _deliver_left(store: Store) -> list[Path]:
     """Deliver the records of earlier processes, which determine the finished trials.
 
-    Returns:
-        The journals locked by other processes.
-
-    Raises:
-        TrackingError: the store did not answer.
+    Returns the journals locked by other processes; raises TrackingError if the store does not answer.
     """
     held = []
     for one in deliver_left(store.outbox.folder, store.outbox.uploader, store.shown_uri):
@@ -347,10 +327,9 @@ def _deliver_left(store: Store) -> list[Path]:
                 f"records of an earlier process in {one.folder} could not be delivered: "
                 f"{one.left}. Run the same command again when the tracking store answers."
             )
-        if one.held:
-            if not store.outbox.holds(one.folder):
-                held.append(one.folder)
-        elif one.left:
+        if one.held and not store.outbox.holds(one.folder):
+            held.append(one.folder)
+        elif one.left and not one.held:
             log.warning("Records in %s are kept: %s.", one.folder, one.left)
     return held
 
