@@ -408,7 +408,7 @@ def test_two_processes_decide_as_one(raced: Finished, place: Place, zygote: Zygo
 
 FAULTS = (
     ("adaptive_lora.study.tracked_trial", "_buffer", 6, "before"),
-    ("adaptive_lora.training.checkpoint_files", "_sync", 8, "before"),
+    ("adaptive_lora.training.checkpoint_files", "_write_files", 2, "after"),
     ("adaptive_lora.tracking.recorder", "Recorder.end", 1, "before"),
     ("adaptive_lora.tracking.recorder", "Recorder.end", 1, "after"),
     ("adaptive_lora.study.race.decide", "Race.look", 2, "before"),
