@@ -74,7 +74,7 @@ def test_a_base_that_cannot_pack_is_padded_and_said_so(
     make_bench: MakeBench, bloom: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     context = make_bench(model=str(bloom), methods="uniform:rank=2", seeds="0")
-    with caplog.at_level(logging.WARNING), context.running(context.base.model):
+    with caplog.at_level(logging.WARNING), context.task.running(context.base.model):
         assert not attends_packed(context.base.model)
     assert "batches of BloomForCausalLM are padded" in caplog.text
     with pytest.raises(ConfigError, match="BloomForCausalLM cannot run on packed rows"):

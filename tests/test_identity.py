@@ -23,6 +23,7 @@ from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.data.token_files import numbers_digest
 from adaptive_lora.errors import ConfigError, DataError, ModelError
 from adaptive_lora.models.tasks import CausalTask
+from adaptive_lora.models.tasks.prepared import PreparedSet
 from adaptive_lora.serving import BaseMismatch, content_hash, content_hashes, load_adapter
 from adaptive_lora.study.comparison_input import EXAMPLES, Selection, read_comparison_input
 from adaptive_lora.study.context import StudyContext
@@ -310,12 +311,18 @@ def test_profiles_of_other_data_count_with_their_tokens(
     other = tmp_path / "other.json"
     other.write_text(json.dumps(rows(40, seed=3)), encoding="utf-8")
     context = make_bench(methods=f"empirical:rank=2,profiled_on={other}")
-    borrowed = context.profiled_on((str(other),))
-    parts = borrowed.splits(0)
+    (trial, *_) = context.config.trials()
+    signature = context.signature(trial)
+    parts = context.splits(0, (str(other),))
     shifted = tuple(dataclasses.replace(e, first_label=e.first_label + 1) for e in parts.train)
-    monkeypatch.setattr(type(borrowed), "splits", lambda self, fold: dataclasses.replace(parts, train=shifted))
-    again = type(borrowed)(context, (str(other),))
-    assert again.digest != borrowed.digest
+    changed = PreparedSet(
+        data=context.task.read(dataclasses.replace(context.config.data, data=str(other))),
+        folds=[dataclasses.replace(parts, train=shifted)],
+        summary=context.data_summary,
+    )
+    monkeypatch.setattr("adaptive_lora.study.profiling.prepare_set", lambda task, data: changed)
+    context._task_data.clear()
+    assert context.signature(trial) != signature
 
 
 def test_examples_of_a_test_file_have_their_texts(in_store: Study, data_file: Path, tmp_path: Path) -> None:

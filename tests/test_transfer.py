@@ -38,7 +38,7 @@ def test_a_profile_from_another_task_is_that_tasks_own(make_bench: BaseContext, 
     here = make_bench(methods=f"empirical:rank=2,profiled_on={other}")
     there = make_bench(data=str(other), methods="empirical:rank=2")
     (spec,) = here.config.specs
-    borrowed = here.profiled_on(spec.profiled_on).profile("weight_gradient", seed=0, fold=0)
+    borrowed = here.profile("weight_gradient", seed=0, fold=0, tasks=spec.profiled_on)
     assert borrowed.scores == there.profile("weight_gradient", seed=0, fold=0).scores
     assert borrowed.scores != here.profile("weight_gradient", seed=0, fold=0).scores
     plan = here.plan(spec, seed=0, fold=0)
@@ -49,7 +49,7 @@ def test_a_profile_from_another_task_is_that_tasks_own(make_bench: BaseContext, 
 def test_a_shared_profile_takes_the_tasks_in_turn(make_bench: BaseContext, other: Path) -> None:
     context = make_bench(methods=f"empirical:rank=2,profiled_on=own+{other}")
     (spec,) = context.config.specs
-    shared = context.profiled_on(spec.profiled_on).splits(0).train
+    shared = context.splits(0, spec.profiled_on).train
     own = context.splits(0).train
     assert shared[0::2] == own[: len(shared) // 2]
     assert not {e.id for e in shared[1::2]} & {e.id for e in own}
@@ -70,7 +70,9 @@ def test_what_was_profiled_on_is_part_of_the_identity_by_content(make_bench: Bas
 
 def test_own_alone_is_the_study_itself(make_bench: BaseContext) -> None:
     context = make_bench(methods="empirical:rank=2,profiled_on=own")
-    assert context.profiled_on(("own",)) is context
+    assert context.splits(0, ("own",)) is context.splits(0)
+    own = context.profile("weight_gradient", seed=0, fold=0)
+    assert context.profile("weight_gradient", seed=0, fold=0, tasks=("own",)) is own
 
 
 @pytest.mark.parametrize("text", ["uniform:profiled_on=x.json", "adalora:profiled_on=x.json"])

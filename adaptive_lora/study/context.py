@@ -1,40 +1,43 @@
-"""The context of all trials of a study: its base and data, loaded once."""
+"""The context of a study's trials: a frozen base, its data, plans, profiles and scores, each made once."""
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import gc
-from collections import Counter
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from adaptive_lora.allocation import MethodSpec, Plan, TunerPlan, make_plan
 from adaptive_lora.allocation.plan import BaseStorage
-from adaptive_lora.config import StudyConfig, TrialSpec, digest
+from adaptive_lora.config import StudyConfig, TrialSpec, digest, shown
 from adaptive_lora.config.renamed import earlier_settings
-from adaptive_lora.data.summary import DataSummary
-from adaptive_lora.errors import DataError
+from adaptive_lora.data import Batch
+from adaptive_lora.errors import ConfigError, ModelError
 from adaptive_lora.methods.adapters.dropout import switch_off_dropout
-from adaptive_lora.models.base import BaseModel, load_base, require_quantiser
-from adaptive_lora.models.device import Runtime, start_runtime
+from adaptive_lora.methods.importance import ImportanceProfile, ProfileTask, profile_importance
+from adaptive_lora.models.base import load_base, require_quantiser
+from adaptive_lora.models.device import start_runtime
 from adaptive_lora.models.errors import model_errors
-from adaptive_lora.models.tasks import task_named
-from adaptive_lora.models.tasks.prepared import SPLITS, PreparedSplits, prepare_set
+from adaptive_lora.models.heads import start_head
+from adaptive_lora.models.losses import Loss
+from adaptive_lora.models.sites import read_architecture, unreached_layers, warn_of_sites
+from adaptive_lora.models.tasks import Task, task_named
+from adaptive_lora.models.tasks.prepared import PreparedSplits, prepare_set
 from adaptive_lora.results import EvalResult
 from adaptive_lora.serving import NF4
-from adaptive_lora.study.base_context import BaseContext
+from adaptive_lora.study.profiling import OWN, TaskData, drawn, read_tasks, trained_probe
+from adaptive_lora.training.memory import MemoryChoice, choose, describe, load_of
 
 _TEXT_LIMIT, _TEXTS_LIMIT = 2_000, 5_000_000
 """Maximum number of characters kept of one example's text, and of all examples."""
-OWN = "own"
-"""Name of a study's own data in `profiled_on`."""
 
 
-class StudyContext(BaseContext):
-    """The context of a study, which loads base and data once for all trials."""
+class StudyContext:
+    """A study's base and data, loaded once for all trials, and what is computed from them."""
 
     def __init__(self, config: StudyConfig) -> None:
         """Read the data, load the base, and check all settings before anything is written.
@@ -42,30 +45,75 @@ class StudyContext(BaseContext):
         Raises:
             AdaptiveLoraError: data, model or precision cannot be used.
         """
-        kind = task_named(config)
+        kind, self.config = task_named(config), config
         with _without_collector():
-            self.data = kind.read(config.data)
-        limited = config.train.max_memory is not None
-        runtime = start_runtime(config.train.precision, sparing=limited)
-        record = kind.record(self.data)
+            data = kind.read(config.data)
+        self.runtime = start_runtime(config.train.precision, sparing=config.train.max_memory is not None)
         wanted = {spec.base for spec in config.specs}
         if BaseStorage.NF4 in wanted:
             require_quantiser()
         alone = wanted == {BaseStorage.NF4}  # the weights as saved may not fit the device
-        base = _load(config, runtime, record, NF4 if alone else None)
-        super().__init__(kind(config, runtime, base))
+        self._load_base(kind, kind.record(data), NF4 if alone else None)
+        self._on_bases = {self.base_kind: self}
         self.task.require_usable()
-        self._other: OtherBaseContext | None = None
         with _without_collector():
-            prepared = prepare_set(self.task, self.data)
+            prepared = prepare_set(self.task, data)
         self.data, self._splits, self.data_summary = prepared.data, prepared.folds, prepared.summary
-        self._base_scores: dict[int, EvalResult] = {}
-        self._borrowed: dict[tuple[str, ...], OtherTasksContext] = {}
+        self._task_data: dict[tuple[str, ...], TaskData] = {}
         for spec in config.specs:  # ranks and budgets that cannot be met fail before any training
-            self.profiled_on(spec.profiled_on)
+            self.splits(0, spec.profiled_on)
             if spec.options.metric is None:
-                plan = self.plan(spec, seed=0, fold=0)
-                self.memory(plan, fold=0)
+                self.memory(self.plan(spec, seed=0, fold=0), fold=0)
+
+    def _load_base(self, kind: type[Task], record: Mapping[str, Any], quantisation: Mapping[str, Any] | None) -> None:
+        """Load the base onto the device, and set everything that depends on how its weights are stored.
+
+        Args:
+            kind: class of the task.
+            record: record of the task that the base is loaded for.
+            quantisation: record of the quantisation, or None.
+
+        Raises:
+            ModelError: the base cannot be loaded, or has no site.
+        """
+        self.base = load_base(self.config.model, self.runtime.base_dtype, record, quantisation)
+        if not self.config.train.base_dropout:
+            switch_off_dropout(self.base.model)
+        self.task = kind(self.config, self.runtime, self.base)
+        self.loss: Loss = self.task.loss
+        """Loss that training minimises and gradient profiles are computed from."""
+        self.base.model.to(self.runtime.device)  # type: ignore[arg-type]
+        self.architecture = read_architecture(self.base.model)
+        self.sites = self.architecture.sites
+        warn_of_sites(self.base.model, self.architecture.survey)
+        self._unreached: frozenset[str] | None = None
+        self._said: set[str] = set()
+        self._profiles: dict[tuple[str, tuple[str, ...], int, int], ImportanceProfile] = {}
+        self._base_scores: dict[int, EvalResult] = {}
+
+    @property
+    def base_kind(self) -> str:
+        """Storage of the base's weights: `full`, or the name of the quantisation."""
+        quantisation = self.base.quantisation
+        return BaseStorage.FULL if quantisation is None else str(quantisation["scheme"])
+
+    def on_base(self, kind: str) -> StudyContext:
+        """Return the context with the base stored in this way; the unused base is moved off a GPU.
+
+        The second base of a study of both LoRA and QLoRA is loaded on first use.
+
+        Raises:
+            ConfigError: bitsandbytes is missing.
+        """
+        for other, context in self._on_bases.items():
+            if other != kind:
+                context.base.model.to("cpu")  # type: ignore[arg-type]
+        if kind not in self._on_bases:
+            second = copy.copy(self)
+            second._load_base(type(self.task), self.base.task, None if kind == BaseStorage.FULL else NF4)
+            self._on_bases[kind] = second
+        self._on_bases[kind].base.model.to(self.runtime.device)  # type: ignore[arg-type]
+        return self._on_bases[kind]
 
     @cached_property
     def fingerprint(self) -> Mapping[str, str]:
@@ -90,41 +138,8 @@ class StudyContext(BaseContext):
 
     def signature(self, trial: TrialSpec) -> str:
         """Return a trial's identity on this base, this data and the data of its profile."""
-        tasks = trial.method.profiled_on
-        where = self.profiled_on(tasks)
-        borrowed = {"profiled_on": where.digest} if isinstance(where, OtherTasksContext) else {}
-        return trial.signature({**self.fingerprint, **borrowed})
-
-    def profiled_on(self, tasks: tuple[str, ...]) -> BaseContext:
-        """Return this context, or one with the training splits of the given tasks.
-
-        Raises:
-            DataError: a task's data cannot be read.
-        """
-        if not tasks or tasks == (OWN,):
-            return self
-        if tasks not in self._borrowed:
-            self._borrowed[tasks] = OtherTasksContext(self, tasks)
-        return self._borrowed[tasks]
-
-    def on_base(self, kind: str) -> StudyContext:
-        """Return the context with the base stored in this way; the unused base is moved off a GPU.
-
-        The second base is loaded on first use.
-
-        Raises:
-            ConfigError: bitsandbytes is missing.
-        """
-        own = kind == self.base_kind
-        resting = self._other if own else self
-        if resting is not None:
-            resting.base.model.to("cpu")  # type: ignore[arg-type]
-        if not own and self._other is None:
-            self._other = OtherBaseContext(self, kind)
-        chosen: StudyContext | None = self if own else self._other
-        assert chosen is not None
-        chosen.base.model.to(self.runtime.device)  # type: ignore[arg-type]
-        return chosen
+        other = self._data_of(trial.method.profiled_on)
+        return trial.signature({**self.fingerprint, **({} if other is None else {"profiled_on": other.digest})})
 
     @cached_property
     def study_id(self) -> str:
@@ -137,7 +152,7 @@ class StudyContext(BaseContext):
 
     @cached_property
     def study_key(self) -> str:
-        """Return a digest of the study's settings by names, equal for equal commands.
+        """Digest of the study's settings by names, equal for equal commands.
 
         Two study ids with one study key mean that base or data changed under the same name.
         """
@@ -148,25 +163,48 @@ class StudyContext(BaseContext):
         return [self._study_key(identity) for identity in earlier_settings(self.config.identity())]
 
     def _study_key(self, identity: Mapping[str, Any]) -> str:
-        sections = (self.config.model, self.config.data)
-        named = {key: _place(value) for s in sections for key, value in vars(s).items()}
+        named = {**vars(self.config.model), **vars(self.config.data)}
         del named["on_bad_row"]  # version 0.1 did not have this setting
+        for key, value in named.items():
+            if isinstance(value, str) and Path(value).exists():
+                named[key] = str(Path(value).resolve())  # a relative path depends on the folder
         contents = {"base", "data", "tokens", "left_out"}
         rest = {key: value for key, value in self.fingerprint.items() if key not in contents}
         return digest({**identity, **named, **rest, "study": self.config.study})
 
-    def splits(self, fold: int) -> PreparedSplits:
-        """Return the prepared splits of a fold."""
-        return self._splits[fold]
+    def splits(self, fold: int, tasks: tuple[str, ...] = ()) -> PreparedSplits:
+        """Return the prepared splits of a fold: the study's, or those of the tasks of `profiled_on`.
+
+        Raises:
+            DataError: a task's data cannot be read.
+        """
+        other = self._data_of(tasks)
+        return self._splits[fold] if other is None else other.folds[fold]
+
+    def _data_of(self, tasks: tuple[str, ...]) -> TaskData | None:
+        """Return the data of `profiled_on`, read once; None for the study's own."""
+        if not tasks or tasks == (OWN,):
+            return None
+        if tasks not in self._task_data:
+            self._task_data[tasks] = read_tasks(self.task, tasks, self.data, self._splits)
+        return self._task_data[tasks]
 
     def data_lines(self) -> list[str]:
         """Return the lines of the data summary printed at the start of a run, including other tasks' data."""
-        summaries = [self.data_summary, *(s for b in self._borrowed.values() for s in b.summaries)]
+        summaries = [self.data_summary, *(one for data in self._task_data.values() for one in data.summaries)]
         return [line for summary in summaries for line in summary.lines()]
+
+    def start_head(self, seed: int) -> None:
+        """Initialise the task's head from a seed, if the checkpoint lacks it."""
+        start_head(self.base.model, self.base.missing_keys, seed=seed)
 
     def score(self, model: object, examples: Sequence[Any]) -> EvalResult:
         """Score a model on examples by all scores of the task."""
         return self.task.score(model, examples)  # type: ignore[arg-type]
+
+    def losses(self, model: object, examples: Sequence[Any]) -> EvalResult:
+        """Score a model on examples without generating."""
+        return self.task.losses(model, examples)  # type: ignore[arg-type]
 
     def base_scores(self, fold: int) -> EvalResult:
         """Return the base scores: those of the base without adapter on the fold's test split.
@@ -182,7 +220,7 @@ class StudyContext(BaseContext):
 
     def test_texts(self) -> dict[str, str]:
         """Return id -> text of the test examples, for readers without the data."""
-        tested = {item.id for f in range(self.config.data.folds) for item in self.splits(f).test}
+        tested = {item.id for splits in self._splits for item in splits.test}
         texts: dict[str, str] = {}
         room = _TEXTS_LIMIT
         for example in (*self.data.examples, *(self.data.test or ())):
@@ -195,90 +233,116 @@ class StudyContext(BaseContext):
         """Return the settings to record, without the tracking URI, which may have a password."""
         return {key: value for key, value in self.config.flat().items() if key != "tracking_uri"}
 
+    def profile(self, metric: str, *, seed: int, fold: int, tasks: tuple[str, ...] = ()) -> ImportanceProfile:
+        """Return the importance profile of a seed, measured once on the training split of the fold and tasks."""
+        key = (metric, () if tasks == (OWN,) else tasks, seed, fold)
+        if key not in self._profiles:
+            task = self.profile_task(seed=seed, fold=fold, tasks=tasks)
+            with model_errors(f"{metric} cannot be measured on {self.architecture.kind}", self.base.model):
+                self._profiles[key] = profile_importance(task, metric=metric, seed=seed)
+        return self._profiles[key]
 
-class OtherBaseContext(StudyContext):
-    """A study's context with another storage of the base, for studies of both LoRA and QLoRA."""
+    def profile_task(self, *, seed: int, fold: int, tasks: tuple[str, ...] = ()) -> ProfileTask:
+        """Return the inputs of profilers for a seed, fold and tasks."""
+        self.start_head(seed)
+        splits = self.splits(fold, tasks)
+        return ProfileTask(
+            model=self.base.model,
+            sites=self.sites,
+            batches=self._drawn(splits.train, seed, "calibration", fold),
+            runtime=self.runtime,
+            loss=self.loss,
+            validation=self._drawn(splits.validation, seed, "ablation", fold),
+            trained=lambda: trained_probe(self, splits, seed=seed, fold=fold),
+        )
 
-    def __init__(self, home: StudyContext, kind: str) -> None:
-        """Load the base a second time.
+    def calibration(self, seed: int, fold: int) -> list[Batch]:
+        """Return the calibration batches of a seed, drawn from the fold's training split."""
+        return self._drawn(self.splits(fold).train, seed, "calibration", fold)
+
+    def _drawn(self, examples: Sequence[Any], seed: int, purpose: str, fold: int) -> list[Batch]:
+        batches = drawn(examples, self.config.profile, seed=seed, purpose=purpose, fold=fold)
+        return [self.task.collate(batch) for batch in batches]
+
+    def plan(self, spec: MethodSpec, *, seed: int, fold: int) -> Plan:
+        """Return a method's plan; data-driven methods are profiled for the seed and fold.
 
         Raises:
-            ConfigError: bitsandbytes is missing.
+            AllocationError: the method cannot be planned.
+            ConfigError: examples and virtual tokens do not fit the base.
+            ModelError: adapters would be on sites without influence on the loss.
         """
-        quantisation = None if kind == BaseStorage.FULL else NF4
-        base = _load(home.config, home.runtime, home.base.task, quantisation)
-        BaseContext.__init__(self, type(home.task)(home.config, home.runtime, base))
-        self.data, self._home = home.data, home
-        self._base_scores, self._borrowed = {}, {}
+        metric, profile, train = spec.options.metric, None, self.config.train
+        if metric is not None:
+            profile = self.profile(metric, seed=seed, fold=fold, tasks=spec.profiled_on).summary()
+        plan = make_plan(spec, self.architecture, alpha=train.alpha, scaling=train.scaling, profile=profile, seed=seed)
+        if isinstance(plan, TunerPlan):
+            if plan.positions:
+                self._check_prompt(plan, fold)
+        elif unreached := self._without_influence() & plan.rank_pattern().keys():
+            raise ModelError(
+                f"{plan.method} puts adapters on {len(unreached)} linear layers of "
+                f"{self.architecture.kind} that do not reach the loss of this task and would learn "
+                f"nothing, such as {min(unreached)}; leave them out by placement, roles, layers, "
+                "towers or target_names."
+            )
+        return plan
 
-    def splits(self, fold: int) -> PreparedSplits:
-        """Return the splits of the study."""
-        return self._home.splits(fold)
+    def _without_influence(self) -> frozenset[str]:
+        """Return the names of sites without influence on an example's loss, among those not checked before."""
+        if self._unreached is None:
+            untried, found = sorted(self.architecture.untried), frozenset[str]()
+            if untried:
+                batch = self.task.collate(self.splits(0).train[:2]).to(self.runtime.device)
+                model, kind = self.base.model, self.architecture.kind
+                with model_errors(f"{kind} does not run on this data", model), self.runtime.accelerator.autocast():
+                    found = frozenset(unreached_layers(model, untried, lambda: self.task.loss(model, batch)))
+            self._unreached = found
+        return self._unreached
 
-    def on_base(self, kind: str) -> StudyContext:
-        """Return the study's context with the base stored in this way."""
-        return self._home.on_base(kind)
-
-
-class OtherTasksContext(BaseContext):
-    """A study's context with the training splits of other tasks, for transferred profiles.
-
-    Every task has the same number of examples, that of the smallest one, from the beginning of its
-    training split and interleaved.
-    """
-
-    def __init__(self, home: StudyContext, tasks: tuple[str, ...]) -> None:
-        """Read the tasks' data with the study's settings for columns, template and splits.
+    def _check_prompt(self, plan: TunerPlan, fold: int) -> None:
+        """Check that examples with their virtual tokens fit the base, and that a prefix can be trained.
 
         Raises:
-            DataError: a task's data cannot be read.
+            ConfigError: they do not; the message gives the setting to change.
         """
-        super().__init__(home.task)
-        self._home = home
-        self.summaries: list[DataSummary] = []
-        """Summaries of the other tasks' data."""
-        self._folds: list[list[PreparedSplits]] = []
-        digests, left_out = [], Counter[str]()
-        for task in tasks:
-            data, folds = home.data, [home.splits(n) for n in range(home.config.data.folds)]
-            if task != OWN:
-                data = home.task.read(dataclasses.replace(home.config.data, data=task))
-                if data.labels != home.data.labels:
-                    raise DataError(
-                        f"profiled_on={task}: required the classes of the study's own data "
-                        f"({', '.join(home.data.labels)}); got {', '.join(data.labels)}."
-                    )
-                prepared = prepare_set(home.task, data)
-                data, folds = prepared.data, prepared.folds
-                self.summaries.append(prepared.summary)
-                left_out += data.reasons
-            digests.append(data.digest)
-            self._folds.append(folds)
-        self._splits: dict[int, PreparedSplits] = {}
-        shared = {"tasks": digests, "tokens": self.splits(0).digest}
-        self.digest = digest({**shared, **({"left_out": left_out} if left_out else {})})
-        """Digest of the data, token ids and loss masks of all tasks."""
+        splits, most = self.splits(fold), self.base.max_positions
+        longest = max(item.length for item in (*splits.train, *splits.validation, *splits.test))
+        if most is not None and longest + plan.positions > most:
+            raise ConfigError(
+                f"{plan.method}: its {plan.positions} virtual tokens and the longest example "
+                f"({longest} tokens) are more than the base's {most} positions; set max_tokens to "
+                f"{most - plan.positions} or take fewer virtual tokens."
+            )
+        if plan.family == "prefix_tuning" and self.config.train.gradient_checkpointing:
+            raise ConfigError(
+                f"{plan.method} keeps its prefix in the cache, which gradient checkpointing does "
+                "not have; set gradient_checkpointing to false or leave the method out."
+            )
 
-    def splits(self, fold: int) -> PreparedSplits:
-        """Return the tasks' splits, each task with the same number of examples, interleaved."""
-        if fold not in self._splits:
-            splits = [folds[fold] for folds in self._folds]
-            taken = {
-                name: tuple(chain.from_iterable(zip(*(getattr(p, name) for p in splits), strict=False)))
-                for name in SPLITS
-            }
-            self._splits[fold] = PreparedSplits(**taken)
-        return self._splits[fold]
+    def memory(self, plan: Plan, fold: int) -> MemoryChoice:
+        """Return the memory settings for a plan's training; with a memory limit, log them.
 
-
-def _load(
-    config: StudyConfig, runtime: Runtime, task: Mapping[str, Any], quantisation: Mapping[str, Any] | None
-) -> BaseModel:
-    """Load a study's base for a task, with or without its own dropout."""
-    base = load_base(config.model, runtime.base_dtype, task, quantisation)
-    if not config.train.base_dropout:
-        switch_off_dropout(base.model)
-    return base
+        Raises:
+            ConfigError: not even one example fits into the limit.
+        """
+        load = load_of(
+            self.base.model,
+            self.sites,
+            plan,
+            precision=self.runtime.precision,
+            longest=max(example.length for example in self.splits(fold).train),
+            fused=self.config.train.batching != "padded",
+            packed=self.task.packs(self.base.model),
+            head=self.base.head,
+        )
+        choice = choose(load, self.config.train)
+        if self.config.train.max_memory is not None:
+            said = f"max_memory {shown(self.config.train.max_memory)}: {describe(choice, load)}"
+            if said not in self._said:
+                self._said.add(said)
+                logging.getLogger(__name__).warning(said)
+        return choice
 
 
 @contextmanager
@@ -294,9 +358,3 @@ def _without_collector() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def _place(value: object) -> object:
-    """Return a setting, as an absolute path if it is an existing path, because relative paths depend on the folder."""
-    exists = isinstance(value, str) and Path(value).exists()
-    return str(Path(str(value)).resolve()) if exists else value

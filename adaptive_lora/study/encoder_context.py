@@ -32,6 +32,7 @@ from adaptive_lora.serving import saved_quantisation
 from adaptive_lora.serving.gguf_file import as_transformers_reads
 from adaptive_lora.serving.tokens import known_ids, position_limit, unknown_ids
 from adaptive_lora.study.context import StudyContext
+from adaptive_lora.study.profiling import drawn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,15 +164,13 @@ class EncoderContext:
         """Return batches of prompt and response as one text, drawn from the training split."""
         data, settings = self.config.data, self.config.profile
         examples = split_examples(self._data.examples, data, fold).train
-        order = rng_for(seed, "calibration", fold).permutation(len(examples))
-        size = settings.profile_batch_size
-        order = order[: settings.profile_batches * size]
+        batches = drawn(examples, settings, seed=seed, purpose="calibration", fold=fold)
         longest = min(
             data.max_tokens, self._tokenizer.model_max_length, position_limit(self.model.config) or data.max_tokens
         )
         encoded, lost = encode_cut(
             self._tokenizer,
-            [f"{examples[index].prompt} {examples[index].response}" for index in order],
+            [f"{example.prompt} {example.response}" for batch in batches for example in batch],
             longest,
             return_special_tokens_mask=True,
         )
@@ -184,6 +183,7 @@ class EncoderContext:
         if problem is not None:
             raise ModelError(f"{self.folder} cannot be profiled: {problem}.")
         rows = list(zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True))
+        size = settings.profile_batch_size
         return [self._batch(rows[start : start + size], seed, start) for start in range(0, len(rows), size)]
 
     def _batch(self, rows: Sequence[tuple[list[int], list[int]]], seed: int, start: int) -> Batch:

@@ -21,7 +21,7 @@ from adaptive_lora.methods.base import TrainerCallback
 from adaptive_lora.methods.importance import ProfileTask
 from adaptive_lora.models.base import gradient_checkpointing
 from adaptive_lora.results import TrainResult
-from adaptive_lora.study.base_context import BaseContext
+from adaptive_lora.study.context import StudyContext
 from adaptive_lora.training import StepEvent, TrainInputs, TrialCheckpoints, events_of, total_steps, train
 
 M = TypeVar("M", bound=nn.Module)
@@ -32,7 +32,7 @@ class TrialOnBase:
 
     def __init__(
         self,
-        context: BaseContext,
+        context: StudyContext,
         trial: TrialSpec,
         on_step: Callable[[StepEvent], None],
         checkpoints: TrialCheckpoints | None = None,
@@ -188,7 +188,7 @@ class TrialOnBase:
             validate=self.validation_loss,
             loss=context.loss,
             losses_by_example=context.task.losses_by_example,
-            running=context.running,
+            running=context.task.running,
             on_step=on_step,
             lr_multipliers=plan.lr_multipliers(),
             lora_plus=plan.lora_plus,
