@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from tracked import store_in
 
 from adaptive_lora.config import TrackingConfig
@@ -208,8 +209,7 @@ def test_a_living_process_beats_and_sees_what_it_lost(store: Store) -> None:
             first = claim()
             wait_for(lambda: claim() != first)
             check()
-            store.client.set_tag(run.run_id, LEASE, f"{ELSEWHERE}#0")
-            wait_for(lambda: _raises(check))
+            wait_for(lambda: _taken_over(store, run) and _raises(check))
             check()
 
     with pytest.raises(LeaseLost):
@@ -243,6 +243,53 @@ def test_a_sign_of_life_on_its_way_holds_nobody_up_while_the_store_is_away(
     answered.set()  # the thread ends
 
 
+def _taken_over(store: Store, run: TrialRun) -> bool:
+    """Write the lease of another machine, as its heartbeat does again and again."""
+    store.client.set_tag(run.run_id, LEASE, f"{ELSEWHERE}#0")
+    return True
+
+
+def test_a_late_heartbeat_does_not_overwrite_the_lease_of_another(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read its own lease, and was stopped until it was taken for dead."""
+    study = open_study(store, silence=0.8)
+    run = study.take("trial", TAGS)
+    assert isinstance(run, TrialRun)
+    client, read, goes_on = store.outbox.uploader.client, threading.Event(), threading.Event()
+    whole = client.get_run
+
+    def slow(run_id: str) -> Run:
+        found = whole(run_id)
+        read.set()
+        assert goes_on.wait(60)
+        return found
+
+    def lose() -> None:
+        with study.trial(run) as check:
+            monkeypatch.setattr(client, "get_run", slow)
+            assert read.wait(60)
+            time.sleep(0.5)
+            assert _taken_over(store, run)
+            goes_on.set()
+            wait_for(lambda: _raises(check))
+            check()
+
+    with pytest.raises(LeaseLost):
+        lose()
+    assert whole(run.run_id).data.tags[LEASE] == f"{ELSEWHERE}#0"
+
+
+def test_a_lease_of_another_is_not_given_up(store: Store) -> None:
+    study = open_study(store)
+    run = study.take("trial", TAGS)
+    assert isinstance(run, TrialRun)
+    assert _taken_over(store, run)
+    with pytest.raises(KeyboardInterrupt), study.trial(run):
+        raise KeyboardInterrupt
+    assert store.client.get_run(run.run_id).data.tags[LEASE] == f"{ELSEWHERE}#0"
+
+
 def _raises(check: Callable[[], None]) -> bool:
     try:
         check()
@@ -253,7 +300,9 @@ def _raises(check: Callable[[], None]) -> bool:
 
 def wait_for(condition: Callable[[], bool]) -> None:
     """Wait until something is so."""
+    until = time.monotonic() + 60
     while not condition():
+        assert time.monotonic() < until
         time.sleep(0.05)
 
 

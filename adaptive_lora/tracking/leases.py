@@ -190,18 +190,21 @@ class Leases:
 
     def is_free(self, run_id: str, lease: str) -> bool:
         """Return whether a lease has no living owner, or is this process's own."""
-        if not lease or lease.startswith(f"{self.owner}#"):
-            return True
-        return self.patience.is_over(run_id, lease)
+        return not lease or self._is_own(lease) or self.patience.is_over(run_id, lease)
+
+    def _is_own(self, lease: str) -> bool:
+        return lease.startswith(f"{self.owner}#")
 
     def release(self, run: Recorder) -> None:
-        """Give a lease up at once if the store answers; otherwise it expires by silence."""
+        """Give an own lease up at once if the store answers; otherwise it expires by silence."""
         if self.store.outbox.away:
             return
 
         def write() -> None:
+            client = self.store.outbox.uploader.client
             with suppress(*STORE_ERRORS, TrackingError):
-                self.store.client.set_tag(run.run_id, LEASE, "")
+                if self._is_own(client.get_run(run.run_id).data.tags.get(LEASE, "")):
+                    client.set_tag(run.run_id, LEASE, "")
 
         thread = threading.Thread(target=write, name="release", daemon=True)
         thread.start()
@@ -217,13 +220,23 @@ class Leases:
             run_id: function that returns the id of the leased run; may raise while it has none.
         """
         lost = threading.Event()
+        client = self.store.outbox.uploader.client  # without retries, which could write long after the decision to
+        written = time.monotonic()
 
-        def write(count: int) -> None:
-            run = self.store.client.get_run(run_id())
-            if not run.data.tags.get(LEASE, "").startswith(str(self.owner)):
+        def write(count: int, *, locked: bool = False) -> None:
+            nonlocal written
+            lease = client.get_run(run_id()).data.tags.get(LEASE, "")
+            now = time.monotonic()
+            if not self._is_own(lease):
                 lost.set()
+            elif locked or now - written < self.patience.silence / 2:
+                client.set_tag(run_id(), LEASE, f"{self.owner}#{count}")
+                written = now
             else:
-                self.store.client.set_tag(run_id(), LEASE, f"{self.owner}#{count}")
+                # Nobody takes a lease within `silence` after a heartbeat. A late one could overwrite a lease that
+                # another process takes just now, so it is decided under the lock.
+                with self.lock():
+                    write(count, locked=True)
 
         def check() -> None:
             if lost.is_set():
