@@ -6,11 +6,13 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from adaptive_lora.data.rows import LeftOut, Reading
+from adaptive_lora.data.sequences import Joined, Rows
 from adaptive_lora.errors import DataError
 
 
@@ -69,6 +71,13 @@ class Example:
         more = (self.full_messages, self.unlearned, self.tools)
         return json.dumps(more) if any(more) else ""
 
+    @property
+    def prompt_key(self) -> bytes:
+        """Digest by which prompts are equal: that of their texts without case and white space."""
+        texts = (self.prompt or self.response, *filter(None, [self.second]))
+        plain = "\0".join(" ".join(text.lower().split()) for text in texts)
+        return hashlib.blake2b(plain.encode(), digest_size=16).digest()
+
 
 def content_id(prompt: str, response: str, seen: dict[str, int]) -> str:
     """Return 16 hexadecimal digits of the content; repetitions in `seen` get `-1`, `-2` ..."""
@@ -78,11 +87,11 @@ def content_id(prompt: str, response: str, seen: dict[str, int]) -> str:
     return f"{key}-{count}" if count else key
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ExampleSet:
     """All examples of a study, before they are split."""
 
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     template: Mapping[str, str]
     """The prompt template that rendered the examples, saved for serving."""
     source: str
@@ -93,14 +102,24 @@ class ExampleSet:
     """Record of how the source was read, followed by that of a separate test source."""
     labels: tuple[str, ...] = ()
     """Names of the classes in the order of their indices; empty for tasks without classes."""
-    test: tuple[Example, ...] | None = None
+    test: Sequence[Example] | None = None
     """The test split, where it comes from a separate source; None otherwise."""
 
-    @property
+    @cached_property
+    def every(self) -> Sequence[Example]:
+        """All examples, followed by those of a separate test source."""
+        return Joined(self.examples, self.test or ())
+
+    @cached_property
+    def prompt_keys(self) -> Sequence[bytes]:
+        """Prompt key of each of all examples."""
+        return [example.prompt_key for example in self.every]
+
+    @cached_property
     def digest(self) -> str:
         """Digest over all prompts and responses in order, 32 hexadecimal digits (MLflow allows 36)."""
         total = hashlib.sha256()
-        for example in (*self.examples, *(self.test or ())):
+        for example in self.every:
             more = (example.second, example.question, example.chat_text or None)
             further = "".join(f"{text}\0" for text in more if text is not None)
             total.update(f"{example.prompt}\0{further}{example.response}\0".encode())
@@ -111,26 +130,26 @@ class ExampleSet:
         """Reason -> number of rows left out for it, over all sources."""
         return sum((reading.reasons for reading in self.readings), Counter())
 
-    def without(self, examples: Mapping[int, str]) -> ExampleSet:
+    def without(self, reasons: Mapping[int, str]) -> ExampleSet:
         """Return the set without some examples, which are recorded as left out.
 
         Args:
-            examples: `id()` of the example object -> reason.
+            reasons: index of the example among all -> reason.
 
         Raises:
             DataError: no example is left.
         """
+        kept: list[Rows[Example]] = []
+        readings: list[Reading] = []
+        start = 0
         parts = [self.examples] if self.test is None else [self.examples, self.test]
-        kept = [tuple(e for e in part if id(e) not in examples) for part in parts]
+        for part, reading in zip(parts, self.readings, strict=True):
+            end = start + len(part)
+            kept.append(Rows(self.every, [index for index in range(start, end) if index not in reasons]))
+            lost = [LeftOut(self.every[index].where, why) for index, why in reasons.items() if start <= index < end]
+            readings.append(dataclasses.replace(reading, left_out=(*reading.left_out, *lost)))
+            start = end
         if not all(kept):
-            raise DataError(f"{self.source}: every row is left out: {', '.join(sorted(set(examples.values())))}")
-        readings = tuple(
-            dataclasses.replace(reading, left_out=(*reading.left_out, *_lost(part, examples)))
-            for reading, part in zip(self.readings, parts, strict=True)
-        )
+            raise DataError(f"{self.source}: every row is left out: {', '.join(sorted(set(reasons.values())))}")
         test = kept[1] if len(kept) > 1 else None
-        return dataclasses.replace(self, examples=kept[0], test=test, readings=readings)
-
-
-def _lost(part: Collection[Example], reasons: Mapping[int, str]) -> tuple[LeftOut, ...]:
-    return tuple(LeftOut(e.where, reasons[id(e)]) for e in part if id(e) in reasons)
+        return dataclasses.replace(self, examples=kept[0], test=test, readings=tuple(readings))

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data.examples import Example, ExampleSet
+from adaptive_lora.data.sequences import Rows
 from adaptive_lora.errors import DataError
 from adaptive_lora.seeding import rng_for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Splits:
-    """The three splits of one fold."""
+    """The three splits of one fold, chosen from all examples of their source."""
 
-    train: tuple[Example, ...]
-    validation: tuple[Example, ...]
-    test: tuple[Example, ...]
+    train: Rows[Example]
+    validation: Rows[Example]
+    test: Rows[Example]
 
 
 def split_set(data: ExampleSet, config: DataConfig, fold: int = 0) -> Splits:
@@ -29,11 +30,11 @@ def split_set(data: ExampleSet, config: DataConfig, fold: int = 0) -> Splits:
     Raises:
         DataError: there are too few distinct prompts to fill every split.
     """
+    keys, own = data.prompt_keys, len(data.examples)
     if data.test is None:
-        return split_examples(data.examples, config, fold)
-    tested = {_key(example) for example in data.test}
-    rest = [example for example in data.examples if _key(example) not in tested]
-    groups = _shuffled(rest, config)
+        return _split(data.every, keys, config, fold)
+    tested = set(keys[own:])
+    groups = _shuffled({index: key for index, key in enumerate(keys[:own]) if key not in tested}, config)
     cut = round(config.validation_share * len(groups))
     if not 0 < cut < len(groups):
         raise DataError(
@@ -41,8 +42,11 @@ def split_set(data: ExampleSet, config: DataConfig, fold: int = 0) -> Splits:
             f"the validation split empty (validation_share {config.validation_share:g}); give more "
             "examples or another share."
         )
-    train, validation = chain.from_iterable(groups[cut:]), chain.from_iterable(groups[:cut])
-    return Splits(train=tuple(train), validation=tuple(validation), test=data.test)
+    return Splits(
+        train=_rows(data.every, groups[cut:]),
+        validation=_rows(data.every, groups[:cut]),
+        test=Rows(data.every, range(own, len(keys))),
+    )
 
 
 def split_examples(examples: Sequence[Example], config: DataConfig, fold: int = 0) -> Splits:
@@ -54,7 +58,11 @@ def split_examples(examples: Sequence[Example], config: DataConfig, fold: int = 
     Raises:
         DataError: there are too few distinct prompts to fill every split.
     """
-    shuffled = _shuffled(examples, config)
+    return _split(examples, [example.prompt_key for example in examples], config, fold)
+
+
+def _split(examples: Sequence[Example], keys: Sequence[bytes], config: DataConfig, fold: int) -> Splits:
+    shuffled = _shuffled(dict(enumerate(keys)), config)
     if config.folds > 1:
         test = shuffled[fold :: config.folds]
         rest = [group for index, group in enumerate(shuffled) if index % config.folds != fold]
@@ -70,19 +78,17 @@ def split_examples(examples: Sequence[Example], config: DataConfig, fold: int = 
             f"(shares: validation {config.validation_share:g}, test {config.test_share:g}, folds "
             f"{config.folds}); give more examples or other shares."
         )
-    return Splits(**{name: tuple(chain.from_iterable(part)) for name, part in splits.items()})
+    return Splits(**{name: _rows(examples, part) for name, part in splits.items()})
 
 
-def _shuffled(examples: Sequence[Example], config: DataConfig) -> list[list[Example]]:
-    """Return the examples of each distinct prompt, shuffled by `split_seed`."""
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(_key(example), []).append(example)
+def _shuffled(keys: Mapping[int, bytes], config: DataConfig) -> list[list[int]]:
+    """Return the indices of the examples of each distinct prompt, shuffled by `split_seed`."""
+    groups: dict[bytes, list[int]] = {}
+    for index, key in keys.items():
+        groups.setdefault(key, []).append(index)
     order, listed = rng_for(config.split_seed, "split").permutation(len(groups)), [*groups.values()]
     return [listed[index] for index in order]
 
 
-def _key(example: Example) -> str:
-    """Return the key by which prompts are equal: their texts without case and white space."""
-    texts = (example.prompt or example.response, *filter(None, [example.second]))
-    return "\0".join(" ".join(text.lower().split()) for text in texts)
+def _rows(examples: Sequence[Example], groups: Sequence[Sequence[int]]) -> Rows[Example]:
+    return Rows(examples, tuple(chain.from_iterable(groups)))

@@ -223,7 +223,7 @@ class StudyContext:
         tested = {item.id for splits in self._splits for item in splits.test}
         texts: dict[str, str] = {}
         room = _TEXTS_LIMIT
-        for example in (*self.data.examples, *(self.data.test or ())):
+        for example in self.data.every:
             if example.id in tested and room > 0:
                 texts[example.id] = example.shown[:_TEXT_LIMIT]
                 room -= len(texts[example.id])

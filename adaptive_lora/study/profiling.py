@@ -6,12 +6,13 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.allocation import MethodSpec, allocate
 from adaptive_lora.config import ProfileConfig, digest
 from adaptive_lora.data import ExampleSet
+from adaptive_lora.data.sequences import Joined, Rows
 from adaptive_lora.data.summary import DataSummary
 from adaptive_lora.errors import DataError
 from adaptive_lora.methods.adapters import attach, detach
@@ -80,12 +81,13 @@ def read_tasks(task: Task, tasks: Sequence[str], own: ExampleSet, own_folds: Seq
 
 def _in_turn(splits: Sequence[PreparedSplits]) -> PreparedSplits:
     """Return the splits of several tasks as one, with the tasks' examples interleaved."""
-    return PreparedSplits(
-        **{
-            name: tuple(chain.from_iterable(zip(*(getattr(each, name) for each in splits), strict=False)))
-            for name in SPLITS
-        }
-    )
+    return PreparedSplits(**{name: _interleaved([getattr(each, name) for each in splits]) for name in SPLITS})
+
+
+def _interleaved(parts: Sequence[Sequence[Any]]) -> Sequence[Any]:
+    """Return the first items of each part, then the second ones, and so on to the end of the shortest part."""
+    starts = list(accumulate(map(len, parts), initial=0))[:-1]
+    return Rows(Joined(*parts), [start + at for at in range(min(map(len, parts))) for start in starts])
 
 
 def drawn(examples: Sequence[Any], settings: ProfileConfig, *, seed: int, purpose: str, fold: int) -> list[list[Any]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 from adaptive_lora.data import Example, ExampleSet, Splits, split_set
 from adaptive_lora.data.rows import MOST_NAMED, BadRow, left_out
+from adaptive_lora.data.sequences import Rows
 from adaptive_lora.data.summary import DataSummary, PartSize, shortened
 from adaptive_lora.data.token_files import numbers_digest
 from adaptive_lora.models.tasks.task import Task
@@ -21,9 +22,9 @@ log = logging.getLogger(__name__)
 class PreparedSplits:
     """The three splits of one fold, prepared for the model by the task."""
 
-    train: tuple[Any, ...]
-    validation: tuple[Any, ...]
-    test: tuple[Any, ...]
+    train: Sequence[Any]
+    validation: Sequence[Any]
+    test: Sequence[Any]
 
     @property
     def digest(self) -> str:
@@ -61,22 +62,27 @@ def prepare_set(task: Task, data: ExampleSet) -> PreparedSet:
     config = task.config.data
     while True:
         folds = [split_set(data, config, fold) for fold in range(config.folds)]
-        used = {id(example) for splits in folds for part in _listed(splits) for example in part}
-        chosen = [e for e in (*data.examples, *(data.test or ())) if id(e) in used]
+        used = sorted({index for splits in folds for part in _listed(splits) for index in part.indices})
+        chosen = Rows(data.every, used)
         try:
             made = task.prepared(chosen)
             break
         except BadRow as row:
-            bad = task.unusable(chosen) or {id(chosen[0]): row}
+            bad = task.unusable(chosen) or {0: row}
         left_out(list(bad.values()), config, data.source)
-        data = data.without({key: row.reason for key, row in bad.items()})
-    ready = dict(zip(map(id, chosen), made, strict=True))
+        data = data.without({used[at]: row.reason for at, row in bad.items()})
+    places = {index: at for at, index in enumerate(used)}
     prepared = [
-        PreparedSplits(**{name: tuple(ready[id(e)] for e in getattr(splits, name)) for name in SPLITS})
+        PreparedSplits(
+            **{
+                name: Rows(made, [places[index] for index in part.indices])
+                for name, part in zip(SPLITS, _listed(splits), strict=True)
+            }
+        )
         for splits in folds
     ]
     _log_left_out(data)
-    summary = _summary(task, data, folds[0], ready)
+    summary = _summary(task, data, folds[0].train[0], made, prepared[0])
     return PreparedSet(data=data, folds=prepared, summary=summary)
 
 
@@ -84,7 +90,7 @@ SPLITS = ("train", "validation", "test")
 """Names of the splits of a fold."""
 
 
-def _listed(splits: Splits) -> tuple[Sequence[Example], ...]:
+def _listed(splits: Splits) -> tuple[Rows[Example], ...]:
     return splits.train, splits.validation, splits.test
 
 
@@ -96,24 +102,33 @@ def _log_left_out(data: ExampleSet) -> None:
         log.warning("left out: %d more rows", len(rows) - MOST_NAMED)
 
 
-def _summary(task: Task, data: ExampleSet, splits: Splits, ready: Mapping[int, Any]) -> DataSummary:
-    made, first = list(ready.values()), splits.train[0]
+def _summary(task: Task, data: ExampleSet, first: Example, made: Sequence[Any], splits: PreparedSplits) -> DataSummary:
+    """Return the summary of a data set.
+
+    Args:
+        task: task that prepared it.
+        data: the data set.
+        first: first training example.
+        made: prepared examples of all splits.
+        splits: splits of the first fold.
+    """
     counts = [item.cut for item in made if item.numbers()]  # images alone have no tokens
     return DataSummary(
         task=task.name,
         readings=data.readings,
         template=data.template_name,
         parts={
-            name: PartSize(examples=len(part), supervised_tokens=sum(ready[id(e)].supervised_tokens for e in part))
-            for name, part in zip(SPLITS, _listed(splits), strict=True)
+            name: PartSize(examples=len(part), supervised_tokens=sum(item.supervised_tokens for item in part))
+            for name in SPLITS
+            for part in [getattr(splits, name)]
         },
         folds=task.config.data.folds,
-        tested_prompts=len(data.examples) + len(data.test or ()) - len(made),
+        tested_prompts=len(data.every) - len(made),
         longest=task.longest if counts else None,
         cut_examples=sum(number > 0 for number in counts),
         examples=len(made),
         lost_tokens=sum(counts),
         tokens=sum(item.length for item in made) if counts else 0,
-        example=shortened(task.illustrated(ready[id(first)], first)),
+        example=shortened(task.illustrated(splits.train[0], first)),
         where=first.where,
     )

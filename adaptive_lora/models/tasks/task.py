@@ -203,8 +203,8 @@ class Task(ABC):
         }
         return cached_tokens(examples, self.tokenised, self.prepare, made_from)
 
-    def unusable(self, examples: Sequence[Example]) -> dict[int, BadRow]:
-        """Return `id()` of each example that `prepare` refuses -> its error.
+    def unusable(self, examples: Sequence[Example], start: int = 0) -> dict[int, BadRow]:
+        """Return the index, counted from `start`, of each example that `prepare` refuses -> its error.
 
         The search is by halves, so that the others are not prepared one by one.
         """
@@ -212,9 +212,9 @@ class Task(ABC):
             self.prepare(examples)
         except BadRow as row:
             if len(examples) == 1:
-                return {id(examples[0]): row}
+                return {start: row}
             half = len(examples) // 2
-            return {**self.unusable(examples[:half]), **self.unusable(examples[half:])}
+            return {**self.unusable(examples[:half], start), **self.unusable(examples[half:], start + half)}
         return {}
 
     def decoded(self, ids: Sequence[int]) -> str:
