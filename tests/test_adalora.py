@@ -33,7 +33,7 @@ from adaptive_lora.methods.adapters.factors import write_factors
 from adaptive_lora.methods.ranks_in_training import Phases
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial, trial_metrics
-from adaptive_lora.training import TrainInputs, train
+from adaptive_lora.training import Trainer, TrainInputs
 
 BaseContext = Callable[..., StudyContext]
 IDS = torch.arange(24).reshape(2, 12)
@@ -73,7 +73,7 @@ def trainer(context: StudyContext, adapted: PeftModel, callback: AdaLoraCallback
         callback=callback,
         **more,
     )
-    return train(adapted, inputs, context.config.train, context.runtime, lr=1e-2, seed=0)
+    return Trainer(adapted, inputs, context.config.train, context.runtime, lr=1e-2, seed=0).run()
 
 
 @pytest.fixture

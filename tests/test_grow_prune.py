@@ -19,7 +19,7 @@ from adaptive_lora.methods.grow_prune.fit import GrowPruneCallback, NewRank, res
 from adaptive_lora.methods.grow_prune.moves import SiteView, decide_moves
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
-from adaptive_lora.training import TrainInputs, train
+from adaptive_lora.training import Trainer, TrainInputs
 
 BaseContext = Callable[..., StudyContext]
 IDS = torch.arange(24).reshape(2, 12)
@@ -192,7 +192,7 @@ def test_interrupted_and_resumed_is_the_uninterrupted_run(context: StudyContext,
                 callback=callback,
                 **more,
             )
-            result = train(adapted, inputs, context.config.train, context.runtime, lr=1e-2, seed=0)
+            result = Trainer(adapted, inputs, context.config.train, context.runtime, lr=1e-2, seed=0).run()
             weights = {n: p.detach() for n, p in adapted.named_parameters() if p.requires_grad}
         finally:
             adapted.unload()

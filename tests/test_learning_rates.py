@@ -15,7 +15,7 @@ from adaptive_lora.allocation import RankPlan
 from adaptive_lora.methods.adapters import attach
 from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.training import TrainInputs, train
+from adaptive_lora.training import Trainer, TrainInputs
 from adaptive_lora.training.trainer import parameter_groups
 
 BaseContext = Callable[..., StudyContext]
@@ -73,7 +73,7 @@ def test_a_multiplier_trains_like_another_rate(make_bench: BaseContext) -> None:
             validate=lambda model: 0.0,
             lr_multipliers=plan.lr_multipliers(),
         )
-        train(adapted, inputs, context.config.train, context.runtime, lr=1e-3, seed=0)
+        Trainer(adapted, inputs, context.config.train, context.runtime, lr=1e-3, seed=0).run()
         found = {name: layer.lora_B["default"].weight.detach().clone() for name, layer in lora_layers(adapted).items()}
         adapted.unload()
         return found

@@ -30,13 +30,12 @@ from adaptive_lora.study.progress import StudyProgress
 from adaptive_lora.study.run import open_study
 from adaptive_lora.study.tracked_trial import run_tracked
 from adaptive_lora.tracking import connect
-from adaptive_lora.training import TrainInputs, train
+from adaptive_lora.training import Trainer, TrainInputs
 from adaptive_lora.training.joint import loop as joint_memory
 from adaptive_lora.training.joint.grouped import mount, take_off
 from adaptive_lora.training.joint.loop import JointTraining, Member, joining_problem, passes_at_once
 from adaptive_lora.training.memory import Estimate
 from adaptive_lora.training.memory.estimate import SPREAD
-from adaptive_lora.training.trainer import Trainer
 
 MakeContext = Callable[..., StudyContext]
 Weights = dict[str, torch.Tensor]
@@ -81,7 +80,7 @@ class Trainings:
         adapted, inputs = self.parts(trial)
         config = self.context.config.train
         try:
-            result = train(adapted, inputs, config, self.context.runtime, lr=trial.lr, seed=trial.seed)
+            result = Trainer(adapted, inputs, config, self.context.runtime, lr=trial.lr, seed=trial.seed).run()
             return result, weights_of(adapted)
         finally:
             detach(adapted)
@@ -93,6 +92,7 @@ class Trainings:
             lr=trial.lr, seed=trial.seed,
         )  # fmt: skip
         assert joining_problem(trainer) is None
+        trainer.start()
         return Member(trainer=trainer, layers=take_off(adapted))
 
     def together(self, trials: list[TrialSpec]) -> list[tuple[TrainResult, Weights]]:
@@ -103,6 +103,7 @@ class Trainings:
         for member in members:
             assert member.failure is None
             mount(self.base, member.layers)
+            member.trainer.early.restore_best(member.trainer.parameters)
             found.append((member.trainer.result(), weights_of(member.trainer.model)))
             detach(member.trainer.model)
         return found

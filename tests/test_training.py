@@ -25,7 +25,7 @@ from adaptive_lora.models.tasks.scores import exact
 from adaptive_lora.results import TrainResult
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import TrialOutcome, run_trial, trial_metrics
-from adaptive_lora.training import StabilityGuard, TrainInputs, train
+from adaptive_lora.training import StabilityGuard, Trainer, TrainInputs
 from adaptive_lora.training.state import TrainerState
 from adaptive_lora.training.stopping import EarlyStop
 
@@ -251,7 +251,7 @@ def test_interrupted_and_resumed_is_the_uninterrupted_training(make_bench: BaseC
             **more,
         )
         try:
-            result = train(adapted, inputs, context.config.train, context.runtime, lr=1e-2, seed=0)
+            result = Trainer(adapted, inputs, context.config.train, context.runtime, lr=1e-2, seed=0).run()
             return result, [p.detach() for p in adapted.parameters() if p.requires_grad]
         finally:
             detach(adapted)

@@ -22,7 +22,7 @@ from adaptive_lora.models.base import gradient_checkpointing
 from adaptive_lora.models.tasks import Task
 from adaptive_lora.models.tasks.prepared import SPLITS, PreparedSplits, prepare_set
 from adaptive_lora.seeding import rng_for, torch_stream
-from adaptive_lora.training import TrainInputs, train
+from adaptive_lora.training import Trainer, TrainInputs
 
 if TYPE_CHECKING:
     from adaptive_lora.study.context import StudyContext
@@ -120,7 +120,8 @@ def trained_probe(context: StudyContext, splits: PreparedSplits, *, seed: int, f
         try:
             adapted.to(context.runtime.device)
             with gradient_checkpointing(model, config.gradient_checkpointing):
-                result = train(adapted, inputs, config, context.runtime, lr=rates[len(rates) // 2], seed=seed)
+                lr = rates[len(rates) // 2]
+                result = Trainer(adapted, inputs, config, context.runtime, lr=lr, seed=seed).run()
             yield TrainedProbe(model=adapted, tokens=result.tokens)
         finally:
             detach(adapted)

@@ -22,7 +22,7 @@ from adaptive_lora.methods.importance import ProfileTask
 from adaptive_lora.models.base import gradient_checkpointing
 from adaptive_lora.results import TrainResult
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.training import StepEvent, TrainInputs, TrialCheckpoints, events_of, total_steps, train
+from adaptive_lora.training import StepEvent, Trainer, TrainInputs, TrialCheckpoints, events_of, total_steps
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -198,7 +198,7 @@ class TrialOnBase:
             **resumable,
         )
         with gradient_checkpointing(self.base, config.gradient_checkpointing):
-            return train(adapted, inputs, config, context.runtime, lr=self.trial.lr, seed=self.trial.seed)
+            return Trainer(adapted, inputs, config, context.runtime, lr=self.trial.lr, seed=self.trial.seed).run()
 
     def _resumable(self, adapted: nn.Module, on_step: Callable[[StepEvent], None]) -> dict[str, Any]:
         """Return the inputs of a training that continues; earlier steps are reported again."""

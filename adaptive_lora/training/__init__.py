@@ -2,16 +2,16 @@
 
 from adaptive_lora.training.checkpoint import Frequency, TrialCheckpoints
 from adaptive_lora.training.stopping import StabilityGuard
-from adaptive_lora.training.trainer import StepEvent, TrainInputs, events_of, is_validated, total_steps, train
+from adaptive_lora.training.trainer import StepEvent, Trainer, TrainInputs, events_of, is_validated, total_steps
 
 __all__ = [
     "Frequency",
     "StabilityGuard",
     "StepEvent",
     "TrainInputs",
+    "Trainer",
     "TrialCheckpoints",
     "events_of",
     "is_validated",
     "total_steps",
-    "train",
 ]

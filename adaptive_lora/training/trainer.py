@@ -6,8 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +24,7 @@ from adaptive_lora.models.device import Runtime
 from adaptive_lora.models.losses import Loss, LossByExample, causal_loss
 from adaptive_lora.results import TrainResult
 from adaptive_lora.seeding import global_state, set_global_state, torch_stream
+from adaptive_lora.training.joint.group import take_steps_with_group
 from adaptive_lora.training.memory import Estimate
 from adaptive_lora.training.memory.peak import PeakMemory
 from adaptive_lora.training.memory.shortage import halved, is_out_of_memory, too_large
@@ -92,38 +92,6 @@ class TrainInputs:
     """Estimated memory of the whole batch in one forward pass, which limits the trials trained together."""
 
 
-def train(
-    model: nn.Module, inputs: TrainInputs, config: TrainConfig, runtime: Runtime, *, lr: float, seed: int
-) -> TrainResult:
-    """Train the trainable parameters of a model in place.
-
-    Args:
-        model: adapted model.
-        inputs: examples, validation and progress.
-        config: settings of the optimisation, equal for all methods.
-        runtime: device and precision.
-        lr: peak learning rate.
-        seed: seed of the order of examples and of the base model's own dropout.
-
-    Raises:
-        TrialFailed: there were too many non-finite steps.
-    """
-    trainer = Trainer(model, inputs, config, runtime, lr=lr, seed=seed)
-    try:
-        with torch_stream(seed, "base dropout"), inputs.running(model):
-            if inputs.resume is not None:
-                load_state_dict(trainer, inputs.resume)
-            try:
-                take_steps.get()(trainer)
-            except KeyboardInterrupt:
-                inputs.on_stop(len(trainer.losses), lambda: take(trainer))
-                raise
-            inputs.on_stop(len(trainer.losses), lambda: take(trainer))
-    finally:
-        runtime.accelerator.free_memory()
-    return trainer.result()
-
-
 def events_of(snapshot: TrainerState, total: int) -> Iterator[StepEvent]:
     """Yield the step events that were reported up to a snapshot.
 
@@ -176,7 +144,17 @@ class Trainer:
     def __init__(
         self, model: nn.Module, inputs: TrainInputs, config: TrainConfig, runtime: Runtime, *, lr: float, seed: int
     ) -> None:
-        self.config, self.inputs, self.runtime = config, inputs, runtime
+        """Prepare the training of a model's trainable parameters, in place.
+
+        Args:
+            model: adapted model.
+            inputs: examples, validation and progress.
+            config: settings of the optimisation, equal for all methods.
+            runtime: device and precision.
+            lr: peak learning rate.
+            seed: seed of the order of examples and of the base model's own dropout.
+        """
+        self.config, self.inputs, self.runtime, self._seed = config, inputs, runtime, seed
         self.raw_optimizer = torch.optim.AdamW(
             parameter_groups(model, inputs.lr_multipliers, lr, lora_plus=inputs.lora_plus),
             lr=lr,
@@ -217,18 +195,41 @@ class Trainer:
         """State of the training: true once all steps have been taken."""
         return len(self.losses) >= self.steps or self.early.stop
 
-    def run(self) -> None:
-        """Take all steps, or fewer if early stopping ends the training."""
-        self.start()
-        while not self.finished:
-            started = time.perf_counter()
-            window = self.next_window()
-            loss = self.learn(window)
-            with whole():
-                self.apply(window, loss)
-                self.seconds += time.perf_counter() - started
-            self.report()
-        self.early.restore_best(self.parameters)
+    def run(self) -> TrainResult:
+        """Take all steps, or fewer if early stopping ends the training; continue from a snapshot if there is one.
+
+        Raises:
+            TrialFailed: there were too many non-finite steps.
+        """
+        try:
+            with torch_stream(self._seed, "base dropout"), self.inputs.running(self.model):
+                if self.inputs.resume is not None:
+                    load_state_dict(self, self.inputs.resume)
+                with self._snapshot_at_end():
+                    self.start()
+                    take_steps_with_group(self)  # a trial of a joint group has no steps left after this
+                    while not self.finished:
+                        started = time.perf_counter()
+                        window = self.next_window()
+                        loss = self.learn(window)
+                        with whole():
+                            self.apply(window, loss)
+                            self.seconds += time.perf_counter() - started
+                        self.report()
+                    self.early.restore_best(self.parameters)
+        finally:
+            self.runtime.accelerator.free_memory()
+        return self.result()
+
+    @contextmanager
+    def _snapshot_at_end(self) -> Iterator[None]:
+        """Offer a snapshot where the block ends or is interrupted."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.inputs.on_stop(len(self.losses), lambda: take(self))
+            raise
+        self.inputs.on_stop(len(self.losses), lambda: take(self))
 
     def start(self) -> None:
         """Validate the untrained model at the start; complete a step that was interrupted."""
@@ -353,7 +354,3 @@ class Trainer:
             precision=self.runtime.precision,
             device=str(self.runtime.device),
         )
-
-
-take_steps: ContextVar[Callable[[Trainer], None]] = ContextVar("take_steps", default=Trainer.run)
-"""Function that takes the steps of a training; `training.joint` replaces it for trials trained together."""

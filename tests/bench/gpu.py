@@ -288,7 +288,7 @@ class BaseContext:
         from adaptive_lora.allocation import MethodSpec, allocate
         from adaptive_lora.methods.adapters import attach, detach
         from adaptive_lora.models.sites import find_sites
-        from adaptive_lora.training import TrainInputs, train
+        from adaptive_lora.training import Trainer, TrainInputs
 
         spec = MethodSpec.build("uniform", {"rank": RANKS[seed]})
         plan = allocate(spec, find_sites(self.model))
@@ -303,10 +303,8 @@ class BaseContext:
             running=self.task.running,
         )
         try:
-            return train(
-                adapted, inputs, self.task.config.train, self.task.runtime, lr=RATES[seed],
-                seed=max(0, seed),
-            )  # fmt: skip
+            config, runtime = self.task.config.train, self.task.runtime
+            return Trainer(adapted, inputs, config, runtime, lr=RATES[seed], seed=max(0, seed)).run()
         finally:
             detach(adapted)
 

@@ -73,7 +73,7 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
     from adaptive_lora.models.device import start_runtime
     from adaptive_lora.models.sites import find_sites
     from adaptive_lora.models.tasks.causal import CausalTask
-    from adaptive_lora.training import TrainInputs, train
+    from adaptive_lora.training import Trainer, TrainInputs
     from adaptive_lora.training.memory import estimate, load_of
 
     options: dict[str, object] = {"batch_size": 8, "max_steps": 2, "precision": "fp32"}
@@ -111,7 +111,7 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
         running=task.running, micro_batch=micro,
     )  # fmt: skip
     with gradient_checkpointing(model, recompute):
-        train(adapted, inputs, config.train, runtime, lr=1e-4, seed=0)
+        Trainer(adapted, inputs, config.train, runtime, lr=1e-4, seed=0).run()
     parts = estimate(load, examples=micro, checkpointing=recompute).to_dict()
     return {"peak": peak() - before, **parts}
 

@@ -74,8 +74,7 @@ def ours(data: Data, turns: Turns) -> None:
     from adaptive_lora.models.device import start_runtime
     from adaptive_lora.models.losses import causal_loss
     from adaptive_lora.models.tasks import CausalTask
-    from adaptive_lora.training import TrainInputs, train
-    from adaptive_lora.training.trainer import Trainer, take_steps
+    from adaptive_lora.training import Trainer, TrainInputs
 
     runtime = start_runtime("fp32", cpu=True)
     base: Any = setting.base()
@@ -83,7 +82,12 @@ def ours(data: Data, turns: Turns) -> None:
     object.__setattr__(holder, "model", base)
     task = CausalTask(study_from({"batching": "packed"}), runtime, holder)
 
-    def run(trainer: Trainer) -> None:
+    inputs = TrainInputs(
+        examples=data, collate=setting.collate, validate=lambda model: 0.0, loss=causal_loss, running=task.running
+    )
+    model = setting.adapted(base)
+    trainer = Trainer(model, inputs, setting.TRAINING, runtime, lr=setting.RATE, seed=setting.SEED)
+    with task.running(model):
         while True:
             turns.wait()
             started = time.perf_counter()
@@ -96,13 +100,6 @@ def ours(data: Data, turns: Turns) -> None:
                 supervised=sum(batch.supervised_tokens for batch in window),
                 loss=loss,
             )
-
-    inputs = TrainInputs(
-        examples=data, collate=setting.collate, validate=lambda model: 0.0, loss=causal_loss, running=task.running
-    )
-    model = setting.adapted(base)
-    take_steps.set(run)
-    train(model, inputs, setting.TRAINING, runtime, lr=setting.RATE, seed=setting.SEED)
 
 
 def sft_trainer(data: Data, turns: Turns) -> None:

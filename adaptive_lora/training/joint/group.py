@@ -1,7 +1,8 @@
 """Groups of trials whose trainings are run together on one base.
 
-Each trial runs its own code, in its own thread, up to the start of its training. There it waits for the others of its
-group; then their steps are taken together, and each continues by itself. One thread runs at a time.
+Each trial runs its own code, in its own thread, up to the first step of its training (`take_steps_with_group`). There
+it waits for the others of its group; then their steps are taken together, and each continues by itself. One thread
+runs at a time.
 """
 
 from __future__ import annotations
@@ -10,12 +11,27 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextvars import ContextVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.training.joint.grouped import mount, take_off
 from adaptive_lora.training.joint.loop import JointTraining, Member, joining_problem
-from adaptive_lora.training.trainer import Trainer, take_steps
+
+if TYPE_CHECKING:
+    from adaptive_lora.training.trainer import Trainer
+
+_with_group: ContextVar[Callable[[Trainer], None]] = ContextVar("_with_group", default=lambda trainer: None)
+"""Function that takes a training's steps with the group of this thread; outside a group it does nothing."""
+
+
+def take_steps_with_group(trainer: Trainer) -> None:
+    """Take all steps of a started training together with those of its group.
+
+    Nothing is done outside a group, and where the training cannot join: the trainer then takes its steps itself.
+    """
+    _with_group.get()(trainer)
 
 
 class JointGroup:
@@ -49,7 +65,7 @@ class JointGroup:
 
     def _thread(self, name: str, work: Callable[[], object]) -> PausableThread:
         def run(thread: PausableThread) -> None:
-            take_steps.set(self._stepper(thread))  # for this thread only
+            _with_group.set(partial(self._take_steps, thread))  # for this thread only
             work()
 
         return PausableThread(run, name)
@@ -61,28 +77,23 @@ class JointGroup:
         elif thread.error is not None:
             raise thread.error
 
-    def _stepper(self, thread: PausableThread) -> Callable[[Trainer], None]:
-        """Return a function that takes a training's steps: with the group, or alone if that is impossible."""
-
-        def run(trainer: Trainer) -> None:
-            problem = joining_problem(trainer)
-            if problem is not None:
-                if problem not in self._said:
-                    self._said.add(problem)
-                    logging.getLogger(__name__).warning("trials train one by one: %s", problem)
-                trainer.run()
-                return
-            model: Any = trainer.model
-            layers = take_off(model)
-            member = self._waiting[thread] = Member(trainer=trainer, layers=layers)
-            started = time.perf_counter()
-            try:
-                thread.pause()
-            finally:
-                mount(model.get_base_model(), layers)
-            trainer.waited_seconds += time.perf_counter() - started - member.own_seconds
-
-        return run
+    def _take_steps(self, thread: PausableThread, trainer: Trainer) -> None:
+        """Pause the thread of a training until the group has taken its steps, unless it cannot join."""
+        problem = joining_problem(trainer)
+        if problem is not None:
+            if problem not in self._said:
+                self._said.add(problem)
+                logging.getLogger(__name__).warning("trials train one by one: %s", problem)
+            return
+        model: Any = trainer.model
+        layers = take_off(model)
+        member = self._waiting[thread] = Member(trainer=trainer, layers=layers)
+        started = time.perf_counter()
+        try:
+            thread.pause()
+        finally:
+            mount(model.get_base_model(), layers)
+        trainer.waited_seconds += time.perf_counter() - started - member.own_seconds
 
 
 class PausableThread:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -28,7 +28,9 @@ from adaptive_lora.models.kernels import attends_packed
 from adaptive_lora.training.joint.grouped import GroupedSite, Layers, Routing, Share, grouping_problem, mount
 from adaptive_lora.training.memory.estimate import SPREAD, Estimate
 from adaptive_lora.training.memory.shortage import halved, is_out_of_memory
-from adaptive_lora.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from adaptive_lora.training.trainer import Trainer
 
 
 def joining_problem(trainer: Trainer) -> str | None:
@@ -79,8 +81,8 @@ class JointTraining:
         """Prepare a group.
 
         Args:
-            members: at least one, on one base without adapters, each with a trainer that is at its
-                start or restored from a snapshot.
+            members: at least one, on one base without adapters, each with a trainer whose next action
+                is a step.
         """
         self._members = members
         model: Any = members[0].trainer.model
@@ -104,13 +106,8 @@ class JointTraining:
         """Take all steps of all members; a failed one does not stop the others."""
         for member in self._members:
             member.trainer.trials_together = len(self._members)
-            with self._alone(member), _clocked(member):
-                member.trainer.start()
         while active := [i for i, member in enumerate(self._members) if member.active]:
             self._step(active)
-        for member in self._members:
-            if member.failure is None:
-                member.trainer.early.restore_best(member.trainer.parameters)
 
     def _step(self, active: Sequence[int]) -> None:
         """Take one optimiser step of each active member."""
