@@ -43,7 +43,7 @@ def test_components_are_those_of_the_analysis_of_variance() -> None:
     assert found.example == pytest.approx((squares["C(example)"] - squares["Residual"]) / seeds)
 
 
-def test_components_are_recovered_and_their_sum_is_the_spread_over_seeds() -> None:
+def test_components_are_recovered_and_their_sum_is_the_variance_over_seeds() -> None:
     diff = crossed(np.random.default_rng(1), 300, 300, (0.2, 1.0, 0.5))
     found = stats.variance_components(diff, np.ones_like(diff), crossed=True)
     assert found is not None
@@ -51,7 +51,7 @@ def test_components_are_recovered_and_their_sum_is_the_spread_over_seeds() -> No
     assert math.sqrt(found.example) == pytest.approx(1.0, rel=0.15)
     assert math.sqrt(found.residual) == pytest.approx(0.5, rel=0.02)
     assert found.standard_deviation(300) == pytest.approx(diff.mean(axis=1).std(ddof=1))
-    assert found.standard_error(1, 10**12) == pytest.approx(math.sqrt(found.seed), rel=1e-3)
+    assert found.standard_deviation(10**12) == pytest.approx(math.sqrt(found.seed), rel=1e-3)
 
 
 def test_nested_components_by_hand_and_none_without_two_seeds() -> None:

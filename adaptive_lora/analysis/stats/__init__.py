@@ -14,38 +14,34 @@ comparison rests on sign flips, which need no normal distribution. Intervals ove
 Student's t, since no bootstrap of them covers as often as asked.
 """
 
-from adaptive_lora.analysis.stats.agreement import rank_agreement
-from adaptive_lora.analysis.stats.arrays import Interval
-from adaptive_lora.analysis.stats.components import Components, variance_components
-from adaptive_lora.analysis.stats.effects import Effect, paired_effect, wilson_interval
-from adaptive_lora.analysis.stats.efficiency import (
-    first_reached,
-    front_gain,
-    front_share,
-    interval_of_draws,
-    pareto_front,
-)
+from adaptive_lora.analysis.stats.efficiency import first_reached, front_gain, front_share, pareto_front, rank_agreement
 from adaptive_lora.analysis.stats.intervals import (
     STUDENT,
+    Interval,
     bootstrap_interval,
     expanded_confidence,
     few_seeds,
+    interval_of_draws,
     mean_interval,
     t_interval,
 )
 from adaptive_lora.analysis.stats.power import (
     Correction,
+    Effect,
     checked_seeds,
     examples_for_new_examples,
     examples_for_power,
     fewest_seeds,
+    paired_effect,
     paired_power,
     seeds_for_power,
     sign_flip_ps,
     simulated_power,
+    wilson_interval,
 )
 from adaptive_lora.analysis.stats.racing import RACE_RULE, RaceRule, nearest_passes, standing
 from adaptive_lora.analysis.stats.significance import (
+    EXACT_SEEDS,
     attainable_p,
     benjamini_hochberg,
     equivalence_t_test,
@@ -60,10 +56,15 @@ from adaptive_lora.analysis.stats.significance import (
     symmetry,
     wilcoxon,
 )
-from adaptive_lora.analysis.stats.two_way import hierarchical_bootstrap, two_way_interval
+from adaptive_lora.analysis.stats.two_way import (
+    Components,
+    hierarchical_bootstrap,
+    two_way_interval,
+    variance_components,
+)
 
 __all__ = [
-    "RACE_RULE", "STUDENT", "Components", "Correction", "Effect", "Interval", "RaceRule", "attainable_p",
+    "EXACT_SEEDS", "RACE_RULE", "STUDENT", "Components", "Correction", "Effect", "Interval", "RaceRule", "attainable_p",
     "benjamini_hochberg", "bootstrap_interval", "checked_seeds", "equivalence_t_test", "equivalence_test",
     "examples_for_new_examples", "examples_for_power", "expanded_confidence", "few_seeds", "fewest_seeds",
     "first_reached", "front_gain", "front_share", "hierarchical_bootstrap", "holm", "interval_of_draws",

@@ -1,14 +1,15 @@
-"""Cost against loss: Pareto fronts, the area under them, and the early rate."""
+"""Methods beside their verdicts: cost against loss, the early rate, and the agreement of allocations."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats as distributions
 
-from adaptive_lora.analysis.stats.arrays import Interval, all_equal
-from adaptive_lora.analysis.stats.intervals import STUDENT, expanded_confidence, few_seeds, t_quantile
+from adaptive_lora.analysis.stats.significance import all_equal
 
 
 def pareto_front(cost_M: ArrayLike, loss_M: ArrayLike) -> NDArray[np.bool_]:
@@ -59,34 +60,6 @@ def front_gain(parameters_K: ArrayLike, loss_K: ArrayLike, *, low: float, high: 
     return float(np.dot(gain_P, np.diff(np.log2(edge_P))) / math.log2(high / low))
 
 
-def interval_of_draws(draw_B: ArrayLike, *, estimate: float, seeds: int, confidence: float) -> Interval:
-    """Return an interval from bootstrap draws over seeds.
-
-    For few seeds (see `few_seeds`) Student's t with the draws' standard deviation, which lacks
-    (n - 1) / n of the variance, as standard error: for a mean that is `t_interval`. For more the
-    percentile interval at the confidence of `expanded_confidence`.
-
-    Args:
-        draw_B: the statistic of each draw of seeds.
-        estimate: the statistic of the observed seeds.
-        seeds: number of them.
-        confidence: share of studies in which the interval holds the truth.
-    """
-    drawn_B = np.asarray(draw_B, dtype=np.float64)
-    if seeds < 2:
-        return Interval(low=None, high=None, method="none", note="one seed has no standard deviation")
-    if all_equal(drawn_B):
-        note = f"all {seeds} seeds gave the same value"
-        return Interval(low=None, high=None, method="none", note=note)
-    if few_seeds(seeds, confidence):
-        error = float(drawn_B.std()) * math.sqrt(seeds / (seeds - 1))
-        half = t_quantile(confidence, seeds - 1) * error
-        return Interval(low=estimate - half, high=estimate + half, method=STUDENT)
-    tail = (1 - expanded_confidence(confidence, seeds)) / 2
-    low, high = np.quantile(drawn_B, [tail, 1 - tail])
-    return Interval(low=float(low), high=float(high), method="percentile")
-
-
 def first_reached(x_P: ArrayLike, loss_P: ArrayLike, target: float) -> float | None:
     """Return where a curve first comes down to a target, between its points by straight lines.
 
@@ -106,3 +79,20 @@ def first_reached(x_P: ArrayLike, loss_P: ArrayLike, target: float) -> float | N
         return float(places[point])
     share = (losses[point - 1] - target) / (losses[point - 1] - losses[point])
     return float(places[point - 1] + share * (places[point] - places[point - 1]))
+
+
+def rank_agreement(value_LK: ArrayLike) -> tuple[tuple[float | None, ...], ...]:
+    """Return Spearman's rank correlation between every two of L vectors over K sites.
+
+    1 on the diagonal; None where a vector is constant, such as uniform ranks, since nothing is
+    ordered there. Ties share their mean rank (Spearman 1904; Kendall 1948, chapter 3).
+    """
+    rows = np.asarray(value_LK, dtype=np.float64)
+    flat = [all_equal(row) for row in rows]
+    matrix: list[list[float | None]] = [[None] * len(rows) for _ in rows]
+    for one, other in itertools.combinations_with_replacement(range(len(rows)), 2):
+        if flat[one] or flat[other]:
+            continue
+        value = 1.0 if one == other else float(distributions.spearmanr(rows[one], rows[other])[0])
+        matrix[one][other] = matrix[other][one] = value
+    return tuple(tuple(row) for row in matrix)

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as distributions
 
-from adaptive_lora.analysis.stats.arrays import FloatArray, Interval, all_equal, sample
-from adaptive_lora.analysis.stats.significance import least_seeds
+from adaptive_lora.analysis.stats.significance import FloatArray, all_equal, least_seeds, sample
 
 STUDENT = "Student's t"
 """`Interval.method` of an interval from Student's t distribution."""
 FEW_SEEDS = 6
 """Number of seeds below which no bootstrap is used."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A confidence interval, or the reason why there is none."""
+
+    low: float | None
+    high: float | None
+    method: str
+    """Method by which it was made: `BCa`, `percentile`, `none` ..."""
+    note: str = ""
+    """Reason why it is missing, or why it says less than it seems to."""
+
+    @classmethod
+    def missing(cls, note: str) -> Interval:
+        """Return no interval, with the reason."""
+        return cls(low=None, high=None, method="none", note=note)
 
 
 def few_seeds(seeds: int, confidence: float) -> bool:
@@ -41,14 +58,13 @@ def mean_interval(values_S: ArrayLike, *, confidence: float = 0.95, draws: int =
     return bootstrap_interval(sample_S, confidence=confidence, draws=draws, seed=seed)
 
 
-def absent(sample_S: FloatArray) -> Interval | None:
-    """Return the reason why values over seeds have no interval, or None where they have one."""
-    note = ""
-    if sample_S.size == 1:
-        note = "one seed has no standard deviation"
-    elif all_equal(sample_S):
-        note = f"all {sample_S.size} seeds gave the same value"
-    return Interval(low=None, high=None, method="none", note=note) if note else None
+def absent(values: FloatArray, seeds: int) -> Interval | None:
+    """Return the reason why values from so many seeds have no interval, or None where they have one."""
+    if seeds > 1 and not all_equal(values):
+        return None
+    return Interval.missing(
+        "one seed has no standard deviation" if seeds < 2 else f"all {seeds} seeds gave the same value"
+    )
 
 
 def t_interval(values_S: ArrayLike, *, confidence: float = 0.95) -> Interval:
@@ -61,7 +77,7 @@ def t_interval(values_S: ArrayLike, *, confidence: float = 0.95) -> Interval:
     Source: Student 1908, Biometrika 6.
     """
     sample_S = sample(values_S)
-    if (nothing := absent(sample_S)) is not None:
+    if (nothing := absent(sample_S, sample_S.size)) is not None:
         return nothing
     error = float(sample_S.std(ddof=1)) / math.sqrt(sample_S.size)
     half = t_quantile(confidence, sample_S.size - 1) * error
@@ -94,7 +110,7 @@ def bootstrap_interval(values_S: ArrayLike, *, confidence: float = 0.95, draws: 
     normal seeds 51, 74, 87 and 91 %.
     """
     sample_S = sample(values_S)
-    if (nothing := absent(sample_S)) is not None:
+    if (nothing := absent(sample_S, sample_S.size)) is not None:
         return nothing
     level = expanded_confidence(confidence, sample_S.size)
     method: Literal["BCa", "percentile"] = "BCa" if sample_S.size >= 3 else "percentile"
@@ -122,3 +138,28 @@ def _scipy_bootstrap(
         )
     interval = result.confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def interval_of_draws(draw_B: ArrayLike, *, estimate: float, seeds: int, confidence: float) -> Interval:
+    """Return an interval from bootstrap draws over seeds.
+
+    For few seeds (see `few_seeds`) Student's t with the draws' standard deviation, which lacks
+    (n - 1) / n of the variance, as standard error: for a mean that is `t_interval`. For more the
+    percentile interval at the confidence of `expanded_confidence`.
+
+    Args:
+        draw_B: the statistic of each draw of seeds.
+        estimate: the statistic of the observed seeds.
+        seeds: number of them.
+        confidence: share of studies in which the interval holds the truth.
+    """
+    drawn_B = np.asarray(draw_B, dtype=np.float64)
+    if (nothing := absent(drawn_B, seeds)) is not None:
+        return nothing
+    if few_seeds(seeds, confidence):
+        error = float(drawn_B.std()) * math.sqrt(seeds / (seeds - 1))
+        half = t_quantile(confidence, seeds - 1) * error
+        return Interval(low=estimate - half, high=estimate + half, method=STUDENT)
+    tail = (1 - expanded_confidence(confidence, seeds)) / 2
+    low, high = np.quantile(drawn_B, [tail, 1 - tail])
+    return Interval(low=float(low), high=float(high), method="percentile")

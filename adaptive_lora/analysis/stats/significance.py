@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats as distributions
 
-from adaptive_lora.analysis.stats.arrays import FloatArray, all_equal, sample
-
+FloatArray = NDArray[np.float64]
 Alternative = Literal["two-sided", "less", "greater"]
 
 EXACT_SEEDS = 20
 """All 2^n sign flips are counted up to this many seeds (8 MiB of sums), drawn at random above."""
+
+
+def sample(values: ArrayLike) -> FloatArray:
+    """Return values as one axis of finite floats.
+
+    Raises:
+        ValueError: empty, of several axes, or not finite: a failed seed must be left out by name.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(f"required at least one finite value along one axis, got shape {array.shape}: {array!r:.80}")
+    return array
+
+
+def all_equal(values_S: FloatArray) -> bool:
+    """Tell whether all values are equal up to rounding; then no t statistic exists."""
+    return bool(np.ptp(values_S) <= 1e-12 * max(1e-300, float(np.abs(values_S).max())))
 
 
 def attainable_p(seeds: int) -> float:
@@ -134,10 +151,7 @@ def paired_t(diff_S: ArrayLike) -> float | None:
     Compared with `sign_flip_test`: more power where differences are normal, wrong where they are not,
     and able to be far below what the seeds support.
     """
-    values_S = sample(diff_S)
-    if values_S.size < 2 or all_equal(values_S):
-        return None
-    return float(distributions.ttest_1samp(values_S, 0.0).pvalue)
+    return _p_value(distributions.ttest_1samp, diff_S, least=2, popmean=0.0)
 
 
 def wilcoxon(diff_S: ArrayLike) -> float | None:
@@ -157,10 +171,7 @@ def normality(diff_S: ArrayLike) -> float | None:
 
     A small value speaks against `paired_t`; a large one says little with few seeds.
     """
-    values_S = sample(diff_S)
-    if values_S.size < 3 or all_equal(values_S):
-        return None
-    return float(distributions.shapiro(values_S).pvalue)
+    return _p_value(distributions.shapiro, diff_S, least=3)
 
 
 def symmetry(diff_S: ArrayLike) -> float | None:
@@ -169,10 +180,13 @@ def symmetry(diff_S: ArrayLike) -> float | None:
     A small value speaks against `wilcoxon` and against reading `sign_flip_test` as one about the
     mean. Below 8 seeds no such test can tell. Source: D'Agostino 1970, Biometrika 57.
     """
+    return _p_value(distributions.skewtest, diff_S, least=8)
+
+
+def _p_value(test: Callable[..., Any], diff_S: ArrayLike, *, least: int, **options: Any) -> float | None:
+    """Return the p of scipy's test; None below its least number of seeds, or where all differences are equal."""
     values_S = sample(diff_S)
-    if values_S.size < 8 or all_equal(values_S):
-        return None
-    return float(distributions.skewtest(values_S).pvalue)
+    return None if values_S.size < least or all_equal(values_S) else float(test(values_S, **options).pvalue)
 
 
 def noninferiority_test(diff_S: ArrayLike, margin: float) -> float:
@@ -198,9 +212,6 @@ def equivalence_test(diff_S: ArrayLike, margin: float) -> float:
 
 def equivalence_t_test(diff_S: ArrayLike, margin: float) -> float | None:
     """Return the p of two one-sided t tests against the margin, or None where all differences are equal."""
-    values_S = sample(diff_S)
-    if values_S.size < 2 or all_equal(values_S):
-        return None
-    lower = distributions.ttest_1samp(values_S, -margin, alternative="greater").pvalue
-    upper = distributions.ttest_1samp(values_S, margin, alternative="less").pvalue
-    return float(max(lower, upper))
+    lower = _p_value(distributions.ttest_1samp, diff_S, least=2, popmean=-margin, alternative="greater")
+    upper = _p_value(distributions.ttest_1samp, diff_S, least=2, popmean=margin, alternative="less")
+    return None if lower is None or upper is None else max(lower, upper)
