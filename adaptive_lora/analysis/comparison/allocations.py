@@ -9,7 +9,7 @@ import numpy as np
 
 from adaptive_lora.analysis import stats
 from adaptive_lora.analysis.comparison.findings import Agreement, AgreementKind, BudgetMap
-from adaptive_lora.analysis.comparison.trials import Folds, TrialTable
+from adaptive_lora.analysis.comparison.trials import TrialTable
 from adaptive_lora.analysis.comparison.types import MethodSummary
 from adaptive_lora.results import TrialRecord
 
@@ -41,46 +41,36 @@ def agreement(kind: AgreementKind, about: str, ranks: Mapping[str, Ranks]) -> Ag
 
 def agreements(table: TrialTable, methods: Sequence[MethodSummary]) -> tuple[Agreement, ...]:
     """Return every agreement that the trials allow, between seeds first."""
-    trials = {m.label: table.seeds_at(m.label, m.lr) for m in methods}
+    trials = {m.label: table.records_at(m.label, m.lr) for m in methods}
     found = [
-        agreement(AgreementKind.SEEDS, label, _by_seed(seeds)) for label, seeds in trials.items() if _varies(seeds)
+        agreement(AgreementKind.SEEDS, label, _by_seed(records, len(table.folds)))
+        for label, records in trials.items()
+        if len({tuple(sorted(_ranks(record).items())) for record in records}) > 1
     ]
-    means = {label: _mean_ranks(_records(seeds)) for label, seeds in trials.items() if seeds}
+    means = {label: _mean_ranks(records) for label, records in trials.items() if records}
     uneven = {label: ranks for label, ranks in means.items() if len(set(ranks.values())) > 1}
     found.append(agreement(AgreementKind.METHODS, "", uneven))
     by_metric: dict[str, dict[str, Ranks]] = defaultdict(dict)
     for label in uneven:
-        settings = next(iter(_records(trials[label]))).settings
+        settings = trials[label][0].settings
         if settings.get("method.metric") not in (None, "None"):
             by_metric[settings["method.name"]][settings["method.metric"]] = means[label]
     found += [agreement(AgreementKind.METRICS, name, one) for name, one in by_metric.items()]
     for label in uneven:
         tasks: dict[str, list[TrialRecord]] = defaultdict(list)
-        for record in _records(trials[label]):
+        for record in trials[label]:
             tasks[record.tags.get("data", "")].append(record)
         ranks = {task: _mean_ranks(records) for task, records in tasks.items()}
         found.append(agreement(AgreementKind.TASKS, label, ranks))
     return tuple(one for one in found if one is not None)
 
 
-def _records(seeds: Mapping[int, Folds]) -> Iterable[TrialRecord]:
-    return (record for folds in seeds.values() for record in folds)
-
-
 def _ranks(record: TrialRecord) -> Ranks:
     return {site["name"]: float(site["rank"]) for site in record.plan.get("sites", ())}
 
 
-def _by_seed(seeds: Mapping[int, Folds]) -> dict[str, Ranks]:
-    return {
-        f"seed {record.seed}" + (f" fold {record.fold}" if len(folds) > 1 else ""): _ranks(record)
-        for folds in seeds.values()
-        for record in folds
-    }
-
-
-def _varies(seeds: Mapping[int, Folds]) -> bool:
-    return len({tuple(sorted(_ranks(record).items())) for record in _records(seeds)}) > 1
+def _by_seed(records: Iterable[TrialRecord], folds: int) -> dict[str, Ranks]:
+    return {f"seed {record.seed}" + (f" fold {record.fold}" if folds > 1 else ""): _ranks(record) for record in records}
 
 
 def _mean_ranks(records: Iterable[TrialRecord]) -> Ranks:
@@ -122,5 +112,5 @@ def budget_map(label: str, records: Sequence[TrialRecord]) -> BudgetMap | None:
 
 def budget_maps(table: TrialTable, methods: Sequence[MethodSummary]) -> tuple[BudgetMap, ...]:
     """Return the budget map of every method that recorded its sites."""
-    maps = (budget_map(m.label, list(_records(table.seeds_at(m.label, m.lr)))) for m in methods)
+    maps = (budget_map(m.label, table.records_at(m.label, m.lr)) for m in methods)
     return tuple(one for one in maps if one is not None)

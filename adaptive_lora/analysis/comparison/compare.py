@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from adaptive_lora.analysis import stats
 from adaptive_lora.analysis.comparison.allocations import agreements, budget_maps
-from adaptive_lora.analysis.comparison.efficiency import front_areas, fronts
+from adaptive_lora.analysis.comparison.efficiency import early_rate, front_areas, fronts
 from adaptive_lora.analysis.comparison.fairness import audit
 from adaptive_lora.analysis.comparison.inference import (
     Rule,
@@ -19,14 +22,28 @@ from adaptive_lora.analysis.comparison.inference import (
     power_answers,
 )
 from adaptive_lora.analysis.comparison.pairing import PairedSeed, base_model_loss, pair_seeds
-from adaptive_lora.analysis.comparison.summary import describe
-from adaptive_lora.analysis.comparison.trials import Folds, TrialTable, choose_rate, over_seeds, tabulate, unit_of
+from adaptive_lora.analysis.comparison.trials import (
+    Folds,
+    Reader,
+    TrialTable,
+    choose_rate,
+    loss_of,
+    metric,
+    over_seeds,
+    per_seed,
+    tabulate,
+    trained_parameters,
+    unit_of,
+)
 from adaptive_lora.analysis.comparison.types import (
     Comparison,
     Difference,
     LearningRate,
     MethodSummary,
+    Parameters,
     ScoreDifference,
+    SeedMean,
+    Verdict,
     VerdictKind,
 )
 from adaptive_lora.analysis.comparison.verdict import choose_winner, headline, judge, read_with
@@ -73,7 +90,7 @@ def compare(
     table = tabulate(records, baseline)
     unit = unit_of(records)
     rates = {label: choose_rate(table, label) for label in table.methods}
-    chosen = {label: _chosen(curve) for label, curve in rates.items()}
+    chosen = {label: next((rate.lr for rate in curve if rate.chosen), None) for label, curve in rates.items()}
     base_lr = chosen[baseline]
     if base_lr is None:
         raise _no_baseline(table)
@@ -81,6 +98,7 @@ def compare(
     others = [label for label in table.methods if label != baseline]
     pairs = {label: pair_seeds(table.seeds_at(label, chosen[label]), base) for label in others}
     compared = [label for label in others if pairs[label]]
+    alone = [_describe(table, m, chosen[m], rates[m], base, confidence=confidence, seed=seed) for m in table.methods]
     frozen_loss = base_model_loss(base_scores, base)
     rule = Rule(
         baseline=baseline,
@@ -88,7 +106,7 @@ def compare(
         confidence=confidence,
         correction=correction,
         comparisons=len(compared),
-        margin=choose_margin(margin, margin_share, frozen_loss, _mean_loss(base), unit),
+        margin=choose_margin(margin, margin_share, frozen_loss, alone[0].loss.mean, unit),
         unit=unit,
         seed=seed,
     )
@@ -96,9 +114,97 @@ def compare(
     best = correct(found, seed)
     shared = _shared_rate(table, compared, base_lr, best, rule)
     scores = correct_scores({m: exact_match_difference(pairs[m], rule) for m in compared})
-    alone = [describe(table, m, rates[m], base, confidence, seed) for m in table.methods]
     methods = tuple(_complete(own, pairs.get(own.label, []), best, shared, scores, rule) for own in alone)
     return _conclusion(table, methods, rule, frozen_loss, facts or {})
+
+
+def _describe(
+    table: TrialTable,
+    label: str,
+    lr: float | None,
+    rates: tuple[LearningRate, ...],
+    base: Mapping[int, Folds],
+    *,
+    confidence: float,
+    seed: int,
+) -> MethodSummary:
+    """Return a method's summary, not yet compared with anything."""
+    trials = table.seeds_at(label, lr)
+    failures = tuple(failure for failure in table.failures if failure.method == label)
+    if losses := list(per_seed(trials, loss_of).values()):
+        interval = stats.mean_interval(losses, confidence=confidence, seed=seed)
+    else:
+        interval = stats.Interval.missing("no seed finished")
+    return MethodSummary(
+        label=label,
+        lr=lr,
+        rates=rates,
+        seeds=tuple(trials),
+        missing_seeds=tuple(one for one in table.seeds if one not in trials),
+        failures=failures,
+        loss_interval=interval,
+        parameters=_parameters(trials, base),
+        difference=None,
+        shared_rate=None,
+        exact_match_difference=None,
+        most_changed=(),
+        early_rate=early_rate(trials, base, confidence, seed),
+        further=_further(trials),
+        verdict=_alone(label == table.methods[0], bool(trials), len(failures)),
+        **_scores(trials),
+    )
+
+
+def _alone(is_baseline: bool, finished: bool, failures: int) -> Verdict:
+    if is_baseline:
+        return Verdict(kind=VerdictKind.BASELINE, text="baseline: the others are compared with it.")
+    reason = "no seed in common with the baseline" if finished else "no seed finished"
+    if failures:
+        reason += f", {failures} failed"
+    return Verdict(kind=VerdictKind.NOT_COMPARED, text=f"not compared: {reason}.")
+
+
+def _further(trials: Mapping[int, Folds]) -> dict[str, SeedMean]:
+    """Return other scores of the task by name; accuracy has a field of its own."""
+    tests = [record.test for folds in trials.values() for record in folds if record.test is not None]
+    names = dict.fromkeys(name for test in tests for name in test.others if name != "accuracy")
+
+    def reader(name: str) -> Reader:
+        return lambda record: None if record.test is None else record.test.others.get(name)
+
+    return {name: over_seeds(trials, reader(name), "not scored") for name in names}
+
+
+def _scores(trials: Mapping[int, Folds]) -> dict[str, SeedMean]:
+    """Return every score of `MethodSummary` that is a mean over seeds, by field name."""
+    metrics = ("reduction_vs_full", "efficiency_ratio", "tokens_per_second", "train_seconds", "peak_memory_bytes")
+    readers: dict[str, tuple[Reader, str]] = {
+        "loss": (loss_of, ""),
+        "perplexity": (lambda r: r.test.perplexity if r.test else None, ""),
+        "token_accuracy": (lambda r: r.test.token_accuracy if r.test else None, ""),
+        "exact_match": (lambda r: r.test.exact_match if r.test else None, "not scored"),
+        **{name: (metric(name), "not recorded") for name in metrics},
+        "trained_parameters": (trained_parameters, ""),
+        "profile_stability": (metric("profile/stability"), "no profile measured"),
+    }
+    absent = "" if trials else "no seed finished"
+    return {name: over_seeds(trials, read, absent or missing) for name, (read, missing) in readers.items()}
+
+
+def _parameters(trials: Mapping[int, Folds], base: Mapping[int, Folds]) -> Parameters:
+    counts, base_counts = (
+        [record.trainable_parameters for folds in seeds.values() for record in folds] for seeds in (trials, base)
+    )
+    if not counts:
+        return Parameters(mean=None, least=None, most=None, difference=0.0, share=None)
+    mean, base_mean = float(np.mean(counts)), float(np.mean(base_counts))
+    return Parameters(
+        mean=mean,
+        least=min(counts),
+        most=max(counts),
+        difference=mean - base_mean,
+        share=(mean - base_mean) / base_mean if base_mean else None,
+    )
 
 
 def _conclusion(
@@ -142,16 +248,6 @@ def _no_baseline(table: TrialTable) -> DataError:
     return DataError(
         f"baseline {baseline} has no seed of which every fold finished: {'; '.join(reasons) or 'folds are missing'}."
     )
-
-
-def _chosen(curve: Sequence[LearningRate]) -> float | None:
-    return next((rate.lr for rate in curve if rate.chosen), None)
-
-
-def _mean_loss(seeds: Mapping[int, Folds]) -> float:
-    loss = over_seeds(seeds.values(), lambda r: r.test.loss if r.test else None, "").mean
-    assert loss is not None  # every counted trial has a finite test loss
-    return loss
 
 
 def _shared_rate(

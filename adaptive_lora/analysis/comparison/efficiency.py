@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from adaptive_lora.analysis import stats
 from adaptive_lora.analysis.comparison.findings import UNITS, Cost, EarlyRate, FrontArea, ParetoFront, ParetoPoint
-from adaptive_lora.analysis.comparison.trials import Folds, TrialTable, trained_parameters
+from adaptive_lora.analysis.comparison.trials import (
+    Folds,
+    Reader,
+    TrialTable,
+    loss_of,
+    metric,
+    per_seed,
+    trained_parameters,
+)
 from adaptive_lora.analysis.comparison.types import MethodSummary
 from adaptive_lora.analysis.comparison.wording import joined, named
 from adaptive_lora.analysis.stats import Interval
@@ -22,30 +29,16 @@ BUDGET_OPTIONS = ("rank", "budget")
 """An option of a method with one of these words in its name sets how much it may spend."""
 
 
-_READERS: Mapping[Cost, Callable[[TrialRecord], float | None]] = {
+_READERS: Mapping[Cost, Reader] = {
     Cost.TRAINED: trained_parameters,
     Cost.SERVED: lambda record: float(record.trainable_parameters),
-    Cost.TIME: lambda record: record.metrics.get("train_seconds"),
-    Cost.MEMORY: lambda record: record.metrics.get("peak_memory_bytes"),
+    Cost.TIME: metric("train_seconds"),
+    Cost.MEMORY: metric("peak_memory_bytes"),
 }
 _LEFT_OUT = {
     Cost.TIME: "Training steps alone, without validation; depends on the machine and its load.",
     Cost.MEMORY: "On a CPU: resident memory of the whole process, also what earlier trials left.",
 }
-
-
-def _seed_means(seeds: Mapping[int, Folds], read: Callable[[TrialRecord], float | None]) -> dict[int, float]:
-    """Return seed -> mean over folds, for seeds of which every fold has a finite value."""
-    means = {}
-    for seed, folds in seeds.items():
-        values = [value for value in map(read, folds) if value is not None and math.isfinite(value)]
-        if len(values) == len(folds):
-            means[seed] = float(np.mean(values))
-    return means
-
-
-def _loss(record: TrialRecord) -> float | None:
-    return None if record.test is None else record.test.loss
 
 
 def fronts(table: TrialTable, methods: Sequence[MethodSummary], seed: int) -> tuple[ParetoFront, ...]:
@@ -58,10 +51,9 @@ def _front(cost: Cost, table: TrialTable, methods: Sequence[MethodSummary], seed
     costs, losses, absent = {}, {}, []
     for method in methods:
         trials = table.seeds_at(method.label, method.lr)
-        per_seed = _seed_means(trials, _READERS[cost])
-        if per_seed:
-            costs[method.label] = per_seed
-            losses[method.label] = _seed_means(trials, _loss)
+        if known := per_seed(trials, _READERS[cost]):
+            costs[method.label] = known
+            losses[method.label] = per_seed(trials, loss_of)
         elif trials:
             absent.append(method.label)
     if not costs:
@@ -110,7 +102,7 @@ def _families(table: TrialTable, methods: Sequence[MethodSummary]) -> list[_Fami
     families = []
     for name, group in zip(names, members.values(), strict=True):
         group = sorted(group, key=lambda m: m.parameters.mean or 0)
-        losses = [_seed_means(table.seeds_at(m.label, m.lr), _loss) for m in group]
+        losses = [per_seed(table.seeds_at(m.label, m.lr), loss_of) for m in group]
         seeds = tuple(sorted(set.intersection(*(set(one) for one in losses))))
         families.append(
             _Family(
@@ -173,13 +165,25 @@ def front_areas(
 
     areas = []
     for family in families:
-        area = _no_area(family, reason)
-        if (gain_B := drawn.get(family.name)) is not None:
-            nothing = replace(_NO_INTERVAL, note="no other family to compare with")
+        gain_B, baseline_B = drawn.get(family.name), drawn.get(families[0].name)
+        single = len(family.methods) == 1
+        area = FrontArea(
+            family=family.name,
+            methods=family.methods,
+            parameters=tuple(map(float, family.parameters_K)),
+            losses=tuple(map(float, family.loss_SK.mean(axis=0))) if family.seeds else (),
+            low=None,
+            high=None,
+            gain=None,
+            interval=Interval.missing("no area"),
+            difference=None,
+            difference_interval=Interval.missing("no area" if gain_B is None else "no other family to compare with"),
+            note="one budget only: a point, not a front" if single else reason or "its members have no seed in common",
+        )
+        if gain_B is not None:
             area = replace(area, low=low, high=high, gain=float(gain_B[0]), interval=interval(gain_B), note="")
-            area = replace(area, difference_interval=nothing)
-            if family is not families[0] and families[0].name in drawn:
-                apart_B = gain_B - drawn[families[0].name]
+            if family is not families[0] and baseline_B is not None:
+                apart_B = gain_B - baseline_B
                 area = replace(area, difference=float(apart_B[0]), difference_interval=interval(apart_B))
         areas.append(area)
     return tuple(areas)
@@ -197,34 +201,11 @@ def _gains(
     )
 
 
-_NO_INTERVAL = Interval(low=None, high=None, method="none", note="no area")
-
-
-def _no_area(family: _Family, reason: str) -> FrontArea:
-    """Return a family's entry before its area is known."""
-    single = len(family.methods) == 1
-    return FrontArea(
-        family=family.name,
-        methods=family.methods,
-        parameters=tuple(map(float, family.parameters_K)),
-        losses=tuple(map(float, family.loss_SK.mean(axis=0))) if family.seeds else (),
-        low=None,
-        high=None,
-        gain=None,
-        interval=_NO_INTERVAL,
-        difference=None,
-        difference_interval=_NO_INTERVAL,
-        note="one budget only: a point, not a front" if single else reason or "its members have no seed in common",
-    )
-
-
 def early_rate(
     trials: Mapping[int, Folds], base: Mapping[int, Folds], confidence: float, seed: int
 ) -> EarlyRate | None:
     """Return the tokens to the baseline's final loss; None where no curve was recorded."""
-    tokens: list[float | None] = []
-    shares: list[float] = []
-    missed = []
+    tokens, shares, missed = [], [], []
     for one in sorted(set(trials) & set(base)):
         pairs = list(zip(trials[one], base[one], strict=True))
         if not all(mine.validation_tokens and theirs.validation_tokens for mine, theirs in pairs):
@@ -237,25 +218,20 @@ def early_rate(
         ]
         known = [value for value in reached if value is not None]
         if len(known) < len(reached):
-            tokens.append(None)
             missed.append(str(one))
             continue
         tokens.append(float(np.mean(known)))
         totals = [theirs.validation_tokens[-1] for _, theirs in pairs]
         shares.append(float(np.mean([k / total for k, total in zip(known, totals, strict=True)])))
-    if not tokens:
+    if not shares and not missed:
         return None
-    complete = not missed
-    note = "" if complete else f"not reached under seed {joined(missed)}"
-    if complete:
-        interval = stats.mean_interval(shares, confidence=confidence, seed=seed)
-    else:
-        interval = Interval(low=None, high=None, method="none", note=note)
+    note = f"not reached under seed {joined(missed)}" if missed else ""
+    interval = Interval.missing(note) if missed else stats.mean_interval(shares, confidence=confidence, seed=seed)
     return EarlyRate(
         reached=len(shares),
-        seeds=len(tokens),
-        tokens=float(np.mean([t for t in tokens if t is not None])) if complete else None,
-        share=float(np.mean(shares)) if complete else None,
+        seeds=len(shares) + len(missed),
+        tokens=None if missed else float(np.mean(tokens)),
+        share=None if missed else float(np.mean(shares)),
         interval=interval,
         note=note,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from adaptive_lora.allocation import Scaling
 from adaptive_lora.analysis.comparison.findings import AuditEntry, AuditKind
 from adaptive_lora.analysis.comparison.trials import TrialTable
 from adaptive_lora.analysis.comparison.types import MATCHED_SHARE, MethodSummary
-from adaptive_lora.analysis.comparison.wording import count, joined, named, percent, plural, signed
+from adaptive_lora.analysis.comparison.wording import count, joined, named, percent, plural, signed, span
 from adaptive_lora.config import option_fields
 from adaptive_lora.results import TrialRecord
 
@@ -24,7 +25,8 @@ TAGS = {
 }
 """Tag that must not differ between trials that are compared -> topic of its entry."""
 
-Used = Sequence[tuple[MethodSummary, TrialRecord]]
+Used = Sequence[tuple[str, TrialRecord]]
+"""Label of the method and record of every trial that is compared."""
 
 
 def audit(table: TrialTable, methods: Sequence[MethodSummary]) -> tuple[AuditEntry, ...]:
@@ -34,103 +36,77 @@ def audit(table: TrialTable, methods: Sequence[MethodSummary]) -> tuple[AuditEnt
         table: the trials.
         methods: their summaries, baseline first.
     """
-    used = [
-        (method, record)
-        for method in methods
-        for folds in table.seeds_at(method.label, method.lr).values()
-        for record in folds
-    ]
-    topics: dict[str, tuple[Iterable[str], str]] = {
-        "parameters": (_parameters(methods), _same_parameters(methods)),
-        "failures": (
-            _failures(table, methods),
-            f"No trial failed; every method has all {plural(len(table.seeds), 'seed')}.",
-        ),
-        "tuning": (
-            _rates(table, methods),
-            f"Every method was tuned over the same {len(table.rates[methods[0].label])} learning "
-            "rates, and no best rate is at the end of the grid.",
-        ),
-        "training cost": (
-            _training_parameters(used),
-            "No method trained more parameters than it serves, or more than once.",
-        ),
-        "skipped steps": (_skipped(used), "No training step was skipped."),
-        "scaling": (
-            _scaling(used),
-            "Factor x rank, to which Adam's first update is in proportion, is the same at every "
-            "site of every method: rank does not act as a learning rate.",
-        ),
-    }
-    entries = [entry for topic, (bad, good) in topics.items() for entry in _entries(topic, bad, good)]
-    entries += [*_race(table), _order(used), _together(used)]
-    entries += [_tag(used, tag, topic) for tag, topic in TAGS.items()]
-    entries.append(_settings(used))
-    return tuple(entries)
+    used = [(m.label, record) for m in methods for record in table.records_at(m.label, m.lr)]
+    return (
+        *_parameters(methods),
+        *_failures(table, methods),
+        *_rates(table, methods),
+        *_training_cost(used),
+        *_skipped(used),
+        *_scaling(used),
+        *(_race(table) if table.raced else ()),
+        *_order(used),
+        *_together(used),
+        *(entry for tag, topic in TAGS.items() for entry in _tag(used, tag, topic)),
+        *_settings(used),
+    )
 
 
-def _entries(topic: str, bad: Iterable[str], good: str) -> Iterator[AuditEntry]:
-    found = [AuditEntry(topic=topic, kind=AuditKind.BAD, text=text) for text in bad]
-    yield from found or [AuditEntry(topic=topic, kind=AuditKind.OK, text=good)]
+def _entries(topic: str, *, fair: str, unfair: Sequence[str] = (), unknown: str = "") -> list[AuditEntry]:
+    """Return an entry for each unfair finding; without one, what was not recorded, or else the fair finding."""
+    if unfair:
+        return [AuditEntry(topic=topic, kind=AuditKind.BAD, text=text) for text in unfair]
+    kind = AuditKind.UNKNOWN if unknown else AuditKind.OK
+    return [AuditEntry(topic=topic, kind=kind, text=unknown or fair)]
 
 
-def _same_parameters(methods: Sequence[MethodSummary]) -> str:
-    each = [f"{m.label} {count(m.parameters.mean)}" for m in methods if m.lr is not None]
-    return f"Equal parameters up to what whole ranks leave over: {named(each, 8)}."
+def _by_value(pairs: Iterable[tuple[Any, str]]) -> Mapping[Any, Sequence[str]]:
+    """Return value -> sorted labels of the methods with a trial that recorded it."""
+    labels: dict[Any, set[str]] = defaultdict(set)
+    for value, label in pairs:
+        if value is not None:
+            labels[value].add(label)
+    return {value: sorted(who) for value, who in labels.items()}
 
 
-def _parameters(methods: Sequence[MethodSummary]) -> Iterator[str]:
-    baseline = methods[0]
-    unequal = []
-    for method in methods[1:]:
+def _parameters(methods: Sequence[MethodSummary]) -> list[AuditEntry]:
+    baseline, *others = methods
+    unequal, unfair = [], []
+    for method in others:
         difference, share = method.parameters.difference, method.parameters.share
         if difference and not method.parameters.matched and method.lr is not None:
             relative = "" if share is None else f", {percent(share)}"
             unequal.append(f"{method.label} {count(method.parameters.mean)} ({signed(difference, 0)}{relative})")
     if unequal:
-        yield (f"Unequal parameters. {baseline.label} has {count(baseline.parameters.mean)}; {joined(unequal)}.")
+        unfair.append(f"Unequal parameters. {baseline.label} has {count(baseline.parameters.mean)}; {joined(unequal)}.")
     for method in methods:
         least, most = method.parameters.least, method.parameters.most
         if least and most and most - least >= MATCHED_SHARE * most:
-            yield (f"{method.label}: parameters differ between seeds, from {count(least)} to {count(most)}.")
+            unfair.append(f"{method.label}: parameters differ between seeds, from {count(least)} to {count(most)}.")
+    each = named([f"{m.label} {count(m.parameters.mean)}" for m in methods if m.lr is not None], 8)
+    return _entries("parameters", fair=f"Equal parameters up to what whole ranks leave over: {each}.", unfair=unfair)
 
 
-def _training_parameters(used: Used) -> Iterator[str]:
-    most: dict[str, tuple[float, int]] = {}
-    times: dict[str, int] = {}
-    for method, record in used:
-        times[method.label] = int(record.metrics.get("trainings", 1))
-        trained = record.metrics.get("training_parameters", 0.0)
-        allowed = max(record.trainable_parameters, record.plan.get("budget") or 0)
-        if trained > max(allowed, most.get(method.label, (0.0, 0))[0]):
-            most[method.label] = (trained, record.trainable_parameters)
-    for label, (trained, final) in most.items():
-        yield (
-            f"{label}: trained up to {count(trained)} parameters to end with {count(final)}; the "
-            "comparison is at equal final parameters, not at equal training cost."
-        )
-    for label, number in times.items():
-        if number > 1:
-            yield f"{label}: trained {number} times a trial; only the last gives the weights."
-
-
-def _failures(table: TrialTable, methods: Sequence[MethodSummary]) -> Iterator[str]:
+def _failures(table: TrialTable, methods: Sequence[MethodSummary]) -> list[AuditEntry]:
+    unfair = []
     for method in methods:
         reasons = Counter(failure.reason for failure in method.failures)
         if reasons:
             listed = "; ".join(f"{reason} ({number})" for reason, number in reasons.most_common())
-            yield f"{method.label}: {plural(reasons.total(), 'failed trial')}: {listed}."
+            unfair.append(f"{method.label}: {plural(reasons.total(), 'failed trial')}: {listed}.")
         if method.lr is None:
-            yield f"{method.label}: no seed finished, so it is not compared."
+            unfair.append(f"{method.label}: no seed finished, so it is not compared.")
         elif method.missing_seeds:
-            seeds = joined([str(seed) for seed in method.missing_seeds])
-            yield (
-                f"{method.label}: {len(method.missing_seeds)} of {len(table.seeds)} seeds missing "
-                f"at its learning rate {method.lr:g} (seed {seeds}); pairs use the others."
+            unfair.append(
+                f"{method.label}: {len(method.missing_seeds)} of {len(table.seeds)} seeds missing at its learning rate "
+                f"{method.lr:g} (seed {joined(list(map(str, method.missing_seeds)))}); pairs use the others."
             )
+    fair = f"No trial failed; every method has all {plural(len(table.seeds), 'seed')}."
+    return _entries("failures", fair=fair, unfair=unfair)
 
 
-def _rates(table: TrialTable, methods: Sequence[MethodSummary]) -> Iterator[str]:
+def _rates(table: TrialTable, methods: Sequence[MethodSummary]) -> list[AuditEntry]:
+    unfair = []
     grids: dict[tuple[float, ...], list[str]] = defaultdict(list)
     for method in methods:
         grids[table.rates[method.label]].append(method.label)
@@ -138,161 +114,165 @@ def _rates(table: TrialTable, methods: Sequence[MethodSummary]) -> Iterator[str]
         listed = "; ".join(
             f"{joined(names)}: {len(grid)} ({', '.join(f'{lr:g}' for lr in grid)})" for grid, names in grids.items()
         )
-        yield f"Methods had different learning rates to choose from: {listed}."
+        unfair.append(f"Methods had different learning rates to choose from: {listed}.")
     if max(len(grid) for grid in grids) == 1:
-        yield ("One learning rate only: a method may look worse because its best rate is another one.")
+        unfair.append("One learning rate only: a method may look worse because its best rate is another one.")
     for method in methods:
         grid = table.rates[method.label]
         if len(grid) > 1 and method.lr in (grid[0], grid[-1]):
             end = "lowest" if method.lr == grid[0] else "highest"
-            yield (
+            unfair.append(
                 f"{method.label}: its best learning rate {method.lr:g} is the {end} of the grid; "
                 "a better one may lie outside."
             )
+    fair = (
+        f"Every method was tuned over the same {len(table.rates[methods[0].label])} learning rates, "
+        "and no best rate is at the end of the grid."
+    )
+    return _entries("tuning", fair=fair, unfair=unfair)
 
 
-def _race(table: TrialTable) -> Iterator[AuditEntry]:
-    """Say which rates a race stopped; nothing where there was none."""
-    if not table.raced:
-        return
-    stopped = {m: sum(method == m for method, _ in table.raced) for m in table.methods}
-    whole = [label for label, number in stopped.items() if not number]
-    listed = "; ".join(f"{label}: {number} of {len(table.rates[label])}" for label, number in stopped.items())
+def _training_cost(used: Used) -> list[AuditEntry]:
+    most: dict[str, tuple[float, int]] = {}
+    times: dict[str, int] = {}
+    for label, record in used:
+        times[label] = int(record.metrics.get("trainings", 1))
+        trained = record.metrics.get("training_parameters", 0.0)
+        allowed = max(record.trainable_parameters, record.plan.get("budget") or 0)
+        if trained > max(allowed, most.get(label, (0.0, 0))[0]):
+            most[label] = (trained, record.trainable_parameters)
+    unfair = [
+        f"{label}: trained up to {count(trained)} parameters to end with {count(final)}; the "
+        "comparison is at equal final parameters, not at equal training cost."
+        for label, (trained, final) in most.items()
+    ]
+    unfair += [
+        f"{label}: trained {number} times a trial; only the last gives the weights."
+        for label, number in times.items()
+        if number > 1
+    ]
+    fair = "No method trained more parameters than it serves, or more than once."
+    return _entries("training cost", fair=fair, unfair=unfair)
+
+
+def _skipped(used: Used) -> list[AuditEntry]:
+    steps: Counter[str] = Counter()
+    for label, record in used:
+        steps[label] += int(record.metrics.get("skipped_steps", 0))
+    unfair = [f"{label}: {plural(n, 'training step')} skipped as not finite." for label, n in steps.items() if n]
+    return _entries("skipped steps", fair="No training step was skipped.", unfair=unfair)
+
+
+def _scaling(used: Used) -> list[AuditEntry]:
+    """Compare factor x rank: Adam's first update of B·A grows with it."""
+    sizes: dict[str, set[float]] = defaultdict(set)
+    policies: dict[str, None] = {}  # in the order of the methods
+    for label, record in used:
+        if "sites" not in record.plan:
+            continue  # no ranks
+        policies[record.plan["scaling"]] = None
+        sizes[label] |= {float(f"{site['step_size']:.4g}") for site in record.plan["sites"]}
+    unfair = []
+    if len(set().union(*sizes.values())) > 1:
+        listed = "; ".join(f"{label}: {span(values, '{:g}'.format)}" for label, values in sizes.items())
+        names = joined([f"{policy} (factor {Scaling(policy).formula})" for policy in policies])
+        unfair.append(
+            f"Factor x rank is not the same everywhere under scaling {names}: {listed}. Adam's first update grows with "
+            "it, so rank and step size change together; a difference between methods may be one of learning rates."
+        )
+    fair = (
+        "Factor x rank, to which Adam's first update is in proportion, is the same at every site of every method: "
+        "rank does not act as a learning rate."
+    )
+    return _entries("scaling", fair=fair, unfair=unfair)
+
+
+def _race(table: TrialTable) -> list[AuditEntry]:
+    """Say which rates a race stopped."""
+    stopped = Counter(method for method, _ in table.raced)
+    whole = [label for label in table.methods if label not in stopped]
+    listed = "; ".join(f"{label}: {stopped[label]} of {len(table.rates[label])}" for label in table.methods)
     text = (
         f"Learning rates that fell behind were stopped on the way and not compared ({listed}), by "
         "their validation losses and one rule for all methods."
     )
-    if whole:
-        text += f" Of {named(whole)} no rate was stopped: their choice is from more trainings to the end."
-    yield AuditEntry(topic="race", kind=AuditKind.BAD if whole else AuditKind.OK, text=text)
+    unequal = f"{text} Of {named(whole)} no rate was stopped: their choice is from more trainings to the end."
+    return _entries("race", fair=text, unfair=[unequal] if whole else [])
 
 
-def _skipped(used: Used) -> Iterator[str]:
-    steps: Counter[str] = Counter()
-    for method, record in used:
-        steps[method.label] += int(record.metrics.get("skipped_steps", 0))
-    for label, number in steps.items():
-        if number:
-            yield f"{label}: {plural(number, 'training step')} skipped as not finite."
-
-
-def _scaling(used: Used) -> Iterator[str]:
-    """Yield a warning where factor x rank differs: Adam's first update of B·A grows with it."""
-    sizes: dict[str, set[float]] = defaultdict(set)
-    policies: dict[str, None] = {}  # in the order of the methods
-    for method, record in used:
-        if "sites" not in record.plan:
-            continue  # no ranks
-        policies[record.plan["scaling"]] = None
-        sizes[method.label] |= {float(f"{site['step_size']:.4g}") for site in record.plan["sites"]}
-    if len(set().union(*sizes.values())) > 1:
-        listed = "; ".join(f"{label}: {_range(values)}" for label, values in sizes.items())
-        names = joined([f"{policy} (factor {Scaling(policy).formula})" for policy in policies])
-        yield (
-            f"Factor x rank is not the same everywhere under scaling {names}: {listed}. Adam's "
-            "first update grows with it, so rank and step size change together; a difference "
-            "between methods may be one of learning rates."
-        )
-
-
-def _range(values: Collection[float]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
-
-
-def _order(used: Used) -> AuditEntry:
+def _order(used: Used) -> list[AuditEntry]:
     """Compare the digests of the batches that were learned from, seed by seed.
 
     Trials that early stopping ended have a shorter order and are no evidence against it.
     """
-    digests: dict[tuple[int, int], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    known = 0
-    for method, record in used:
-        value = record.tags.get("order_digest")
-        if value and not record.metrics.get("stopped_early"):
-            known += 1
-            digests[record.seed, record.fold][value].add(method.label)
-    unequal = [key for key, orders in digests.items() if len(orders) > 1]
-    if unequal:
-        seed, fold = unequal[0]
-        groups = " against ".join(named(sorted(who)) for who in digests[seed, fold].values())
-        return AuditEntry(
-            topic="data order",
-            kind=AuditKind.BAD,
-            text=f"Not every method learned from the same batches in the same order: "
-            f"{plural(len(unequal), 'seed')} differ, such as seed {seed} ({groups}).",
+    digests: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
+    for label, record in used:
+        digest = record.tags.get("order_digest")
+        if digest and not record.metrics.get("stopped_early"):
+            digests[record.seed, record.fold].append((digest, label))
+    orders = {key: _by_value(pairs) for key, pairs in digests.items()}
+    differing = [(seed, groups) for (seed, _), groups in orders.items() if len(groups) > 1]
+    unfair = []
+    if differing:
+        seed, groups = differing[0]
+        sides = " against ".join(map(named, groups.values()))
+        unfair.append(
+            "Not every method learned from the same batches in the same order: "
+            f"{plural(len(differing), 'seed')} differ, such as seed {seed} ({sides})."
         )
-    if known < len(used):
-        text = f"Data order: {len(used) - known} of {plural(len(used), 'trial')} did not record it"
-        return AuditEntry(topic="data order", kind=AuditKind.UNKNOWN, text=f"{text} or stopped early.")
-    return AuditEntry(
-        topic="data order",
-        kind=AuditKind.OK,
-        text="Under each seed every method learned from the same batches in the same order.",
-    )
+    unknown = ""
+    if absent := len(used) - sum(map(len, digests.values())):
+        unknown = f"Data order: {absent} of {plural(len(used), 'trial')} did not record it or stopped early."
+    fair = "Under each seed every method learned from the same batches in the same order."
+    return _entries("data order", fair=fair, unfair=unfair, unknown=unknown)
 
 
-def _together(used: Used) -> AuditEntry:
+def _together(used: Used) -> list[AuditEntry]:
     """Compare among how many trials each was trained: a group shares its time and memory."""
-    topic = "time and memory"
-    groups: dict[int, set[str]] = defaultdict(set)
-    for method, record in used:
-        if (together := record.metrics.get("trials_together")) is not None:
-            groups[int(together)].add(method.label)
-    listed = {size: "alone" if size == 1 else f"among {size} trials at once" for size in sorted(groups)}
+    groups = _by_value((record.metrics.get("trials_together"), label) for label, record in used)
+    sides = {"alone" if n == 1 else f"among {n:.0f} trials at once": named(groups[n]) for n in sorted(groups)}
+    unfair = []
     if len(groups) > 1:
-        sides = "; ".join(f"{text}: {named(sorted(groups[size]))}" for size, text in listed.items())
-        text = (
-            f"Not every trial was trained among as many others ({sides}): training times and peak "
-            "memory do not compare, losses do."
+        listed = "; ".join(f"{how}: {who}" for how, who in sides.items())
+        unfair.append(
+            f"Not every trial was trained among as many others ({listed}): training times and peak memory do not "
+            "compare, losses do."
         )
-        return AuditEntry(topic=topic, kind=AuditKind.BAD, text=text)
-    if sum("trials_together" in record.metrics for _, record in used) < len(used):
-        text = "Time and memory: not every trial recorded whether it was trained alone."
-        return AuditEntry(topic=topic, kind=AuditKind.UNKNOWN, text=text)
-    text = f"Every trial was trained {next(iter(listed.values()))}, so times and memory compare."
-    return AuditEntry(topic=topic, kind=AuditKind.OK, text=text)
+    unknown = ""
+    if any("trials_together" not in record.metrics for _, record in used):
+        unknown = "Time and memory: not every trial recorded whether it was trained alone."
+    fair = f"Every trial was trained {joined(list(sides))}, so times and memory compare."
+    return _entries("time and memory", fair=fair, unfair=unfair, unknown=unknown)
 
 
-def _tag(used: Used, tag: str, topic: str) -> AuditEntry:
-    values: dict[str, set[str]] = defaultdict(set)
-    absent = 0
-    for method, record in used:
-        value = record.tags.get(tag)
-        if value is None:
-            absent += 1
-        else:
-            values[value].add(method.label)
+def _tag(used: Used, tag: str, topic: str) -> list[AuditEntry]:
+    values = _by_value((record.tags.get(tag), label) for label, record in used)
+    unfair, unknown = [], ""
     if len(values) > 1:
-        listed = "; ".join(f"{value}: {joined(sorted(who))}" for value, who in values.items())
-        text = f"Trials differ in {topic}: {listed}."
-        return AuditEntry(topic=topic, kind=AuditKind.BAD, text=text)
-    if absent:
-        text = f"{topic.capitalize()}: not recorded by {absent} of {plural(len(used), 'trial')}."
-        return AuditEntry(topic=topic, kind=AuditKind.UNKNOWN, text=text)
-    text = f"All trials have the same {topic}: {next(iter(values))}."
-    return AuditEntry(topic=topic, kind=AuditKind.OK, text=text)
+        listed = "; ".join(f"{value}: {joined(who)}" for value, who in values.items())
+        unfair.append(f"Trials differ in {topic}: {listed}.")
+    if absent := sum(tag not in record.tags for _, record in used):
+        unknown = f"{topic.capitalize()}: not recorded by {absent} of {plural(len(used), 'trial')}."
+    fair = f"All trials have the same {topic}: {joined(list(values))}."
+    return _entries(topic, fair=fair, unfair=unfair, unknown=unknown)
 
 
-def _settings(used: Used) -> AuditEntry:
+def _settings(used: Used) -> list[AuditEntry]:
     """Compare the settings that trials of one study share, such as epochs and batch size."""
     free = {name for name, (_, field, _) in option_fields().items() if not field.metadata["identity"]}
-    values: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for method, record in used:
+    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for label, record in used:
         for key, value in record.settings.items():
             name = key.removeprefix("cfg.")
             if key.startswith("cfg.") and name not in free:
-                values[name][value].add(method.label)
-    differing = {key: found for key, found in values.items() if len(found) > 1}
-    if differing:
-        listed = []
-        for key, found in differing.items():
-            sides = [f"{value} ({named(sorted(who))})" for value, who in found.items()]
-            listed.append(f"{key}: {' against '.join(sides)}")
-        text = f"Trials differ in settings: {'; '.join(listed)}."
-        return AuditEntry(topic="settings", kind=AuditKind.BAD, text=text)
-    if not values:
-        text = "Settings: not recorded."
-        return AuditEntry(topic="settings", kind=AuditKind.UNKNOWN, text=text)
-    text = "All trials share their settings of data, training and evaluation."
-    return AuditEntry(topic="settings", kind=AuditKind.OK, text=text)
+                found[name].append((value, label))
+    differing = []
+    for name, pairs in found.items():
+        if len(values := _by_value(pairs)) > 1:
+            differing.append(f"{name}: {' against '.join(f'{value} ({named(who)})' for value, who in values.items())}")
+    return _entries(
+        "settings",
+        fair="All trials share their settings of data, training and evaluation.",
+        unfair=[f"Trials differ in settings: {'; '.join(differing)}."] if differing else [],
+        unknown="" if found else "Settings: not recorded.",
+    )

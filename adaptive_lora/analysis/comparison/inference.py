@@ -74,7 +74,7 @@ class Rule:
 
 
 def choose_margin(
-    given: float | None, share: float, frozen_loss: float | None, base_loss: float, unit: str = NATS_PER_TOKEN
+    given: float | None, share: float, frozen_loss: float | None, base_loss: float | None, unit: str = NATS_PER_TOKEN
 ) -> Margin:
     """Return the margin.
 
@@ -92,7 +92,7 @@ def choose_margin(
         if given <= 0:
             raise DataError(f"margin: required above 0 {unit}, got {given:g}.")
         return Margin(value=given, source=f"given by the user, in {unit}")
-    if frozen_loss is None:
+    if frozen_loss is None or base_loss is None:
         return Margin(
             value=None,
             source="no margin given and no score of the frozen base to take one from: equivalence is not tested",

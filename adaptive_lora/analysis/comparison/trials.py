@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from adaptive_lora.results import NATS_PER_TOKEN, RACED_STATUS, TrialRecord
 
 Folds = tuple[TrialRecord, ...]
 """The finished trials of one method, rate and seed: one per fold, in fold order."""
+Reader = Callable[[TrialRecord], float | None]
+"""Reads one number of a trial; None where it was not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,10 @@ class TrialTable:
     def seeds_at(self, method: str, lr: float | None) -> Mapping[int, Folds]:
         """Return the complete seeds of a method at a rate; empty where there are none."""
         return {} if lr is None else self.complete.get((method, lr), {})
+
+    def records_at(self, method: str, lr: float | None) -> list[TrialRecord]:
+        """Return the trials of those seeds, seed by seed and in fold order."""
+        return [record for folds in self.seeds_at(method, lr).values() for record in folds]
 
 
 def tabulate(records: Sequence[TrialRecord], baseline: str) -> TrialTable:
@@ -116,34 +122,50 @@ def _problem(record: TrialRecord, *, needs_validation: bool) -> str:
     return ""
 
 
-def over_seeds(seeds: Iterable[Folds], score: Callable[[TrialRecord], float | None], absent: str) -> SeedMean:
-    """Summarise a score: mean over folds within a seed, then mean and deviation over seeds.
+def per_seed(seeds: Mapping[int, Folds], read: Reader) -> dict[int, float]:
+    """Return seed -> mean over folds, for seeds of which every fold has the value."""
+    read_folds = {seed: [value for value in map(read, folds) if value is not None] for seed, folds in seeds.items()}
+    return {seed: float(np.mean(values)) for seed, values in read_folds.items() if len(values) == len(seeds[seed])}
+
+
+def over_seeds(seeds: Mapping[int, Folds], read: Reader, absent: str) -> SeedMean:
+    """Summarise a value: mean over folds within a seed, then mean and standard deviation over seeds.
 
     Args:
         seeds: complete seeds.
-        score: reads one trial's; None where it was not recorded.
-        absent: the note where no trial has the score.
+        read: reads the value of one trial; None where it was not recorded.
+        absent: the note where no trial has it.
     """
-    values: list[float] = []
-    partial = False
-    for folds in seeds:
-        scores = [score(record) for record in folds]
-        known = [value for value in scores if value is not None]
-        partial = partial or len(known) < len(scores)
-        if known and len(known) == len(scores):
-            values.append(float(np.mean(known)))
-    return seed_mean(values, absent, "missing in some trials" if partial and values else "")
-
-
-def seed_mean(values: Sequence[float], absent: str, note: str = "") -> SeedMean:
-    """Return mean and standard deviation, with the reason where one cannot be had."""
+    values = list(per_seed(seeds, read).values())
     if not values:
         return SeedMean(mean=None, sd=None, seeds=0, note=absent)
     if not np.isfinite(values).all():
         return SeedMean(mean=None, sd=None, seeds=len(values), note="too large for a number")
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    note = note or ("" if sd is not None else "one seed has no standard deviation")
+    note = "one seed has no standard deviation" if sd is None else ""
+    if len(values) < len(seeds):
+        note = "missing in some trials"
     return SeedMean(mean=float(np.mean(values)), sd=sd, seeds=len(values), note=note)
+
+
+def loss_of(record: TrialRecord) -> float | None:
+    """Return the test loss; None where a trial has no scores."""
+    return None if record.test is None else record.test.loss
+
+
+def metric(name: str) -> Reader:
+    """Return the reader of a metric; None where it was not recorded or is not finite."""
+
+    def read(record: TrialRecord) -> float | None:
+        value = record.metrics.get(name, math.nan)
+        return value if math.isfinite(value) else None
+
+    return read
+
+
+def trained_parameters(record: TrialRecord) -> float:
+    """Return the parameters that were trained; methods that prune record them beside the served."""
+    return float(record.metrics.get("training_parameters", record.trainable_parameters))
 
 
 def choose_rate(table: TrialTable, method: str) -> tuple[LearningRate, ...]:
@@ -153,35 +175,18 @@ def choose_rate(table: TrialTable, method: str) -> tuple[LearningRate, ...]:
     seeds, so that a rate cannot win by failing where it would have done badly; the lower rate on
     a tie. Test scores play no part.
     """
-    curve: list[tuple[float, SeedMean, SeedMean]] = []
+    curve = []
     for lr in table.rates[method]:
-        seeds = table.seeds_at(method, lr).values()
+        seeds, raced = table.seeds_at(method, lr), table.raced.get((method, lr), "")
         none = "stopped by the race" if (method, lr) in table.raced else "no seed finished"
         validation = over_seeds(
             seeds,
             lambda r: r.validation_loss if math.isfinite(r.validation_loss) else None,
             "no validation loss recorded" if seeds else none,
         )
-        curve.append((lr, validation, over_seeds(seeds, _test_loss, none)))
-    most = max(test.seeds for _, _, test in curve)
-    able = [
-        (validation.mean if validation.mean is not None else math.inf, lr)
-        for lr, validation, test in curve
-        if test.seeds == most and most > 0
-    ]
-    best = min(able)[1] if able else None
-    return tuple(
-        LearningRate(
-            lr=lr, validation=validation, test=test, chosen=lr == best, raced=table.raced.get((method, lr), "")
-        )
-        for lr, validation, test in curve
-    )
-
-
-def _test_loss(record: TrialRecord) -> float | None:
-    return None if record.test is None else record.test.loss
-
-
-def trained_parameters(record: TrialRecord) -> float:
-    """Return the parameters that were trained; methods that prune record them beside the served."""
-    return float(record.metrics.get("training_parameters", record.trainable_parameters))
+        test = over_seeds(seeds, loss_of, none)
+        curve.append(LearningRate(lr=lr, validation=validation, test=test, chosen=False, raced=raced))
+    most = max(rate.test.seeds for rate in curve)
+    able = [rate for rate in curve if rate.test.seeds == most > 0]
+    best = min(able, key=lambda r: (math.inf if r.validation.mean is None else r.validation.mean, r.lr), default=None)
+    return tuple(replace(rate, chosen=rate is best) for rate in curve)

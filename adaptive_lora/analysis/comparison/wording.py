@@ -121,3 +121,9 @@ def named(labels: Sequence[str], most: int = 4) -> str:
 def plural(number: int, word: str) -> str:
     """Return "1 seed", "2 seeds"."""
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def span(values: Iterable[float], number: Callable[[float], str] = count) -> str:
+    """Return "lowest to highest", or the one value that all are."""
+    low, *_, high = [*sorted(values)] * 2
+    return number(low) if low == high else f"{number(low)} to {number(high)}"
