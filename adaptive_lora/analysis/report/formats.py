@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
@@ -19,10 +19,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from adaptive_lora.analysis.comparison import AuditKind, Comparison, Difference, MethodSummary, VerdictKind, wording
+from adaptive_lora.analysis.comparison import AuditKind, Comparison, VerdictKind, wording
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.pairing import used_trials
-from adaptive_lora.analysis.report.tables import TextTable, checks, more_tables, p_decides, result_table
+from adaptive_lora.analysis.report.tables import TextTable, checks, more_tables, result_table, value_at
 from adaptive_lora.analysis.stats.significance import EXACT_SEEDS
 from adaptive_lora.config.precision import Precision
 from adaptive_lora.results import TrialRecord
@@ -170,13 +170,13 @@ def methods_text(comparison: Comparison, records: Sequence[TrialRecord]) -> str:
     differences = [m.difference for m in compared if m.difference is not None]
     tests = [trial.test for trial in used if trial.test is not None]
     sizes = {part: [t.settings.get(f"data.{key}_examples") or "" for t in used] for part, key in _PARTS.items()}
-    known = {part: _span(map(float, found)) for part, found in sizes.items() if all(found)}
-    known["test"] = _span(len(test.example_ids) for test in tests)
+    known = {part: wording.span(map(float, found)) for part, found in sizes.items() if all(found)}
+    known["test"] = wording.span(len(test.example_ids) for test in tests)
     precision = _one(trial.tags.get("precision") for trial in used)
     template = environment().get_template("methods.txt.jinja")
     text = template.render(
         words=wording,
-        span=_span,
+        span=wording.span,
         rates=lambda rates: wording.joined([f"{lr:g}" for lr in rates]),
         comparison=comparison,
         compared=compared,
@@ -217,11 +217,6 @@ def _one(values: Iterable[str | None]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _span(values: Iterable[float]) -> str:
-    low, *_, high = [*sorted(values)] * 2
-    return wording.count(low) if low == high else f"{wording.count(low)} to {wording.count(high)}"
-
-
 def markdown_table(table: TextTable) -> str:
     """Return a table and its note."""
     lines = [f"| {' | '.join(map(_escape, table.head))} |"]
@@ -240,37 +235,31 @@ def _escape(text: str) -> str:
     return " ".join(text.split())
 
 
-_Reader = Callable[[Comparison, MethodSummary], str | float | int | None]
-
-
-def _of_difference(read: Callable[[Difference], float | str | None]) -> _Reader:
-    return lambda _, m: None if m.difference is None else read(m.difference)
-
-
-COLUMNS: Mapping[str, _Reader] = {
-    "method": lambda c, m: m.label,
-    "verdict": lambda c, m: str(m.verdict.kind),
-    "difference": _of_difference(lambda d: d.mean),
-    "interval_low": _of_difference(lambda d: d.interval.low),
-    "interval_high": _of_difference(lambda d: d.interval.high),
-    "interval_method": _of_difference(lambda d: d.interval.method),
-    "p": _of_difference(lambda d: d.tests.sign_flip),
-    "p_corrected": lambda c, m: p_decides(c, m),
-    "test_loss": lambda c, m: m.loss.mean,
-    "test_loss_sd": lambda c, m: m.loss.sd,
-    "test_loss_low": lambda c, m: m.loss_interval.low,
-    "test_loss_high": lambda c, m: m.loss_interval.high,
-    "perplexity": lambda c, m: m.perplexity.mean,
-    "token_accuracy": lambda c, m: m.token_accuracy.mean,
-    "exact_match": lambda c, m: m.exact_match.mean,
-    "parameters": lambda c, m: m.parameters.mean,
-    "parameters_to_baseline": lambda c, m: m.parameters.share,
-    "learning_rate": lambda c, m: m.lr,
-    "seeds": lambda c, m: len(m.seeds),
-    "missing_seeds": lambda c, m: len(m.missing_seeds),
-    "failed_trials": lambda c, m: len(m.failures),
+COLUMNS: Mapping[str, str] = {
+    "method": "label",
+    "verdict": "verdict.kind",
+    "difference": "difference.mean",
+    "interval_low": "difference.interval.low",
+    "interval_high": "difference.interval.high",
+    "interval_method": "difference.interval.method",
+    "p": "difference.tests.sign_flip",
+    "p_corrected": "difference.tests.{correction}",
+    "test_loss": "loss.mean",
+    "test_loss_sd": "loss.sd",
+    "test_loss_low": "loss_interval.low",
+    "test_loss_high": "loss_interval.high",
+    "perplexity": "perplexity.mean",
+    "token_accuracy": "token_accuracy.mean",
+    "exact_match": "exact_match.mean",
+    "parameters": "parameters.mean",
+    "parameters_to_baseline": "parameters.share",
+    "learning_rate": "lr",
+    "seeds": "seeds",
+    "missing_seeds": "missing_seeds",
+    "failed_trials": "failures",
 }
-"""Column -> its value; losses in the comparison's unit, shares as fractions of 1."""
+"""Column -> attributes of a method that lead to its value, of several things their number; losses in the comparison's
+unit, shares as fractions of 1."""
 
 
 def csv_table(comparison: Comparison) -> str:
@@ -279,8 +268,10 @@ def csv_table(comparison: Comparison) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for method in comparison.methods:
-        values = [read(comparison, method) for read in COLUMNS.values()]
-        writer.writerow(["" if value is None else value for value in values])
+        values = (
+            value_at(method, path.format(correction=comparison.correction).split(".")) for path in COLUMNS.values()
+        )
+        writer.writerow([len(value) if isinstance(value, tuple) else value for value in values])
     return text.getvalue()
 
 

@@ -35,7 +35,6 @@ from adaptive_lora.analysis.report.style import (
     short_count,
 )
 from adaptive_lora.analysis.report.svg import INK, MUTED, PAPER, clean, mark, mark_layout
-from adaptive_lora.analysis.report.tables import p_decides
 from adaptive_lora.results import TrialRecord
 
 ROW, HEAD = 0.42, 0.5
@@ -107,7 +106,7 @@ def _row(axes: Axes, comparison: Comparison, method: MethodSummary, row: int) ->
     mark(dots, place, [f"{method.label}, seed {seed}: {signed(value)}" for seed, value in seeds])
     shape = marker_of(comparison, method.label)
     (mean,) = axes.plot([difference.mean], [row + 0.08], shape, color=colour, markersize=6)
-    p = p_text(p_decides(comparison, method))
+    p = p_text(comparison.deciding_p(difference))
     mark(mean, place, [f"{method.label}: {where}, corrected p {p}. {method.verdict.kind}"])
     (zero,) = axes.plot([0, 0], [row - 0.05, row + 0.4], color=INK, linewidth=0.8, zorder=1)
     mark(zero, place)
