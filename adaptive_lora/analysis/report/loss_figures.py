@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from adaptive_lora.analysis.comparison import Comparison, Cost, MethodSummary, ParetoFront, ParetoPoint
+from adaptive_lora.analysis.comparison import Comparison, Cost, MethodSummary, ParetoPoint
+from adaptive_lora.analysis.comparison import wording as words
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.pairing import example_differences, used_trials
 from adaptive_lora.analysis.comparison.types import MATCHED_SHARE
-from adaptive_lora.analysis.comparison.wording import (
-    count,
-    interval_clause,
-    interval_text,
-    p_text,
-    plain,
-    plural,
-    signed,
-)
 from adaptive_lora.analysis.report.style import (
     WIDTH,
     Frame,
@@ -30,6 +21,7 @@ from adaptive_lora.analysis.report.style import (
     marker_of,
     panels,
     place_of,
+    plot_marked,
     share_limits,
     short_bytes,
     short_count,
@@ -45,6 +37,13 @@ LABELS: Mapping[Cost, str] = {
     Cost.TIME: "training time (s)",
     Cost.MEMORY: "peak memory",
 }
+_COST_TEXTS: Mapping[Cost, Callable[[float], str]] = {
+    Cost.TRAINED: lambda value: f"{words.count(value)} parameters",
+    Cost.SERVED: lambda value: f"{words.count(value)} parameters",
+    Cost.TIME: "{:,.1f} s".format,
+    Cost.MEMORY: short_bytes,
+}
+"""Kind of cost -> a cost with its unit."""
 _FRAME = Frame(height=1.0)
 _MOST_POINTS = 300
 """Points drawn of a curve over examples: more than a frame has dots."""
@@ -82,56 +81,34 @@ def differences(comparison: Comparison) -> Figure | None:
 
 
 def _row(axes: Axes, comparison: Comparison, method: MethodSummary, row: int) -> float:
-    """Draw one method and return how far from zero it reaches."""
+    """Draw one method and return how far from zero it reaches; the thick part of its bar is read for equivalence."""
     difference = method.difference
     assert difference is not None
     place, colour = place_of(comparison, method.label), colour_of(comparison, method.label)
-    interval, ends = difference.interval, [difference.mean, *difference.values]
-    where = f"{signed(difference.mean)} {interval_text(interval)}"
-    if interval.low is not None and interval.high is not None:
-        ends += [interval.low, interval.high]
-        (bar,) = axes.plot([interval.low, interval.high], [row + 0.08, row + 0.08], color=colour, linewidth=2.2)
-        mark(bar, place, [f"{method.label}: {interval_clause(interval, comparison.confidence)}"])
-        _margin_interval(axes, comparison, method, row)
-    (dots,) = axes.plot(
-        difference.values,
-        np.full(len(difference.values), row + 0.27),
-        "o",
-        color=colour,
-        alpha=0.5,
-        markersize=3,
-        markeredgewidth=0,
-    )
+    where = f"{words.signed(difference.mean)} {words.interval_text(difference.interval)}"
+    ends = [difference.mean, *difference.values]
+    bars = [(difference.interval, comparison.confidence, 2.2)]
+    if difference.margin_tests is not None:
+        bars.append((difference.margin_tests.interval, one_sided(comparison.confidence), 4.4))
+    for interval, confidence, width in bars:
+        if interval.low is not None and interval.high is not None:
+            ends += [interval.low, interval.high]
+            clause = f"{method.label}: {words.interval_clause(interval, confidence)}"
+            look = {"color": colour, "linewidth": width, "solid_capstyle": "butt" if width > 4 else "projecting"}
+            plot_marked(axes, place, [clause], [interval.low, interval.high], [row + 0.08, row + 0.08], **look)
     seeds = zip(difference.seeds, difference.values, strict=True)
-    mark(dots, place, [f"{method.label}, seed {seed}: {signed(value)}" for seed, value in seeds])
+    texts = [f"{method.label}, seed {seed}: {words.signed(value)}" for seed, value in seeds]
+    look = {"color": colour, "alpha": 0.5, "markersize": 3, "markeredgewidth": 0}
+    plot_marked(axes, place, texts, difference.values, [row + 0.27] * len(difference.values), "o", **look)
+    p = words.p_text(comparison.deciding_p(difference))
+    text = f"{method.label}: {where}, corrected p {p}. {method.verdict.kind}"
     shape = marker_of(comparison, method.label)
-    (mean,) = axes.plot([difference.mean], [row + 0.08], shape, color=colour, markersize=6)
-    p = p_text(comparison.deciding_p(difference))
-    mark(mean, place, [f"{method.label}: {where}, corrected p {p}. {method.verdict.kind}"])
-    (zero,) = axes.plot([0, 0], [row - 0.05, row + 0.4], color=INK, linewidth=0.8, zorder=1)
-    mark(zero, place)
+    plot_marked(axes, place, [text], [difference.mean], [row + 0.08], shape, color=colour, markersize=6)
+    plot_marked(axes, place, [], [0, 0], [row - 0.05, row + 0.4], color=INK, linewidth=0.8, zorder=1)
     across = axes.get_yaxis_transform()
     mark(axes.text(0.0, row - 0.2, clean(method.label), transform=across), place)
-    numbers = axes.text(1.0, row - 0.2, where, transform=across, ha="right", fontsize=7)
-    mark(numbers, place)
+    mark(axes.text(1.0, row - 0.2, where, transform=across, ha="right", fontsize=7), place)
     return max(abs(end) for end in ends)
-
-
-def _margin_interval(axes: Axes, comparison: Comparison, method: MethodSummary, row: int) -> None:
-    """Draw the interval that equivalence reads as a thick part of the bar."""
-    tests = method.difference.margin_tests if method.difference is not None else None
-    if tests is None or tests.interval.low is None or tests.interval.high is None:
-        return
-    place, interval = place_of(comparison, method.label), tests.interval
-    (bar,) = axes.plot(
-        [tests.interval.low, tests.interval.high],
-        [row + 0.08, row + 0.08],
-        color=colour_of(comparison, method.label),
-        linewidth=4.4,
-        solid_capstyle="butt",
-    )
-    clause = interval_clause(interval, one_sided(comparison.confidence))
-    mark(bar, place, [f"{method.label}: {clause}"])
 
 
 def pareto(comparison: Comparison, cost: Cost) -> Figure | None:
@@ -141,11 +118,12 @@ def pareto(comparison: Comparison, cost: Cost) -> Figure | None:
     parameters that are those served.
     """
     fronts = {front.cost: front for front in comparison.fronts}
+    costs = {kind: {point.method: point.cost for point in front.points} for kind, front in fronts.items()}
     front = fronts.get(cost)
-    if front is None or (cost is Cost.TRAINED and _same(front, fronts.get(Cost.SERVED))):
+    if front is None or (cost is Cost.TRAINED and costs[cost] == costs.get(Cost.SERVED)):
         return None
-    costs = [point.cost for point in front.points]
-    if max(costs) - min(costs) < MATCHED_SHARE * max(costs):
+    least, most = front.points[0].cost, front.points[-1].cost
+    if most - least < MATCHED_SHARE * most:
         return None
     columns = 2 if len(front.points) > 8 else 1
     rows = -(-len(front.points) // columns)
@@ -153,7 +131,7 @@ def pareto(comparison: Comparison, cost: Cost) -> Figure | None:
     axes = figure.subplots()
     points = sorted(front.points, key=lambda point: place_of(comparison, point.method))
     for point in points:
-        _point(axes, comparison, point, front)
+        _point(axes, comparison, point, cost)
     best = [(point.cost, point.loss) for point in front.points if point.on_front]
     axes.plot(*zip(*best, strict=True), ":", drawstyle="steps-post", color=MUTED, linewidth=1, zorder=0)
     short = short_bytes if cost is Cost.MEMORY else short_count
@@ -170,74 +148,49 @@ def pareto(comparison: Comparison, cost: Cost) -> Figure | None:
     return figure
 
 
-def _same(trained: ParetoFront, served: ParetoFront | None) -> bool:
-    if served is None:
-        return False
-    return {p.method: p.cost for p in trained.points} == {p.method: p.cost for p in served.points}
-
-
-def _point(axes: Axes, comparison: Comparison, point: ParetoPoint, front: ParetoFront) -> None:
+def _point(axes: Axes, comparison: Comparison, point: ParetoPoint, cost: Cost) -> None:
     interval = comparison.method(point.method).loss_interval
     place, colour = place_of(comparison, point.method), colour_of(comparison, point.method)
-    text = f"{point.method}: test loss {plain(point.loss)}"
+    text = f"{point.method}: test loss {words.plain(point.loss)}"
     if interval.low is not None and interval.high is not None:
         bar = axes.vlines(point.cost, interval.low, interval.high, color=colour, linewidth=1.4)
         mark(bar, place)
-        text += f" ({plain(interval.low)} to {plain(interval.high)})"
-    (dot,) = axes.plot(
-        [point.cost],
-        [point.loss],
-        marker_of(comparison, point.method),
-        color=colour,
-        markersize=6,
-        label=clean(point.method),
-    )
-    text += f", {cost_text(point.cost, front.cost)}"
+        text += f" ({words.plain(interval.low)} to {words.plain(interval.high)})"
+    text += f", {_COST_TEXTS[cost](point.cost)}"
     if point.on_front:
         text += ", on the front"
     if point.front_share is not None:
         text += f"; on it in {100 * point.front_share:.0f} % of draws of seeds"
-    mark(dot, place, [text])
-
-
-def cost_text(value: float, cost: Cost) -> str:
-    """Return a cost with its unit."""
-    if cost is Cost.MEMORY:
-        return short_bytes(value)
-    if cost is Cost.TIME:
-        return f"{value:,.1f} s"
-    return f"{count(value)} parameters"
+    shape, label = marker_of(comparison, point.method), clean(point.method)
+    plot_marked(axes, place, [text], [point.cost], [point.loss], shape, color=colour, markersize=6, label=label)
 
 
 def validation_curves(comparison: Comparison, records: Sequence[TrialRecord]) -> Figure | None:
     """Draw validation loss over optimiser steps per method, with the baseline behind."""
-    curves = {
-        label: _curve(trials)
-        for label, trials in used_trials(comparison, records).items()
-        if any(trial.validation_curve for trial in trials)
-    }
+    curves: dict[str, dict[int, list[float]]] = {}
+    for label, trials in used_trials(comparison, records).items():
+        points = [point for trial in trials for point in trial.validation_curve]
+        if points:
+            steps = sorted({step for step, loss in points if np.isfinite(loss)})
+            curves[label] = {at: [loss for step, loss in points if step == at and np.isfinite(loss)] for at in steps}
     if not curves:
         return None
     title = f"validation loss ({comparison.unit}) over optimiser step"
     figure, frames = panels(comparison, list(curves), _FRAME, title)
-    reference = curves.get(comparison.baseline)
+    means = {label: [float(np.mean(losses)) for losses in curve.values()] for label, curve in curves.items()}
     for axes, (label, curve) in zip(frames, curves.items(), strict=True):
-        steps = list(curve)
-        if reference is not None and label != comparison.baseline:
-            means = [float(np.mean(losses)) for losses in reference.values()]
-            axes.plot(list(reference), means, color=MUTED, linewidth=0.9)
-        mean = [float(np.mean(losses)) for losses in curve.values()]
-        low, high = [min(v) for v in curve.values()], [max(v) for v in curve.values()]
-        colour = colour_of(comparison, label)
-        axes.fill_between(steps, low, high, color=colour, alpha=0.25, linewidth=0)
-        axes.plot(steps, mean, color=colour, linewidth=1.3)
-        (dots,) = axes.plot(steps, mean, "o", color=colour, markersize=2.2)
+        if comparison.baseline in curves and label != comparison.baseline:
+            axes.plot(list(curves[comparison.baseline]), means[comparison.baseline], color=MUTED, linewidth=0.9)
+        steps, colour = list(curve), colour_of(comparison, label)
+        ranges = [*map(min, curve.values())], [*map(max, curve.values())]
+        axes.fill_between(steps, *ranges, color=colour, alpha=0.25, linewidth=0)
+        axes.plot(steps, means[label], color=colour, linewidth=1.3)
         texts = [
-            f"{label}, step {step}: {plain(float(np.mean(losses)))} "
-            f"({plain(min(losses))} to {plain(max(losses))}, {plural(len(losses), 'trial')})"
-            for step, losses in curve.items()
+            f"{label}, step {step}: {words.plain(mean)} "
+            f"({words.plain(min(losses))} to {words.plain(max(losses))}, {words.plural(len(losses), 'trial')})"
+            for (step, losses), mean in zip(curve.items(), means[label], strict=True)
         ]
-        mark(dots, place_of(comparison, label), texts)
+        plot_marked(axes, place_of(comparison, label), texts, steps, means[label], "o", color=colour, markersize=2.2)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
     # The loss before training would flatten everything that follows.
@@ -245,16 +198,6 @@ def validation_curves(comparison: Comparison, records: Sequence[TrialRecord]) ->
     if late:
         share_limits(frames, min(late), max(late))
     return figure
-
-
-def _curve(trials: Sequence[TrialRecord]) -> Mapping[int, list[float]]:
-    """Return step -> validation losses of the trials that have a finite one there."""
-    at: dict[int, list[float]] = defaultdict(list)
-    for trial in trials:
-        for step, loss in trial.validation_curve:
-            if np.isfinite(loss):
-                at[step].append(loss)
-    return {step: at[step] for step in sorted(at)}
 
 
 def learning_rates(comparison: Comparison) -> Figure | None:
@@ -283,19 +226,16 @@ def learning_rates(comparison: Comparison) -> Figure | None:
 def _rate_curve(axes: Axes, method: MethodSummary, place: int, colour: str) -> list[float]:
     """Draw mean and deviation per rate; return what the scale has to hold."""
     known = [(r, r.validation.mean) for r in method.rates if r.validation.mean is not None]
-    deviations = [rate.validation.sd or 0.0 for rate, _ in known]
     means, rates = [mean for _, mean in known], [rate.lr for rate, _ in known]
-    low = [mean - sd for mean, sd in zip(means, deviations, strict=True)]
-    high = [mean + sd for mean, sd in zip(means, deviations, strict=True)]
+    low, high = ([mean + sign * (rate.validation.sd or 0.0) for rate, mean in known] for sign in (-1, 1))
     axes.vlines(rates, low, high, color=colour, linewidth=0.8)
     axes.plot(rates, means, color=colour, linewidth=1.2)
-    (dots,) = axes.plot(rates, means, "o", color=colour, markersize=3)
     texts = [
-        f"{method.label}, rate {rate.lr:g}: validation {plain(mean)}, "
-        f"test {plain(rate.test.mean)}, {plural(rate.validation.seeds, 'seed')}" + (", chosen" if rate.chosen else "")
+        f"{method.label}, rate {rate.lr:g}: validation {words.plain(mean)}, test {words.plain(rate.test.mean)}, "
+        f"{words.plural(rate.validation.seeds, 'seed')}" + (", chosen" if rate.chosen else "")
         for rate, mean in known
     ]
-    mark(dots, place, texts)
+    plot_marked(axes, place, texts, rates, means, "o", color=colour, markersize=3)
     for rate, mean in known:
         if rate.chosen:
             axes.plot([rate.lr], [mean], "o", markersize=8, markerfacecolor="none", color=INK)
@@ -320,17 +260,16 @@ def example_changes(
         ids = sorted(diff_by_id, key=lambda name: diff_by_id[name])
         diff_E = np.array([diff_by_id[name] for name in ids])
         share_E = 100 * (np.arange(diff_E.size) + 0.5) / diff_E.size
-        colour, place = colour_of(comparison, label), place_of(comparison, label)
+        colour = colour_of(comparison, label)
         axes.axhline(0, color=INK, linewidth=0.6)
         drawn = np.unique(np.linspace(0, diff_E.size - 1, _MOST_POINTS).round().astype(int))
         axes.fill_between(share_E[drawn], 0, diff_E[drawn], color=colour, alpha=0.3, linewidth=0)
         axes.plot(share_E[drawn], diff_E[drawn], color=colour, linewidth=1.2)
-        chosen = [ids.index(c.example_id) for c in comparison.method(label).most_changed]
-        (dots,) = axes.plot(share_E[chosen], diff_E[chosen], "o", color=colour, markersize=2.6)
-        texts = [
-            f"{ids[i]}: {signed(float(diff_E[i]), 2)} {summed}. {_short(examples.get(ids[i], ''))}" for i in chosen
-        ]
-        mark(dots, place, texts)
+        at = [ids.index(change.example_id) for change in comparison.method(label).most_changed]
+        texts = [f"{ids[i]}: {words.signed(diff_E[i], 2)} {summed}. {_short(examples.get(ids[i], ''))}" for i in at]
+        plot_marked(
+            axes, place_of(comparison, label), texts, share_E[at], diff_E[at], "o", color=colour, markersize=2.6
+        )
         better = f"{100 * float(np.mean(diff_E < 0)):.0f} % better"
         box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
         axes.text(0.04, 0.93, better, transform=axes.transAxes, fontsize=6, va="top", bbox=box)

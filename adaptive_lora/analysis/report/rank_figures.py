@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
@@ -16,8 +14,17 @@ from matplotlib.ticker import MaxNLocator
 from adaptive_lora.analysis.comparison import Agreement, AgreementKind, Comparison
 from adaptive_lora.analysis.comparison.pairing import used_trials
 from adaptive_lora.analysis.comparison.wording import MINUS, signed
-from adaptive_lora.analysis.report.style import ROLE_COLOURS, WIDTH, Frame, folded, panels, place_of
-from adaptive_lora.analysis.report.svg import MUTED, PAPER, clean, mark
+from adaptive_lora.analysis.report.style import (
+    ROLE_COLOURS,
+    WIDTH,
+    Frame,
+    folded,
+    heat_map,
+    panels,
+    place_of,
+    write_cells,
+)
+from adaptive_lora.analysis.report.svg import clean, mark
 from adaptive_lora.results import FloatArray, TrialRecord
 
 ROLE_ORDER = ("query", "key", "value", "qkv", "output", "up", "gate", "down", "other")
@@ -25,25 +32,6 @@ _MOST_NUMBERS = 600
 """Cells in all frames up to which ranks are written in; beyond, colour and hover tell them."""
 _WRITTEN = 7
 """Labels up to which the numbers are written in."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Map:
-    """The ranks of one method."""
-
-    ranks: Mapping[tuple[int, str], Sequence[float]]
-    """Layer and role -> the rank of every site there, in every trial."""
-    layers: Sequence[int]
-    roles: Sequence[str]
-    highest: float
-    """Highest mean rank of a cell over all methods: the same colour everywhere."""
-
-    @property
-    def mean_LR(self) -> FloatArray:
-        """Mean rank per layer (L) and role (R); NaN where the method has no adapter."""
-        return np.array(
-            [[np.mean(self.ranks.get((layer, role), [np.nan])) for role in self.roles] for layer in self.layers]
-        )
 
 
 def rank_maps(comparison: Comparison, records: Sequence[TrialRecord]) -> Figure | None:
@@ -58,7 +46,7 @@ def rank_maps(comparison: Comparison, records: Sequence[TrialRecord]) -> Figure 
     cells = {cell for ranks in maps.values() for cell in ranks}
     layers = sorted({layer for layer, _ in cells})
     roles = ordered_roles({role for _, role in cells})
-    highest = max(np.mean(values) for ranks in maps.values() for values in ranks.values())
+    highest = float(max(np.mean(values) for ranks in maps.values() for values in ranks.values()))
     row = min(0.15, 4.0 / len(layers))
     written = len(maps) * len(layers) * len(roles) <= _MOST_NUMBERS and row > 0.12
     wide = len(roles) > 4
@@ -69,13 +57,17 @@ def rank_maps(comparison: Comparison, records: Sequence[TrialRecord]) -> Figure 
     figure, frames = panels(comparison, list(maps), frame, what)
     ticks = slice(None, None, 1 if row > 0.12 else 4)
     for axes, (label, ranks) in zip(frames, maps.items(), strict=True):
-        values = _Map(ranks=ranks, layers=layers, roles=roles, highest=float(highest))
-        _heat_map(axes, values, place_of(comparison, label), label)
+        mean_LR = np.array([[np.mean(ranks.get((layer, role), [np.nan])) for role in roles] for layer in layers])
+        texts = [
+            f"{label}, layer {layer}, {role}: {_said(ranks.get((layer, role), ()))}"
+            for layer in layers
+            for role in roles
+        ]
+        heat_map(axes, mean_LR, place_of(comparison, label), texts, "Blues", (0, 1.1 * highest))
         if written:
-            _write(axes, values)
+            write_cells(axes, mean_LR, _number, light=lambda rank: rank > 0.55 * highest, size=5.5)
         axes.set_xticks(np.arange(len(roles)) + 0.5, roles, rotation=60 if wide else 0)
         axes.set_yticks((np.arange(len(layers)) + 0.5)[ticks], [str(one) for one in layers[ticks]])
-        axes.tick_params(length=0, pad=2)
     return figure
 
 
@@ -83,29 +75,6 @@ def ordered_roles(found: set[str]) -> list[str]:
     """Return roles in the order in which data flow through a layer, unknown ones last."""
     roles = [role for role in ROLE_ORDER if role in found]
     return roles + sorted(found - set(roles))
-
-
-def _heat_map(axes: Axes, values: _Map, place: int, label: str) -> None:
-    """Colour cells by mean rank; each says its rank, and the range over seeds, on hover."""
-    axes.grid(False)
-    mesh = axes.pcolormesh(
-        np.ma.masked_invalid(values.mean_LR),
-        cmap=mpl.colormaps["Blues"],
-        vmin=0,
-        vmax=1.1 * values.highest,
-        edgecolors=PAPER,
-        linewidth=0.6,
-    )
-    mark(
-        mesh,
-        place,
-        [
-            f"{label}, layer {layer}, {role}: {_said(values.ranks.get((layer, role), ()))}"
-            for layer in values.layers
-            for role in values.roles
-        ],
-    )
-    axes.spines[:].set_visible(False)
 
 
 def _said(ranks: Sequence[float]) -> str:
@@ -117,15 +86,6 @@ def _said(ranks: Sequence[float]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.0f}" if value.is_integer() else f"{value:.1f}"
-
-
-def _write(axes: Axes, values: _Map) -> None:
-    for (row, column), value in np.ndenumerate(values.mean_LR):
-        absent = bool(np.isnan(value))
-        text = "\N{EN DASH}" if absent else _number(float(value))
-        dark = not absent and value > 0.55 * values.highest
-        colour = MUTED if absent else "#ffffff" if dark else "#101418"
-        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=5.5, color=colour)
 
 
 def _ranks(trials: Sequence[TrialRecord]) -> Mapping[tuple[int, str], list[float]]:
@@ -144,34 +104,29 @@ def budgets(comparison: Comparison) -> Figure | None:
     roles = ordered_roles({role for one in comparison.budgets for role in one.roles})
     colours = {role: ROLE_COLOURS[i % len(ROLE_COLOURS)] for i, role in enumerate(roles)}
     frame = Frame(height=0.95, left=0.3, legend=True)
-    figure, frames = panels(
-        comparison,
-        [one.method for one in comparison.budgets],
-        frame,
-        "share of the parameters (%) by layer, stacked by role",
-    )
-    _legend(figure, colours)
+    what = "share of the parameters (%) by layer, stacked by role"
+    figure, frames = panels(comparison, [one.method for one in comparison.budgets], frame, what)
+    width, height, at = *figure.get_size_inches(), 0.0
+    for role, colour in colours.items():  # named in one line below the heading
+        figure.text(at / width, 1 - 0.2 / height, "\N{BLACK SQUARE}", fontsize=7, color=colour, va="top")
+        figure.text((at + 0.1) / width, 1 - 0.2 / height, role, fontsize=6.5, va="top")
+        at += 0.2 + 0.056 * len(role)
+    highest = 100 * max(max(one.by_layer) for one in comparison.budgets)
     for axes, one in zip(frames, comparison.budgets, strict=True):
-        place = place_of(comparison, one.method)
-        layer_L = np.array(one.layers, dtype=np.float64)
-        below_L = np.zeros_like(layer_L)
+        layer_L, below_L = np.array(one.layers, dtype=np.float64), np.zeros(len(one.layers))
         for role in (role for role in roles if role in one.roles):
             share_L = 100 * np.array([row[one.roles.index(role)] for row in one.shares])
-            mark(
-                axes.add_collection(_bars(layer_L, below_L, share_L, colours[role])),
-                place,
-                [
-                    f"{one.method}, layer {layer}, {role}: {share:.1f} % of its parameters"
-                    for layer, share in zip(one.layers, share_L, strict=True)
-                ],
-            )
+            texts = [
+                f"{one.method}, layer {layer}, {role}: {share:.1f} % of its parameters"
+                for layer, share in zip(one.layers, share_L, strict=True)
+            ]
+            bars = axes.add_collection(_bars(layer_L, below_L, share_L, colours[role]))
+            mark(bars, place_of(comparison, one.method), texts)
             below_L += share_L
         axes.set_xlim(layer_L.min() - 0.6, layer_L.max() + 0.6)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.grid(axis="x", visible=False)
-    highest = 100 * max(max(one.by_layer) for one in comparison.budgets)
-    for axes in frames:
         axes.set_ylim(0, 1.05 * highest)
     return figure
 
@@ -182,16 +137,6 @@ def _bars(at_L: FloatArray, below_L: FloatArray, height_L: FloatArray, colour: s
     x_LV = np.stack([left, left, right, right], axis=1)
     y_LV = np.stack([below_L, top, top, below_L], axis=1)
     return PolyCollection(list(np.stack([x_LV, y_LV], axis=2)), facecolors=colour, linewidths=0)
-
-
-def _legend(figure: Figure, colours: dict[str, str]) -> None:
-    """Name the roles in one line below the heading, within the width of two frames."""
-    height, at = figure.get_figheight(), 0.0
-    for role, colour in colours.items():
-        y = 1 - 0.2 / height
-        figure.text(at / figure.get_figwidth(), y, "\N{BLACK SQUARE}", fontsize=7, color=colour, va="top")
-        figure.text((at + 0.1) / figure.get_figwidth(), y, role, fontsize=6.5, va="top")
-        at += 0.2 + 0.056 * len(role)
 
 
 def seed_agreement(comparison: Comparison) -> Figure | None:
@@ -246,29 +191,20 @@ def _of(comparison: Comparison, kind: AgreementKind) -> Sequence[Agreement]:
 
 def _matrix(axes: Axes, one: Agreement, place: int | None, size: float) -> None:
     """Draw correlations from -1 to 1, first label on top; every cell says its number."""
-    values: FloatArray = np.array([[np.nan if value is None else value for value in row] for row in one.matrix])
-    axes.grid(False)
-    mesh = axes.pcolormesh(
-        np.ma.masked_invalid(values),
-        cmap=mpl.colormaps["PuOr_r"],  # told apart by colour-blind people
-        vmin=-1,
-        vmax=1,
-        edgecolors=PAPER,
-        linewidth=0.5,
-    )
+    values = np.array(one.matrix, dtype=np.float64)
     texts = [
         f"{one.about}{': ' if one.about else ''}{first} and {second}: "
         + ("nothing is ordered" if value is None else signed(value, 2))
         for first, row in zip(one.labels, one.matrix, strict=True)
         for second, value in zip(one.labels, row, strict=True)
     ]
-    mark(mesh, place, texts)
+    heat_map(axes, values, place, texts, "PuOr_r", (-1, 1))  # told apart by colour-blind people
     axes.invert_yaxis()
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, pad=2)
-    if len(one.labels) > _WRITTEN:
-        return
-    for (row, column), value in np.ndenumerate(values):
-        text = "\N{EN DASH}" if np.isnan(value) else f"{value:z.1f}".replace("-", MINUS)
-        colour = "#ffffff" if abs(value) > 0.7 else "#101418"
-        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, color=colour)
+    if len(one.labels) <= _WRITTEN:
+        write_cells(
+            axes,
+            values,
+            lambda value: f"{value:z.1f}".replace("-", MINUS),
+            light=lambda value: abs(value) > 0.7,
+            size=size,
+        )

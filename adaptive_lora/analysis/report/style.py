@@ -7,16 +7,19 @@ label say the same. Frames have one size each, so that the page can rearrange th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 
 from adaptive_lora.analysis.comparison import Comparison
-from adaptive_lora.analysis.report.svg import INK, LINE, MUTED, clean, mark, mark_layout
+from adaptive_lora.analysis.report.svg import INK, LINE, MUTED, PAPER, clean, mark, mark_layout
+from adaptive_lora.results import FloatArray
 
 WIDTH = 4.7
 """Inches of a figure with all methods in one frame: legible at the width of a phone."""
@@ -177,6 +180,41 @@ def panels(comparison: Comparison, labels: Sequence[str], frame: Frame, what: st
     places = [place_of(comparison, label) for label in labels]
     mark_layout(figure, places, columns=columns, step=(PITCH, step), head=head)
     return figure, axes_list
+
+
+def plot_marked(axes: Axes, place: int, texts: Sequence[str], *args: Any, **look: Any) -> None:
+    """Plot as `Axes.plot` does, and say which method that belongs to and what to show on hover."""
+    (line,) = axes.plot(*args, **look)
+    mark(line, place, texts)
+
+
+def heat_map(
+    axes: Axes, values: FloatArray, place: int | None, texts: Sequence[str], colours: str, limits: tuple[float, float]
+) -> None:
+    """Colour cells by value, NaN left blank; each says its text on hover."""
+    axes.grid(False)
+    mesh = axes.pcolormesh(
+        np.ma.masked_invalid(values),
+        cmap=mpl.colormaps[colours],
+        vmin=limits[0],
+        vmax=limits[1],
+        edgecolors=PAPER,
+        linewidth=0.6,
+    )
+    mark(mesh, place, texts)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, pad=2)
+
+
+def write_cells(
+    axes: Axes, values: FloatArray, number: Callable[[float], str], *, light: Callable[[float], bool], size: float
+) -> None:
+    """Write numbers into the cells of a heat map, in white where `light` says so, and a dash for NaN."""
+    for (row, column), value in np.ndenumerate(values):
+        absent = bool(np.isnan(value))
+        text = "\N{EN DASH}" if absent else number(float(value))
+        colour = MUTED if absent else "#ffffff" if light(float(value)) else "#101418"
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, color=colour)
 
 
 def share_limits(axes_list: Sequence[Axes], low: float, high: float) -> None:

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from adaptive_lora.analysis.comparison import AuditKind, Comparison, EarlyRate, FrontArea, VerdictKind, types
+from adaptive_lora.analysis.comparison import (
+    AuditKind,
+    Comparison,
+    EarlyRate,
+    FrontArea,
+    PowerAnswer,
+    VerdictKind,
+    types,
+)
 from adaptive_lora.analysis.comparison import wording as words
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.wording import ABSENT, interval_text, mean_text, plain, signed
@@ -80,7 +88,7 @@ def _effect(found: Effect) -> str:
     return ABSENT if found.d_z is None else f"{signed(found.d_z, 1)} {interval}"
 
 
-def _size(answer: types.PowerAnswer) -> str:
+def _size(answer: PowerAnswer) -> str:
     return f"{answer.difference:.4f}, {'observed' if answer.about == 'observed' else 'as large as the margin'}"
 
 
@@ -129,18 +137,17 @@ _SORTED_BY: Mapping[type, Callable[[Any], float | None]] = {
     types.Parameters: lambda found: found.mean,
     types.Difference: lambda found: found.mean,
     types.ScoreDifference: lambda found: 100 * found.mean,
-    types.PowerAnswer: lambda answer: answer.difference,
+    PowerAnswer: lambda answer: answer.difference,
     types.MethodSummary: lambda method: len(method.seeds),
 }
 """Type of a value -> the number that its column is sorted by; words are sorted as words."""
 
 
 @cache
-def _described() -> Mapping[str, Mapping[str, Any]]:
-    described: Mapping[str, Mapping[str, Any]] = yaml.safe_load(
-        files(__package__).joinpath("tables.yaml").read_text(encoding="utf-8")
-    )
-    return described
+def described(name: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return one of the descriptions beside this file."""
+    found: Mapping[str, Mapping[str, Any]] = yaml.safe_load(files(__package__).joinpath(name).read_text("utf-8"))
+    return found
 
 
 def value_at(record: Any, path: Iterable[str]) -> Any:
@@ -159,29 +166,29 @@ def _tables(comparison: Comparison, part: str, records: Mapping[str, Iterable[An
         part: key of the part.
         records: title -> one record a row.
     """
-    found = []
+    made = []
     fill = _fillings(comparison)
     pruned = any(method.trained_parameters.mean != method.parameters.mean for method in comparison.methods)
     trained: _Text = words.count if pruned else lambda _: ABSENT
-    formats = {**_FORMATS, "fronts": partial(_fronts, comparison), "trained": trained}
+    formats: dict[str, _Text] = {**_FORMATS, "fronts": partial(_fronts, comparison), "trained": trained}
     further = list(dict.fromkeys(name for method in comparison.methods for name in method.further))
-    for title, described in _described()[part].items():
+    for title, about in described("tables.yaml")[part].items():
         rows_of = list(records[title])
         columns: list[tuple[str, list[Cell]]] = []
-        for head, (path, *how) in described["columns"].items():
+        for head, (path, *how) in about["columns"].items():
             for name in further if "{further}" in head else [""]:
                 filled = {**fill, "further": name}
                 steps = [step.format(**filled) for step in path.split(".")]
                 cells = [_cell(value_at(record, steps), formats, *how) for record in rows_of]
                 columns.append((head.format(**{**filled, "further": name.replace("_", " ")}), cells))
         columns = [(head, cells) for head, cells in columns if any(cell.text not in ("", ABSENT) for cell in cells)]
-        note = described.get("note", "").format(**fill)
-        if "intervals" in described:
-            steps = described["intervals"].split(".")
+        note = about.get("note", "").format(**fill)
+        if "intervals" in about:
+            steps = about["intervals"].split(".")
             note += words.intervals_note(value_at(record, steps) for record in rows_of)
         rows = tuple(zip(*(cells for _, cells in columns), strict=True))
-        found.append(TextTable(title=title, head=tuple(head for head, _ in columns), rows=rows, note=note))
-    return [table for table in found if table.rows]
+        made.append(TextTable(title=title, head=tuple(head for head, _ in columns), rows=rows, note=note))
+    return [table for table in made if table.rows]
 
 
 def _cell(value: Any, formats: Mapping[str, _Text], name: str = "", otherwise: str = ABSENT) -> Cell:
