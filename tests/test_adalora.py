@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from adaptive_lora.allocation import MethodSpec, allocate
-from adaptive_lora.allocation.revised import equal_rank, revised
+from adaptive_lora.allocation.plan import equal_rank, revised
 from adaptive_lora.allocation.site import AdapterSite, Role
 from adaptive_lora.errors import AdapterError, AllocationError
 from adaptive_lora.methods.adalora import AdaLora

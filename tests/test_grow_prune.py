@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_lora.allocation.revised import revised
+from adaptive_lora.allocation.plan import revised
 from adaptive_lora.methods.adapters import attach
 from adaptive_lora.methods.adapters.attach import ADAPTER, initial_a, lora_layers
 from adaptive_lora.methods.grow_prune import GrowPrune

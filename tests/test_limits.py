@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_lora.allocation.limits import RankLimits
+from adaptive_lora.allocation.budget import RankLimits
 from adaptive_lora.errors import AllocationError
 
 Row = tuple[list[float], int, int, int]

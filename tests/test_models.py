@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from adaptive_lora.allocation import MethodSpec
-from adaptive_lora.allocation.site import Placement, Role
-from adaptive_lora.allocation.site_choice import SiteChoice, select_sites
+from adaptive_lora.allocation.site import Placement, Role, SiteChoice, select_sites
 from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import ConfigError, ModelError
 from adaptive_lora.models.base import count_parameters, load_base, locate, skeleton

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from adaptive_lora.allocation import MethodSpec, RankPlan, Scaling, allocate, uniform_cost
-from adaptive_lora.allocation.revised import revised
+from adaptive_lora.allocation.plan import revised
 from adaptive_lora.allocation.site import ATTENTION_ROLES
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import AllocationError

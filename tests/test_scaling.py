@@ -14,7 +14,7 @@ from allocation_cases import gpt2_sites
 from click.testing import CliRunner
 
 from adaptive_lora.allocation import MethodSpec, RankPlan, Scaling, allocate
-from adaptive_lora.allocation.revised import revised
+from adaptive_lora.allocation.plan import revised
 from adaptive_lora.cli import main
 from adaptive_lora.config import current_label, load_study, study_from
 from adaptive_lora.errors import ConfigError

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 from adaptive_lora.allocation.architecture import Architecture
-from adaptive_lora.allocation.limits import RankLimits, rank_limits
+from adaptive_lora.allocation.budget import RankLimits
 from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
-from adaptive_lora.allocation.problem import AllocationProblem, Solution
+from adaptive_lora.allocation.problem import AllocationProblem, RankSolver, Solution
 from adaptive_lora.allocation.request import ProfileSummary
 from adaptive_lora.allocation.scaling import DEFAULT_ALPHA, Scaling
-from adaptive_lora.allocation.site import AdapterSite
-from adaptive_lora.allocation.site_choice import select_sites
+from adaptive_lora.allocation.site import ATTENTION_ROLES, FEED_FORWARD_ROLES, AdapterSite, select_sites
 from adaptive_lora.allocation.spec import MethodSpec
 from adaptive_lora.allocation.tuner_plan import Plan, TunerPlan
-from adaptive_lora.allocation.variants import solve_with_magnitudes
 from adaptive_lora.errors import AllocationError
 
 
@@ -84,7 +83,7 @@ def allocate(
         seed=seed,
     )
     method = spec.options
-    solution: Solution = solve_with_magnitudes(method, problem) if spec.dora else method.solve(problem)
+    solution: Solution = _solve_with_magnitudes(method, problem) if spec.dora else method.solve(problem)
     policy = Scaling(spec.scaling or scaling)
     common = alpha if spec.alpha is None else spec.alpha
     made = _entries(spec, ordered, solution, policy, common)
@@ -135,3 +134,73 @@ def resolve_budget(budget: str | None, sites: Sequence[AdapterSite]) -> int | No
     if budget.startswith("uniform-"):
         return uniform_cost(sites, int(budget.removeprefix("uniform-")))
     return int(budget)
+
+
+def rank_limits(spec: MethodSpec, sites: Sequence[AdapterSite], *, least: int = 1) -> RankLimits:
+    """Return the limits that a method's options set.
+
+    Args:
+        spec: the method.
+        sites: sites in the order of the limits returned.
+        least: minimum rank where the method sets no `min_rank`.
+
+    Raises:
+        AllocationError: no rank is allowed at a site.
+    """
+    both = [_limits(spec, site, least) for site in sites]
+    return RankLimits(
+        lower=tuple(low for low, _ in both), upper=tuple(high for _, high in both), multiple=spec.multiple
+    )
+
+
+def _limits(spec: MethodSpec, site: AdapterSite, least: int) -> tuple[int, int]:
+    caps = [site.max_rank, spec.max_rank]
+    caps += [spec.attention_cap] if site.role in ATTENTION_ROLES else []
+    caps += [spec.feed_forward_cap] if site.role in FEED_FORWARD_ROLES else []
+    most = min(cap for cap in caps if cap is not None)
+    wanted = least if spec.min_rank is None else spec.min_rank
+    low = -(-wanted // spec.multiple) * spec.multiple
+    high = most // spec.multiple * spec.multiple
+    if low > high:
+        raise AllocationError(
+            f"{spec.label}: no rank is allowed at {site.name}: required a multiple of "
+            f"{spec.multiple} from {wanted} to {most}; change min_rank, max_rank, the caps "
+            "or multiple, or leave the site out by placement or target_names."
+        )
+    return low, high
+
+
+def _solve_with_magnitudes(method: RankSolver, problem: AllocationProblem) -> Solution:
+    """Return ranks for DoRA, whose magnitudes (one per output of an adapted site) are charged first.
+
+    A given budget covers ranks and magnitudes. Without one, the method's own budget (that of uniform
+    rank R) covers ranks alone and the magnitudes are added, as for `uniform`. A site of rank 0 needs
+    no magnitudes: it is excluded, and the parameters saved go to the other sites.
+
+    Raises:
+        AllocationError: the magnitudes alone use up the budget, or a control arm leaves sites out.
+    """
+    total, open_sites = problem.budget, [True] * len(problem.sites)
+    while True:
+        magnitudes = sum(site.out_features for site, used in zip(problem.sites, open_sites, strict=True) if used)
+        if total is not None and total <= magnitudes:
+            raise AllocationError(
+                f"budget of {total:,} parameters is too small for dora: its magnitudes alone cost "
+                f"{magnitudes:,}; raise the budget or narrow the placement."
+            )
+        inner = dataclasses.replace(problem, budget=None if total is None else total - magnitudes)
+        found = method.solve(inner)
+        if found.budget is None:
+            return found
+        total = found.budget + magnitudes if total is None else total
+        ranked = [rank > 0 for rank in found.ranks]
+        if ranked == open_sites:
+            return dataclasses.replace(found, budget=total)
+        if method.wrapped is not None:
+            raise AllocationError(
+                "a control arm with dora needs a rank of 1 or more at every site: which sites are "
+                "left out decides what their magnitudes cost; required min_rank >= 1, got 0."
+            )
+        open_sites = ranked
+        upper = tuple(high if used else 0 for high, used in zip(problem.upper, ranked, strict=True))
+        problem = dataclasses.replace(problem, upper=upper)

@@ -1,8 +1,10 @@
-"""The rank plan: rank and alpha of every site, and the number of parameters."""
+"""The rank plan: rank and alpha of every site, the number of parameters, and the plan with revised ranks."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -223,3 +225,66 @@ def _entry(row: Mapping[str, Any], dora: bool) -> SiteRank:
         lr_multiplier=float(row["lr_multiplier"]),
         dora=dora,
     )
+
+
+def revised(plan: RankPlan, ranks: Mapping[str, int]) -> RankPlan:
+    """Return the plan with these ranks; alpha follows the scaling policy, and sites of rank 0 have no entry.
+
+    Args:
+        plan: source of sites, alpha, label and budget.
+        ranks: site name -> rank, for every site of the plan.
+    """
+    names = [entry.site.name for entry in plan.entries]
+    return dataclasses.replace(
+        plan,
+        entries=tuple(
+            dataclasses.replace(entry, rank=rank, alpha=plan.scaling.at_rank(entry.alpha, entry.rank, rank))
+            for entry in plan.entries
+            if (rank := ranks[entry.site.name]) > 0
+        ),
+        left_out=(*plan.left_out, *(name for name in names if not ranks[name])),
+    )
+
+
+def equal_rank(plan: RankPlan, rank: int) -> RankPlan:
+    """Return the plan with the same rank at every site, limited by a site's smaller side.
+
+    This is the plan of a training whose ranks are revised at its end; the revised plan keeps this
+    rank as `trained_rank`.
+    """
+    ranks = {entry.site.name: min(rank, entry.site.max_rank) for entry in plan.entries}
+    return dataclasses.replace(revised(plan, ranks), trained_rank=rank)
+
+
+def budget_of(plan: RankPlan) -> int:
+    """Return the maximum number of parameters of the final adapter."""
+    return plan.trainable_parameters if plan.budget is None else plan.budget
+
+
+def rank_budget(plan: RankPlan) -> int:
+    """Return the number of parameters of the budget that ranks may use: all but DoRA's magnitudes."""
+    return budget_of(plan) - plan.magnitudes
+
+
+def start_rank(plan: RankPlan, wanted: int | None, factor: float) -> int:
+    """Return the uniform starting rank of a method that prunes down to the plan's budget.
+
+    Args:
+        plan: final plan, with the budget to reach.
+        wanted: the user's choice; None: `factor` times the uniform rank of the budget, rounded up.
+        factor: multiple of the budget's uniform rank, above 1.
+
+    Raises:
+        AllocationError: this rank costs no more than the budget, so nothing would be pruned.
+    """
+    budget = budget_of(plan)
+    per_rank = sum(entry.site.parameters_per_rank for entry in plan.entries)
+    rank = math.ceil(factor * rank_budget(plan) / per_rank) if wanted is None else wanted
+    cost = equal_rank(plan, rank).trainable_parameters
+    if cost <= budget:
+        raise AllocationError(
+            f"{plan.method} starts with {cost:,} parameters (rank {rank} at every site), which its "
+            f"budget of {budget:,} already holds: nothing would be cut. Required a start above the "
+            "budget; raise start_rank or lower the budget."
+        )
+    return rank

@@ -13,9 +13,7 @@ from adaptive_lora.allocation.catalogue import METHODS
 from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.allocation.request import METRICS, RANK
 from adaptive_lora.allocation.scaling import RENAMED, Scaling
-from adaptive_lora.allocation.site import Placement, Role
-from adaptive_lora.allocation.site_choice import SiteChoice, layers_problem
-from adaptive_lora.allocation.variants import VARIANTS, marks, variant_problem
+from adaptive_lora.allocation.site import Placement, Role, SiteChoice, layers_problem
 from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import Limits, option, parse_options
 
@@ -32,6 +30,17 @@ LIMITS: Mapping[str, int | None] = {
 _MARKS = dict(zip(LIMITS, ("min", "max", "x", "att", "ff"), strict=True))
 """Option that limits ranks -> its prefix in labels."""
 
+VARIANTS: Mapping[str, Any] = {
+    "dora": False,
+    "alpha": None,
+    "scaling": None,
+    "lora_plus": 1.0,
+    "base": BaseStorage.FULL,
+}
+"""Option of a variant of LoRA that goes with any allocation of ranks -> its value for plain LoRA.
+
+They are options of every method, so that the effects of an allocation and of a variant can be separated:
+`waterfill:rank=8` beside `waterfill:rank=8,dora=true` and `uniform:rank=8,dora=true`."""
 _JOINED = ("target_names", "roles", "layers", "towers", "profiled_on")
 """Options that hold several names, joined by `+`."""
 
@@ -148,7 +157,7 @@ class MethodSpec:
             [
                 _budget_problem(parsed.get("budget")),
                 _limits_problem(name, kind, parsed),
-                variant_problem(name, kind, parsed),
+                _variant_problem(name, kind, parsed),
                 layers_problem(parsed.get("layers", ())),
                 _tuner_problem(name, kind, _changed(parsed)),
             ],
@@ -206,7 +215,7 @@ class MethodSpec:
             for limit, default in LIMITS.items()
             if getattr(self, limit) != default
         ]
-        parts += marks(self)
+        parts += _variant_marks(self)
         if self.profiled_on:
             parts += ["on", *(PurePath(name).stem for name in self.profiled_on)]
         if self.budget is not None:
@@ -313,3 +322,26 @@ def _budget_problem(budget: str | None) -> str | None:
     if number.isdecimal() and len(number) <= 18 and int(number) > 0:
         return None
     return f"budget must be a whole number of parameters or uniform-R; got '{budget:.80}'"
+
+
+def _variant_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | None:
+    """Return the problem with a variant on a method that does not train LoRA layers, or None."""
+    refused: Mapping[str, str] = kind.refused_variants
+    wrong = [
+        f"{name} cannot have {option}: {why}"
+        for option, why in refused.items()
+        if parsed.get(option, VARIANTS[option]) != VARIANTS[option]
+    ]
+    return "; ".join(wrong) or None
+
+
+def _variant_marks(spec: Any) -> list[str]:
+    """Return a method's variants as items of its label."""
+    words = {
+        "dora": "dora",
+        "alpha": f"alpha{spec.alpha or 0:g}",
+        "scaling": str(spec.scaling),
+        "lora_plus": f"plus{spec.lora_plus:g}",
+        "base": spec.base,
+    }
+    return [word for name, word in words.items() if getattr(spec, name) != VARIANTS[name]]

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from adaptive_lora.allocation.plan import RankPlan, uniform_cost
+from adaptive_lora.allocation.plan import RankPlan, equal_rank, start_rank, uniform_cost
 from adaptive_lora.allocation.request import RANK, ProfileSummary, RankRequest
-from adaptive_lora.allocation.revised import equal_rank, start_rank
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.methods.base import RankEvent, RankMethod, TrainerCallback

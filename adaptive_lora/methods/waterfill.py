@@ -10,8 +10,17 @@ import numpy as np
 
 from adaptive_lora.allocation.budget import check_budget, fit_to_budget
 from adaptive_lora.allocation.certificate import Certificate
-from adaptive_lora.allocation.gains import Spectra, captured, gain_table, idle_parameters, unit_gains
-from adaptive_lora.allocation.knapsack import Floats, Items, exact, greedy
+from adaptive_lora.allocation.knapsack import (
+    Floats,
+    Items,
+    Spectra,
+    captured,
+    exact,
+    gain_table,
+    greedy,
+    idle_parameters,
+    unit_gains,
+)
 from adaptive_lora.allocation.plan import uniform_cost
 from adaptive_lora.allocation.problem import AllocationProblem, Solution
 from adaptive_lora.allocation.request import MAYBE_SPECTRAL, RANK, SPECTRAL_METRICS, ProfileSummary

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.allocation import RankPlan
-from adaptive_lora.allocation.revised import budget_of, revised
+from adaptive_lora.allocation.plan import budget_of, revised
 from adaptive_lora.errors import AdapterError, TrialFailed
 from adaptive_lora.methods.adalora import AdaLora
 from adaptive_lora.methods.adapters.attach import ADAPTER, in_head, lora_layers, peft_model, peft_task

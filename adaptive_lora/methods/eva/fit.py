@@ -15,8 +15,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.allocation import MethodSpec, RankPlan
-from adaptive_lora.allocation.limits import rank_limits
-from adaptive_lora.allocation.revised import rank_budget, revised
+from adaptive_lora.allocation.allocate import rank_limits
+from adaptive_lora.allocation.plan import rank_budget, revised
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError

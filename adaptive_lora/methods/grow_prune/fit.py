@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 
 from adaptive_lora.allocation import RankPlan
-from adaptive_lora.allocation.revised import budget_of, revised
+from adaptive_lora.allocation.plan import budget_of, revised
 from adaptive_lora.methods.adapters.attach import ADAPTER, initial_a, lora_layers
 from adaptive_lora.methods.adapters.audit import audit_moved
 from adaptive_lora.methods.adapters.factors import read_factors, write_factors

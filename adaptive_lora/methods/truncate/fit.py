@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adaptive_lora.allocation import RankPlan
-from adaptive_lora.allocation.limits import rank_limits
-from adaptive_lora.allocation.revised import rank_budget, revised
+from adaptive_lora.allocation.allocate import rank_limits
+from adaptive_lora.allocation.plan import rank_budget, revised
 from adaptive_lora.methods.adapters import audit_moved
 from adaptive_lora.methods.adapters.factors import Spectrum, read_factors, spectrum, write_factors
 from adaptive_lora.methods.base import RankEvent, TrainedTrial, TrialContext
