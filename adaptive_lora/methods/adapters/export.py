@@ -23,7 +23,7 @@ from adaptive_lora import serving
 from adaptive_lora.errors import AdapterError, ConfigError, brief
 from adaptive_lora.interruption import replacing
 from adaptive_lora.methods.adapters.attach import lora_layers
-from adaptive_lora.methods.adapters.model_card import merged_card, uniform_card
+from adaptive_lora.methods.adapters.folder import write_card
 from adaptive_lora.models.errors import is_bug, model_errors
 from adaptive_lora.serving.custom_tuner import FAMILY
 from adaptive_lora.serving.safety import UnsafeFiles, read_json, read_record, require_adapter
@@ -77,8 +77,7 @@ def export_uniform(source: Path, target: Path) -> int:
         save_file(written, folder / _WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(str(folder))
         shutil.copy(source / serving.RECORD, folder)
-        card = uniform_card(origin, ranks=ranks, rank=rank)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_card(folder, "uniform", origin, ranks=ranks, rank=rank)
     return rank
 
 
@@ -110,7 +109,7 @@ def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False
         with model_errors(f"the merged model of {source} cannot be saved", merged):
             merged.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(merged_card(_origin(source), dora=dora), encoding="utf-8")
+        write_card(folder, "merged", _origin(source), dora=dora)
 
 
 def _refuse_tied(model: Any) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import Template
+
 from adaptive_lora.allocation import Plan, TunerPlan
-from adaptive_lora.methods.adapters.model_card import trained_card
 from adaptive_lora.methods.adapters.tuners import save_custom_tuner
-from adaptive_lora.serving import CAUSAL, RECORD
+from adaptive_lora.serving import CAUSAL, RECORD, TASKS
 from adaptive_lora.serving.custom_tuner import AdaptedModel
 
 if TYPE_CHECKING:
@@ -61,11 +62,28 @@ def save_adapter(
     }
     (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     (folder / "rank_plan.json").write_text(plan.to_json(), encoding="utf-8")
-    origin = {**record, "method": plan.method}
-    ranks: tuple[int, ...] = ()
-    if isinstance(plan, TunerPlan):
-        origin["family"] = plan.family
-    else:
-        ranks = tuple(plan.rank_pattern().values())
-    card = trained_card(origin, ranks=ranks)
-    (folder / "README.md").write_text(card, encoding="utf-8")  # PEFT's own is an empty template
+    of_tuner = isinstance(plan, TunerPlan)
+    origin = {**record, "method": plan.method, **({"family": plan.family} if of_tuner else {})}
+    ranks = [] if of_tuner else [*plan.rank_pattern().values()]
+    write_card(folder, "trained", origin, ranks=ranks)  # PEFT's own is an empty template
+
+
+def write_card(folder: Path, kind: str, origin: Mapping[str, Any], **values: Any) -> None:
+    """Write the README of an adapter or merged model.
+
+    Args:
+        folder: folder to write to.
+        kind: `trained`, `uniform` or `merged`.
+        origin: record of the adapter, with its method and family where known.
+        values: `ranks` as trained, the `rank` of a uniform one, and whether a merged one was `dora`.
+    """
+    source = Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8")
+    template = Template(source, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    text = template.render(
+        kind=kind,
+        origin=origin,
+        auto_class=TASKS[origin.get("task", CAUSAL)["name"]].auto_class,
+        gguf_file=repr(Path(origin["base"]["name"]).name),
+        **values,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
