@@ -28,13 +28,10 @@ class Empirical(RankMethod):
     """
 
     name: ClassVar[str] = "empirical"
-    metric: str = option("weight_gradient", "importance metric that ranks follow", limits=Limits(choices=METRICS))
+    metric: str = option(
+        "weight_gradient", "importance metric that ranks follow", limits=Limits(choices=METRICS), label="{}"
+    )
     rank: int = option(16, "uniform rank whose number of parameters is the budget, where none is given", limits=RANK)
-
-    @property
-    def rank_label(self) -> str:
-        """Return `r16`, with the metric where it is not the default."""
-        return f"r{self.rank}" + ("" if self.metric == "weight_gradient" else f"-{self.metric}")
 
     def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:
         """Return shares of importance per parameter as proportions under a budget."""

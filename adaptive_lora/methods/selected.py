@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,19 +16,17 @@ from adaptive_lora.methods.base import TunerMethod
 class _Selected(TunerMethod):
     """A tuner of the base's weights, without options or size parameter."""
 
+    part: ClassVar[str]
+    """Attribute of `Architecture` with the names of the tensors to train."""
     missing: ClassVar[str]
     """End of the message on a base without such weights."""
 
-    def select(self, base: Architecture) -> Collection[str]:
-        """Return the names of the tensors to train."""
-        raise NotImplementedError
-
     def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
         """Return the selected tensors; a base without any is an error."""
-        names = self.select(base)
+        names = getattr(base, self.part)
         if not names:
             raise AllocationError(f"{method}: {base.kind} has no {self.missing}")
-        tensors = {name: base.tensors[name] for name in names}
+        tensors = {name: shape for name, shape in base.tensors.items() if name in names}
         return TunerPlan(method=method, family=self.name, settings={}, tensors=tensors, budget=budget)
 
 
@@ -41,25 +38,22 @@ class FullFineTuning(_Selected):
     """
 
     name: ClassVar[str] = "full"
+    part: ClassVar[str] = "tensors"
     missing: ClassVar[str] = "weights."
-
-    def select(self, base: Architecture) -> Collection[str]:
-        """Return all tensors."""
-        return base.tensors
 
 
 @dataclass(frozen=True, kw_only=True)
 class BitFit(_Selected):
-    """Bias terms only (Ben Zaken et al. 2022, 2106.10199), including those of normalisation layers."""
+    """Bias terms only (Ben Zaken et al. 2022, 2106.10199), including those of normalisation layers.
+
+    There are none in Llama and others.
+    """
 
     name: ClassVar[str] = "bitfit"
+    part: ClassVar[str] = "biases"
     missing: ClassVar[str] = (
         "bias terms; required some to train. Use ln_tuning, or a base with biases such as GPT-2, OPT or BERT."
     )
-
-    def select(self, base: Architecture) -> Collection[str]:
-        """Return the biases; there are none in Llama and others."""
-        return base.biases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +61,8 @@ class LnTuning(_Selected):
     """Normalisation layers only (Zhao et al. 2023, 2312.11420): their scales and shifts."""
 
     name: ClassVar[str] = "ln_tuning"
+    part: ClassVar[str] = "norm_tensors"
     missing: ClassVar[str] = "normalisation layer with weights."
-
-    def select(self, base: Architecture) -> Collection[str]:
-        """Return the tensors of all normalisation layers."""
-        return [name for name in base.tensors if name in base.norm_tensors]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +74,8 @@ class HeadOnly(_Selected):
     """
 
     name: ClassVar[str] = "head_only"
+    part: ClassVar[str] = "head"
     missing: ClassVar[str] = "output head."
-
-    def select(self, base: Architecture) -> Collection[str]:
-        """Return the head's tensors."""
-        return base.head
 
     def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
         """Return the head's tensors, with a note where they are the embeddings' as well."""

@@ -49,19 +49,15 @@ class Waterfill(RankMethod):
         "whitened_gradient",
         "importance metric whose spectrum gives the gain of each rank",
         limits=Limits(choices=MAYBE_SPECTRAL),
+        label="{}",
     )
     rank: int = option(16, "uniform rank whose number of parameters is the budget, where none is given", limits=RANK)
     abstain: float | None = option(
         None,
         "plan uniform ranks if the lower bound of the predicted gain over uniform is below this share",
         limits=Limits(low=0),
+        label="ab{:g}",
     )
-
-    @property
-    def rank_label(self) -> str:
-        """Return `r16`, with the metric and the threshold where they are not the default."""
-        metric = "" if self.metric == "whitened_gradient" else f"-{self.metric}"
-        return f"r{self.rank}{metric}" + ("" if self.abstain is None else f"-ab{self.abstain:g}")
 
     def solve(self, problem: AllocationProblem) -> Solution:
         """Return the ranks with their certificate.

@@ -62,9 +62,11 @@ def save_adapter(
     }
     (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     (folder / "rank_plan.json").write_text(plan.to_json(), encoding="utf-8")
-    of_tuner = isinstance(plan, TunerPlan)
-    origin = {**record, "method": plan.method, **({"family": plan.family} if of_tuner else {})}
-    ranks = [] if of_tuner else [*plan.rank_pattern().values()]
+    origin, ranks = {**record, "method": plan.method}, list[int]()
+    if isinstance(plan, TunerPlan):
+        origin["family"] = plan.family
+    else:
+        ranks += plan.rank_pattern().values()
     write_card(folder, "trained", origin, ranks=ranks)  # PEFT's own is an empty template
 
 
