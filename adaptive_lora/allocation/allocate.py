@@ -72,7 +72,9 @@ def allocate(
     everything = tuple(sites)
     chosen = select_sites(everything, spec.choice)
     ordered = tuple(sorted(chosen, key=lambda site: (site.layer, site.name)))
-    limits = _limits_of_plan(spec, ordered)
+    method = spec.options
+    # Methods that change ranks in training start from equal ranks, and apply the limits at each decision.
+    limits = rank_limits(MethodSpec(options=method) if method.ranks_in_training else spec, ordered)
     problem = AllocationProblem(
         sites=ordered,
         lower=limits.lower,
@@ -82,11 +84,17 @@ def allocate(
         profile=profile,
         seed=seed,
     )
-    method = spec.options
     solution: Solution = _solve_with_magnitudes(method, problem) if spec.dora else method.solve(problem)
     policy = Scaling(spec.scaling or scaling)
     common = alpha if spec.alpha is None else spec.alpha
-    made = _entries(spec, ordered, solution, policy, common)
+    factors = solution.lr_multipliers or (1.0,) * len(ordered)
+    made = {
+        site.name: SiteRank(
+            site=site, rank=rank, alpha=policy.alpha_at(common, rank), lr_multiplier=factor, dora=spec.dora
+        )
+        for site, rank, factor in zip(ordered, solution.ranks, factors, strict=True)
+        if rank > 0
+    }
     if not made:
         raise AllocationError(f"{spec.label} gives no site a rank; raise min_rank or the budget.")
     plan = RankPlan(
@@ -102,29 +110,6 @@ def allocate(
     )
     method.check(plan)  # what training will start from must fit too
     return plan
-
-
-def _entries(
-    spec: MethodSpec, sites: Sequence[AdapterSite], solution: Solution, scaling: Scaling, alpha: float
-) -> dict[str, SiteRank]:
-    """Return site name -> its rank entry, for sites of rank 1 or more."""
-    factors = solution.lr_multipliers or (1.0,) * len(sites)
-    return {
-        site.name: SiteRank(
-            site=site, rank=rank, alpha=scaling.alpha_at(alpha, rank), lr_multiplier=factor, dora=spec.dora
-        )
-        for site, rank, factor in zip(sites, solution.ranks, factors, strict=True)
-        if rank > 0
-    }
-
-
-def _limits_of_plan(spec: MethodSpec, sites: Sequence[AdapterSite]) -> RankLimits:
-    """Return the rank limits that hold for the plan made before training.
-
-    Methods that change ranks in training start from equal ranks and apply the limits at each decision.
-    """
-    free = spec.options.ranks_in_training
-    return rank_limits(MethodSpec(options=spec.options) if free else spec, sites)
 
 
 def resolve_budget(budget: str | None, sites: Sequence[AdapterSite]) -> int | None:
@@ -148,9 +133,8 @@ def rank_limits(spec: MethodSpec, sites: Sequence[AdapterSite], *, least: int = 
         AllocationError: no rank is allowed at a site.
     """
     both = [_limits(spec, site, least) for site in sites]
-    return RankLimits(
-        lower=tuple(low for low, _ in both), upper=tuple(high for _, high in both), multiple=spec.multiple
-    )
+    lower, upper = zip(*both, strict=True)
+    return RankLimits(lower=lower, upper=upper, multiple=spec.multiple)
 
 
 def _limits(spec: MethodSpec, site: AdapterSite, least: int) -> tuple[int, int]:

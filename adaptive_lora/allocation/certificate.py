@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -54,10 +54,6 @@ class Certificate:
             and self.headroom_lower is not None
             and min(self.headroom, self.headroom_lower) < self.threshold
         )
-
-    def of_uniform(self) -> Certificate:
-        """Return the certificate of uniform ranks, planned in place of the best."""
-        return replace(self, captured=self.uniform)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; `from_dict` reads the fields back."""

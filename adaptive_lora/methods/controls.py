@@ -42,6 +42,11 @@ class Control(RankMethod):
         """Short form of the wrapped method's options."""
         return self.of.rank_label
 
+    def solved(self, problem: AllocationProblem) -> tuple[Solution, int]:
+        """Return the wrapped method's solution, and its budget: its cost, if it has none."""
+        solution = self.of.solve(problem)
+        return solution, problem.cost_of(solution.ranks) if solution.budget is None else solution.budget
+
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Control):
@@ -62,14 +67,10 @@ class Random(Control):
             groups[group].append(index)
         ranks = list(solution.ranks)
         for members in groups.values():
-            drawn = sorted(members, key=lambda at: self._draw(problem, at))
+            drawn = sorted(members, key=lambda at: stream_key(problem.seed, "random ranks", problem.sites[at].name))
             for index, source in zip(members, drawn, strict=True):
                 ranks[index] = solution.ranks[source]
         return Solution(ranks=tuple(ranks), budget=solution.budget)
-
-    @staticmethod
-    def _draw(problem: AllocationProblem, index: int) -> int:
-        return stream_key(problem.seed, "random ranks", problem.sites[index].name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +85,8 @@ class Inverse(Control):
 
     def solve(self, problem: AllocationProblem) -> Solution:
         """Return the wrapped method's ranks, mirrored and fitted to the budget."""
-        solution = self.of.solve(problem)
-        budget = problem.cost_of(solution.ranks) if solution.budget is None else solution.budget
-        ranks = problem.fit(_mirrored(solution.ranks), budget)
-        return Solution(ranks=ranks, budget=budget)
+        solution, budget = self.solved(problem)
+        return Solution(ranks=problem.fit(_mirrored(solution.ranks), budget), budget=budget)
 
 
 def _mirrored(ranks: Sequence[int]) -> list[float]:
@@ -115,8 +114,7 @@ class LrOnly(Control):
         Raises:
             AllocationError: the wrapped method leaves a site out, whose learning rate would be 0.
         """
-        solution = self.of.solve(problem)
-        budget = problem.cost_of(solution.ranks) if solution.budget is None else solution.budget
+        solution, budget = self.solved(problem)
         uniform = problem.uniform(budget)
         if not all(solution.ranks) or not all(uniform):
             raise AllocationError(

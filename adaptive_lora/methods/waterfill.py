@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -91,7 +91,7 @@ class Waterfill(RankMethod):
         )
         if not certificate.abstained:
             return Solution(ranks=filled.ranks, budget=budget, certificate=certificate)
-        return Solution(ranks=uniform, budget=budget, certificate=certificate.of_uniform())
+        return Solution(ranks=uniform, budget=budget, certificate=replace(certificate, captured=worth))
 
     def _checked_profile(self, problem: AllocationProblem) -> ProfileSummary:
         profile = problem.profile

@@ -75,6 +75,7 @@ def _site_problems(adapted: nn.Module, plan: RankPlan) -> list[str]:
     for name in layers.keys() & planned.keys():
         entry, layer = planned[name], layers[name]
         site, rank, dora = entry.site, entry.rank, layer.use_dora[ADAPTER]
+        packed = getattr(layer.get_base_layer().weight, "quant_state", None)
         found = {
             "rank": (layer.r[ADAPTER], rank),
             "alpha": (layer.lora_alpha[ADAPTER], entry.alpha),
@@ -85,7 +86,7 @@ def _site_problems(adapted: nn.Module, plan: RankPlan) -> list[str]:
                 tuple(layer.lora_magnitude_vector[ADAPTER].weight.shape) if dora else None,
                 (entry.magnitudes,) if entry.dora else None,
             ),
-            "base": (_storage(layer), plan.base_of(entry)),
+            "base": (BaseStorage.FULL if packed is None else str(packed.quant_type), plan.base_of(entry)),
         }
         problems += [
             f"{name}: {what} is {built}, planned {wanted}"
@@ -93,12 +94,6 @@ def _site_problems(adapted: nn.Module, plan: RankPlan) -> list[str]:
             if not _same(built, wanted)
         ]
     return problems
-
-
-def _storage(layer: Any) -> str:
-    """Return how the base weight of an adapter is stored."""
-    state = getattr(layer.get_base_layer().weight, "quant_state", None)
-    return BaseStorage.FULL if state is None else str(state.quant_type)
 
 
 def _same(built: Any, wanted: Any) -> bool:

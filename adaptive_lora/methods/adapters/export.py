@@ -97,7 +97,8 @@ def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False
     try:
         model, tokenizer, _ = serving.load_adapter(source, dequantise=True, trust_remote_code=trust_remote_code)
         _refuse_tied(model)
-        dora = _is_dora(model)
+        config = getattr(model, "peft_config", {}).get("default")  # custom tuners have none
+        dora = bool(getattr(config, "use_dora", False))
         merged = model.merge_and_unload(safe_merge=True)
     except AdapterError:
         raise
@@ -128,12 +129,6 @@ def _refuse_tied(model: Any) -> None:
                 f"{other} and {name} share one weight and have an adapter each, which a merged "
                 "model cannot hold; serve the adapter as it is, or export it with --uniform."
             )
-
-
-def _is_dora(model: Any) -> bool:
-    """Return whether a loaded adapter is DoRA; IA3 and custom tuners are not."""
-    config = getattr(model, "peft_config", {}).get("default")
-    return bool(getattr(config, "use_dora", False))
 
 
 def _refuse_occupied(target: Path) -> None:

@@ -25,21 +25,19 @@ class Factors:
 
 def read_factors(adapted: Any) -> dict[str, Factors]:
     """Return a copy of the A and B of every site."""
+
+    def copied(modules: Any) -> torch.Tensor:
+        weight: torch.Tensor = modules[ADAPTER].weight
+        return weight.detach().clone()
+
     return {
         name: Factors(
-            a=layer.lora_A[ADAPTER].weight.detach().clone(),
-            b=layer.lora_B[ADAPTER].weight.detach().clone(),
-            magnitude=_magnitude(layer),
+            a=copied(layer.lora_A),
+            b=copied(layer.lora_B),
+            magnitude=copied(layer.lora_magnitude_vector) if layer.use_dora[ADAPTER] else None,
         )
         for name, layer in lora_layers(adapted).items()
     }
-
-
-def _magnitude(layer: Any) -> torch.Tensor | None:
-    if not layer.use_dora[ADAPTER]:
-        return None
-    weight: torch.Tensor = layer.lora_magnitude_vector[ADAPTER].weight
-    return weight.detach().clone()
 
 
 def write_factors(adapted: Any, factors: Mapping[str, Factors]) -> None:

@@ -142,9 +142,5 @@ def gains(gradients: MeanGradients, outputs: torch.Tensor, inputs: torch.Tensor,
     squares = squared_singular_values(torch.stack([whole, first, second, noise]))
     edge = squares[3, 0]
     scales = (1.0, *(1 / part if part else 1.0 for part in share))
-    return [_above(values, edge * scale) for values, scale in zip(squares[:3], scales, strict=True)]
-
-
-def _above(squares: torch.Tensor, edge: torch.Tensor) -> SiteMeasure:
-    worth = (squares - edge).clamp(min=0) / 2
-    return SiteMeasure(score=float(worth.sum()), spectrum=spectrum(worth))
+    parts = ((values - edge * scale).clamp(min=0) / 2 for values, scale in zip(squares[:3], scales, strict=True))
+    return [SiteMeasure(score=float(worth.sum()), spectrum=spectrum(worth)) for worth in parts]
