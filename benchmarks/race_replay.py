@@ -25,7 +25,7 @@ from adaptive_lora.analysis.stats import RACE_RULE, RaceRule, nearest_passes, st
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.study.race import loss_at
 from adaptive_lora.tracking import Store, StudyRun, connect
-from adaptive_lora.tracking.trials import identity_of, is_raced
+from adaptive_lora.tracking.runs import identity_of, is_raced
 
 Losses = Mapping[float, Mapping[int, float]]
 """Learning rate -> seed -> validation loss."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from adaptive_lora.config import TrackingConfig
-from adaptive_lora.tracking import Store, StudyRun, TrialRun, connect
+from adaptive_lora.tracking import Recorder, Store, StudyRun, connect
 from adaptive_lora.tracking.runs import KIND, SIGNATURE, STUDY_ID
 
 STEPS = 20
@@ -57,7 +57,7 @@ def fill(store: Store, study: StudyRun, numbers: range) -> None:
 def record(study: StudyRun, number: int) -> None:
     """Take a trial, record what a training gives, and end it."""
     run = study.take("trial", tags_of(number))
-    assert isinstance(run, TrialRun)
+    assert isinstance(run, Recorder)
     with study.trial(run):
         for metric in metrics_of():
             run.metric(metric.key, metric.value, metric.step)

@@ -17,10 +17,9 @@ from tracked import store_in
 
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import LeaseLost, TrackingError
-from adaptive_lora.tracking import Store, StudyRun, TrialRun, connect
-from adaptive_lora.tracking.journal import Journal
+from adaptive_lora.tracking import Recorder, Store, StudyRun, connect
+from adaptive_lora.tracking.journal import Journal, new_key
 from adaptive_lora.tracking.leases import LEASE, Heartbeat, Leases, Owner, Patience
-from adaptive_lora.tracking.outbox import new_key
 from adaptive_lora.tracking.recorder import new_run
 from adaptive_lora.tracking.runs import KIND, SIGNATURE, STUDY_ID
 from adaptive_lora.tracking.study_run import TrialStatus
@@ -120,7 +119,7 @@ def test_a_trial_is_taken_once(store: Store) -> None:
     one, two = open_study(store), open_study(store)
     assert one.run_id == two.run_id
     run = one.take("trial", TAGS)
-    assert isinstance(run, TrialRun)
+    assert isinstance(run, Recorder)
     assert two.take("trial", TAGS) is TrialStatus.TAKEN
     with one.trial(run) as check:
         check()
@@ -139,7 +138,7 @@ def test_a_run_that_a_dead_process_never_got_is_not_made_beside_the_trial(store:
     left.append("tags", {"values": tags})
     left.release()
     run = study.take("trial", TAGS)
-    assert isinstance(run, TrialRun)
+    assert isinstance(run, Recorder)
     with study.trial(run), study.comparing():
         pass
     assert run.flush(60)
@@ -151,7 +150,7 @@ def test_the_run_of_a_dead_process_is_gone_on_with(store: Store) -> None:
     """The same run, its metrics once; a claim of another machine only after its silence."""
     study = open_study(store, silence=0.4)
     run = study.take("trial", TAGS)
-    assert isinstance(run, TrialRun)
+    assert isinstance(run, Recorder)
     run.metric("train/loss", 1.0, 1)
     run.flush(60)
     run.leave()
@@ -159,7 +158,7 @@ def test_the_run_of_a_dead_process_is_gone_on_with(store: Store) -> None:
     assert study.take("trial", TAGS) is TrialStatus.TAKEN
     time.sleep(0.5)
     again = study.take("trial", TAGS)
-    assert isinstance(again, TrialRun)
+    assert isinstance(again, Recorder)
     assert again.run_id == run.run_id
     with study.trial(again):
         again.metric("train/loss", 1.0, 1)
@@ -175,7 +174,7 @@ def test_records_that_another_process_is_delivering_are_waited_for(store: Store)
     """Else what is on its way would be recorded once more."""
     study = open_study(store)
     run = study.take("trial", TAGS)
-    assert isinstance(run, TrialRun)
+    assert isinstance(run, Recorder)
     run.flush(60)
     run.leave()
     gone = Owner.here()
@@ -190,7 +189,7 @@ def test_records_that_another_process_is_delivering_are_waited_for(store: Store)
             taking.result(1.0)
         left.release()
         again = taking.result(60)
-    assert isinstance(again, TrialRun)
+    assert isinstance(again, Recorder)
     again.metric("train/loss", 1.0, 1)
     again.flush(60)
     assert len(store.client.get_metric_history(run.run_id, "train/loss")) == 1
@@ -199,7 +198,7 @@ def test_records_that_another_process_is_delivering_are_waited_for(store: Store)
 def test_a_living_process_beats_and_sees_what_it_lost(store: Store) -> None:
     study = open_study(store, silence=0.8)
     run = study.take("trial", TAGS)
-    assert isinstance(run, TrialRun)
+    assert isinstance(run, Recorder)
 
     def claim() -> str:
         return MlflowClient(store.uri).get_run(run.run_id).data.tags[LEASE]
@@ -243,7 +242,7 @@ def test_a_sign_of_life_on_its_way_holds_nobody_up_while_the_store_is_away(
     answered.set()  # the thread ends
 
 
-def _taken_over(store: Store, run: TrialRun) -> bool:
+def _taken_over(store: Store, run: Recorder) -> bool:
     """Write the lease of another machine, as its heartbeat does again and again."""
     store.client.set_tag(run.run_id, LEASE, f"{ELSEWHERE}#0")
     return True
@@ -255,7 +254,7 @@ def test_a_late_heartbeat_does_not_overwrite_the_lease_of_another(
     """It read its own lease, and was stopped until it was taken for dead."""
     study = open_study(store, silence=0.8)
     run = study.take("trial", TAGS)
-    assert isinstance(run, TrialRun)
+    assert isinstance(run, Recorder)
     client, read, goes_on = store.outbox.uploader.client, threading.Event(), threading.Event()
     whole = client.get_run
 
@@ -283,7 +282,7 @@ def test_a_late_heartbeat_does_not_overwrite_the_lease_of_another(
 def test_a_lease_of_another_is_not_given_up(store: Store) -> None:
     study = open_study(store)
     run = study.take("trial", TAGS)
-    assert isinstance(run, TrialRun)
+    assert isinstance(run, Recorder)
     assert _taken_over(store, run)
     with pytest.raises(KeyboardInterrupt), study.trial(run):
         raise KeyboardInterrupt
@@ -315,7 +314,7 @@ def test_duplicates_of_earlier_versions_leave_the_study(store: Store) -> None:
         )
         runs.append(run.info.run_id)
     taken = study.take("trial", TAGS)
-    assert isinstance(taken, TrialRun)
+    assert isinstance(taken, Recorder)
     assert taken.run_id == runs[0]
     (only,) = study.children()
     assert only.info.run_id == runs[0]

@@ -19,7 +19,7 @@ from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.verify import prove
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
-from adaptive_lora.tracking.trials import PLAN, read_trials
+from adaptive_lora.tracking.runs import PLAN, read_trials
 
 METHODS = (
     "uniform:rank=2", "prompt_tuning:tokens=3", "prefix_tuning:tokens=3",

@@ -22,7 +22,7 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
 from adaptive_lora.errors import Undelivered
 from adaptive_lora.study import tracked_trial
-from adaptive_lora.tracking import TrialRun, connect, store
+from adaptive_lora.tracking import Recorder, connect, connection
 from adaptive_lora.tracking import outbox as outbox
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 
@@ -76,7 +76,7 @@ def loss(number: int, step: int) -> float:
     return (number + 1) / (step + 1)
 
 
-def record(run: TrialRun, number: int, adapter: Path, steps: int) -> None:
+def record(run: Recorder, number: int, adapter: Path, steps: int) -> None:
     """Record what a trial records."""
     run.params({f"cfg.option{index}": index for index in range(120)})
     run.data("rows.json", f"digest{number}", "rows.json", 40)
@@ -150,7 +150,7 @@ def survive(site: Site, folder: Path, adapter: Path, *, runs: int, rounds: int, 
     with ThreadPoolExecutor(1) as fate:
         done = fate.submit(misfortunes, site, rounds, slowness)
         for number in range(runs):
-            record(TrialRun.begin(home, f"run {number}", {}), number, adapter, STEPS)
+            record(Recorder.begin(home, f"run {number}", {}), number, adapter, STEPS)
             time.sleep(slowness)
         done.result()
     home.settle()
@@ -186,7 +186,7 @@ def test_a_study_trains_on_without_its_server_and_is_compared_after_a_sync(
         return real(context, trial, *rest, **more)
 
     monkeypatch.setattr(tracked_trial, "run_trial", run_trial)
-    monkeypatch.setattr(store, "PATIENCE", 2.0)
+    monkeypatch.setattr(connection, "PATIENCE", 2.0)
     monkeypatch.setattr(outbox, "_WORTH_SAYING", 1)
     with pytest.raises(Undelivered, match="trained, not compared: then run the same command again"):
         quiet(config)

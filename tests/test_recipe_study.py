@@ -16,7 +16,7 @@ from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.plan import plan_method
 from adaptive_lora.study.verify import prove
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
-from adaptive_lora.tracking.trials import HISTORY, read_trials
+from adaptive_lora.tracking.runs import HISTORY, read_trials
 
 METHODS = (
     "uniform:rank=2",

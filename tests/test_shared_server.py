@@ -30,7 +30,7 @@ from zygote import Zygote
 
 from adaptive_lora.cli import main
 from adaptive_lora.config import TrackingConfig
-from adaptive_lora.tracking import TrialRun, connect
+from adaptive_lora.tracking import Recorder, connect
 
 __all__ = ["make_place", "zygote"]  # fixtures
 
@@ -182,7 +182,7 @@ def test_a_closed_server_wants_a_password_and_a_known_name(
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", closed.password)
     store = connect(TrackingConfig(tracking_uri=closed.address, output=str(tmp_path / "out")))
-    run = TrialRun.begin(store, "mine", {})
+    run = Recorder.begin(store, "mine", {})
     run.metric("a", 1.0)
     run.params({"note": f"the password is {closed.password}"})
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())

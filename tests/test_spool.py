@@ -20,7 +20,7 @@ from tracked import store_in
 from adaptive_lora.cli import main
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import TrackingError, Undelivered
-from adaptive_lora.tracking import Store, TrialRun, connect
+from adaptive_lora.tracking import Recorder, Store, connect
 from adaptive_lora.tracking.journal import FILES, LOCK, RECORDS, Journal, journals, sweep
 from adaptive_lora.tracking.retries import Backoff, reason_of
 from adaptive_lora.tracking.sync import deliver_left, sync_folder
@@ -44,7 +44,7 @@ def points(client: MlflowClient, run_id: str, name: str) -> list[tuple[int, floa
 def last_words(config: TrackingConfig, steps: int) -> None:
     """Record in a process of its own, which is killed in the middle of it."""
     store = connect(config)
-    run = TrialRun.begin(store, "killed", {"colour": "red"})
+    run = Recorder.begin(store, "killed", {"colour": "red"})
     run.params({"trial.seed": 1})
     for step in range(steps):
         run.metric("train/loss", 1 / (step + 1), step)
@@ -108,7 +108,7 @@ def test_waits_double_up_to_a_limit_and_are_jittered() -> None:
 
 def test_a_run_arrives_in_order_and_leaves_nothing_behind(tracking: TrackingConfig, tmp_path: Path) -> None:
     store = connect(tracking)
-    run = TrialRun.begin(store, "one", {"colour": "red"})
+    run = Recorder.begin(store, "one", {"colour": "red"})
     run.params({f"p.{number}": number for number in range(150)})
     for step in range(2500):
         run.metric("train/loss", 1 / (step + 1), step)
@@ -144,7 +144,7 @@ def test_what_a_killed_process_left_is_delivered_once(tracking: TrackingConfig) 
     assert names == {"plan.json"}
 
     store = connect(tracking)  # a trial that goes on from the checkpoint at step 200
-    again = TrialRun.resume(store, run.info.run_id)
+    again = Recorder.resume(store, run.info.run_id)
     again.params({"trial.seed": 1, "trial.more": 2})
     for step in range(200, 400):
         again.metric("train/loss", 1 / (step + 1), step)
@@ -164,7 +164,7 @@ def test_a_journal_of_a_run_that_another_process_finished_changes_nothing(tracki
     shutil.copytree(outbox, kept)
     (first,) = sync_folder(tracking)
     store = connect(tracking)
-    TrialRun.resume(store, first.run_id).end("FINISHED")
+    Recorder.resume(store, first.run_id).end("FINISHED")
     store.settle()
     store.close()
     folder = journals(kept)[0]
@@ -182,7 +182,7 @@ def test_a_run_that_was_deleted_is_reported_once_and_holds_nothing_up(
     tracking: TrackingConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = connect(tracking)
-    gone, fine = (TrialRun.begin(store, name, {}) for name in ("gone", "fine"))
+    gone, fine = (Recorder.begin(store, name, {}) for name in ("gone", "fine"))
     assert gone.flush(patience=60)
     store.client.delete_run(gone.run_id)
     for step in range(5):
@@ -209,7 +209,7 @@ def test_a_run_that_was_deleted_is_reported_once_and_holds_nothing_up(
 
 def test_what_a_late_request_made_twice_is_removed(tracking: TrackingConfig) -> None:
     store = connect(tracking)
-    run = TrialRun.begin(store, "one", {})
+    run = Recorder.begin(store, "one", {})
     assert run.flush(patience=60)
     key = store.client.get_run(run.run_id).data.tags[RUN_KEY]
     late = store.client.create_run(store.experiment_id, tags={RUN_KEY: key}).info.run_id

@@ -24,7 +24,7 @@ from adaptive_lora.study import tracked_trial
 from adaptive_lora.study.comparison_input import Selection
 from adaptive_lora.study.run import compare_study
 from adaptive_lora.study.steps import run_train
-from adaptive_lora.tracking import TrialRun
+from adaptive_lora.tracking import Recorder
 from adaptive_lora.training import StepEvent
 
 
@@ -45,7 +45,7 @@ def test_one_parent_and_one_level_of_children(finished: Finished) -> None:
 
 
 def test_a_long_description_ends_at_a_paragraph_and_says_where_it_goes_on(finished: Finished) -> None:
-    run = TrialRun(finished.outcome.store, finished.children[0].info.run_id)
+    run = Recorder(finished.outcome.store, finished.children[0].info.run_id)
     run.describe("\n\n".join(["a paragraph " * 30] * 50))
     assert run.flush(patience=60)
     run.store.close()

@@ -189,7 +189,8 @@ def load_base(
             raise
         _require_no_code(folder, error)
         raise ModelError(f"{folder} cannot be loaded: {brief(error)}") from error
-    _require_end(tokenizer, task["name"], folder)
+    if serving.TASKS[task["name"]].needs_end and getattr(tokenizer, "tokenizer", tokenizer).eos_token_id is None:
+        raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
     if serving.TASKS[task["name"]].head_over_text and kind is serving.TASKS["causal"].model_class:
         task = {**task, "pad_token_id": pad_for_classes(model, tokenizer, folder)}
     head = _head_of(model, task, differences, folder)
@@ -225,13 +226,6 @@ def _saved(folder: Path, quantisation: Mapping[str, Any] | None) -> SavedQuantis
     if folder.is_file():
         return SavedQuantisation(read_header(folder).stored_as, "dequantised")
     return saved
-
-
-def _require_end(processor: Any, task: str, folder: Path) -> None:
-    """Raise ModelError if a generating task has no token that ends answers."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if serving.TASKS[task].needs_end and tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
 
 
 def _head_of(model: PreTrainedModel, task: Mapping[str, Any], found: Differences, folder: Path) -> tuple[str, ...]:

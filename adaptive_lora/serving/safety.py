@@ -107,7 +107,8 @@ def _require_numbers(folder: Path) -> None:
                 raise UnsafeFiles(
                     f"{file} is a pointer of Git LFS, not the file itself; download it with `git lfs pull`."
                 )
-        for name, kind in _types(file).items():
+        for name, found in _slices(file).items():
+            kind = str(found.get_dtype())
             if not quantised and name.endswith(".weight") and kind.startswith(("I", "U")):
                 raise UnsafeFiles(
                     f"{file} has {name} in integers ({kind}), and config.json does not say "
@@ -221,11 +222,6 @@ def shapes(folder: Path, weights: str = WEIGHTS) -> dict[str, tuple[int, ...]]:
     return {name: tuple(found.get_shape()) for name, found in _slices(folder / weights).items()}
 
 
-def _types(file: Path) -> dict[str, str]:
-    """Return name -> type of a safetensors file's tensors, from the header alone."""
-    return {name: str(found.get_dtype()) for name, found in _slices(file).items()}
-
-
 def _slices(file: Path) -> dict[str, Any]:
     """Return name -> safetensors' slice of a tensor, whose values are not read."""
     from safetensors import SafetensorError, safe_open
@@ -306,8 +302,7 @@ def _leaves(values: Any) -> Iterator[Any]:
 def _attention(settings: Mapping[str, Any]) -> list[Any]:
     """Return all attention implementations named in a configuration, also in nested ones."""
     found = [value for key, value in settings.items() if key.endswith("attn_implementation")]
-    inner = [_attention(value) for value in settings.values() if isinstance(value, dict)]
-    return [*found, *inner]
+    return [*found, *(_attention(value) for value in settings.values() if isinstance(value, dict))]
 
 
 def _is_text(value: object) -> bool:

@@ -8,7 +8,7 @@ tokenizer may add an end token after each.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, takewhile
@@ -50,7 +50,7 @@ class EncodedText:
         if found is None:  # white space without offsets
             ends = accumulate((end for _, end in self.encoding.offsets[self.start : self.stop]), max)
             found = self.start + bisect_right(list(ends), place)
-        swallowed = self._spans(found, place) and self.ids[found] in _added(self.tokenizer)
+        swallowed = self._spans(found, place) and self.ids[found] in self.tokenizer.added_tokens_decoder
         return int(found) + swallowed
 
     def end_token(self, place: int) -> int:
@@ -119,12 +119,6 @@ def _around(tokenizer: Any, encoding: Any) -> tuple[int, int]:
     places = range(len(whole) - len(body) + 1)
     front = next((at for at in places if whole[at : at + len(body)] == body), 0)
     return front, len(whole) - len(body) - front
-
-
-def _added(tokenizer: Any) -> Container[int]:
-    """Return the ids of tokens added to a tokenizer's vocabulary, including special ones."""
-    added: Container[int] = tokenizer.added_tokens_decoder
-    return added
 
 
 def position_limit(settings: Any) -> int | None:

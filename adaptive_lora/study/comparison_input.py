@@ -19,17 +19,16 @@ from adaptive_lora.errors import ConfigError, DataError, TrackingError, brief
 from adaptive_lora.redaction import hide_credentials
 from adaptive_lora.results import EvalResult, TrialRecord
 from adaptive_lora.tracking import (
+    Recorder,
     Run,
     Store,
     StudyRun,
-    TrialRun,
     eval_from_dict,
     find_trials,
     open_comparison,
     read_trials,
 )
-from adaptive_lora.tracking.runs import STUDY_ID, TOKENS
-from adaptive_lora.tracking.trials import CORRUPTION, identity_of
+from adaptive_lora.tracking.runs import CORRUPTION, STUDY_ID, TOKENS, identity_of
 
 CONFIG = "study.json"
 BASE_SCORES = "frozen.json"
@@ -65,7 +64,7 @@ class ComparisonInput:
     name: str
     """Name of the report's folder: study id, or `compare-` and a digest of the selection."""
     title: str
-    home: StudyRun | TrialRun
+    home: StudyRun | Recorder
     """Run that the report is logged to."""
     records: tuple[TrialRecord, ...]
     settings: Mapping[str, Any]

@@ -47,9 +47,8 @@ from adaptive_lora.study.result import StudyResult, judge
 from adaptive_lora.study.tracked_trial import run_tracked, trial_checkpoints
 from adaptive_lora.study.trial import TrialOutcome
 from adaptive_lora.tracking import Store, StudyRun, connect
-from adaptive_lora.tracking.runs import STUDY_ID, STUDY_KEY, TOKENS, run_name
+from adaptive_lora.tracking.runs import STUDY_ID, STUDY_KEY, TOKENS, eval_to_dict, run_name
 from adaptive_lora.tracking.study_run import TrialStatus
-from adaptive_lora.tracking.trials import eval_to_dict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

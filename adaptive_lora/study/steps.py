@@ -29,8 +29,7 @@ from adaptive_lora.study.progress import say_lines, say_place
 from adaptive_lora.study.run import run_single
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
-from adaptive_lora.tracking.runs import single_run
-from adaptive_lora.tracking.trials import eval_to_dict
+from adaptive_lora.tracking.runs import eval_to_dict, single_run
 from adaptive_lora.training import total_steps
 
 

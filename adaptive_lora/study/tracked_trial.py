@@ -20,10 +20,20 @@ from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.progress import StudyProgress
 from adaptive_lora.study.provenance import packages, provenance
 from adaptive_lora.study.trial import TrialOutcome, run_trial, trial_metrics
-from adaptive_lora.tracking import StudyRun, TrialRun
-from adaptive_lora.tracking.runs import PAUSED, RACE, RACE_STEP, SIGNATURE, TOKENS, run_name
+from adaptive_lora.tracking import Recorder, StudyRun
+from adaptive_lora.tracking.runs import (
+    HISTORY,
+    PAUSED,
+    PLAN,
+    RACE,
+    RACE_STEP,
+    RESULT,
+    SIGNATURE,
+    TOKENS,
+    result_to_dict,
+    run_name,
+)
 from adaptive_lora.tracking.study_run import TrialStatus
-from adaptive_lora.tracking.trials import HISTORY, PLAN, RESULT, result_to_dict
 from adaptive_lora.training import Frequency, StepEvent, TrialCheckpoints
 
 
@@ -86,7 +96,7 @@ class _Way:
     pause_at: int | None
 
 
-def _run_leased(context: StudyContext, run: TrialRun, trial: TrialSpec, way: _Way) -> TrialOutcome:
+def _run_leased(context: StudyContext, run: Recorder, trial: TrialSpec, way: _Way) -> TrialOutcome:
     """Run a trial leased by this process, and log its results."""
     run.params(_parameters(context, trial))
     run.tags({"threads": str(torch.get_num_threads())})
@@ -177,7 +187,7 @@ def _parameters(context: StudyContext, trial: TrialSpec) -> Mapping[str, Any]:
     }
 
 
-def _buffer(run: TrialRun, event: StepEvent) -> None:
+def _buffer(run: Recorder, event: StepEvent) -> None:
     """Record metrics; at validations, send them in the background."""
     run.metric("train/loss", event.loss, event.step)
     run.metric("train/tokens", event.tokens, event.step)  # an x-axis for the other metrics
@@ -186,7 +196,7 @@ def _buffer(run: TrialRun, event: StepEvent) -> None:
         run.flush()
 
 
-def _log_outcome(context: StudyContext, run: TrialRun, trial: TrialSpec, outcome: TrialOutcome) -> None:
+def _log_outcome(context: StudyContext, run: Recorder, trial: TrialSpec, outcome: TrialOutcome) -> None:
     metadata = {
         "method": trial.method.label,
         "base": context.base.reference.name,

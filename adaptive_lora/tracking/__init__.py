@@ -2,20 +2,18 @@
 
 from mlflow.entities import Run
 
-from adaptive_lora.tracking.connection import connect
-from adaptive_lora.tracking.recorder import TrialRun
+from adaptive_lora.tracking.connection import Store, connect
+from adaptive_lora.tracking.recorder import Recorder
 from adaptive_lora.tracking.registry import RegisteredAdapter, promote, register
-from adaptive_lora.tracking.runs import find_trials, open_comparison
-from adaptive_lora.tracking.store import Store
+from adaptive_lora.tracking.runs import eval_from_dict, find_trials, open_comparison, read_trials
 from adaptive_lora.tracking.study_run import StudyRun
-from adaptive_lora.tracking.trials import eval_from_dict, read_trials
 
 __all__ = [
+    "Recorder",
     "RegisteredAdapter",
     "Run",
     "Store",
     "StudyRun",
-    "TrialRun",
     "connect",
     "eval_from_dict",
     "find_trials",

@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from adaptive_lora.interruption import replacing
 
 RECORDS, DELIVERED, FILES, LOCK = "journal.jsonl", "delivered.jsonl", "files", "lock"
 KEY = re.compile(r"\d{13}-[0-9a-f]{12}")
-"""Pattern of the names of journals (`outbox.new_key`)."""
+"""Pattern of the names of journals, from `new_key`."""
 _LASTING = ("run_id", "model_id", "refused")
 """Facts of an earlier process that remain valid. The artifact location is read from the store again."""
 _HELD = re.compile(r"files/[0-9a-f]{32}")
@@ -247,6 +248,11 @@ class Journal:
                 raise CorruptJournal(f"{path} is corrupt: {line[:80]!r}")
             self.facts.update({name: str(facts[name]) for name in _LASTING if name in facts})
             self.delivered = delivered
+
+
+def new_key() -> str:
+    """Return a unique name for a run that sorts by time."""
+    return f"{time.time_ns() // 1_000_000:013d}-{uuid4().hex[:12]}"
 
 
 def journals(outbox: Path) -> list[Path]:

@@ -28,9 +28,9 @@ from uuid import uuid4
 import psutil
 
 from adaptive_lora.errors import LeaseLost, TrackingError
+from adaptive_lora.tracking.connection import Store
 from adaptive_lora.tracking.recorder import Recorder
 from adaptive_lora.tracking.retries import STORE_ERRORS
-from adaptive_lora.tracking.store import Store
 
 LEASE = "adaptive_lora.claim"
 _LOCK = "adaptive_lora.turn"

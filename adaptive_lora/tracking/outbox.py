@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from adaptive_lora.tracking.journal import Journal
+from adaptive_lora.tracking.journal import Journal, new_key
 from adaptive_lora.tracking.retries import STORE_ERRORS, Backoff, passes, reason_of
 from adaptive_lora.tracking.uploader import Uploader
 
@@ -203,8 +202,3 @@ class Outbox:
         with self._changed:
             this = threading.current_thread()
             self._changed.wait_for(lambda: self._thread is not this, wait)
-
-
-def new_key() -> str:
-    """Return a unique name for a run that sorts by time."""
-    return f"{time.time_ns() // 1_000_000:013d}-{uuid4().hex[:12]}"

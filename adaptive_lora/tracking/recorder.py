@@ -15,10 +15,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from adaptive_lora.errors import TrackingError
 from adaptive_lora.redaction import hide_credentials, hide_in
-from adaptive_lora.tracking.journal import Journal
-from adaptive_lora.tracking.outbox import new_key
+from adaptive_lora.tracking.connection import Store
+from adaptive_lora.tracking.journal import Journal, new_key
 from adaptive_lora.tracking.registry import save_served
-from adaptive_lora.tracking.store import Store
 
 _NOTE = 8_000
 _GOES_ON = "\n\nThe whole text is the artifact `report/report.md`; `report/report.html` shows it all."
@@ -170,10 +169,6 @@ class Recorder:
 
     def _append(self, op: str, values: Mapping[str, Any]) -> None:
         self._open.append(op, values if op == "metric" else hide_in(values))
-
-
-class TrialRun(Recorder):
-    """The run of one trial."""
 
 
 def new_run(store: Store, name: str, tags: Mapping[str, str]) -> dict[str, Any]:

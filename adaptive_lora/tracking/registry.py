@@ -28,8 +28,8 @@ from mlflow.types.schema import AnyType
 from adaptive_lora.errors import TrackingError
 from adaptive_lora.serving import CAUSAL, LISTS, RECORD, TASKS, TaskSpec
 from adaptive_lora.serving.safety import read_json
+from adaptive_lora.tracking.connection import Store
 from adaptive_lora.tracking.retries import outlast_or_say, suppress_existing
-from adaptive_lora.tracking.store import Store
 from adaptive_lora.tracking.uploader import MODEL_TAG as MODEL_TAG
 
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -1,19 +1,27 @@
-"""Runs: their tags, runs outside any study, and searches."""
+"""Runs: their tags, runs outside any study, searches, and the results of trials as artifacts."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+from numpy.typing import NDArray
 
-from adaptive_lora.errors import TrackingError
-from adaptive_lora.tracking.recorder import TrialRun, new_run
+from adaptive_lora.allocation.tuner_plan import read_plan
+from adaptive_lora.config import current_label
+from adaptive_lora.errors import AllocationError, TrackingError, brief
+from adaptive_lora.results import NATS_PER_TOKEN, RACED_STATUS, EvalResult, TrainResult, TrialRecord
+from adaptive_lora.tracking.connection import Store
+from adaptive_lora.tracking.recorder import Recorder, new_run
 from adaptive_lora.tracking.retries import outlast_or_say
-from adaptive_lora.tracking.store import Store
 from adaptive_lora.tracking.uploader import make_run
 
 KIND = "adaptive_lora.kind"
@@ -30,6 +38,13 @@ RACE_REASON = "race.reason"
 """Tag: reason why a raced trial was stopped."""
 PAUSED, RACED = "paused", "raced"
 """Values of `RACE`."""
+RESULT = "trial.json"
+PLAN = "rank_plan.json"
+HISTORY = "rank_history.json"
+_EARLIER = {"scale_policy": "constant_alpha_over_r", "left_out": (), "certificate": None}
+"""Field missing in plans from before scaling policies -> its value at that time."""
+CORRUPTION = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+"""Exceptions of reading values from a corrupt file."""
 
 
 def run_name(default: str) -> str:
@@ -57,10 +72,10 @@ def let_go(store: Store, status: str) -> None:
 
 
 @contextmanager
-def single_run(store: Store, kind: str, name: str) -> Iterator[TrialRun]:
+def single_run(store: Store, kind: str, name: str) -> Iterator[Recorder]:
     """Open a run outside any study: that of `mlflow run`, or a new one."""
     adopted, name = store.parent_run_id, run_name(name)
-    run = TrialRun.begin(store, name, {}) if adopted is None else TrialRun(store, adopted)
+    run = Recorder.begin(store, name, {}) if adopted is None else Recorder(store, adopted)
     run.tags({KIND: kind, MLFLOW_RUN_NAME: name})
     status = "FAILED"
     try:
@@ -108,14 +123,172 @@ def find_trials(store: Store, query: str) -> list[Run]:
     return found
 
 
-def open_comparison(store: Store, key: str, title: str) -> TrialRun:
+def open_comparison(store: Store, key: str, title: str) -> Recorder:
     """Return the run of the comparison of several studies, found by its key or created."""
     adopted = store.parent_run_id
     earlier = search(store, f"tags.`{KIND}` = 'comparison' and tags.comparison_id = '{key}'")
     if adopted is None and earlier:
-        return TrialRun(store, earlier[0].info.run_id)
-    run = TrialRun(store, adopted or create(store, title))
+        return Recorder(store, earlier[0].info.run_id)
+    run = Recorder(store, adopted or create(store, title))
     run.tags({KIND: "comparison", "comparison_id": key, MLFLOW_RUN_NAME: title})
     if adopted is None:
         run.end("FINISHED")
     return run
+
+
+# The results of a trial as artifacts of its run.
+
+
+def eval_to_dict(result: EvalResult) -> dict[str, Any]:
+    """Return per-example scores as JSON-ready values; floats are exact."""
+    exact = result.exact_match_E
+    return {
+        "example_ids": list(result.example_ids),
+        "nll": result.nll_E.tolist(),
+        "tokens": result.tokens_E.tolist(),
+        "correct": None if result.correct_E is None else result.correct_E.tolist(),
+        "exact_match": None if exact is None else exact.tolist(),
+        "further": {name: values.tolist() for name, values in result.further_E.items()},
+        "overall": dict(result.overall),
+        "unit": result.unit,
+    }
+
+
+def eval_from_dict(values: dict[str, Any]) -> EvalResult:
+    """Read what `eval_to_dict` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: the values are not scores, or their columns do not match.
+    """
+    ids, exact, correct = values["example_ids"], values["exact_match"], values["correct"]
+    if not isinstance(ids, list) or not all(isinstance(each, str) for each in ids):
+        raise TypeError("example_ids is no list of texts")
+    tokens_E = _column("tokens", values["tokens"], len(ids), whole=True)
+    if (tokens_E < 0).any():
+        raise ValueError("tokens holds a negative number")
+    overall = values.get("overall", {})  # this and the next two are not in earlier studies
+    if not all(isinstance(score, int | float) for score in overall.values()):
+        raise TypeError("overall holds something other than numbers")
+    return EvalResult(
+        example_ids=tuple(ids),
+        nll_E=_column("nll", values["nll"], len(ids)),
+        tokens_E=tokens_E,
+        correct_E=None if correct is None else _column("correct", correct, len(ids), whole=True),
+        exact_match_E=None if exact is None else _column("exact_match", exact, len(ids)),
+        further_E={
+            str(name): _column(str(name), column, len(ids)) for name, column in values.get("further", {}).items()
+        },
+        overall=overall,
+        unit=str(values.get("unit", NATS_PER_TOKEN)),
+    )
+
+
+def _column(name: str, values: Any, examples: int, *, whole: bool = False) -> NDArray[Any]:
+    """Return a column of one number per example, as float64 or int64."""
+    kinds = int if whole else (int, float)
+    if not isinstance(values, list) or not all(isinstance(each, kinds) for each in values):
+        raise TypeError(f"{name} is no list of {'whole ' if whole else ''}numbers")
+    if len(values) != examples:
+        raise ValueError(f"{name} has {len(values)} values for {examples} examples")
+    return np.array(values, dtype=np.int64 if whole else np.float64)
+
+
+def _curve(values: Any) -> tuple[tuple[int, float], ...]:
+    steps = _whole_numbers("validation_curve", [step for step, _ in values])
+    losses = [math.nan if loss is None else float(loss) for _, loss in values]
+    return tuple(zip(steps, losses, strict=True))
+
+
+def _whole_numbers(name: str, values: Any) -> tuple[int, ...]:
+    return tuple(_column(name, values, len(values), whole=True).tolist())
+
+
+def result_to_dict(train: TrainResult, test: EvalResult) -> dict[str, Any]:
+    """Return a trial's losses and scores for the artifact; non-finite numbers are None."""
+    tokens = (0, *train.step_tokens)
+    return {
+        "losses": [_number_or_none(loss) for loss in train.losses],
+        "validation_curve": [[step, _number_or_none(v)] for step, v in train.validation_curve],
+        "validation_tokens": [tokens[step] for step, _ in train.validation_curve],
+        "validation_loss": train.validation_loss,
+        "test": eval_to_dict(test),
+    }
+
+
+def _number_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def read_trials(store: Store, runs: Iterable[Run]) -> list[TrialRecord]:
+    """Return the records of trials that finished, failed, or were stopped by a race.
+
+    Killed and running ones are left out.
+
+    Raises:
+        TrackingError: an artifact of a finished trial is missing or corrupt.
+    """
+    ended = [run for run in runs if run.info.status in ("FINISHED", "FAILED") or is_raced(run)]
+    with ThreadPoolExecutor(max_workers=8) as workers:  # a server answers several at once
+        return list(workers.map(lambda run: _record(store, run), ended))
+
+
+def is_raced(run: Run) -> bool:
+    """Return whether a race ended a trial: it is KILLED and not being continued."""
+    return run.info.status == "KILLED" and run.data.tags.get(RACE) == RACED
+
+
+def _record(store: Store, run: Run) -> TrialRecord:
+    tags, metrics = run.data.tags, dict(run.data.metrics)
+    method, lr, seed, fold = identity_of(run)
+    identity: dict[str, Any] = {
+        "run_id": run.info.run_id,
+        "method": method,
+        "seed": seed,
+        "fold": fold,
+        "lr": lr,
+        "status": run.info.status,
+        "metrics": metrics,
+        "tags": dict(tags),
+        "settings": dict(run.data.params),
+    }
+    if is_raced(run):
+        identity["status"] = RACED_STATUS
+        return TrialRecord(**identity, reason=tags.get(RACE_REASON, "behind other rates"))
+    if run.info.status == "FAILED":
+        reason = tags.get("failure", "ended without a word; see the run's page in the tracking UI")
+        return TrialRecord(**identity, reason=reason)
+    try:
+        result, plan = (store.read_json(run, name) for name in (RESULT, PLAN))
+        planned = read_plan({**_EARLIER, **plan})
+        return TrialRecord(
+            **identity,
+            trainable_parameters=planned.trainable_parameters,
+            validation_loss=float(result["validation_loss"]),
+            validation_curve=_curve(result["validation_curve"]),
+            validation_tokens=_whole_numbers("tokens", result.get("validation_tokens", [])),
+            test=eval_from_dict(result["test"]),
+            plan=planned.to_dict(),
+        )
+    except (OSError, *CORRUPTION, AllocationError) as error:
+        raise TrackingError(
+            f"run {run.info.run_id} ({method}, seed {seed}) is FINISHED but its "
+            f"artifacts cannot be read ({brief(error)}); delete the run and "
+            "repeat the study command."
+        ) from error
+
+
+def identity_of(run: Run) -> tuple[str, float, int, int]:
+    """Return (method, learning rate, seed, fold) of a trial's run.
+
+    Raises:
+        TrackingError: its tags lack them, because they were changed.
+    """
+    tags = run.data.tags
+    try:
+        method, lr = current_label(tags["method"]), float(tags["lr"])
+        return method, lr, int(tags["seed"]), int(tags["fold"])
+    except (KeyError, ValueError) as error:
+        raise TrackingError(
+            f"run {run.info.run_id} has no tags of a trial any more ({brief(error)}); required "
+            "method, lr, seed and fold. Delete the run and repeat the study command."
+        ) from error

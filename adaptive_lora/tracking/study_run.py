@@ -15,8 +15,9 @@ from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from adaptive_lora.errors import LeaseLost, TrackingError
+from adaptive_lora.tracking.connection import Store
 from adaptive_lora.tracking.leases import LEASE, Leases
-from adaptive_lora.tracking.recorder import Recorder, TrialRun
+from adaptive_lora.tracking.recorder import Recorder
 from adaptive_lora.tracking.runs import (
     KIND,
     RACE,
@@ -30,7 +31,6 @@ from adaptive_lora.tracking.runs import (
     let_go,
     search,
 )
-from adaptive_lora.tracking.store import Store
 from adaptive_lora.tracking.sync import belongs, deliver_left
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class StudyRun(Recorder):
 
     def take(
         self, name: str, tags: Mapping[str, str], *, adopt: bool = False, pause_at: int | None = None
-    ) -> TrialRun | TrialStatus:
+    ) -> Recorder | TrialStatus:
         """Lease a trial for this process: continue its run, or begin one.
 
         Args:
@@ -206,33 +206,33 @@ class StudyRun(Recorder):
         """Return whether no other living process has the lease of a run."""
         return self.leases.is_free(run.info.run_id, run.data.tags.get(LEASE, ""))
 
-    def _take(self, runs: Sequence[Run], name: str, tags: Mapping[str, str], adopt: bool) -> TrialRun:
+    def _take(self, runs: Sequence[Run], name: str, tags: Mapping[str, str], adopt: bool) -> Recorder:
         """Continue the oldest unfinished run of a trial, or begin one; requires the study's lock."""
         given, left = self.store.parent_run_id if adopt else None, _unfinished(runs)
         if given is not None:
-            run = TrialRun(self.store, given)
+            run = Recorder(self.store, given)
         elif left:
             oldest = left.pop()
             self.store.client.set_tag(oldest.info.run_id, LEASE, tags[LEASE])
             if RACE in oldest.data.tags:
                 tags = {**tags, RACE: ""}  # the trial continues
             _deliver_of(self.store, oldest)
-            run = TrialRun.resume(self.store, oldest.info.run_id)
+            run = Recorder.resume(self.store, oldest.info.run_id)
         else:
-            run = TrialRun.begin(self.store, name, tags)
+            run = Recorder.begin(self.store, name, tags)
         run.tags({MLFLOW_RUN_NAME: name, **tags})
         run.flush(_ARRIVAL)  # no other process may find the trial without its lease
         for other in left:
             _supersede(self.store, other, run.run_id)
         return run
 
-    def _begin_alone(self, name: str, tags: Mapping[str, str]) -> TrialRun:
+    def _begin_alone(self, name: str, tags: Mapping[str, str]) -> Recorder:
         """Begin a trial while the store is unreachable; another process may begin it too."""
         log.warning("%s begins without a lease: the tracking store is unreachable.", name)
-        return TrialRun.begin(self.store, name, tags)
+        return Recorder.begin(self.store, name, tags)
 
     @contextmanager
-    def trial(self, run: TrialRun) -> Iterator[Callable[[], None]]:
+    def trial(self, run: Recorder) -> Iterator[Callable[[], None]]:
         """Keep a trial's lease inside the block; the run ends FINISHED, FAILED, or KILLED to be continued.
 
         The yielded function must be called regularly: it raises `LeaseLost` if another process took

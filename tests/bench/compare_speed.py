@@ -53,8 +53,8 @@ def write(folder: Path) -> None:
     from adaptive_lora.results import EvalResult
     from adaptive_lora.study.comparison_input import BASE_SCORES, CONFIG
     from adaptive_lora.study.comparison_input import EXAMPLES as TEXTS
-    from adaptive_lora.tracking import StudyRun, TrialRun, connect
-    from adaptive_lora.tracking.trials import PLAN, RESULT, eval_to_dict
+    from adaptive_lora.tracking import Recorder, StudyRun, connect
+    from adaptive_lora.tracking.runs import PLAN, RESULT, eval_to_dict
 
     config = study_from(
         {
@@ -94,7 +94,7 @@ def write(folder: Path) -> None:
                 "packages": "torch 2.13.0", "order_digest": str(seed), "data": "speed",
             }  # fmt: skip
             run = study.take(f"{label(method)}·seed{seed}", tags)
-            assert isinstance(run, TrialRun)
+            assert isinstance(run, Recorder)
             with study.trial(run):
                 run.params({f"cfg.{key}": value for key, value in config.flat().items()})
                 run.params({"method.name": "uniform", "method.rank": method + 1})

@@ -45,7 +45,7 @@ def _connect(uri: str, output: str):  # type: ignore[no-untyped-def]
 
 def _write(numbers: Sequence[int], uri: str, output: str, start: float) -> tuple[float, float]:
     """Write some runs; return when that began and ended. Runs in a process of its own."""
-    from adaptive_lora.tracking import TrialRun
+    from adaptive_lora.tracking import Recorder
     from adaptive_lora.tracking.runs import KIND, STUDY_ID
 
     store = _connect(uri, output)
@@ -53,7 +53,7 @@ def _write(numbers: Sequence[int], uri: str, output: str, start: float) -> tuple
     began = time.time()
     for number in numbers:
         tags = {STUDY_ID: STUDY, KIND: "trial", "seed": str(number)}
-        run = TrialRun.begin(store, f"run {number}", tags)
+        run = Recorder.begin(store, f"run {number}", tags)
         run.params({f"cfg.option{index}": index for index in range(40)})
         for step in range(STEPS):
             run.metric("train/loss", number + 1 / (step + 1), step)

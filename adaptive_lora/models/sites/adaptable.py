@@ -54,7 +54,10 @@ def reasons_against(model: nn.Module, towers: Mapping[str, Sequence[str]]) -> tu
     names = [name for tower in towers.values() for name in tower]
     found: dict[str, str] = {}
     if settings.model_type not in TESTED_TYPES:
-        found = {name: PASSED_BY for name in names if _read_past(model, name)}
+        for name in names:
+            parent, _, leaf = name.rpartition(".")
+            if leaf in _weights_read(type(model.get_submodule(parent))):
+                found[name] = PASSED_BY
         found.update(_refused_by_peft(model, names))
     elif len(towers) == 1:
         return {}, frozenset()
@@ -85,12 +88,6 @@ def _refused_by_peft(model: Any, names: Sequence[str]) -> dict[str, str]:
         except ValueError:
             found[name] = REFUSED
     return found
-
-
-def _read_past(model: nn.Module, name: str) -> bool:
-    parent, _, leaf = name.rpartition(".")
-    around: Any = type(model.get_submodule(parent))
-    return leaf in _weights_read(around)
 
 
 _QUESTIONS = ("data", "device", "dtype", "shape")

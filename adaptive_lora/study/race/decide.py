@@ -19,9 +19,8 @@ from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.tracking import Run, StudyRun
-from adaptive_lora.tracking.runs import SIGNATURE
+from adaptive_lora.tracking.runs import SIGNATURE, is_raced
 from adaptive_lora.tracking.study_run import rung_reached
-from adaptive_lora.tracking.trials import is_raced
 from adaptive_lora.training import is_validated, total_steps
 
 RACE = "race.json"
