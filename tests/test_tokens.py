@@ -26,7 +26,7 @@ from adaptive_lora.data import Example, TokenizedExample, load_examples, load_te
 from adaptive_lora.data.conversations import CHAT
 from adaptive_lora.errors import DataError, ModelError
 from adaptive_lora.serving import answer, load_adapter
-from adaptive_lora.serving import text as serving_text
+from adaptive_lora.serving import greedy as serving_greedy
 from adaptive_lora.serving.images import answer_ids, inputs_of
 from adaptive_lora.serving.prompts import asked_ids
 from adaptive_lora.serving.tokens import position_limit, prompt_ids
@@ -318,7 +318,7 @@ def test_served_and_scored_prompts_have_the_ids_of_training(
         seen.extend(ids[mask].tolist() for ids, mask in pairs)
         return [""] * len(inputs["input_ids"])
 
-    monkeypatch.setattr(serving_text, "greedy", watched)
+    monkeypatch.setattr(serving_greedy, "greedy", watched)
     asked = {
         e.prompt: {"instruction": row["instruction"], "input": row["input"]}
         for row, e in zip(rows(40), load_examples(context.config.data).examples, strict=True)

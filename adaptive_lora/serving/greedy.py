@@ -1,4 +1,4 @@
-"""Plain greedy search: the most likely token at each step, until an end token.
+"""Plain greedy search in batches: the most likely token at each step, until an end token.
 
 A checkpoint's own settings (generation_config.json: sampling, beams, penalties, suppressed or forced
 tokens) are not applied; only its start and end tokens are used.
@@ -6,11 +6,13 @@ tokens) are not applied; only its start and end tokens are used.
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 _SAID = "quixotic"
 """Answer in a rendered conversation, used to find the text that the template adds after it."""
@@ -18,6 +20,12 @@ _OWN = ("generation_config", "generate")
 """Attributes with a checkpoint's own generation settings and code."""
 _LOCK = RLock()
 """Lock for one generation at a time, because it changes settings of the model."""
+_SHORT, _LONG = 3, 9
+"""Number of tokens of the test prompt, and of the padded row."""
+_WITHIN = {"float64": 1e-6, "float32": 1e-3}
+"""Type of weights -> maximum difference in logits, relative to the largest."""
+_KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"""Base -> result of `pads_left`."""
 
 
 def greedy(
@@ -60,6 +68,73 @@ def greedy(
         written = next((row[:at] for at, token in enumerate(row) if token in ends), row)
         texts.append(str(tokenizer.decode(written, skip_special_tokens=True)).strip())
     return texts
+
+
+def greedy_batches(
+    model: Any,
+    processor: Any,
+    batches: Iterable[Sequence[int]],
+    inputs_of: Callable[[Sequence[int]], Mapping[str, Any]],
+    *,
+    max_new_tokens: int,
+    pad: int,
+    limit: int | None = None,
+    skip: int | None = None,
+) -> list[str]:
+    """Return the text generated for each row, in the order of the rows' indices.
+
+    Args:
+        model: model with or without adapter.
+        processor: tokenizer, or processor with a tokenizer.
+        batches: indices of the rows of each batch.
+        inputs_of: function from these indices to the inputs of the model's `generate`.
+        max_new_tokens: maximum number of new tokens per row.
+        pad: padding token of rows that ended before others.
+        limit: maximum number of tokens of a prompt and its text; a row without room gets an empty text.
+        skip: number of leading tokens to remove; None: the prompt.
+    """
+    ends, texts = end_tokens(model, processor), dict[int, str]()
+    for chosen in batches:
+        inputs = {name: tensor.to(model.device) for name, tensor in inputs_of(chosen).items()}
+        width = int(inputs["input_ids"].shape[1])
+        room = max_new_tokens if limit is None else min(max_new_tokens, limit - width)
+        found = [""] * len(chosen)
+        if room > 0:
+            tokenizer = getattr(processor, "tokenizer", processor)
+            first = width if skip is None else skip
+            found = greedy(model, tokenizer, inputs, max_new_tokens=room, ends=ends, pad=pad, skip=first)
+        texts.update(zip(chosen, found, strict=True))
+    return [texts[index] for index in sorted(texts)]
+
+
+def batches_of(rows: Sequence[Sequence[int]], size: int, *, together: float = math.inf) -> Iterator[list[int]]:
+    """Yield batches of rows' indices, shortest first; rows longer than `together` are batched by equal length."""
+    batch: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda index: len(rows[index])):
+        length = len(rows[index])
+        other = batch and length > together and length != len(rows[batch[0]])
+        if other or len(batch) == size:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def filled(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Any:
+    """Return rows padded with a value, on the right unless `left`, as integers of shape (B, T)."""
+    import torch
+
+    full = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.long)
+    for index, row in enumerate(rows):
+        at = slice(full.shape[1] - len(row), None) if left else slice(len(row))
+        full[index, at] = torch.tensor(row, dtype=torch.long)
+    return full
+
+
+def mask_of(rows: Sequence[Sequence[int]], *, left: bool = False) -> Any:
+    """Return the attention mask of padded rows, shape (B, T)."""
+    return filled([[1] * len(row) for row in rows], 0, left=left)
 
 
 @contextmanager
@@ -172,3 +247,56 @@ def decoder_start(model: Any) -> int | None:
         if found is not None:
             return int(found)
     return None
+
+
+def pads_left(model: Any) -> bool:
+    """Return whether answers do not change with padding; otherwise each prompt must run alone.
+
+    Masked attention ignores padding, but a recurrence reads it (RWKV, RecurrentGemma), and learned
+    positions may count it (BART's decoder). A short prompt runs alone and padded: the logits must
+    agree. With other tokens as padding they must be exactly equal, because a recurrence may forget
+    most of its input.
+
+    Args:
+        model: generating model, with or without adapter.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if base not in _KNOWN:
+        _KNOWN[base] = _same_when_padded(model, str(base.dtype).removeprefix("torch."))
+    return _KNOWN[base]
+
+
+def _same_when_padded(model: Any, dtype: str) -> bool:
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        alone = _logits(model, 0, 0)
+        padded, otherwise = (_logits(model, _LONG - _SHORT, pad) for pad in (0, 5))
+    finally:
+        model.train(was_training)
+    rough = torch.is_autocast_enabled(model.device.type)
+    within = 0.1 if rough else _WITHIN.get(dtype, 0.1)
+    differs = (padded - alone).abs().max() > within * alone.abs().max()
+    reads = (padded - otherwise).abs().max() > 1e-6 * padded.abs().max()
+    return not bool(differs or reads)  # NaN gives no information and counts as no difference
+
+
+def _logits(model: Any, padding: int, pad: int) -> Any:
+    """Return the logits of the two tokens that `generate` adds to a short prompt."""
+    import torch
+    from transformers import GenerationConfig
+
+    known = int(model.config.get_text_config().vocab_size)
+    ids = torch.tensor([[pad % known] * padding + [at % known for at in range(1, _SHORT + 1)]])
+    mask = torch.tensor([[0] * padding + [1] * _SHORT])
+    plain = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=2, pad_token_id=0, output_logits=True,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    with torch.no_grad(), without_own_settings(model):
+        found = model.generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=plain
+        )
+    return torch.stack(found.logits).float()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .greedy import end_tokens, greedy
-from .padded import pads_left
+from .greedy import batches_of, filled, greedy_batches, mask_of, pads_left
 from .tokens import encode
 
 Asked = tuple[str, Any]
@@ -88,35 +87,17 @@ def answer_questions(
     model: Any, processor: Any, asked: Sequence[Asked], *, max_new_tokens: int, batch_size: int = 8
 ) -> list[str]:
     """Answer greedily, shortest first in batches, and return texts in the given order."""
-    import torch
-
     split = [split_inputs(inputs_of(processor, each)) for each in asked]
-    order = sorted(range(len(split)), key=lambda index: len(split[index][0]["input_ids"]))
-    tokenizer = processor.tokenizer
-    pad, ends = int(tokenizer.eos_token_id), end_tokens(model, processor)
-    texts = [""] * len(split)
     model.eval()
     if len(split) > 1 and not pads_left(model):
         batch_size = 1
-    for start in range(0, len(order), batch_size):
-        chosen = [split[index] for index in order[start : start + batch_size]]
-        width = max(len(tokens["input_ids"]) for tokens, _ in chosen)
-        inputs = {
-            name: torch.tensor([[0] * (width - len(t[name])) + t[name] for t, _ in chosen]) for name in chosen[0][0]
-        }
-        lengths = [len(tokens["input_ids"]) for tokens, _ in chosen]
-        mask = [[0] * (width - length) + [1] * length for length in lengths]
-        inputs = {**inputs, "attention_mask": torch.tensor(mask)}
-        inputs |= joined_images([shown for _, shown in chosen])
-        found = greedy(
-            model,
-            tokenizer,
-            {name: tensor.to(model.device) for name, tensor in inputs.items()},
-            max_new_tokens=max_new_tokens,
-            ends=ends,
-            pad=pad,
-            skip=width,
-        )
-        for index, text in zip(order[start : start + batch_size], found, strict=True):
-            texts[index] = text
-    return texts
+
+    def inputs(chosen: Sequence[int]) -> dict[str, Any]:
+        tokens, shown = zip(*(split[index] for index in chosen), strict=True)
+        texts = {name: filled([row[name] for row in tokens], 0, left=True) for name in tokens[0]}
+        mask = mask_of([row["input_ids"] for row in tokens], left=True)
+        return {**texts, "attention_mask": mask, **joined_images(shown)}
+
+    batches = batches_of([tokens["input_ids"] for tokens, _ in split], batch_size)
+    pad = int(processor.tokenizer.eos_token_id)
+    return greedy_batches(model, processor, batches, inputs, max_new_tokens=max_new_tokens, pad=pad)

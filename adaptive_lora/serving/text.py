@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .greedy import end_tokens, greedy
-from .padded import pads_left
+from .greedy import batches_of, filled, greedy_batches, mask_of, pads_left
 from .tokens import known_ids, padding_id, position_limit
 
 if TYPE_CHECKING:
@@ -40,33 +39,21 @@ def generate(
             for them. A prompt that leaves no position gets an empty text.
         batch_size: number of prompts per call of the model.
     """
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    # End-of-text fills finished rows: with a pad token, transformers warns of padding in its loop.
-    pad, ends = int(tokenizer.eos_token_id), end_tokens(model, tokenizer)
     limit = free_positions(model)
     # PEFT ignores positions beside virtual tokens, so that no row may be padded. Near the limit,
     # padding would take positions from the answer.
     together = 0 if virtual_tokens(model) > 0 else limit - max_new_tokens
     if len(prompts) > 1 and together > 0 and not pads_left(model):
         batch_size = 1
-    texts = [""] * len(prompts)
-    for chosen in _batches(order, prompts, batch_size, together):
-        ids, mask = _left_padded([prompts[index] for index in chosen], pad, model.device)
-        room = min(max_new_tokens, limit - ids.shape[1])
-        if room < 1:
-            continue
-        found = greedy(
-            model,
-            tokenizer,
-            {"input_ids": ids, "attention_mask": mask},
-            max_new_tokens=room,
-            ends=ends,
-            pad=pad,
-            skip=ids.shape[1],
-        )
-        for index, text in zip(chosen, found, strict=True):
-            texts[index] = text
-    return texts
+    # End-of-text fills finished rows: with a pad token, transformers warns of padding in its loop.
+    pad = int(tokenizer.eos_token_id)
+
+    def inputs_of(chosen: Sequence[int]) -> dict[str, torch.Tensor]:
+        rows = [prompts[index] for index in chosen]
+        return {"input_ids": filled(rows, pad, left=True), "attention_mask": mask_of(rows, left=True)}
+
+    batches = batches_of(prompts, batch_size, together=together)
+    return greedy_batches(model, tokenizer, batches, inputs_of, max_new_tokens=max_new_tokens, pad=pad, limit=limit)
 
 
 def free_positions(model: Any) -> int:
@@ -86,34 +73,6 @@ def virtual_tokens(model: Any) -> int:
     return int(config.num_virtual_tokens)
 
 
-def _batches(
-    order: Sequence[int], prompts: Sequence[Sequence[int]], batch_size: int, together: int
-) -> Iterator[list[int]]:
-    """Yield batches of prompt indices, in order; prompts longer than `together` are batched separately."""
-    batch: list[int] = []
-    for index in order:
-        length = len(prompts[index])
-        other = batch and length > together and length != len(prompts[batch[0]])
-        if other or len(batch) == batch_size:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-def _left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        ids[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[index, width - len(row) :] = 1
-    return ids.to(device), mask.to(device)
-
-
 def generate_targets(
     model: Any, tokenizer: Any, inputs: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int = 32
 ) -> list[str]:
@@ -127,32 +86,15 @@ def generate_targets(
             for them.
         batch_size: number of inputs per call of the model.
     """
-    import torch
-
-    order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]))
-    pad, ends = padding_id(tokenizer, known_ids(model)), end_tokens(model, tokenizer)
+    pad = padding_id(tokenizer, known_ids(model))
     assert pad is not None
     limit = position_limit(model.config)
     room = max_new_tokens if limit is None else min(max_new_tokens, limit)
-    texts = [""] * len(inputs)
+
+    def inputs_of(chosen: Sequence[int]) -> dict[str, torch.Tensor]:
+        rows = [inputs[index] for index in chosen]
+        return {"input_ids": filled(rows, pad), "attention_mask": mask_of(rows)}
+
     model.eval()
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        width = max(len(inputs[index]) for index in chosen)
-        ids = torch.full((len(chosen), width), pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(chosen):
-            ids[row, : len(inputs[index])] = torch.tensor(inputs[index], dtype=torch.long)
-            mask[row, : len(inputs[index])] = 1
-        found = greedy(
-            model,
-            tokenizer,
-            {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)},
-            max_new_tokens=room,
-            ends=ends,
-            pad=pad,
-            skip=1,
-        )
-        for index, text in zip(chosen, found, strict=True):
-            texts[index] = text
-    return texts
+    batches = batches_of(inputs, batch_size)
+    return greedy_batches(model, tokenizer, batches, inputs_of, max_new_tokens=room, pad=pad, skip=1)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from adaptive_lora.serving.greedy import filled, mask_of
+
 Encoded = dict[str, list[list[int]]]
 
 
@@ -51,18 +53,5 @@ def padded(rows: Sequence[Mapping[str, Sequence[int]]], padding: Mapping[str, in
         rows: per text, name of an input -> one integer per token.
         padding: name of an input -> its padding value, where that is not 0.
     """
-    inputs = {name: right([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]}
+    inputs = {name: filled([row[name] for row in rows], padding.get(name, 0)) for name in rows[0]}
     return {**inputs, "attention_mask": mask_of([row["input_ids"] for row in rows])}
-
-
-def mask_of(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Return the attention mask of rows padded on the right, shape (B, T)."""
-    return right([[1] * len(row) for row in rows], 0)
-
-
-def right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Return rows padded on the right with a value, shape (B, T)."""
-    full = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.long)
-    for index, row in enumerate(rows):
-        full[index, : len(row)] = torch.tensor(row, dtype=torch.long)
-    return full

@@ -15,12 +15,12 @@ from adaptive_lora.data.rows import BadRow
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.base import BaseModel
 from adaptive_lora.models.device import Runtime
-from adaptive_lora.models.tasks.encoding import encode_cut, mask_of, right, with_end
+from adaptive_lora.models.tasks.encoding import encode_cut, with_end
 from adaptive_lora.models.tasks.scores import ExampleScores, rouge, token_example_scores, token_losses
 from adaptive_lora.models.tasks.task import PreparedExample, Task, marked
 from adaptive_lora.results import FloatArray
 from adaptive_lora.serving import generate_targets
-from adaptive_lora.serving.greedy import decoder_start
+from adaptive_lora.serving.greedy import decoder_start, filled, mask_of
 from adaptive_lora.serving.tokens import known_ids, padding_id
 
 _KNOWN: tuple[tuple[str, str | None, str], ...] = (
@@ -76,12 +76,12 @@ class Seq2SeqTask(Task):
         targets = [example.inputs["target_ids"] for example in examples]
         return Batch(
             inputs={
-                "input_ids": right(ids, self.pad),
+                "input_ids": filled(ids, self.pad),
                 "attention_mask": mask_of(ids),
-                "decoder_input_ids": right([[self.start, *target[:-1]] for target in targets], self.pad),
+                "decoder_input_ids": filled([[self.start, *target[:-1]] for target in targets], self.pad),
                 "decoder_attention_mask": mask_of(targets),
             },
-            labels=right(targets, IGNORED),
+            labels=filled(targets, IGNORED),
             padding={"input_ids": self.pad, "decoder_input_ids": self.pad},
         )
 

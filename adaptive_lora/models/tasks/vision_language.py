@@ -14,10 +14,11 @@ from adaptive_lora.data.batches import IGNORED
 from adaptive_lora.data.images import load_questions
 from adaptive_lora.data.rows import BadRow
 from adaptive_lora.data.tokens import NO_ROOM
-from adaptive_lora.models.tasks.encoding import padded, right, with_end
+from adaptive_lora.models.tasks.encoding import padded, with_end
 from adaptive_lora.models.tasks.scores import ExampleScores, token_example_scores, token_losses
 from adaptive_lora.models.tasks.task import PreparedExample, Task, marked
 from adaptive_lora.serving import open_image
+from adaptive_lora.serving.greedy import filled
 from adaptive_lora.serving.images import answer_ids, answer_questions, inputs_of, joined_images, split_inputs
 from adaptive_lora.serving.tokens import known_ids, padding_id
 
@@ -70,7 +71,7 @@ class VisionLanguageTask(Task):
         ]
         return Batch(
             inputs={**padded([each.inputs for each in examples], pad), **joined_images(shown)},
-            labels=right(labels, IGNORED),
+            labels=filled(labels, IGNORED),
             padding=pad,
         )
 
