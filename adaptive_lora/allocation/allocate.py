@@ -85,14 +85,13 @@ def allocate(
         seed=seed,
     )
     solution: Solution = _solve_with_magnitudes(method, problem) if spec.dora else method.solve(problem)
-    policy = Scaling(spec.scaling or scaling)
-    common = alpha if spec.alpha is None else spec.alpha
-    factors = solution.lr_multipliers or (1.0,) * len(ordered)
+    policy, common = Scaling(spec.scaling or scaling), alpha if spec.alpha is None else spec.alpha
+    rates = solution.lr_multipliers or (1.0,) * len(ordered)
     made = {
         site.name: SiteRank(
-            site=site, rank=rank, alpha=policy.alpha_at(common, rank), lr_multiplier=factor, dora=spec.dora
+            site=site, rank=rank, alpha=policy.alpha_at(common, rank), lr_multiplier=rate, dora=spec.dora
         )
-        for site, rank, factor in zip(ordered, solution.ranks, factors, strict=True)
+        for site, rank, rate in zip(ordered, solution.ranks, rates, strict=True)
         if rank > 0
     }
     if not made:

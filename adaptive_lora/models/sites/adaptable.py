@@ -56,7 +56,8 @@ def reasons_against(model: nn.Module, towers: Mapping[str, Sequence[str]]) -> tu
     if settings.model_type not in TESTED_TYPES:
         for name in names:
             parent, _, leaf = name.rpartition(".")
-            if leaf in _weights_read(type(model.get_submodule(parent))):
+            around: Any = type(model.get_submodule(parent))
+            if leaf in _weights_read(around):
                 found[name] = PASSED_BY
         found.update(_refused_by_peft(model, names))
     elif len(towers) == 1:
