@@ -21,7 +21,7 @@ from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.methods.eva.fit import EvaSettings, _batches, eva_directions
 from adaptive_lora.methods.gora.fit import compressed_gradient, initial_b
 from adaptive_lora.methods.importance.capture import joined
-from adaptive_lora.models.losses import token_scores
+from adaptive_lora.models.losses import predict, token_losses
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import TrialOutcome, run_trial
 from adaptive_lora.study.trial_context import TrialOnBase
@@ -207,7 +207,8 @@ def test_gora_starts_from_the_calibration_gradient(make_bench: BaseContext) -> N
     for entry in job.plan.entries[::5]:
         module = context.base.model.get_submodule(entry.site.name)
         weight = module.weight.requires_grad_(True)
-        loss = sum(token_scores(context.base.model, batch).nll.sum() for batch in batches) / tokens
+        found = [predict(context.base.model, batch) for batch in batches]
+        loss = sum(token_losses(each.logits, each.targets).sum() for each in found) / tokens
         (gradient,) = torch.autograd.grad(loss, weight)
         weight.requires_grad_(False)
         gradient = gradient.T if isinstance(module, Conv1D) else gradient

@@ -22,7 +22,7 @@ from adaptive_lora.methods.adapters import attach
 from adaptive_lora.models.base import gradient_checkpointing
 from adaptive_lora.models.kernels import attends_packed, packed_attention, packed_nll, packed_scores, packing_problem
 from adaptive_lora.models.kernels.attention import NotPacked, attend, boundary_mask
-from adaptive_lora.models.losses import token_scores as padded_scores
+from adaptive_lora.models.losses import predict, token_losses
 from adaptive_lora.models.sites import find_sites
 
 WINDOW = {"sliding_window": 4}
@@ -103,9 +103,9 @@ def test_a_packed_row_gives_the_padded_losses_and_gradients(name: str) -> None:
     assert packing_problem(model) is None
     # float64 masks overflow in Gemma 2's own attention where a window holds padding alone
     groups = [[one] for one in batch] if name == "gemma2" else [batch]
-    plain = [padded_scores(model, collate(group, pad_id=0)) for group in groups]
-    wanted = torch.cat([scores.nll[scores.supervised] for scores in plain]).double()
-    right = torch.cat([scores.correct[scores.supervised] for scores in plain])
+    plain = [predict(model, collate(group, pad_id=0)) for group in groups]
+    wanted = torch.cat([token_losses(each.logits, each.targets)[each.supervised] for each in plain]).double()
+    right = torch.cat([(each.logits.argmax(dim=-1) == each.targets)[each.supervised] for each in plain])
     with packed_attention(model):
         nll, _ = packed_nll(model, pack(batch))
         found = gradients(model, nll.sum())
@@ -171,15 +171,20 @@ def _twice(forward: Any) -> Any:
     return doubled
 
 
+def padded_losses(model: Any, batch: Any) -> torch.Tensor:
+    found = predict(model, batch)
+    return token_losses(found.logits, found.targets)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
 def test_a_padded_batch_in_between_is_as_ever(name: str) -> None:
     model, batch = build(name).float(), collate(examples(BATCH), pad_id=0)
     usual = model.config._attn_implementation
-    before = padded_scores(model, batch).nll
+    before = padded_losses(model, batch)
     with packed_attention(model):
-        torch.testing.assert_close(padded_scores(model, batch).nll, before, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(padded_losses(model, batch), before, rtol=1e-5, atol=1e-5)
     assert model.config._attn_implementation == usual
-    assert torch.equal(padded_scores(model, batch).nll, before)
+    assert torch.equal(padded_losses(model, batch), before)
 
 
 def test_attention_refuses_what_it_cannot_do() -> None:

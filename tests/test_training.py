@@ -19,9 +19,9 @@ from adaptive_lora.data import TokenizedExample
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.methods.adapters import attach, detach
 from adaptive_lora.methods.adapters.attach import lora_layers
-from adaptive_lora.models.losses import token_scores
+from adaptive_lora.models.losses import predict, token_losses
 from adaptive_lora.models.tasks.causal import continuations, wants_generation
-from adaptive_lora.models.tasks.scores import exact
+from adaptive_lora.models.tasks.scores import exact, token_example_scores
 from adaptive_lora.results import TrainResult
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import TrialOutcome, run_trial, trial_metrics
@@ -46,14 +46,16 @@ def test_loss_equals_the_definition_in_float64(make_bench: BaseContext) -> None:
     context = make_bench()
     batch = context.task.collate(context.splits(0).train[:5])
     model = context.base.model.double()
-    scores = token_scores(model, batch)
+    found = predict(model, batch)
+    nll, scores = token_losses(found.logits, found.targets), token_example_scores(found.logits, found.targets)
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     for row, labels in enumerate(batch.labels):
         chosen = (labels[1:] != -100).nonzero().squeeze(1)
         expected = functional.cross_entropy(logits[row, chosen].float(), labels[chosen + 1], reduction="sum")
-        assert float(scores.nll[row].sum()) == pytest.approx(float(expected), rel=1e-6)
+        assert float(nll[row].sum()) == pytest.approx(float(expected), rel=1e-6)
         right = (logits[row, chosen].argmax(-1) == labels[chosen + 1]).sum()
-        assert int(scores.correct[row].sum()) == int(right)
+        assert scores.correct is not None
+        assert int(scores.correct[row]) == int(right)
 
 
 def test_scores_do_not_depend_on_the_batch_size(make_bench: BaseContext) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,9 +17,9 @@ class SiteSurvey:
 
     sites: tuple[AdapterSite, ...]
     """Linear layers that can take an adapter, in module order."""
-    left_out: Mapping[str, str]
+    left_out: Mapping[str, str] = field(default_factory=dict)
     """Full module name of a linear layer that cannot take an adapter -> the reason."""
-    untried: frozenset[str]
+    untried: frozenset[str] = frozenset()
     """Names of sites whose influence on the output cannot be checked without weights."""
 
 
@@ -37,12 +38,11 @@ class Decoder:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Architecture:
+class Architecture(SiteSurvey):
     """Sites, tensors and sizes of a base; read from the meta device as well."""
 
     kind: str
     """Name of the model class."""
-    sites: tuple[AdapterSite, ...]
     tensors: Mapping[str, Shape] = field(default_factory=dict)
     """Parameter name -> shape; a tied parameter is listed once, under its first name."""
     norm_tensors: frozenset[str] = frozenset()
@@ -53,15 +53,6 @@ class Architecture:
     """Mark of an output head that shares its weight with the input embedding."""
     decoder: Decoder | None = None
     """Decoder sizes, or None where the model is not a causal language model."""
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    """Full module name of a linear layer in a block that cannot take an adapter -> the reason."""
-    untried: frozenset[str] = frozenset()
-    """Names of sites whose influence on the output cannot be checked without weights."""
-
-    @property
-    def survey(self) -> SiteSurvey:
-        """The linear layers in the blocks: sites, and those left out."""
-        return SiteSurvey(sites=self.sites, left_out=self.left_out, untried=self.untried)
 
     @property
     def biases(self) -> tuple[str, ...]:
@@ -71,7 +62,4 @@ class Architecture:
 
 def size(shape: Shape) -> int:
     """Return the number of elements of a tensor."""
-    total = 1
-    for side in shape:
-        total *= side
-    return total
+    return math.prod(shape)

@@ -22,18 +22,6 @@ from adaptive_lora.serving import virtual_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TokenScores:
-    """Scores of a batch at the K positions that predict a supervised token in any example."""
-
-    nll: torch.Tensor
-    """Negative log-likelihood in nats, shape (B, K), with gradient; 0 where not supervised."""
-    supervised: torch.Tensor
-    """Mask of supervised predicted tokens, boolean, shape (B, K)."""
-    correct: torch.Tensor
-    """Mask of supervised tokens whose most likely token is right, boolean, shape (B, K)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Predictions:
     """A model's predictions at the K positions where some example of a batch is supervised."""
 
@@ -66,15 +54,12 @@ def predict(model: Any, batch: Batch) -> Predictions:
     return Predictions(logits=logits.float(), targets=labels[:, keep])
 
 
-def token_scores(model: Any, batch: Batch) -> TokenScores:
-    """Run a causal language model and score the supervised tokens."""
-    found = predict(model, batch)
-    nll = functional.cross_entropy(
-        found.logits.flatten(0, 1), found.targets.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view_as(found.targets)
-    supervised = found.supervised
-    correct = (found.logits.detach().argmax(dim=-1) == found.targets) & supervised
-    return TokenScores(nll=nll, supervised=supervised, correct=correct)
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return negative log-likelihoods in nats, shape (B, T), 0 where not supervised."""
+    flat = functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return flat.view_as(targets)
 
 
 Loss = Callable[[nn.Module, Batch], torch.Tensor]

@@ -11,7 +11,7 @@ from typing import Any
 from .base import BASE_VARIABLE, TRUST_VARIABLE, BaseMismatch, base_folder, content_hashes
 from .gguf_file import require_gguf
 from .safety import RECORD, UnsafeFiles, read_record, require_adapter, require_base, require_loaded
-from .task_models import CAUSAL, load_dequantised, load_model, open_processor
+from .task_models import CAUSAL, load_model, open_processor
 from .tasks import TASKS
 
 __all__ = ["RECORD", "load_adapter"]
@@ -42,10 +42,7 @@ def load_adapter(
         trust_remote_code = os.environ.get(TRUST_VARIABLE) == "1"
     where, trust = _recorded_base(record["base"], trust_remote_code)
     dtype, quantisation = getattr(torch, record["dtype"]), record.get("quantisation")
-    if dequantise and quantisation is not None:
-        model = load_dequantised(where, dtype, task, quantisation, trust_remote_code=trust)
-    else:
-        model = load_model(where, dtype, task, quantisation, trust_remote_code=trust)
+    model = load_model(where, dtype, task, quantisation, dequantise=dequantise, trust_remote_code=trust)
     model = _adapted(model, folder).eval()
     if torch.cuda.is_available():
         model = model.to("cuda")

@@ -45,6 +45,7 @@ def load_model(
     task: Mapping[str, Any],
     quantisation: Mapping[str, Any] | None = None,
     *,
+    dequantise: bool = False,
     trust_remote_code: bool = False,
 ) -> Any:
     """Return the frozen model of a task in evaluation mode, on the CPU.
@@ -57,6 +58,8 @@ def load_model(
         dtype: type of its weights.
         task: record of the task: `name`, and further settings of that task.
         quantisation: record of the quantisation, or None.
+        dequantise: whether a quantised model gets plain layers with the dequantised weights, so that it can be
+            saved as an ordinary model folder.
         trust_remote_code: whether to run the base's own Python code.
 
     Raises:
@@ -65,6 +68,9 @@ def load_model(
     model, _ = load_and_compare(folder, dtype, task, quantisation, trust_remote_code=trust_remote_code)
     for name in task.get("head", ()):
         model.get_submodule(name).float()
+    if dequantise and quantisation is not None:
+        kind = TASKS[task["name"]].model_class
+        model = dequantised(model, without_weights(kind, model.config, trust_remote_code=trust_remote_code), dtype)
     return model
 
 
@@ -228,23 +234,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def load_dequantised(
-    folder: Path,
-    dtype: torch.dtype,
-    task: Mapping[str, Any],
-    quantisation: Mapping[str, Any],
-    *,
-    trust_remote_code: bool = False,
-) -> Any:
-    """Return the model of a task with dequantised weights.
-
-    Its modules are plain ones, so that it can be saved as an ordinary model folder.
-    """
-    quantised = load_model(folder, dtype, task, quantisation, trust_remote_code=trust_remote_code)
-    bones = without_weights(TASKS[task["name"]].model_class, quantised.config, trust_remote_code=trust_remote_code)
-    return dequantised(quantised, bones, dtype)
 
 
 def open_processor(folder: Path, task: Mapping[str, Any], *, trust_remote_code: bool = False) -> Any:

@@ -85,7 +85,7 @@ class StudyContext:
         self.base.model.to(self.runtime.device)  # type: ignore[arg-type]
         self.architecture = read_architecture(self.base.model)
         self.sites = self.architecture.sites
-        warn_of_sites(self.base.model, self.architecture.survey)
+        warn_of_sites(self.base.model, self.architecture)
         self._unreached: frozenset[str] | None = None
         self._said: set[str] = set()
         self._profiles: dict[tuple[str, tuple[str, ...], int, int], ImportanceProfile] = {}

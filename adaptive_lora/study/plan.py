@@ -91,7 +91,7 @@ class PlanReport:
             if self.decided_in_training
             else None
         )
-        general = site_notes(self.base, self.architecture.survey)
+        general = site_notes(self.base, self.architecture)
         notes = [note for note in (*self.plan.notes, later, self._saved_note, *general) if note]
         return " ".join(notes) or None
 
@@ -206,13 +206,13 @@ def peft_config(report: PlanReport) -> str:
         ConfigError: the tuner is not one of PEFT.
     """
     from adaptive_lora.methods.adapters.attach import lora_config
-    from adaptive_lora.methods.adapters.tuners import CONFIGURATIONS, tuner_config
+    from adaptive_lora.methods.adapters.tuners import CONFIGURATIONS
 
     plan = report.plan
     if isinstance(plan, RankPlan):
         config: PeftConfig = lora_config(report.base, plan, 0.0, report.head)
     elif plan.family in CONFIGURATIONS:
-        config = tuner_config(report.base, plan)
+        config = CONFIGURATIONS[plan.family](report.base, plan.settings)
     else:
         raise ConfigError(f"{plan.method} has no PEFT configuration: PEFT does not build it.")
     config.base_model_name_or_path = report.base_name

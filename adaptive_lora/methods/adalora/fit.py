@@ -9,13 +9,19 @@ from typing import Any
 import torch
 from peft import AdaLoraConfig, PeftModel
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.allocation.plan import budget_of, revised
 from adaptive_lora.errors import AdapterError, TrialFailed
 from adaptive_lora.methods.adalora import AdaLora
-from adaptive_lora.methods.adapters.attach import ADAPTER, in_head, lora_layers, peft_model, peft_task
+from adaptive_lora.methods.adapters.attach import (
+    ADAPTER,
+    in_head,
+    lora_layers,
+    peft_model,
+    peft_task,
+    stores_transposed,
+)
 from adaptive_lora.methods.adapters.audit import audit_moved, head_problems, trained_tensors
 from adaptive_lora.methods.adapters.dropout import SiteDropout
 from adaptive_lora.methods.adapters.factors import Factors, write_factors
@@ -76,7 +82,7 @@ def attach_adalora(
         head: modules trained in addition to the adapters.
     """
     (rank,) = {entry.rank for entry in start.entries}
-    modules = dict(model.named_modules())
+    names = [entry.site.name for entry in start.entries]
     config = AdaLoraConfig(
         task_type=peft_task(model),
         modules_to_save=list(head) or None,
@@ -88,9 +94,9 @@ def attach_adalora(
         total_step=phases.steps,
         orth_reg_weight=options.orthogonality,
         lora_alpha=start.scale_of(start.entries[0]) * rank,  # type: ignore[arg-type]
-        target_modules=[entry.site.name for entry in start.entries],
+        target_modules=names,
         lora_dropout=dropout,
-        fan_in_fan_out=all(isinstance(modules[e.site.name], Conv1D) for e in start.entries),
+        fan_in_fan_out=stores_transposed(model, names),
     )
     adapted = peft_model(model, config, start.method)
     for name, layer in lora_layers(adapted).items():

@@ -106,7 +106,8 @@ def lora_config(model: nn.Module, plan: RankPlan, dropout: float, head: Sequence
     Patterns have full site names: PEFT uses the first key that matches the end of a name as a regular
     expression, so shorter keys (`c_proj`) silently take precedence over longer ones.
     """
-    modules, endings = dict(model.named_modules()), _endings(model)
+    endings = _endings(model)
+    names = [entry.site.name for entry in plan.entries]
     ranks = Counter(entry.rank for entry in plan.entries)
     common = ranks.most_common(1)[0][0]
     alpha = next(entry.alpha for entry in plan.entries if entry.rank == common)
@@ -116,15 +117,20 @@ def lora_config(model: nn.Module, plan: RankPlan, dropout: float, head: Sequence
         task_type=peft_task(model),
         r=common,
         lora_alpha=_whole(alpha),
-        target_modules=module_targets(model, [entry.site.name for entry in plan.entries]),
+        target_modules=module_targets(model, names),
         use_rslora=plan.scaling is Scaling.RSLORA,
         use_dora=plan.dora,
         rank_pattern=_pattern(plan.rank_pattern(), endings) if mixed_ranks else {},
         alpha_pattern=_pattern(plan.alpha_pattern(), endings) if mixed_alphas else {},
         lora_dropout=dropout,
         modules_to_save=list(head) or None,
-        fan_in_fan_out=all(isinstance(modules[e.site.name], Conv1D) for e in plan.entries),
+        fan_in_fan_out=stores_transposed(model, names),
     )
+
+
+def stores_transposed(model: nn.Module, names: Iterable[str]) -> bool:
+    """Return whether all these layers are GPT-2's Conv1D, which stores weights as (in, out)."""
+    return all(isinstance(model.get_submodule(name), Conv1D) for name in names)
 
 
 def peft_task(model: nn.Module) -> str | None:

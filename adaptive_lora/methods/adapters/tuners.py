@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from peft import IA3Config, PeftConfig, PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.allocation import TunerPlan
 from adaptive_lora.methods.adapters.attach import (
@@ -21,6 +20,7 @@ from adaptive_lora.methods.adapters.attach import (
     module_targets,
     peft_model,
     peft_task,
+    stores_transposed,
     uniform_rows,
 )
 from adaptive_lora.methods.adapters.audit import audit_tuner, audit_tuner_moved, trained_tensors
@@ -69,7 +69,7 @@ def attach_peft_tuner(model: Any, plan: TunerPlan, *, seed: int, head: Sequence[
         seed: seed of the initial weights.
         head: modules of the task trained in addition to the plan.
     """
-    config = tuner_config(model, plan)
+    config: Any = CONFIGURATIONS[plan.family](model, plan.settings)
     if head:
         config.modules_to_save = list(head)
     adapted = peft_model(model, config, plan.method)
@@ -87,11 +87,6 @@ def detach_peft_tuner(adapted: PeftModel) -> None:
         return
     # PEFT's generate leaves the base's own method as an attribute of the object.
     vars(adapted.base_model).pop("prepare_inputs_for_generation", None)
-
-
-def tuner_config(model: nn.Module, plan: TunerPlan) -> Any:
-    """Return the stock PEFT configuration of a plan."""
-    return CONFIGURATIONS[plan.family](model, plan.settings)
 
 
 def keep_the_embeddings(adapted: PeftModel) -> None:
@@ -138,7 +133,7 @@ def _ia3(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
         task_type=peft_task(model),
         target_modules=module_targets(model, targets),
         feedforward_modules=module_targets(model, settings["feed_forward"]),
-        fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in targets),
+        fan_in_fan_out=stores_transposed(model, targets),
     )
 
 

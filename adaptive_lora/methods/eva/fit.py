@@ -20,7 +20,7 @@ from adaptive_lora.allocation.plan import rank_budget, revised
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.methods.adapters.attach import peft_task
+from adaptive_lora.methods.adapters.attach import peft_task, stores_transposed
 from adaptive_lora.methods.base import TrialContext
 from adaptive_lora.methods.eva import Eva
 from adaptive_lora.methods.importance.capture import frozen, joined, positions_mask
@@ -205,14 +205,13 @@ def _counted_rows(sites: Mapping[str, Counted], settings: EvaSettings) -> Callab
 
 
 def _config(model: nn.Module, sites: Sequence[str], settings: EvaSettings) -> LoraConfig:
-    modules = dict(model.named_modules())
     return LoraConfig(
         task_type=peft_task(model),
         r=settings.rank,
         target_modules=list(sites),
         init_lora_weights="eva",
         eva_config=EvaConfig(rho=settings.rho, tau=settings.tau),
-        fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in sites),
+        fan_in_fan_out=stores_transposed(model, sites),
     )
 
 

@@ -27,8 +27,8 @@ from adaptive_lora.models.kernels import (
     packed_scores,
     packing_problem,
 )
-from adaptive_lora.models.losses import causal_loss, token_scores
-from adaptive_lora.models.tasks.scores import ExampleScores, text_scores
+from adaptive_lora.models.losses import causal_loss, predict, token_losses
+from adaptive_lora.models.tasks.scores import ExampleScores, text_scores, token_example_scores
 from adaptive_lora.models.tasks.task import Task, marked
 from adaptive_lora.results import FloatArray
 from adaptive_lora.serving import generate
@@ -88,7 +88,8 @@ class CausalTask(Task):
 
     def losses_by_example(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         if not attends_packed(model):
-            return token_scores(model, batch).nll.sum(dim=1)
+            found = predict(model, batch)
+            return token_losses(found.logits, found.targets).sum(dim=1)
         nll, owners = packed_nll(model, unpadded(batch))
         return nll.new_zeros(batch.examples).index_add(0, owners, nll)
 
@@ -124,10 +125,8 @@ class CausalTask(Task):
     def scores(self, model: nn.Module, batch: Batch) -> ExampleScores:
         if attends_packed(model):
             return _packed(model, batch)
-        found = token_scores(model, batch)
-        return ExampleScores(
-            nll=found.nll.double().sum(dim=1), units=found.supervised.sum(dim=1), correct=found.correct.sum(dim=1)
-        )
+        found = predict(model, batch)
+        return token_example_scores(found.logits, found.targets)
 
     def generates(self, examples: Sequence[TokenizedExample]) -> bool:
         return wants_generation(examples, self.config.evaluation)

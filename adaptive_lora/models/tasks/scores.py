@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from adaptive_lora.data.batches import IGNORED
+from adaptive_lora.models.losses import token_losses
 from adaptive_lora.results import FloatArray
 
 MARK = "####"
@@ -33,14 +33,6 @@ class ExampleScores:
     """Number of targets predicted right, shape (B,); None for tasks without right predictions."""
     further: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Name -> further scores, shape (B,)."""
-
-
-def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return negative log-likelihoods in nats, shape (B, T), 0 where not supervised."""
-    flat = functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return flat.view_as(targets)
 
 
 def token_example_scores(logits: torch.Tensor, targets: torch.Tensor) -> ExampleScores:

@@ -15,8 +15,9 @@ from adaptive_lora.data.rows import BadRow
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.base import BaseModel
 from adaptive_lora.models.device import Runtime
+from adaptive_lora.models.losses import token_losses
 from adaptive_lora.models.tasks.encoding import encode_cut, with_end
-from adaptive_lora.models.tasks.scores import ExampleScores, rouge, token_example_scores, token_losses
+from adaptive_lora.models.tasks.scores import ExampleScores, rouge, token_example_scores
 from adaptive_lora.models.tasks.task import PreparedExample, Task, marked
 from adaptive_lora.results import FloatArray
 from adaptive_lora.serving import generate_targets

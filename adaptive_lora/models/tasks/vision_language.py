@@ -14,8 +14,9 @@ from adaptive_lora.data.batches import IGNORED
 from adaptive_lora.data.images import load_questions
 from adaptive_lora.data.rows import BadRow
 from adaptive_lora.data.tokens import NO_ROOM
+from adaptive_lora.models.losses import token_losses
 from adaptive_lora.models.tasks.encoding import padded, with_end
-from adaptive_lora.models.tasks.scores import ExampleScores, token_example_scores, token_losses
+from adaptive_lora.models.tasks.scores import ExampleScores, token_example_scores
 from adaptive_lora.models.tasks.task import PreparedExample, Task, marked
 from adaptive_lora.serving import open_image
 from adaptive_lora.serving.greedy import filled
