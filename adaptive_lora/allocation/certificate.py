@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_type_hints
+
+from adaptive_lora.options import parse_value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,19 +65,7 @@ class Certificate:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Certificate:
         """Read what `to_dict` wrote; missing or unreadable fields raise KeyError or ValueError."""
-        lower, threshold = values["headroom_lower"], values["threshold"]
-        return cls(
-            metric=str(values["metric"]),
-            captured=float(values["captured"]),
-            bound=float(values["bound"]),
-            optimal=bool(values["optimal"]),
-            best=float(values["best"]),
-            uniform=float(values["uniform"]),
-            idle_parameters=int(values["idle_parameters"]),
-            replicates=int(values["replicates"]),
-            headroom_lower=None if lower is None else float(lower),
-            threshold=None if threshold is None else float(threshold),
-        )
+        return cls(**{name: parse_value(kind, values[name]) for name, kind in get_type_hints(cls).items()})
 
     def sentences(self) -> list[str]:
         """Return the certificate as text, one fact per line."""

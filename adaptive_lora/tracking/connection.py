@@ -254,25 +254,36 @@ def _first_contact(uri: str) -> AbstractContextManager[object]:
     return FileLock(Path(tempfile.gettempdir()) / f"adaptive-lora-{name}.lock", mode=0o666)
 
 
+@contextmanager
+def _missing(message: str) -> Iterator[None]:
+    """Convert MLflow's error on a missing or invalid id inside the block."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise TrackingError(message) from error
+
+
 def _parent_run(client: MlflowClient, uri: str, run_id: str) -> Run:
     """Return the run that `mlflow run` created for this process."""
-    try:
+    with _missing(
+        f"the run {run_id} that `mlflow run` made is not in {hide_credentials(uri)} as seen "
+        f"from {Path.cwd()}: a project runs in its own folder. Set MLFLOW_TRACKING_URI to an "
+        "absolute path (sqlite:////folder/mlflow.db) or a server."
+    ):
         return client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        raise TrackingError(
-            f"the run {run_id} that `mlflow run` made is not in {hide_credentials(uri)} as seen "
-            f"from {Path.cwd()}: a project runs in its own folder. Set MLFLOW_TRACKING_URI to an "
-            "absolute path (sqlite:////folder/mlflow.db) or a server."
-        ) from error
 
 
 def _experiment(client: MlflowClient, uri: str, choice: ExperimentChoice) -> Experiment:
     """Find the chosen experiment, or make it if it was chosen by name."""
     if choice.name is None:
         assert choice.id is not None
-        found: Experiment | None = _by_id(client, choice.id)
+        with _missing(
+            f"there is no experiment with the id {choice.id:.40} that MLFLOW_EXPERIMENT_ID names; set "
+            "it to one that exists, or choose one by name with --experiment."
+        ):
+            found: Experiment | None = client.get_experiment(choice.id)
     else:
         found = client.get_experiment_by_name(choice.name)
         if found is None and choice.id is None:
@@ -291,18 +302,6 @@ def _experiment(client: MlflowClient, uri: str, choice: ExperimentChoice) -> Exp
             f"experiment '{found.name}' was deleted in MLflow; restore it or choose another with --experiment."
         )
     return found
-
-
-def _by_id(client: MlflowClient, number: str) -> Experiment:
-    try:
-        return client.get_experiment(number)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        raise TrackingError(
-            f"there is no experiment with the id {number:.40} that MLFLOW_EXPERIMENT_ID names; set "
-            "it to one that exists, or choose one by name with --experiment."
-        ) from error
 
 
 def _artifact_location(uri: str, name: str) -> str | None:

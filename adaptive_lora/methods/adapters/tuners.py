@@ -116,9 +116,8 @@ def _prompt_tuning(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
 
 
 def _p_tuning(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
-    return PromptEncoderConfig(
-        **_prompt(settings), encoder_reparameterization_type="MLP", encoder_hidden_size=settings["encoder_width"]
-    )
+    width = settings["encoder_width"]
+    return PromptEncoderConfig(**_prompt(settings), encoder_reparameterization_type="MLP", encoder_hidden_size=width)
 
 
 def _prefix_tuning(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
