@@ -6,8 +6,8 @@ import re
 from importlib.resources import files
 from xml.etree import ElementTree
 
+import matplotlib.style
 import pytest
-from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from synthetic_study import study
@@ -67,7 +67,7 @@ NASTY = f"\x00</title><script>&\"'\N{SYMBOL FOR RECORD SEPARATOR}\n\ud800{CJK}"
 
 
 def test_any_text_can_be_a_hover_text() -> None:
-    with rc_context(STYLE):
+    with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(2, 2))
         axes = figure.subplots()
         (dots,) = axes.plot([1, 2, 3], [1, 2, 3], "o")

@@ -81,36 +81,32 @@ def _mean_ranks(records: Iterable[TrialRecord]) -> Ranks:
     return {site: float(np.mean(ranks)) for site, ranks in values.items()}
 
 
-def budget_map(label: str, records: Sequence[TrialRecord]) -> BudgetMap | None:
-    """Return the shares of a method's parameters by site; None where its trials recorded no sites."""
-    ranks: dict[tuple[int, str], list[float]] = defaultdict(list)
-    spent: dict[tuple[int, str], float] = defaultdict(float)
-    for record in records:
-        for site in record.plan.get("sites", ()):
-            cell = int(site["layer"]), str(site["role"])
-            ranks[cell].append(float(site["rank"]))
-            spent[cell] += float(site["parameters"])
-    total = sum(spent.values())
-    if not total:
-        return None
-    layers = tuple(sorted({layer for layer, _ in ranks}))
-    roles = tuple(dict.fromkeys(role for _, role in ranks))
-    share = np.array([[spent[layer, role] / total for role in roles] for layer in layers])
-    return BudgetMap(
-        method=label,
-        layers=layers,
-        roles=roles,
-        ranks=tuple(
-            tuple(float(np.mean(ranks[layer, role])) if (layer, role) in ranks else None for role in roles)
-            for layer in layers
-        ),
-        shares=tuple(tuple(map(float, row)) for row in share),
-        by_layer=tuple(map(float, share.sum(axis=1))),
-        by_role=tuple(map(float, share.sum(axis=0))),
-    )
-
-
 def budget_maps(table: TrialTable, methods: Sequence[MethodSummary]) -> tuple[BudgetMap, ...]:
-    """Return the budget map of every method that recorded its sites."""
-    maps = (budget_map(m.label, table.records_at(m.label, m.lr)) for m in methods)
-    return tuple(one for one in maps if one is not None)
+    """Return the shares of parameters by site, of every method that recorded its sites."""
+    maps = []
+    for method in methods:
+        ranks: dict[tuple[int, str], list[float]] = defaultdict(list)
+        spent: dict[tuple[int, str], float] = defaultdict(float)
+        for record in table.records_at(method.label, method.lr):
+            for site in record.plan.get("sites", ()):
+                cell = int(site["layer"]), str(site["role"])
+                ranks[cell].append(float(site["rank"]))
+                spent[cell] += float(site["parameters"])
+        if not (total := sum(spent.values())):
+            continue
+        layers = tuple(sorted({layer for layer, _ in ranks}))
+        roles = tuple(dict.fromkeys(role for _, role in ranks))
+        share_LR = np.array([[spent[layer, role] / total for role in roles] for layer in layers])
+        means = {cell: float(np.mean(values)) for cell, values in ranks.items()}
+        maps.append(
+            BudgetMap(
+                method=method.label,
+                layers=layers,
+                roles=roles,
+                ranks=tuple(tuple(means.get((layer, role)) for role in roles) for layer in layers),
+                shares=tuple(tuple(map(float, row)) for row in share_LR),
+                by_layer=tuple(map(float, share_LR.sum(axis=1))),
+                by_role=tuple(map(float, share_LR.sum(axis=0))),
+            )
+        )
+    return tuple(maps)

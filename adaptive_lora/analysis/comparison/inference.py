@@ -59,13 +59,12 @@ class Rule:
         return float(getattr(difference.tests, self.correction))
 
     def least_corrected(self, seeds: int) -> float:
-        """Return the least corrected p that so many seeds can reach for the best method."""
-        return min(1.0, self._factor * attainable_p(seeds))
+        """Return the least corrected p that so many seeds can reach for the best method.
 
-    @property
-    def _factor(self) -> int:
-        """Factor by which the correction raises the least p: 1 for Benjamini-Hochberg, if all reach it."""
-        return max(1, self.comparisons) if self.correction == "holm" else 1
+        Only Holm raises it; that of Benjamini and Hochberg stays where all methods reach it.
+        """
+        factor = max(1, self.comparisons) if self.correction == "holm" else 1
+        return min(1.0, factor * attainable_p(seeds))
 
     @property
     def seeds_required(self) -> int:
@@ -114,40 +113,32 @@ def choose_margin(
 def measure(pairs: Sequence[PairedSeed], lr: float, baseline_lr: float, rule: Rule) -> Difference:
     """Return the difference over at least one paired seed; corrected p-values come later."""
     diff_S = np.array([pair.loss for pair in pairs])
-    mean = float(diff_S.mean())
-    sd = float(diff_S.std(ddof=1)) if diff_S.size > 1 else None
-
     rows = ([pair.nll_E * pair.fold_scale_E for pair in pairs], [pair.tokens_E * pair.fold_scale_E for pair in pairs])
     crossed = _same_examples(pairs)
+    p = stats.sign_flip_test(diff_S, seed=rule.seed)
     return Difference(
         lr=lr,
         baseline_lr=baseline_lr,
         seeds=tuple(pair.seed for pair in pairs),
-        values=tuple(float(value) for value in diff_S),
-        mean=mean,
-        sd=sd,
+        values=tuple(map(float, diff_S)),
+        mean=float(diff_S.mean()),
+        sd=float(diff_S.std(ddof=1)) if diff_S.size > 1 else None,
         interval=stats.mean_interval(diff_S, confidence=rule.confidence, seed=rule.seed),
         hierarchical=stats.two_way_interval(*rows, crossed=crossed, confidence=rule.confidence, seed=rule.seed),
         effect=stats.paired_effect(diff_S, confidence=rule.confidence),
-        tests=_tests(diff_S, rule.seed),
+        tests=Tests(
+            sign_flip=p,
+            attainable=attainable_p(diff_S.size),
+            holm=p,
+            benjamini_hochberg=p,
+            max_t=p,
+            wilcoxon=stats.wilcoxon(diff_S),
+            paired_t=stats.paired_t(diff_S),
+            normality=stats.normality(diff_S),
+            symmetry=stats.symmetry(diff_S),
+        ),
         margin_tests=_margin_tests(diff_S, rule),
         components=stats.variance_components(*rows, crossed=crossed),
-    )
-
-
-def _tests(diff_S: FloatArray, seed: int) -> Tests:
-    """Return the tests of one difference, not yet corrected for several methods."""
-    p = stats.sign_flip_test(diff_S, seed=seed)
-    return Tests(
-        sign_flip=p,
-        attainable=stats.attainable_p(diff_S.size),
-        holm=p,
-        benjamini_hochberg=p,
-        max_t=p,
-        wilcoxon=stats.wilcoxon(diff_S),
-        paired_t=stats.paired_t(diff_S),
-        normality=stats.normality(diff_S),
-        symmetry=stats.symmetry(diff_S),
     )
 
 
@@ -174,22 +165,19 @@ def correct(differences: Mapping[str, Difference], seed: int) -> dict[str, Diffe
     if not differences:
         return {}
     rows = list(differences.values())
-    p_M = np.array([row.tests.sign_flip for row in rows])
-    holm_M, bh_M = stats.holm(p_M), stats.benjamini_hochberg(p_M)
+    p_M = [row.tests.sign_flip for row in rows]
     seeds = sorted({one for row in rows for one in row.seeds})
     diff_SM = np.zeros((len(seeds), len(rows)))
     for column, row in enumerate(rows):
         diff_SM[[seeds.index(one) for one in row.seeds], column] = row.values
-    max_t_M = stats.step_down_max_t(diff_SM, seed=seed)
-    return {
-        label: replace(
-            row,
-            tests=replace(
-                row.tests, holm=float(holm_M[index]), benjamini_hochberg=float(bh_M[index]), max_t=float(max_t_M[index])
-            ),
-        )
-        for index, (label, row) in enumerate(differences.items())
-    }
+    corrected = zip(
+        stats.holm(p_M), stats.benjamini_hochberg(p_M), stats.step_down_max_t(diff_SM, seed=seed), strict=True
+    )
+    tests = (
+        replace(row.tests, holm=float(holm), benjamini_hochberg=float(bh), max_t=float(max_t))
+        for row, (holm, bh, max_t) in zip(rows, corrected, strict=True)
+    )
+    return {label: replace(row, tests=one) for (label, row), one in zip(differences.items(), tests, strict=True)}
 
 
 def exact_match_difference(pairs: Sequence[PairedSeed], rule: Rule) -> ScoreDifference | None:
@@ -240,32 +228,32 @@ def most_changed(pairs: Sequence[PairedSeed]) -> tuple[ExampleChange, ...]:
 
 def power_answers(difference: Difference, rule: Rule) -> tuple[PowerAnswer, ...]:
     """Return the seeds and examples that would show the observed difference, and one of the margin's size."""
-    if difference.components is None or not difference.sd:
-        return ()
-    sizes = {"observed": abs(difference.mean), "margin": rule.margin.value}
-    return tuple(_power_answer(about, size, difference, rule) for about, size in sizes.items() if size)
-
-
-def _power_answer(about: str, size: float, difference: Difference, rule: Rule) -> PowerAnswer:
     parts, sd = difference.components, difference.sd
-    assert parts is not None
-    assert sd is not None
-    needed, simulated = stats.checked_seeds(
-        size, sd, comparisons=rule.comparisons, correction=rule.correction, alpha=rule.alpha, power=POWER
-    )
-    now, least = 0.0, None
-    if parts.seeds >= rule.seeds_required:
-        now = stats.paired_power(size, sd, parts.seeds, alpha=rule.alpha_each)
-    if parts.example > 0:
-        least = stats.examples_for_new_examples(size, parts, alpha=rule.alpha / max(1, rule.comparisons))
-    return PowerAnswer(
-        about=about,
-        difference=size,
-        seeds=parts.seeds,
-        examples=parts.examples,
-        power=now,
-        seeds_needed=needed,
-        simulated_power=simulated,
-        examples_needed=stats.examples_for_power(size, parts, parts.seeds, alpha=rule.alpha_each),
-        examples_at_least=least,
-    )
+    if parts is None or not sd:
+        return ()
+    answers = []
+    for about, size in {"observed": abs(difference.mean), "margin": rule.margin.value}.items():
+        if not size:
+            continue
+        needed, simulated = stats.checked_seeds(
+            size, sd, comparisons=rule.comparisons, correction=rule.correction, alpha=rule.alpha, power=POWER
+        )
+        now, least = 0.0, None
+        if parts.seeds >= rule.seeds_required:
+            now = stats.paired_power(size, sd, parts.seeds, alpha=rule.alpha_each)
+        if parts.example > 0:
+            least = stats.examples_for_new_examples(size, parts, alpha=rule.alpha / max(1, rule.comparisons))
+        answers.append(
+            PowerAnswer(
+                about=about,
+                difference=size,
+                seeds=parts.seeds,
+                examples=parts.examples,
+                power=now,
+                seeds_needed=needed,
+                simulated_power=simulated,
+                examples_needed=stats.examples_for_power(size, parts, parts.seeds, alpha=rule.alpha_each),
+                examples_at_least=least,
+            )
+        )
+    return tuple(answers)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,8 @@ class PairedSeed:
     exact_match: float | None
     """Difference of exact-match shares; None where not scored."""
     match_E: FloatArray | None
-    """Difference of exact match per example: -1, 0 or 1; None where not scored."""
+    """Difference of exact match per example, in the order of `ids_E`: -1, 0 or 1, scaled so that every fold weighs the
+    same; None where not scored."""
 
 
 def pair_seeds(method: Mapping[int, Folds], baseline: Mapping[int, Folds]) -> list[PairedSeed]:
@@ -45,36 +46,26 @@ def pair_seeds(method: Mapping[int, Folds], baseline: Mapping[int, Folds]) -> li
 
 def _pair(method: Folds, baseline: Folds) -> PairedSeed:
     folds = [_pair_fold(mine, theirs) for mine, theirs in zip(method, baseline, strict=True)]
+    results = [(_result(mine), _result(theirs)) for mine, theirs in zip(method, baseline, strict=True)]
     tokens = [int(tokens_E.sum()) for _, _, tokens_E in folds]
     scales = [np.full(ids.size, np.mean(tokens) / t) for (ids, _, _), t in zip(folds, tokens, strict=True)]
-    matches = [
-        (_result(mine).exact_match, _result(theirs).exact_match) for mine, theirs in zip(method, baseline, strict=True)
-    ]
-    gaps = [mine - theirs for mine, theirs in matches if mine is not None and theirs is not None]
+    gaps, matches = [], []
+    for mine, theirs in results:
+        if mine.exact_match_E is not None and theirs.exact_match_E is not None:
+            gaps.append(float(mine.exact_match_E.mean()) - float(theirs.exact_match_E.mean()))
+            matches.append(mine.exact_match_E[_by_id(mine)] - theirs.exact_match_E[_by_id(theirs)])
+    scored = len(gaps) == len(folds)
+    size = np.mean([row.size for row in matches]) if scored else 0
     return PairedSeed(
         seed=method[0].seed,
-        loss=float(np.mean([_result(m).loss for m in method]) - np.mean([_result(b).loss for b in baseline])),
+        loss=float(np.mean([mine.loss for mine, _ in results]) - np.mean([theirs.loss for _, theirs in results])),
         ids_E=np.concatenate([ids for ids, _, _ in folds]),
         nll_E=np.concatenate([nll for _, nll, _ in folds]),
         fold_scale_E=np.concatenate(scales),
         tokens_E=np.concatenate([tokens_E for _, _, tokens_E in folds]),
-        exact_match=float(np.mean(gaps)) if len(gaps) == len(folds) else None,
-        match_E=_match_gaps(method, baseline),
+        exact_match=float(np.mean(gaps)) if scored else None,
+        match_E=np.concatenate([row * (size / row.size) for row in matches]) if scored else None,
     )
-
-
-def _match_gaps(method: Folds, baseline: Folds) -> FloatArray | None:
-    """Return the differences of exact match of all folds, in the order of `PairedSeed.ids_E`.
-
-    Scaled so that every fold weighs the same, as in `fold_scale_E`, which goes by tokens.
-    """
-    rows = []
-    for mine, theirs in zip(map(_result, method), map(_result, baseline), strict=True):
-        if mine.exact_match_E is None or theirs.exact_match_E is None:
-            return None
-        rows.append(mine.exact_match_E[_by_id(mine)] - theirs.exact_match_E[_by_id(theirs)])
-    mean = np.mean([row.size for row in rows])
-    return np.concatenate([row * (mean / row.size) for row in rows])
 
 
 def _result(record: TrialRecord) -> EvalResult:
@@ -158,20 +149,13 @@ def example_differences(comparison: Comparison, records: Sequence[TrialRecord]) 
 
     Methods of which no seed can be paired, or whose seeds have different test parts, are left out.
     """
-    used = used_trials(comparison, records)
-    by_seed = {label: _by_seed(trials) for label, trials in used.items()}
+    by_seed: dict[str, dict[int, Folds]] = {}
+    for label, trials in used_trials(comparison, records).items():
+        by_seed[label] = {seed: tuple(folds) for seed, folds in groupby(trials, key=lambda trial: trial.seed)}
     found: dict[str, dict[str, float]] = {}
     for method in comparison.methods:
-        if not method.most_changed:
-            continue
-        pairs = pair_seeds(by_seed[method.label], by_seed[comparison.baseline])
-        mean_E = np.mean([pair.nll_E for pair in pairs], axis=0)
-        found[method.label] = {str(name): float(value) for name, value in zip(pairs[0].ids_E, mean_E, strict=True)}
+        if method.most_changed:
+            pairs = pair_seeds(by_seed[method.label], by_seed[comparison.baseline])
+            mean_E = np.mean([pair.nll_E for pair in pairs], axis=0)
+            found[method.label] = dict(zip(map(str, pairs[0].ids_E), map(float, mean_E), strict=True))
     return found
-
-
-def _by_seed(trials: Sequence[TrialRecord]) -> Mapping[int, tuple[TrialRecord, ...]]:
-    seeds: dict[int, list[TrialRecord]] = defaultdict(list)
-    for trial in trials:
-        seeds[trial.seed].append(trial)
-    return {seed: tuple(folds) for seed, folds in seeds.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,29 +62,27 @@ def tabulate(records: Sequence[TrialRecord], baseline: str) -> TrialTable:
     broken: list[tuple[TrialRecord, str]] = []
     raced = {(r.method, r.lr): r.reason for r in records if r.status == RACED_STATUS}
     for record in records:
+        key = (record.method, record.lr, record.seed, record.fold)
         if record.status == RACED_STATUS:
             continue
-        problem = _problem(record, needs_validation=len(rates[record.method]) > 1)
-        key = (record.method, record.lr, record.seed, record.fold)
-        if problem:
+        if problem := _problem(record, needs_validation=len(rates[record.method]) > 1):
             broken.append((record, problem))
         elif key in finished:
             raise DataError(
-                f"two finished runs of one trial ({_name(record)}): {finished[key].run_id} and "
-                f"{record.run_id}; delete one or compare one study at a time."
+                f"two finished runs of one trial ({record.method}, seed {record.seed}, fold {record.fold}, "
+                f"lr {record.lr:g}): {finished[key].run_id} and {record.run_id}; "
+                "delete one or compare one study at a time."
             )
         else:
             finished[key] = record
     folds = tuple(sorted({record.fold for record in records}))
     seeds = tuple(sorted({record.seed for record in records}))
     complete: dict[tuple[str, float], dict[int, Folds]] = {}
-    for label in labels:
-        for lr in rates[label]:
-            for seed in seeds:
-                row = [finished.get((label, lr, seed, fold)) for fold in folds]
-                present = tuple(record for record in row if record is not None)
-                if len(present) == len(folds) and (label, lr) not in raced:
-                    complete.setdefault((label, lr), {})[seed] = present
+    tried = [(label, lr) for label in labels for lr in rates[label] if (label, lr) not in raced]
+    for (label, lr), seed in itertools.product(tried, seeds):
+        present = tuple(finished[label, lr, seed, fold] for fold in folds if (label, lr, seed, fold) in finished)
+        if len(present) == len(folds):
+            complete.setdefault((label, lr), {})[seed] = present
     failures = tuple(
         Failure(run_id=r.run_id, method=r.method, seed=r.seed, fold=r.fold, lr=r.lr, reason=reason)
         for r, reason in broken
@@ -103,10 +102,6 @@ def unit_of(records: Sequence[TrialRecord]) -> str:
     if len(units) > 1:
         raise DataError(f"test losses in {' and in '.join(units)} cannot be compared; required trials of one task.")
     return units[0] if units else NATS_PER_TOKEN
-
-
-def _name(record: TrialRecord) -> str:
-    return f"{record.method}, seed {record.seed}, fold {record.fold}, lr {record.lr:g}"
 
 
 def _problem(record: TrialRecord, *, needs_validation: bool) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
+import matplotlib.style
 from matplotlib.figure import Figure
 
 from adaptive_lora.analysis.comparison import Comparison, Cost
@@ -64,7 +64,7 @@ def draw_all(
     fillings = _fillings(comparison)
     drawings = []
     for name, about in described("figures.yaml").items():
-        with mpl.rc_context(STYLE):
+        with matplotlib.style.context(STYLE):
             figure = _FIGURES[name](comparison, records, examples)
             if figure is not None:
                 caption = about["caption"].format(**fillings).strip()

@@ -5,15 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from adaptive_lora.analysis.comparison import AuditKind, Comparison, VerdictKind
+from adaptive_lora.analysis.comparison import Comparison
 from adaptive_lora.analysis.comparison.wording import signed
 from adaptive_lora.analysis.report.figures import Drawing, draw_all
 from adaptive_lora.analysis.report.formats import (
@@ -31,32 +30,6 @@ from adaptive_lora.analysis.report.formats import (
 from adaptive_lora.analysis.report.style import colour_of, glyph_of
 from adaptive_lora.analysis.report.tables import OUTCOMES, SYMBOLS, checks, more_tables, result_table
 from adaptive_lora.results import TrialRecord
-
-TONES: Mapping[VerdictKind, str] = {
-    VerdictKind.BASELINE: "plain",
-    VerdictKind.BETTER: "good",
-    VerdictKind.WORSE: "bad",
-    VerdictKind.EQUIVALENT: "even",
-    VerdictKind.NON_INFERIOR: "even",
-    VerdictKind.INCONCLUSIVE: "open",
-    VerdictKind.NOT_COMPARED: "bad",
-}
-"""CSS class per verdict; the word and its symbol say the same without colour."""
-
-_AUDIT_TONES: Mapping[AuditKind, str] = {AuditKind.OK: "good", AuditKind.BAD: "bad", AuditKind.UNKNOWN: "open"}
-_LONG_COLUMNS = {"Reason", "Finding"}
-"""Columns of sentences."""
-_MOST_FINDINGS = 5
-"""Findings shown above the verdict; the others unfold."""
-_SECTIONS = (
-    ("results", "Result"),
-    ("verdicts", "Each method"),
-    ("figures", "Figures"),
-    ("fairness-audit", "Fairness audit"),
-    ("more-statistics", "More statistics"),
-    ("methods", "Methods"),
-    ("reproduce", "How to reproduce"),
-)
 
 
 def write_report(comparison: Comparison, records: Sequence[TrialRecord], folder: Path, about: About) -> Path:
@@ -125,34 +98,8 @@ def render_page(comparison: Comparison, drawings: Sequence[Drawing], about: Abou
         values=htmlsafe_json_dumps(comparison.to_dict(), allow_nan=False),
         places={label: place for place, label in enumerate(labels)},
         glyphs={label: (colour_of(comparison, label), glyph_of(comparison, label)) for label in labels},
-        sections=_SECTIONS,
         symbols=SYMBOLS,
-        tones=TONES,
-        outcomes={OUTCOMES[kind]: tone for kind, tone in _AUDIT_TONES.items()},
+        outcomes={outcome: kind for kind, outcome in OUTCOMES.items()},
         text_columns=TEXT_COLUMNS,
-        long_columns=_LONG_COLUMNS,
-        most_findings=_MOST_FINDINGS,
         signed=signed,
-        soft=_soft,
-        slug=_slug,
-        brief=_brief,
     )  # fmt: skip
-
-
-def _soft(label: str) -> Markup:
-    """Return an escaped label that may break after its own separators."""
-    text = str(escape(label))
-    for character, soft in (("_", "_<wbr>"), ("-", "-<wbr>"), ("@", "<wbr>@")):
-        text = text.replace(character, soft)
-    return Markup(text)
-
-
-def _brief(finding: str, most: int = 400) -> str:
-    """Return a finding that leaves room for the verdict; the audit below has all of it."""
-    if len(finding) <= most:
-        return finding
-    return f"{finding[:most].rsplit(' ', 1)[0]} \N{HORIZONTAL ELLIPSIS} (all of it: fairness audit)"
-
-
-def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

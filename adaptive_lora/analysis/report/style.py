@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.typing import RcKeyType
 
 from adaptive_lora.analysis.comparison import Comparison
-from adaptive_lora.analysis.report.svg import INK, LINE, MUTED, PAPER, clean, mark, mark_layout
+from adaptive_lora.analysis.report.svg import MUTED, PAPER, clean, mark, mark_layout
 from adaptive_lora.results import FloatArray
 
 WIDTH = 4.7
@@ -43,39 +43,8 @@ COLUMNS, PITCH = 4, 1.65
 """Frames beside each other in a paper, and inches from one to the next."""
 _HEAD, _LINE = 0.24, 0.125
 """Inches of the line that says what is drawn, and of one line of a frame's title."""
-STYLE: Final[dict[RcKeyType, Any]] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "adaptive-lora",
-    "pdf.fonttype": 42,  # TrueType: text in papers stays text
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "axes.grid": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.5,
-    "axes.axisbelow": True,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
+STYLE: Final = Path(__file__).with_name("report.mplstyle")
+"""Matplotlib's settings for all figures; its ink, grey and line are `INK`, `MUTED` and `LINE`."""
 
 
 def place_of(comparison: Comparison, label: str) -> int:
