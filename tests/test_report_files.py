@@ -15,8 +15,8 @@ from synthetic_study import EFFECTS, FROZEN_LOSS, failed, scores, study
 
 from adaptive_lora.analysis.comparison import Comparison, compare
 from adaptive_lora.analysis.report import About, write_report
-from adaptive_lora.analysis.report.formats import COLUMNS, csv_table, latex, latex_table, markdown_table
-from adaptive_lora.analysis.report.tables import result_table
+from adaptive_lora.analysis.report.formats import csv_table, latex, latex_table, markdown_table
+from adaptive_lora.analysis.report.tables import described, result_table
 from adaptive_lora.config import load_study, study_from
 
 LABELS = ('a,"b"', "50%_of$all&more#{x}", "back\\slash~hat^")
@@ -31,7 +31,7 @@ def comparison() -> Comparison:
 
 def test_csv_has_every_digit(comparison: Comparison) -> None:
     rows = list(csv.DictReader(io.StringIO(csv_table(comparison))))
-    assert list(rows[0]) == list(COLUMNS)
+    assert list(rows[0]) == list(described("tables.yaml")["csv"])
     assert [row["method"] for row in rows] == [m.label for m in comparison.methods]
     for row, method in zip(rows, comparison.methods, strict=True):
         assert row["verdict"] == method.verdict.kind

@@ -61,8 +61,7 @@ class TransferTable:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
-        values: dict[str, Any] = jsonable(self)
-        return values
+        return jsonable(self)
 
 
 def run_transfer(config: StudyConfig, tasks: Sequence[str], method: str, console: Console) -> TransferTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -312,19 +312,10 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values: no NaN, no infinity; a note accompanies each None."""
-        values: dict[str, Any] = jsonable(self)
-        return {"headline": self.headline, "fairness": list(self.fairness), **values}
+        return {"headline": self.headline, "fairness": list(self.fairness), **jsonable(self)}
 
 
-def jsonable(value: Any) -> Any:
-    """Return dataclasses as dicts and tuples as lists; refuse numbers that JSON does not have."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value)]
-        return {name: jsonable(getattr(value, name)) for name in names}
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [jsonable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a number that is not finite belongs in a note, not in a field")
-    return str(value) if isinstance(value, str) else value
+def jsonable(record: Any) -> dict[str, Any]:
+    """Return a dataclass as JSON reads it back; a ValueError refuses numbers that JSON does not have."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(record), allow_nan=False))
+    return values

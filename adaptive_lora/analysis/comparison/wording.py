@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from adaptive_lora.analysis.comparison.types import Parameters, SeedMean
 from adaptive_lora.analysis.stats import STUDENT, Interval
 
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "n/a"
+
+
+@cache
+def environment(package: str) -> Environment:
+    """Return the environment of a package's templates: nothing undefined, and in HTML everything escaped."""
+    return Environment(
+        loader=PackageLoader(package, "."),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def signed(value: float, digits: int = 4) -> str:

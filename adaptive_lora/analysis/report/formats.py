@@ -13,7 +13,7 @@ from functools import cache
 from typing import Literal
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -22,7 +22,7 @@ from rich.text import Text
 from adaptive_lora.analysis.comparison import AuditKind, Comparison, VerdictKind, wording
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.pairing import used_trials
-from adaptive_lora.analysis.report.tables import TextTable, checks, more_tables, result_table, value_at
+from adaptive_lora.analysis.report.tables import TextTable, checks, described, more_tables, result_table, value_at
 from adaptive_lora.analysis.stats.significance import EXACT_SEEDS
 from adaptive_lora.config.precision import Precision
 from adaptive_lora.results import TrialRecord
@@ -117,14 +117,8 @@ def _terminal_table(comparison: Comparison, width: int) -> Table:
 
 @cache
 def environment() -> Environment:
-    """Return the environment of the templates: nothing undefined, and in HTML everything escaped."""
-    made = Environment(
-        loader=PackageLoader("adaptive_lora.analysis.report", "."),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """Return the environment of the report's templates."""
+    made = wording.environment("adaptive_lora.analysis.report")
     made.filters.update(md=_escape, grid=markdown_table)
     return made
 
@@ -235,41 +229,15 @@ def _escape(text: str) -> str:
     return " ".join(text.split())
 
 
-COLUMNS: Mapping[str, str] = {
-    "method": "label",
-    "verdict": "verdict.kind",
-    "difference": "difference.mean",
-    "interval_low": "difference.interval.low",
-    "interval_high": "difference.interval.high",
-    "interval_method": "difference.interval.method",
-    "p": "difference.tests.sign_flip",
-    "p_corrected": "difference.tests.{correction}",
-    "test_loss": "loss.mean",
-    "test_loss_sd": "loss.sd",
-    "test_loss_low": "loss_interval.low",
-    "test_loss_high": "loss_interval.high",
-    "perplexity": "perplexity.mean",
-    "token_accuracy": "token_accuracy.mean",
-    "exact_match": "exact_match.mean",
-    "parameters": "parameters.mean",
-    "parameters_to_baseline": "parameters.share",
-    "learning_rate": "lr",
-    "seeds": "seeds",
-    "missing_seeds": "missing_seeds",
-    "failed_trials": "failures",
-}
-"""Column -> attributes of a method that lead to its value, of several things their number; losses in the comparison's
-unit, shares as fractions of 1."""
-
-
 def csv_table(comparison: Comparison) -> str:
     """Return one line per method with every digit; a value that does not exist is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    columns = described("tables.yaml")["csv"]
+    writer.writerow(columns)
     for method in comparison.methods:
         values = (
-            value_at(method, path.format(correction=comparison.correction).split(".")) for path in COLUMNS.values()
+            value_at(method, path.format(correction=comparison.correction).split(".")) for path in columns.values()
         )
         writer.writerow([len(value) if isinstance(value, tuple) else value for value in values])
     return text.getvalue()
