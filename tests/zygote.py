@@ -25,7 +25,14 @@ def serve() -> None:
     """Answer requests until the input ends."""
     import torch
 
-    for name in ("study.run", "study.steps", "cli", "analysis.report.page", "analysis.report.figures", "tracking.sync"):
+    for name in (
+        "study.run",
+        "study.steps",
+        "cli",
+        "analysis.report.formats",
+        "analysis.report.figures",
+        "tracking.sync",
+    ):
         importlib.import_module(f"adaptive_lora.{name}")
     for name in ("transformers.models.gpt2.modeling_gpt2", "accelerate", "mlflow.pyfunc", "peft"):
         importlib.import_module(name)

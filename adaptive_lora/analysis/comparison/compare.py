@@ -7,21 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from adaptive_lora.analysis import stats
+from adaptive_lora.analysis.comparison import inference
 from adaptive_lora.analysis.comparison.allocations import agreements, budget_maps
 from adaptive_lora.analysis.comparison.efficiency import early_rate, front_areas, fronts
 from adaptive_lora.analysis.comparison.fairness import audit
-from adaptive_lora.analysis.comparison.inference import (
-    Rule,
-    choose_margin,
-    correct,
-    correct_scores,
-    exact_match_difference,
-    measure,
-    most_changed,
-    power_answers,
-)
-from adaptive_lora.analysis.comparison.pairing import PairedSeed, base_model_loss, pair_seeds
+from adaptive_lora.analysis.comparison.inference import Rule
+from adaptive_lora.analysis.comparison.pairing import base_model_loss, pair_seeds
 from adaptive_lora.analysis.comparison.trials import (
     Folds,
     Reader,
@@ -38,6 +29,7 @@ from adaptive_lora.analysis.comparison.trials import (
 from adaptive_lora.analysis.comparison.types import (
     Comparison,
     Difference,
+    ExampleChange,
     LearningRate,
     MethodSummary,
     Parameters,
@@ -47,7 +39,7 @@ from adaptive_lora.analysis.comparison.types import (
     VerdictKind,
 )
 from adaptive_lora.analysis.comparison.verdict import choose_winner, headline, judge, read_with
-from adaptive_lora.analysis.stats import Correction
+from adaptive_lora.analysis.stats import Correction, Interval, mean_interval
 from adaptive_lora.errors import DataError
 from adaptive_lora.results import EvalResult, TrialRecord
 
@@ -93,12 +85,15 @@ def compare(
     chosen = {label: next((rate.lr for rate in curve if rate.chosen), None) for label, curve in rates.items()}
     base_lr = chosen[baseline]
     if base_lr is None:
-        raise _no_baseline(table)
+        reasons = sorted({failure.reason for failure in table.failures if failure.method == baseline})
+        raise DataError(
+            f"baseline {baseline} has no seed of which every fold finished: "
+            f"{'; '.join(reasons) or 'folds are missing'}."
+        )
     base = table.seeds_at(baseline, base_lr)
     others = [label for label in table.methods if label != baseline]
     pairs = {label: pair_seeds(table.seeds_at(label, chosen[label]), base) for label in others}
     compared = [label for label in others if pairs[label]]
-    alone = [_describe(table, m, chosen[m], rates[m], base, confidence=confidence, seed=seed) for m in table.methods]
     frozen_loss = base_model_loss(base_scores, base)
     rule = Rule(
         baseline=baseline,
@@ -106,62 +101,93 @@ def compare(
         confidence=confidence,
         correction=correction,
         comparisons=len(compared),
-        margin=choose_margin(margin, margin_share, frozen_loss, alone[0].loss.mean, unit),
+        margin=inference.choose_margin(margin, margin_share, frozen_loss, over_seeds(base, loss_of, "").mean, unit),
         unit=unit,
         seed=seed,
     )
-    found = {m: measure(pairs[m], chosen[m] or 0.0, base_lr, rule) for m in compared}
-    best = correct(found, seed)
-    shared = _shared_rate(table, compared, base_lr, best, rule)
-    scores = correct_scores({m: exact_match_difference(pairs[m], rule) for m in compared})
-    methods = tuple(_complete(own, pairs.get(own.label, []), best, shared, scores, rule) for own in alone)
+    best = inference.correct({m: inference.measure(pairs[m], chosen[m] or 0.0, base_lr, rule) for m in compared}, seed)
+    shared = _shared_rate(table, base_lr, best, rule)
+    scores = inference.correct_scores({m: inference.exact_match_difference(pairs[m], rule) for m in compared})
+    methods = tuple(
+        _summary(
+            table,
+            rates[label],
+            base,
+            rule,
+            label=label,
+            difference=best.get(label),
+            shared_rate=shared.get(label),
+            exact_match_difference=scores.get(label),
+            most_changed=inference.most_changed(pairs.get(label, [])),
+        )
+        for label in table.methods
+    )
     return _conclusion(table, methods, rule, frozen_loss, facts or {})
 
 
-def _describe(
+def _shared_rate(
+    table: TrialTable, base_lr: float, best: Mapping[str, Difference], rule: Rule
+) -> Mapping[str, Difference]:
+    """Return the differences with every method at the baseline's rate, corrected on their own."""
+    base = table.seeds_at(table.methods[0], base_lr)
+    found: dict[str, Difference] = {}
+    for label, difference in best.items():
+        if difference.lr == base_lr:
+            found[label] = difference
+        elif pairs := pair_seeds(table.seeds_at(label, base_lr), base):
+            found[label] = inference.measure(pairs, base_lr, base_lr, rule)
+    return inference.correct(found, rule.seed)
+
+
+def _summary(
     table: TrialTable,
-    label: str,
-    lr: float | None,
     rates: tuple[LearningRate, ...],
     base: Mapping[int, Folds],
+    rule: Rule,
     *,
-    confidence: float,
-    seed: int,
+    label: str,
+    difference: Difference | None,
+    shared_rate: Difference | None,
+    exact_match_difference: ScoreDifference | None,
+    most_changed: tuple[ExampleChange, ...],
 ) -> MethodSummary:
-    """Return a method's summary, not yet compared with anything."""
+    """Return a method's own numbers, and its comparison with the baseline with the verdict on it."""
+    lr = next((rate.lr for rate in rates if rate.chosen), None)
     trials = table.seeds_at(label, lr)
     failures = tuple(failure for failure in table.failures if failure.method == label)
+    parameters = _parameters(trials, base)
+    interval = Interval.missing("no seed finished")
     if losses := list(per_seed(trials, loss_of).values()):
-        interval = stats.mean_interval(losses, confidence=confidence, seed=seed)
+        interval = mean_interval(losses, confidence=rule.confidence, seed=rule.seed)
+    if difference is not None:
+        verdict = judge(difference, parameters, rule)
+        if verdict.kind is VerdictKind.INCONCLUSIVE:
+            difference = dataclasses.replace(difference, power=inference.power_answers(difference, rule))
+            verdict = judge(difference, parameters, rule)
+    elif label == rule.baseline:
+        verdict = Verdict(kind=VerdictKind.BASELINE, text="baseline: the others are compared with it.")
     else:
-        interval = stats.Interval.missing("no seed finished")
+        reason = "no seed in common with the baseline" if trials else "no seed finished"
+        failed = f", {len(failures)} failed" if failures else ""
+        verdict = Verdict(kind=VerdictKind.NOT_COMPARED, text=f"not compared: {reason}{failed}.")
     return MethodSummary(
         label=label,
         lr=lr,
         rates=rates,
         seeds=tuple(trials),
-        missing_seeds=tuple(one for one in table.seeds if one not in trials),
+        missing_seeds=tuple(seed for seed in table.seeds if seed not in trials),
         failures=failures,
         loss_interval=interval,
-        parameters=_parameters(trials, base),
-        difference=None,
-        shared_rate=None,
-        exact_match_difference=None,
-        most_changed=(),
-        early_rate=early_rate(trials, base, confidence, seed),
+        parameters=parameters,
+        difference=difference,
+        shared_rate=shared_rate,
+        exact_match_difference=exact_match_difference,
+        most_changed=most_changed,
+        early_rate=early_rate(trials, base, rule.confidence, rule.seed),
         further=_further(trials),
-        verdict=_alone(label == table.methods[0], bool(trials), len(failures)),
+        verdict=verdict,
         **_scores(trials),
     )
-
-
-def _alone(is_baseline: bool, finished: bool, failures: int) -> Verdict:
-    if is_baseline:
-        return Verdict(kind=VerdictKind.BASELINE, text="baseline: the others are compared with it.")
-    reason = "no seed in common with the baseline" if finished else "no seed finished"
-    if failures:
-        reason += f", {failures} failed"
-    return Verdict(kind=VerdictKind.NOT_COMPARED, text=f"not compared: {reason}.")
 
 
 def _further(trials: Mapping[int, Folds]) -> dict[str, SeedMean]:
@@ -239,54 +265,4 @@ def _conclusion(
         budgets=budget_maps(table, methods),
         unit=rule.unit,
         facts=dict(facts),
-    )
-
-
-def _no_baseline(table: TrialTable) -> DataError:
-    baseline = table.methods[0]
-    reasons = sorted({f.reason for f in table.failures if f.method == baseline})
-    return DataError(
-        f"baseline {baseline} has no seed of which every fold finished: {'; '.join(reasons) or 'folds are missing'}."
-    )
-
-
-def _shared_rate(
-    table: TrialTable, compared: Sequence[str], base_lr: float, best: Mapping[str, Difference], rule: Rule
-) -> dict[str, Difference]:
-    """Return the differences with every method at the baseline's rate, corrected on their own."""
-    base = table.seeds_at(table.methods[0], base_lr)
-    found: dict[str, Difference] = {}
-    for label in compared:
-        if best[label].lr == base_lr:
-            found[label] = best[label]
-            continue
-        pairs = pair_seeds(table.seeds_at(label, base_lr), base)
-        if pairs:
-            found[label] = measure(pairs, base_lr, base_lr, rule)
-    return correct(found, rule.seed)
-
-
-def _complete(
-    summary: MethodSummary,
-    pairs: Sequence[PairedSeed],
-    best: Mapping[str, Difference],
-    shared: Mapping[str, Difference],
-    scores: Mapping[str, ScoreDifference],
-    rule: Rule,
-) -> MethodSummary:
-    """Add the comparison with the baseline to a method's own numbers."""
-    difference = best.get(summary.label)
-    if difference is None:
-        return summary
-    verdict = judge(difference, summary.parameters, rule)
-    if verdict.kind is VerdictKind.INCONCLUSIVE:
-        difference = dataclasses.replace(difference, power=power_answers(difference, rule))
-        verdict = judge(difference, summary.parameters, rule)
-    return dataclasses.replace(
-        summary,
-        difference=difference,
-        shared_rate=shared.get(summary.label),
-        exact_match_difference=scores.get(summary.label),
-        most_changed=most_changed(pairs),
-        verdict=verdict,
     )

@@ -83,6 +83,7 @@ def _front(cost: Cost, table: TrialTable, methods: Sequence[MethodSummary], seed
 @dataclass(frozen=True, slots=True)
 class _Family:
     name: str
+    """Name of the method, with the options in which families of this name differ."""
     methods: tuple[str, ...]
     """Labels by rising parameters."""
     parameters_K: FloatArray
@@ -95,18 +96,20 @@ def _families(table: TrialTable, methods: Sequence[MethodSummary]) -> list[_Fami
     """Return methods grouped by everything but what they may spend, baseline's family first."""
     members: dict[tuple[tuple[str, str], ...], list[MethodSummary]] = defaultdict(list)
     for method in methods:
-        trials = table.seeds_at(method.label, method.lr)
-        if trials:
-            members[_nature(next(iter(trials.values()))[0])].append(method)
-    names = _family_names(list(members))
+        if records := table.records_at(method.label, method.lr):
+            members[_nature(records[0])].append(method)
+    natures = [dict(nature) for nature in members]
     families = []
-    for name, group in zip(names, members.values(), strict=True):
+    for nature, group in zip(natures, members.values(), strict=True):
         group = sorted(group, key=lambda m: m.parameters.mean or 0)
         losses = [per_seed(table.seeds_at(m.label, m.lr), loss_of) for m in group]
-        seeds = tuple(sorted(set.intersection(*(set(one) for one in losses))))
+        seeds = tuple(sorted(set.intersection(*map(set, losses))))
+        rivals = [other for other in natures if other["name"] == nature["name"]]
+        differing = [key for key in sorted(nature) if len({other.get(key) for other in rivals}) > 1]
+        extra = ", ".join(f"{key}={nature[key]}" for key in differing)
         families.append(
             _Family(
-                name,
+                f"{nature['name']} ({extra})" if extra else nature["name"],
                 tuple(m.label for m in group),
                 np.array([m.parameters.mean or 0.0 for m in group]),
                 np.array([[one[s] for one in losses] for s in seeds]).reshape(-1, len(group)),
@@ -124,20 +127,6 @@ def _nature(record: TrialRecord) -> tuple[tuple[str, str], ...]:
         if key.startswith("method.") and not any(word in key for word in BUDGET_OPTIONS)
     }
     return tuple(sorted(own.items())) or (("name", record.method),)
-
-
-def _family_names(natures: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
-    """Return each family's method name, with the options in which families of a name differ."""
-    named_so: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for nature in natures:
-        named_so[dict(nature)["name"]].append(dict(nature))
-    names = []
-    for nature in natures:
-        own, rivals = dict(nature), named_so[dict(nature)["name"]]
-        differing = sorted(key for key in own if len({one.get(key) for one in rivals}) > 1)
-        extra = ", ".join(f"{key}={own[key]}" for key in differing)
-        names.append(f"{own['name']} ({extra})" if extra else own["name"])
-    return names
 
 
 def front_areas(

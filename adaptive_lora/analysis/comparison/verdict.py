@@ -14,22 +14,12 @@ from adaptive_lora.analysis.comparison import wording
 from adaptive_lora.analysis.comparison.inference import Rule, one_sided
 from adaptive_lora.analysis.comparison.types import Difference, MethodSummary, Parameters, Verdict, VerdictKind
 
-_CORRECTIONS = {
-    "holm": "Holm",
-    "max_t": "step-down max-T",
-    "benjamini_hochberg": "Benjamini and Hochberg, which bounds the share of false findings and not the chance of one",
-}
-
 
 @cache
 def _template() -> Template:
     environment = wording.environment("adaptive_lora.analysis.comparison")
     environment.globals.update(
-        words=wording,
-        one_sided=one_sided,
-        attainable_p=stats.attainable_p,
-        student=stats.STUDENT,
-        corrections=_CORRECTIONS,
+        words=wording, one_sided=one_sided, attainable_p=stats.attainable_p, student=stats.STUDENT
     )
     return environment.get_template("verdict.txt.jinja")
 

@@ -1,6 +1,5 @@
 """A comparison for people: terminal, Markdown, JSON and one HTML page with figures."""
 
-from adaptive_lora.analysis.report.formats import About, render_markdown, render_terminal
-from adaptive_lora.analysis.report.page import write_report
+from adaptive_lora.analysis.report.formats import About, render_markdown, render_terminal, write_report
 
 __all__ = ["About", "render_markdown", "render_terminal", "write_report"]

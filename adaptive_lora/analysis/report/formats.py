@@ -1,8 +1,10 @@
-"""A comparison in every form but the page: terminal, Markdown, CSV, LaTeX, methods paragraph, settings."""
+"""A comparison in every form: a page that needs nothing else, terminal, Markdown, CSV, LaTeX, methods paragraph."""
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import re
@@ -10,10 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 import yaml
 from jinja2 import Environment
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -22,7 +28,18 @@ from rich.text import Text
 from adaptive_lora.analysis.comparison import AuditKind, Comparison, VerdictKind, wording
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.pairing import used_trials
-from adaptive_lora.analysis.report.tables import TextTable, checks, described, more_tables, result_table, value_at
+from adaptive_lora.analysis.report.figures import Drawing, draw_all
+from adaptive_lora.analysis.report.style import colour_of, glyph_of
+from adaptive_lora.analysis.report.tables import (
+    OUTCOMES,
+    SYMBOLS,
+    TextTable,
+    checks,
+    described,
+    more_tables,
+    result_table,
+    value_at,
+)
 from adaptive_lora.analysis.stats.significance import EXACT_SEEDS
 from adaptive_lora.config.precision import Precision
 from adaptive_lora.results import TrialRecord
@@ -57,11 +74,6 @@ _LATEX: Mapping[str, str] = {
     "|": r"\textbar{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
-_CORRECTIONS: Mapping[str, str] = {
-    "holm": "Holm's step-down procedure",
-    "max_t": "the step-down max-T procedure of Westfall and Young over joint sign flips",
-    "benjamini_hochberg": "the procedure of Benjamini and Hochberg, which bounds the false discovery rate",
-}
 _PARTS = {"training": "train", "validation": "validation"}
 """Part of the data in words -> its name in the settings."""
 
@@ -75,6 +87,40 @@ class About:
     """Example id -> text of the prompt, for the most changed examples."""
     data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Study id -> how its data were read, as lines for people."""
+
+
+def write_report(comparison: Comparison, records: Sequence[TrialRecord], folder: Path, about: About) -> Path:
+    """Write page, Markdown, JSON, the result table as CSV and LaTeX, methods, and every figure.
+
+    Args:
+        comparison: verdicts, tables and audit.
+        records: the trials it was made from, for rank maps, curves and examples.
+        folder: made where missing; files of an earlier report are replaced.
+        about: title, facts and texts.
+
+    Returns:
+        Path of `report.html`, written last, so that it is only there when all else is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paragraph = methods_text(comparison, records)
+    drawings = draw_all(comparison, records, about.examples, folder / "figures")
+    figures = {drawing.name: drawing.title for drawing in drawings}
+    values = json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+    settings = study_file(comparison)
+    texts = {
+        **({} if settings is None else {"study.yaml": settings}),
+        "comparison.json": f"{values}\n",
+        "report.md": render_markdown(
+            comparison, about.title, figures=figures, methods=paragraph, data=about.data.values()
+        ),
+        "table.csv": csv_table(comparison),
+        "table.tex": latex_table(comparison),
+        "methods.txt": f"{paragraph}\n",
+        "report.html": render_page(comparison, drawings, about, paragraph),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", errors="replace", newline="\n")
+    return folder / "report.html"
 
 
 def render_terminal(comparison: Comparison, console: Console) -> None:
@@ -190,7 +236,6 @@ def methods_text(comparison: Comparison, records: Sequence[TrialRecord]) -> str:
         exact=all(len(d.seeds) <= EXACT_SEEDS for d in differences),
         paired_seeds=max((len(d.seeds) for d in differences), default=0),
         least_p=min((d.tests.attainable for d in differences), default=None),
-        correction=_CORRECTIONS[comparison.correction],
         intervals=wording.interval_methods(d.interval for d in differences),
         one_sided=one_sided(comparison.confidence),
     )
@@ -271,3 +316,42 @@ def study_file(comparison: Comparison) -> str | None:
     if text is None:
         return None
     return yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=True, default_flow_style=None)
+
+
+def render_page(comparison: Comparison, drawings: Sequence[Drawing], about: About, methods: str) -> str:
+    """Return the page, which needs nothing beside it: no network, no file, no storage.
+
+    Its policy lets no script run but its own, by digest, whatever text comes from data.
+    """
+    result = result_table(comparison)
+    style, script = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    labels = [method.label for method in comparison.methods]
+    return environment().get_template("template.html").render(
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=Markup(f"sha256-{digest}"),
+        comparison=comparison,
+        result=result,
+        # Figures are built as an XML tree, which escapes; all else goes through autoescape.
+        drawings=[(drawing, Markup(drawing.svg)) for drawing in drawings],
+        checks=checks(comparison),
+        more=more_tables(comparison),
+        about=about,
+        methods=methods,
+        study_file=study_file(comparison),
+        settings=SETTINGS,
+        formats={
+            "LaTeX": latex_table(comparison),
+            "CSV": csv_table(comparison),
+            "Markdown": markdown_table(result),
+        },
+        # JSON that cannot end its element: it holds no `<`, `>` or `&`.
+        values=htmlsafe_json_dumps(comparison.to_dict(), allow_nan=False),
+        places={label: place for place, label in enumerate(labels)},
+        glyphs={label: (colour_of(comparison, label), glyph_of(comparison, label)) for label in labels},
+        symbols=SYMBOLS,
+        outcomes={outcome: kind for kind, outcome in OUTCOMES.items()},
+        text_columns=TEXT_COLUMNS,
+        signed=wording.signed,
+    )  # fmt: skip
