@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from adaptive_lora.analysis.comparison.allocations import agreements, budget_map
 from adaptive_lora.analysis.comparison.efficiency import early_rate, front_areas, fronts
 from adaptive_lora.analysis.comparison.fairness import audit
 from adaptive_lora.analysis.comparison.inference import Rule
-from adaptive_lora.analysis.comparison.pairing import base_model_loss, pair_seeds
+from adaptive_lora.analysis.comparison.pairing import PairedSeed, base_model_loss, pair_seeds
 from adaptive_lora.analysis.comparison.trials import (
     Folds,
     Reader,
@@ -29,7 +29,6 @@ from adaptive_lora.analysis.comparison.trials import (
 from adaptive_lora.analysis.comparison.types import (
     Comparison,
     Difference,
-    ExampleChange,
     LearningRate,
     MethodSummary,
     Parameters,
@@ -108,20 +107,8 @@ def compare(
     best = inference.correct({m: inference.measure(pairs[m], chosen[m] or 0.0, base_lr, rule) for m in compared}, seed)
     shared = _shared_rate(table, base_lr, best, rule)
     scores = inference.correct_scores({m: inference.exact_match_difference(pairs[m], rule) for m in compared})
-    methods = tuple(
-        _summary(
-            table,
-            rates[label],
-            base,
-            rule,
-            label=label,
-            difference=best.get(label),
-            shared_rate=shared.get(label),
-            exact_match_difference=scores.get(label),
-            most_changed=inference.most_changed(pairs.get(label, [])),
-        )
-        for label in table.methods
-    )
+    against = _Against(best=best, shared=shared, scores=scores, pairs=pairs)
+    methods = tuple(_summary(table, label, rates[label], base, against, rule) for label in table.methods)
     return _conclusion(table, methods, rule, frozen_loss, facts or {})
 
 
@@ -139,17 +126,23 @@ def _shared_rate(
     return inference.correct(found, rule.seed)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Against:
+    """Differences to the baseline by label of the method, and the pairs that they are from."""
+
+    best: Mapping[str, Difference]
+    shared: Mapping[str, Difference]
+    scores: Mapping[str, ScoreDifference]
+    pairs: Mapping[str, Sequence[PairedSeed]]
+
+
 def _summary(
     table: TrialTable,
+    label: str,
     rates: tuple[LearningRate, ...],
     base: Mapping[int, Folds],
+    against: _Against,
     rule: Rule,
-    *,
-    label: str,
-    difference: Difference | None,
-    shared_rate: Difference | None,
-    exact_match_difference: ScoreDifference | None,
-    most_changed: tuple[ExampleChange, ...],
 ) -> MethodSummary:
     """Return a method's own numbers, and its comparison with the baseline with the verdict on it."""
     lr = next((rate.lr for rate in rates if rate.chosen), None)
@@ -159,10 +152,11 @@ def _summary(
     interval = Interval.missing("no seed finished")
     if losses := list(per_seed(trials, loss_of).values()):
         interval = mean_interval(losses, confidence=rule.confidence, seed=rule.seed)
+    difference = against.best.get(label)
     if difference is not None:
         verdict = judge(difference, parameters, rule)
         if verdict.kind is VerdictKind.INCONCLUSIVE:
-            difference = dataclasses.replace(difference, power=inference.power_answers(difference, rule))
+            difference = replace(difference, power=inference.power_answers(difference, rule))
             verdict = judge(difference, parameters, rule)
     elif label == rule.baseline:
         verdict = Verdict(kind=VerdictKind.BASELINE, text="baseline: the others are compared with it.")
@@ -180,9 +174,9 @@ def _summary(
         loss_interval=interval,
         parameters=parameters,
         difference=difference,
-        shared_rate=shared_rate,
-        exact_match_difference=exact_match_difference,
-        most_changed=most_changed,
+        shared_rate=against.shared.get(label),
+        exact_match_difference=against.scores.get(label),
+        most_changed=inference.most_changed(against.pairs.get(label, ())),
         early_rate=early_rate(trials, base, rule.confidence, rule.seed),
         further=_further(trials),
         verdict=verdict,
