@@ -25,7 +25,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from adaptive_lora.analysis.comparison import AuditKind, Comparison, VerdictKind, wording
+from adaptive_lora.analysis.comparison import Comparison, VerdictKind, wording
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.pairing import used_trials
 from adaptive_lora.analysis.report.figures import Drawing, draw_all
@@ -206,8 +206,6 @@ def methods_text(comparison: Comparison, records: Sequence[TrialRecord]) -> str:
     if not used:
         return ""
     profiled = [trial for trial in used if trial.settings.get("method.metric") not in (None, "None")]
-    compared = [m for m in comparison.methods if m.difference is not None]
-    differences = [m.difference for m in compared if m.difference is not None]
     tests = [trial.test for trial in used if trial.test is not None]
     sizes = {part: [t.settings.get(f"data.{key}_examples") or "" for t in used] for part, key in _PARTS.items()}
     known = {part: wording.span(map(float, found)) for part, found in sizes.items() if all(found)}
@@ -216,10 +214,9 @@ def methods_text(comparison: Comparison, records: Sequence[TrialRecord]) -> str:
     template = environment().get_template("methods.txt.jinja")
     text = template.render(
         words=wording,
-        span=wording.span,
         rates=lambda rates: wording.joined([f"{lr:g}" for lr in rates]),
         comparison=comparison,
-        compared=compared,
+        compared=[m for m in comparison.methods if m.difference is not None],
         cfg=_alike(used),
         profiled=_alike(profiled),
         metrics=sorted({trial.settings["method.metric"] for trial in profiled}),
@@ -228,15 +225,8 @@ def methods_text(comparison: Comparison, records: Sequence[TrialRecord]) -> str:
         test_tokens=[int(test.tokens_E.sum()) for test in tests],
         precision=Precision(precision).description if precision in tuple(Precision) else "",
         packages=_one(record.tags.get("packages") for record in records if record.status == "FINISHED"),
-        seeds=sorted({seed for m in comparison.methods for seed in m.seeds}),
-        same_order={e.kind for e in comparison.audit if e.topic == "data order"} == {AuditKind.OK},
         grids=list({tuple(rate.lr for rate in m.rates) for m in comparison.methods if m.seeds}),
-        chosen=sorted({m.lr for m in comparison.methods if m.lr is not None}),
-        shares=[m.parameters.share for m in compared if m.parameters.share is not None],
-        exact=all(len(d.seeds) <= EXACT_SEEDS for d in differences),
-        paired_seeds=max((len(d.seeds) for d in differences), default=0),
-        least_p=min((d.tests.attainable for d in differences), default=None),
-        intervals=wording.interval_methods(d.interval for d in differences),
+        exact_seeds=EXACT_SEEDS,
         one_sided=one_sided(comparison.confidence),
     )
     return " ".join(text.split())

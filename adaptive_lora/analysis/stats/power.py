@@ -258,12 +258,8 @@ def simulated_power(
 
 def sign_flip_ps(diff_SN: FloatArray, *, seed: int = 0) -> FloatArray:
     """Return the two-sided `sign_flip_test` of many columns at once, shape (N)."""
-    signs_BS = _signs(diff_SN.shape[0], seed)
-    counts_N = np.zeros(diff_SN.shape[1])
     least_N = np.abs(diff_SN.sum(axis=0)) - 1e-12 * np.abs(diff_SN).sum(axis=0)
-    for start in range(0, len(signs_BS), _ROWS):
-        counts_N += (np.abs(signs_BS[start : start + _ROWS] @ diff_SN) >= least_N).sum(axis=0)
-    return counts_N / len(signs_BS)
+    return _flipped_share(diff_SN, least_N, seed)
 
 
 def _max_t_ps(diff_SNM: FloatArray, seed: int) -> FloatArray:
@@ -272,10 +268,16 @@ def _max_t_ps(diff_SNM: FloatArray, seed: int) -> FloatArray:
     scale_NM = np.sqrt((diff_SNM**2).sum(axis=0))
     flat_SN = (diff_SNM / scale_NM).reshape(seeds, -1)
     least_N = np.abs(flat_SN.sum(axis=0)).reshape(studies, methods)[:, 0] - 1e-12
+    return _flipped_share(flat_SN, least_N, seed)
+
+
+def _flipped_share(value_SC: FloatArray, least_N: FloatArray, seed: int) -> FloatArray:
+    """Return per study (N) the share of sign patterns under which a |sum| of its columns reaches the least one."""
+    seeds, studies = len(value_SC), len(least_N)
     signs_BS, counts_N = _signs(seeds, seed), np.zeros(studies)
     for start in range(0, len(signs_BS), _ROWS):
-        stat_BN = np.abs(signs_BS[start : start + _ROWS] @ flat_SN)
-        counts_N += (stat_BN.reshape(-1, studies, methods).max(axis=2) >= least_N).sum(axis=0)
+        stat_BC = np.abs(signs_BS[start : start + _ROWS] @ value_SC)
+        counts_N += (stat_BC.reshape(len(stat_BC), studies, -1).max(axis=2) >= least_N).sum(axis=0)
     return counts_N / len(signs_BS)
 
 
