@@ -192,7 +192,6 @@ def validation_curves(comparison: Comparison, records: Sequence[TrialRecord]) ->
         ]
         plot_marked(axes, place_of(comparison, label), texts, steps, means[label], "o", color=colour, markersize=2.2)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
     # The loss before training would flatten everything that follows.
     late = [loss for curve in curves.values() for losses in [*curve.values()][1:] for loss in losses]
     if late:
@@ -218,7 +217,6 @@ def learning_rates(comparison: Comparison) -> Figure | None:
         axes.set_xticks(rates[:: -(-len(rates) // 3)])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_locator(MaxNLocator(4))
     share_limits(frames, min(ends), max(ends))
     return figure
 
@@ -275,7 +273,6 @@ def example_changes(
         axes.text(0.04, 0.93, better, transform=axes.transAxes, fontsize=6, va="top", bbox=box)
         axes.set_xlim(0, 100)
         axes.set_xticks([0, 50, 100])
-        axes.yaxis.set_major_locator(MaxNLocator(4))
     values = [value for diff_by_id in found.values() for value in diff_by_id.values()]
     share_limits(frames, min(values), max(values))
     return figure

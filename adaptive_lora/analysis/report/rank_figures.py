@@ -125,7 +125,6 @@ def budgets(comparison: Comparison) -> Figure | None:
             below_L += share_L
         axes.set_xlim(layer_L.min() - 0.6, layer_L.max() + 0.6)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.grid(axis="x", visible=False)
         axes.set_ylim(0, 1.05 * highest)
     return figure

@@ -16,6 +16,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from adaptive_lora.analysis.comparison import Comparison
 from adaptive_lora.analysis.report.svg import MUTED, PAPER, clean, mark, mark_layout
@@ -142,6 +143,7 @@ def panels(comparison: Comparison, labels: Sequence[str], frame: Frame, what: st
         edge = (0.06 - frame.left) / (PITCH - frame.left - 0.1)  # of the frame, in axes' widths
         axes.set_title(text, fontsize=6.5, loc="left", x=edge, y=1.0, pad=3)
         axes.tick_params(labelsize=6)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_label_coords(0, 0)  # no label: its place need not be measured
         mark(axes, place_of(comparison, label))

@@ -8,6 +8,7 @@ into `<title>` elements, which every browser shows on hover without any script.
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree
@@ -19,8 +20,8 @@ INK, MUTED, LINE, PAPER = "#1b1c1f", "#6a6d75", "#d5d8de", "#fffffe"
 PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", PAPER: "var(--paper)"}
 """Colours of figures in files -> those of the page, which follow its dark mode."""
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-_FIRST, _BETWEEN = "mark\N{SYMBOL FOR UNIT SEPARATOR}", "\N{SYMBOL FOR RECORD SEPARATOR}"
-_LAYOUT, _LAYOUT_PARTS = "layout", ("order", "columns", "right", "down", "head")
+_MARK, _LAYOUT = "mark ", "layout "
+"""Beginnings of the ids that hold, as JSON, an artist's method and texts, and a figure's layout."""
 _NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _DECIMALS = re.compile(r"(\d+\.\d{2})\d+")
 
@@ -33,8 +34,7 @@ def mark(artist: Artist, method: int | None, texts: Sequence[str] = ()) -> None:
         method: place of the method in the comparison; None: of no single one.
         texts: one for all of the artist, or one per marker or cell in drawing order.
     """
-    safe = [clean(text).replace(_BETWEEN, " ").replace("\n", " ") for text in texts]
-    artist.set_gid(f"{_FIRST}{'' if method is None else method}{_BETWEEN}{_BETWEEN.join(safe)}")
+    artist.set_gid(_MARK + json.dumps([method, [clean(text).replace("\n", " ") for text in texts]]))
 
 
 def mark_layout(figure: Figure, places: Sequence[int], *, columns: int, step: tuple[float, float], head: float) -> None:
@@ -48,9 +48,8 @@ def mark_layout(figure: Figure, places: Sequence[int], *, columns: int, step: tu
             one column only.
         head: inches above the first row.
     """
-    right, down, above = (f"{72 * inches:.2f}" for inches in (*step, head))
-    slots = ",".join(map(str, places))
-    figure.set_gid(_BETWEEN.join((_LAYOUT, slots, str(columns), right, down, above)))
+    points = {name: f"{72 * inches:.2f}" for name, inches in zip(("right", "down", "head"), (*step, head), strict=True)}
+    figure.set_gid(_LAYOUT + json.dumps({"order": ",".join(map(str, places)), "columns": str(columns), **points}))
 
 
 def clean(text: str) -> str:
@@ -89,15 +88,15 @@ def _parsed(figure: Figure) -> ElementTree.Element:
         if "d" in element.attrib:
             element.set("d", _DECIMALS.sub(r"\1", element.attrib["d"]))
         given = element.attrib.get("id", "")
-        if given.startswith(_FIRST):
-            method, *texts = given.removeprefix(_FIRST).split(_BETWEEN)
+        if given.startswith((_MARK, _LAYOUT)):
             del element.attrib["id"]
-            if method:
-                element.set("data-m", method)
+        if given.startswith(_MARK):
+            method, texts = json.loads(given.removeprefix(_MARK))
+            if method is not None:
+                element.set("data-m", str(method))
             _entitle(element, [text for text in texts if text])
         elif given.startswith(_LAYOUT):
-            values = given.split(_BETWEEN)[1:]
-            for key, value in zip(_LAYOUT_PARTS, values, strict=True):
+            for key, value in json.loads(given.removeprefix(_LAYOUT)).items():
                 root.set(f"data-{key}", value)
     return root
 
