@@ -4,21 +4,16 @@ from adaptive_lora.analysis.comparison.compare import compare
 from adaptive_lora.analysis.comparison.findings import (
     Agreement,
     AgreementKind,
-    AuditEntry,
     AuditKind,
-    BudgetMap,
     Cost,
     EarlyRate,
     FrontArea,
-    ParetoFront,
     ParetoPoint,
     PowerAnswer,
 )
 from adaptive_lora.analysis.comparison.types import (
     Comparison,
     Difference,
-    Failure,
-    Margin,
     MethodSummary,
     Parameters,
     SeedMean,
@@ -27,7 +22,7 @@ from adaptive_lora.analysis.comparison.types import (
 )
 
 __all__ = [
-    "Agreement", "AgreementKind", "AuditEntry", "AuditKind", "BudgetMap", "Comparison", "Cost", "Difference",
-    "EarlyRate", "Failure", "FrontArea", "Margin", "MethodSummary", "Parameters", "ParetoFront",
-    "ParetoPoint", "PowerAnswer", "SeedMean", "Verdict", "VerdictKind", "compare",
+    "Agreement", "AgreementKind", "AuditKind", "Comparison", "Cost", "Difference", "EarlyRate", "FrontArea",
+    "MethodSummary", "Parameters", "ParetoPoint", "PowerAnswer", "SeedMean", "Verdict", "VerdictKind",
+    "compare",
 ]  # fmt: skip

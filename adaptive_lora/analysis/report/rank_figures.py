@@ -146,7 +146,7 @@ def seed_agreement(comparison: Comparison) -> Figure | None:
     frame = Frame(height=1.2, left=0.24, below=0.36)
     figure, frames = panels(comparison, [one.about for one in found], frame, "correlation of ranks between seeds")
     for axes, one in zip(frames, found, strict=True):
-        short = [label.removeprefix("seed ") for label in one.labels]
+        short = [label.removeprefix("seed ").replace(" fold ", "/") for label in one.labels]
         ticks = slice(None, None, -(-len(short) // 10))
         _matrix(axes, one, place_of(comparison, one.about), size=5.0)
         places = np.arange(len(short)) + 0.5
