@@ -25,14 +25,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from adaptive_lora.analysis.comparison import Comparison, VerdictKind, wording
+from adaptive_lora.analysis.comparison import Comparison, wording
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.pairing import used_trials
 from adaptive_lora.analysis.report.figures import Drawing, draw_all
 from adaptive_lora.analysis.report.style import colour_of, glyph_of
 from adaptive_lora.analysis.report.tables import (
     OUTCOMES,
-    SYMBOLS,
+    VERDICTS,
     TextTable,
     checks,
     described,
@@ -48,32 +48,6 @@ SETTINGS = "settings"
 """Name of the fact that holds a study's settings as JSON."""
 TEXT_COLUMNS = {"Method", "Verdict", "Reason", "Run", "Outcome", "Finding", "On the front of"}
 """Columns of words; the others are numbers."""
-_STYLES: Mapping[VerdictKind, str] = {
-    VerdictKind.BETTER: "bold green",
-    VerdictKind.WORSE: "bold red",
-    VerdictKind.EQUIVALENT: "cyan",
-    VerdictKind.NON_INFERIOR: "cyan",
-    VerdictKind.NOT_COMPARED: "red",
-}
-_LATEX: Mapping[str, str] = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "\N{MINUS SIGN}": "$-$",
-    "\N{PLUS-MINUS SIGN}": r"$\pm$",
-    "\N{NO-BREAK SPACE}": "~",
-    "\N{BLACK DIAMOND}": r"$\diamond$",
-    "\N{BLACK UP-POINTING TRIANGLE}": r"$\uparrow$",
-    "\N{BLACK DOWN-POINTING TRIANGLE}": r"$\downarrow$",
-    "\N{ALMOST EQUAL TO}": r"$\approx$",
-    "\N{GREATER-THAN OR EQUAL TO}": r"$\geq$",
-    "\N{WHITE CIRCLE}": r"$\circ$",
-    "\N{MULTIPLICATION SIGN}": r"$\times$",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
 _PARTS = {"training": "train", "validation": "validation"}
 """Part of the data in words -> its name in the settings."""
 
@@ -156,7 +130,7 @@ def _terminal_table(comparison: Comparison, width: int) -> Table:
         if folded:
             texts = [text.replace(" [", "\n[").replace(" (", "\n(") for text in texts]
         cells = [Text(text) for text in (method.label, *texts[1:])]
-        cells[shown.index(table.head.index("Verdict"))].stylize(_STYLES.get(method.verdict.kind, ""))
+        cells[shown.index(table.head.index("Verdict"))].stylize(VERDICTS[method.verdict.kind]["terminal"])
         printed.add_row(*cells)
     return printed
 
@@ -297,7 +271,8 @@ def latex_table(comparison: Comparison) -> str:
 
 def latex(text: str) -> str:
     """Return a text that LaTeX sets as it is."""
-    return "".join(_LATEX.get(character, character) for character in text.replace("\n", " "))
+    known = {**described("tables.yaml")["latex"], **{character: f"\\{character}" for character in "&%$#_{}"}}
+    return "".join(known.get(character, character) for character in text.replace("\n", " "))
 
 
 def study_file(comparison: Comparison) -> str | None:
@@ -340,8 +315,8 @@ def render_page(comparison: Comparison, drawings: Sequence[Drawing], about: Abou
         values=htmlsafe_json_dumps(comparison.to_dict(), allow_nan=False),
         places={label: place for place, label in enumerate(labels)},
         glyphs={label: (colour_of(comparison, label), glyph_of(comparison, label)) for label in labels},
-        symbols=SYMBOLS,
-        outcomes={outcome: kind for kind, outcome in OUTCOMES.items()},
+        verdicts=VERDICTS,
+        outcomes={outcome["text"]: outcome["page"] for outcome in OUTCOMES.values()},
         text_columns=TEXT_COLUMNS,
         signed=wording.signed,
     )  # fmt: skip

@@ -30,22 +30,18 @@ from adaptive_lora.analysis.comparison.wording import ABSENT, interval_text, mea
 from adaptive_lora.analysis.stats import Effect, Interval
 from adaptive_lora.results import NATS_PER_TOKEN
 
-SYMBOLS: Mapping[VerdictKind, str] = {
-    VerdictKind.BETTER: "\N{BLACK UP-POINTING TRIANGLE}",
-    VerdictKind.NON_INFERIOR: "\N{GREATER-THAN OR EQUAL TO}",
-    VerdictKind.EQUIVALENT: "\N{ALMOST EQUAL TO}",
-    VerdictKind.BASELINE: "\N{BLACK DIAMOND}",
-    VerdictKind.INCONCLUSIVE: "\N{WHITE CIRCLE}",
-    VerdictKind.WORSE: "\N{BLACK DOWN-POINTING TRIANGLE}",
-    VerdictKind.NOT_COMPARED: "\N{MULTIPLICATION SIGN}",
-}
-"""Symbol beside the word, so that no verdict is told by colour alone; in the order of sorted tables."""
-OUTCOMES: Mapping[AuditKind, str] = {
-    AuditKind.BAD: "\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}less than fair",
-    AuditKind.UNKNOWN: "?\N{NO-BREAK SPACE}not recorded",
-    AuditKind.OK: "\N{CHECK MARK}\N{NO-BREAK SPACE}fair",
-}
-"""Words of an audit's outcome, in the order in which they are listed."""
+
+@cache
+def described(name: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return one of the descriptions beside this file."""
+    found: Mapping[str, Mapping[str, Any]] = yaml.safe_load(files(__package__).joinpath(name).read_text("utf-8"))
+    return found
+
+
+VERDICTS = described("tables.yaml")["verdicts"]
+"""Verdict -> its symbol, class on the page and style in the terminal; in the order of sorted tables."""
+OUTCOMES = described("tables.yaml")["outcomes"]
+"""Outcome of an audit's check -> its words and class on the page, in the order in which they are listed."""
 
 
 class Cell(NamedTuple):
@@ -114,8 +110,8 @@ _FORMATS: Mapping[str, _Text] = {
     "parameters": _parameters,
     "difference": lambda found: f"{signed(found.mean)} {interval_text(found.interval)}",
     "gap": lambda found: signed(100 * found.mean, 2),
-    "verdict": lambda kind: f"{SYMBOLS[kind]}\N{NO-BREAK SPACE}{kind}",
-    "outcome": OUTCOMES.__getitem__,
+    "verdict": lambda kind: f"{VERDICTS[kind]['symbol']}\N{NO-BREAK SPACE}{kind}",
+    "outcome": lambda kind: OUTCOMES[kind]["text"],
     "seeds": lambda method: f"{len(method.seeds)} of {len(method.seeds) + len(method.missing_seeds)}",
     "early rate": _early_rate,
     "effect": _effect,
@@ -131,7 +127,7 @@ _SORTED_BY: Mapping[type, Callable[[Any], float | None]] = {
     Effect: lambda effect: effect.d_z,
     EarlyRate: lambda rate: rate.share,
     FrontArea: lambda area: area.low,
-    VerdictKind: [*SYMBOLS].index,
+    VerdictKind: [*VERDICTS].index,
     AuditKind: [*OUTCOMES].index,
     types.SeedMean: lambda found: found.mean,
     types.Parameters: lambda found: found.mean,
@@ -141,13 +137,6 @@ _SORTED_BY: Mapping[type, Callable[[Any], float | None]] = {
     types.MethodSummary: lambda method: len(method.seeds),
 }
 """Type of a value -> the number that its column is sorted by; words are sorted as words."""
-
-
-@cache
-def described(name: str) -> Mapping[str, Mapping[str, Any]]:
-    """Return one of the descriptions beside this file."""
-    found: Mapping[str, Mapping[str, Any]] = yaml.safe_load(files(__package__).joinpath(name).read_text("utf-8"))
-    return found
 
 
 def value_at(record: Any, path: Iterable[str]) -> Any:
