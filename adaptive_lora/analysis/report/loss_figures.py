@@ -31,19 +31,13 @@ from adaptive_lora.results import TrialRecord
 
 ROW, HEAD = 0.42, 0.5
 """Inches of one method in the forest plot, and of the axis above all."""
-LABELS: Mapping[Cost, str] = {
-    Cost.TRAINED: "parameters trained",
-    Cost.SERVED: "parameters served",
-    Cost.TIME: "training time (s)",
-    Cost.MEMORY: "peak memory",
+_COSTS: Mapping[Cost, tuple[str, Callable[[float], str]]] = {
+    Cost.TRAINED: ("parameters trained", lambda value: f"{words.count(value)} parameters"),
+    Cost.SERVED: ("parameters served", lambda value: f"{words.count(value)} parameters"),
+    Cost.TIME: ("training time (s)", "{:,.1f} s".format),
+    Cost.MEMORY: ("peak memory", short_bytes),
 }
-_COST_TEXTS: Mapping[Cost, Callable[[float], str]] = {
-    Cost.TRAINED: lambda value: f"{words.count(value)} parameters",
-    Cost.SERVED: lambda value: f"{words.count(value)} parameters",
-    Cost.TIME: "{:,.1f} s".format,
-    Cost.MEMORY: short_bytes,
-}
-"""Kind of cost -> a cost with its unit."""
+"""Kind of cost -> name of its axis, and how one is written."""
 _FRAME = Frame(height=1.0)
 _MOST_POINTS = 300
 """Points drawn of a curve over examples: more than a frame has dots."""
@@ -138,7 +132,7 @@ def pareto(comparison: Comparison, cost: Cost) -> Figure | None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.margins(x=0.08)
-    axes.set_xlabel(LABELS[cost])
+    axes.set_xlabel(_COSTS[cost][0])
     axes.set_ylabel(f"test loss ({comparison.unit})")
     legend = figure.legend(loc="outside lower left", ncols=columns, fontsize=6 if columns > 1 else 7.5, columnspacing=1)
     for point, *parts in zip(points, legend.legend_handles, legend.get_texts(), strict=True):
@@ -156,7 +150,7 @@ def _point(axes: Axes, comparison: Comparison, point: ParetoPoint, cost: Cost) -
         bar = axes.vlines(point.cost, interval.low, interval.high, color=colour, linewidth=1.4)
         mark(bar, place)
         text += f" ({words.plain(interval.low)} to {words.plain(interval.high)})"
-    text += f", {_COST_TEXTS[cost](point.cost)}"
+    text += f", {_COSTS[cost][1](point.cost)}"
     if point.on_front:
         text += ", on the front"
     if point.front_share is not None:

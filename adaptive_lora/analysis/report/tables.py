@@ -62,6 +62,7 @@ class TextTable:
 
 
 _Text = Callable[[Any], str]
+"""Writes a value that is not None."""
 
 
 def _parameters(found: types.Parameters) -> str:
