@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -165,8 +167,8 @@ def validation_curves(comparison: Comparison, records: Sequence[TrialRecord]) ->
     for label, trials in used_trials(comparison, records).items():
         points = [point for trial in trials for point in trial.validation_curve]
         if points:
-            steps = sorted({step for step, loss in points if np.isfinite(loss)})
-            curves[label] = {at: [loss for step, loss in points if step == at and np.isfinite(loss)] for at in steps}
+            finite = sorted((point for point in points if np.isfinite(point[1])), key=itemgetter(0))
+            curves[label] = {step: [loss for _, loss in found] for step, found in groupby(finite, key=itemgetter(0))}
     if not curves:
         return None
     title = f"validation loss ({comparison.unit}) over optimiser step"
