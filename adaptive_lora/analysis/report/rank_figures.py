@@ -144,7 +144,9 @@ def seed_agreement(comparison: Comparison) -> Figure | None:
     if not found:
         return None
     frame = Frame(height=1.2, left=0.24, below=0.36)
-    figure, frames = panels(comparison, [one.about for one in found], frame, "correlation of ranks between seeds")
+    folds = any(" fold " in label for one in found for label in one.labels)
+    what = f"correlation of ranks between seeds{' (seed/fold)' if folds else ''}"
+    figure, frames = panels(comparison, [one.about for one in found], frame, what)
     for axes, one in zip(frames, found, strict=True):
         short = [label.removeprefix("seed ").replace(" fold ", "/") for label in one.labels]
         ticks = slice(None, None, -(-len(short) // 10))
