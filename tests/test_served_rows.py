@@ -17,7 +17,7 @@ from test_generation import CHATML, trained
 from transformers import AutoTokenizer
 
 from adaptive_lora.serving import answer
-from adaptive_lora.serving.prompts import asked_ids
+from adaptive_lora.serving.answers import asked_ids
 from adaptive_lora.tracking.registry import save_served
 
 

@@ -9,15 +9,14 @@ tuner (`custom_tuner.py`), plus `adaptive_lora.json`: the base's reference and c
 prompt template and task.
 """
 
-from .adapter import RECORD, load_adapter
-from .answers import open_image
+from .answers import LISTS, open_image
 from .base import BASE_VARIABLE, HUB_FILES, TRUST_VARIABLE, BaseMismatch, base_folder, content_hash, content_hashes
-from .prompts import LISTS
 from .quantised import NF4, SavedQuantisation, packed_layers, quantisation_in, saved_quantisation
-from .safety import UnsafeFiles
+from .safety import RECORD, UnsafeFiles
 from .task_models import (
     CAUSAL,
     Differences,
+    load_adapter,
     load_and_compare,
     load_model,
     open_processor,

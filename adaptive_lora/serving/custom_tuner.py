@@ -15,9 +15,8 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from .safety import UnsafeFiles, read_json
+from .safety import FAMILY, UnsafeFiles, read_json
 
-FAMILY = "family.json"
 WEIGHTS = "trained{suffix}.safetensors"
 _INSIDE = "bottleneck"
 

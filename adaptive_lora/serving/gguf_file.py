@@ -45,11 +45,6 @@ class GgufHeader:
     """Offset of the data section in the file, in bytes."""
 
     @property
-    def elements(self) -> int:
-        """Number of weights in the file."""
-        return sum(elements for _, elements, *_ in self.tensors)
-
-    @property
     def stored_as(self) -> str:
         """Types of the tensors, by falling number of weights, such as `Q4_1, Q8_0, F32`."""
         from gguf import GGMLQuantizationType

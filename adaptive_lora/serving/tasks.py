@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .answers import (
+    LISTS,
     Loaded,
     autocast,
     classify_images,
@@ -18,7 +19,6 @@ from .answers import (
     estimate_numbers,
     write_targets,
 )
-from .prompts import LISTS
 
 _PROMPT = ("prompt", "instruction", "input")
 

@@ -1,4 +1,6 @@
-"""Export of an adapter in formats that every server reads: one rank and scale 1, or merged.
+"""Adapters on disk: saved with a reference to their base, and exported as every server reads them.
+
+A saved adapter is a folder in PEFT's or the custom tuners' format. An export has one rank and scale 1, or is merged.
 
 Servers interpret PEFT's patterns differently: older vLLM and SGLang apply one alpha / r to every
 site, llama.cpp one alpha over each site's own rank. With one rank, an alpha equal to it and the
@@ -7,12 +9,14 @@ scales folded into B, all of them compute the same.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import Template
 from peft import LoraConfig, PeftConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
@@ -20,23 +24,98 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import pad
 
 from adaptive_lora import serving
+from adaptive_lora.allocation import Plan, TunerPlan
 from adaptive_lora.errors import AdapterError, ConfigError, brief
 from adaptive_lora.interruption import replacing
 from adaptive_lora.methods.adapters.attach import lora_layers
-from adaptive_lora.methods.adapters.folder import write_card
+from adaptive_lora.methods.adapters.tuners import save_custom_tuner
 from adaptive_lora.models.errors import is_bug, model_errors
-from adaptive_lora.serving.custom_tuner import FAMILY
-from adaptive_lora.serving.safety import UnsafeFiles, read_json, read_record, require_adapter
+from adaptive_lora.serving import CAUSAL, RECORD, TASKS
+from adaptive_lora.serving.custom_tuner import AdaptedModel
+from adaptive_lora.serving.safety import FAMILY, WEIGHTS, UnsafeFiles, read_json, read_record, require_adapter
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import Tensor
+
+    from adaptive_lora.models.base import BaseReference
 
 SERVED_RANKS = (8, 16, 32, 64, 128, 256)
 """Values that vLLM accepts for its maximum LoRA rank."""
-_WEIGHTS = "adapter_model.safetensors"
 _TENSOR = re.compile(r"base_model\.model\.(?P<site>.+)\.lora_(?P<side>[AB])\.weight")
 _PLAIN = (True, False, "gaussian", "orthogonal", "eva")
 """Values of `init_lora_weights` that do not change the base's weights."""
+
+
+def save_adapter(
+    adapted: PeftModel | AdaptedModel,
+    folder: Path,
+    *,
+    plan: Plan,
+    base: BaseReference,
+    dtype: str,
+    template: Mapping[str, str],
+    task: Mapping[str, Any] = CAUSAL,
+    quantisation: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an adapter folder that `adapter_serving` serves; stock PEFT loads it if it is PEFT's.
+
+    Args:
+        adapted: the trained model.
+        folder: folder to write to; created if missing.
+        plan: plan of the adapter, written as `rank_plan.json`.
+        base: reference and content hash of the base.
+        dtype: type of the base's weights in training, such as `float32`.
+        template: prompt template for serving.
+        task: record of the task.
+        quantisation: record of a quantised base; its content hash is that of the weights before quantisation.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(adapted, AdaptedModel):
+        assert isinstance(plan, TunerPlan)
+        save_custom_tuner(adapted, folder, plan)
+    else:
+        config = adapted.peft_config["default"]
+        config.base_model_name_or_path = base.name
+        config.revision = base.revision
+        # Embeddings are never trained here; PEFT's check for resized ones would download the base.
+        adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    record: dict[str, Any] = {
+        "base": base.to_dict(),
+        "dtype": dtype,
+        "template": dict(template),
+        "task": dict(task),
+        **({} if quantisation is None else {"quantisation": dict(quantisation)}),
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    (folder / "rank_plan.json").write_text(plan.to_json(), encoding="utf-8")
+    origin, ranks = {**record, "method": plan.method}, list[int]()
+    if isinstance(plan, TunerPlan):
+        origin["family"] = plan.family
+    else:
+        ranks += plan.rank_pattern().values()
+    write_card(folder, "trained", origin, ranks=ranks)  # PEFT's own is an empty template
+
+
+def write_card(folder: Path, kind: str, origin: Mapping[str, Any], **values: Any) -> None:
+    """Write the README of an adapter or merged model.
+
+    Args:
+        folder: folder to write to.
+        kind: `trained`, `uniform` or `merged`.
+        origin: record of the adapter, with its method and family where known.
+        values: `ranks` as trained, the `rank` of a uniform one, and whether a merged one was `dora`.
+    """
+    source = Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8")
+    template = Template(source, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    text = template.render(
+        kind=kind,
+        origin=origin,
+        auto_class=TASKS[origin.get("task", CAUSAL)["name"]].auto_class,
+        gguf_file=repr(Path(origin["base"]["name"]).name),
+        **values,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def export_uniform(source: Path, target: Path) -> int:
@@ -74,9 +153,9 @@ def export_uniform(source: Path, target: Path) -> int:
     config.use_rslora, config.init_lora_weights, config.inference_mode = False, True, True
     with replacing(target) as folder:
         folder.mkdir()
-        save_file(written, folder / _WEIGHTS, metadata={"format": "pt"})
+        save_file(written, folder / WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(str(folder))
-        shutil.copy(source / serving.RECORD, folder)
+        shutil.copy(source / RECORD, folder)
         write_card(folder, "uniform", origin, ranks=ranks, rank=rank)
     return rank
 
@@ -150,7 +229,7 @@ def _read(source: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         )
     try:
         config = PeftConfig.from_pretrained(str(source))
-        tensors = load_file(source / _WEIGHTS)
+        tensors = load_file(source / WEIGHTS)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise AdapterError(f"adapter {source} cannot be read: {brief(error)}") from error
     given = {

@@ -26,7 +26,8 @@ from adaptive_lora.methods.adapters.attach import (
 from adaptive_lora.methods.adapters.audit import audit_tuner, audit_tuner_moved, trained_tensors
 from adaptive_lora.methods.base import TrainedTrial, TrialContext
 from adaptive_lora.seeding import rng_for
-from adaptive_lora.serving.custom_tuner import FAMILY, WEIGHTS, AdaptedModel
+from adaptive_lora.serving.custom_tuner import WEIGHTS, AdaptedModel
+from adaptive_lora.serving.safety import FAMILY
 
 _PREFIX_SPREAD = 0.02
 """Standard deviation of a prefix's initial keys and values, equal to that of the base's weights."""
