@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -131,10 +130,7 @@ def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path
     else:
         source, name = "hub", config.model
     try:
-        if weights or source != "hub" or os.environ.get(serving.BASE_VARIABLE):
-            folder = serving.base_folder(source, name, config.revision, code=config.trust_remote_code)
-        else:
-            folder = _hub_configuration(name, config.revision, config.trust_remote_code)
+        folder = serving.base_folder(source, name, config.revision, code=config.trust_remote_code, weights=weights)
     except UnsafeFiles as error:
         raise ModelError(str(error)) from error
     except Exception as error:  # huggingface_hub raises a dozen unrelated types
@@ -147,13 +143,6 @@ def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path
         other = " It is an adapter; give its base." if (folder / CONFIG).is_file() else ""
         raise ModelError(f"{folder} is no model folder: required config.json; found none.{other}")
     return source, name, folder
-
-
-def _hub_configuration(name: str, revision: str | None, code: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["config.json", *(["*.py"] if code else [])]
-    return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
 def load_base(

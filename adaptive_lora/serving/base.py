@@ -119,7 +119,9 @@ def _code(run: bool) -> tuple[str, ...]:
     return ("*.py",) if run else ()
 
 
-def base_folder(source: str, name: str, revision: str | None = None, *, code: bool = False) -> Path:
+def base_folder(
+    source: str, name: str, revision: str | None = None, *, code: bool = False, weights: bool = True
+) -> Path:
     """Return the folder or GGUF file of a base model; a hub model is downloaded on first use.
 
     Args:
@@ -127,6 +129,7 @@ def base_folder(source: str, name: str, revision: str | None = None, *, code: bo
         name: path of a folder or file, or id on the hub.
         revision: hub revision.
         code: whether to download its Python files too.
+        weights: whether to download more than config.json and its Python files.
 
     Raises:
         FileNotFoundError: the folder, file or package does not exist.
@@ -148,14 +151,10 @@ def base_folder(source: str, name: str, revision: str | None = None, *, code: bo
             kind = "folder" if source == "folder" else "file"
             raise FileNotFoundError(f"base {kind} {name} not found; set {BASE_VARIABLE} to a copy.")
         return Path(name)
-    return _hub_folder(name, revision, code)
-
-
-def _hub_folder(name: str, revision: str | None, code: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = [*HUB_FILES, *_code(code)]
+    patterns = [*(HUB_FILES if weights else ["config.json"]), *_code(code)]
     folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         raise UnsafeFiles(pickled(name))
     return folder

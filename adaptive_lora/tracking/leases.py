@@ -302,7 +302,3 @@ class Leases:
                 number = int(parts[1]) if len(parts) == 3 and parts[1].isdigit() else 0
                 found[key] = (number, value)
         return found
-
-    def end(self) -> None:
-        """Leave the study."""
-        self.owner.ended()

@@ -292,7 +292,7 @@ class StudyRun(Recorder):
             Undelivered: the study finished and the store has not received everything.
         """
         if self._leases is not None:
-            self._leases.end()
+            self._leases.owner.ended()
         if self.ends_itself:
             super().end(status)
         let_go(self.store, status)

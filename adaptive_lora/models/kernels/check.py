@@ -13,6 +13,7 @@ from transformers.masking_utils import sdpa_mask
 from adaptive_lora.data import PackedBatch
 from adaptive_lora.models.kernels.attention import attend, packed_attention, unwrapped
 from adaptive_lora.models.kernels.causal import head_of, supervised
+from adaptive_lora.serving.greedy import filled, mask_of
 
 _LENGTHS = (7, 3, 12)
 _PROBE = "adaptive_lora_probe"
@@ -77,13 +78,8 @@ def padding_problem(model: Any) -> str | None:
     """
     text = model.config.get_text_config()
     short, _, longer = _example(text).input_ids[0].split(_LENGTHS)
-    ids = torch.full((2, len(longer)), int(text.pad_token_id))
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate((short, longer)):
-        ids[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = 1
-    device = model.get_input_embeddings().weight.device
-    ids, mask = ids.to(device), mask.to(device)
+    rows, device = [short.tolist(), longer.tolist()], model.get_input_embeddings().weight.device
+    ids, mask = filled(rows, int(text.pad_token_id)).to(device), mask_of(rows).to(device)
     alone = model(input_ids=ids[:1, : len(short)], attention_mask=mask[:1, : len(short)])
     beside = model(input_ids=ids, attention_mask=mask)
     return _differing(
