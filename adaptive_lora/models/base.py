@@ -170,14 +170,9 @@ def load_base(
     require_weights(folder, trust_remote_code=trust)
     settings = read_settings(folder, trust_remote_code=trust)
     require_class(settings, kind := auto_class(settings), task["name"], folder)
-    try:
+    with _refusing(folder, f"{folder} cannot be loaded"):
         model, differences = serving.load_and_compare(folder, dtype, task, quantisation, trust_remote_code=trust)
         tokenizer = serving.open_processor(folder, task, trust_remote_code=trust)
-    except Exception as error:  # a corrupt file can raise anything in transformers
-        if is_bug(error):
-            raise
-        _require_no_code(folder, error)
-        raise ModelError(f"{folder} cannot be loaded: {brief(error)}") from error
     if serving.TASKS[task["name"]].needs_end and getattr(tokenizer, "tokenizer", tokenizer).eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
     if serving.TASKS[task["name"]].head_over_text and kind is serving.TASKS["causal"].model_class:
@@ -269,31 +264,34 @@ def read_settings(folder: Path, *, trust_remote_code: bool = False) -> Pretraine
     from transformers import AutoConfig
 
     _require_safe(folder, trust_remote_code, weights=False)
-    try:
+    with _refusing(folder):
         if folder.is_file():
             settings: PretrainedConfig = deepcopy(_gguf_settings(folder, folder.stat().st_mtime_ns))
         else:
             settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers validates little; a wrong value can raise anything
-        if is_bug(error):
-            raise
-        _require_no_code(folder, error)
-        raise ModelError(f"{_settings_of(folder)} cannot be used: {brief(error)}") from error
     return settings
 
 
-def _require_no_code(folder: Path, error: Exception) -> None:
-    """Raise ModelError if transformers asked for permission to run a base's own code."""
-    if "trust_remote_code" in str(error):
-        raise ModelError(
-            f"{folder} runs only with Python code of its own, which is not run unless you say so: "
-            "read it, then give --trust-remote-code true."
-        ) from error
+@contextmanager
+def _refusing(folder: Path, what: str = "") -> Iterator[None]:
+    """Convert errors in reading a base inside the block: transformers validates little, so it can raise anything.
 
-
-def _settings_of(folder: Path) -> Path:
-    """Return the path of the file with a base's configuration."""
-    return folder if folder.is_file() else folder / "config.json"
+    Args:
+        folder: folder of the base, or a GGUF file.
+        what: beginning of the message; by default, that the configuration cannot be used.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_bug(error):
+            raise
+        if "trust_remote_code" in str(error):  # transformers asks for permission to run the base's own code
+            raise ModelError(
+                f"{folder} runs only with Python code of its own, which is not run unless you say so: "
+                "read it, then give --trust-remote-code true."
+            ) from error
+        what = what or f"{folder if folder.is_file() else folder / 'config.json'} cannot be used"
+        raise ModelError(f"{what}: {brief(error)}") from error
 
 
 @lru_cache(maxsize=4)
@@ -324,12 +322,8 @@ def skeleton(config: ModelConfig, task: str = "auto", kinds: Sequence[str] = ())
     trust = config.trust_remote_code
     settings = read_settings(folder, trust_remote_code=trust)
     kind = auto_class(settings) if task == "auto" else serving.TASKS[task].model_class
-    try:
+    with _refusing(folder):
         model: PreTrainedModel = serving.without_weights(kind, settings, trust_remote_code=trust)
-    except Exception as error:  # transformers validates little; a wrong value can raise anything
-        if is_bug(error):
-            raise
-        raise ModelError(f"{_settings_of(folder)} cannot be used: {brief(error)}") from error
     return model
 
 
