@@ -38,45 +38,39 @@ class PlanReport:
     """A plan, with the sizes to compare it with."""
 
     plan: Plan
-    total_parameters: int
-    """Number of parameters of the base, with tied ones counted once, as trained by full fine-tuning."""
+    spec: MethodSpec
     architecture: Architecture
     """Sites of the base, adapted or not, and its other tensors and sizes."""
     base: PreTrainedModel
     """The model on the meta device, without weights."""
     base_name: str
-    is_plain_lora: bool
-    """Mark of a plan that is trained unchanged as plain LoRA."""
     load: Load
     """Sizes of its training that determine the memory."""
     memory: MemoryChoice
     """Settings that keep its training within the memory limit."""
     head: tuple[str, ...] = ()
     """Names of modules that the task trains in addition to the plan."""
-    decided_in_training: bool = False
-    """Origin of final ranks: training if true; the plan's equal ranks then only give the budget."""
 
     @property
     def peft_caveats(self) -> tuple[str, ...]:
         """Properties of the plan that a LoraConfig cannot represent, in sentences."""
-        if isinstance(self.plan, TunerPlan):
-            return tuple(filter(None, [self.note]))
-        found = []
-        if not self.is_plain_lora:
-            found.append(
-                f"{self.plan.method} also sets initial weights or changes ranks in training; "
-                "the LoraConfig has the ranks at the start alone"
-            )
-        if self.base_name.lower().endswith(".gguf"):
-            found.append(
-                "the base is a GGUF file: AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file="
-                f"{Path(self.base_name).name!r}) loads it, which PEFT's Auto classes do not"
-            )
-        if any(entry.lr_multiplier != 1 for entry in self.plan.entries):
-            found.append("learning-rate multipliers are not part of a LoraConfig")
-        if self.plan.lora_plus != 1:
-            found.append("LoRA+ is a rate of the optimiser, not part of a LoraConfig")
-        return (*found, *filter(None, [self.note]))
+        found: list[str | None] = []
+        if isinstance(self.plan, RankPlan):
+            if not self.spec.options.is_plain_lora:
+                found.append(
+                    f"{self.plan.method} also sets initial weights or changes ranks in training; "
+                    "the LoraConfig has the ranks at the start alone"
+                )
+            if self.base_name.lower().endswith(".gguf"):
+                found.append(
+                    "the base is a GGUF file: AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file="
+                    f"{Path(self.base_name).name!r}) loads it, which PEFT's Auto classes do not"
+                )
+            if any(entry.lr_multiplier != 1 for entry in self.plan.entries):
+                found.append("learning-rate multipliers are not part of a LoraConfig")
+            if self.plan.lora_plus != 1:
+                found.append("LoRA+ is a rate of the optimiser, not part of a LoraConfig")
+        return tuple(filter(None, [*found, self.note]))
 
     @property
     def sites(self) -> tuple[AdapterSite, ...]:
@@ -85,23 +79,22 @@ class PlanReport:
 
     @property
     def note(self) -> str | None:
-        """Remarks on the ranks, layers left out, or an untested architecture; or None."""
-        later = (
-            f"{self.plan.method} decides its ranks later, from data; equal ranks are shown for its budget."
-            if self.decided_in_training
-            else None
-        )
-        general = site_notes(self.base, self.architecture)
-        notes = [note for note in (*self.plan.notes, later, self._saved_note, *general) if note]
-        return " ".join(notes) or None
+        """Remarks on the ranks, saved weights, layers left out, or an untested architecture; or None."""
+        notes = list(self.plan.notes)
+        if isinstance(self.plan, RankPlan) and self.spec.options.ranks_in_training:
+            notes.append(
+                f"{self.plan.method} decides its ranks later, from data; equal ranks are shown for its budget."
+            )
+        saved = quantisation_in(self.base.config.to_dict())
+        if saved is not None and saved.use == "dequantised":
+            notes.append(f"The base is saved in {saved.name}; training uses the dequantised weights.")
+        notes += site_notes(self.base, self.architecture)
+        return " ".join(filter(None, notes)) or None
 
     @property
-    def _saved_note(self) -> str | None:
-        """Remark on the use of weights that were saved quantised; or None."""
-        saved = quantisation_in(self.base.config.to_dict())
-        if saved is None or saved.use != "dequantised":
-            return None
-        return f"The base is saved in {saved.name}; training uses the dequantised weights."
+    def total_parameters(self) -> int:
+        """Number of parameters of the base, with tied ones counted once, as trained by full fine-tuning."""
+        return count_parameters(self.base)
 
     @property
     def reduction_vs_full(self) -> float:
@@ -147,50 +140,48 @@ def plan_method(
     task = config.data.task
     base = skeleton(config.model, task, [spec.base])
     architecture = read_architecture(base)
+    if profile is not None:
+        _require_fit(profile, spec, architecture.sites)
+    train = config.train
+    plan = make_plan(
+        spec,
+        architecture,
+        alpha=train.alpha,
+        scaling=train.scaling,
+        profile=None if profile is None else profile.summary(),
+        seed=seed,
+    )
+    head = find_head(base, ()) if task in TASKS and TASKS[task].head else ()
+    load = load_of(
+        base,
+        architecture.sites,
+        plan,
+        precision=resolve_precision(train.precision),
+        longest=config.data.max_tokens,
+        fused=train.batching != "padded",
+        packed=train.batching != "padded",
+        head=head,
+    )
+    return PlanReport(
+        plan=plan,
+        spec=spec,
+        head=head,
+        architecture=architecture,
+        base=base,
+        base_name=str(base_file(config.model) or config.model.model),
+        load=load,
+        memory=choose(load, train),
+    )
+
+
+def _require_fit(profile: ImportanceProfile, spec: MethodSpec, sites: Sequence[AdapterSite]) -> None:
+    """Raise AllocationError for a profile of another metric or model than a plan's."""
     metric = spec.options.metric
-    if profile is not None and metric not in (None, profile.metric):
+    if metric not in (None, profile.metric):
         raise AllocationError(
             f"{spec.label} follows {metric}, but the profile given measured {profile.metric}; give "
             f"a profile of {metric}, or the method metric={profile.metric} where it takes that."
         )
-    if profile is not None:
-        _require_scores(profile, architecture.sites)
-    summary = None if profile is None else profile.summary()
-    train = config.train
-    plan = make_plan(spec, architecture, alpha=train.alpha, scaling=train.scaling, profile=summary, seed=seed)
-    head = find_head(base, ()) if task in TASKS and TASKS[task].head else ()
-    load = _load(base, architecture.sites, plan, config, head)
-    return PlanReport(
-        plan=plan,
-        head=head,
-        total_parameters=count_parameters(base),
-        architecture=architecture,
-        base=base,
-        base_name=str(base_file(config.model) or config.model.model),
-        is_plain_lora=spec.options.is_plain_lora,
-        load=load,
-        memory=choose(load, train),
-        decided_in_training=isinstance(plan, RankPlan) and spec.options.ranks_in_training,
-    )
-
-
-def _load(
-    base: PreTrainedModel, sites: Sequence[AdapterSite], plan: Plan, config: StudyConfig, head: Sequence[str]
-) -> Load:
-    fast = config.train.batching != "padded"
-    return load_of(
-        base,
-        sites,
-        plan,
-        precision=resolve_precision(config.train.precision),
-        longest=config.data.max_tokens,
-        fused=fast,
-        packed=fast,
-        head=head,
-    )
-
-
-def _require_scores(profile: ImportanceProfile, sites: Sequence[AdapterSite]) -> None:
     lacking = [site.name for site in sites if site.name not in profile.scores]
     if lacking:
         raise AllocationError(
@@ -224,31 +215,30 @@ def peft_config(report: PlanReport) -> str:
 def print_plan(report: PlanReport, console: Console) -> None:
     """Print the table of sites, or of tensors, and the totals."""
     plan = report.plan
-    if isinstance(plan, TunerPlan):
-        console.print(_tensor_table(plan))
-    else:
-        console.print(_site_table(plan, towers=any(site.tower for site in report.sites)))
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    console.print(_tensor_table(plan) if isinstance(plan, TunerPlan) else _site_table(plan, report.sites))
     if report.note is not None:
-        console.print(f"\n[yellow]note[/]       {shown(report.note)}", highlight=False, soft_wrap=True)
-    console.print(
+        say(f"\n[yellow]note[/]       {shown(report.note)}")
+    say(
         f"\ntrainable  {plan.trainable_parameters:,} of {report.total_parameters:,} parameters: "
         f"{report.reduction_vs_full:.2%} fewer than full fine-tuning\n"
-        f"as much as uniform rank {report.uniform_rank:.2f} on all {len(report.sites)} sites",
-        highlight=False,
+        f"as much as uniform rank {report.uniform_rank:.2f} on all {len(report.sites)} sites"
     )
-    console.print(f"memory     {describe(report.memory, report.load)}", highlight=False, soft_wrap=True)
+    say(f"memory     {describe(report.memory, report.load)}")
     if plan.budget is not None:
-        unused = plan.budget - plan.trainable_parameters
-        console.print(f"budget     {plan.budget:,}, of which {unused:,} unused", highlight=False)
+        say(f"budget     {plan.budget:,}, of which {plan.budget - plan.trainable_parameters:,} unused")
     if isinstance(plan, TunerPlan):
         return
-    console.print(f"scaling    {plan.scaling}: factor {plan.scaling.formula}", highlight=False)
+    say(f"scaling    {plan.scaling}: factor {plan.scaling.formula}")
     if plan.scaling_in_training:
-        console.print(f"           {plan.scaling_in_training}", highlight=False, soft_wrap=True)
+        say(f"           {plan.scaling_in_training}")
     if plan.left_out:
-        console.print(f"left out   {', '.join(plan.left_out)} (rank 0)", highlight=False, soft_wrap=True)
+        say(f"left out   {', '.join(plan.left_out)} (rank 0)")
     for line in () if plan.certificate is None else plan.certificate.sentences():
-        console.print(line, highlight=False, soft_wrap=True)
+        say(line)
 
 
 def _tensor_table(plan: TunerPlan) -> Table:
@@ -257,30 +247,17 @@ def _tensor_table(plan: TunerPlan) -> Table:
     for name, shape in plan.tensors.items():
         pattern = re.sub(r"\.\d+\.", ".*.", name)
         rows.setdefault((pattern, " x ".join(map(str, shape))), []).append(size(shape))
-    table = Table(title=shown(plan.method), header_style="bold", box=None, pad_edge=False)
-    for heading in ("trained", "shape", "number", "parameters"):
-        table.add_column(heading, justify="left" if heading == "trained" else "right")
+    table = _table(plan, "trained", "shape", "number", "parameters")
     for (pattern, sides), sizes in rows.items():
         table.add_row(pattern, sides, f"{len(sizes):,}", f"{sum(sizes):,}")
     return table
 
 
-def _site_table(plan: RankPlan, *, towers: bool) -> Table:
-    table = Table(title=shown(plan.method), header_style="bold", box=None, pad_edge=False)
-    rates = bool(plan.lr_multipliers())
-    for heading, justify in (
-        ("site", "left"),
-        ("layer", "right"),
-        ("role", "left"),
-        ("in", "right"),
-        ("out", "right"),
-        ("rank", "right"),
-        ("alpha", "right"),
-        ("factor", "right"),
-        *([("rate", "right")] if rates else []),
-        ("parameters", "right"),
-    ):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+def _site_table(plan: RankPlan, sites: Sequence[AdapterSite]) -> Table:
+    """Return the table of sites, with the tower where the base has several and rates where they differ."""
+    towers, rates = any(site.tower for site in sites), bool(plan.lr_multipliers())
+    headings = ("site", "layer", "role", "in", "out", "rank", "alpha", "factor")
+    table = _table(plan, *headings, *(["rate"] if rates else []), "parameters")
     for entry in plan.entries:
         site = entry.site
         table.add_row(
@@ -295,4 +272,11 @@ def _site_table(plan: RankPlan, *, towers: bool) -> Table:
             *([f"x{entry.lr_multiplier:.3g}"] if rates else []),
             f"{entry.parameters:,}",
         )
+    return table
+
+
+def _table(plan: Plan, *headings: str) -> Table:
+    table = Table(title=shown(plan.method), header_style="bold", box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("trained", "site", "role") else "right")
     return table
