@@ -170,8 +170,8 @@ def out_of_limits(name: str, value: object, limits: Limits) -> str | None:
 
 def parse_options(
     values: Mapping[str, object], owners: Mapping[str, Any], *, what: str, place: str = ""
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the parsed values of options and every problem with them.
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the parsed values of options, also those out of limits, and option name -> problem.
 
     Args:
         values: option name -> text or parsed value.
@@ -180,20 +180,21 @@ def parse_options(
         place: prefix of every other problem.
     """
     parsed: dict[str, Any] = {}
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     for name, value in values.items():
         if name not in owners:
-            problems.append(unknown_name(what, name, owners))
+            problems[name] = unknown_name(what, name, owners)
             continue
         (field,) = (field for field in dataclasses.fields(owners[name]) if field.name == name)
         value = as_choice(value, field.metadata["limits"])
         try:
             parsed[name] = parse_value(type_hints(owners[name])[name], value)
         except (ValueError, TypeError) as error:
-            problems.append(f"{place}{name}: {error}")
+            problems[name] = f"{place}{name}: {error}"
             continue
         problem = out_of_limits(f"{place}{name}", parsed[name], field.metadata["limits"])
-        problems += filter(None, [problem])
+        if problem:
+            problems[name] = problem
     return parsed, problems
 
 
@@ -206,5 +207,5 @@ def read_options(kind: type[T], values: Mapping[str, object]) -> T:
     owners = {field.name: kind for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     parsed, problems = parse_options(values, owners, what="setting")
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(problems.values()))
     return kind(**parsed)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.cli import main
 from adaptive_lora.config import MemorySize, TrainConfig, shown
-from adaptive_lora.config.precision import Precision
+from adaptive_lora.config.types import Precision
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.methods.adapters import attach, detach
 from adaptive_lora.models.base import gradient_checkpointing

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig, StudyConfig
-from adaptive_lora.config.precision import Precision
+from adaptive_lora.config.types import Precision
 from adaptive_lora.errors import AdapterError, ConfigError, ModelError
 from adaptive_lora.methods.adapters import attach, audit_as_built, detach
 from adaptive_lora.methods.adapters.attach import lora_layers

@@ -151,7 +151,8 @@ class MethodSpec:
         if (renamed := RENAMED.get(str(given.get("scaling")))) is not None:
             log.warning("%s: scaling %s is called %s now.", name, given["scaling"], renamed)
             given["scaling"] = renamed
-        parsed, problems = parse_options(given, owners, what=f"option of {name}", place=f"{name}: ")
+        parsed, wrong = parse_options(given, owners, what=f"option of {name}", place=f"{name}: ")
+        problems = [*wrong.values()]
         problems += filter(
             None,
             [

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.config.planted import PlantedTeacher
-from adaptive_lora.config.precision import Precision
+from adaptive_lora.config.types import Precision
 from adaptive_lora.errors import AdaptiveLoraError
 from adaptive_lora.redaction import hide_credentials, printable, shown
 
@@ -63,15 +63,22 @@ def python(config: StudyConfig) -> Finding:
 
 def packages(config: StudyConfig) -> list[Finding]:
     """Compare installed versions with the required ones and with those that the tests ran with."""
-    pins, right, findings = _pins(), 0, []
-    for requirement in _required():
+    pins = {}
+    if _PINS.is_file():
+        lines = _PINS.read_text(encoding="utf-8").splitlines()
+        pairs = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+        pins = {canonicalize_name(name): pin.strip() for name, pin in pairs}
+    right, findings = 0, []
+    for requirement in map(Requirement, requires("adaptive-lora") or []):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
         name = canonicalize_name(requirement.name)
+        pin = pins.get(name)
         try:
             found = version(requirement.name)
         except PackageNotFoundError:
             findings.append(fail(name, f"not installed; pip install '{requirement}'"))
             continue
-        pin = pins.get(name)
         if not requirement.specifier.contains(found, prereleases=True):
             text = f"{found}; required {requirement.specifier}, pip install '{requirement}'"
             findings.append(fail(name, text))
@@ -81,22 +88,6 @@ def packages(config: StudyConfig) -> list[Finding]:
             right += 1
     against = "as pinned" if pins else "as required (no constraints.txt here to compare with)"
     return [ok("packages", f"{right} {against}"), *findings]
-
-
-def _required() -> Iterator[Requirement]:
-    for line in requires("adaptive-lora") or []:
-        requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            yield requirement
-
-
-def _pins() -> Mapping[str, str]:
-    """Return package -> version that the tests ran with; empty where constraints.txt is not available."""
-    if not _PINS.is_file():
-        return {}
-    lines = _PINS.read_text(encoding="utf-8").splitlines()
-    pairs = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    return {canonicalize_name(name): pin.strip() for name, pin in pairs}
 
 
 def device(config: StudyConfig) -> Finding:

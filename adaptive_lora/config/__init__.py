@@ -3,8 +3,7 @@
 A study file is flat YAML whose keys are the command line's options.
 """
 
-from adaptive_lora.config.parsing import load_study, study_from
-from adaptive_lora.config.renamed import EARLIER_NAMES, current_label, current_settings
+from adaptive_lora.config.parsing import EARLIER_NAMES, current_label, current_settings, load_study, study_from
 from adaptive_lora.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -13,8 +12,8 @@ from adaptive_lora.config.sections import (
     TrackingConfig,
     TrainConfig,
 )
-from adaptive_lora.config.size import MemorySize, shown
 from adaptive_lora.config.study import StudyConfig, TrialSpec, digest, option_fields
+from adaptive_lora.config.types import MemorySize, shown
 
 __all__ = [
     "EARLIER_NAMES",

@@ -1,22 +1,33 @@
-"""Study files and command-line options: read strictly, with all problems at once."""
+"""Study files and command-line options: read strictly, with all problems at once.
+
+Settings of earlier versions are read under their names of that time, with a warning that gives the present name.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adaptive_lora.allocation import MethodSpec
-from adaptive_lora.config.renamed import RENAMED_SETTINGS, current_settings
+from adaptive_lora.allocation.scaling import CONSTANT_AT, DEFAULT_ALPHA, RENAMED
 from adaptive_lora.config.study import StudyConfig, option_fields
 from adaptive_lora.config.text_files import Unreadable, parse_yaml, read_text
 from adaptive_lora.errors import ConfigError, unknown_name
-from adaptive_lora.options import as_choice, out_of_limits, parse_value
+from adaptive_lora.options import parse_options
 
 _PLACES = ("model", "data", "test_data", "template", "output")
 """Settings that may be a path, in which `~` is expanded; shells expand it only at a word's start."""
+RENAMED_SETTINGS = {"scale": "alpha", "scale_policy": "scaling"}
+"""Setting of version 0.1 -> the setting that replaces it."""
+EARLIER_NAMES = tuple(RENAMED_SETTINGS)
+EARLIER_DEFAULTS = {"scale": 2.0, "scale_policy": "constant_alpha_over_r"}
+"""Setting of version 0.1 -> its default."""
+
+_METHOD_SCALING = re.compile(rf"(?<=[:,])(scaling=)({'|'.join(RENAMED)})(?=[\s,]|$)")
 
 
 def study_from(
@@ -32,30 +43,21 @@ def study_from(
     Raises:
         ConfigError: every unknown name and wrong value, one per line.
     """
-    fields, problems = option_fields(), _given_twice(values)
-    sections: dict[str | None, dict[str, Any]] = {}
+    base = base or StudyConfig()
+    section_of = {name: section for name, (section, _, _) in option_fields().items()}
+    owners = {name: type(getattr(base, section) if section else base) for name, section in section_of.items()}
     current, renamed = current_settings(values)
     for sentence in renamed:
         logging.getLogger(__name__).warning("%s.", sentence)
-    for name, value in current.items():
-        place = f"{_place_of(name, where or {})}: "
-        if name not in fields:
-            problems.append(place + unknown_name("setting", name, fields))
-            continue
-        section, field, annotation = fields[name]
-        try:
-            parsed = parse_value(annotation, as_choice(value, field.metadata["limits"]))
-        except (ValueError, TypeError) as error:
-            problems.append(f"{place}{name}: {error}")
-            continue
-        problem = out_of_limits(name, parsed, field.metadata["limits"])
-        if problem:
-            problems.append(place + problem)
-            continue
-        if name in _PLACES and isinstance(parsed, str) and parsed.startswith("~"):
-            parsed = str(Path(parsed).expanduser())
-        sections.setdefault(section, {})[name] = parsed
-    base = base or StudyConfig()
+    parsed, wrong = parse_options(current, owners, what="setting")
+    problems = _given_twice(values)
+    problems += [f"{_place_of(name, where or {})}: {problem}" for name, problem in wrong.items()]
+    sections: dict[str | None, dict[str, Any]] = {}
+    for name, value in parsed.items():
+        if name in _PLACES and isinstance(value, str) and value.startswith("~"):
+            value = str(Path(value).expanduser())
+        if name not in wrong:
+            sections.setdefault(section_of[name], {})[name] = value
     top = sections.pop(None, {})
     changed = {str(name): dataclasses.replace(getattr(base, str(name)), **inner) for name, inner in sections.items()}
     study = dataclasses.replace(base, **changed, **top)
@@ -140,3 +142,73 @@ def load_study(path: Path, overrides: Mapping[str, object]) -> StudyConfig:
                 ours.pop(name, None)
     merged = {**ours, **overrides}
     return study_from(merged, {**where, **{key: "option" for key in overrides}})
+
+
+def current_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return settings under their present names, and a sentence for each that was renamed.
+
+    Version 0.1 had `scale`, the factor at rank 16, where `alpha` is now, and `scale_policy` where
+    `scaling` is. An invalid value is left unchanged, for the parser to refuse.
+    """
+    found = {name: value for name, value in settings.items() if name not in EARLIER_NAMES}
+    said: list[str] = []
+    policy = settings.get("scale_policy")
+    if policy is not None:
+        found["scaling"] = RENAMED.get(str(policy), policy)
+        now = "" if found["scaling"] == policy else f": {policy} is {found['scaling']}"
+        said.append(f"scale_policy is called scaling now{now}")
+    scale = settings.get("scale")
+    if scale is None and policy == "rslora" and "alpha" not in settings:
+        scale = EARLIER_DEFAULTS["scale"]  # of another alpha than the default of today
+    if scale is not None:
+        found["alpha"] = _alpha_of(scale, str(found.get("scaling")))
+        said.append(f"scale is called alpha now: scale {scale} is alpha {found['alpha']}")
+        if "scaling" not in found:
+            said.append("scaling is standard by default now; give scaling constant for what scale alone meant before")
+    if "methods" in found:
+        found["methods"] = _current_methods(found["methods"], said)
+    return found, said
+
+
+def _current_methods(methods: Any, said: list[str]) -> Any:
+    """Return methods, a text or a list of texts, with the present names of scaling policies."""
+    if isinstance(methods, list | tuple):
+        return [_current_methods(method, said) for method in methods]
+    if not isinstance(methods, str):
+        return methods
+    for name in dict.fromkeys(match[2] for match in _METHOD_SCALING.finditer(methods)):
+        said.append(f"scaling {name} is called {RENAMED[name]} now")
+    return _METHOD_SCALING.sub(lambda match: match[1] + RENAMED[match[2]], methods)
+
+
+def _alpha_of(scale: object, scaling: str) -> object:
+    """Return the alpha whose factor at rank 16 is `scale`; a value that is not a number is returned unchanged."""
+    try:
+        number = float(scale)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return scale
+    if isinstance(scale, bool):
+        return scale
+    return number * (CONSTANT_AT**0.5 if scaling == "rslora" else CONSTANT_AT)
+
+
+def earlier_settings(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the settings of version 0.1 for a study of the same name, one mapping per scaling policy.
+
+    Version 0.1's default policy comes first.
+    """
+    rest = {name: value for name, value in settings.items() if name not in ("alpha", "scaling")}
+    alpha = float(settings.get("alpha", DEFAULT_ALPHA))
+    others = [
+        {"scale": alpha / CONSTANT_AT, "scale_policy": "constant_alpha_over_r"},
+        {"scale": alpha / CONSTANT_AT, "scale_policy": "constant_alpha"},
+        {"scale": alpha / CONSTANT_AT**0.5, "scale_policy": "rslora"},
+    ]
+    return [{**rest, **one} for one in (EARLIER_DEFAULTS, *others)]
+
+
+def current_label(label: str) -> str:
+    """Return a method's label of version 0.1 with the scaling policy's present name."""
+    for before, now in RENAMED.items():
+        label = re.sub(rf"-{before}(?=[-@]|$)", f"-{now}", label)
+    return label

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adaptive_lora.allocation.scaling import DEFAULT_ALPHA, Scaling
-from adaptive_lora.config.precision import Precision
-from adaptive_lora.config.size import MemorySize
+from adaptive_lora.config.types import MemorySize, Precision
 from adaptive_lora.options import Limits, option
 from adaptive_lora.serving.tasks import TASKS
 

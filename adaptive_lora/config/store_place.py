@@ -54,15 +54,12 @@ def sqlite_uri(file: Path, query: str = "") -> str:
     SQLAlchemy 2.1 decodes `%20` in the path and ends it at `?`. With the driver's name in the URI,
     MLflow makes no folder of the encoded name.
     """
+    from packaging.version import Version
+
     scheme, path = "sqlite", str(file)
-    if re.search("[%?]", path) and _sqlalchemy_decodes():
+    if re.search("[%?]", path) and Version(version("SQLAlchemy")).release >= (2, 1):
         scheme, path = "sqlite+pysqlite", path.replace("%", "%25").replace("?", "%3F")
     return f"{scheme}:///{path}{f'?{query}' if query else ''}"
-
-
-def _sqlalchemy_decodes() -> bool:
-    numbers = re.findall(r"\d+", version("SQLAlchemy"))
-    return tuple(map(int, numbers[:2])) >= (2, 1)
 
 
 def _sqlite_parts(uri: str) -> tuple[Path, str] | None:
@@ -133,21 +130,16 @@ def unusable(uri: str, reason: str, code: str = "") -> TrackingError:
         reason: reason, in one line.
         code: MLflow's error code, or empty.
     """
-    return TrackingError(
-        f"tracking store {hide_credentials(uri)} cannot be used: {reason[:300]}. {_remedy(code, reason)}"
-    )
-
-
-def _remedy(code: str, reason: str) -> str:
-    """Return a sentence on how to make an unusable store work."""
     if "host header" in reason.lower():  # MLflow reports this as a permission error
-        return (
+        remedy = (
             "The server does not know itself by this name: start it with `mlflow server "
             "--allowed-hosts NAME[:PORT],...`, or call it by a name that it knows."
         )
-    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-    return f"Start the server, set --tracking-uri or MLFLOW_TRACKING_URI, or leave both out for {DEFAULT_STORE}."
+    elif code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        remedy = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+    else:
+        remedy = f"Start the server, set --tracking-uri or MLFLOW_TRACKING_URI, or leave both out for {DEFAULT_STORE}."
+    return TrackingError(f"tracking store {hide_credentials(uri)} cannot be used: {reason[:300]}. {remedy}")
 
 
 def require_reachable(config: TrackingConfig, *, must_exist: bool = False) -> None:
@@ -182,7 +174,11 @@ def require_reachable(config: TrackingConfig, *, must_exist: bool = False) -> No
         address = f"{scheme}://{shown}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
         _require_answer(uri, address)
     elif scheme in _PORTS and host:
-        _require_connection(uri, host, port or _PORTS[scheme])
+        port = port or _PORTS[scheme]
+        try:
+            socket.create_connection((host, port), timeout=_SILENCE_SECONDS).close()
+        except OSError as error:
+            raise unusable(uri, f"no connection to {host}:{port} ({error})") from None
 
 
 def require_database(uri: str, file: Path, *, must_exist: bool = False) -> None:
@@ -244,11 +240,3 @@ def _require_answer(uri: str, address: str) -> None:
                 time.sleep(0.2)
                 continue
             raise unusable(uri, f"no answer from {address} ({reason})") from None
-
-
-def _require_connection(uri: str, host: str, port: int) -> None:
-    """Open a connection to a database server."""
-    try:
-        socket.create_connection((host, port), timeout=_SILENCE_SECONDS).close()
-    except OSError as error:
-        raise unusable(uri, f"no connection to {host}:{port} ({error})") from None

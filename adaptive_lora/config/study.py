@@ -111,18 +111,13 @@ class StudyConfig:
         """The parsed methods in order."""
         return tuple(MethodSpec.parse(text) for text in self.methods)
 
-    @property
-    def baseline_label(self) -> str:
-        """Label of the method that the others are compared with."""
-        return self.baseline or self.specs[0].label
-
     def trials(self) -> Iterator[TrialSpec]:
         """Yield every trial; seed is the outer loop, so early results are already paired."""
         for seed in self.seeds:
             for fold in range(self.data.folds):
                 for spec in self.specs:
                     for lr in self.lr:
-                        yield TrialSpec(study=self, method=spec, seed=seed, fold=fold, lr=lr)
+                        yield TrialSpec(config=self, method=spec, seed=seed, fold=fold, lr=lr)
 
     def only_trial(self) -> TrialSpec:
         """Return the only trial of a configuration.
@@ -151,7 +146,7 @@ class StudyConfig:
 class TrialSpec:
     """One method, seed, fold and learning rate of a study."""
 
-    study: StudyConfig
+    config: StudyConfig
     method: MethodSpec
     seed: int
     fold: int
@@ -160,7 +155,7 @@ class TrialSpec:
     @property
     def label(self) -> str:
         """Run name, such as `uniform-r8·seed3·lr0.001`, with the fold where there are several."""
-        fold = f"·fold{self.fold}" if self.study.data.folds > 1 else ""
+        fold = f"·fold{self.fold}" if self.config.data.folds > 1 else ""
         return f"{self.method.label}·seed{self.seed}{fold}·lr{self.lr:g}"
 
     def signature(self, fingerprint: Mapping[str, str]) -> str:
@@ -172,7 +167,7 @@ class TrialSpec:
         """
         return digest(
             {
-                **self.study.identity(),
+                **self.config.identity(),
                 "method": self.method.to_dict(),
                 "seed": self.seed,
                 "fold": self.fold,

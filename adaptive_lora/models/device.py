@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from adaptive_lora.config.precision import Precision
+from adaptive_lora.config.types import Precision
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.models.malloc import give_freed_memory_back, keep_freed_memory
 

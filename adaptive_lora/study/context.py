@@ -14,7 +14,7 @@ from typing import Any
 from adaptive_lora.allocation import MethodSpec, Plan, TunerPlan, make_plan
 from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import StudyConfig, TrialSpec, digest, shown
-from adaptive_lora.config.renamed import earlier_settings
+from adaptive_lora.config.parsing import earlier_settings
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import ConfigError, ModelError
 from adaptive_lora.methods.adapters.dropout import switch_off_dropout

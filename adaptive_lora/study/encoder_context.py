@@ -108,12 +108,10 @@ class EncoderContext:
 
         settings = read_settings(self.folder, trust_remote_code=self._trust)
         kind, without_loss = auto_class(settings), self.metric in _DATA_FREE | _FORWARD
-        is_encoder = type(settings) in AutoModelForMaskedLM._model_mapping
-        if self.metric in _TRAINED or (not is_encoder and self.metric not in _DATA_FREE):
-            raise self._refusal(
-                "a model that this package can train" if self.metric in _TRAINED
-                else "a causal language model or a text encoder"
-            )  # fmt: skip
+        if self.metric in _TRAINED:
+            raise self._refusal("a model that this package can train")
+        if self.metric not in _DATA_FREE and type(settings) not in AutoModelForMaskedLM._model_mapping:
+            raise self._refusal("a causal language model or a text encoder")
         try:
             with as_transformers_reads(self.folder) as (where, further):
                 model, found = (kind if without_loss else AutoModelForMaskedLM).from_pretrained(

@@ -15,7 +15,7 @@ from rich.console import Console
 from adaptive_lora import serving
 from adaptive_lora.analysis.report.profile_figures import profile_figure, spectrum_figure
 from adaptive_lora.config import StudyConfig, study_from
-from adaptive_lora.config.precision import Precision
+from adaptive_lora.config.types import Precision
 from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, brief, unknown_name
 from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile

@@ -166,7 +166,7 @@ def _parameters(context: StudyContext, trial: TrialSpec) -> Mapping[str, Any]:
     kept = {"experiment", "registered_model"}
     shared = {
         f"cfg.{key}": value
-        for key, value in trial.study.flat().items()
+        for key, value in trial.config.flat().items()
         if key not in ("methods", "seeds", "lr") and (key not in places or key in kept)
     }
     method = {f"method.{key}": value for key, value in trial.method.to_dict().items()}

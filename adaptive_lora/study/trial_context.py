@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from adaptive_lora.allocation import MethodSpec, Plan, RankPlan, SiteRank, TunerPlan
+from adaptive_lora.allocation import MethodSpec, RankPlan, SiteRank, TunerPlan
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.data import Batch
 from adaptive_lora.methods.adapters import attach, audit_as_built, detach
@@ -25,6 +25,7 @@ from adaptive_lora.study.context import StudyContext
 from adaptive_lora.training import StepEvent, Trainer, TrainInputs, TrialCheckpoints, events_of, total_steps
 
 M = TypeVar("M", bound=nn.Module)
+P = TypeVar("P", RankPlan, TunerPlan)
 
 
 class TrialOnBase:
@@ -64,19 +65,17 @@ class TrialOnBase:
     @cached_property
     def plan(self) -> RankPlan:
         """The method's rank plan before training; its parameters are the budget of the final adapter."""
-        plan = self._planned()
-        assert isinstance(plan, RankPlan)
-        return plan
+        return self._planned(RankPlan)
 
     @cached_property
     def tuner_plan(self) -> TunerPlan:
         """The plan of a method that gives no ranks."""
-        plan = self._planned()
-        assert isinstance(plan, TunerPlan)
-        return plan
+        return self._planned(TunerPlan)
 
-    def _planned(self) -> Plan:
-        return self.context.plan(self.trial.method, seed=self.trial.seed, fold=self.trial.fold)
+    def _planned(self, kind: type[P]) -> P:
+        plan = self.context.plan(self.trial.method, seed=self.trial.seed, fold=self.trial.fold)
+        assert isinstance(plan, kind)
+        return plan
 
     @property
     def method(self) -> MethodSpec:
@@ -91,13 +90,13 @@ class TrialOnBase:
     @property
     def dropout(self) -> float:
         """Dropout probability of LoRA's inputs in training."""
-        return self.trial.study.train.dropout
+        return self.trial.config.train.dropout
 
     @property
     def steps(self) -> int:
         """Number of optimiser steps of one training."""
         train_part = self.context.splits(self.trial.fold).train
-        return total_steps(len(train_part), self.trial.study.train)
+        return total_steps(len(train_part), self.trial.config.train)
 
     @property
     def base(self) -> PreTrainedModel:
@@ -167,7 +166,7 @@ class TrialOnBase:
         Raises:
             TrialFailed: training was not stable.
         """
-        context, config = self.context, self.trial.study.train
+        context, config = self.context, self.trial.config.train
         self.trainings += 1
         splits = context.splits(self.trial.fold)
         before = self._steps_before

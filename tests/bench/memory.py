@@ -66,7 +66,7 @@ def measure(given: argparse.Namespace) -> dict[str, float]:
 
     from adaptive_lora.allocation import MethodSpec, allocate
     from adaptive_lora.config import study_from
-    from adaptive_lora.config.precision import Precision
+    from adaptive_lora.config.types import Precision
     from adaptive_lora.data import TokenizedExample
     from adaptive_lora.methods.adapters import attach
     from adaptive_lora.models.base import gradient_checkpointing

@@ -41,7 +41,7 @@ from adaptive_lora.analysis.report.tables import (
     value_at,
 )
 from adaptive_lora.analysis.stats.significance import EXACT_SEEDS
-from adaptive_lora.config.precision import Precision
+from adaptive_lora.config.types import Precision
 from adaptive_lora.results import TrialRecord
 
 SETTINGS = "settings"

@@ -11,7 +11,7 @@ from torch import nn
 from adaptive_lora.allocation import Plan, RankPlan
 from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.allocation.site import AdapterSite
-from adaptive_lora.config.precision import Precision
+from adaptive_lora.config.types import Precision
 from adaptive_lora.models.base import count_parameters
 from adaptive_lora.serving import packed_layers
 from adaptive_lora.training.memory.estimate import Load
