@@ -1,4 +1,4 @@
-"""`doctor` and `ui`: this machine and its tracking store."""
+"""`doctor`, `ui`, `upgrade-store` and `sync`: this machine and its tracking store."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import dataclasses
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from adaptive_lora.cli.group import main
-from adaptive_lora.cli.options import make_console, settings_given, study_options
+from adaptive_lora.cli.options import AS_JSON, Option, make_console, options, settings, settings_given
 from adaptive_lora.config import study_from
 from adaptive_lora.config.store_place import require_reachable, sqlite_file, store_uri
-from adaptive_lora.redaction import hide_credentials
+from adaptive_lora.redaction import hide_credentials, shown
 
 
 @main.command()
-@study_options(only=("model", "revision", "trust_remote_code", "data", "output", "tracking_uri", "experiment"))
-@click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
-def doctor(as_json: bool, **options: Any) -> None:
+@options(
+    *settings(only=("model", "revision", "trust_remote_code", "data", "output", "tracking_uri", "experiment")), AS_JSON
+)
+def doctor(as_json: bool, **given: Any) -> None:
     """Check versions, device, disk, base model and tracking store; exit 0 (fine), 1 or 2."""
-    config = study_from(settings_given(options))
+    config = study_from(settings_given(given))
     from adaptive_lora.cli.doctor import diagnose, exit_code, print_findings
 
     findings = diagnose(config)
@@ -34,11 +36,13 @@ def doctor(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@study_options(only=("tracking_uri",))
-@click.option("--port", default=5000, show_default=True, help="port on this machine")
-def ui(port: int, **options: Any) -> None:
+@options(
+    *settings(only=("tracking_uri",)),
+    Option("tracking", "--port", default=5000, show_default=True, help="port on this machine"),
+)
+def ui(port: int, **given: Any) -> None:
     """Open the MLflow UI on this machine only (127.0.0.1)."""
-    config = study_from(settings_given(options))
+    config = study_from(settings_given(given))
     require_reachable(config.tracking)
     uri = store_uri(config.tracking)
     if uri.startswith(("http://", "https://")):
@@ -59,10 +63,10 @@ def ui(port: int, **options: Any) -> None:
 
 
 @main.command("upgrade-store")
-@study_options(only=("tracking_uri",))
-def upgrade_store(**options: Any) -> None:
+@options(*settings(only=("tracking_uri",)))
+def upgrade_store(**given: Any) -> None:
     """Upgrade a SQLite tracking store that an earlier MLflow made; a backup is kept beside it."""
-    config = study_from(settings_given(options))
+    config = study_from(settings_given(given))
     require_reachable(config.tracking)
     uri = store_uri(config.tracking)
     from adaptive_lora.tracking.create import upgrade
@@ -72,3 +76,35 @@ def upgrade_store(**options: Any) -> None:
         click.echo(f"{hide_credentials(uri)} needs no upgrade")
     else:
         click.echo(f"{hide_credentials(uri)} is upgraded; the backup is {backup}")
+
+
+@main.command()
+@click.argument("folder", required=False, metavar="[FOLDER]")
+@options(*settings(only=("tracking_uri",)))
+def sync(folder: str | None, **given: Any) -> None:
+    """Deliver results that the tracking server has not received, for example after an outage.
+
+    FOLDER is a study's output folder [default: adaptive-lora-out]. Everything is read back before
+    it is deleted here. May be interrupted and repeated. Exit code 0: everything arrived; 3:
+    something is left.
+    """
+    tracking = study_from(settings_given({**given, "output": folder})).tracking
+    from adaptive_lora.tracking.sync import sync_folder
+
+    console = make_console()
+
+    def say(text: str) -> None:
+        console.print(shown(text), highlight=False, soft_wrap=True)
+
+    outcomes = []
+    for one in sync_folder(tracking):
+        outcomes.append(one)
+        state = f"kept in {one.folder}: {one.left}" if one.left else "delivered"
+        say(f"run {one.run_id or '(none yet)'}  metrics {one.metrics}, found {one.found}  {state}")
+    left = sum(1 for one in outcomes if one.left)
+    if outcomes:
+        sent, found = sum(one.metrics for one in outcomes), sum(one.found for one in outcomes)
+        say(f"{len(outcomes)} journals, {left} left; metrics sent {sent}, found {found}")
+    else:
+        say(f"nothing is waiting in {Path(tracking.output).absolute()}")
+    sys.exit(3 if left else 0)

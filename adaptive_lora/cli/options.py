@@ -1,4 +1,4 @@
-"""Shared parts of the commands: options of all settings in groups, the study made of them, and the console."""
+"""Shared parts of the commands: options in groups, the study made of them, and the console."""
 
 from __future__ import annotations
 
@@ -18,18 +18,23 @@ from adaptive_lora.config import EARLIER_NAMES, StudyConfig, load_study, option_
 if TYPE_CHECKING:
     from rich.console import Console
 
-
-_GROUPS = {
+_TITLES = {
     "model": "Model",
     "data": "Data",
-    None: "Study",
+    "study": "Study",
+    "method": "Method",
+    "method's own": "Options of methods",
+    "every method": "Options of every method",
     "train": "Training",
     "evaluation": "Evaluation",
     "profile": "Importance profile",
+    "teacher": "Planted teachers",
+    "noise": "Difference and standard deviation",
     "tracking": "Tracking",
     "where": "Where to run",
+    "output": "Output",
 }
-"""Section of the settings -> title of its group in `--help`, in the order shown."""
+"""Group of options -> its title in `--help`, in the order shown."""
 _WHERE = ("engine", "precision", "max_memory", "output", "checkpoints", "checkpoint_minutes", "checkpoint_steps")
 """Settings of other sections that are shown in the group `Where to run`."""
 _PLACES = {
@@ -57,6 +62,101 @@ _UNITS = {"tokens": "TOKENS", "steps": "STEPS", "minutes": "MINUTES", "%": "PERC
 """Unit -> metavar."""
 
 
+class Option:
+    """An option of a command, in a group of `--help`."""
+
+    def __init__(self, group: str, *names: str, **attributes: Any) -> None:
+        """Declare an option.
+
+        Args:
+            group: key of its group in `_TITLES`.
+            names: flags, and the name of the parameter where it differs.
+            attributes: attributes of `click.option`.
+        """
+        self.group, self.names, self.attributes = group, names, attributes
+
+
+def options(*declared: Option) -> Callable[..., Any]:
+    """Add options to a command, in the order of their groups."""
+    groups = {title: OptionGroup(title) for title in _TITLES.values()}
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        order = sorted(declared, key=lambda option: list(_TITLES).index(option.group))
+        for option in reversed(order):
+            function = groups[_TITLES[option.group]].option(*option.names, **option.attributes)(function)
+        return function
+
+    return decorate
+
+
+def settings(*, only: Iterable[str] | None = None, leave_out: Iterable[str] = ()) -> list[Option]:
+    """Return an option for every setting of a study; values not given are left to the dataclasses."""
+    shown = [
+        field_option(_group_of(name), field)
+        for name, (_, field, _) in option_fields().items()
+        if name not in leave_out and (only is None or name in only)
+    ]
+    earlier = [Option("train", f"--{name.replace('_', '-')}", name, hidden=True) for name in EARLIER_NAMES]
+    return shown + earlier
+
+
+def own_settings(kind: type, group: str) -> list[Option]:
+    """Return an option for every field of an options class; those named like a study's setting are in its group."""
+    fields = dataclasses.fields(kind)
+    return [field_option(_group_of(one.name) if one.name in option_fields() else group, one) for one in fields]
+
+
+def _group_of(setting: str) -> str:
+    section, _, _ = option_fields()[setting]
+    return "where" if setting in _WHERE else section or "study"
+
+
+def settings_of_methods() -> list[Option]:
+    """Return the options of all methods that are not settings of a study."""
+    found = []
+    for name, (field, methods) in method_options().items():
+        if name in option_fields():
+            continue  # alpha and scaling mean the same where there is one method
+        if methods:
+            texts: dict[str, list[str]] = {}
+            for method in methods:
+                texts.setdefault(METHODS[method].__dataclass_fields__[name].metadata["help"], []).append(method)
+            text = ". ".join(f"{', '.join(whose)}: {help}" for help, whose in texts.items())
+            default = "the method's own" if len(methods) > 1 else None
+            found.append(field_option("method's own", field, text=text, default=default))
+        else:
+            found.append(field_option("every method", field))
+    return found
+
+
+def field_option(
+    group: str, field: dataclasses.Field[Any], *, text: str | None = None, default: str | None = None
+) -> Option:
+    """Return the option of a field.
+
+    Args:
+        group: key of its group.
+        field: field made by `options.option`.
+        text: help text; None: the field's.
+        default: default as text; None: the field's.
+    """
+    unit, choices = field.metadata["unit"], field.metadata["limits"].choices
+    text = text or field.metadata["help"]
+    text += f" [{' | '.join(choices)}]" if choices else ""
+    text += f" [unit: {unit}]" if unit and unit not in _UNITS else ""
+    text += f" [default: {default or _shown(field.default)}]"
+    alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if field.metadata["switch"] else {}
+    return Option(
+        group,
+        f"--{field.name.replace('_', '-')}",
+        field.name,
+        metavar=_metavar(field),
+        help=text,
+        shell_complete=_completed(choices, _metavar(field)),
+        **alone,
+    )
+
+
 def _metavar(field: dataclasses.Field[Any]) -> str:
     if field.metadata["limits"].choices:
         return "CHOICE"
@@ -65,9 +165,8 @@ def _metavar(field: dataclasses.Field[Any]) -> str:
     return _PLACES.get(field.name) or _UNITS.get(field.metadata["unit"]) or by_type
 
 
-def _completed(field: dataclasses.Field[Any]) -> Callable[..., Any] | None:
+def _completed(choices: Iterable[str], metavar: str) -> Callable[..., Any] | None:
     """Return what completes an option's value in a shell: its choices, or paths; None for other values."""
-    choices, metavar = field.metadata["limits"].choices, _metavar(field)
 
     def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
         if choices:
@@ -75,34 +174,6 @@ def _completed(field: dataclasses.Field[Any]) -> Callable[..., Any] | None:
         return [CompletionItem(incomplete, type="dir" if metavar == "DIRECTORY" else "file")]
 
     return complete if choices or metavar.endswith(("PATH", "FILE", "DIRECTORY")) else None
-
-
-def _add(
-    group: OptionGroup, field: dataclasses.Field[Any], *, whose: str = "", default: str | None = None
-) -> Callable[..., Any]:
-    """Return a decorator that adds the option of a field to a group.
-
-    Args:
-        group: group of the option in `--help`.
-        field: field made by `options.option`.
-        whose: prefix of the help text, which names the methods that have the option.
-        default: default as text; None: the field's.
-    """
-    unit, choices = field.metadata["unit"], field.metadata["limits"].choices
-    text = f"{whose}{field.metadata['help']}"
-    text += f" [{' | '.join(choices)}]" if choices else ""
-    text += f" [unit: {unit}]" if unit and unit not in _UNITS else ""
-    text += f" [default: {default or _shown(field.default)}]"
-    alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if field.metadata["switch"] else {}
-    decorator: Callable[..., Any] = group.option(
-        f"--{field.name.replace('_', '-')}",
-        field.name,
-        metavar=_metavar(field),
-        help=text,
-        shell_complete=_completed(field),
-        **alone,
-    )
-    return decorator
 
 
 def _shown(default: Any) -> str:
@@ -113,59 +184,27 @@ def _shown(default: Any) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def study_options(*, leave_out: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> Callable[..., Any]:
-    """Add an option for every setting of a study, in groups; values not given are left to the dataclasses."""
-    groups: dict[str | None, list[dataclasses.Field[Any]]] = {section: [] for section in _GROUPS}
-    for name, (section, field, _) in option_fields().items():
-        if name not in leave_out and (not only or name in only):
-            groups["where" if name in _WHERE else section].append(field)
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for name in EARLIER_NAMES:
-            flag = f"--{name.replace('_', '-')}"
-            function = click.option(flag, name, hidden=True)(function)
-        for section, fields in reversed(groups.items()):
-            function = field_options(fields, _GROUPS[section])(function)
-        return function
-
-    return decorate
-
-
-def field_options(fields: Iterable[dataclasses.Field[Any]], title: str = "Settings") -> Callable[..., Any]:
-    """Add a group of options, one for each of these fields, which `options.option` made."""
-    listed, group = tuple(fields), OptionGroup(title)
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for field in reversed(listed):
-            function = _add(group, field)(function)
-        return function
-
-    return decorate
-
-
-def options_of_methods(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of all methods that are not settings of a study, in two groups."""
-    settings, shared, own = option_fields(), OptionGroup("Options of every method"), OptionGroup("Options of methods")
-    for name, (field, methods) in reversed(method_options().items()):
-        if name in settings:
-            continue  # alpha and scaling mean the same where there is one method
-        whose = f"{', '.join(methods)}: " if methods else ""
-        default = "the method's own" if len(methods) > 1 else None
-        function = _add(own if methods else shared, field, whose=whose, default=default)(function)
-    return function
-
-
-def method_option(default: str) -> Callable[..., Any]:
-    """Add `--method`, whose names are completed in shells."""
-
-    def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-        return [name for name in METHODS if name.startswith(incomplete)]
-
-    text = "method, with options of its own"
-    metavar = "NAME[:OPTION=VALUE,...]"
-    return click.option(
-        "--method", default=default, show_default=True, metavar=metavar, help=text, shell_complete=complete
+def method_option(default: str, group: str = "study") -> Option:
+    """Return `--method`, whose names are completed in shells."""
+    return Option(
+        group,
+        "--method",
+        default=default,
+        show_default=True,
+        metavar="NAME[:OPTION=VALUE,...]",
+        help="method, with options of its own",
+        shell_complete=_completed(METHODS, ""),
     )
+
+
+STUDY_FILE = Option(
+    "study",
+    "--config",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="study file (YAML), overridden by options on the command line [default: none]",
+)
+AS_JSON = Option("output", "--json", "as_json", is_flag=True, help="print JSON instead of tables")
 
 
 def settings_given(options: Mapping[str, Any]) -> dict[str, object]:
@@ -181,16 +220,10 @@ def read_study(file: Path | None, options: Mapping[str, Any]) -> StudyConfig:
     return config
 
 
-def make_console() -> Console:
-    """Return the console of this process, 140 columns wide unless it is a terminal."""
+def make_console(*, as_json: bool = False) -> Console:
+    """Return the console of this process, 140 columns wide unless it is a terminal; on stderr beside JSON."""
     from rich.console import Console
 
+    if as_json:
+        return Console(stderr=True)
     return Console(width=None if sys.stdout.isatty() else 140)
-
-
-study_file = click.option(
-    "--config",
-    "file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="study file (YAML), overridden by options on the command line [default: none]",
-)

@@ -13,13 +13,16 @@ from adaptive_lora.allocation import METRICS, MethodSpec
 from adaptive_lora.cli.early import require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
+    AS_JSON,
+    STUDY_FILE,
+    Option,
     make_console,
     method_option,
-    options_of_methods,
+    options,
     read_study,
+    settings,
     settings_given,
-    study_file,
-    study_options,
+    settings_of_methods,
 )
 from adaptive_lora.config import EARLIER_NAMES, study_from
 from adaptive_lora.config.base_file import check_base
@@ -34,30 +37,36 @@ _OWN = (
 
 
 @main.command()
-@study_options(only=_OWN)
-@method_option("uniform")
-@options_of_methods
-@click.option("--seed", default=0, show_default=True, help="seed of the trial, for methods that draw at random")
-@click.option(
-    "--profile",
-    "profile_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="importance profile (JSON of `profile`), for data-driven methods [default: none]",
+@options(
+    *settings(only=_OWN),
+    method_option("uniform", group="method"),
+    Option("method", "--seed", default=0, show_default=True, help="seed of the trial, for methods that draw at random"),
+    Option(
+        "method",
+        "--profile",
+        "profile_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="importance profile (JSON of `profile`), for data-driven methods [default: none]",
+    ),
+    *settings_of_methods(),
+    AS_JSON,
+    Option(
+        "output",
+        "--emit",
+        type=click.Choice(["peft"]),
+        metavar="CHOICE",
+        help="print PEFT's adapter_config.json instead of a table [peft] [default: table]",
+    ),
 )
-@click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
-@click.option(
-    "--emit", type=click.Choice(["peft"]), help="print PEFT's adapter_config.json instead of a table [default: table]"
-)
-def plan(method: str, seed: int, as_json: bool, emit: str | None, profile_file: Path | None, **options: Any) -> None:
+def plan(method: str, seed: int, as_json: bool, emit: str | None, profile_file: Path | None, **given: Any) -> None:
     """Show the rank of every site and the number of parameters. Needs no weights."""
     own = (*_OWN, *EARLIER_NAMES)
-    config = study_from(settings_given({key: options[key] for key in own}))
+    config = study_from(settings_given({key: given[key] for key in own}))
     name, written = MethodSpec.split(method)
-    for several in ("target_names", "roles", "layers", "towers"):
-        if options[several]:
-            options[several] = re.sub("[,+]", " ", options[several])
-    given = settings_given({key: value for key, value in options.items() if key not in own})
-    spec = MethodSpec.build(name, {**written, **given})
+    chosen = settings_given({key: value for key, value in given.items() if key not in own})
+    for several in {"target_names", "roles", "layers", "towers"} & chosen.keys():
+        chosen[several] = re.sub("[,+]", " ", str(chosen[several]))
+    spec = MethodSpec.build(name, {**written, **chosen})
     check_base(config.model, [spec.base])
     from adaptive_lora.study.plan import peft_config, plan_method, print_plan
 
@@ -84,20 +93,23 @@ def _read_profile(path: Path | None) -> Any:
 
 
 @main.command()
-@study_file
-@study_options(leave_out=("methods", "lr", "baseline"))
-@click.option(
-    "--metric",
-    type=click.Choice(tuple(METRICS)),
-    metavar="METRIC",
-    default="weight_gradient",
-    show_default=True,
-    help="importance metric: " + "; ".join(f"{name} ({text})" for name, text in METRICS.items()),
+@options(
+    STUDY_FILE,
+    *settings(leave_out=("methods", "lr", "baseline")),
+    Option(
+        "profile",
+        "--metric",
+        type=click.Choice(tuple(METRICS)),
+        metavar="CHOICE",
+        default="weight_gradient",
+        show_default=True,
+        help="importance metric: " + "; ".join(f"{name} ({text})" for name, text in METRICS.items()),
+    ),
+    AS_JSON,
 )
-@click.option("--json", "as_json", is_flag=True, help="print the profile as JSON")
-def profile(file: Path | None, metric: str, as_json: bool, **options: Any) -> None:
+def profile(file: Path | None, metric: str, as_json: bool, **given: Any) -> None:
     """Measure the importance of every site on training examples; feed it to `plan --profile`."""
-    config = read_study(file, options)
+    config = read_study(file, given)
     require_inputs(config, trained=False)
     from adaptive_lora.study.steps import run_profile
 

@@ -13,11 +13,11 @@ import click
 
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.cli.group import main
-from adaptive_lora.cli.options import field_options, make_console, settings_given, study_options
+from adaptive_lora.cli.options import AS_JSON, make_console, options, own_settings, settings, settings_given
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.config.planted import SPECTRA, PlantedTeacher
-from adaptive_lora.config.precision import Precision
 from adaptive_lora.config.store_place import require_reachable
+from adaptive_lora.config.types import Precision
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.methods.planted import PATTERNS
 from adaptive_lora.options import Limits, option, read_options
@@ -114,9 +114,7 @@ def recovered(comparison: Comparison, oracle: str) -> dict[str, float]:
 
 
 @main.command()
-@field_options(dataclasses.fields(PlantedStudies))
-@study_options(only=_TRACKING)
-@click.option("--json", "as_json", is_flag=True, help="print JSON instead of tables")
+@options(*own_settings(PlantedStudies, "teacher"), *settings(only=_TRACKING), AS_JSON)
 def planted(as_json: bool, **options: Any) -> None:
     """Plant a known low-rank change in a base and see which method finds where it is.
 
@@ -128,12 +126,10 @@ def planted(as_json: bool, **options: Any) -> None:
     config = read_options(PlantedStudies, given)
     studies = list(config.studies(tracking))
     require_reachable(studies[0][1].tracking)
-    from rich.console import Console
-
     from adaptive_lora.study.comparison_input import Selection
     from adaptive_lora.study.run import compare_study, run_study
 
-    console = Console(stderr=True) if as_json else make_console()
+    console = make_console(as_json=as_json)
     found: list[dict[str, Any]] = []
 
     def conclude(data: str, result: StudyResult, oracle: str) -> str:

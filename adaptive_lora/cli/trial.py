@@ -1,4 +1,4 @@
-"""`train` and `evaluate`: one trial, one adapter."""
+"""`train`, `evaluate` and `export`: one trial, one adapter."""
 
 from __future__ import annotations
 
@@ -9,24 +9,38 @@ import click
 
 from adaptive_lora.cli.early import require_data, require_inputs
 from adaptive_lora.cli.group import main
-from adaptive_lora.cli.options import make_console, method_option, read_study, study_file, study_options
+from adaptive_lora.cli.options import (
+    AS_JSON,
+    STUDY_FILE,
+    Option,
+    make_console,
+    method_option,
+    options,
+    read_study,
+    settings,
+    settings_given,
+)
+from adaptive_lora.config import study_from
 from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.errors import ConfigError
 
 
 @main.command()
-@study_file
-@study_options(leave_out=("methods", "seeds", "baseline", "race"))
-@method_option("uniform")
-@click.option("--seed", default="0", show_default=True, metavar="INTEGER", help="seed of the trial")
-@click.option(
-    "--adapter",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="folder to write the adapter to [default: tracking store only]",
+@options(
+    STUDY_FILE,
+    method_option("uniform"),
+    Option("study", "--seed", default="0", show_default=True, metavar="INTEGER", help="seed of the trial"),
+    *settings(leave_out=("methods", "seeds", "baseline", "race")),
+    Option(
+        "where",
+        "--adapter",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="folder to write the adapter to [default: tracking store only]",
+    ),
 )
-def train(file: Path | None, method: str, seed: str, adapter: Path | None, **options: Any) -> None:
+def train(file: Path | None, method: str, seed: str, adapter: Path | None, **given: Any) -> None:
     """Train one trial: one method, seed and learning rate, as part of its study."""
-    config = read_study(file, {**options, "methods": method, "seeds": seed})
+    config = read_study(file, {**given, "methods": method, "seeds": seed})
     config.only_trial()
     require_inputs(config)
     from adaptive_lora.study.steps import run_train
@@ -35,16 +49,21 @@ def train(file: Path | None, method: str, seed: str, adapter: Path | None, **opt
 
 
 @main.command()
-@study_file
-@study_options(leave_out=("methods", "seeds", "lr", "baseline", "model", "revision"))
-@click.option(
-    "--adapter", metavar="DIRECTORY|URI", help="adapter folder, models:/NAME@champion, or models:/NAME/VERSION"
+@options(
+    STUDY_FILE,
+    Option(
+        "model",
+        "--adapter",
+        metavar="DIRECTORY|URI",
+        help="adapter folder, models:/NAME@champion, or models:/NAME/VERSION [default: none]",
+    ),
+    *settings(leave_out=("methods", "seeds", "lr", "baseline", "model", "revision")),
+    Option("evaluation", "--fold", default=0, show_default=True, help="fold whose test split is scored"),
+    AS_JSON,
 )
-@click.option("--fold", default=0, show_default=True, help="fold whose test split is scored")
-@click.option("--json", "as_json", is_flag=True, help="print JSON instead of a table")
-def evaluate(file: Path | None, adapter: str | None, fold: int, as_json: bool, **options: Any) -> None:
+def evaluate(file: Path | None, adapter: str | None, fold: int, as_json: bool, **given: Any) -> None:
     """Score a saved adapter on the test split, loaded as for serving."""
-    config = read_study(file, options)
+    config = read_study(file, given)
     if not adapter:
         raise ConfigError("evaluate needs --adapter: a folder or a models:/ URI; none was given.")
     require_data(config, config.data)
@@ -52,3 +71,21 @@ def evaluate(file: Path | None, adapter: str | None, fold: int, as_json: bool, *
     from adaptive_lora.study.steps import run_evaluate
 
     run_evaluate(config, adapter, fold, make_console(), as_json=as_json)
+
+
+@main.command()
+@click.argument("adapter")
+@click.argument("out", type=click.Path(path_type=Path))
+@options(
+    *settings(only=("tracking_uri", "trust_remote_code")),
+    Option("output", "--uniform", is_flag=True, help="one rank, scale 1: for servers with one alpha / r"),
+    Option("output", "--merged", is_flag=True, help="the base with the adapter in its weights"),
+)
+def export(adapter: str, out: Path, uniform: bool, merged: bool, **given: Any) -> None:
+    """Write ADAPTER (a folder or models:/ URI) to the new folder OUT, for serving elsewhere."""
+    config = study_from(settings_given(given))
+    if uniform == merged:
+        raise ConfigError("export needs exactly one of --uniform and --merged.")
+    from adaptive_lora.study.steps import run_export
+
+    run_export(config, adapter, out, make_console(), merged=merged)

@@ -15,7 +15,11 @@ from adaptive_lora.analysis import stats
 from adaptive_lora.analysis.comparison import Comparison
 from adaptive_lora.analysis.comparison.wording import plural
 from adaptive_lora.analysis.stats import Components, Correction
+from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import ConfigError, DataError
+from adaptive_lora.study.comparison_input import Selection, read_comparison_input
+from adaptive_lora.study.result import compare_input
+from adaptive_lora.tracking import connect
 
 SHOWN_SEEDS = (5, 6, 8, 10, 12, 16, 20, 30)
 _EXAMPLE_FACTORS = (0.25, 0.5, 1, 2, 4, 16)
@@ -41,20 +45,9 @@ class Question:
     """Source of the noise, for display."""
 
     @property
-    def spread(self) -> float:
+    def standard_deviation(self) -> float:
         """Standard deviation of paired differences over seeds, at the given number of examples."""
         return self.components.standard_deviation(self.components.examples)
-
-    @property
-    def alpha_each(self) -> float:
-        """Strictest significance level of the correction for one method."""
-        return self.alpha / max(1, self.comparisons)
-
-    @property
-    def fewest_seeds(self) -> int:
-        """Minimum number of paired seeds at which any result can be significant."""
-        fewest = stats.fewest_seeds(self.alpha, comparisons=self.comparisons, correction=self.correction)
-        return max(2, fewest)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +104,7 @@ def assumed_noise(spread: float, *, seeds: int, examples: int, example_spread: f
     between = spread**2 - residual / examples
     if between < 0:
         raise ConfigError(
-            f"an example spread of {example_spread:g} gives a spread of "
+            f"a standard deviation of {example_spread:g} between examples gives one of "
             f"{math.sqrt(residual / examples):.4g} over seeds with {examples} examples, more than "
             f"the {spread:g} given: raise --spread or --examples, or lower --example-spread."
         )
@@ -157,65 +150,95 @@ def difference_of_interest(comparison: Comparison, difference: float | None, gai
     return comparison.margin.value
 
 
+def assumed_question(given: Mapping[str, Any], test: Mapping[str, Any]) -> Question:
+    """Return the question of an assumed standard deviation.
+
+    Args:
+        given: options of the command `power`.
+        test: correction, alpha and power.
+    """
+    examples, example_spread = given["examples"], given["example_spread"]
+    noise = assumed_noise(given["spread"], seeds=0, examples=examples or 1, example_spread=example_spread)
+    return Question(
+        difference=given["difference"],
+        components=noise,
+        examples_known=example_spread is not None,
+        comparisons=given["comparisons"] or 1,
+        source="assumed",
+        **test,
+    )
+
+
+def observed_question(config: StudyConfig, given: Mapping[str, Any], test: Mapping[str, Any]) -> Question:
+    """Return the question of a finished study's noise, read from its store.
+
+    Args:
+        config: settings of the tracking store and the comparison.
+        given: options of the command `power`, which replace what was observed.
+        test: correction, alpha and power.
+    """
+    ids = () if given["study_id"] == "latest" else (given["study_id"],)
+    store = connect(config.tracking, must_exist=True)
+    comparison_input = read_comparison_input(store, Selection(study_ids=ids))
+    comparison = compare_input(comparison_input, config, given["baseline"])
+    noise = observed_noise(comparison)
+    if given["examples"] is not None:
+        noise = dataclasses.replace(noise, examples=given["examples"])
+    return Question(
+        difference=difference_of_interest(comparison, given["difference"], given["gain_percent"]),
+        components=noise,
+        examples_known=True,
+        comparisons=given["comparisons"] or sum(method.difference is not None for method in comparison.methods),
+        source=f"observed in {comparison_input.name}, {noise.seeds} seeds",
+        **test,
+    )
+
+
 def answer(question: Question, shown: Sequence[int] = SHOWN_SEEDS) -> Answer:
     """Return the numbers of seeds and examples needed, by formula and simulation."""
-    parts, size = question.components, question.difference
-    common: Mapping[str, Any] = {
+    parts, size, sd = question.components, question.difference, question.standard_deviation
+    corrected: Mapping[str, Any] = {
         "comparisons": question.comparisons,
         "correction": question.correction,
         "alpha": question.alpha,
     }
-    needed, simulated = stats.checked_seeds(size, question.spread, power=question.power, studies=2_000, **common)
-    least = None
-    if parts.example > 0:
-        least = stats.examples_for_new_examples(size, parts, alpha=question.alpha_each, power=question.power)
+    strictest: Mapping[str, Any] = {"alpha": question.alpha / max(1, question.comparisons), "power": question.power}
+    least_seeds = max(2, stats.fewest_seeds(**corrected))
+
+    def seed_row(seeds: int) -> SeedRow:
+        reachable, known = seeds >= least_seeds, question.examples_known
+        return SeedRow(
+            seeds=seeds,
+            power=stats.paired_power(size, sd, seeds, alpha=strictest["alpha"]) if reachable else 0.0,
+            simulated=stats.simulated_power(size, sd, seeds, **corrected),
+            examples_needed=stats.examples_for_power(size, parts, seeds, **strictest) if known else None,
+        )
+
+    def example_row(examples: int) -> ExampleRow:
+        other = parts.standard_deviation(examples)
+        return ExampleRow(examples=examples, spread=other, seeds_needed=stats.seeds_for_power(size, other, **strictest))
+
+    needed, simulated = stats.checked_seeds(size, sd, power=question.power, studies=2_000, **corrected)
+    factors = _EXAMPLE_FACTORS if question.examples_known else ()
     return Answer(
         question=question,
         seeds_needed=needed,
         simulated_power=simulated,
-        least_seeds=question.fewest_seeds,
-        examples_at_least=least,
-        by_seeds=tuple(_seed_row(question, seeds, common) for seeds in shown),
-        by_examples=_example_rows(question) if question.examples_known else (),
+        least_seeds=least_seeds,
+        examples_at_least=stats.examples_for_new_examples(size, parts, **strictest) if parts.example > 0 else None,
+        by_seeds=tuple(seed_row(seeds) for seeds in shown),
+        by_examples=tuple(example_row(max(2, round(factor * parts.examples))) for factor in factors),
     )
-
-
-def _seed_row(question: Question, seeds: int, common: Mapping[str, Any]) -> SeedRow:
-    needed = None
-    if question.examples_known:
-        needed = stats.examples_for_power(
-            question.difference, question.components, seeds, alpha=question.alpha_each, power=question.power
-        )
-    spread, power = question.spread, 0.0
-    if seeds >= question.fewest_seeds:
-        power = stats.paired_power(question.difference, spread, seeds, alpha=question.alpha_each)
-    return SeedRow(
-        seeds=seeds,
-        power=power,
-        simulated=stats.simulated_power(question.difference, spread, seeds, **common),
-        examples_needed=needed,
-    )
-
-
-def _example_rows(question: Question) -> tuple[ExampleRow, ...]:
-    rows = []
-    for factor in _EXAMPLE_FACTORS:
-        examples = max(2, round(factor * question.components.examples))
-        spread = question.components.standard_deviation(examples)
-        needed = stats.seeds_for_power(question.difference, spread, alpha=question.alpha_each, power=question.power)
-        rows.append(ExampleRow(examples=examples, spread=spread, seeds_needed=needed))
-    return tuple(rows)
 
 
 def print_answer(found: Answer, console: Console) -> None:
     """Print the answer in a sentence, and tables of other sizes."""
     question = found.question
-    seeds = "more than 2,000" if found.seeds_needed is None else f"{found.seeds_needed:,}"
     checked = f" (simulated: {found.simulated_power:.0%})" if found.simulated_power is not None else ""
     console.print(
-        f"[bold]{seeds} seeds[/] show a true difference of {question.difference:.4g} nats per "
-        f"token with {question.power:.0%} power{checked},\nagainst a spread of "
-        f"{question.spread:.4g} over seeds ({question.source}), with "
+        f"[bold]{_count(found.seeds_needed)} seeds[/] show a true difference of {question.difference:.4g} nats per "
+        f"token with {question.power:.0%} power{checked},\nif the standard deviation over seeds is "
+        f"{question.standard_deviation:.4g} ({question.source}), with "
         f"{plural(question.comparisons, 'method')} compared by {question.correction} at "
         f"{question.alpha:g}.\nUnder {found.least_seeds} seeds no result can be significant.",
         highlight=False,
@@ -226,24 +249,25 @@ def print_answer(found: Answer, console: Console) -> None:
             f"{found.examples_at_least:,} test examples, however many seeds.",
             highlight=False,
         )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = ["seeds", "power (t)", "simulated"]
-    if question.examples_known:
-        columns.append(f"or test examples for {question.power:.0%}")
-    for column in columns:
-        table.add_column(column, justify="right")
+    last = [f"or test examples for {question.power:.0%}"] if question.examples_known else []
+    table = _table("seeds", "power (t)", "simulated", *last)
     for row in found.by_seeds:
-        cells = [str(row.seeds), f"{row.power:.0%}", f"{row.simulated:.0%}"]
-        if question.examples_known:
-            cells.append("not enough seeds" if row.examples_needed is None else f"{row.examples_needed:,}")
-        table.add_row(*cells)
+        examples = "not enough seeds" if row.examples_needed is None else f"{row.examples_needed:,}"
+        table.add_row(str(row.seeds), f"{row.power:.0%}", f"{row.simulated:.0%}", *([examples] if last else []))
     console.print(table)
-    if not found.by_examples:
-        return
+    if found.by_examples:
+        table = _table("test examples", "standard deviation over seeds", "seeds")
+        for other in found.by_examples:
+            table.add_row(f"{other.examples:,}", f"{other.spread:.4g}", _count(other.seeds_needed))
+        console.print(table)
+
+
+def _count(seeds: int | None) -> str:
+    return "more than 2,000" if seeds is None else f"{seeds:,}"
+
+
+def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("test examples", "spread over seeds", "seeds"):
-        table.add_column(column, justify="right")
-    for other in found.by_examples:
-        wanted = "more than 2,000" if other.seeds_needed is None else f"{other.seeds_needed:,}"
-        table.add_row(f"{other.examples:,}", f"{other.spread:.4g}", wanted)
-    console.print(table)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table

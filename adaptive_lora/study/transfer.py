@@ -1,14 +1,15 @@
 """Transfer between tasks: ranks allocated on one task, trained on another.
 
 One study per task compares uniform with a method's ranks from the task itself, from every other task,
-and from all tasks (one shared allocation), at one parameter budget.
+and from all tasks (one shared allocation), at one parameter budget. The ranks of other tasks are those
+of the method's option `profiled_on`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptive_lora.allocation import MethodSpec
-from adaptive_lora.analysis.comparison import Comparison, MethodSummary
 from adaptive_lora.analysis.comparison.types import jsonable
 from adaptive_lora.analysis.comparison.wording import interval_text, signed
 from adaptive_lora.config import StudyConfig
@@ -44,6 +44,11 @@ class TransferCell:
     verdict: str
     trainable_parameters: float | None
 
+    @property
+    def text(self) -> str:
+        """Difference, interval and verdict in one line."""
+        return self.verdict if self.difference is None else f"{signed(self.difference)} {self.interval} {self.verdict}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransferTable:
@@ -55,13 +60,37 @@ class TransferTable:
     studies: Mapping[str, str]
     """Task -> id of its study."""
 
-    def cell(self, allocated_on: str, trained_on: str) -> TransferCell:
-        """Return one cell."""
-        return next(c for c in self.cells if (c.allocated_on, c.trained_on) == (allocated_on, trained_on))
-
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         return jsonable(self)
+
+    @property
+    def headings(self) -> list[str]:
+        """Headings of the table's columns."""
+        return ["allocated on", *(f"trained on {task}" for task in self.tasks)]
+
+    def rows(self) -> Iterator[list[str]]:
+        """Yield for each task of an allocation its name and the texts of its cells."""
+        texts = {(cell.allocated_on, cell.trained_on): cell.text for cell in self.cells}
+        for source in (*self.tasks, SHARED):
+            yield [source, *(texts[source, task] for task in self.tasks)]
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        lines = [self.headings, ["---"] * len(self.headings), *self.rows()]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    def print(self, console: Console) -> None:
+        """Print the table."""
+        table = Table(
+            *self.headings,
+            title=f"{self.method}: test loss minus uniform's, nats per token",
+            header_style="bold",
+            box=None,
+        )
+        for row in self.rows():
+            table.add_row(*row)
+        console.print(table)
 
 
 def run_transfer(config: StudyConfig, tasks: Sequence[str], method: str, console: Console) -> TransferTable:
@@ -76,9 +105,7 @@ def run_transfer(config: StudyConfig, tasks: Sequence[str], method: str, console
     Raises:
         ConfigError: there are fewer than two tasks, two have one name, or the method has no profile or budget.
     """
-    names = _names(tasks)
-    spec = MethodSpec.parse(method)
-    budget = _budget(spec, method)
+    names, budget = _names(tasks), _budget(method)
     cells: list[TransferCell] = []
     studies: dict[str, str] = {}
     for data, name in zip(tasks, names, strict=True):
@@ -91,11 +118,24 @@ def run_transfer(config: StudyConfig, tasks: Sequence[str], method: str, console
             baseline=None,
         )
         console.rule(f"trained on {name}")
-        study_result = run_study(study, console).study_result
-        studies[name] = study_result.study_id
-        labels = {source: MethodSpec.parse(text).label for source, text in arms.items()}
-        cells += [_cell(source, name, study_result.comparison, label) for source, label in labels.items()]
-    table = TransferTable(tasks=tuple(names), method=spec.label, cells=tuple(cells), studies=studies)
+        result = run_study(study, console).study_result
+        studies[name] = result.study_id
+        for source, text in arms.items():
+            found = result.comparison.method(MethodSpec.parse(text).label)
+            difference = found.difference
+            cells.append(
+                TransferCell(
+                    allocated_on=source,
+                    trained_on=name,
+                    method=found.label,
+                    difference=None if difference is None else difference.mean,
+                    interval="" if difference is None else interval_text(difference.interval),
+                    verdict=str(found.verdict.kind),
+                    trainable_parameters=found.parameters.mean,
+                )
+            )
+    label = MethodSpec.parse(method).label
+    table = TransferTable(tasks=tuple(names), method=label, cells=tuple(cells), studies=studies)
     _log(table, config)
     return table
 
@@ -112,68 +152,26 @@ def _names(tasks: Sequence[str]) -> list[str]:
     return names
 
 
-def _budget(spec: MethodSpec, text: str) -> str:
+def _budget(method: str) -> str:
     """Return the budget of all methods: the method's own, or that of uniform at its rank."""
+    spec = MethodSpec.parse(method)
     if spec.options.metric is None or not spec.options.is_plain_lora:
         raise ConfigError(
-            f"'{text}' follows no importance profile of its own, so nothing could be transferred; "
+            f"'{method}' follows no importance profile of its own, so nothing could be transferred; "
             "name a method such as empirical or waterfill."
         )
     rank = getattr(spec.options, "rank", None)
     if spec.budget is None and rank is None:
-        raise ConfigError(f"'{text}' has no rank; give it a budget, such as budget=uniform-8.")
+        raise ConfigError(f"'{method}' has no rank; give it a budget, such as budget=uniform-8.")
     return spec.budget or f"uniform-{rank}"
 
 
 def _arms(method: str, budget: str, tasks: Sequence[str], target: str) -> dict[str, str]:
     """Return task of the allocation -> method text, in the order of the tasks, shared last."""
-    joint = ":" if ":" not in method else ","
-    base = method if "budget=" in method else f"{method}{joint}budget={budget}"
+    base = method if "budget=" in method else f"{method}{',' if ':' in method else ':'}budget={budget}"
     arms = {PurePath(task).stem: base if task == target else f"{base},profiled_on={task}" for task in tasks}
     everything = "+".join(OWN if task == target else task for task in tasks)
     return {**arms, SHARED: f"{base},profiled_on={everything}"}
-
-
-def _cell(source: str, target: str, comparison: Comparison, label: str) -> TransferCell:
-    found: MethodSummary = comparison.method(label)
-    difference = found.difference
-    return TransferCell(
-        allocated_on=source,
-        trained_on=target,
-        method=label,
-        difference=None if difference is None else difference.mean,
-        interval="" if difference is None else interval_text(difference.interval),
-        verdict=str(found.verdict.kind),
-        trainable_parameters=found.parameters.mean,
-    )
-
-
-def markdown(table: TransferTable) -> str:
-    """Return the table with sources as rows and tasks as columns."""
-    head = ["allocated on", *(f"trained on {task}" for task in table.tasks)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for source in (*table.tasks, SHARED):
-        row = [source, *(cell_text(table.cell(source, task)) for task in table.tasks)]
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def cell_text(cell: TransferCell) -> str:
-    """Return difference, interval and verdict in one line."""
-    if cell.difference is None:
-        return cell.verdict
-    return f"{signed(cell.difference)} {cell.interval} {cell.verdict}"
-
-
-def print_table(table: TransferTable, console: Console) -> None:
-    """Print the transfer table."""
-    shown = Table(title=f"{table.method}: test loss minus uniform's, nats per token", header_style="bold", box=None)
-    shown.add_column("allocated on")
-    for task in table.tasks:
-        shown.add_column(f"trained on {task}")
-    for source in (*table.tasks, SHARED):
-        shown.add_row(source, *(cell_text(table.cell(source, task)) for task in table.tasks))
-    console.print(shown)
 
 
 def _log(table: TransferTable, config: StudyConfig) -> None:
@@ -182,9 +180,9 @@ def _log(table: TransferTable, config: StudyConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(table.to_dict(), indent=1, allow_nan=False)
     (folder / "transfer.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "transfer.md").write_text(markdown(table), encoding="utf-8")
+    (folder / "transfer.md").write_text(table.markdown(), encoding="utf-8")
     with single_run(connect(config.tracking), "transfer", f"{config.study} transfer") as run:
         run.params({"transfer.tasks": list(table.tasks), "transfer.method": table.method})
         run.tags({f"study_of.{task}": study for task, study in table.studies.items()})
-        run.describe(markdown(table))
+        run.describe(table.markdown())
         run.files(folder, "transfer")
