@@ -17,7 +17,7 @@ from adaptive_lora.config import study_from
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.verify import prove
+from adaptive_lora.study.result import prove
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.runs import PLAN, read_trials
 

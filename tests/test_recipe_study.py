@@ -14,7 +14,7 @@ from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.plan import plan_method
-from adaptive_lora.study.verify import prove
+from adaptive_lora.study.result import prove
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.runs import HISTORY, read_trials
 

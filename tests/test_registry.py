@@ -30,10 +30,9 @@ from adaptive_lora.errors import AdapterError, TrackingError
 from adaptive_lora.serving import BASE_VARIABLE, load_adapter
 from adaptive_lora.study.comparison_input import Selection
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.result import StudyResult
+from adaptive_lora.study.result import StudyResult, prove
 from adaptive_lora.study.run import compare_study
 from adaptive_lora.study.trial import PROBE, probe_logits
-from adaptive_lora.study.verify import prove
 from adaptive_lora.tracking import connect, read_trials
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 

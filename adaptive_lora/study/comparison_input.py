@@ -9,9 +9,9 @@ import dataclasses
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import EARLIER_NAMES, current_settings, digest
@@ -29,6 +29,8 @@ from adaptive_lora.tracking import (
     read_trials,
 )
 from adaptive_lora.tracking.runs import CORRUPTION, STUDY_ID, TOKENS, identity_of
+
+T = TypeVar("T")
 
 CONFIG = "study.json"
 BASE_SCORES = "frozen.json"
@@ -108,8 +110,7 @@ def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput
         DataError: no trial finished, or the trials must not be mixed.
     """
     if selection.query is None and len(selection.study_ids) < 2:
-        study = StudyRun.find(store, next(iter(selection.study_ids), None))
-        return comparison_input_of(study)
+        return comparison_input_of(StudyRun.find(store, next(iter(selection.study_ids), None)))
     studies = [StudyRun.find(store, study_id) for study_id in selection.study_ids]
     runs = [run for study in studies for run in _in_grid(study.children(), study_settings(study))]
     if selection.query is not None:
@@ -129,24 +130,16 @@ def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput
             f"these trials cannot be compared: {'; '.join(mixed)}. Compare one kind at a time, or "
             "give --allow-mixed, which pairs trials only within each kind."
         )
-    parents = list(known.values())
     key = digest({"runs": sorted(r.run_id for r in records), "mixed": selection.allow_mixed})[:10]
     title = " and ".join(sorted(known)) if studies and selection.query is None else "Query"
-    home = open_comparison(store, key, f"comparison of {title}"[:250])
-    facts = _facts(store, parents)
-    if selection.query is not None:
-        facts["query"] = selection.query
-    return ComparisonInput(
+    return _assembled(
+        records,
+        list(known.values()),
         name=f"compare-{key}",
         title=f"Comparison of {title}",
-        home=home,
-        records=tuple(_renumbered(records) if mixed else records),
-        settings=study_settings(parents[0]) if parents else {},
-        base_scores=None if mixed else _base_scores(parents),
-        examples=_examples(parents),
-        facts=facts,
-        data=_data(parents),
-        mixed=tuple(mixed),
+        home=open_comparison(store, key, f"comparison of {title}"[:250]),
+        query=selection.query,
+        mixed=mixed,
     )
 
 
@@ -160,17 +153,57 @@ def comparison_input_of(study: StudyRun) -> ComparisonInput:
     settings = study_settings(study)
     records = read_trials(study.store, _newest(_in_grid(study.children(), settings)))
     _require_finished(records, f"study {study.study_id}")
+    title = f"Study {settings.get('study', study.study_id)}"
+    return _assembled(records, [study], name=study.study_id, title=title, home=study)
+
+
+def _assembled(
+    records: Sequence[TrialRecord],
+    studies: Sequence[StudyRun],
+    *,
+    name: str,
+    title: str,
+    home: StudyRun | TrialRun,
+    query: str | None = None,
+    mixed: Sequence[str] = (),
+) -> ComparisonInput:
+    """Return the input of a comparison, with what its studies recorded for all of their trials."""
+    settings = study_settings(studies[0]) if studies else {}
+    facts = _facts(home.store, studies, settings)
+    if query is not None:
+        facts["query"] = query
+    scores = None if mixed else next(filter(None, map(recorded_base_scores, studies)), None)
+    texts = [_recorded(study, EXAMPLES, _texts) or {} for study in studies]
+    data = {study.study_id: _recorded(study, DATA, _lines) for study in studies}
     return ComparisonInput(
-        name=study.study_id,
-        title=f"Study {settings.get('study', study.study_id)}",
-        home=study,
-        records=tuple(records),
+        name=name,
+        title=title,
+        home=home,
+        records=tuple(_renumbered(records) if mixed else records),
         settings=settings,
-        base_scores=_base_scores([study]),
-        examples=_examples([study]),
-        facts=_facts(study.store, [study]),
-        data=_data([study]),
+        base_scores=scores,
+        examples={key: text for found in texts for key, text in found.items()},
+        facts=facts,
+        data={study_id: lines for study_id, lines in data.items() if lines is not None},
+        mixed=tuple(mixed),
     )
+
+
+def _recorded(study: StudyRun, name: str, read: Callable[[Any], T], *, required: bool = False) -> T | None:
+    """Return what a study recorded in a JSON artifact; None where an earlier version recorded nothing.
+
+    Raises:
+        TrackingError: the artifact is corrupt, or missing though required.
+    """
+    try:
+        return read(study.store.read_json(study.run_id, name))
+    except (OSError, *CORRUPTION) as error:
+        if isinstance(error, OSError) and not required:
+            return None
+        raise TrackingError(
+            f"study {study.study_id} has no readable {name} ({brief(error)}); the study command with "
+            "the settings of then writes it again."
+        ) from error
 
 
 def study_settings(study: StudyRun) -> dict[str, Any]:
@@ -179,16 +212,22 @@ def study_settings(study: StudyRun) -> dict[str, Any]:
     Raises:
         TrackingError: the settings are missing or corrupt.
     """
-    try:
-        settings: dict[str, Any] = study.store.read_json(study.run_id, CONFIG)
-        _require_grid(settings)
-    except (OSError, *CORRUPTION) as error:
-        raise _corrupt(study, CONFIG, error) from error
+    settings = _recorded(study, CONFIG, _grid_settings, required=True)
+    assert settings is not None
     return current_settings(settings)[0]
 
 
-def _require_grid(settings: Any) -> None:
-    """Raise TypeError or KeyError if recorded settings lack methods, rates or seeds."""
+def recorded_base_scores(study: StudyRun) -> dict[int, EvalResult] | None:
+    """Return the recorded scores of a study's base per fold; None where none were recorded.
+
+    Raises:
+        TrackingError: they are corrupt.
+    """
+    return _recorded(study, BASE_SCORES, _scores_by_fold)
+
+
+def _grid_settings(settings: Any) -> dict[str, Any]:
+    """Return recorded settings; raises TypeError or KeyError if they lack methods, rates or seeds."""
     if not isinstance(settings, dict):
         raise TypeError(f"required a JSON object, got {type(settings).__name__}")
     for name, kind in (("methods", str), ("lr", int | float), ("seeds", int)):
@@ -197,6 +236,27 @@ def _require_grid(settings: Any) -> None:
             raise TypeError(f"required a list of {name}, got {values!s:.80}")
         if not all(isinstance(value, kind) and value is not True for value in values):
             raise TypeError(f"required {name} of type {kind}, got {values!s:.80}")
+    return settings
+
+
+def _scores_by_fold(values: Any) -> dict[int, EvalResult]:
+    found = {int(fold): eval_from_dict(result) for fold, result in values.items()}
+    if not all(math.isfinite(loss) for one in found.values() for loss in one.nll_E):
+        raise ValueError("a loss is not finite")
+    return found
+
+
+def _texts(values: Any) -> dict[str, str]:
+    if not all(isinstance(text, str) for text in values.values()):
+        raise TypeError("required texts by example id")
+    return dict(values)
+
+
+def _lines(values: Any) -> tuple[str, ...]:
+    lines = values["block"]
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise TypeError("required a list of lines")
+    return tuple(lines)
 
 
 def _label(text: str) -> str | None:
@@ -239,15 +299,12 @@ def _require_finished(records: Sequence[TrialRecord], whose: str) -> None:
 
 
 def _kind(record: TrialRecord, what: str) -> str:
-    names = SAME[what]
+    names, given = SAME[what], record.settings
     if isinstance(names, str):
         return record.tags.get(names, "not recorded")
-    recorded = {
-        name: record.settings[f"cfg.{name}"] for name in (*names, *EARLIER_NAMES) if f"cfg.{name}" in record.settings
-    }
+    recorded = {name: given[f"cfg.{name}"] for name in (*names, *EARLIER_NAMES) if f"cfg.{name}" in given}
     settings = current_settings(recorded)[0]
-    values = [f"{name} {settings.get(name, 'not recorded')}" for name in names]
-    return ", ".join(values)
+    return ", ".join(f"{name} {settings.get(name, 'not recorded')}" for name in names)
 
 
 def _differences(records: Sequence[TrialRecord]) -> list[str]:
@@ -273,87 +330,26 @@ def _renumbered(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
     Seeds of the second group start at 10,000, those of the third at 20,000.
     """
-    kinds = list(dict.fromkeys(tuple(_kind(record, what) for what in SAME) for record in records))
+    kinds = [tuple(_kind(record, what) for what in SAME) for record in records]
+    order = list(dict.fromkeys(kinds))
     return [
-        dataclasses.replace(
-            record, seed=record.seed + _APART * kinds.index(tuple(_kind(record, what) for what in SAME))
-        )
-        for record in records
+        dataclasses.replace(record, seed=record.seed + _APART * order.index(kind))
+        for record, kind in zip(records, kinds, strict=True)
     ]
 
 
-def _base_scores(studies: Sequence[StudyRun]) -> dict[int, EvalResult] | None:
-    return next((found for study in studies if (found := recorded_base_scores(study))), None)
-
-
-def recorded_base_scores(study: StudyRun) -> dict[int, EvalResult] | None:
-    """Return the recorded scores of a study's base per fold; None where none were recorded.
-
-    Raises:
-        TrackingError: they are corrupt.
-    """
-    try:
-        values = study.store.read_json(study.run_id, BASE_SCORES)
-        found = {int(fold): eval_from_dict(result) for fold, result in values.items()}
-        if not all(math.isfinite(loss) for one in found.values() for loss in one.nll_E):
-            raise ValueError("a loss is not finite")
-    except OSError:
-        return None
-    except CORRUPTION as error:
-        raise _corrupt(study, BASE_SCORES, error) from error
-    return found
-
-
-def _examples(studies: Sequence[StudyRun]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for study in studies:
-        try:
-            texts = study.store.read_json(study.run_id, EXAMPLES)
-            if not all(isinstance(text, str) for text in texts.values()):
-                raise TypeError("required texts by example id")
-        except OSError:
-            continue  # studies of earlier versions did not record them
-        except CORRUPTION as error:
-            raise _corrupt(study, EXAMPLES, error) from error
-        found.update(texts)
-    return found
-
-
-def _data(studies: Sequence[StudyRun]) -> dict[str, tuple[str, ...]]:
-    found = {}
-    for study in studies:
-        try:
-            lines = study.store.read_json(study.run_id, DATA)["block"]
-            if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-                raise TypeError("required a list of lines")
-        except OSError:
-            continue  # studies of earlier versions did not record them
-        except CORRUPTION as error:
-            raise _corrupt(study, DATA, error) from error
-        found[study.study_id] = tuple(lines)
-    return found
-
-
-def _corrupt(study: StudyRun, name: str, error: Exception) -> TrackingError:
-    return TrackingError(
-        f"study {study.study_id} has no readable {name} ({brief(error)}); the study command with "
-        "the settings of then writes it again."
-    )
-
-
-def _facts(store: Store, studies: Sequence[StudyRun]) -> dict[str, str]:
+def _facts(store: Store, studies: Sequence[StudyRun], settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the recorded facts needed to reproduce the studies."""
-    facts = {"study id": ", ".join(study.study_id for study in studies)}
-    facts["tracking store"] = store.shown_uri
-    names = {"base": "base model", "data": "data", "precision": "precision"}
+    facts = {"study id": ", ".join(study.study_id for study in studies), "tracking store": store.shown_uri}
     prefix = "provenance."
-    tags = [study.recorded().data.tags for study in studies]
-    for own in tags:
-        texts = {shown: own[name] for name, shown in names.items() if name in own}
+    for study in studies:
+        own = study.recorded().data.tags
+        texts = {"base model": f"{own.get('base')} ({own.get('base_hash', '?')[:16]})"}
+        texts["data"] = f"{own.get('data')} ({own.get('data_digest', '?')})"
+        if "precision" in own:
+            texts["precision"] = own["precision"]
         if own.get("trust_remote_code") == "true":
             texts["code of the base"] = "run (--trust-remote-code true)"
-        texts["base model"] = f"{texts.get('base model')} ({own.get('base_hash', '?')[:16]})"
-        texts["data"] = f"{texts.get('data')} ({own.get('data_digest', '?')})"
         texts |= {k.removeprefix(prefix): v for k, v in own.items() if k.startswith(prefix)}
         for name, text in texts.items():
             before = facts.get(name)
@@ -362,7 +358,6 @@ def _facts(store: Store, studies: Sequence[StudyRun]) -> dict[str, str]:
             elif text not in before:
                 facts[name] = f"{before}; {text}"
     if studies:
-        settings = study_settings(studies[0])
         facts["scaling"] = f"{settings.get('scaling', 'constant')}, alpha {settings.get('alpha', 'not recorded')}"
         facts["settings"] = json.dumps(settings)
     return {name: hide_credentials(text) for name, text in facts.items()}

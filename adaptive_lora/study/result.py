@@ -1,4 +1,4 @@
-"""The result of a study: comparison, report and champion in the registry."""
+"""The result of a study: comparison, report, and the proven champion in the registry."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
-from adaptive_lora.analysis.comparison import Comparison, MethodSummary, compare
+from adaptive_lora.analysis.comparison import Comparison, compare
 from adaptive_lora.analysis.report import About, render_markdown, render_terminal, write_report
 from adaptive_lora.analysis.stats import Correction
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import AdapterError
+from adaptive_lora.models.errors import is_bug
 from adaptive_lora.results import TrialRecord
+from adaptive_lora.serving import load_adapter
 from adaptive_lora.study.comparison_input import ComparisonInput
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.verify import prove
+from adaptive_lora.study.trial import PROBE, probe_logits
 from adaptive_lora.tracking import RegisteredAdapter, promote, register
-from adaptive_lora.tracking.registry import MODEL_TAG
+from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder, require_own_code
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,25 +57,27 @@ def judge(
             error in it only prevents the registration.
     """
     comparison = compare_input(comparison_input, config, config.baseline)
+    home, title = comparison_input.home, comparison_input.title
     folder = Path(config.tracking.output) / comparison_input.name
-    report = write_report(
-        comparison,
-        comparison_input.records,
-        folder,
-        About(title=comparison_input.title, examples=comparison_input.examples, data=comparison_input.data),
-    )
+    about = About(title=title, examples=comparison_input.examples, data=comparison_input.data)
+    report = write_report(comparison, comparison_input.records, folder, about)
     render_terminal(comparison, console)
-    comparison_input.home.files(folder, "report")
-    comparison_input.home.describe(render_markdown(comparison, comparison_input.title))
-    _summarise(comparison_input, comparison)
+    home.files(folder, "report")
+    home.describe(render_markdown(comparison, title))
+    home.tags({"verdict": comparison.answer[:5000], "champion": comparison.winner})
+    means = {
+        "study/baseline_test_loss": comparison.methods[0].loss.mean,
+        "study/champion_test_loss": comparison.method(comparison.winner).loss.mean,
+    }
+    for name, mean in means.items():
+        if mean is not None:
+            home.metric(name, mean)
+    home.flush()
+    champion, reason = None, ""
     try:
-        if comparison_input.mixed:
-            raise AdapterError(
-                "trials of several data sets, splits or bases were compared, so there is no one adapter to register."
-            )
-        champion, reason = _register(comparison_input, config, comparison, context_for), ""
+        champion = _register(comparison_input, config, comparison, context_for)
     except AdapterError as error:
-        champion, reason = None, str(error)
+        reason = str(error)
     return StudyResult(
         study_id=comparison_input.name, comparison=comparison, report=report, champion=champion, no_champion=reason
     )
@@ -87,18 +94,14 @@ def compare_input(comparison_input: ComparisonInput, config: StudyConfig, baseli
         correction=cast(Correction, config.correction),
         facts=comparison_input.facts,
     )
-    notes = (*comparison.notes, *_mixed_notes(comparison_input.mixed))
-    return dataclasses.replace(comparison, notes=notes)
-
-
-def _mixed_notes(mixed: tuple[str, ...]) -> tuple[str, ...]:
-    if not mixed:
-        return ()
-    return (
-        f"Trials of several kinds were pooled as asked ({'; '.join(mixed)}): pairs are formed "
+    if not comparison_input.mixed:
+        return comparison
+    note = (
+        f"Trials of several kinds were pooled as asked ({'; '.join(comparison_input.mixed)}): pairs are formed "
         "within each kind only, whose seeds are numbered from 0, 10,000, 20,000 ...; without one "
-        "frozen base no margin follows by itself.",
+        "frozen base no margin follows by itself."
     )
+    return dataclasses.replace(comparison, notes=(*comparison.notes, note))
 
 
 def _register(
@@ -107,7 +110,15 @@ def _register(
     comparison: Comparison,
     context_for: Callable[[TrialRecord], StudyContext],
 ) -> RegisteredAdapter:
-    """Prove, register and promote the winner's best trial by validation loss."""
+    """Prove, register and promote the winner's best trial by validation loss.
+
+    Raises:
+        AdapterError: there is no one adapter, or its proof failed.
+    """
+    if comparison_input.mixed:
+        raise AdapterError(
+            "trials of several data sets, splits or bases were compared, so there is no one adapter to register."
+        )
     store = comparison_input.store
     winner = comparison.method(comparison.winner)
     trials = [
@@ -120,29 +131,28 @@ def _register(
     run = store.client.get_run(best.run_id)
     proof = prove(context, best, run.data.tags[MODEL_TAG])
     adapter = register(store, config.tracking.registered_model, run)
-    tests = None if winner.difference is None else winner.difference.tests
-    promote(
-        store,
-        adapter,
-        {
-            "headline": comparison.headline,
-            "decision": comparison.decision,
-            "verdict": winner.verdict.text,
-            "method": best.method,
-            "baseline": comparison.baseline,
-            "n_seeds": str(len(winner.seeds)),
-            "p_value": "none (the baseline itself)" if tests is None else f"{tests.sign_flip:.4g}",
-            "p_value_corrected": _corrected_p(comparison, winner),
-            "correction": comparison.correction,
-            "study_id": comparison_input.name,
-            "decided_by_run": comparison_input.home.run_id,
-            "decided_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "reload_max_logit_difference": repr(proof.max_logit_difference),
-            "reload_max_loss_difference": repr(proof.max_loss_difference),
-            "base_hash": context.base.reference.content_hash,
-        },
-        _version_text(comparison_input, config, comparison, best),
-    )
+    p_value = corrected = "none (the baseline itself)"
+    if winner.difference is not None:
+        p_value = f"{winner.difference.tests.sign_flip:.4g}"
+        corrected = f"{comparison.deciding_p(winner.difference):.4g}"
+    tags = {
+        "headline": comparison.headline,
+        "decision": comparison.decision,
+        "verdict": winner.verdict.text,
+        "method": best.method,
+        "baseline": comparison.baseline,
+        "n_seeds": str(len(winner.seeds)),
+        "p_value": p_value,
+        "p_value_corrected": corrected,
+        "correction": comparison.correction,
+        "study_id": comparison_input.name,
+        "decided_by_run": comparison_input.home.run_id,
+        "decided_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "reload_max_logit_difference": repr(proof.max_logit_difference),
+        "reload_max_loss_difference": repr(proof.max_loss_difference),
+        "base_hash": context.base.reference.content_hash,
+    }
+    promote(store, adapter, tags, _version_text(comparison_input, config, comparison, best))
     return adapter
 
 
@@ -165,18 +175,61 @@ def _version_text(
     )
 
 
-def _summarise(comparison_input: ComparisonInput, comparison: Comparison) -> None:
-    """Log the outcome as tags and metrics, which tables of runs can show and sort."""
-    base, winner = comparison.methods[0], comparison.method(comparison.winner)
-    comparison_input.home.tags({"verdict": comparison.answer[:5000], "champion": comparison.winner})
-    means = {"study/baseline_test_loss": base.loss.mean, "study/champion_test_loss": winner.loss.mean}
-    for name, value in means.items():
-        if value is not None:
-            comparison_input.home.metric(name, value)
-    comparison_input.home.flush()
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proof:
+    """Differences between the trained and the reloaded adapter."""
+
+    max_logit_difference: float
+    """Maximum absolute difference over the probe's logits."""
+    max_loss_difference: float
+    """Maximum absolute difference of a test example's summed negative log-likelihood, in nats."""
+    test_loss: float
+    """Test loss of the reloaded adapter, in nats per supervised token."""
 
 
-def _corrected_p(comparison: Comparison, winner: MethodSummary) -> str:
-    if winner.difference is None:
-        return "none (the baseline itself)"
-    return f"{comparison.deciding_p(winner.difference):.4g}"
+def prove(context: StudyContext, record: TrialRecord, model_uri: str) -> Proof:
+    """Load an adapter as in serving, and compare logits and test loss with the trial's.
+
+    Args:
+        context: base and test split of the study.
+        record: record of the trial, read from the tracking store.
+        model_uri: URI of the trial's MLflow model.
+
+    Raises:
+        AdapterError: the base differs, or outputs differ by more than the precision's tolerance.
+    """
+    assert record.test is not None
+    try:
+        require_own_code(model_uri)  # so that the loaded code is the served code
+        folder = adapter_folder(model_uri)
+        model, _, _ = load_adapter(folder, trust_remote_code=context.base.reference.trust_remote_code)
+        trained = load_file(folder / PROBE)["logits"]
+    except Exception as error:  # PEFT, transformers and safetensors raise their own types
+        if is_bug(error):
+            raise
+        raise AdapterError(
+            f"the adapter of run {record.run_id} cannot be loaded back ({error}). It was not registered."
+        ) from error
+    again = context.losses(model, context.splits(record.fold).test)
+    logits = probe_logits(context, model, record.fold)
+    proof = Proof(
+        max_logit_difference=float((logits - trained).abs().max()),
+        max_loss_difference=float(np.abs(again.nll_E - record.test.nll_E).max()),
+        test_loss=again.loss,
+    )
+    limit = context.runtime.precision.rounding
+    scale = float(trained.abs().max())
+    if again.example_ids != record.test.example_ids or not (
+        proof.max_logit_difference <= limit * scale
+        and proof.max_loss_difference <= limit * float(record.test.nll_E.max())
+    ):
+        raise AdapterError(
+            f"the adapter of run {record.run_id} does not reload as it was trained: logits differ "
+            f"by up to {proof.max_logit_difference:.3g}, test losses by "
+            f"{proof.max_loss_difference:.3g} nats (allowed in {context.runtime.precision}: "
+            f"{limit:.3g} relative, on the machine that trained it). It was not registered."
+        )
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return proof

@@ -8,9 +8,10 @@ that was not interrupted.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from adaptive_lora.allocation import MethodSpec
@@ -62,6 +63,14 @@ class RungResult:
             f"{self.losses[best]:.4f} at rate {best:g} ({rule})"
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; a loss that is not finite is None."""
+        rates = [
+            {"lr": lr, "validation_loss": loss if math.isfinite(loss) else None, "failed_seeds": self.failed[lr]}
+            for lr, loss in sorted(self.losses.items())
+        ]
+        return {"step": self.step, "steps": self.steps, "seeds": self.seeds, "kept": list(self.kept), "rates": rates}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MethodRace:
@@ -83,8 +92,9 @@ class Race:
     def __init__(self, context: StudyContext, study: StudyRun, rule: RaceRule) -> None:
         """Prepare a race without reading the store."""
         self._context, self._study, self._rule = context, study, rule
-        self._trials = tuple(context.config.trials())
-        self._signatures = {key_of(trial): context.signature(trial) for trial in self._trials}
+        self._racing = rule.racing(context.config.seeds)
+        self._trials = {context.signature(trial): trial for trial in context.config.trials()}
+        self._signatures = {key_of(trial): signature for signature, trial in self._trials.items()}
         self._curves: dict[tuple[str, str, int], dict[int, float]] = {}
         self.methods: tuple[MethodRace, ...] = ()
         """State of each method's race, set by `look`."""
@@ -99,51 +109,39 @@ class Race:
             TrackingError: the store does not answer, or has not received all records.
         """
         self._study.store.settle(_AWAY)
-        runs: dict[str, list[Run]] = {signature: [] for signature in self._signatures.values()}
+        runs: dict[str, list[Run]] = {signature: [] for signature in self._trials}
         for run in self._study.children():
             runs.setdefault(run.data.tags.get(SIGNATURE, ""), []).append(run)
         before = self.methods
         self.methods = tuple(self._decided(spec, runs) for spec in self._context.config.specs)
-        stopped = list(self._stopped(runs))
         if self.methods != before:
             self._study.json(RACE, self.to_dict())
-        ended = {run.info.run_id: reason for _, own, reason in stopped for run in own if not is_raced(run)}
+        races = {race.label: race for race in self.methods}
+        legs: list[Leg] = []
+        stopped: list[TrialSpec] = []
+        ended: dict[str, str] = {}
+        for signature, trial in self._trials.items():
+            race, own = races[trial.method.label], runs[signature]
+            if trial.lr in race.stopped and not _is_over(own, frozenset()):
+                stopped.append(trial)
+                ended |= {run.info.run_id: race.stopped[trial.lr] for run in own if not is_raced(run)}
+            elif trial.lr in race.left and not _is_over(own, self._study.failed_before):
+                if race.waiting is None:
+                    legs.append(Leg(trial=trial, pause_at=None))
+                elif trial.seed in self._racing and self._loss(trial, own, race.waiting) is None:
+                    step = _rungs(self._context, trial.method, trial.fold)[race.waiting]
+                    legs.append(Leg(trial=trial, pause_at=step))
         if ended:
             self._study.end_raced(ended)
-        return list(self._legs(runs)), [trial for trial, _, _ in stopped]
-
-    def _legs(self, runs: Mapping[str, Sequence[Run]]) -> Iterator[Leg]:
-        races = {race.label: race for race in self.methods}
-        racing = self._rule.racing(self._context.config.seeds)
-        for trial in self._trials:
-            race, own = races[trial.method.label], runs[self._signatures[key_of(trial)]]
-            if trial.lr not in race.left or _is_over(own, self._study.failed_before):
-                continue
-            if race.waiting is None:
-                yield Leg(trial=trial, pause_at=None)
-            elif trial.seed in racing and self._loss(trial, own, race.waiting) is None:
-                step = _rungs(self._context, trial.method, trial.fold)[race.waiting]
-                yield Leg(trial=trial, pause_at=step)
-
-    def _stopped(self, runs: Mapping[str, Sequence[Run]]) -> Iterator[tuple[TrialSpec, Sequence[Run], str]]:
-        reasons = {race.label: race.stopped for race in self.methods}
-        for trial in self._trials:
-            own = runs[self._signatures[key_of(trial)]]
-            reason = reasons[trial.method.label].get(trial.lr)
-            if reason is not None and not _is_over(own, frozenset()):
-                yield trial, own, reason
+        return legs, stopped
 
     def _decided(self, spec: MethodSpec, runs: Mapping[str, Sequence[Run]]) -> MethodRace:
-        config = self._context.config
-        left, decided = tuple(sorted(config.lr)), []
-        seeds = self._rule.racing(config.seeds)
-        waiting = None
+        left, decided, waiting = tuple(sorted(self._context.config.lr)), [], None
         for number, step in enumerate(_rungs(self._context, spec, 0)):
             if len(left) == 1:
                 break
-            found = {lr: {seed: self._seed_loss(spec, seed, lr, runs, number) for seed in seeds} for lr in left}
-            losses = {lr: {seed: loss for seed, loss in own.items() if loss is not None} for lr, own in found.items()}
-            if any(len(own) < len(seeds) for own in losses.values()):
+            losses = self._losses(spec, left, number, runs)
+            if losses is None:
                 waiting = number
                 break
             left = self._rule.survivors(losses, number)
@@ -154,35 +152,33 @@ class Race:
                     steps=_steps(self._context, spec, 0),
                     losses={lr: mean for lr, (_, mean, _) in order.items()},
                     failed={lr: failed for lr, (failed, _, _) in order.items()},
-                    seeds=len(seeds),
+                    seeds=len(self._racing),
                     kept=left,
                 )
             )
-        return MethodRace(
-            label=spec.label,
-            left=left,
-            rungs=tuple(decided),
-            waiting=waiting,
-            stopped={
-                lr: rung.reason(lr, self._rule.text)
-                for rung in decided
-                for lr in sorted(rung.losses.keys() - set(rung.kept))
-            },
-        )
+        reasons = {
+            lr: rung.reason(lr, self._rule.text)
+            for rung in decided
+            for lr in sorted(rung.losses.keys() - set(rung.kept))
+        }
+        return MethodRace(label=spec.label, left=left, rungs=tuple(decided), waiting=waiting, stopped=reasons)
 
-    def _seed_loss(
-        self, spec: MethodSpec, seed: int, lr: float, runs: Mapping[str, Sequence[Run]], number: int
-    ) -> float | None:
-        """Return the mean over folds at a rung; None if a fold has not reached it."""
-        total = 0.0
-        folds = range(self._context.config.data.folds)
-        for fold in folds:
-            trial = TrialSpec(study=self._context.config, method=spec, seed=seed, fold=fold, lr=lr)
-            loss = self._loss(trial, runs[self._signatures[key_of(trial)]], number)
-            if loss is None:
-                return None
-            total += loss
-        return total / len(folds)
+    def _losses(
+        self, spec: MethodSpec, rates: Sequence[float], number: int, runs: Mapping[str, Sequence[Run]]
+    ) -> dict[float, dict[int, float]] | None:
+        """Return learning rate -> seed -> mean loss over folds at a rung; None if a trial has not reached it."""
+        config = self._context.config
+        found: dict[float, dict[int, float]] = {}
+        for lr, seed in product(rates, self._racing):
+            total = 0.0
+            for fold in range(config.data.folds):
+                trial = TrialSpec(config=config, method=spec, seed=seed, fold=fold, lr=lr)
+                loss = self._loss(trial, runs[self._signatures[key_of(trial)]], number)
+                if loss is None:
+                    return None
+                total += loss
+            found.setdefault(lr, {})[seed] = total / config.data.folds
+        return found
 
     def _loss(self, trial: TrialSpec, runs: Sequence[Run], number: int) -> float | None:
         """Return a trial's loss at a rung: infinite if it failed before, None if it has not reached it."""
@@ -192,8 +188,7 @@ class Race:
             if run.info.status in ranks or rung_reached(run) >= step:
                 one = _steps(self._context, trial.method, trial.fold) // trial.method.options.trainings
                 begun = (step - 1) // one * one  # start of the same training, if there are several
-                patience = trial.study.train.patience
-                return loss_at(self._curve(run), step, since=begun if patience else None)
+                return loss_at(self._curve(run), step, since=begun if trial.config.train.patience else None)
         return None
 
     def _curve(self, run: Run) -> dict[int, float]:
@@ -206,49 +201,27 @@ class Race:
 
     def steps(self) -> tuple[int, int]:
         """Return the number of optimiser steps taken by all trials, and that of the full grid."""
-        signatures = set(self._signatures.values())
-        runs = [run for run in self._study.children() if run.data.tags.get(SIGNATURE) in signatures]
-        client = self._study.store.client
+        runs = [run for run in self._study.children() if run.data.tags.get(SIGNATURE) in self._trials]
 
-        def last(run: Run) -> tuple[str, int]:
-            history = client.get_metric_history(run.info.run_id, _TOKENS)
-            return run.data.tags[SIGNATURE], max((point.step for point in history), default=0)
+        def last(run: Run) -> int:
+            history = self._study.store.client.get_metric_history(run.info.run_id, _TOKENS)
+            return max((point.step for point in history), default=0)
 
         taken: dict[str, int] = {}
         with ThreadPoolExecutor(max_workers=8) as workers:
-            for signature, step in workers.map(last, runs):
+            for run, step in zip(runs, workers.map(last, runs), strict=True):
+                signature = run.data.tags[SIGNATURE]
                 taken[signature] = max(step, taken.get(signature, 0))
-        full = sum(_steps(self._context, trial.method, trial.fold) for trial in self._trials)
+        full = sum(_steps(self._context, trial.method, trial.fold) for trial in self._trials.values())
         return sum(taken.values()), full
 
     def to_dict(self) -> dict[str, Any]:
-        """Return rule and decisions as JSON-ready values; non-finite numbers are None."""
-        return {
-            "rule": self._rule.text,
-            "methods": {
-                race.label: {
-                    "left": list(race.left),
-                    "rungs": [
-                        {
-                            "step": rung.step,
-                            "steps": rung.steps,
-                            "seeds": rung.seeds,
-                            "kept": list(rung.kept),
-                            "rates": [
-                                {
-                                    "lr": lr,
-                                    "validation_loss": loss if math.isfinite(loss) else None,
-                                    "failed_seeds": rung.failed[lr],
-                                }
-                                for lr, loss in sorted(rung.losses.items())
-                            ],
-                        }
-                        for rung in race.rungs
-                    ],
-                }
-                for race in self.methods
-            },
+        """Return rule and decisions as JSON-ready values."""
+        methods = {
+            race.label: {"left": list(race.left), "rungs": [rung.to_dict() for rung in race.rungs]}
+            for race in self.methods
         }
+        return {"rule": self._rule.text, "methods": methods}
 
 
 def key_of(trial: TrialSpec) -> tuple[str, int, int, float]:
