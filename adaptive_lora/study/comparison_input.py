@@ -163,7 +163,7 @@ def _assembled(
     *,
     name: str,
     title: str,
-    home: StudyRun | TrialRun,
+    home: StudyRun | Recorder,
     query: str | None = None,
     mixed: Sequence[str] = (),
 ) -> ComparisonInput:
