@@ -21,7 +21,7 @@ from tracked import quiet
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
 from adaptive_lora.errors import Undelivered
-from adaptive_lora.study import tracked_trial
+from adaptive_lora.study import trial as study_trial
 from adaptive_lora.tracking import Recorder, connect, connection
 from adaptive_lora.tracking import outbox as outbox
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
@@ -177,7 +177,7 @@ def test_a_study_trains_on_without_its_server_and_is_compared_after_a_sync(
 ) -> None:
     config = make_study(tracking_uri=site.proxy.address, output=str(tmp_path / "out"), experiment="outage")
     trained = []
-    real = tracked_trial.run_trial
+    real = study_trial.run_trial
 
     def run_trial(context: Any, trial: Any, *rest: Any, **more: Any) -> Any:
         if len(trained) == 1:
@@ -185,7 +185,7 @@ def test_a_study_trains_on_without_its_server_and_is_compared_after_a_sync(
         trained.append(trial.label)
         return real(context, trial, *rest, **more)
 
-    monkeypatch.setattr(tracked_trial, "run_trial", run_trial)
+    monkeypatch.setattr(study_trial, "run_trial", run_trial)
     monkeypatch.setattr(connection, "PATIENCE", 2.0)
     monkeypatch.setattr(outbox, "_WORTH_SAYING", 1)
     with pytest.raises(Undelivered, match="trained, not compared: then run the same command again"):

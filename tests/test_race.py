@@ -407,7 +407,7 @@ def test_two_processes_decide_as_one(raced: Finished, place: Place, zygote: Zygo
 
 
 FAULTS = (
-    ("adaptive_lora.study.tracked_trial", "_buffer", 6, "before"),
+    ("adaptive_lora.study.trial", "log_step", 6, "before"),
     ("adaptive_lora.training.checkpoint_files", "_write_files", 2, "after"),
     ("adaptive_lora.tracking.recorder", "Recorder.end", 1, "before"),
     ("adaptive_lora.tracking.recorder", "Recorder.end", 1, "after"),
@@ -441,7 +441,7 @@ def test_a_killed_race_ends_as_if_it_had_not_been(raced: Finished, place: Place,
 def test_ctrl_c_and_continue(raced: Finished, place: Place, zygote: Zygote) -> None:
     folder, values = place(race=True, methods="uniform:rank=2")
     words = ["study", *words_of(values)]
-    fault = ("adaptive_lora.study.tracked_trial", "_buffer", 15, "after", 2)
+    fault = ("adaptive_lora.study.trial", "log_step", 15, "after", 2)
     assert zygote.run(words, folder, fault) == 130
     assert zygote.run(words, folder) == 0, (folder / "log.txt").read_text()[-4000:]
     check_same("uniform-r2", folder, raced)

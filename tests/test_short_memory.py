@@ -14,7 +14,7 @@ from tracked import trials_in
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import ModelError, TrialFailed
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.run import run_single
+from adaptive_lora.study.steps import run_train
 from adaptive_lora.study.trial import TrialOutcome, run_trial
 from adaptive_lora.training.memory.shortage import is_out_of_memory
 
@@ -89,7 +89,7 @@ def test_one_example_that_does_not_fit_fails_the_trial_and_is_recorded(
 
     monkeypatch.setattr(GPT2Model, "forward", only_evaluation)
     with pytest.raises(TrialFailed, match="one example per forward pass"):
-        run_single(in_store(batch_size=4), Console(file=StringIO()))
+        run_train(in_store(batch_size=4), None, Console(file=StringIO()))
     (trial,) = trials_in(tmp_path)
     assert trial.info.status == "FAILED"
     assert "one example per forward pass" in trial.data.tags["failure"]

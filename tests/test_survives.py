@@ -28,7 +28,7 @@ from zygote import Zygote
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.interruption import Interrupted, interruptible, whole
-from adaptive_lora.study import tracked_trial
+from adaptive_lora.study import trial as study_trial
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.trial import run_trial
 from adaptive_lora.tracking import connect
@@ -67,7 +67,7 @@ STAGES = (
     ("adaptive_lora.study.run", "_describe", 1, "before"),
     ("adaptive_lora.study.trial_context", "TrialOnBase.train", 1, "before"),
     ("adaptive_lora.tracking.recorder", "Recorder.model", 1, "before"),
-    ("adaptive_lora.study.tracked_trial", "trial_metrics", 2, "after"),
+    ("adaptive_lora.study.trial_log", "trial_metrics", 2, "after"),
     ("adaptive_lora.study.run", "judge", 1, "before"),
     ("mlflow", "MlflowClient.create_model_version", 1, "after"),
 )
@@ -235,16 +235,15 @@ def test_a_full_output_disk_ends_a_study_that_goes_on_when_there_is_room(
 ) -> None:  # fmt: skip
     """Records have no other place, so nothing goes on without them; none of those made is lost."""
     config = in_store(output=str(output_disk.folder / "out"), seeds="0 1", checkpoint_steps=1)
-    real, trained = tracked_trial.run_trial, []
+    real, trained = study_trial.log_outcome, []
 
-    def run_trial(*words: Any, **more: Any) -> Any:
-        outcome = real(*words, **more)
+    def log_outcome(context: Any, run: Any, trial: Any, outcome: Any) -> None:
         trained.append(outcome.train.losses)
         if len(trained) == 2:
             output_disk.fill()
-        return outcome
+        real(context, run, trial, outcome)
 
-    monkeypatch.setattr(tracked_trial, "run_trial", run_trial)
+    monkeypatch.setattr(study_trial, "log_outcome", log_outcome)
     result = CliRunner().invoke(main, ["study", *words_of(_given(config))])
     assert result.exit_code == 2, result.output
     text = " ".join(result.output.split())

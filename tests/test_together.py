@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,14 @@ from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.methods.adapters.dropout import own_dropout, switch_off_dropout
 from adaptive_lora.results import TrainResult
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.executors import resolve_engine, run_trials
 from adaptive_lora.study.progress import StudyProgress
 from adaptive_lora.study.run import open_study
-from adaptive_lora.study.tracked_trial import run_tracked
+from adaptive_lora.study.schedule import Leg, Schedule, resolve_engine
+from adaptive_lora.study.trial import TrialOutcome, run_tracked
 from adaptive_lora.tracking import connect
 from adaptive_lora.training import Trainer, TrainInputs
 from adaptive_lora.training.joint import loop as joint_memory
+from adaptive_lora.training.joint.group import JointGroup
 from adaptive_lora.training.joint.grouped import mount, take_off
 from adaptive_lora.training.joint.loop import JointTraining, Member, joining_problem, passes_at_once
 from adaptive_lora.training.memory import Estimate
@@ -96,16 +98,9 @@ class Trainings:
         return Member(trainer=trainer, layers=take_off(adapted))
 
     def together(self, trials: list[TrialSpec]) -> list[tuple[TrainResult, Weights]]:
-        members = [self.member(trial) for trial in trials]
-        JointTraining(members).run()
+        found = JointGroup([partial(self.alone, trial) for trial in trials]).run()
         assert not lora_layers(self.base)
-        found = []
-        for member in members:
-            assert member.failure is None
-            mount(self.base, member.layers)
-            member.trainer.early.restore_best(member.trainer.parameters)
-            found.append((member.trainer.result(), weights_of(member.trainer.model)))
-            detach(member.trainer.model)
+        assert all(result.trials_together == len(trials) for result, _ in found)
         return found
 
 
@@ -272,14 +267,15 @@ def studies(empty_store: Path, make_study: Callable[..., StudyConfig], tmp_path:
         store = {"tracking_uri": store_in(folder), "output": str(folder)}
         context = StudyContext(make_study(**{"base_dropout": False, "engine": name, **store, **changes}))
         study = open_study(context, connect(context.config.tracking))
+        legs = [Leg(trial=trial) for trial in context.config.trials()]
+        schedule = Schedule(
+            [legs], engine=context.config.engine, wait=lambda taken: pytest.fail("no other process is there")
+        )
         with StudyProgress(Console(file=StringIO()), 6) as progress:
-            run_trials(
-                list(context.config.trials()),
-                lambda trial: bool(run_tracked(context, study, trial, progress)),
-                lambda trial, failure: pytest.fail(str(failure)),
-                lambda taken: pytest.fail("no other process is there"),
-                engine=context.config.engine,
-            )
+            for group in schedule:
+                runs = [partial(run_tracked, context, study, leg.trial, progress) for leg in group]
+                outcomes = JointGroup(runs).run() if len(runs) > 1 else [runs[0]()]
+                assert all(isinstance(outcome, TrialOutcome) for outcome in outcomes)
         study.store.settle()
         return sorted(trials_in(folder), key=lambda run: run.info.run_name)
 

@@ -20,7 +20,7 @@ from tracked import Finished, quiet, runs_in, store_in, trials_in, words_of
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
 from adaptive_lora.study import run as study_module
-from adaptive_lora.study import tracked_trial
+from adaptive_lora.study import trial as study_trial
 from adaptive_lora.study.comparison_input import Selection
 from adaptive_lora.study.run import compare_study
 from adaptive_lora.study.steps import run_train
@@ -191,18 +191,18 @@ def test_trained_trials_make_one_study(in_store: Callable[..., StudyConfig], tmp
 def test_an_interrupted_study_continues(
     in_store: Callable[..., StudyConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    buffer = tracked_trial._buffer
+    log_step = study_trial.log_step
     calls = {"left": 3}
 
     def interrupted(run: Any, event: StepEvent) -> None:
         calls["left"] -= 1
         if calls["left"] == 0:  # the second trial's first step
             raise KeyboardInterrupt
-        buffer(run, event)
+        log_step(run, event)
 
     config = in_store(seeds="0 1")
     with monkeypatch.context() as patch:
-        patch.setattr(tracked_trial, "_buffer", interrupted)
+        patch.setattr(study_trial, "log_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quiet(config)
     statuses = {run.data.tags.get("seed", "parent"): run.info.status for run in runs_in(tmp_path)}

@@ -18,7 +18,7 @@ from tracked import store_in, words_of
 from adaptive_lora.cli import main
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import TrackingError
-from adaptive_lora.study import tracked_trial
+from adaptive_lora.study.trial_log import trial_parameters
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.connection import hide_credentials
 
@@ -80,7 +80,7 @@ def test_no_credentials_in_what_a_study_records(make_bench: Callable[..., Any]) 
     context = make_bench(tracking_uri=f"http://user:{SECRET}@127.0.0.1:1")
     assert SECRET not in json.dumps(context.settings())
     trial = next(iter(context.config.trials()))
-    assert SECRET not in json.dumps(dict(tracked_trial._parameters(context, trial)))
+    assert SECRET not in json.dumps(dict(trial_parameters(context, trial)))
 
 
 def test_a_deleted_experiment_is_named(empty_store: Path, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The grid of trials: contexts, the run of one trial, executors, comparison."""
+"""The grid of trials: contexts, the run of one trial, the schedule, comparison."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -39,16 +41,16 @@ from adaptive_lora.study.comparison_input import (
     study_settings,
 )
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.executors import resolve_engine, run_trials
 from adaptive_lora.study.progress import StudyProgress, say_lines, say_place
 from adaptive_lora.study.provenance import provenance
-from adaptive_lora.study.race import require_rungs, run_race
+from adaptive_lora.study.race import race_rounds, require_rungs
 from adaptive_lora.study.result import StudyResult, judge
-from adaptive_lora.study.tracked_trial import run_tracked, trial_checkpoints
-from adaptive_lora.study.trial import TrialOutcome
+from adaptive_lora.study.schedule import Leg, Schedule, resolve_engine
+from adaptive_lora.study.trial import run_tracked, trial_checkpoints
 from adaptive_lora.tracking import Store, StudyRun, connect
 from adaptive_lora.tracking.runs import STUDY_ID, STUDY_KEY, TOKENS, eval_to_dict, run_name
 from adaptive_lora.tracking.study_run import TrialStatus
+from adaptive_lora.training.joint.group import JointGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,91 +80,66 @@ def run_study(config: StudyConfig, console: Console | None = None) -> StudyOutco
     say_lines(console, context.data_lines())
     if config.race:
         require_rungs(context)
-    with interruptible():
-        return _run_study(context, connect(config.tracking), console)
-
-
-def _run_study(context: StudyContext, store: Store, console: Console) -> StudyOutcome:
-    say_place(store, console)
-    config, study = context.config, open_study(context, store)
-    status = "FAILED"
-    run_here: set[str] = set()
-
-    def run(trial: TrialSpec, pause_at: int | None = None) -> bool:
-        outcome = run_tracked(context, study, trial, progress, pause_at=pause_at)
-        if outcome is TrialStatus.PAUSED or not isinstance(outcome, TrialStatus):
-            run_here.add(trial.label)
-        return outcome is not TrialStatus.TAKEN
-
-    def failed(trial: TrialSpec, failure: TrialFailed) -> None:
-        run_here.add(trial.label)
-        progress.end(trial.label, f"[red]FAILED[/]: {shown(failure)}")
-
-    try:
-        trials = missing_trials(context, study)
-        with StudyProgress(console, len(list(config.trials()))) as progress:
-            if config.race:
-                run_race(context, study, run, failed, progress)
-            else:
-                progress.skip(len(list(config.trials())) - len(trials))
-                engine = resolve_engine(config.engine, context.runtime)
-                run_trials(trials, run, failed, progress.wait, engine=engine)
-        store.settle(" The trials were trained, not compared: then run the same command again.")
-        for trial in config.trials():  # a process may have been killed between a trial's end and this step
+    trials, run_here = list(config.trials()), set[str]()
+    with opened_study(context, console) as study:
+        with StudyProgress(console, len(trials)) as progress:
+            schedule = _schedule(context, study, progress)
+            for group in schedule:
+                runs = [
+                    partial(run_tracked, context, study, leg.trial, progress, pause_at=leg.pause_at) for leg in group
+                ]
+                outcomes = JointGroup(runs).run() if len(runs) > 1 else [runs[0]()]
+                for leg, outcome in zip(group, outcomes, strict=True):
+                    if outcome is TrialStatus.TAKEN:
+                        schedule.postpone(leg)
+                    elif outcome is not TrialStatus.DONE:
+                        run_here.add(leg.trial.label)
+                    if isinstance(outcome, TrialFailed):
+                        progress.end(leg.trial.label, f"[red]FAILED[/]: {shown(outcome)}")
+        study.store.settle(" The trials were trained, not compared: then run the same command again.")
+        for trial in trials:  # a process may have been killed between a trial's end and this step
             trial_checkpoints(context, trial).remove()
         with study.comparing():
             study_result = judge(comparison_input_of(study), config, console, lambda trial: context)
-        status = "FINISHED"
-    except (KeyboardInterrupt, TrackingError, OSError, MemoryError):
-        status = "KILLED"
-        raise
-    finally:
-        study.end(status)
-    return StudyOutcome(study_result=study_result, store=store, trials_run=len(run_here))
+    return StudyOutcome(study_result=study_result, store=study.store, trials_run=len(run_here))
 
 
-def run_single(config: StudyConfig, console: Console) -> tuple[TrialSpec, TrialOutcome | None, StudyRun, str]:
-    """Run the only trial of a configuration as a child of its study.
+def _schedule(context: StudyContext, study: StudyRun, progress: StudyProgress) -> Schedule:
+    """Return the schedule of the trials that are not finished: of a race of learning rates, or of the grid."""
+    config = context.config
+    if config.race:
+        return Schedule(race_rounds(context, study, progress), engine="serial", wait=progress.wait)
+    missing = missing_trials(context, study)
+    progress.skip(len(list(config.trials())) - len(missing))
+    engine = resolve_engine(config.engine, context.runtime)
+    return Schedule([[Leg(trial=trial) for trial in missing]], engine=engine, wait=progress.wait)
 
-    Under `mlflow run` the run made for this process becomes the trial's run.
 
-    Returns:
-        The trial, its outcome (None if it had been finished before), the study, and the trial's
-        signature.
+@contextmanager
+def opened_study(context: StudyContext, console: Console, *, single: bool = False) -> Iterator[StudyRun]:
+    """Open a study's parent run for the block; it ends FINISHED, FAILED, or KILLED to be continued.
 
-    Raises:
-        ConfigError: the configuration has several trials.
-        TrialFailed: training was not stable.
+    Ctrl-C and SIGTERM interrupt the block.
+
+    Args:
+        context: context of the study.
+        console: receives the place of the records.
+        single: whether only one trial is run, whose failure is not that of the study.
     """
-    trial = config.only_trial()
-    context = StudyContext(config)
-    say_lines(console, context.data_lines())
+    resumable = (KeyboardInterrupt,) if single else (KeyboardInterrupt, TrackingError, OSError, MemoryError)
     with interruptible():
-        return _run_single(context, trial, console)
-
-
-def _run_single(
-    context: StudyContext, trial: TrialSpec, console: Console
-) -> tuple[TrialSpec, TrialOutcome | None, StudyRun, str]:
-    store = connect(context.config.tracking)
-    say_place(store, console)
-    study = open_study(context, store, single=True)
-    signature = context.signature(trial)
-    status = "FINISHED"
-    try:
-        if not missing_trials(context, study):
-            return trial, None, study, signature
-        with StudyProgress(console, 1) as progress:
-            found = run_tracked(context, study, trial, progress, adopt=True)
-        if found is TrialStatus.TAKEN:
-            raise TrackingError(f"another process is running {trial.label}.")
-        outcome = None if isinstance(found, TrialStatus) else found
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        study.end(status)
-    return trial, outcome, study, signature
+        store = connect(context.config.tracking)
+        say_place(store, console)
+        study = open_study(context, store, single=single)
+        status = "FINISHED" if single else "FAILED"
+        try:
+            yield study
+            status = "FINISHED"
+        except resumable:
+            status = "KILLED"
+            raise
+        finally:
+            study.end(status)
 
 
 def open_study(context: StudyContext, store: Store, *, single: bool = False) -> StudyRun:

@@ -16,7 +16,7 @@ from adaptive_lora import serving
 from adaptive_lora.analysis.report.profile_figures import profile_figure, spectrum_figure
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.config.types import Precision
-from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, brief, unknown_name
+from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, TrialFailed, brief, unknown_name
 from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile
 from adaptive_lora.models.base import locate
@@ -25,11 +25,13 @@ from adaptive_lora.redaction import shown
 from adaptive_lora.serving import saved_quantisation
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.encoder_context import context_for
-from adaptive_lora.study.progress import say_lines, say_place
-from adaptive_lora.study.run import run_single
+from adaptive_lora.study.progress import StudyProgress, say_lines, say_place
+from adaptive_lora.study.run import missing_trials, opened_study
+from adaptive_lora.study.trial import TrialOutcome, run_tracked
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.runs import eval_to_dict, single_run
+from adaptive_lora.tracking.study_run import TrialStatus
 from adaptive_lora.training import total_steps
 
 
@@ -113,17 +115,40 @@ def _share_of_training(context: object, profile: ImportanceProfile) -> float:
     return profile.processed_tokens / seen
 
 
-def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> None:
-    """Run one trial and, if a folder is given, write its adapter to it.
+def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> TrialOutcome | None:
+    """Run the only trial of a configuration as a child of its study.
+
+    Under `mlflow run` the run made for this process becomes the trial's run.
+
+    Args:
+        config: settings of one trial.
+        adapter: new or empty folder to which the adapter is copied; None: it is in the tracking store only.
+        console: receives progress and the ids of the records.
+
+    Returns:
+        The outcome, or None if the trial had been finished before.
 
     Raises:
-        ConfigError: the folder is not empty.
+        ConfigError: the folder is not empty, or the configuration has several trials.
+        TrialFailed: training was not stable.
     """
     if adapter is not None and adapter.exists() and any(adapter.iterdir()):
         raise ConfigError(f"{adapter} is not empty; give a new folder for the adapter.")
-    trial, outcome, study, signature = run_single(config, console)
-    run = next(run for run in study.runs_of(signature) if run.info.status == "FINISHED")
-    if outcome is None:
+    trial = config.only_trial()
+    context = StudyContext(config)
+    say_lines(console, context.data_lines())
+    outcome: TrialOutcome | TrialFailed | TrialStatus = TrialStatus.DONE
+    with opened_study(context, console, single=True) as study:
+        if missing_trials(context, study):
+            with StudyProgress(console, 1) as progress:
+                outcome = run_tracked(context, study, trial, progress, adopt=True)
+        if isinstance(outcome, TrialFailed):
+            raise outcome
+        if outcome is TrialStatus.TAKEN:
+            raise TrackingError(f"another process is running {trial.label}.")
+    run = next(run for run in study.runs_of(context.signature(trial)) if run.info.status == "FINISHED")
+    trained = outcome if isinstance(outcome, TrialOutcome) else None
+    if trained is None:
         console.print(f"{shown(trial.label)} was finished before; nothing to train", highlight=False)
     if adapter is not None:
         shutil.copytree(adapter_folder(run.data.tags[MODEL_TAG]), adapter, dirs_exist_ok=True)
@@ -134,6 +159,7 @@ def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> No
         highlight=False,
         soft_wrap=True,
     )
+    return trained
 
 
 def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console, *, as_json: bool) -> None:

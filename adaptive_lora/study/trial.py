@@ -1,4 +1,4 @@
-"""The run of one trial: training by its method, audit, scoring, saving."""
+"""The run of one trial: alone (`run_trial`), and leased and recorded in a study (`run_tracked`)."""
 
 from __future__ import annotations
 
@@ -7,24 +7,32 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from adaptive_lora.allocation import Plan, RankPlan
-from adaptive_lora.allocation.plan import BaseStorage
+from adaptive_lora.allocation import Plan
 from adaptive_lora.config import TrialSpec
-from adaptive_lora.errors import TrialFailed
+from adaptive_lora.errors import LeaseLost, TrialFailed
+from adaptive_lora.interruption import TrainingPaused
 from adaptive_lora.methods.adapters import audit_as_built, save_adapter
 from adaptive_lora.methods.base import RankEvent, TrainedTrial
 from adaptive_lora.methods.importance import ImportanceProfile
 from adaptive_lora.models.errors import model_errors
+from adaptive_lora.models.threads import shared_cores
+from adaptive_lora.redaction import shown
 from adaptive_lora.results import EvalResult, TrainResult
 from adaptive_lora.study.context import StudyContext
+from adaptive_lora.study.progress import StudyProgress
 from adaptive_lora.study.trial_context import TrialOnBase
-from adaptive_lora.training import StepEvent, TrialCheckpoints
+from adaptive_lora.study.trial_log import failure_logged, log_outcome, log_settings, log_step, trial_tags
+from adaptive_lora.tracking import StudyRun
+from adaptive_lora.tracking.runs import PAUSED, RACE, RACE_STEP, run_name
+from adaptive_lora.tracking.study_run import TrialStatus
+from adaptive_lora.training import Frequency, StepEvent, TrialCheckpoints
 
 PROBE = "probe.safetensors"
 
@@ -54,14 +62,90 @@ class TrialOutcome:
     """Further metrics of the method."""
 
 
+def run_tracked(
+    context: StudyContext,
+    study: StudyRun,
+    trial: TrialSpec,
+    progress: StudyProgress,
+    *,
+    adopt: bool = False,
+    pause_at: int | None = None,
+) -> TrialOutcome | TrialFailed | TrialStatus:
+    """Run a trial under its own MLflow run, leased by this process, from its last checkpoint on.
+
+    Args:
+        context: context of the study.
+        study: parent run of the study.
+        trial: trial to run.
+        progress: progress display.
+        adopt: whether to use the run that `mlflow run` made for this process, if there is one.
+        pause_at: optimiser step at which it is paused with a checkpoint; None: it is not paused.
+
+    Returns:
+        The outcome; the failure of a training that was not stable, with which a study continues; or
+        the trial's status if there is nothing to do for this process.
+    """
+    name = run_name(trial.label) if adopt else trial.label
+    run = study.take(name, trial_tags(context, trial), adopt=adopt, pause_at=pause_at)
+    if isinstance(run, TrialStatus):
+        return run
+    progress.begin(trial.label)
+    checkpoints = trial_checkpoints(context, trial)
+
+    def on_step(event: StepEvent) -> None:
+        check_lease()
+        progress.step(trial.label, event)
+        log_step(run, event)
+        if event.step == pause_at:
+            run.tags({RACE: PAUSED, RACE_STEP: str(event.step)})
+            raise TrainingPaused
+
+    log = partial(log_outcome, context, run, trial)
+    try:
+        with study.trial(run) as check_lease, shared_cores():
+            log_settings(context, run, trial)
+            with failure_logged(run), checkpoints.workplace() as folder:
+                outcome = run_trial(context, trial, folder / "adapter", on_step, checkpoints, log)
+    except TrainingPaused:
+        return TrialStatus.PAUSED
+    except LeaseLost as lost:
+        progress.note(shown(f"{trial.label}: {lost}"))
+        return TrialStatus.TAKEN
+    except TrialFailed as failure:
+        checkpoints.remove()  # continuing from it would only fail again
+        return failure.with_traceback(None)  # whose frames hold the model
+    checkpoints.remove()
+    progress.end(trial.label, _summary(outcome))
+    return outcome
+
+
+def _summary(outcome: TrialOutcome) -> str:
+    """Return the line shown for a finished trial."""
+    test = outcome.test
+    exact = "" if test.exact_match is None else f"  exact match {test.exact_match:6.1%}"
+    skipped = f"  [red]{outcome.train.skipped_steps} steps skipped[/]" if outcome.train.skipped_steps else ""
+    return f"test loss {test.loss:.4f}{exact}  {outcome.seconds:.1f} s{skipped}"
+
+
+def trial_checkpoints(context: StudyContext, trial: TrialSpec) -> TrialCheckpoints:
+    """Return a trial's checkpoints, in a folder of its signature inside one of the study."""
+    config = context.config.tracking
+    home = Path(config.checkpoints or Path(config.output) / "checkpoints")
+    return TrialCheckpoints(
+        home / context.study_id / context.signature(trial),
+        Frequency(minutes=config.checkpoint_minutes, steps=config.checkpoint_steps),
+    )
+
+
 def run_trial(
     context: StudyContext,
     trial: TrialSpec,
     folder: Path,
     on_step: Callable[[StepEvent], None] = lambda event: None,
     checkpoints: TrialCheckpoints | None = None,
+    log: Callable[[TrialOutcome], None] = lambda outcome: None,
 ) -> TrialOutcome:
-    """Run a trial on the shared base, which has no adapters afterwards.
+    """Run a trial on the shared base, which has no adapters afterwards: plan, attach, fit, audit, score, save, log.
 
     Args:
         context: base, data and plans.
@@ -69,6 +153,7 @@ def run_trial(
         folder: folder for the adapter.
         on_step: function called after every optimiser step.
         checkpoints: checkpoints of this trial, from which it continues; None: it cannot be resumed.
+        log: function that records the outcome.
 
     Raises:
         TrialFailed: training was not stable.
@@ -81,7 +166,7 @@ def run_trial(
     trial_context = TrialOnBase(context, trial, on_step, checkpoints)
     try:
         with model_errors(f"{trial.label} on {context.architecture.kind} failed", context.base.model):
-            trained = trial.method.options.fit(trial_context)
+            trained = trial.method.options.fit(trial_context)  # its method plans, attaches and fits
             _require_finite("validation", trained.result.validation_loss)
             audit_as_built(trained.model, trained.plan, trial_context.head)
             test = context.score(trained.model, context.splits(trial.fold).test)
@@ -91,7 +176,7 @@ def run_trial(
     finally:
         trial_context.release()
     before = 0.0 if checkpoints is None else checkpoints.seconds_before
-    return TrialOutcome(
+    outcome = TrialOutcome(
         plan=trained.plan,
         profile=None if metric is None else context.profile(metric, seed=trial.seed, fold=trial.fold),
         train=trained.result,
@@ -104,6 +189,8 @@ def run_trial(
         trainings=trial_context.trainings,
         extra=trained.extra,
     )
+    log(outcome)
+    return outcome
 
 
 def _require_finite(part: str, loss: float) -> None:
@@ -134,51 +221,3 @@ def probe_logits(context: StudyContext, model: Any, fold: int) -> torch.Tensor:
     The reloaded adapter must give equal outputs.
     """
     return context.task.probe(model, context.splits(fold).test)
-
-
-def trial_metrics(context: StudyContext, outcome: TrialOutcome, fold: int) -> dict[str, float]:
-    """Return the metrics of a finished trial under their stable names.
-
-    `efficiency_ratio` is (base loss - test loss) / (trainable parameters / 10^6): the gain in nats per
-    supervised token per million trainable parameters. The published study (its
-    `analyze_results.py`, `perplexity_per_param`) divides perplexity by millions of parameters, a
-    figure that improves when a method spends more; the gain over the frozen base does not.
-    `reduction_vs_full` is 1 - trainable / all parameters of the base. `trainable_parameters` are
-    those of the final adapter, `training_parameters` the most trained at the same time, neither
-    with `head_parameters`, which every method of a task trains in addition.
-    """
-    train, test, plan = outcome.train, outcome.test, outcome.plan
-    gained = context.base_scores(fold).loss - test.loss
-    metrics = {
-        "validation/final_loss": train.validation_loss,
-        **{f"test/{name}": value for name, value in context.task.metrics(test).items()},
-        "trainable_parameters": float(plan.trainable_parameters),
-        "training_parameters": float(outcome.training_parameters),
-        "head_parameters": float(context.base.head_parameters),
-        "total_parameters": float(context.base.total_parameters),
-        "reduction_vs_full": 1 - plan.trainable_parameters / context.base.total_parameters,
-        "efficiency_ratio": gained / (plan.trainable_parameters / 1e6),
-        "train/supervised_tokens": float(train.supervised_tokens),
-        "tokens_per_second": train.tokens / train.seconds,
-        "train_seconds": train.seconds,
-        "wall_seconds": outcome.seconds,
-        "search_seconds": outcome.search_seconds,
-        "trainings": float(outcome.trainings),
-        "micro_batch": float(train.micro_batch),
-        "trials_together": float(train.trials_together),
-        "skipped_steps": float(train.skipped_steps),
-        "stopped_early": float(train.stopped_early),
-        **outcome.extra,
-    }
-    if train.peak_memory_bytes is not None:
-        metrics["peak_memory_bytes"] = float(train.peak_memory_bytes)
-    if plan.base != BaseStorage.FULL:
-        metrics["base/quantised_loss"] = context.on_base(plan.base).base_scores(fold).loss
-    if outcome.profile is not None:
-        metrics["profile/seconds"] = outcome.profile.seconds
-        metrics["profile/stability"] = outcome.profile.stability
-        metrics["profile/share_of_training"] = outcome.profile.seconds / train.seconds
-    if isinstance(plan, RankPlan) and plan.certificate is not None:
-        metrics["plan/headroom"] = plan.certificate.headroom
-        metrics["plan/abstained"] = float(plan.certificate.abstained)
-    return metrics

@@ -49,7 +49,7 @@ from adaptive_lora.models.base import count_parameters
 from adaptive_lora.models.device import start_runtime
 from adaptive_lora.models.kernels import fast_layers, packed_attention
 from adaptive_lora.models.losses import causal_loss
-from adaptive_lora.study.run import run_single
+from adaptive_lora.study.steps import run_train
 
 START, SMALL = 100, 1_000
 """Rows of the trial whose cost is taken off, and of the trials that run beside all others."""
@@ -72,7 +72,7 @@ def over_examples(folder: Path, count: int, seed: int) -> tuple[int, float]:
         }
     )  # fmt: skip
     started = time.process_time()
-    _, outcome, *_ = run_single(config, Console(quiet=True))
+    outcome = run_train(config, None, Console(quiet=True))
     seconds = time.process_time() - started
     assert outcome is not None
     return outcome.train.tokens, seconds

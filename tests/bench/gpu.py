@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -323,14 +324,11 @@ def together(setting: Setting) -> tuple[float, int, float, float]:
 
     context = BaseContext(setting)
 
-    def fail(name: str, failure: Exception) -> None:
-        raise failure
-
-    JointGroup({name: lambda: context.train(-1) for name in "ab"}, fail).run()  # warms up
+    JointGroup([partial(context.train, -1)] * 2).run()  # warms up
     results: list[Any] = []
-    trials = {str(seed): lambda s=seed: results.append((s, context.train(s))) for seed in range(TRIALS)}
-    seconds = clocked(setting, JointGroup(trials, fail).run)
-    return sums(setting, context, seconds, [result for _, result in sorted(results)])
+    group = JointGroup([partial(context.train, seed) for seed in range(TRIALS)])
+    seconds = clocked(setting, lambda: results.extend(group.run()))
+    return sums(setting, context, seconds, results)
 
 
 def sums(setting: Setting, context: BaseContext, seconds: float, results: Sequence[Any]) -> Any:

@@ -61,28 +61,27 @@ def measure() -> dict[str, float]:
     from rich.console import Console
 
     from adaptive_lora.config import study_from
-    from adaptive_lora.study import tracked_trial
+    from adaptive_lora.study import run as study
+    from adaptive_lora.study import trial as study_trial
     from adaptive_lora.study.run import run_study
     from adaptive_lora.training.trainer import Trainer
 
     loader, logging, steps = Clock(), Clock(), Clock()
     begins: list[float] = []
     firsts: list[float] = []
-    run_trial, learn = tracked_trial.run_tracked, Trainer.learn
+    run_tracked, learn = study_trial.run_tracked, Trainer.learn
 
     def begun(*args: Any, **kwargs: Any) -> Any:
         begins.append(time.perf_counter())
-        return run_trial(*args, **kwargs)
+        return run_tracked(*args, **kwargs)
 
     def first(trainer: Trainer, window: Any) -> float:
         if not trainer.losses:
             firsts.append(time.perf_counter())
         return learn(trainer, window)
 
-    import adaptive_lora.study.run as study
-
     study.run_tracked = begun  # type: ignore[attr-defined]
-    tracked_trial._buffer = logging.around(tracked_trial._buffer)
+    study_trial.log_step = logging.around(study_trial.log_step)  # type: ignore[attr-defined]
     Trainer.next_window = loader.around(Trainer.next_window)  # type: ignore[method-assign]
     Trainer.learn = steps.around(first)  # type: ignore[method-assign]
     applied = steps.around(Trainer.apply)

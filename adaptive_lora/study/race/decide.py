@@ -19,6 +19,7 @@ from adaptive_lora.analysis.stats import RaceRule, nearest_passes, standing
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.study.context import StudyContext
+from adaptive_lora.study.schedule import Leg
 from adaptive_lora.tracking import Run, StudyRun
 from adaptive_lora.tracking.runs import SIGNATURE, is_raced
 from adaptive_lora.tracking.study_run import rung_reached
@@ -27,15 +28,6 @@ from adaptive_lora.training import is_validated, total_steps
 RACE = "race.json"
 _CURVE, _TOKENS = "validation/loss", "train/tokens"
 _AWAY = " A race decides by the losses in the store: run the same command again when it answers."
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Leg:
-    """A part of a trial that can be trained now."""
-
-    trial: TrialSpec
-    pause_at: int | None
-    """Optimiser step of the rung at which it is paused for the other rates; None: to its end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

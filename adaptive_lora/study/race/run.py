@@ -1,46 +1,25 @@
-"""Run of a study with racing learning rates: parts of trials, a decision, the next parts."""
+"""Rounds of a study with racing learning rates: legs of trials, a decision, the next legs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Iterator
 
 from adaptive_lora.analysis.stats import RACE_RULE
-from adaptive_lora.config import TrialSpec
-from adaptive_lora.errors import TrialFailed
 from adaptive_lora.redaction import shown
 from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.executors import run_trials
 from adaptive_lora.study.progress import StudyProgress
-from adaptive_lora.study.race.decide import MethodRace, Race, key_of
-from adaptive_lora.study.tracked_trial import trial_checkpoints
+from adaptive_lora.study.race.decide import MethodRace, Race
+from adaptive_lora.study.schedule import Leg
+from adaptive_lora.study.trial import trial_checkpoints
 from adaptive_lora.tracking import StudyRun
 
-Pauses = dict[tuple[str, int, int, float], int | None]
-"""Key of a trial -> optimiser step at which it is paused; None: it is not paused."""
 
-
-class RunLeg(Protocol):
-    """Function that runs a trial to a step, or to its end; returns False if another process runs it."""
-
-    def __call__(self, trial: TrialSpec, pause_at: int | None) -> bool:
-        """Run the trial to `pause_at`; None: to its end."""
-
-
-def run_race(
-    context: StudyContext,
-    study: StudyRun,
-    run: RunLeg,
-    on_failure: Callable[[TrialSpec, TrialFailed], None],
-    progress: StudyProgress,
-) -> None:
-    """Run the trials of a study, each method's learning rates in a race.
+def race_rounds(context: StudyContext, study: StudyRun, progress: StudyProgress) -> Iterator[list[Leg]]:
+    """Yield the legs of a study between two decisions, each method's learning rates in a race.
 
     Args:
         context: context of the study.
         study: parent run of the study.
-        run: function that runs a part of a trial.
-        on_failure: function called with each trial that failed.
         progress: progress display.
 
     Raises:
@@ -64,12 +43,7 @@ def run_race(
             trial_checkpoints(context, trial).remove()
         if not legs:
             break
-        pauses = {key_of(leg.trial): leg.pause_at for leg in legs}
-
-        def run_leg(trial: TrialSpec, pauses: Pauses = pauses) -> bool:
-            return run(trial, pauses[key_of(trial)])
-
-        run_trials([leg.trial for leg in legs], run_leg, on_failure, progress.wait, engine="serial")
+        yield legs
     _record_steps(race, study, progress)
 
 

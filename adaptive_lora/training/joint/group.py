@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from adaptive_lora.errors import TrialFailed
 from adaptive_lora.training.joint.grouped import mount, take_off
@@ -21,6 +21,8 @@ from adaptive_lora.training.joint.loop import JointTraining, Member, joining_pro
 
 if TYPE_CHECKING:
     from adaptive_lora.training.trainer import Trainer
+
+T = TypeVar("T")
 
 _with_group: ContextVar[Callable[[Trainer], None]] = ContextVar("_with_group", default=lambda trainer: None)
 """Function that takes a training's steps with the group of this thread; outside a group it does nothing."""
@@ -34,20 +36,18 @@ def take_steps_with_group(trainer: Trainer) -> None:
     _with_group.get()(trainer)
 
 
-class JointGroup:
+class JointGroup(Generic[T]):
     """Trials whose trainings are run together; what comes before and after runs one by one."""
 
-    def __init__(
-        self, works: Mapping[str, Callable[[], object]], on_failure: Callable[[str, TrialFailed], None]
-    ) -> None:
-        """Prepare a group: name -> function that trains once."""
-        self._on_failure = on_failure
+    def __init__(self, works: Sequence[Callable[[], T]]) -> None:
+        """Prepare a group of functions that each train once."""
         self._waiting: dict[PausableThread, Member] = {}
         self._said: set[str] = set()
-        self._threads = {self._thread(name, work): name for name, work in works.items()}
+        self._results: dict[PausableThread, T] = {}
+        self._threads = [self._thread(work) for work in works]
 
-    def run(self) -> None:
-        """Run all trials to the end; no thread is left running after an error."""
+    def run(self) -> list[T]:
+        """Run all functions to the end and return their results; no thread is left running after an error."""
         try:
             for thread in self._threads:
                 self._resume(thread)
@@ -62,19 +62,18 @@ class JointGroup:
                 if thread.begun and not thread.ended:
                     thread.resume(stop)
             raise
+        return [self._results[thread] for thread in self._threads]
 
-    def _thread(self, name: str, work: Callable[[], object]) -> PausableThread:
+    def _thread(self, work: Callable[[], T]) -> PausableThread:
         def run(thread: PausableThread) -> None:
             _with_group.set(partial(self._take_steps, thread))  # for this thread only
-            work()
+            self._results[thread] = work()
 
-        return PausableThread(run, name)
+        return PausableThread(run)
 
     def _resume(self, thread: PausableThread, thrown: TrialFailed | None = None) -> None:
         thread.resume(thrown)
-        if isinstance(thread.error, TrialFailed):
-            self._on_failure(self._threads[thread], thread.error)
-        elif thread.error is not None:
+        if thread.error is not None:
             raise thread.error
 
     def _take_steps(self, thread: PausableThread, trainer: Trainer) -> None:
@@ -102,15 +101,15 @@ class PausableThread:
     The function is called with this object and may call `pause`.
     """
 
-    def __init__(self, work: Callable[[PausableThread], object], name: str) -> None:
-        """Prepare the thread, with a name for debuggers; it starts with the first `resume`."""
+    def __init__(self, work: Callable[[PausableThread], object]) -> None:
+        """Prepare the thread, which starts with the first `resume`."""
         self.begun = self.ended = False
         self.error: BaseException | None = None
         """Exception that ended the function, or None."""
         self._work = work
         self._thrown: BaseException | None = None
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._run, name=name)
+        self._thread = threading.Thread(target=self._run)
 
     def resume(self, thrown: BaseException | None = None) -> None:
         """Let the function run until it pauses or ends; raise `thrown`, if given, where it had paused.
