@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,99 +15,19 @@ from transformers import get_scheduler
 
 from adaptive_lora.config import TrainConfig
 from adaptive_lora.data import Batch, training_batches
+from adaptive_lora.errors import AdapterError, brief
 from adaptive_lora.interruption import whole
 from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.methods.adapters.dropout import set_dropout_step
-from adaptive_lora.methods.base import TrainerCallback
 from adaptive_lora.models.device import Runtime
-from adaptive_lora.models.losses import Loss, LossByExample, causal_loss
 from adaptive_lora.results import TrainResult
 from adaptive_lora.seeding import global_state, set_global_state, torch_stream
+from adaptive_lora.training.inputs import StepEvent, TrainInputs, is_validated, total_steps
 from adaptive_lora.training.joint.group import take_steps_with_group
-from adaptive_lora.training.memory import Estimate
 from adaptive_lora.training.memory.peak import PeakMemory
 from adaptive_lora.training.memory.shortage import halved, is_out_of_memory, too_large
-from adaptive_lora.training.state import TrainerState, load_state_dict, step_start_of, take
+from adaptive_lora.training.state import StepStart, TrainerState, copied
 from adaptive_lora.training.stopping import EarlyStop, StabilityGuard
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepEvent:
-    """Report of an optimiser step, for progress display and tracking."""
-
-    step: int
-    total_steps: int
-    loss: float
-    tokens: int
-    """Number of tokens processed so far, without padding."""
-    validation_loss: float | None = None
-
-
-def total_steps(examples: int, config: TrainConfig) -> int:
-    """Return the number of optimiser steps of a training over `examples` examples."""
-    per_epoch = math.ceil(math.ceil(examples / config.batch_size) / config.accumulation)
-    steps = max(1, math.ceil(config.epochs * per_epoch))
-    return steps if config.max_steps is None else min(steps, config.max_steps)
-
-
-def is_validated(step: int, steps: int, validations: int) -> bool:
-    """Return whether a validation pass follows an optimiser step (from 1) of `steps`."""
-    return (step * validations) // steps > ((step - 1) * validations) // steps
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainInputs:
-    """Inputs of a training other than the model and its settings."""
-
-    examples: Sequence[Any]
-    """Training split, prepared by the task."""
-    collate: Callable[[Sequence[Any]], Batch]
-    """Function from examples to a batch."""
-    validate: Callable[[nn.Module], float]
-    """Function from the model to its validation loss."""
-    loss: Loss = causal_loss
-    """Loss to minimise; equal for all methods of a comparison."""
-    losses_by_example: LossByExample | None = None
-    """Loss per example, needed to train trials together; None where the task has none."""
-    running: Callable[[nn.Module], AbstractContextManager[None]] = lambda model: nullcontext()
-    """Context manager around the training of the model, required by the loss."""
-    on_step: Callable[[StepEvent], None] = lambda event: None
-    """Function called after every optimiser step."""
-    lr_multipliers: Mapping[str, float] = field(default_factory=dict)
-    """Site name -> factor of its learning rate; other sites have 1."""
-    lora_plus: float = 1.0
-    """Factor of the learning rate of every B."""
-    callback: TrainerCallback = field(default_factory=TrainerCallback)
-    """Callback of the method."""
-    on_snapshot: Callable[[int, Callable[[], TrainerState]], None] = lambda step, take: None
-    """Function called after every optimiser step with the step and a function that makes a snapshot."""
-    on_stop: Callable[[int, Callable[[], TrainerState]], None] = lambda step, take: None
-    """Function called in the same way when the training ends or is stopped, also within a step."""
-    resume: TrainerState | None = None
-    """Snapshot of the same training to continue from, or None."""
-    micro_batch: int | None = None
-    """Maximum number of examples per forward pass; None: the whole batch, until memory is short."""
-    memory: Estimate | None = None
-    """Estimated memory of the whole batch in one forward pass, which limits the trials trained together."""
-
-
-def events_of(snapshot: TrainerState, total: int) -> Iterator[StepEvent]:
-    """Yield the step events that were reported up to a snapshot.
-
-    Args:
-        snapshot: snapshot of a training.
-        total: number of optimiser steps of the whole training.
-    """
-    losses, tokens = snapshot["losses"], snapshot["step_tokens"]
-    validation = dict(snapshot["validation"])
-    for step in range(1, snapshot["reported"] + 1):
-        yield StepEvent(
-            step=step,
-            total_steps=total,
-            loss=losses[step - 1],
-            tokens=tokens[step - 1],
-            validation_loss=validation.get(step),
-        )
 
 
 def parameter_groups(
@@ -136,6 +55,11 @@ def parameter_groups(
         if parameter.requires_grad:
             groups.setdefault(factor_of.get(id(parameter), 1.0), []).append(parameter)
     return [{"params": members, "lr": lr * factor} for factor, members in groups.items()]
+
+
+_COUNTERS = ("tokens", "supervised", "seconds", "reported", "micro_batch")
+_LISTS = ("losses", "validation", "step_tokens")
+"""Attributes of a trainer that are part of its state as they are."""
 
 
 class Trainer:
@@ -183,7 +107,7 @@ class Trainer:
         self.batches_drawn = self.reported = 0
         self.trials_together, self.waited_seconds = 1, 0.0
         self.seconds = 0.0
-        self.step_start = step_start_of(self)
+        self._step_start = self._between_steps()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -204,7 +128,7 @@ class Trainer:
         try:
             with torch_stream(self._seed, "base dropout"), self.inputs.running(self.model):
                 if self.inputs.resume is not None:
-                    load_state_dict(self, self.inputs.resume)
+                    self.load_state_dict(self.inputs.resume)
                 with self._snapshot_at_end():
                     self.start()
                     take_steps_with_group(self)  # a trial of a joint group has no steps left after this
@@ -227,13 +151,13 @@ class Trainer:
         try:
             yield
         except KeyboardInterrupt:
-            self.inputs.on_stop(len(self.losses), lambda: take(self))
+            self.inputs.on_stop(len(self.losses), self.state_dict)
             raise
-        self.inputs.on_stop(len(self.losses), lambda: take(self))
+        self.inputs.on_stop(len(self.losses), self.state_dict)
 
     def start(self) -> None:
         """Validate the untrained model at the start; complete a step that was interrupted."""
-        self.step_start = step_start_of(self)
+        self._step_start = self._between_steps()
         self.model.train()  # PEFT's wrapper starts in training mode, the base inside it does not
         if not self.validation:
             self._validate(0)
@@ -299,7 +223,7 @@ class Trainer:
         self.step_tokens.append(self.tokens)
         self.supervised += sum(batch.supervised_tokens for batch in window)
         self.losses.append(loss if allowed else math.nan)
-        self.step_start = step_start_of(self)
+        self._step_start = self._between_steps()
 
     def report(self) -> None:
         """Validate if it is due, and report the step just taken."""
@@ -313,7 +237,7 @@ class Trainer:
                     step=step, total_steps=self.steps, loss=self.losses[-1], tokens=self.tokens, validation_loss=loss
                 )
             )
-        self.inputs.on_snapshot(step, lambda: take(self))
+        self.inputs.on_snapshot(step, self.state_dict)
 
     def _validate(self, step: int) -> float:
         """Return the validation loss, measured once per step even if a stop came in between."""
@@ -324,7 +248,7 @@ class Trainer:
             self.validation.append((step, loss))
             if step > 0 and self.callback.settled(step):  # the untrained adapter is no candidate
                 self.early.see(loss, self.parameters)
-            self.step_start = step_start_of(self)
+            self._step_start = self._between_steps()
         return loss
 
     def next_batch(self) -> Batch:
@@ -354,3 +278,72 @@ class Trainer:
             precision=self.runtime.precision,
             device=str(self.runtime.device),
         )
+
+    def state_dict(self) -> TrainerState:
+        """Return a copy of everything that the next steps depend on or the result reports.
+
+        Within a step, before its weights change, this is the state at the end of the previous step.
+        """
+        scaler = self.runtime.accelerator.scaler
+        state: TrainerState = copied(
+            {
+                "weights": {n: p for n, p in self.model.named_parameters() if p.requires_grad},
+                "optimizer": self.raw_optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "regime": self.callback.state(),
+                "early": self.early.state(),
+                "random": self._step_start.random,
+                "batches_drawn": self._step_start.batches_drawn,
+                "forward_passes": self._step_start.forward_passes,
+                "skipped": self.guard.skipped,
+                **{name: getattr(self, name) for name in (*_COUNTERS, *_LISTS)},
+            }
+        )
+        return state
+
+    def load_state_dict(self, snapshot: TrainerState) -> None:
+        """Restore a new trainer of the same training from a snapshot.
+
+        Raises:
+            AdapterError: the snapshot does not fit the training, because it was changed.
+        """
+        try:
+            self._restore(copied(snapshot))
+        except (
+            KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError,
+        ) as error:  # fmt: skip
+            if is_out_of_memory(error):
+                raise
+            raise AdapterError(
+                f"a checkpoint does not fit its training ({brief(error)}), so it was changed after it was "
+                "written. Remove the trial's folder of checkpoints (--checkpoints); the same command then "
+                "restarts the trial."
+            ) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Restore all values; the callback is first, because it gives parameters their shapes."""
+        self.callback.restore(state["regime"])
+        weights = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            for name, parameter in weights.items():
+                parameter.copy_(state["weights"][name])
+        self.raw_optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.runtime.accelerator.scaler is not None:
+            self.runtime.accelerator.scaler.load_state_dict(state["scaler"])
+        self.early.restore(state["early"])
+        if state["batches_drawn"] > self.steps * self.config.accumulation:
+            raise ValueError(f"{state['batches_drawn']} batches of {self.steps} steps")
+        while self.batches_drawn < state["batches_drawn"]:
+            self.next_batch()  # the digest of the order covers all batches
+        self.forward_passes = state["forward_passes"]
+        self.guard.skipped = state["skipped"]
+        for name in (*_COUNTERS, *_LISTS):
+            setattr(self, name, state[name])
+        set_global_state(state["random"])
+        self._step_start = self._between_steps()
+
+    def _between_steps(self) -> StepStart:
+        """Return what the next step changes before any weight."""
+        return StepStart(random=global_state(), batches_drawn=self.batches_drawn, forward_passes=self.forward_passes)
