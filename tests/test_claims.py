@@ -60,6 +60,24 @@ def test_turns_are_exclusive_among_processes(store: Store, tmp_path: Path) -> No
     assert not turns_in(store)
 
 
+def test_turns_are_exclusive_among_threads(store: Store) -> None:
+    """A late heartbeat takes one while its process takes a trial."""
+    leases, numbers = Leases(store, "race", 60.0), [0]
+
+    def add() -> None:
+        for _ in range(3):
+            with leases.lock():
+                number = numbers[0]
+                time.sleep(0.03)
+                numbers[0] = number + 1
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(add) for _ in range(3)]:
+            done.result()
+    assert numbers == [9]
+    assert not turns_in(store)
+
+
 def turns_in(store: Store) -> list[str]:
     """Return the tags of turns that are left."""
     tags = MlflowClient(store.uri).get_experiment(store.experiment_id).tags

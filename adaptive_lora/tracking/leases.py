@@ -182,6 +182,8 @@ class Leases:
         self.patience = Patience(silence)
         self._interval = silence / _BEATS
         self._prefix = f"{_LOCK}.{study_id}."
+        # A heartbeat may need the study's lock while this process takes a trial; they share one register.
+        self._one_thread = threading.Lock()
 
     @property
     def mine(self) -> str:
@@ -257,18 +259,19 @@ class Leases:
             TrackingError: the store does not answer.
         """
         key = f"{self._prefix}{self.owner.token}"
-        self._write(key, 0, 0)  # "choosing"
-        ticket = 1 + max((number for number, _ in self._tickets().values()), default=0)
-        self._write(key, ticket, 0)
-        heart = Heartbeat(write=lambda count: self._write(key, ticket, count), interval=self._interval)
-        heart.start()
-        try:
-            self._await(key, ticket)
-            yield
-        finally:
-            heart.stop()
-            with suppress(*STORE_ERRORS):
-                self.store.client.delete_experiment_tag(self.store.experiment_id, key)
+        with self._one_thread:
+            self._write(key, 0, 0)  # "choosing"
+            ticket = 1 + max((number for number, _ in self._tickets().values()), default=0)
+            self._write(key, ticket, 0)
+            heart = Heartbeat(write=lambda count: self._write(key, ticket, count), interval=self._interval)
+            heart.start()
+            try:
+                self._await(key, ticket)
+                yield
+            finally:
+                heart.stop()
+                with suppress(*STORE_ERRORS):
+                    self.store.client.delete_experiment_tag(self.store.experiment_id, key)
 
     def _await(self, key: str, ticket: int) -> None:
         """Wait until no living process is choosing or has a lower ticket."""
