@@ -18,6 +18,7 @@ from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import ConfigError, DataError
 from adaptive_lora.study.context import StudyContext
 from adaptive_lora.study.transfer import SHARED, run_transfer
+from adaptive_lora.study.trial import run_trial
 
 BaseContext = Callable[..., StudyContext]
 
@@ -44,6 +45,16 @@ def test_a_profile_from_another_task_is_that_tasks_own(make_bench: BaseContext, 
     plan = here.plan(spec, seed=0, fold=0)
     own = there.plan(there.config.specs[0], seed=0, fold=0)
     assert plan.rank_pattern() == own.rank_pattern()
+
+
+def test_a_trial_records_the_profile_that_its_ranks_follow(
+    make_bench: BaseContext, other: Path, tmp_path: Path
+) -> None:
+    context = make_bench(methods=f"empirical:rank=2,profiled_on={other}", seeds="0", max_steps=1)
+    (trial,) = context.config.trials()
+    outcome = run_trial(context, trial, tmp_path / "adapter")
+    assert outcome.profile is context.profile("weight_gradient", seed=0, fold=0, tasks=trial.method.profiled_on)
+    assert outcome.profile is not context.profile("weight_gradient", seed=0, fold=0)
 
 
 def test_a_shared_profile_takes_the_tasks_in_turn(make_bench: BaseContext, other: Path) -> None:

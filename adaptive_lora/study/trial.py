@@ -178,7 +178,9 @@ def run_trial(
     before = 0.0 if checkpoints is None else checkpoints.seconds_before
     outcome = TrialOutcome(
         plan=trained.plan,
-        profile=None if metric is None else context.profile(metric, seed=trial.seed, fold=trial.fold),
+        profile=None
+        if metric is None
+        else context.profile(metric, seed=trial.seed, fold=trial.fold, tasks=trial.method.profiled_on),
         train=trained.result,
         test=test,
         folder=folder,
