@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,22 @@ torch.set_num_threads(1)  # models this small only make threads wait for each ot
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 WORDS = ["red", "blue", "green", "small", "large", "fast", "slow", "old", "new", "warm", "cold", "bright"]
+
+
+_frozen_modules = 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Keep what was imported out of garbage collections: each trial ends with a full one, of half a second with it.
+
+    Before the fixtures of modules, which train the first studies.
+    """
+    global _frozen_modules
+    if len(sys.modules) > _frozen_modules + 100:
+        gc.collect()
+        gc.freeze()
+        _frozen_modules = len(sys.modules)
 
 
 @pytest.fixture(scope="session", autouse=True)
