@@ -20,7 +20,7 @@ from transformers.utils import chat_template_utils
 
 from adaptive_lora import __version__, serving
 from adaptive_lora.config import StudyConfig, study_from
-from adaptive_lora.data.token_files import numbers_digest
+from adaptive_lora.data.tokens import numbers_digest
 from adaptive_lora.errors import ConfigError, DataError, ModelError
 from adaptive_lora.models.tasks import CausalTask
 from adaptive_lora.models.tasks.prepared import PreparedSet

@@ -3,7 +3,8 @@
 The folder is ADAPTIVE_LORA_CACHE, else `adaptive-lora` in XDG_CACHE_HOME, else in `~/.cache`; an
 empty ADAPTIVE_LORA_CACHE turns the cache off. Several processes may share it: files are written
 atomically, and two processes write equal content under one name. Where the disk is full or
-read-only, texts are tokenised each time.
+read-only, texts are tokenised each time, into memory. Tokens that must not be kept are in a file of the
+folder without a name.
 
 The cache of `datasets` is not used: its `map` names files by a 64-bit hash of pickled objects, does
 not verify what it reads, and stores nothing for data sets made in memory, as these are.
@@ -16,15 +17,26 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from adaptive_lora import __version__
+from adaptive_lora.data.columns import (
+    ROWS_AT_ONCE,
+    SUFFIX,
+    Columns,
+    CorruptColumns,
+    Row,
+    integers,
+    read_columns,
+    stored,
+    write_columns,
+)
 from adaptive_lora.data.examples import Example
-from adaptive_lora.data.token_files import SUFFIX, CorruptTokens, read_rows, write_rows
+from adaptive_lora.data.sequences import LazySequence
 from adaptive_lora.interruption import PARTIAL
 
 CACHE_VARIABLE = "ADAPTIVE_LORA_CACHE"
@@ -35,6 +47,8 @@ MOST_BYTES = 2 * 2**30
 """Maximum size of all files together in bytes; beyond it, the least recently used are removed."""
 FORMAT = 4
 """Version of the tokenisation code; to be raised when tasks tokenise the same examples differently."""
+_EARLIER_SUFFIX = ".safetensors"
+"""Suffix of the files of versions to 0.3."""
 _ABANDONED = 24 * 3600.0
 """Age in seconds from which an unfinished file is taken to be left by a dead process."""
 
@@ -53,46 +67,82 @@ class Tokenised(Protocol):
 T = TypeVar("T", bound=Tokenised)
 
 
+class PreparedRows(LazySequence[T]):
+    """Prepared examples, each made on access from its example and its integers."""
+
+    def __init__(self, examples: Sequence[Example], kind: type[T], columns: Columns) -> None:
+        """Take the integers of each example as columns."""
+        self._examples, self._kind = examples, kind
+        self._columns = {
+            name: [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in columns.chunks(name)]
+            for name in columns.names
+        }
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self._examples)
+
+    def item(self, index: int) -> T:
+        """Return a prepared example."""
+        return self._kind.of(self._examples[index], self._numbers(index))
+
+    def __iter__(self) -> Iterator[T]:
+        """Yield the prepared examples; the texts are read in their order."""
+        return map(self._kind.of, self._examples, map(self._numbers, range(len(self))))
+
+    def _numbers(self, index: int) -> dict[str, list[int]]:
+        chunk, at = divmod(index, ROWS_AT_ONCE)
+        numbers = {}
+        for name, chunks in self._columns.items():
+            offsets, values = chunks[chunk]
+            numbers[name] = values[offsets[at] : offsets[at + 1]].tolist()
+        return numbers
+
+
 def cached_tokens(
     examples: Sequence[Example],
     kind: type[T],
-    make: Callable[[Sequence[Example]], Sequence[T]],
-    made_from: Mapping[str, Any],
-) -> tuple[T, ...]:
+    make: Callable[[Sequence[Example]], Iterable[T]],
+    made_from: Mapping[str, Any] | None,
+) -> PreparedRows[T]:
     """Return the prepared examples, from the cache if they were prepared before.
 
     Args:
         examples: examples of the data set, at least one.
         kind: type of the prepared examples.
         make: function that tokenises; its errors are raised each time.
-        made_from: everything else that determines the result: settings and `tokenizer_digest`, JSON-ready.
+        made_from: everything else that determines the result: settings and `tokenizer_digest`, JSON-ready;
+            None if the result must not be kept.
     """
+
+    def numbers() -> tuple[Any, Iterable[Row]]:
+        return integers(item.numbers() for item in make(examples))
+
     folder = token_folder()
-    if folder is None:
-        return tuple(make(examples))
+    if folder is None or made_from is None:
+        return PreparedRows(examples, kind, stored(*numbers(), folder))
     key = _key(examples, {**made_from, "kind": kind.__name__})
     path = folder / f"{key}{SUFFIX}"
     log = logging.getLogger(__name__)
     try:
-        rows = read_rows(path, key, len(examples))
-        kept = tuple(kind.of(e, row) for e, row in zip(examples, rows, strict=True))
+        columns = read_columns(path, key, len(examples))
         with suppress(OSError):
             os.utime(path)  # mark as recently used
-        return kept
+        return PreparedRows(examples, kind, columns)
     except FileNotFoundError:
         pass
-    except CorruptTokens as corruption:
+    except CorruptColumns as corruption:
         log.warning("tokens in %s are recomputed: the file is corrupt: %s", path, corruption)
     except OSError as error:
         log.warning("tokens are recomputed: %s cannot be read: %s", path, error)
-    made = tuple(make(examples))
+    made: Columns | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_rows(path, key, [item.numbers() for item in made])
+        made = write_columns(path, key, *numbers())
         _tidy(folder, path)
     except OSError as error:
         log.warning("tokens cannot be cached in %s: %s", folder, error)
-    return made
+    return PreparedRows(examples, kind, stored(*numbers(), None) if made is None else made)
 
 
 def token_folder() -> Path | None:
@@ -156,7 +206,7 @@ def _tidy(folder: Path, newest: Path) -> None:
             about = path.stat()
             if PARTIAL in path.name and time.time() - about.st_mtime > _ABANDONED:
                 path.unlink(missing_ok=True)
-            elif path.suffix == SUFFIX and path != newest:
+            elif path.suffix in (SUFFIX, _EARLIER_SUFFIX) and path != newest:
                 found.append((about.st_mtime, about.st_size, path))
     room = MOST_BYTES - newest.stat().st_size
     for _, size, path in sorted(found, reverse=True):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+
+from adaptive_lora.data.columns import batched
 from adaptive_lora.data.conversations import turns
 from adaptive_lora.data.examples import Example
 from adaptive_lora.data.rows import BadRow
@@ -80,28 +84,35 @@ def tokenize(
     Raises:
         DataError: a prompt leaves no room for its response; the message names the example.
     """
-    items = tuple(examples)
-    talks = any(item.messages for item in items)
-    pieces = [
-        tuple(turns(item, tokenizer)) if talks else ((item.prompt, False), (item.response, True)) for item in items
-    ]
-    texts = ["".join(text for text, _ in each) for each in pieces]
-    make, made, others = _conversation if talks else _example, [], 0
-    encoded = encode(tokenizer, texts, special_tokens=not talks)
-    for item, each, parts in zip(items, encoded, pieces, strict=True):
-        spans = _answers(each, parts)
-        made.append(make(item, each, spans, max_tokens, loss_on))
-        if len(made) <= _COMPARED:
-            others += _asked_otherwise(each, parts, spans[-1][0], special_tokens=not talks)
+    return tuple(tokenized(tuple(examples), tokenizer, max_tokens=max_tokens, loss_on=loss_on))
+
+
+def tokenized(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, loss_on: str
+) -> Iterator[TokenizedExample]:
+    """Yield the examples of `tokenize`, of which only some are in memory at a time."""
+    talks = any(example.messages for example in examples)
+    make, made, others = _conversation if talks else _example, 0, 0
+    for items in batched(examples):
+        pieces = [
+            tuple(turns(item, tokenizer)) if talks else ((item.prompt, False), (item.response, True)) for item in items
+        ]
+        texts = ["".join(text for text, _ in each) for each in pieces]
+        encoded = encode(tokenizer, texts, special_tokens=not talks)
+        for item, each, parts in zip(items, encoded, pieces, strict=True):
+            spans = _answers(each, parts)
+            yield make(item, each, spans, max_tokens, loss_on)
+            made += 1
+            if made <= _COMPARED:
+                others += _asked_otherwise(each, parts, spans[-1][0], special_tokens=not talks)
     if others:
         _log.warning(
             "%d of the first %d examples: the tokenizer merges the end of the prompt with the start "
             "of the answer, so that prompts have other tokens in serving than in training; end the "
             "template without white space.",
             others,
-            min(len(made), _COMPARED),
+            min(made, _COMPARED),
         )
-    return tuple(made)
 
 
 def _answers(encoded: EncodedText, parts: Sequence[tuple[str, bool]]) -> list[tuple[int, int]]:
@@ -183,3 +194,15 @@ def _ended(encoded: EncodedText) -> list[int]:
     if end in added:
         return encoded.ids[: encoded.stop + added.index(end) + 1]
     return encoded.ids if encoded.ids[-1] == end else [*encoded.ids, end]
+
+
+def numbers_digest(rows: Iterable[Mapping[str, Sequence[int]]]) -> str:
+    """Return a digest over the integers of all examples in order, 32 hexadecimal digits."""
+    total = hashlib.sha256()
+    for row in rows:
+        for name in sorted(row):
+            values = row[name]
+            total.update(f"{name}\0{len(values)}\0".encode())
+            total.update(np.asarray(values, dtype="<i8").tobytes())
+        total.update(b"\n")
+    return total.hexdigest()[:32]

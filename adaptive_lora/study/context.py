@@ -331,7 +331,7 @@ class StudyContext:
             self.sites,
             plan,
             precision=self.runtime.precision,
-            longest=max(example.length for example in self.splits(fold).train),
+            longest=self.splits(fold).longest,
             fused=self.config.train.batching != "padded",
             packed=self.task.packs(self.base.model),
             head=self.base.head,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
@@ -14,7 +14,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from adaptive_lora.config import DataConfig, EvaluationConfig
-from adaptive_lora.data import Batch, Example, ExampleSet, TokenizedExample, collate, load_examples, tokenize, unpadded
+from adaptive_lora.data import Batch, Example, ExampleSet, TokenizedExample, collate, load_examples, unpadded
+from adaptive_lora.data.tokens import tokenized
 from adaptive_lora.errors import ConfigError, ModelError
 from adaptive_lora.models.device import Runtime
 from adaptive_lora.models.errors import model_errors
@@ -70,8 +71,8 @@ class CausalTask(Task):
         allowed, most = self.config.data.max_tokens, self.base.max_positions
         return allowed if most is None else min(allowed, most)
 
-    def prepare(self, examples: Sequence[Example]) -> tuple[TokenizedExample, ...]:
-        return tokenize(examples, self.base.tokenizer, max_tokens=self.longest, loss_on=self.config.data.loss_on)
+    def prepare(self, examples: Sequence[Example]) -> Iterable[TokenizedExample]:
+        return tokenized(examples, self.base.tokenizer, max_tokens=self.longest, loss_on=self.config.data.loss_on)
 
     def illustrated(self, item: TokenizedExample, example: Example) -> str:
         ends = [item.first_label, *chain.from_iterable(item.gaps), item.length]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet
+from adaptive_lora.data.columns import batched
 from adaptive_lora.data.images import load_captions
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.models.base import BaseModel
@@ -34,6 +35,7 @@ class ImageTextTask(Task):
     """
 
     name = "image_text"
+    tokenised = PreparedExample
     unit = "nats per pair"
     cuts_served_texts = True
 
@@ -47,14 +49,11 @@ class ImageTextTask(Task):
     def read(cls, config: DataConfig) -> ExampleSet:
         return load_captions(config)
 
-    def prepare(self, examples: Sequence[Example]) -> tuple[PreparedExample, ...]:
-        captions, lost = encode_cut(
-            self.base.tokenizer.tokenizer, [example.response for example in examples], self.longest
-        )
-        return tuple(
-            PreparedExample.of(each, {"input_ids": ids, "cut": [gone]})
-            for each, ids, gone in zip(examples, captions["input_ids"], lost, strict=True)
-        )
+    def prepare(self, examples: Sequence[Example]) -> Iterator[PreparedExample]:
+        for items in batched(examples):
+            captions, lost = encode_cut(self.base.tokenizer.tokenizer, [item.response for item in items], self.longest)
+            for item, ids, gone in zip(items, captions["input_ids"], lost, strict=True):
+                yield PreparedExample.of(item, {"input_ids": ids, "cut": [gone]})
 
     def illustrated(self, item: PreparedExample, example: Example) -> str:
         return f"{example.prompt}: {marked(self.decoded(item.input_ids))}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data import Batch, Example, ExampleSet
+from adaptive_lora.data.columns import batched
 from adaptive_lora.data.images import load_classes
 from adaptive_lora.data.labelled import load_labelled
 from adaptive_lora.errors import ModelError
@@ -51,20 +52,19 @@ class _TextTask(_LabelledTask):
                 f"{problem}; required one whose outputs do not change with padding on the right."
             )
 
-    def prepare(self, examples: Sequence[Example]) -> tuple[PreparedExample, ...]:
-        """Return examples tokenised, with texts cut at the model's maximum length."""
-        second = [example.second for example in examples]
-        encoded, lost = encode_cut(
-            self.base.tokenizer,
-            [example.prompt for example in examples],
-            self.longest,
-            second if any(text is not None for text in second) else None,
-        )
-        encoded.pop("attention_mask", None)
-        return tuple(
-            PreparedExample.of(example, {**{name: rows[i] for name, rows in encoded.items()}, "cut": [lost[i]]})
-            for i, example in enumerate(examples)
-        )
+    def prepare(self, examples: Sequence[Example]) -> Iterator[PreparedExample]:
+        """Yield examples tokenised, with texts cut at the model's maximum length."""
+        pairs = any(example.second is not None for example in examples)
+        for items in batched(examples):
+            encoded, lost = encode_cut(
+                self.base.tokenizer,
+                [item.prompt for item in items],
+                self.longest,
+                [item.second for item in items] if pairs else None,
+            )
+            encoded.pop("attention_mask", None)
+            for i, item in enumerate(items):
+                yield PreparedExample.of(item, {**{name: rows[i] for name, rows in encoded.items()}, "cut": [lost[i]]})
 
     def illustrated(self, item: PreparedExample, example: Example) -> str:
         return f"{self.decoded(item.input_ids)} -> {marked(example.response)}"
@@ -122,13 +122,14 @@ class ImageClassificationTask(_ClassTask):
     """One of several classes for an image."""
 
     name = "image_classification"
+    tokenised = PreparedExample
 
     @classmethod
     def read(cls, config: DataConfig) -> ExampleSet:
         return load_classes(config)
 
-    def prepare(self, examples: Sequence[Example]) -> tuple[PreparedExample, ...]:
-        return tuple(PreparedExample.of(example, {}) for example in examples)
+    def prepare(self, examples: Sequence[Example]) -> Iterator[PreparedExample]:
+        return (PreparedExample.of(example, {}) for example in examples)
 
     def illustrated(self, item: PreparedExample, example: Example) -> str:
         return f"{example.prompt} -> {marked(example.response)}"

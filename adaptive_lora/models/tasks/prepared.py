@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -12,19 +13,24 @@ from adaptive_lora.data import Example, ExampleSet, Splits, split_set
 from adaptive_lora.data.rows import MOST_NAMED, BadRow, left_out
 from adaptive_lora.data.sequences import Rows
 from adaptive_lora.data.summary import DataSummary, PartSize, shortened
-from adaptive_lora.data.token_files import numbers_digest
+from adaptive_lora.data.tokens import numbers_digest
 from adaptive_lora.models.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class PreparedSplits:
     """The three splits of one fold, prepared for the model by the task."""
 
     train: Sequence[Any]
     validation: Sequence[Any]
     test: Sequence[Any]
+
+    @cached_property
+    def longest(self) -> int:
+        """Number of tokens of the longest training example."""
+        return max(int(example.length) for example in self.train)
 
     @property
     def digest(self) -> str:
@@ -72,18 +78,16 @@ def prepare_set(task: Task, data: ExampleSet) -> PreparedSet:
         left_out(list(bad.values()), config, data.source)
         data = data.without({used[at]: row.reason for at, row in bad.items()})
     places = {index: at for at, index in enumerate(used)}
-    prepared = [
-        PreparedSplits(
-            **{
-                name: Rows(made, [places[index] for index in part.indices])
-                for name, part in zip(SPLITS, _listed(splits), strict=True)
-            }
-        )
+    parts = [
+        {
+            name: Rows(made, [places[index] for index in part.indices])
+            for name, part in zip(SPLITS, _listed(splits), strict=True)
+        }
         for splits in folds
     ]
     _log_left_out(data)
-    summary = _summary(task, data, folds[0].train[0], made, prepared[0])
-    return PreparedSet(data=data, folds=prepared, summary=summary)
+    summary = _summary(task, data, folds[0].train[0], made, parts[0])
+    return PreparedSet(data=data, folds=[PreparedSplits(**each) for each in parts], summary=summary)
 
 
 SPLITS = ("train", "validation", "test")
@@ -102,7 +106,9 @@ def _log_left_out(data: ExampleSet) -> None:
         log.warning("left out: %d more rows", len(rows) - MOST_NAMED)
 
 
-def _summary(task: Task, data: ExampleSet, first: Example, made: Sequence[Any], splits: PreparedSplits) -> DataSummary:
+def _summary(
+    task: Task, data: ExampleSet, first: Example, made: Sequence[Any], parts: Mapping[str, Rows[Any]]
+) -> DataSummary:
     """Return the summary of a data set.
 
     Args:
@@ -110,25 +116,25 @@ def _summary(task: Task, data: ExampleSet, first: Example, made: Sequence[Any], 
         data: the data set.
         first: first training example.
         made: prepared examples of all splits.
-        splits: splits of the first fold.
+        parts: split of the first fold -> its prepared examples.
     """
-    counts = [item.cut for item in made if item.numbers()]  # images alone have no tokens
+    has_tokens = bool(made[0].numbers())  # images alone have none
+    lengths, cuts, supervised = zip(*((item.length, item.cut, item.supervised_tokens) for item in made), strict=True)
     return DataSummary(
         task=task.name,
         readings=data.readings,
         template=data.template_name,
         parts={
-            name: PartSize(examples=len(part), supervised_tokens=sum(item.supervised_tokens for item in part))
-            for name in SPLITS
-            for part in [getattr(splits, name)]
+            name: PartSize(examples=len(part), supervised_tokens=sum(supervised[index] for index in part.indices))
+            for name, part in parts.items()
         },
         folds=task.config.data.folds,
         tested_prompts=len(data.every) - len(made),
-        longest=task.longest if counts else None,
-        cut_examples=sum(number > 0 for number in counts),
+        longest=task.longest if has_tokens else None,
+        cut_examples=sum(number > 0 for number in cuts),
         examples=len(made),
-        lost_tokens=sum(counts),
-        tokens=sum(item.length for item in made) if counts else 0,
-        example=shortened(task.illustrated(splits.train[0], first)),
+        lost_tokens=sum(cuts),
+        tokens=sum(lengths) if has_tokens else 0,
+        example=shortened(task.illustrated(parts["train"][0], first)),
         where=first.where,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet, load_examples
 from adaptive_lora.data.batches import IGNORED
+from adaptive_lora.data.columns import batched
 from adaptive_lora.data.rows import BadRow
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.base import BaseModel
@@ -52,21 +53,19 @@ class Seq2SeqTask(Task):
     def read(cls, config: DataConfig) -> ExampleSet:
         return load_examples(config, known=_KNOWN)
 
-    def prepare(self, examples: Sequence[Example]) -> tuple[PreparedExample, ...]:
-        """Return inputs and targets tokenised separately, each cut at the maximum length."""
+    def prepare(self, examples: Sequence[Example]) -> Iterator[PreparedExample]:
+        """Yield inputs and targets tokenised separately, each cut at the maximum length."""
         tokenizer, most = self.base.tokenizer, self.longest
-        encoded, lost = encode_cut(tokenizer, [example.prompt for example in examples], most)
-        texts = [example.response for example in examples]
-        targets = tokenizer(text_target=texts, verbose=False)["input_ids"]
-        made = []
-        for example, ids, gone, target in zip(examples, encoded["input_ids"], lost, targets, strict=True):
-            whole = with_end(target, tokenizer.eos_token_id)
-            kept = whole[:most]
-            if not ids or not kept:
-                raise BadRow(example.where, "no token in its input or target")
-            cut = gone + len(whole) - len(kept)
-            made.append(PreparedExample.of(example, {"input_ids": ids, "target_ids": kept, "cut": [cut]}))
-        return tuple(made)
+        for items in batched(examples):
+            encoded, lost = encode_cut(tokenizer, [item.prompt for item in items], most)
+            targets = tokenizer(text_target=[item.response for item in items], verbose=False)["input_ids"]
+            for item, ids, gone, target in zip(items, encoded["input_ids"], lost, targets, strict=True):
+                whole = with_end(target, tokenizer.eos_token_id)
+                kept = whole[:most]
+                if not ids or not kept:
+                    raise BadRow(item.where, "no token in its input or target")
+                cut = gone + len(whole) - len(kept)
+                yield PreparedExample.of(item, {"input_ids": ids, "target_ids": kept, "cut": [cut]})
 
     def illustrated(self, item: PreparedExample, example: Example) -> str:
         return f"{self.decoded(item.input_ids)} -> {marked(self.decoded(self.answer_ids(item)))}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -108,7 +108,7 @@ class Task(ABC):
     unit: ClassVar[str] = NATS_PER_TOKEN
     """Unit of the mean loss, as shown in reports."""
     tokenised: ClassVar[type[Tokenised] | None] = None
-    """Type of prepared examples that are tokens alone and can be cached on disk; None for other tasks."""
+    """Type of prepared examples that are an example and integers, which are kept on disk; None for other tasks."""
     cuts_served_texts: ClassVar[bool] = False
     """Mark of a task whose texts are cut at the same length in serving."""
     losses_by_example: LossByExample | None = None
@@ -161,14 +161,14 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def prepare(self, examples: Sequence[Example]) -> tuple[Any, ...]:
-        """Return examples prepared for `collate`.
+    def prepare(self, examples: Sequence[Example]) -> Iterable[Any]:
+        """Return examples prepared for `collate`, of which only some need be in memory at a time.
 
         Raises:
             BadRow: an example cannot be used.
         """
 
-    def prepared(self, examples: Sequence[Example]) -> tuple[Any, ...]:
+    def prepared(self, examples: Sequence[Example]) -> Sequence[Any]:
         """Return a whole data set prepared; cached tokens are read from disk.
 
         Raises:
@@ -187,13 +187,13 @@ class Task(ABC):
             )
         return made
 
-    def _prepared_once(self, examples: Sequence[Example]) -> tuple[Any, ...]:
+    def _prepared_once(self, examples: Sequence[Example]) -> Sequence[Any]:
+        if self.tokenised is None:
+            return tuple(self.prepare(examples))
         # The effect of a base's own Python code, or of the time in a template, is not in the
         # tokenizer's rules.
         changing = self.base.reference.trust_remote_code or asks_for_the_time(self.base.tokenizer)
-        rules = None if self.tokenised is None or changing else tokenizer_digest(self.base.tokenizer)
-        if self.tokenised is None or rules is None:
-            return self.prepare(examples)
+        rules = None if changing else tokenizer_digest(self.base.tokenizer)
         made_from = {
             "task": self.name,
             "tokenizer": rules,
@@ -201,7 +201,7 @@ class Task(ABC):
             "max_positions": self.base.max_positions,
             "loss_on": self.config.data.loss_on,
         }
-        return cached_tokens(examples, self.tokenised, self.prepare, made_from)
+        return cached_tokens(examples, self.tokenised, self.prepare, None if rules is None else made_from)
 
     def unusable(self, examples: Sequence[Example], start: int = 0) -> dict[int, BadRow]:
         """Return the index, counted from `start`, of each example that `prepare` refuses -> its error.
@@ -209,7 +209,8 @@ class Task(ABC):
         The search is by halves, so that the others are not prepared one by one.
         """
         try:
-            self.prepare(examples)
+            for _ in self.prepare(examples):
+                pass
         except BadRow as row:
             if len(examples) == 1:
                 return {start: row}
@@ -305,9 +306,9 @@ class Task(ABC):
         """
         size, packs = self.config.evaluation.eval_batch_size, self.packs(model)
         group: list[int] = []
-        tokens = 0
-        for index in sorted(range(len(examples)), key=lambda index: examples[index].length):
-            length = examples[index].length
+        tokens, lengths = 0, [example.length for example in examples]
+        for index in sorted(range(len(examples)), key=lengths.__getitem__):
+            length = lengths[index]
             full = tokens + length > size * _TOKENS_PER_EXAMPLE if packs else len(group) == size
             if group and full:
                 yield group

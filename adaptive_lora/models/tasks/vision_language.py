@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,13 +28,14 @@ class VisionLanguageTask(Task):
     """Cross-entropy over the answer's tokens; greedy generation for exact match."""
 
     name = "vision_language"
+    tokenised = PreparedExample
 
     @classmethod
     def read(cls, config: DataConfig) -> ExampleSet:
         return load_questions(config)
 
-    def prepare(self, examples: Sequence[Example]) -> tuple[PreparedExample, ...]:
-        return tuple(self._prepared(example) for example in examples)
+    def prepare(self, examples: Sequence[Example]) -> Iterator[PreparedExample]:
+        return map(self._prepared, examples)
 
     def _prepared(self, example: Example) -> PreparedExample:
         processor, image = self.base.tokenizer, example.image or b""
