@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
-import gc
+import importlib
 import json
 import os
 import random
 import shutil
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import settings
-from mlflow import MlflowClient
-from tracked import Finished, quiet, store_in
+from spared import draw_text_as_outlines, freeze_modules, skip_syncs
+from xdist import is_xdist_controller
+from zygote import Zygote
 
-from adaptive_lora.config import StudyConfig, study_from
-from adaptive_lora.study.context import StudyContext
+if TYPE_CHECKING:
+    from tracked import Finished
+
+    from adaptive_lora.config import StudyConfig
+    from adaptive_lora.study.context import StudyContext
 
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # nothing here needs it
 settings.register_profile("suite", deadline=None)  # no test may fail because a machine is busy
 settings.load_profile("suite")
-torch.set_num_threads(1)  # models this small only make threads wait for each other
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 WORDS = ["red", "blue", "green", "small", "large", "fast", "slow", "old", "new", "warm", "cold", "bright"]
 
 
-_frozen_modules = 0
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Import what most tests use, except in the process that only hands tests out to workers."""
+    if is_xdist_controller(session):
+        return
+    importlib.import_module("tracked")
+    importlib.import_module("torch").set_num_threads(1)  # models this small only make threads wait for each other
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Keep what was imported out of garbage collections: each trial ends with a full one, of half a second with it.
+    """Come before fixtures of modules, which train the first studies."""
+    freeze_modules()
 
-    Before the fixtures of modules, which train the first studies.
-    """
-    global _frozen_modules
-    if len(sys.modules) > _frozen_modules + 100:
-        gc.collect()
-        gc.freeze()
-        _frozen_modules = len(sys.modules)
+
+@pytest.fixture(scope="session", autouse=True)
+def _spared() -> None:
+    """Spare this process what users need and no test asks for."""
+    skip_syncs()
+    draw_text_as_outlines()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -81,6 +88,7 @@ def shared_models() -> Path:
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 of 3 layers and width 32 with random weights and dropout, and a byte tokenizer."""
+    import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     folder = tmp_path_factory.mktemp("base")
@@ -100,6 +108,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 2 layers: all of its sites are Linear."""
+    import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     folder = tmp_path_factory.mktemp("llama")
@@ -172,6 +181,7 @@ def options(base_folder: Path, data_file: Path) -> Options:
 @pytest.fixture
 def make_study(options: Options) -> Callable[..., StudyConfig]:
     """Return a function that makes a small study with some options changed."""
+    from adaptive_lora.config import study_from
 
     def make(**changes: object) -> StudyConfig:
         return study_from({**options, **changes})
@@ -182,6 +192,7 @@ def make_study(options: Options) -> Callable[..., StudyConfig]:
 @pytest.fixture
 def make_bench(make_study: Callable[..., StudyConfig]) -> Callable[..., StudyContext]:
     """Return a function that loads a small study's workbench."""
+    from adaptive_lora.study.context import StudyContext
 
     def make(**changes: object) -> StudyContext:
         return StudyContext(make_study(**changes))
@@ -190,8 +201,18 @@ def make_bench(make_study: Callable[..., StudyConfig]) -> Callable[..., StudyCon
 
 
 @pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """A process that forks study commands; one a session, for its imports take seconds."""
+    with Zygote() as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An initialised tracking database; copies of it spare each test the migrations."""
+    from mlflow import MlflowClient
+    from tracked import store_in
+
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)  # the default experiment's artifacts belong to where it was made
@@ -202,6 +223,10 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A finished study of 2 methods x 2 seeds in the default store, shared by tests that read."""
+    from tracked import Finished, quiet
+
+    from adaptive_lora.config import study_from
+
     folder = tmp_path_factory.mktemp("finished")
     (folder / "rows.json").write_text(json.dumps(rows(40)), encoding="utf-8")
     config = study_from(
@@ -236,6 +261,8 @@ def in_store(empty_store: Path, make_study: Callable[..., StudyConfig], tmp_path
 
     MLflow keeps one connection a URI, so only one relative URI can be used in a process.
     """
+    from tracked import store_in
+
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     own = {"tracking_uri": store_in(tmp_path), "max_steps": 2, "methods": "uniform:rank=2", "seeds": "0"}
 
@@ -248,5 +275,7 @@ def in_store(empty_store: Path, make_study: Callable[..., StudyConfig], tmp_path
 @pytest.fixture
 def own_store(empty_store: Path, tmp_path: Path) -> str:
     """URI of an initialised store of this test's own."""
+    from tracked import store_in
+
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     return store_in(tmp_path)

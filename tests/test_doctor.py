@@ -107,7 +107,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[psutil.Pro
     folder, port = tmp_path_factory.mktemp("ui"), free_port()
     log = folder / "log.txt"
     words = ["ui", "--tracking-uri", f"sqlite:///{folder / 'mlflow.db'}", "--port", str(port)]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_WORKERS": "1"}
     with log.open("wb") as output:
         process = psutil.Popen(
             [sys.executable, "-m", "adaptive_lora.cli", *words], cwd=folder, stdout=output,

@@ -9,7 +9,6 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +49,6 @@ FAULTS: tuple[Fault, ...] = (
 MOMENTS = 6
 """Random moments at which one study is killed at most."""
 MOMENT = "random moment"
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    with Zygote() as process:
-        yield process
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ import yaml
 from conftest import rows
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from zygote import Zygote
 
 from adaptive_lora.cli import main
 
@@ -74,6 +75,7 @@ class Project:
     address: str
     work: Path
     options: dict[str, str]
+    zygote: Zygote
 
     @property
     def store(self) -> str:
@@ -93,20 +95,11 @@ class Project:
         """Run an entry point; return the run that `mlflow run` made, and the output."""
         before = {run.info.run_id for run in self.runs}
         source = [self.address, "--version", self.commit] if git else [str(self.folder)]
-        words = [sys.executable, "-m", "mlflow", "run", *source, "-e", entry]
-        words += ["--env-manager", "local", "--experiment-name", "projects"]
+        words = ["run", *source, "-e", entry, "--env-manager", "local", "--experiment-name", "projects"]
         for key, value in options.items():
             words += ["-P", f"{key}={value}"]
-        result = subprocess.run(
-            words,
-            cwd=self.work,
-            env=environment(MLFLOW_TRACKING_URI=self.store),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        output = result.stdout + result.stderr
-        assert (result.returncode != 0) == fails, output
+        code, output = self.zygote.mlflow(words, self.work, environment(MLFLOW_TRACKING_URI=self.store))
+        assert (code != 0) == fails, output
         assert "Changing param values" not in output
         made = [
             run for run in self.runs if run.info.run_id not in before and "mlflow.project.entryPoint" in run.data.tags
@@ -168,7 +161,11 @@ def _wait_for(port: int) -> None:
 
 @pytest.fixture(scope="module")
 def project(
-    served: tuple[Path, str, str], base_folder: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+    served: tuple[Path, str, str],
+    base_folder: Path,
+    empty_store: Path,
+    zygote: Zygote,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Project:
     """The project with an empty store and options of a study that runs in seconds."""
     work = tmp_path_factory.mktemp("work")
@@ -188,7 +185,7 @@ def project(
         "generate": "off",
     }
     folder, commit, address = served
-    return Project(folder=folder, commit=commit, address=address, work=work, options=options)
+    return Project(folder=folder, commit=commit, address=address, work=work, options=options, zygote=zygote)
 
 
 @pytest.fixture(scope="module")

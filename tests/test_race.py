@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +162,6 @@ GRID: dict[str, object] = {
     "lr": "1e-4 1e-3 1e-2 3e-2", "max_steps": 6, "epochs": 9, "validations": 3, "dropout": 0.1,
     "experiment": "adaptive-lora",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    with Zygote() as process:
-        yield process
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from conftest import rows
 from tracked import quiet, runs_in, store_in, trials_in
+from zygote import Zygote
 
 from adaptive_lora.config import StudyConfig, load_study
 
@@ -95,7 +95,7 @@ def test_each_runs_on_a_local_folder(name: str, base_folder: Path, empty_store: 
     ],
 )
 def test_mlflow_runs_it_by_name(
-    name: str, dialogpt_folder: Path, shared_data: Path, empty_store: Path, tmp_path: Path
+    name: str, dialogpt_folder: Path, shared_data: Path, empty_store: Path, zygote: Zygote, tmp_path: Path
 ) -> None:
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     data = shared_data / "alpaca_en_demo.json"
@@ -106,21 +106,13 @@ def test_mlflow_runs_it_by_name(
         "methods": "uniform:rank=2 three_band:rank=2", "output": tmp_path / "out",
         "study": name,
     }  # fmt: skip
-    words = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "main"]
-    words += ["--env-manager", "local"]
+    words = ["run", str(ROOT), "-e", "main", "--env-manager", "local"]
     for key, value in changes.items():
         words += ["-P", f"{key}={value}"]
     kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-    result = subprocess.run(
-        words,
-        cwd=tmp_path,
-        env={**kept, "PATH": path, "MLFLOW_TRACKING_URI": store_in(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    code, output = zygote.mlflow(words, tmp_path, {**kept, "PATH": path, "MLFLOW_TRACKING_URI": store_in(tmp_path)})
+    assert code == 0, output
     assert len(trials_in(tmp_path)) == 2 * len(study(name).lr)
     (parent,) = [run for run in runs_in(tmp_path) if "mlflow.project.entryPoint" in run.data.tags]
     assert parent.info.status == "FINISHED"

@@ -18,7 +18,8 @@ from synthetic_study import EFFECTS, FROZEN_LOSS, failed, scores, study
 
 from adaptive_lora.analysis.comparison import Comparison, compare
 from adaptive_lora.analysis.comparison.wording import count, signed
-from adaptive_lora.analysis.report import About, render_markdown, render_terminal, write_report
+from adaptive_lora.analysis.report import About, figures, render_markdown, render_terminal, write_report
+from adaptive_lora.analysis.report.style import STYLE
 from adaptive_lora.results import TrialRecord
 
 EVIL = "<script>alert('x')</script>"
@@ -49,12 +50,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     records = evil_study()
     comparison = compare(records, baseline="uniform-r8", base_scores=scores(FROZEN_LOSS, 0), facts=FACTS)
     changed = comparison.methods[1].most_changed[0].example_id
-    path = write_report(
-        comparison,
-        records,
-        tmp_path_factory.mktemp("report"),
-        About(title=f"Study {EVIL}", examples={changed: f"Say {EVIL} politely."}),
-    )
+    about = About(title=f"Study {EVIL}", examples={changed: f"Say {EVIL} politely."})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "STYLE", STYLE)  # of users, with their fonts
+        path = write_report(comparison, records, tmp_path_factory.mktemp("report"), about)
     return comparison, path
 
 
@@ -234,7 +233,9 @@ def test_every_figure_is_in_the_page_and_beside_it(made: tuple[Comparison, Path]
     for name in FIGURES:
         files = path.parent / "figures" / name
         assert files.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-        assert files.with_suffix(".pdf").read_bytes().startswith(b"%PDF-1.")
+        paper = files.with_suffix(".pdf").read_bytes()
+        assert paper.startswith(b"%PDF-1.")
+        assert b"/FontFile2" in paper  # TrueType, of which text stays text
         assert ElementTree.parse(files.with_suffix(".svg")).getroot().tag.endswith("}svg")
 
 

@@ -25,14 +25,14 @@ from mlflow.cli import cli as mlflow_cli
 from packaging.requirements import Requirement
 from postgres import START, running_postgres, served, shared_server
 from servers import MlflowProcess
-from test_kill import Place, check_same, make_place, survive, zygote
+from test_kill import Place, check_same, make_place, survive
 from zygote import Zygote
 
 from adaptive_lora.cli import main
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.tracking import Recorder, connect
 
-__all__ = ["make_place", "zygote"]  # fixtures
+__all__ = ["make_place"]  # fixtures
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "entrypoints" / "server"

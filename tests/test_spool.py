@@ -54,7 +54,9 @@ def last_words(config: TrackingConfig, steps: int) -> None:
 
 def leave_behind(config: TrackingConfig, steps: int) -> None:
     """Let a process die; its journal stays."""
-    process = multiprocessing.get_context("spawn").Process(target=last_words, args=(config, steps))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["adaptive_lora.tracking"])  # its imports take seconds
+    process = context.Process(target=last_words, args=(config, steps))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from conftest import rows
 from servers import SmallDisk
 from test_checkpoints import EVERY_STEP, NEVER, numbers, signal_at_forward
-from test_kill import Place, check_nothing_is_left, check_same, make_place, zygote
+from test_kill import Place, check_nothing_is_left, check_same, make_place
 from tracked import quiet, runs_in, trials_in, words_of
 from zygote import Zygote
 
@@ -35,7 +35,7 @@ from adaptive_lora.tracking import connect
 from adaptive_lora.training import TrialCheckpoints
 from adaptive_lora.training import checkpoint_files as files
 
-__all__ = ["make_place", "zygote"]  # fixtures
+__all__ = ["make_place"]  # fixtures
 
 BaseContext = Callable[..., StudyContext]
 

@@ -1,4 +1,4 @@
-"""A process with everything imported that forks one process a study command.
+"""A process with everything imported that forks one process a command, of this package or of MLflow.
 
 Real commands in real processes, without the seconds of imports of each. It reads one JSON object a
 line: what to run (`words`, in `folder`), or which process to wait for (`wait`); it answers with a
@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from spared import draw_text_as_outlines, freeze_modules, skip_syncs
+
 
 def serve() -> None:
     """Answer requests until the input ends."""
@@ -37,6 +39,9 @@ def serve() -> None:
     for name in ("transformers.models.gpt2.modeling_gpt2", "accelerate", "mlflow.pyfunc", "peft"):
         importlib.import_module(name)
     torch.set_num_threads(1)
+    skip_syncs()
+    draw_text_as_outlines()
+    freeze_modules()
     print(json.dumps({"ready": os.getpid()}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -45,6 +50,8 @@ def serve() -> None:
             seconds = usage.ru_utime + usage.ru_stime
             print(json.dumps([os.waitstatus_to_exitcode(status), seconds]), flush=True)
             continue
+        if request["program"] == "mlflow":
+            importlib.import_module("mlflow.cli")
         pid = os.fork()
         if pid == 0:
             run(request)
@@ -66,10 +73,17 @@ def run(request: dict[str, Any]) -> None:
             arm(*request["fault"])
         if request["set_back"] is not None:
             set_back(request["set_back"])
-        sys.argv = ["adaptive-lora", *request["words"]]
-        from adaptive_lora.cli import main
+        sys.argv = [request["program"], *request["words"]]
+        if request["program"] == "mlflow":
+            from mlflow.cli import cli
 
-        main(request["words"])
+            os.environ.clear()
+            os.environ.update(request["environment"])
+            cli(request["words"])
+        else:
+            from adaptive_lora.cli import main
+
+            main(request["words"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
@@ -147,8 +161,7 @@ class Zygote:
             fault: arguments of `arm`.
             set_back: seconds by which its clock is set back; None: it is right.
         """
-        request = {"words": words, "folder": str(folder), "log": str(folder / "log.txt")}
-        return int(self._ask({**request, "fault": fault, "set_back": set_back}))
+        return self._start("adaptive-lora", words, folder, "log.txt", fault=fault, set_back=set_back)
 
     def wait(self, pid: int) -> int:
         """Wait for a command; return its exit code, negative where a signal ended it."""
@@ -164,6 +177,17 @@ class Zygote:
     ) -> int:
         """Run a command to its end as `start` does; return its exit code."""
         return self.wait(self.start(words, folder, fault, set_back))
+
+    def mlflow(self, words: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str]:
+        """Run a command of MLflow to its end in a folder and an environment; return its exit code and output."""
+        log = folder / "mlflow.txt"
+        log.unlink(missing_ok=True)
+        code = self.wait(self._start("mlflow", words, folder, log.name, environment=environment))
+        return code, log.read_text(encoding="utf-8")
+
+    def _start(self, program: str, words: list[str], folder: Path, log: str, **how: Any) -> int:
+        request = {"program": program, "words": words, "folder": str(folder), "log": str(folder / log)}
+        return int(self._ask({**request, "fault": None, "set_back": None, **how}))
 
     def _ask(self, request: dict[str, Any]) -> Any:
         assert self._process.stdin is not None

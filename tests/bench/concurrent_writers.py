@@ -72,8 +72,10 @@ def write_together(uri: str, output: Path, writers: int, runs: int) -> Outcome:
     store = _connect(uri, str(output))
     study = StudyRun.open(store, study_id=STUDY, name="writers")
     shares = [range(first, runs, writers) for first in range(writers)]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["adaptive_lora.tracking"])  # its imports take seconds
     write = partial(_write, uri=uri, output=str(output), start=time.time() + 5)
-    with ProcessPoolExecutor(writers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(writers, context) as pool:
         times = list(pool.map(write, shares))
     problems, found = _read_back(study, runs)
     study.end("FINISHED")

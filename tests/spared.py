@@ -1,0 +1,45 @@
+"""Work that a user's process does and no test is about: processes of the tests are spared it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sqlite3
+import sys
+from typing import Any
+
+_frozen_modules = 0
+
+
+def freeze_modules() -> None:
+    """Keep what was imported since the last call out of garbage collections.
+
+    Each trial ends with a full collection, which takes half a second with all modules.
+    """
+    global _frozen_modules
+    if len(sys.modules) > _frozen_modules + 100:
+        gc.collect()
+        gc.freeze()
+        _frozen_modules = len(sys.modules)
+
+
+def skip_syncs() -> None:
+    """Leave files and SQLite stores in the system's cache until it writes them: no test cuts the power."""
+    from sqlalchemy import Engine, event
+
+    def relax(connection: Any, record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", relax)
+    os.fsync = lambda descriptor: None
+
+
+def draw_text_as_outlines() -> None:
+    """Draw the text of PDF figures as outlines: making a font of the letters used is half of a report's time.
+
+    `test_report` draws what users get.
+    """
+    from adaptive_lora.analysis.report import figures
+
+    figures.STYLE = [figures.STYLE, {"pdf.fonttype": 3}]  # type: ignore[misc, assignment]
