@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptive_lora.allocation import METRICS, MethodSpec
+from adaptive_lora.allocation import METRICS, MethodSpec, Plan, RankPlan, TunerPlan
+from adaptive_lora.allocation.architecture import size
+from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.cli.early import require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
@@ -28,6 +31,13 @@ from adaptive_lora.config import EARLIER_NAMES, study_from
 from adaptive_lora.config.base_file import check_base
 from adaptive_lora.config.text_files import Unreadable, read_text
 from adaptive_lora.errors import ConfigError
+from adaptive_lora.redaction import shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from adaptive_lora.study.plan import PlanReport
 
 _OWN = (
     "model", "revision", "trust_remote_code", "alpha", "scaling", "precision", "batch_size",
@@ -68,7 +78,7 @@ def plan(method: str, seed: int, as_json: bool, emit: str | None, profile_file: 
         chosen[several] = re.sub("[,+]", " ", str(chosen[several]))
     spec = MethodSpec.build(name, {**written, **chosen})
     check_base(config.model, [spec.base])
-    from adaptive_lora.study.plan import peft_config, plan_method, print_plan
+    from adaptive_lora.study.plan import peft_config, plan_method
 
     report = plan_method(config, spec, profile=_read_profile(profile_file), seed=seed)
     if emit is not None:
@@ -78,7 +88,81 @@ def plan(method: str, seed: int, as_json: bool, emit: str | None, profile_file: 
     elif as_json:
         click.echo(json.dumps(report.to_dict(), indent=1))
     else:
-        print_plan(report, make_console())
+        _print_plan(report, make_console())
+
+
+def _print_plan(report: PlanReport, console: Console) -> None:
+    """Print the table of sites, or of tensors, and the totals."""
+    from adaptive_lora.training.memory import describe
+
+    plan = report.plan
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    console.print(_tensor_table(plan) if isinstance(plan, TunerPlan) else _site_table(plan, report.sites))
+    if report.note is not None:
+        say(f"\n[yellow]note[/]       {shown(report.note)}")
+    say(
+        f"\ntrainable  {plan.trainable_parameters:,} of {report.total_parameters:,} parameters: "
+        f"{report.reduction_vs_full:.2%} fewer than full fine-tuning\n"
+        f"as much as uniform rank {report.uniform_rank:.2f} on all {len(report.sites)} sites"
+    )
+    say(f"memory     {describe(report.memory, report.load)}")
+    if plan.budget is not None:
+        say(f"budget     {plan.budget:,}, of which {plan.budget - plan.trainable_parameters:,} unused")
+    if isinstance(plan, TunerPlan):
+        return
+    say(f"scaling    {plan.scaling}: factor {plan.scaling.formula}")
+    if plan.scaling_in_training:
+        say(f"           {plan.scaling_in_training}")
+    if plan.left_out:
+        say(f"left out   {', '.join(plan.left_out)} (rank 0)")
+    for line in () if plan.certificate is None else plan.certificate.sentences():
+        say(line)
+
+
+def _tensor_table(plan: TunerPlan) -> Table:
+    """Return the table of trained tensors; tensors of one name in all blocks share a row."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for name, shape in plan.tensors.items():
+        pattern = re.sub(r"\.\d+\.", ".*.", name)
+        rows.setdefault((pattern, " x ".join(map(str, shape))), []).append(size(shape))
+    table = _table(plan, "trained", "shape", "number", "parameters")
+    for (pattern, sides), sizes in rows.items():
+        table.add_row(pattern, sides, f"{len(sizes):,}", f"{sum(sizes):,}")
+    return table
+
+
+def _site_table(plan: RankPlan, sites: Sequence[AdapterSite]) -> Table:
+    """Return the table of sites, with the tower where the base has several and rates where they differ."""
+    towers, rates = any(site.tower for site in sites), bool(plan.lr_multipliers())
+    headings = ("site", "layer", "role", "in", "out", "rank", "alpha", "factor")
+    table = _table(plan, *headings, *(["rate"] if rates else []), "parameters")
+    for entry in plan.entries:
+        site = entry.site
+        table.add_row(
+            shown(site.name),
+            f"{site.tower} {site.layer}" if towers else str(site.layer),
+            str(site.role),
+            f"{site.in_features:,}",
+            f"{site.out_features:,}",
+            str(entry.rank),
+            f"{entry.alpha:g}",
+            f"{plan.scale_of(entry):g}",
+            *([f"x{entry.lr_multiplier:.3g}"] if rates else []),
+            f"{entry.parameters:,}",
+        )
+    return table
+
+
+def _table(plan: Plan, *headings: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=shown(plan.method), header_style="bold", box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("trained", "site", "role") else "right")
+    return table
 
 
 def _read_profile(path: Path | None) -> Any:

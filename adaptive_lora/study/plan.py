@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
-from adaptive_lora.allocation import MethodSpec, Plan, RankPlan, TunerPlan, make_plan, uniform_cost
-from adaptive_lora.allocation.architecture import Architecture, size
+from adaptive_lora.allocation import MethodSpec, Plan, RankPlan, make_plan, uniform_cost
+from adaptive_lora.allocation.architecture import Architecture
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.config.base_file import base_file
@@ -22,9 +18,8 @@ from adaptive_lora.models.base import count_parameters, skeleton
 from adaptive_lora.models.device import resolve_precision
 from adaptive_lora.models.heads import find_head
 from adaptive_lora.models.sites import read_architecture, site_notes
-from adaptive_lora.redaction import shown
 from adaptive_lora.serving import TASKS, quantisation_in
-from adaptive_lora.training.memory import Load, MemoryChoice, choose, describe, load_of
+from adaptive_lora.training.memory import Load, MemoryChoice, choose, load_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -210,73 +205,3 @@ def peft_config(report: PlanReport) -> str:
     with TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         return (Path(folder) / "adapter_config.json").read_text(encoding="utf-8")
-
-
-def print_plan(report: PlanReport, console: Console) -> None:
-    """Print the table of sites, or of tensors, and the totals."""
-    plan = report.plan
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
-    console.print(_tensor_table(plan) if isinstance(plan, TunerPlan) else _site_table(plan, report.sites))
-    if report.note is not None:
-        say(f"\n[yellow]note[/]       {shown(report.note)}")
-    say(
-        f"\ntrainable  {plan.trainable_parameters:,} of {report.total_parameters:,} parameters: "
-        f"{report.reduction_vs_full:.2%} fewer than full fine-tuning\n"
-        f"as much as uniform rank {report.uniform_rank:.2f} on all {len(report.sites)} sites"
-    )
-    say(f"memory     {describe(report.memory, report.load)}")
-    if plan.budget is not None:
-        say(f"budget     {plan.budget:,}, of which {plan.budget - plan.trainable_parameters:,} unused")
-    if isinstance(plan, TunerPlan):
-        return
-    say(f"scaling    {plan.scaling}: factor {plan.scaling.formula}")
-    if plan.scaling_in_training:
-        say(f"           {plan.scaling_in_training}")
-    if plan.left_out:
-        say(f"left out   {', '.join(plan.left_out)} (rank 0)")
-    for line in () if plan.certificate is None else plan.certificate.sentences():
-        say(line)
-
-
-def _tensor_table(plan: TunerPlan) -> Table:
-    """Return the table of trained tensors; tensors of one name in all blocks share a row."""
-    rows: dict[tuple[str, str], list[int]] = {}
-    for name, shape in plan.tensors.items():
-        pattern = re.sub(r"\.\d+\.", ".*.", name)
-        rows.setdefault((pattern, " x ".join(map(str, shape))), []).append(size(shape))
-    table = _table(plan, "trained", "shape", "number", "parameters")
-    for (pattern, sides), sizes in rows.items():
-        table.add_row(pattern, sides, f"{len(sizes):,}", f"{sum(sizes):,}")
-    return table
-
-
-def _site_table(plan: RankPlan, sites: Sequence[AdapterSite]) -> Table:
-    """Return the table of sites, with the tower where the base has several and rates where they differ."""
-    towers, rates = any(site.tower for site in sites), bool(plan.lr_multipliers())
-    headings = ("site", "layer", "role", "in", "out", "rank", "alpha", "factor")
-    table = _table(plan, *headings, *(["rate"] if rates else []), "parameters")
-    for entry in plan.entries:
-        site = entry.site
-        table.add_row(
-            shown(site.name),
-            f"{site.tower} {site.layer}" if towers else str(site.layer),
-            str(site.role),
-            f"{site.in_features:,}",
-            f"{site.out_features:,}",
-            str(entry.rank),
-            f"{entry.alpha:g}",
-            f"{plan.scale_of(entry):g}",
-            *([f"x{entry.lr_multiplier:.3g}"] if rates else []),
-            f"{entry.parameters:,}",
-        )
-    return table
-
-
-def _table(plan: Plan, *headings: str) -> Table:
-    table = Table(title=shown(plan.method), header_style="bold", box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("trained", "site", "role") else "right")
-    return table
