@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Template
+from jinja2 import Environment, FileSystemLoader
 from peft import LoraConfig, PeftConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
@@ -106,9 +106,9 @@ def write_card(folder: Path, kind: str, origin: Mapping[str, Any], **values: Any
         origin: record of the adapter, with its method and family where known.
         values: `ranks` as trained, the `rank` of a uniform one, and whether a merged one was `dora`.
     """
-    source = Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8")
-    template = Template(source, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    text = template.render(
+    beside = FileSystemLoader(Path(__file__).parent)
+    templates = Environment(loader=beside, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    text = templates.get_template("model_card.md.jinja").render(
         kind=kind,
         origin=origin,
         auto_class=TASKS[origin.get("task", CAUSAL)["name"]].auto_class,
