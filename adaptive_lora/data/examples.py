@@ -9,11 +9,38 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from adaptive_lora.data.rows import LeftOut, Reading
 from adaptive_lora.data.sequences import Joined, Rows
 from adaptive_lora.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image, whose file is read when it is used; equal to another of equal content."""
+
+    digest: bytes
+    """SHA-256 of the file's content."""
+    source: str | bytes = field(repr=False, compare=False)
+    """Path of the file, or its content where the data have no file of its own."""
+
+    def content(self) -> bytes:
+        """Return the content of the file.
+
+        Raises:
+            DataError: the file is not the one that was read at the start.
+        """
+        if isinstance(self.source, bytes):
+            return self.source
+        try:
+            found = Path(self.source).read_bytes()
+        except OSError as error:
+            raise DataError(f"image {self.source} cannot be read any more: {error.strerror}; put it back.") from error
+        if hashlib.sha256(found).digest() != self.digest:
+            raise DataError(f"image {self.source} changed since the data were read; put it back, or begin a new study.")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,8 +67,13 @@ class Example:
     """Indices of the assistant's messages that are context only, excluded from the loss."""
     tools: str = ""
     """Tools for the chat template, as JSON text; empty without tools."""
-    image: bytes | None = field(default=None, repr=False)
-    """Content of the image file; None for tasks without images."""
+    picture: Picture | None = None
+    """Image of the example; None for tasks without images."""
+
+    @property
+    def image(self) -> bytes | None:
+        """Content of the image file; None for tasks without images."""
+        return None if self.picture is None else self.picture.content()
 
     def chat(self, count: int) -> list[dict[str, Any]]:
         """Return the first `count` messages of a conversation in a chat template's form."""
@@ -53,7 +85,7 @@ class Example:
     @property
     def shown(self) -> str:
         """All texts of the example for display: the rendered prompt, continued by its response."""
-        others = (self.second, self.question, self.target, self.image, self.messages or None)
+        others = (self.second, self.question, self.target, self.picture, self.messages or None)
         if all(other is None for other in others):
             return f"{self.prompt}{self.response}"
         answer = f"{self.messages[-1][0]}: {self.response}" if self.messages else self.response

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.config import DataConfig
-from adaptive_lora.data.examples import Example, ExampleSet, content_id
+from adaptive_lora.data.examples import Example, ExampleSet, Picture, content_id
 from adaptive_lora.data.labelled import class_names, class_of, pick
 from adaptive_lora.data.reading import Table, read_table, separate_test
 from adaptive_lora.data.rows import BadRow, refuse_unread, refuse_weights, required_text
@@ -115,9 +115,10 @@ def _reader(table: Table, config: DataConfig, said: _Said, columns: dict[str, st
         where = table.where(index)
         refuse_weights(table.rows[index], columns, where)
         question, response, target = said(index)
-        image = _bytes(table.rows[index], column, where, table.home)
-        remarks.update(_remarks(image))
-        name = f"image {hashlib.sha256(image).hexdigest()[:16]}"
+        source, content = _image(table.rows[index], column, where, table.home)
+        remarks.update(_remarks(content))
+        picture = Picture(hashlib.sha256(content).digest(), source)
+        name = f"image {picture.digest.hex()[:16]}"
         shown = name if question is None else f"{name}: {question} "
         return Example(
             id=content_id(shown, response, seen),
@@ -127,7 +128,7 @@ def _reader(table: Table, config: DataConfig, said: _Said, columns: dict[str, st
             response=response,
             target=target,
             where=where,
-            image=image,
+            picture=picture,
         )
 
     used = {column: "image", **columns}
@@ -150,15 +151,16 @@ def _remarks(content: bytes) -> Iterator[str]:
             yield "have transparent pixels: their colours are used"
 
 
-def _bytes(row: Mapping[str, Any], column: str, where: str, home: Path) -> bytes:
-    """Return the content of a row's image file, checked to be a readable image."""
+def _image(row: Mapping[str, Any], column: str, where: str, home: Path) -> tuple[str | bytes, bytes]:
+    """Return the path of a row's image file, or else its content, and the content, checked to be a readable image."""
     value = row.get(column)
     content = value.get("bytes") if isinstance(value, dict) else value
+    path = value if isinstance(value, str) else None
+    if isinstance(value, dict) and content is None:
+        path = value.get("path")
     try:
-        if isinstance(value, dict) and content is None and value.get("path") is not None:
-            content = (home / value["path"]).read_bytes()
-        elif isinstance(value, str):
-            content = (home / value).read_bytes()
+        if path is not None:
+            content = (home / path).read_bytes()
         if not isinstance(content, bytes):
             got = "nothing" if value is None or content is None else type(value).__name__
             raise ValueError(f"got {got}")
@@ -169,4 +171,4 @@ def _bytes(row: Mapping[str, Any], column: str, where: str, home: Path) -> bytes
             f"column '{column}' must be an image: {error}",
             reason=f"column '{column}' holds no image that can be read",
         ) from error
-    return content
+    return content if path is None else str((home / path).absolute()), content

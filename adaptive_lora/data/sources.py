@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data.conversations import CHAT, CONVERSATIONS, PLAIN, TEXT, Conversations, plain_text
+from adaptive_lora.data.example_columns import StoredExamples
 from adaptive_lora.data.examples import Example, ExampleSet, content_id
 from adaptive_lora.data.reading import Table, read_table, separate_test
 from adaptive_lora.data.rows import BadRow, Reading, left_out, refuse_unread, required_text, text_of, unused_columns
@@ -77,13 +78,16 @@ def example_set(
     Raises:
         DataError: there are bad rows, of which up to 20 are named, or no row is left.
     """
-    examples: list[Example] = []
     bad: list[BadRow] = []
-    for index in table.chosen:
-        try:
-            examples.append(reader.example(index))
-        except BadRow as row:
-            bad.append(row)
+
+    def usable() -> Iterator[Example]:
+        for index in table.chosen:
+            try:
+                yield reader.example(index)
+            except BadRow as row:
+                bad.append(row)
+
+    examples = StoredExamples(usable())
     lost = left_out(bad, config, table.name)
     if not examples:
         raise DataError(f"{table.name}: every row is left out: {bad[0].reason}")
@@ -97,7 +101,7 @@ def example_set(
         notes=(*table.notes, *_unread_options(config, reader), *reader.notes()),
     )
     return ExampleSet(
-        examples=tuple(examples),
+        examples=examples,
         template=reader.template,
         template_name=reader.template_name,
         source=table.name,

@@ -134,7 +134,7 @@ def pair_losses(logits: torch.Tensor) -> torch.Tensor:
 
 def _same(examples: Sequence[PreparedExample]) -> torch.Tensor:
     """Return the mask (N, N) of captions that are right for an image, including those of equal images."""
-    images = [example.image for example in examples]
+    images = [example.picture for example in examples]
     texts = [example.input_ids for example in examples]
     rows = [[images[i] == images[j] or texts[i] == texts[j] for j in range(len(images))] for i in range(len(images))]
     return torch.tensor(rows)

@@ -18,6 +18,7 @@ from adaptive_lora import serving
 from adaptive_lora.allocation import Plan
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet, Tokenised, TokenizedExample, cached_tokens
+from adaptive_lora.data.examples import Picture
 from adaptive_lora.data.rows import BadRow
 from adaptive_lora.data.token_cache import asks_for_the_time, tokenizer_digest
 from adaptive_lora.errors import DataError
@@ -47,8 +48,8 @@ class PreparedExample:
     id: str
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of a text input -> one integer per token; empty without text."""
-    image: bytes = b""
-    """Content of the image file, which is decoded for each batch."""
+    picture: Picture | None = None
+    """Image, whose file is read and decoded for each batch; None for tasks without images."""
     question: str = ""
     response: str = ""
     target: float = 0.0
@@ -57,6 +58,11 @@ class PreparedExample:
     """Index of the first supervised token, where the input ends with the response."""
     cut: int = 0
     """Number of tokens cut off at the maximum length."""
+
+    @property
+    def image(self) -> bytes:
+        """Content of the image file; empty for tasks without images."""
+        return b"" if self.picture is None else self.picture.content()
 
     @property
     def input_ids(self) -> tuple[int, ...]:
@@ -88,7 +94,7 @@ class PreparedExample:
         return cls(
             id=example.id,
             inputs={name: tuple(values) for name, values in numbers.items() if name not in ("places", "cut")},
-            image=example.image or b"",
+            picture=example.picture,
             question=example.question or "",
             response=example.response,
             target=float(example.target or 0.0),
