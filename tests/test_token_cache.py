@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 
 from adaptive_lora.config import study_from
 from adaptive_lora.data import Example, TokenizedExample, cached_tokens, token_cache
-from adaptive_lora.data.columns import Columns, CorruptColumns, integers, read_columns, stored, write_columns
+from adaptive_lora.data.arrow_file import Columns, CorruptColumns, integers, read_columns, stored, write_columns
 from adaptive_lora.data.token_cache import token_folder, tokenizer_digest
 from adaptive_lora.errors import DataError
 from adaptive_lora.models.tasks import CausalTask, task_named

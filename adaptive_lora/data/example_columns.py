@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from adaptive_lora.data.columns import ROWS_AT_ONCE, Columns, Row, stored
+from adaptive_lora.data.arrow_file import ROWS_AT_ONCE, Columns, Row, stored
 from adaptive_lora.data.examples import Example, Picture
 from adaptive_lora.data.sequences import LazySequence
 from adaptive_lora.data.token_cache import token_folder

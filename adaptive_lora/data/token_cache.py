@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from adaptive_lora import __version__
-from adaptive_lora.data.columns import (
+from adaptive_lora.data.arrow_file import (
     ROWS_AT_ONCE,
     SUFFIX,
     Columns,

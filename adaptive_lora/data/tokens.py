@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from adaptive_lora.data.columns import batched
+from adaptive_lora.data.arrow_file import batched
 from adaptive_lora.data.conversations import turns
 from adaptive_lora.data.examples import Example
 from adaptive_lora.data.rows import BadRow

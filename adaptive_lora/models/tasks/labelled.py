@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data import Batch, Example, ExampleSet
-from adaptive_lora.data.columns import batched
+from adaptive_lora.data.arrow_file import batched
 from adaptive_lora.data.images import load_classes
 from adaptive_lora.data.labelled import load_labelled
 from adaptive_lora.errors import ModelError
