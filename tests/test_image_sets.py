@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import struct
 import warnings
@@ -21,6 +22,8 @@ from task_bases import SEEING, run_and_prove, save_pictures, save_seeing_base
 
 from adaptive_lora.config import DataConfig, StudyConfig, study_from
 from adaptive_lora.data import split_set
+from adaptive_lora.data.example_columns import StoredExamples
+from adaptive_lora.data.examples import Example, Picture
 from adaptive_lora.data.images import load_captions, load_classes
 from adaptive_lora.errors import DataError
 from adaptive_lora.serving import open_image
@@ -163,6 +166,41 @@ def test_files_are_named_relative_to_the_table_that_names_them(images: tuple[Pat
     found = load_classes(config_of(tmp_path / "one" / "rows.json", test_data=str(tmp_path / "other" / "rows.json")))
     assert found.test is not None
     assert [e.image for e in found.test] == [(home / r["image"]).read_bytes() for r in rows[20:]]
+
+
+def test_a_file_that_changes_after_the_data_were_read_is_refused_by_name(
+    images: tuple[Path, Rows], tmp_path: Path
+) -> None:
+    home, rows = images
+    for row in rows:
+        shutil.copy(home / row["image"], tmp_path)
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    changed, gone, kept = load_classes(config_of(tmp_path / "rows.json")).examples[:3]
+    content = (tmp_path / rows[2]["image"]).read_bytes()
+    (tmp_path / rows[0]["image"]).write_bytes(content)
+    (tmp_path / rows[1]["image"]).unlink()
+    with pytest.raises(DataError, match=rf"{rows[0]['image']} changed since the data were read; put it back"):
+        assert changed.image
+    with pytest.raises(DataError, match=rf"{rows[1]['image']} cannot be read any more: No such file"):
+        assert gone.image
+    assert kept.image == content
+
+
+@pytest.mark.parametrize("cache", ["", "cache"], ids=["in memory", "in a file"])
+def test_examples_are_what_was_stored(cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTIVE_LORA_CACHE", cache and str(tmp_path / cache))
+    plain = Example(id="a", prompt="say ü\0", response="", where="rows.json line 1")
+    full = Example(
+        id="b", prompt="", response="x", where=os.fsdecode(b"\xff.json"), second="s", target=-0.5, question="?",
+        messages=(("user", "hi"), ("assistant", "x")), full_messages="[]", unlearned=(0, 2), tools="[1]",
+        picture=Picture(b"d" * 32, b"content"),
+    )  # fmt: skip
+    many = [plain, full] * 600
+    stored = StoredExamples(iter(many))
+    assert list(stored) == many
+    assert (stored[1199], stored[-2], stored[999:1001]) == (full, plain, [full, plain])
+    assert stored[1].picture is not None
+    assert stored[1].picture.content() == b"content"
 
 
 # --- what a picture's file may hold
