@@ -57,6 +57,8 @@ def test_inputs_are_refused_with_nothing_heavy_loaded(closed_port: int, tmp_path
         (("transfer", "--data", "good.json", "--data", "nowhere.json"), "does not exist"),
         (("evaluate", "--adapter", "x", "--data", "nowhere.json"), "does not exist"),
         (("study", *good, "--test-data", "nowhere.csv"), "nowhere.csv does not exist"),
+        (("study", *good, "--model", "./gone"), "model folder ./gone does not exist"),
+        (("plan", "--model", "/gone/model"), "model folder /gone/model does not exist"),
         (("study", "--data", "broken.jsonl"), "line 1"),
         (("study", "--data", "broken.csv"), "line 2"),
         (("train", "--data", "broken.parquet"), "broken.parquet"),

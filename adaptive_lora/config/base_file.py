@@ -24,7 +24,7 @@ def check_base(config: ModelConfig, kinds: Iterable[str]) -> Path | None:
         The path of its GGUF file, or None; see `base_file`.
 
     Raises:
-        ModelError: a GGUF file is missing or cannot be read, or weights have an unsupported format.
+        ModelError: a folder or GGUF file is missing or cannot be read, or weights have an unsupported format.
         ConfigError: a method's `base` does not fit how the weights are saved.
     """
     file = place = base_file(config)
@@ -77,7 +77,7 @@ def base_file(config: ModelConfig) -> Path | None:
     """Return the path of the base's GGUF file, with its header checked; None for other bases.
 
     Raises:
-        ModelError: the file is missing or cannot be read, or a folder holds several.
+        ModelError: the file, or a folder given by its path, is missing or cannot be read, or a folder holds several.
         ConfigError: a setting that does not apply to a GGUF file.
     """
     if config.model == "embedded":
@@ -87,13 +87,16 @@ def base_file(config: ModelConfig) -> Path | None:
         raise ModelError(f"base model file {config.model} does not exist; check the path.")
     try:
         file = gguf_in(place)
-        if file is None:
-            return None
-        require_gguf(file)
+        if file is not None:
+            require_gguf(file)
     except (UnsafeFiles, ImportError) as error:
         raise ModelError(str(error)) from error
     except PermissionError as error:
         raise ModelError(f"{config.model} cannot be read: {error.strerror}") from error
+    if file is None:
+        if not place.is_dir() and (config.model.startswith((".", "/", "~")) or config.model.count("/") > 1):
+            raise ModelError(f"base model folder {config.model} does not exist; check the path.")
+        return None
     for name, given in {"revision": config.revision is not None, "trust_remote_code": config.trust_remote_code}.items():
         if given:
             raise ConfigError(

@@ -125,8 +125,6 @@ def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path
         source, name = "gguf", str(file)
     elif Path(config.model).is_dir():
         source, name = "folder", str(Path(config.model).resolve())
-    elif config.model.startswith((".", "/", "~")) or config.model.count("/") > 1:
-        raise ModelError(f"base model folder {config.model} does not exist; check the path.")
     else:
         source, name = "hub", config.model
     try:
