@@ -113,12 +113,10 @@ def write_columns(path: Path, key: str, schema: pa.Schema, rows: Iterable[Row]) 
     """
     with replacing(path) as partial:
         partial.touch(0o600)
-        file = partial.open("r+b", buffering=0)
-        with file:
-            sink = _Sink(file)
+        with _Sink(partial.open("r+b", buffering=0)) as sink:
             _write(sink, schema.with_metadata({"key": key}), rows)
             sink.write(sink.digest.digest())
-            found = Columns(_mapped(file))
+            found = Columns(sink.content())
     return found
 
 
@@ -130,9 +128,9 @@ def stored(schema: pa.Schema, rows: Iterable[Row], folder: Path | None) -> Colum
         rows: column -> value of each row.
         folder: folder of the file; where it is None or its disk takes no more, the rows are in memory.
     """
-    sink = _Sink(_unnamed(folder), spare=True)
-    _write(sink, schema, rows)
-    return Columns(sink.finish())
+    with _Sink(_unnamed(folder), spare=True) as sink:
+        _write(sink, schema, rows)
+        return Columns(sink.content())
 
 
 def _unnamed(folder: Path | None) -> IO[bytes]:
@@ -186,7 +184,12 @@ class _Sink(io.RawIOBase):
         self._written += size
         return size
 
-    def finish(self) -> Any:
-        """Close the file, and return the written bytes as a buffer, mapped from it or in memory."""
-        with self._file as file:
-            return pa.py_buffer(file.getvalue()) if isinstance(file, io.BytesIO) else _mapped(file)
+    def content(self) -> Any:
+        """Return the written bytes as a buffer, mapped from the file or in memory; it outlives the file."""
+        file = self._file
+        return pa.py_buffer(file.getvalue()) if isinstance(file, io.BytesIO) else _mapped(file)
+
+    def close(self) -> None:
+        """Close the file too."""
+        self._file.close()
+        super().close()

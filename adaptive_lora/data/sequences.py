@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TypeVar, overload
 
 T = TypeVar("T")
@@ -62,6 +63,10 @@ class Joined(LazySequence[T]):
     def __init__(self, *parts: Sequence[T]) -> None:
         """Join the sequences in this order."""
         self._parts = parts
+
+    def __iter__(self) -> Iterator[T]:
+        """Yield the items; each part reads its own in order, which may take less than one by one."""
+        return chain.from_iterable(self._parts)
 
     def __len__(self) -> int:
         """Return the number of items of all parts."""
