@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from adaptive_lora.config import StudyConfig, load_study, study_from
     from adaptive_lora.errors import AdaptiveLoraError
     from adaptive_lora.methods.base import RankMethod, TunerMethod
-    from adaptive_lora.study.plan import plan_method
-    from adaptive_lora.study.run import run_study
+    from adaptive_lora.runner.plan import plan_method
+    from adaptive_lora.runner.run import run_study
 
 __version__ = "0.3.0.dev0"
 
@@ -45,8 +45,8 @@ _PLACES = {
     "TunerMethod": "methods.base",
     "load_study": "config",
     "make_plan": "allocation",
-    "plan_method": "study.plan",
-    "run_study": "study.run",
+    "plan_method": "runner.plan",
+    "run_study": "runner.run",
     "study_from": "config",
 }
 """Name of the public API -> module that defines it."""

@@ -78,7 +78,7 @@ def measured(kind: str, data: str, model: str) -> dict[str, float]:
 
     imported = time.perf_counter()
     from adaptive_lora.data import training_batches
-    from adaptive_lora.study.context import StudyContext
+    from adaptive_lora.runner.context import StudyContext
 
     context = StudyContext(config)
     assert context.fingerprint

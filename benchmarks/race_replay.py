@@ -23,7 +23,7 @@ import numpy as np
 
 from adaptive_lora.analysis.stats import RACE_RULE, RaceRule, nearest_passes, standing
 from adaptive_lora.config import TrackingConfig
-from adaptive_lora.study.race import loss_at
+from adaptive_lora.runner.race import loss_at
 from adaptive_lora.tracking import Store, StudyRun, connect
 from adaptive_lora.tracking.runs import identity_of, is_raced
 

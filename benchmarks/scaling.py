@@ -29,8 +29,8 @@ def measured(arguments: argparse.Namespace) -> Losses:
 
     from adaptive_lora.allocation import MethodSpec
     from adaptive_lora.config import study_from
-    from adaptive_lora.study.comparison_input import Selection, read_comparison_input
-    from adaptive_lora.study.run import run_study
+    from adaptive_lora.runner.comparison_input import Selection, read_comparison_input
+    from adaptive_lora.runner.run import run_study
 
     methods = {
         f"uniform:rank={rank}{options}": (policy, rank)

@@ -45,8 +45,8 @@ if os.environ.pop("LIBRARY", None):
     import torch  # before the package, which then sets no bound
 import adaptive_lora, torch
 from adaptive_lora.config import study_from
-from adaptive_lora.study.trial import run_trial
-from adaptive_lora.study.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
+from adaptive_lora.runner.context import StudyContext
 import tempfile, pathlib
 torch.set_num_threads(threads)
 config = study_from({

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tracked import Finished
 
     from adaptive_lora.config import StudyConfig
-    from adaptive_lora.study.context import StudyContext
+    from adaptive_lora.runner.context import StudyContext
 
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # nothing here needs it
 settings.register_profile("suite", deadline=None)  # no test may fail because a machine is busy
@@ -192,7 +192,7 @@ def make_study(options: Options) -> Callable[..., StudyConfig]:
 @pytest.fixture
 def make_bench(make_study: Callable[..., StudyConfig]) -> Callable[..., StudyContext]:
     """Return a function that loads a small study's workbench."""
-    from adaptive_lora.study.context import StudyContext
+    from adaptive_lora.runner.context import StudyContext
 
     def make(**changes: object) -> StudyContext:
         return StudyContext(make_study(**changes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from adaptive_lora.methods.importance import ImportanceProfile, profile_importance
-from adaptive_lora.study.context import StudyContext
+from adaptive_lora.runner.context import StudyContext
 
 SITE = "transformer.h.1.mlp.c_fc"
 """A Conv1D site of the test base."""

@@ -17,9 +17,9 @@ from tracked import quiet
 
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.results import TrialRecord
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.result import prove
-from adaptive_lora.study.steps import run_evaluate
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.result import prove
+from adaptive_lora.runner.steps import run_evaluate
 from adaptive_lora.tracking import StudyRun, read_trials
 from adaptive_lora.tracking.registry import MODEL_TAG
 

@@ -31,9 +31,9 @@ from adaptive_lora.methods.adapters import attach, audit_as_built
 from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.methods.adapters.factors import write_factors
 from adaptive_lora.methods.ranks_in_training import Phases
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
-from adaptive_lora.study.trial_log import trial_metrics
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
+from adaptive_lora.runner.trial_log import trial_metrics
 from adaptive_lora.training import Trainer, TrainInputs
 
 BaseContext = Callable[..., StudyContext]

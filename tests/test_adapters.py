@@ -17,8 +17,8 @@ from adaptive_lora.errors import AdapterError
 from adaptive_lora.methods.adapters import attach, audit_as_built, audit_moved, detach
 from adaptive_lora.methods.adapters.attach import ADAPTER, initial_a, lora_layers
 from adaptive_lora.methods.adapters.dropout import SiteDropout, set_dropout_step
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
 
 BaseContext = Callable[..., StudyContext]
 IDS = torch.arange(24).reshape(2, 12)

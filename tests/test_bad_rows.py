@@ -20,7 +20,7 @@ from adaptive_lora.data.images import load_classes
 from adaptive_lora.data.labelled import load_labelled
 from adaptive_lora.data.rows import drawn
 from adaptive_lora.errors import DataError
-from adaptive_lora.study.context import StudyContext
+from adaptive_lora.runner.context import StudyContext
 
 Row = dict[str, Any]
 Make = Callable[..., StudyContext]

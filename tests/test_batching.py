@@ -14,8 +14,8 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2LMHeadModel
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.models.kernels import attends_packed
 from adaptive_lora.results import EvalResult, TrainResult
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial_context import TrialOnBase
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial_context import TrialOnBase
 
 MakeBench = Callable[..., StudyContext]
 

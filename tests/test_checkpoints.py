@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive_lora.interruption import Interrupted, interruptible
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import TrialOutcome, run_trial
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import TrialOutcome, run_trial
 from adaptive_lora.training import Frequency, StepEvent, TrialCheckpoints
 from adaptive_lora.training.checkpoint_files import CorruptCheckpoint, read_checkpoint, write_checkpoint
 

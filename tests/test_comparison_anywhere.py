@@ -16,9 +16,9 @@ from tracked import Finished, quiet, runs_in, store_in
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
 from adaptive_lora.errors import ConfigError, DataError, TrackingError
-from adaptive_lora.study.comparison_input import Selection
-from adaptive_lora.study.result import StudyResult
-from adaptive_lora.study.run import compare_study
+from adaptive_lora.runner.comparison_input import Selection
+from adaptive_lora.runner.result import StudyResult
+from adaptive_lora.runner.run import compare_study
 
 
 def compare_in(folder: Path, selection: Selection, **changes: object) -> StudyResult:

@@ -14,9 +14,9 @@ from allocation_cases import DIALOGPT_MEDIUM, evidence
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.allocation.site import ATTENTION_ROLES
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
-from adaptive_lora.study.trial_log import trial_metrics
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
+from adaptive_lora.runner.trial_log import trial_metrics
 
 KNOWN = evidence(DIALOGPT_MEDIUM)
 WRAPPED = ("empirical:rank=8", "waterfill:rank=8", "linear_decay", "proportional:p=1,max_rank=40")

@@ -19,9 +19,9 @@ from adaptive_lora.data.batches import IGNORED
 from adaptive_lora.data.packed import pack
 from adaptive_lora.errors import ConfigError, DataError
 from adaptive_lora.models.tasks.scores import answer_matches, chrf, final_answer, text_scores
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
 from adaptive_lora.serving import answer, load_adapter
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
 
 BaseContext = Callable[..., StudyContext]
 TEMPLATE = (

@@ -19,7 +19,7 @@ from adaptive_lora.config import DataConfig, study_from
 from adaptive_lora.data import load_examples
 from adaptive_lora.data.summary import reading_lines, shortened
 from adaptive_lora.errors import ConfigError, DataError
-from adaptive_lora.study.context import StudyContext
+from adaptive_lora.runner.context import StudyContext
 
 Make = Callable[..., StudyContext]
 

@@ -14,9 +14,9 @@ from task_bases import save_base
 from test_family_architectures import CAUSAL
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as HEADS
 
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import PROBE, probe_logits, run_trial
 from adaptive_lora.serving import answer, load_adapter
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 
 BYTES = {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 257}
 METHODS = ("uniform:rank=2", "prefix_tuning:tokens=2")

@@ -33,7 +33,7 @@ from adaptive_lora.data import Batch
 from adaptive_lora.errors import ModelError
 from adaptive_lora.methods.importance import ProfileTask, profile_importance
 from adaptive_lora.models.losses import masked_loss
-from adaptive_lora.study.encoder_context import MASKED_SHARE, EncoderContext, context_for
+from adaptive_lora.runner.encoder_context import MASKED_SHARE, EncoderContext, context_for
 
 SIZE = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -24,9 +24,9 @@ from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.methods.adapters.export import SERVED_RANKS, export_merged, export_uniform
 from adaptive_lora.models.base import load_base
 from adaptive_lora.models.sites import find_sites
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
 from adaptive_lora.serving import load_adapter
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
 
 IDS = torch.arange(24).reshape(2, 12)
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}

@@ -13,9 +13,9 @@ from task_studies import TASKS, study_of
 from adaptive_lora import serving
 from adaptive_lora.config import study_from
 from adaptive_lora.methods.adapters.export import export_merged
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import PROBE, run_trial
 from adaptive_lora.serving import open_processor
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import PROBE, run_trial
 
 PACKS = importlib.util.find_spec("bitsandbytes") is not None
 

@@ -18,12 +18,12 @@ from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
 from adaptive_lora.methods.adapters.audit import audit_tuner, audit_tuner_moved, trained_tensors
 from adaptive_lora.methods.base import RankMethod
 from adaptive_lora.models.base import skeleton
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.plan import plan_method
+from adaptive_lora.runner.trial import PROBE, TrialOutcome, probe_logits, run_trial
+from adaptive_lora.runner.trial_context import TrialOnBase
 from adaptive_lora.serving import load_adapter
 from adaptive_lora.serving.custom_tuner import AdaptedModel
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.plan import plan_method
-from adaptive_lora.study.trial import PROBE, TrialOutcome, probe_logits, run_trial
-from adaptive_lora.study.trial_context import TrialOnBase
 
 BaseContext = Callable[..., StudyContext]
 

@@ -16,8 +16,8 @@ from adaptive_lora.allocation import RankPlan, TunerPlan, read_plan
 from adaptive_lora.config import study_from
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.methods.adapters.export import export_merged, export_uniform
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.result import prove
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.result import prove
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.runs import PLAN, read_trials
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from adaptive_lora.errors import AdapterError
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import PROBE, run_trial
 from adaptive_lora.serving import generate, load_adapter
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import PROBE, run_trial
 
 BaseContext = Callable[..., StudyContext]
 METHODS = (

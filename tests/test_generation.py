@@ -27,12 +27,12 @@ from adaptive_lora.config import study_from
 from adaptive_lora.data import TokenizedExample
 from adaptive_lora.data.conversations import CHAT
 from adaptive_lora.models.tasks.causal import continuations
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
 from adaptive_lora.serving import TASKS, answer, load_adapter, open_image
 from adaptive_lora.serving.greedy import end_tokens, pads_left, turn_end
 from adaptive_lora.serving.images import inputs_of
 from adaptive_lora.serving.text import generate
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
 
 BaseContext = Callable[..., StudyContext]
 PROPOSED = {

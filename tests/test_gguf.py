@@ -24,11 +24,11 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import AdaptiveLoraError, ModelError
 from adaptive_lora.models.base import load_base, skeleton
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import PROBE, probe_logits
 from adaptive_lora.serving import BASE_VARIABLE, BaseMismatch, load_adapter
 from adaptive_lora.serving.gguf_file import gguf_in, read_header
 from adaptive_lora.serving.safety import UnsafeFiles
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import PROBE, probe_logits
 from adaptive_lora.tracking.registry import MODEL_TAG, requirements_of
 
 gguf = pytest.importorskip("gguf")

@@ -26,9 +26,9 @@ from adaptive_lora.models.base import skeleton
 from adaptive_lora.models.classes import auto_class
 from adaptive_lora.models.sites import survey_sites
 from adaptive_lora.models.sites.adaptable import PASSED_BY, UNREACHED
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import PROBE, probe_logits, run_trial
 from adaptive_lora.serving import load_adapter
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 
 BaseContext = Callable[..., StudyContext]
 

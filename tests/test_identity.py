@@ -24,10 +24,10 @@ from adaptive_lora.data.tokens import numbers_digest
 from adaptive_lora.errors import ConfigError, DataError, ModelError
 from adaptive_lora.models.tasks import CausalTask
 from adaptive_lora.models.tasks.prepared import PreparedSet
+from adaptive_lora.runner.comparison_input import EXAMPLES, Selection, read_comparison_input
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
 from adaptive_lora.serving import BaseMismatch, content_hash, content_hashes, load_adapter
-from adaptive_lora.study.comparison_input import EXAMPLES, Selection, read_comparison_input
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
 from adaptive_lora.tracking import StudyRun, connect
 
 Study = Callable[..., StudyConfig]
@@ -320,7 +320,7 @@ def test_profiles_of_other_data_count_with_their_tokens(
         folds=[dataclasses.replace(parts, train=shifted)],
         summary=context.data_summary,
     )
-    monkeypatch.setattr("adaptive_lora.study.profiling.prepare_set", lambda task, data: changed)
+    monkeypatch.setattr("adaptive_lora.runner.profiling.prepare_set", lambda task, data: changed)
     context._task_data.clear()
     assert context.signature(trial) != signature
 

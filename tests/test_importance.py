@@ -23,10 +23,10 @@ from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError, ModelError
 from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile, capture, profile_importance
 from adaptive_lora.models.losses import causal_loss
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.steps import run_profile
-from adaptive_lora.study.trial import run_trial
-from adaptive_lora.study.trial_log import trial_metrics
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.steps import run_profile
+from adaptive_lora.runner.trial import run_trial
+from adaptive_lora.runner.trial_log import trial_metrics
 
 BaseContext = Callable[..., StudyContext]
 WEIGHTS_ONLY = {"heavy_tail", "stable_rank", "condition_number"}

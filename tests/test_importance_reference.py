@@ -21,7 +21,7 @@ from adaptive_lora.methods.importance.gradient import MeanGradients, squared_nor
 from adaptive_lora.methods.importance.weights import heavy_tail
 from adaptive_lora.methods.importance.whitened import DAMPING, gains, second_moment, whiten
 from adaptive_lora.models.losses import causal_loss
-from adaptive_lora.study.context import StudyContext
+from adaptive_lora.runner.context import StudyContext
 
 BaseContext = Callable[..., StudyContext]
 

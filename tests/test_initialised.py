@@ -22,9 +22,9 @@ from adaptive_lora.methods.eva.fit import EvaSettings, _batches, eva_directions
 from adaptive_lora.methods.gora.fit import compressed_gradient, initial_b
 from adaptive_lora.methods.importance.capture import joined
 from adaptive_lora.models.losses import predict, token_losses
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import TrialOutcome, run_trial
-from adaptive_lora.study.trial_context import TrialOnBase
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import TrialOutcome, run_trial
+from adaptive_lora.runner.trial_context import TrialOnBase
 
 BaseContext = Callable[..., StudyContext]
 IDS = torch.arange(24).reshape(2, 12)

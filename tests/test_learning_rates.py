@@ -14,7 +14,7 @@ from transformers import get_scheduler
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.methods.adapters import attach
 from adaptive_lora.methods.adapters.attach import lora_layers
-from adaptive_lora.study.context import StudyContext
+from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.training import Trainer, TrainInputs
 from adaptive_lora.training.trainer import parameter_groups
 
@@ -87,7 +87,7 @@ def test_a_multiplier_trains_like_another_rate(make_bench: BaseContext) -> None:
 def test_a_trial_trains_with_its_plans_multipliers(
     make_bench: BaseContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adaptive_lora.study.trial import run_trial
+    from adaptive_lora.runner.trial import run_trial
 
     context = make_bench(methods="uniform:rank=2", seeds="0")
     trial = next(context.config.trials())

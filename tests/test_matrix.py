@@ -15,8 +15,8 @@ from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import study_from
 from adaptive_lora.config.sections import TASKS as TASK_NAMES
 from adaptive_lora.errors import AdaptiveLoraError
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
 
 NUMBERS_ALONE = (
     "linear_decay", "attention_heavy", "three_band", "planted", "proportional", "family_uniform", "random",

@@ -24,8 +24,8 @@ from adaptive_lora.errors import ConfigError
 from adaptive_lora.methods.adapters import attach, detach
 from adaptive_lora.models.base import gradient_checkpointing
 from adaptive_lora.models.sites import find_sites
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
 from adaptive_lora.training.memory import Load, choose, estimate, load_of
 
 TOKENS = 128

@@ -21,8 +21,8 @@ from adaptive_lora.errors import ConfigError, ModelError
 from adaptive_lora.models.base import count_parameters, load_base, locate, skeleton
 from adaptive_lora.models.device import resolve_precision, start_runtime
 from adaptive_lora.models.sites import find_sites
+from adaptive_lora.runner.plan import plan_method
 from adaptive_lora.serving import content_hash
-from adaptive_lora.study.plan import plan_method
 
 
 def test_gpt2_roles_by_parent(base_folder: Path) -> None:

@@ -21,7 +21,7 @@ from tracked import quiet
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
 from adaptive_lora.errors import Undelivered
-from adaptive_lora.study import trial as study_trial
+from adaptive_lora.runner import trial as study_trial
 from adaptive_lora.tracking import Recorder, connect, connection
 from adaptive_lora.tracking import outbox as outbox
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder

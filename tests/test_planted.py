@@ -33,7 +33,7 @@ from adaptive_lora.models.tasks.planted import (
     written_by,
 )
 from adaptive_lora.options import read_options
-from adaptive_lora.study.context import StudyContext
+from adaptive_lora.runner.context import StudyContext
 
 TEACHER = "planted:pattern=sparse,budget=uniform-3,distance=0.005,length=8,texts=40"
 ORACLE = "planted:pattern=sparse,budget=uniform-3"

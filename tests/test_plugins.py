@@ -18,8 +18,8 @@ from adaptive_lora.allocation import METHODS, METRICS, MethodSpec, allocate, met
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import AllocationError, ConfigError
 from adaptive_lora.methods.importance import PROFILERS
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
 

@@ -33,7 +33,7 @@ PACKAGES = (
     "training",
     "analysis",
     "tracking",
-    "study",
+    "runner",
     "cli",
 )
 ORDER = ("redaction", "errors", "options", "plugins", "interruption", "seeding", "serving",

@@ -30,10 +30,10 @@ from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.methods.importance.gradient import weight_of
 from adaptive_lora.models.base import count_parameters, load_base, skeleton
 from adaptive_lora.models.sites import find_sites
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.plan import plan_method
+from adaptive_lora.runner.trial import PROBE, probe_logits, run_trial
 from adaptive_lora.serving import NF4, load_adapter, load_model, packed_layers
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.plan import plan_method
-from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.training.memory import estimate, load_of
 

@@ -29,7 +29,7 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, load_study, study_from
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.results import RACED_STATUS, TrialRecord
-from adaptive_lora.study.race import loss_at, rungs_of
+from adaptive_lora.runner.race import loss_at, rungs_of
 
 Make = Callable[..., StudyConfig]
 HALF = RaceRule(seeds=None, kept=(0.5, 0.5), level=0.01)
@@ -358,7 +358,7 @@ def test_other_seeds_are_trained_at_the_rates_that_are_left(
     full: Finished, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rule = dataclasses.replace(RACE_RULE, seeds=1)
-    monkeypatch.setattr("adaptive_lora.study.race.run.RACE_RULE", rule)
+    monkeypatch.setattr("adaptive_lora.runner.race.run.RACE_RULE", rule)
     folder, values = place(race=True, methods="uniform:rank=2")
     ended = finish(folder, values)
     left = decisions(folder)["methods"]["uniform-r2"]["left"]
@@ -401,14 +401,14 @@ def test_two_processes_decide_as_one(raced: Finished, place: Place, zygote: Zygo
 
 
 FAULTS = (
-    ("adaptive_lora.study.trial", "log_step", 6, "before"),
+    ("adaptive_lora.runner.trial", "log_step", 6, "before"),
     ("adaptive_lora.training.checkpoint_files", "_write_files", 2, "after"),
     ("adaptive_lora.tracking.recorder", "Recorder.end", 1, "before"),
     ("adaptive_lora.tracking.recorder", "Recorder.end", 1, "after"),
-    ("adaptive_lora.study.race.decide", "Race.look", 2, "before"),
+    ("adaptive_lora.runner.race.decide", "Race.look", 2, "before"),
     ("adaptive_lora.tracking.study_run", "StudyRun.end_raced", 1, "before"),
     ("adaptive_lora.tracking.study_run", "StudyRun.end_raced", 1, "after"),
-    ("adaptive_lora.study.race.run", "_record_steps", 1, "before"),
+    ("adaptive_lora.runner.race.run", "_record_steps", 1, "before"),
 )
 
 
@@ -435,7 +435,7 @@ def test_a_killed_race_ends_as_if_it_had_not_been(raced: Finished, place: Place,
 def test_ctrl_c_and_continue(raced: Finished, place: Place, zygote: Zygote) -> None:
     folder, values = place(race=True, methods="uniform:rank=2")
     words = ["study", *words_of(values)]
-    fault = ("adaptive_lora.study.trial", "log_step", 15, "after", 2)
+    fault = ("adaptive_lora.runner.trial", "log_step", 15, "after", 2)
     assert zygote.run(words, folder, fault) == 130
     assert zygote.run(words, folder) == 0, (folder / "log.txt").read_text()[-4000:]
     check_same("uniform-r2", folder, raced)

@@ -12,9 +12,9 @@ from tracked import Finished, quiet
 
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import StudyConfig, study_from
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.plan import plan_method
-from adaptive_lora.study.result import prove
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.plan import plan_method
+from adaptive_lora.runner.result import prove
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.runs import HISTORY, read_trials
 

@@ -22,8 +22,8 @@ from adaptive_lora.errors import AllocationError
 from adaptive_lora.methods.adalora import AdaLora
 from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.methods.adapters.factors import Factors, spectrum
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import TrialOutcome, run_trial
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import TrialOutcome, run_trial
 
 BaseContext = Callable[..., StudyContext]
 

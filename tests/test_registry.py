@@ -27,12 +27,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from adaptive_lora.cli import main
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import AdapterError, TrackingError
+from adaptive_lora.runner.comparison_input import Selection
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.result import StudyResult, prove
+from adaptive_lora.runner.run import compare_study
+from adaptive_lora.runner.trial import PROBE, probe_logits
 from adaptive_lora.serving import BASE_VARIABLE, load_adapter
-from adaptive_lora.study.comparison_input import Selection
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.result import StudyResult, prove
-from adaptive_lora.study.run import compare_study
-from adaptive_lora.study.trial import PROBE, probe_logits
 from adaptive_lora.tracking import connect, read_trials
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 

@@ -23,10 +23,10 @@ from adaptive_lora.errors import ConfigError, ModelError
 from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.models.base import load_base, skeleton
 from adaptive_lora.models.sites import find_sites
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import PROBE, probe_logits, run_trial
 from adaptive_lora.serving import load_adapter
 from adaptive_lora.serving.quantised import quantisation_in
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 
 pytest.importorskip("bitsandbytes")
 BaseContext = Callable[..., StudyContext]

@@ -23,8 +23,8 @@ from adaptive_lora.methods.adalora.fit import attach_adalora, scale_of
 from adaptive_lora.methods.adapters import attach
 from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.models.sites import find_sites
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial_context import TrialOnBase
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial_context import TrialOnBase
 
 BaseContext = Callable[..., StudyContext]
 RANKS = (4, 8, 16, 32, 64)

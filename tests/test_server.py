@@ -19,8 +19,8 @@ from servers import serving, tracking_words
 from tracked import quiet
 
 from adaptive_lora.config import StudyConfig, TrackingConfig
-from adaptive_lora.study.comparison_input import Selection
-from adaptive_lora.study.run import compare_study
+from adaptive_lora.runner.comparison_input import Selection
+from adaptive_lora.runner.run import compare_study
 from adaptive_lora.tracking.connection import probe
 from adaptive_lora.tracking.registry import adapter_folder
 

@@ -13,9 +13,9 @@ from tracked import trials_in
 
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import ModelError, TrialFailed
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.steps import run_train
-from adaptive_lora.study.trial import TrialOutcome, run_trial
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.steps import run_train
+from adaptive_lora.runner.trial import TrialOutcome, run_trial
 from adaptive_lora.training.memory.shortage import is_out_of_memory
 
 BaseContext = Callable[..., StudyContext]

@@ -15,7 +15,7 @@ import pytest
 
 from adaptive_lora.allocation.catalogue import METHODS
 from adaptive_lora.config import study_from
-from adaptive_lora.study.context import StudyContext
+from adaptive_lora.runner.context import StudyContext
 
 LIST = Path(__file__).parent / "fixtures" / "signatures.json"
 WITH_OPTIONS = (

@@ -23,8 +23,8 @@ from adaptive_lora.config import ModelConfig, study_from
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.base import load_base, skeleton
 from adaptive_lora.models.sites import TESTED_TYPES, adaptable, find_sites, role_of, site_notes, survey_sites
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.plan import PlanReport, plan_method
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.plan import PlanReport, plan_method
 
 Folder = Callable[[str], Path]
 

@@ -23,7 +23,7 @@ from adaptive_lora.methods.adapters.audit import audit_tuner
 from adaptive_lora.methods.adapters.tuners import attach_peft_tuner, detach_peft_tuner
 from adaptive_lora.models.base import skeleton
 from adaptive_lora.models.sites import read_architecture
-from adaptive_lora.study.context import StudyContext
+from adaptive_lora.runner.context import StudyContext
 
 BaseContext = Callable[..., StudyContext]
 SIZES = Decoder(width=32, layers=3, kv_heads=2, head_dim=8, max_positions=None)

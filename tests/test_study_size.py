@@ -14,7 +14,7 @@ from adaptive_lora.analysis import stats
 from adaptive_lora.analysis.comparison import compare
 from adaptive_lora.cli import main
 from adaptive_lora.errors import ConfigError, DataError
-from adaptive_lora.study.power import assumed_noise, difference_of_interest, observed_noise
+from adaptive_lora.runner.power import assumed_noise, difference_of_interest, observed_noise
 
 
 def power(*words: object) -> Result:

@@ -28,9 +28,9 @@ from zygote import Zygote
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.interruption import Interrupted, interruptible, whole
-from adaptive_lora.study import trial as study_trial
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
+from adaptive_lora.runner import trial as study_trial
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
 from adaptive_lora.tracking import connect
 from adaptive_lora.training import TrialCheckpoints
 from adaptive_lora.training import checkpoint_files as files
@@ -64,11 +64,11 @@ def test_a_stopped_study_says_how_to_go_on_and_does(
 
 
 STAGES = (
-    ("adaptive_lora.study.run", "_describe", 1, "before"),
-    ("adaptive_lora.study.trial_context", "TrialOnBase.train", 1, "before"),
+    ("adaptive_lora.runner.run", "_describe", 1, "before"),
+    ("adaptive_lora.runner.trial_context", "TrialOnBase.train", 1, "before"),
     ("adaptive_lora.tracking.recorder", "Recorder.model", 1, "before"),
-    ("adaptive_lora.study.trial_log", "trial_metrics", 2, "after"),
-    ("adaptive_lora.study.run", "judge", 1, "before"),
+    ("adaptive_lora.runner.trial_log", "trial_metrics", 2, "after"),
+    ("adaptive_lora.runner.run", "judge", 1, "before"),
     ("mlflow", "MlflowClient.create_model_version", 1, "after"),
 )
 

@@ -22,9 +22,9 @@ from tracked import Finished, store_in
 from adaptive_lora.cli import main
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.interruption import Interrupted, interruptible
-from adaptive_lora.study.comparison_input import comparison_input_of
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
+from adaptive_lora.runner.comparison_input import comparison_input_of
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
 from adaptive_lora.tracking import StudyRun
 from adaptive_lora.tracking.journal import RECORDS, CorruptJournal, Journal, read_record
 from adaptive_lora.training import TrialCheckpoints

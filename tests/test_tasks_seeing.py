@@ -17,9 +17,9 @@ from torch.nn import functional
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.errors import AllocationError, ConfigError, DataError
 from adaptive_lora.models.tasks.image_text import pair_losses, recall
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import PROBE, probe_logits, run_trial
 from adaptive_lora.serving import content_hash, load_adapter
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import PROBE, probe_logits, run_trial
 
 
 @pytest.fixture(scope="session")

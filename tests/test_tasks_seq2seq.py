@@ -14,9 +14,9 @@ from task_bases import SIZE, WORDS, run_and_prove, save_base, write_rows
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.tasks.scores import exact, rouge
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
 from adaptive_lora.serving import answer, load_adapter
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
 
 T5 = {
     "d_model": 32, "d_ff": 64, "d_kv": 16, "num_layers": 2, "num_heads": 2, "vocab_size": 258,

@@ -31,8 +31,8 @@ from adaptive_lora.errors import ConfigError, DataError, ModelError
 from adaptive_lora.methods.adapters.export import export_merged
 from adaptive_lora.models.tasks.catalogue import task_named
 from adaptive_lora.models.tasks.scores import class_scores
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial_context import TrialOnBase
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial_context import TrialOnBase
 from adaptive_lora.tracking.registry import adapter_folder
 
 

@@ -25,11 +25,11 @@ from adaptive_lora.methods.adapters import attach, detach
 from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.methods.adapters.dropout import own_dropout, switch_off_dropout
 from adaptive_lora.results import TrainResult
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.progress import StudyProgress
-from adaptive_lora.study.run import open_study
-from adaptive_lora.study.schedule import Leg, Schedule, resolve_engine
-from adaptive_lora.study.trial import TrialOutcome, run_tracked
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.progress import StudyProgress
+from adaptive_lora.runner.run import open_study
+from adaptive_lora.runner.schedule import Leg, Schedule, resolve_engine
+from adaptive_lora.runner.trial import TrialOutcome, run_tracked
 from adaptive_lora.tracking import connect
 from adaptive_lora.training import Trainer, TrainInputs
 from adaptive_lora.training.joint import loop as joint_memory

@@ -29,7 +29,7 @@ from adaptive_lora.data.arrow_file import Columns, CorruptColumns, integers, rea
 from adaptive_lora.data.token_cache import token_folder, tokenizer_digest
 from adaptive_lora.errors import DataError
 from adaptive_lora.models.tasks import CausalTask, task_named
-from adaptive_lora.study.context import StudyContext
+from adaptive_lora.runner.context import StudyContext
 
 BaseContext = Callable[..., StudyContext]
 

@@ -25,13 +25,13 @@ from adaptive_lora.config import DataConfig
 from adaptive_lora.data import Example, TokenizedExample, load_examples, load_template, tokenize
 from adaptive_lora.data.conversations import CHAT
 from adaptive_lora.errors import DataError, ModelError
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
 from adaptive_lora.serving import answer, load_adapter
 from adaptive_lora.serving import greedy as serving_greedy
 from adaptive_lora.serving.answers import asked_ids
 from adaptive_lora.serving.images import answer_ids, inputs_of
 from adaptive_lora.serving.tokens import position_limit, prompt_ids
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
 
 BaseContext = Callable[..., StudyContext]
 FUZZED = int(os.environ.get("FUZZED", "40"))

@@ -19,11 +19,11 @@ from tracked import Finished, quiet, runs_in, store_in, trials_in, words_of
 
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
-from adaptive_lora.study import run as study_module
-from adaptive_lora.study import trial as study_trial
-from adaptive_lora.study.comparison_input import Selection
-from adaptive_lora.study.run import compare_study
-from adaptive_lora.study.steps import run_train
+from adaptive_lora.runner import run as study_module
+from adaptive_lora.runner import trial as study_trial
+from adaptive_lora.runner.comparison_input import Selection
+from adaptive_lora.runner.run import compare_study
+from adaptive_lora.runner.steps import run_train
 from adaptive_lora.tracking import Recorder
 from adaptive_lora.training import StepEvent
 

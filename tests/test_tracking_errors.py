@@ -18,7 +18,7 @@ from tracked import store_in, words_of
 from adaptive_lora.cli import main
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.errors import TrackingError
-from adaptive_lora.study.trial_log import trial_parameters
+from adaptive_lora.runner.trial_log import trial_parameters
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.connection import hide_credentials
 

@@ -23,9 +23,9 @@ from adaptive_lora.models.losses import predict, token_losses
 from adaptive_lora.models.tasks.causal import continuations, wants_generation
 from adaptive_lora.models.tasks.scores import exact, token_example_scores
 from adaptive_lora.results import TrainResult
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import TrialOutcome, run_trial
-from adaptive_lora.study.trial_log import trial_metrics
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import TrialOutcome, run_trial
+from adaptive_lora.runner.trial_log import trial_metrics
 from adaptive_lora.training import StabilityGuard, Trainer, TrainInputs
 from adaptive_lora.training.state import TrainerState
 from adaptive_lora.training.stopping import EarlyStop

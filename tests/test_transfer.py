@@ -16,9 +16,9 @@ from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import ConfigError, DataError
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.transfer import SHARED, run_transfer
-from adaptive_lora.study.trial import run_trial
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.transfer import SHARED, run_transfer
+from adaptive_lora.runner.trial import run_trial
 
 BaseContext = Callable[..., StudyContext]
 

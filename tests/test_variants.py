@@ -20,9 +20,9 @@ from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
 from adaptive_lora.methods.adapters import attach, audit_as_built, detach
 from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.methods.adapters.export import export_merged, export_uniform
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import run_trial
 from adaptive_lora.serving import load_adapter
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import run_trial
 from adaptive_lora.training.trainer import parameter_groups
 
 BaseContext = Callable[..., StudyContext]

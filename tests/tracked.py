@@ -11,7 +11,7 @@ from mlflow.entities import Run
 from rich.console import Console
 
 from adaptive_lora.config import StudyConfig
-from adaptive_lora.study.run import StudyOutcome, run_study
+from adaptive_lora.runner.run import StudyOutcome, run_study
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,8 @@ def serve() -> None:
     import torch
 
     for name in (
-        "study.run",
-        "study.steps",
+        "runner.run",
+        "runner.steps",
         "cli",
         "analysis.report.formats",
         "analysis.report.figures",

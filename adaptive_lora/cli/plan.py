@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from adaptive_lora.study.plan import PlanReport
+    from adaptive_lora.runner.plan import PlanReport
 
 _OWN = (
     "model", "revision", "trust_remote_code", "alpha", "scaling", "precision", "batch_size",
@@ -78,7 +78,7 @@ def plan(method: str, seed: int, as_json: bool, emit: str | None, profile_file: 
         chosen[several] = re.sub("[,+]", " ", str(chosen[several]))
     spec = MethodSpec.build(name, {**written, **chosen})
     check_base(config.model, [spec.base])
-    from adaptive_lora.study.plan import peft_config, plan_method
+    from adaptive_lora.runner.plan import peft_config, plan_method
 
     report = plan_method(config, spec, profile=_read_profile(profile_file), seed=seed)
     if emit is not None:
@@ -195,6 +195,6 @@ def profile(file: Path | None, metric: str, as_json: bool, **given: Any) -> None
     """Measure the importance of every site on training examples; feed it to `plan --profile`."""
     config = read_study(file, given)
     require_inputs(config, trained=False)
-    from adaptive_lora.study.steps import run_profile
+    from adaptive_lora.runner.steps import run_profile
 
     run_profile(config, metric, make_console(), as_json=as_json)

@@ -25,7 +25,7 @@ from adaptive_lora.redaction import shown
 
 if TYPE_CHECKING:
     from adaptive_lora.analysis.comparison import Comparison
-    from adaptive_lora.study.result import StudyResult
+    from adaptive_lora.runner.result import StudyResult
 
 _TRACKING = ("tracking_uri", "experiment")
 _TEACHER = {field.name: field.default for field in dataclasses.fields(PlantedTeacher)}
@@ -126,8 +126,8 @@ def planted(as_json: bool, **options: Any) -> None:
     config = read_options(PlantedStudies, given)
     studies = list(config.studies(tracking))
     require_reachable(studies[0][1].tracking)
-    from adaptive_lora.study.comparison_input import Selection
-    from adaptive_lora.study.run import compare_study, run_study
+    from adaptive_lora.runner.comparison_input import Selection
+    from adaptive_lora.runner.run import compare_study, run_study
 
     console = make_console(as_json=as_json)
     found: list[dict[str, Any]] = []

@@ -31,7 +31,7 @@ from adaptive_lora.redaction import shown
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from adaptive_lora.study.result import StudyResult
+    from adaptive_lora.runner.result import StudyResult
     from adaptive_lora.tracking import Store
 
 
@@ -44,7 +44,7 @@ def study(file: Path | None, **given: Any) -> None:
     """
     config = read_study(file, given)
     require_inputs(config)
-    from adaptive_lora.study.run import run_study
+    from adaptive_lora.runner.run import run_study
 
     console = make_console()
     outcome = run_study(config, console)
@@ -112,8 +112,8 @@ def compare(study_ids: tuple[str, ...], query: str | None, allow_mixed: bool, as
     given = settings_given(given)
     tracking = study_from({**given, "baseline": None}).tracking
     require_reachable(tracking, must_exist=True)
-    from adaptive_lora.study.comparison_input import Selection
-    from adaptive_lora.study.run import compare_study
+    from adaptive_lora.runner.comparison_input import Selection
+    from adaptive_lora.runner.run import compare_study
 
     console = make_console(as_json=as_json)
     selection = Selection(
@@ -148,7 +148,7 @@ def transfer(file: Path | None, data: tuple[str, ...], method: str, as_json: boo
     for one in data:
         require_data(config, dataclasses.replace(config.data, data=one))
     require_reachable(config.tracking)
-    from adaptive_lora.study.transfer import run_transfer
+    from adaptive_lora.runner.transfer import run_transfer
 
     console = make_console(as_json=as_json)
     table = run_transfer(config, data, method, console)
@@ -217,7 +217,7 @@ def power(as_json: bool, **given: Any) -> None:
         raise ConfigError("power needs --difference with --spread; none was given.")
     elif given["example_spread"] is not None and given["examples"] is None:
         raise ConfigError("--example-spread needs --examples: those at which --spread holds.")
-    from adaptive_lora.study.power import answer, assumed_question, observed_question, print_answer
+    from adaptive_lora.runner.power import answer, assumed_question, observed_question, print_answer
 
     test = {"correction": config.correction, "alpha": given["alpha"], "power": given["power"]}
     question = assumed_question(given, test) if study_id is None else observed_question(config, given, test)

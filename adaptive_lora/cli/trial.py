@@ -43,7 +43,7 @@ def train(file: Path | None, method: str, seed: str, adapter: Path | None, **giv
     config = read_study(file, {**given, "methods": method, "seeds": seed})
     config.only_trial()
     require_inputs(config)
-    from adaptive_lora.study.steps import run_train
+    from adaptive_lora.runner.steps import run_train
 
     run_train(config, adapter, make_console())
 
@@ -68,7 +68,7 @@ def evaluate(file: Path | None, adapter: str | None, fold: int, as_json: bool, *
         raise ConfigError("evaluate needs --adapter: a folder or a models:/ URI; none was given.")
     require_data(config, config.data)
     require_reachable(config.tracking)
-    from adaptive_lora.study.steps import run_evaluate
+    from adaptive_lora.runner.steps import run_evaluate
 
     run_evaluate(config, adapter, fold, make_console(), as_json=as_json)
 
@@ -86,6 +86,6 @@ def export(adapter: str, out: Path, uniform: bool, merged: bool, **given: Any) -
     config = study_from(settings_given(given))
     if uniform == merged:
         raise ConfigError("export needs exactly one of --uniform and --merged.")
-    from adaptive_lora.study.steps import run_export
+    from adaptive_lora.runner.steps import run_export
 
     run_export(config, adapter, out, make_console(), merged=merged)

@@ -110,7 +110,7 @@ def measure_plan() -> dict[str, Any]:
     from transformers import LlamaConfig
 
     from adaptive_lora.config import study_from
-    from adaptive_lora.study.plan import plan_method
+    from adaptive_lora.runner.plan import plan_method
 
     config = LlamaConfig(
         vocab_size=128_256, hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80,

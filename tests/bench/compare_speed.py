@@ -51,8 +51,8 @@ def write(folder: Path) -> None:
     """Write the study to a store in the folder."""
     from adaptive_lora.config import study_from
     from adaptive_lora.results import EvalResult
-    from adaptive_lora.study.comparison_input import BASE_SCORES, CONFIG
-    from adaptive_lora.study.comparison_input import EXAMPLES as TEXTS
+    from adaptive_lora.runner.comparison_input import BASE_SCORES, CONFIG
+    from adaptive_lora.runner.comparison_input import EXAMPLES as TEXTS
     from adaptive_lora.tracking import Recorder, StudyRun, connect
     from adaptive_lora.tracking.runs import PLAN, RESULT, eval_to_dict
 
@@ -125,8 +125,8 @@ def measure(folder: Path) -> None:
     started = time.perf_counter()
     from adaptive_lora.analysis.report import About, write_report
     from adaptive_lora.config import TrackingConfig, study_from
-    from adaptive_lora.study.comparison_input import Selection, read_comparison_input
-    from adaptive_lora.study.result import compare_input
+    from adaptive_lora.runner.comparison_input import Selection, read_comparison_input
+    from adaptive_lora.runner.result import compare_input
     from adaptive_lora.tracking import connect
 
     marks = {"imports": time.perf_counter()}

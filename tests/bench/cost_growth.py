@@ -49,7 +49,7 @@ from adaptive_lora.models.base import count_parameters
 from adaptive_lora.models.device import start_runtime
 from adaptive_lora.models.kernels import fast_layers, packed_attention
 from adaptive_lora.models.losses import causal_loss
-from adaptive_lora.study.steps import run_train
+from adaptive_lora.runner.steps import run_train
 
 START, SMALL = 100, 1_000
 """Rows of the trial whose cost is taken off, and of the trials that run beside all others."""

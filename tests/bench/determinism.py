@@ -85,8 +85,8 @@ def train(methods: list[str], steps: int) -> dict[str, Any]:
     import torch
 
     from adaptive_lora.config import study_from
-    from adaptive_lora.study.context import StudyContext
-    from adaptive_lora.study.trial import run_trial
+    from adaptive_lora.runner.context import StudyContext
+    from adaptive_lora.runner.trial import run_trial
 
     torch.set_num_threads(int(os.environ[THREADS]))
     context = StudyContext(

@@ -84,7 +84,7 @@ def measure(method: str, epochs: int) -> dict[str, float]:
     import torch
 
     from adaptive_lora.config import study_from
-    from adaptive_lora.study.context import StudyContext
+    from adaptive_lora.runner.context import StudyContext
     from adaptive_lora.training.memory import peak as memory
 
     torch.set_num_threads(1)
@@ -119,7 +119,7 @@ def measure(method: str, epochs: int) -> dict[str, float]:
 
 def train_once(context: Any) -> tuple[float, float]:
     """Train as a trial does; return processor seconds of it all and parameters trained at once."""
-    from adaptive_lora.study.trial_context import TrialOnBase
+    from adaptive_lora.runner.trial_context import TrialOnBase
 
     (trial, *_) = context.config.trials()
     job = TrialOnBase(context, trial, lambda event: None)

@@ -61,9 +61,9 @@ def measure() -> dict[str, float]:
     from rich.console import Console
 
     from adaptive_lora.config import study_from
-    from adaptive_lora.study import run as study
-    from adaptive_lora.study import trial as study_trial
-    from adaptive_lora.study.run import run_study
+    from adaptive_lora.runner import run as study
+    from adaptive_lora.runner import trial as study_trial
+    from adaptive_lora.runner.run import run_study
     from adaptive_lora.training.trainer import Trainer
 
     loader, logging, steps = Clock(), Clock(), Clock()

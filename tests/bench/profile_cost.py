@@ -68,7 +68,7 @@ def measure(name: str, threads: int) -> dict[str, float | None]:
 
     from adaptive_lora.config import study_from
     from adaptive_lora.methods.importance import profile_importance
-    from adaptive_lora.study.context import StudyContext
+    from adaptive_lora.runner.context import StudyContext
 
     torch.set_num_threads(threads)
     context = StudyContext(
@@ -90,7 +90,7 @@ def measure(name: str, threads: int) -> dict[str, float | None]:
 
 def train_once(context: object) -> None:
     """Train uniform LoRA as a trial does."""
-    from adaptive_lora.study.trial_context import TrialOnBase
+    from adaptive_lora.runner.trial_context import TrialOnBase
 
     (trial, *_) = context.config.trials()  # type: ignore[attr-defined]
     job = TrialOnBase(context, trial, lambda event: None)  # type: ignore[arg-type]

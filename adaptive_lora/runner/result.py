@@ -21,10 +21,10 @@ from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.models.errors import is_bug
 from adaptive_lora.results import TrialRecord
+from adaptive_lora.runner.comparison_input import ComparisonInput
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.trial import PROBE, probe_logits
 from adaptive_lora.serving import load_adapter
-from adaptive_lora.study.comparison_input import ComparisonInput
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.trial import PROBE, probe_logits
 from adaptive_lora.tracking import RegisteredAdapter, promote, register
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder, require_own_code
 

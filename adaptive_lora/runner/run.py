@@ -29,7 +29,7 @@ from adaptive_lora.errors import (
 from adaptive_lora.interruption import interruptible
 from adaptive_lora.redaction import shown
 from adaptive_lora.results import EvalResult, TrialRecord
-from adaptive_lora.study.comparison_input import (
+from adaptive_lora.runner.comparison_input import (
     BASE_SCORES,
     CONFIG,
     DATA,
@@ -40,13 +40,13 @@ from adaptive_lora.study.comparison_input import (
     recorded_base_scores,
     study_settings,
 )
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.progress import StudyProgress, say_lines, say_place
-from adaptive_lora.study.provenance import provenance
-from adaptive_lora.study.race import race_rounds, require_rungs
-from adaptive_lora.study.result import StudyResult, judge
-from adaptive_lora.study.schedule import Leg, Schedule, resolve_engine
-from adaptive_lora.study.trial import run_tracked, trial_checkpoints
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.progress import StudyProgress, say_lines, say_place
+from adaptive_lora.runner.provenance import provenance
+from adaptive_lora.runner.race import race_rounds, require_rungs
+from adaptive_lora.runner.result import StudyResult, judge
+from adaptive_lora.runner.schedule import Leg, Schedule, resolve_engine
+from adaptive_lora.runner.trial import run_tracked, trial_checkpoints
 from adaptive_lora.tracking import Store, StudyRun, connect
 from adaptive_lora.tracking.runs import STUDY_ID, STUDY_KEY, TOKENS, eval_to_dict, run_name
 from adaptive_lora.tracking.study_run import TrialStatus

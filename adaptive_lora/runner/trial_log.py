@@ -13,14 +13,14 @@ from adaptive_lora.allocation import RankPlan
 from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import TrackingConfig, TrialSpec
 from adaptive_lora.errors import AdaptiveLoraError
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.provenance import packages, provenance
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.provenance import packages, provenance
 from adaptive_lora.tracking import Recorder
 from adaptive_lora.tracking.runs import HISTORY, PLAN, RESULT, SIGNATURE, TOKENS, result_to_dict
 from adaptive_lora.training import StepEvent
 
 if TYPE_CHECKING:
-    from adaptive_lora.study.trial import TrialOutcome
+    from adaptive_lora.runner.trial import TrialOutcome
 
 
 def trial_tags(context: StudyContext, trial: TrialSpec) -> dict[str, str]:

@@ -22,12 +22,12 @@ from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile
 from adaptive_lora.models.base import locate
 from adaptive_lora.models.errors import is_bug, model_errors
 from adaptive_lora.redaction import shown
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.encoder_context import context_for
+from adaptive_lora.runner.progress import StudyProgress, say_lines, say_place
+from adaptive_lora.runner.run import missing_trials, opened_study
+from adaptive_lora.runner.trial import TrialOutcome, run_tracked
 from adaptive_lora.serving import saved_quantisation
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.encoder_context import context_for
-from adaptive_lora.study.progress import StudyProgress, say_lines, say_place
-from adaptive_lora.study.run import missing_trials, opened_study
-from adaptive_lora.study.trial import TrialOutcome, run_tracked
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.runs import eval_to_dict, single_run

@@ -18,8 +18,8 @@ from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.analysis.stats import RaceRule, nearest_passes, standing
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.schedule import Leg
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.schedule import Leg
 from adaptive_lora.tracking import Run, StudyRun
 from adaptive_lora.tracking.runs import SIGNATURE, is_raced
 from adaptive_lora.tracking.study_run import rung_reached

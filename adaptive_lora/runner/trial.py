@@ -25,10 +25,10 @@ from adaptive_lora.models.errors import model_errors
 from adaptive_lora.models.threads import shared_cores
 from adaptive_lora.redaction import shown
 from adaptive_lora.results import EvalResult, TrainResult
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.progress import StudyProgress
-from adaptive_lora.study.trial_context import TrialOnBase
-from adaptive_lora.study.trial_log import failure_logged, log_outcome, log_settings, log_step, trial_tags
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.progress import StudyProgress
+from adaptive_lora.runner.trial_context import TrialOnBase
+from adaptive_lora.runner.trial_log import failure_logged, log_outcome, log_settings, log_step, trial_tags
 from adaptive_lora.tracking import StudyRun
 from adaptive_lora.tracking.runs import PAUSED, RACE, RACE_STEP, run_name
 from adaptive_lora.tracking.study_run import TrialStatus

@@ -28,8 +28,8 @@ from adaptive_lora.models.sites import read_architecture, unreached_layers, warn
 from adaptive_lora.models.tasks import Task, task_named
 from adaptive_lora.models.tasks.prepared import PreparedSplits, prepare_set
 from adaptive_lora.results import EvalResult
+from adaptive_lora.runner.profiling import OWN, TaskData, drawn, read_tasks, trained_probe
 from adaptive_lora.serving import NF4
-from adaptive_lora.study.profiling import OWN, TaskData, drawn, read_tasks, trained_probe
 from adaptive_lora.training.memory import MemoryChoice, choose, describe, load_of
 
 _TEXT_LIMIT, _TEXTS_LIMIT = 2_000, 5_000_000

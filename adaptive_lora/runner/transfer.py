@@ -22,8 +22,8 @@ from adaptive_lora.analysis.comparison.types import jsonable
 from adaptive_lora.analysis.comparison.wording import interval_text, signed
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.study.profiling import OWN
-from adaptive_lora.study.run import run_study
+from adaptive_lora.runner.profiling import OWN
+from adaptive_lora.runner.run import run_study
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.runs import single_run
 

@@ -21,7 +21,7 @@ from adaptive_lora.methods.base import TrainerCallback
 from adaptive_lora.methods.importance import ProfileTask
 from adaptive_lora.models.base import gradient_checkpointing
 from adaptive_lora.results import TrainResult
-from adaptive_lora.study.context import StudyContext
+from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.training import StepEvent, Trainer, TrainInputs, TrialCheckpoints, events_of, total_steps
 
 M = TypeVar("M", bound=nn.Module)

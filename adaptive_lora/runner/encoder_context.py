@@ -27,12 +27,12 @@ from adaptive_lora.models.losses import masked_loss, no_loss
 from adaptive_lora.models.sites import survey_sites, warn_of_sites
 from adaptive_lora.models.tasks.catalogue import found_task
 from adaptive_lora.models.tasks.encoding import encode_cut
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.profiling import drawn
 from adaptive_lora.seeding import rng_for
 from adaptive_lora.serving import saved_quantisation
 from adaptive_lora.serving.gguf_file import as_transformers_reads
 from adaptive_lora.serving.tokens import known_ids, position_limit, unknown_ids
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.profiling import drawn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -17,8 +17,8 @@ from adaptive_lora.analysis.comparison.wording import plural
 from adaptive_lora.analysis.stats import Components, Correction
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import ConfigError, DataError
-from adaptive_lora.study.comparison_input import Selection, read_comparison_input
-from adaptive_lora.study.result import compare_input
+from adaptive_lora.runner.comparison_input import Selection, read_comparison_input
+from adaptive_lora.runner.result import compare_input
 from adaptive_lora.tracking import connect
 
 SHOWN_SEEDS = (5, 6, 8, 10, 12, 16, 20, 30)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from adaptive_lora.analysis.stats import RACE_RULE
 from adaptive_lora.redaction import shown
-from adaptive_lora.study.context import StudyContext
-from adaptive_lora.study.progress import StudyProgress
-from adaptive_lora.study.race.decide import MethodRace, Race
-from adaptive_lora.study.schedule import Leg
-from adaptive_lora.study.trial import trial_checkpoints
+from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.progress import StudyProgress
+from adaptive_lora.runner.race.decide import MethodRace, Race
+from adaptive_lora.runner.schedule import Leg
+from adaptive_lora.runner.trial import trial_checkpoints
 from adaptive_lora.tracking import StudyRun
 
 

@@ -25,7 +25,7 @@ from adaptive_lora.seeding import rng_for, torch_stream
 from adaptive_lora.training import Trainer, TrainInputs
 
 if TYPE_CHECKING:
-    from adaptive_lora.study.context import StudyContext
+    from adaptive_lora.runner.context import StudyContext
 
 OWN = "own"
 """Name of a study's own data in `profiled_on`."""
