@@ -168,7 +168,9 @@ def test_missing_column_is_named(data_file: Path, column: str) -> None:
 def test_missing_file_and_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="does not exist"):
         load_examples(data_config(data="nowhere.json"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The variable is read when the packages are imported, which other tests may have done.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match="neither a local file nor reachable"):
         load_examples(data_config(data="nobody/nothing-at-all"))
 
