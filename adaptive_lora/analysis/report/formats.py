@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from jinja2 import Environment
@@ -238,17 +238,25 @@ def _escape(text: str) -> str:
     return " ".join(text.split())
 
 
-def csv_table(comparison: Comparison) -> str:
-    """Return one line per method with every digit; a value that does not exist is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def table_values(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return one dictionary per method, with the columns of `table.csv`; of several things, their number."""
     columns = described("tables.yaml")["csv"]
-    writer.writerow(columns)
+    rows = []
     for method in comparison.methods:
         values = (
             value_at(method, path.format(correction=comparison.correction).split(".")) for path in columns.values()
         )
-        writer.writerow([len(value) if isinstance(value, tuple) else value for value in values])
+        shown = (len(value) if isinstance(value, tuple) else value for value in values)
+        rows.append(dict(zip(columns, shown, strict=True)))
+    return rows
+
+
+def csv_table(comparison: Comparison) -> str:
+    """Return one line per method with every digit; a value that does not exist is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, described("tables.yaml")["csv"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table_values(comparison))
     return text.getvalue()
 
 
