@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from adaptive_lora.config import StudyConfig, load_study, study_from
     from adaptive_lora.errors import AdaptiveLoraError
     from adaptive_lora.methods.base import RankMethod, TunerMethod
+    from adaptive_lora.methods.importance.own_batches import profile
+    from adaptive_lora.runner.own_model import allocate, audit, lora_config, plan
     from adaptive_lora.runner.plan import plan_method
     from adaptive_lora.runner.run import run_study
 
@@ -29,9 +31,14 @@ __all__ = [
     "StudyConfig",
     "TunerMethod",
     "__version__",
+    "allocate",
+    "audit",
     "load_study",
+    "lora_config",
     "make_plan",
+    "plan",
     "plan_method",
+    "profile",
     "run_study",
     "study_from",
 ]
@@ -43,9 +50,14 @@ _PLACES = {
     "RankPlan": "allocation",
     "StudyConfig": "config",
     "TunerMethod": "methods.base",
+    "allocate": "runner.own_model",
+    "audit": "runner.own_model",
     "load_study": "config",
+    "lora_config": "runner.own_model",
     "make_plan": "allocation",
+    "plan": "runner.own_model",
     "plan_method": "runner.plan",
+    "profile": "methods.importance.own_batches",
     "run_study": "runner.run",
     "study_from": "config",
 }

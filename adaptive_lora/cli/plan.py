@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptive_lora.allocation import METRICS, MethodSpec, Plan, RankPlan, TunerPlan
+from adaptive_lora.allocation import METRICS, Plan, RankPlan, TunerPlan
 from adaptive_lora.allocation.architecture import size
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.cli.early import require_inputs
@@ -24,14 +24,12 @@ from adaptive_lora.cli.options import (
     options,
     read_study,
     settings,
-    settings_given,
     settings_of_methods,
 )
-from adaptive_lora.config import EARLIER_NAMES, study_from
-from adaptive_lora.config.base_file import check_base
-from adaptive_lora.config.text_files import Unreadable, read_text
-from adaptive_lora.errors import ConfigError
+from adaptive_lora.config import ModelConfig
 from adaptive_lora.redaction import shown
+from adaptive_lora.runner.own_model import PLAN_SETTINGS
+from adaptive_lora.runner.own_model import plan as plan_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,16 +37,10 @@ if TYPE_CHECKING:
 
     from adaptive_lora.runner.plan import PlanReport
 
-_OWN = (
-    "model", "revision", "trust_remote_code", "alpha", "scaling", "precision", "batch_size",
-    "batching", "max_tokens", "gradient_checkpointing", "max_memory", "task",
-)  # fmt: skip
-"""Study settings that affect a plan."""
-
 
 @main.command()
 @options(
-    *settings(only=_OWN),
+    *settings(only=PLAN_SETTINGS),
     method_option("uniform", group="method"),
     Option("method", "--seed", default=0, show_default=True, help="seed of the trial, for methods that draw at random"),
     Option(
@@ -70,18 +62,11 @@ _OWN = (
 )
 def plan(method: str, seed: int, as_json: bool, emit: str | None, profile_file: Path | None, **given: Any) -> None:
     """Show the rank of every site and the number of parameters. Needs no weights."""
-    own = (*_OWN, *EARLIER_NAMES)
-    config = study_from(settings_given({key: given[key] for key in own}))
-    name, written = MethodSpec.split(method)
-    chosen = settings_given({key: value for key, value in given.items() if key not in own})
-    for several in {"target_names", "roles", "layers", "towers"} & chosen.keys():
-        chosen[several] = re.sub("[,+]", " ", str(chosen[several]))
-    spec = MethodSpec.build(name, {**written, **chosen})
-    check_base(config.model, [spec.base])
-    from adaptive_lora.runner.plan import peft_config, plan_method
-
-    report = plan_method(config, spec, profile=_read_profile(profile_file), seed=seed)
+    model = ModelConfig().model if given["model"] is None else given["model"]
+    report = plan_of(**{**given, "model": model}, method=method, profile=profile_file, seed=seed)
     if emit is not None:
+        from adaptive_lora.runner.plan import peft_config
+
         click.echo(peft_config(report))
         for caveat in report.peft_caveats:
             click.echo(f"note: {caveat}", err=True)
@@ -163,17 +148,6 @@ def _table(plan: Plan, *headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("trained", "site", "role") else "right")
     return table
-
-
-def _read_profile(path: Path | None) -> Any:
-    if path is None:
-        return None
-    from adaptive_lora.methods.importance import ImportanceProfile
-
-    try:
-        return ImportanceProfile.from_json(read_text(path))
-    except Unreadable as error:
-        raise ConfigError(f"profile {path} cannot be read: {error}") from error
 
 
 @main.command()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +29,11 @@ class Runtime:
         """The device of all trials."""
         device: torch.device = self.accelerator.device
         return device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of forward passes in mixed precision."""
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
 
     @property
     def base_dtype(self) -> torch.dtype:

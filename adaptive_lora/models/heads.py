@@ -46,6 +46,15 @@ def find_head(model: Any, missing_keys: Sequence[str]) -> tuple[str, ...]:
     return (*sorted(poolers), *tops)
 
 
+def own_head(model: Any) -> tuple[str, ...]:
+    """Return the modules of a loaded classifying model that are trained beside adapters; empty for other models."""
+    from transformers.models.auto import modeling_auto as auto
+
+    kinds = ("SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "IMAGE_CLASSIFICATION", "QUESTION_ANSWERING")
+    classes = {name for kind in kinds for name in getattr(auto, f"MODEL_FOR_{kind}_MAPPING_NAMES").values()}
+    return find_head(model, ()) if type(model).__name__ in classes else ()
+
+
 def pad_for_classes(model: Any, tokenizer: Any, folder: Path) -> int:
     """Return the padding token id of a classifying decoder, and set it in model and tokenizer.
 

@@ -14,9 +14,11 @@ from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.config.base_file import base_file
 from adaptive_lora.errors import AllocationError, ConfigError
+from adaptive_lora.methods.adapters.audit import as_stored
+from adaptive_lora.methods.importance.own_batches import require_base
 from adaptive_lora.models.base import count_parameters, skeleton
 from adaptive_lora.models.device import resolve_precision
-from adaptive_lora.models.heads import find_head
+from adaptive_lora.models.heads import find_head, own_head
 from adaptive_lora.models.sites import read_architecture, site_notes
 from adaptive_lora.serving import TASKS, quantisation_in
 from adaptive_lora.training.memory import Load, MemoryChoice, choose, load_of
@@ -80,8 +82,9 @@ class PlanReport:
             notes.append(
                 f"{self.plan.method} decides its ranks later, from data; equal ranks are shown for its budget."
             )
-        saved = quantisation_in(self.base.config.to_dict())
-        if saved is not None and saved.use == "dequantised":
+        settings = getattr(self.base, "config", None)
+        saved = None if settings is None else quantisation_in(settings.to_dict())
+        if saved is not None and saved.use == "dequantised" and next(self.base.parameters()).is_meta:
             notes.append(f"The base is saved in {saved.name}; training uses the dequantised weights.")
         notes += site_notes(self.base, self.architecture)
         return " ".join(filter(None, notes)) or None
@@ -119,7 +122,12 @@ class PlanReport:
 
 
 def plan_method(
-    config: StudyConfig, spec: MethodSpec, *, profile: ImportanceProfile | None = None, seed: int = 0
+    config: StudyConfig,
+    spec: MethodSpec,
+    *,
+    profile: ImportanceProfile | None = None,
+    seed: int = 0,
+    base: PreTrainedModel | None = None,
 ) -> PlanReport:
     """Plan a method on a base's architecture; no weights are read.
 
@@ -128,12 +136,12 @@ def plan_method(
         spec: the method.
         profile: importance profile, for methods that follow one.
         seed: seed of the trial, for methods that draw at random.
+        base: model to plan for; None: that of `config`.
 
     Raises:
         AdaptiveLoraError: the model or the allocation cannot be used.
     """
-    task = config.data.task
-    base = skeleton(config.model, task, [spec.base])
+    base, base_name, head = _skeleton(config, spec) if base is None else _loaded(base)
     architecture = read_architecture(base)
     if profile is not None:
         _require_fit(profile, spec, architecture.sites)
@@ -146,7 +154,8 @@ def plan_method(
         profile=None if profile is None else profile.summary(),
         seed=seed,
     )
-    head = find_head(base, ()) if task in TASKS and TASKS[task].head else ()
+    if isinstance(plan, RankPlan):
+        plan = as_stored(plan, base)
     load = load_of(
         base,
         architecture.sites,
@@ -163,10 +172,24 @@ def plan_method(
         head=head,
         architecture=architecture,
         base=base,
-        base_name=str(base_file(config.model) or config.model.model),
+        base_name=base_name,
         load=load,
         memory=choose(load, train),
     )
+
+
+def _skeleton(config: StudyConfig, spec: MethodSpec) -> tuple[PreTrainedModel, str, tuple[str, ...]]:
+    """Return the base of a study without weights, its name, and the modules that the task trains too."""
+    task = config.data.task
+    base = skeleton(config.model, task, [spec.base])
+    head = find_head(base, ()) if task in TASKS and TASKS[task].head else ()
+    return base, str(base_file(config.model) or config.model.model), head
+
+
+def _loaded(base: PreTrainedModel) -> tuple[PreTrainedModel, str, tuple[str, ...]]:
+    """Return a loaded model, its name, and its modules that are trained in addition to adapters."""
+    require_base(base)
+    return base, getattr(base, "name_or_path", "") or type(base).__name__, own_head(base)
 
 
 def _require_fit(profile: ImportanceProfile, spec: MethodSpec, sites: Sequence[AdapterSite]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +76,6 @@ def _site_problems(adapted: nn.Module, plan: RankPlan) -> list[str]:
     for name in layers.keys() & planned.keys():
         entry, layer = planned[name], layers[name]
         site, rank, dora = entry.site, entry.rank, layer.use_dora[ADAPTER]
-        packed = getattr(layer.get_base_layer().weight, "quant_state", None)
         found = {
             "rank": (layer.r[ADAPTER], rank),
             "alpha": (layer.lora_alpha[ADAPTER], entry.alpha),
@@ -86,7 +86,7 @@ def _site_problems(adapted: nn.Module, plan: RankPlan) -> list[str]:
                 tuple(layer.lora_magnitude_vector[ADAPTER].weight.shape) if dora else None,
                 (entry.magnitudes,) if entry.dora else None,
             ),
-            "base": (BaseStorage.FULL if packed is None else str(packed.quant_type), plan.base_of(entry)),
+            "base": (_storage(layer.get_base_layer()), plan.base_of(entry)),
         }
         problems += [
             f"{name}: {what} is {built}, planned {wanted}"
@@ -94,6 +94,18 @@ def _site_problems(adapted: nn.Module, plan: RankPlan) -> list[str]:
             if not _same(built, wanted)
         ]
     return problems
+
+
+def _storage(layer: nn.Module) -> str:
+    packed = getattr(layer.weight, "quant_state", None)
+    return BaseStorage.FULL if packed is None else str(packed.quant_type)
+
+
+def as_stored(plan: RankPlan, base: nn.Module) -> RankPlan:
+    """Return a plan for a base that may be loaded in 4 bit already, with the storage of its layers."""
+    kinds = {entry.site.name: _storage(base.get_submodule(entry.site.name)) for entry in plan.entries}
+    packed = sorted(set(kinds.values()) - {BaseStorage.FULL})
+    return dataclasses.replace(plan, base=packed[0]) if packed else plan
 
 
 def _same(built: Any, wanted: Any) -> bool:

@@ -141,7 +141,7 @@ class _Run:
             for name in self.sites:
                 handle = modules[name].register_forward_hook(self._hook(name, backward))
                 hooks.callback(handle.remove)
-            with torch.set_grad_enabled(backward), self.task.runtime.accelerator.autocast():
+            with torch.set_grad_enabled(backward), self.task.runtime.autocast():
                 loss = self.task.loss(self.task.model, self.batch)
         if not torch.isfinite(loss):
             raise ModelError(
@@ -221,7 +221,7 @@ def positions_mask(batch: Batch, site: AdapterSite, rows: torch.Tensor) -> torch
     if not _IMAGES.search(site.tower):
         for mask in (batch.inputs[name] for name in names if name in batch.inputs):
             if mask.shape == rows.shape[:2]:
-                return mask.bool()
+                return mask.bool().to(rows.device)
     return torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
 
 

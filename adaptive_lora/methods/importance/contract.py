@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.data import Batch
-from adaptive_lora.models.device import Runtime
 from adaptive_lora.models.losses import Loss, causal_loss
 
 
@@ -30,6 +29,17 @@ Trainer = Callable[[], AbstractContextManager[TrainedProbe]]
 the context removes them."""
 
 
+class ProfileRuntime(Protocol):
+    """Device and precision of a measurement: a study's `Runtime`, or those of a model as it is."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the inputs."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of forward passes."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProfileTask:
     """Model, sites and data to measure importance on."""
@@ -39,7 +49,7 @@ class ProfileTask:
     sites: Sequence[AdapterSite]
     batches: Sequence[Batch]
     """Calibration batches, from the training split only."""
-    runtime: Runtime
+    runtime: ProfileRuntime
     loss: Loss = causal_loss
     """Loss function of the task, which reads `Batch.labels`."""
     validation: Sequence[Batch] = ()

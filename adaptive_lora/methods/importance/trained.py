@@ -58,7 +58,7 @@ def _trainer(metric: str, task: ProfileTask) -> Trainer:
 def _loss(task: ProfileTask, batches: Sequence[Batch]) -> float:
     total = 0.0
     for batch in batches:
-        with task.runtime.accelerator.autocast():
+        with task.runtime.autocast():
             total += float(task.loss(task.model, batch.to(task.runtime.device)))
     return total
 

@@ -48,7 +48,8 @@ def load_of(
     """
     number_bytes = precision.number_bytes
     everywhere = {site.name: 1 for site in sites}
-    text = base.config.get_text_config() if base.get_output_embeddings() is not None else None
+    outputs = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    text = None if outputs is None else base.config.get_text_config()
     return Load(
         sites=sites,
         ranks=plan.rank_pattern() if isinstance(plan, RankPlan) else everywhere,

@@ -1,0 +1,234 @@
+"""Importance measured in any script: on a model, batches and a loss of the user's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, get_type_hints
+
+import torch
+from accelerate.utils import send_to_device
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.generic import TransformersKwargs
+
+from adaptive_lora.allocation.request import METRICS
+from adaptive_lora.data.batches import IGNORED, Batch
+from adaptive_lora.errors import AllocationError, ModelError, unknown_name
+from adaptive_lora.methods.importance.contract import ProfileTask
+from adaptive_lora.methods.importance.profile import ImportanceProfile, profile_importance
+from adaptive_lora.models.errors import model_errors
+from adaptive_lora.models.losses import causal_loss
+from adaptive_lora.models.sites import find_sites
+
+OwnLoss = Callable[[Any, Any], torch.Tensor]
+"""Function from a model and a batch of the user's loader to the batch's mean loss: a scalar with gradient."""
+
+_OF_WEIGHTS = ("heavy_tail", "stable_rank", "condition_number")
+"""Metrics of weights alone, for which no batch is read."""
+_TEXT = {"input_ids", "attention_mask"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _OwnBatch(Batch):
+    """A batch of the user's loader as the loader gave it."""
+
+    given: Any
+
+    def to(self, device: torch.device) -> _OwnBatch:
+        """Return the batch on a device."""
+        return _as_given(send_to_device(self.given, device))
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnRuntime:
+    """Runtime of a model that stays as it is: on its device, in its precision."""
+
+    device: torch.device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return a context that changes nothing: autocast is the user's choice."""
+        return nullcontext()
+
+
+def profile(
+    model: Any,
+    dataloader: Iterable[Any] | None = None,
+    *,
+    metric: str = "whitened_gradient",
+    loss: OwnLoss | None = None,
+    batches: int = 16,
+    seed: int = 0,
+) -> ImportanceProfile:
+    """Measure how much each adapter site of a model matters for a loss on data.
+
+    The model is not changed: no weight gets a gradient, and modes are restored. It may be on a GPU, or spread over
+    several devices by `device_map`. Where a causal language model is given token ids, attention mask and labels alone,
+    the result is that of `adaptive-lora profile` on the same batches; other batches are never divided, and every
+    second one makes the half of the data by which signal is told from noise.
+
+    Args:
+        model: model without adapters, with its weights.
+        dataloader: batches of training data. Without `loss` each is a mapping of the model's arguments with `labels`.
+        metric: a key of `METRICS`; `ablation` and `output_energy` train adapters first, which only a study does.
+        loss: function from model and batch to the batch's mean loss; None: the model's own.
+        batches: maximum number of batches to read, 2 or more.
+        seed: number recorded in the profile.
+
+    Returns:
+        Scores by full module name, and spectra where the metric has them.
+
+    Raises:
+        AllocationError: unknown metric, fewer than two batches, or scores without information.
+        ModelError: the model has no adaptable site, has adapters already, is sharded, or does not take the batches, or
+            a loss is no finite scalar.
+    """
+    if metric not in METRICS:
+        raise AllocationError(unknown_name("metric", metric, METRICS))
+    require_base(model)
+    _require_readable(model, metric)
+    sites = find_sites(model)
+    calibration: list[Batch] = []
+    summed: Any = causal_loss
+    if metric not in _OF_WEIGHTS:
+        found = _read(dataloader, batches)
+        if loss is None and _is_plain_text(model, found):
+            calibration = [_text_batch(batch) for batch in found]
+        else:
+            calibration, summed = [_as_given(batch) for batch in found], _summed(model, loss)
+    task = ProfileTask(model=model, sites=sites, batches=calibration, runtime=_OwnRuntime(_device(model)), loss=summed)
+    with model_errors(f"{type(model).__name__} cannot be profiled on these batches", model):
+        return profile_importance(task, metric=metric, seed=seed)
+
+
+def require_base(model: Any) -> None:
+    """Check that an object is a model without adapters.
+
+    Raises:
+        ModelError: it is no model, or has adapters.
+    """
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module):
+        given = f"the text {model!r:.80}" if isinstance(model, str) else f"a {kind}"
+        raise ModelError(
+            "required a loaded model (a torch.nn.Module, such as AutoModelForCausalLM.from_pretrained returns); got "
+            f"{given}."
+        )
+    if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ModelError(f"{kind} has adapters already; required the base before get_peft_model (or after unload()).")
+
+
+def _require_readable(model: Any, metric: str) -> None:
+    """Raise ModelError for a model on which sites cannot be measured."""
+    kind = type(model).__name__
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "ds_id") or type(parameter).__name__ == "DTensor":
+            raise ModelError(
+                f"{kind} is sharded ({name} is only in part on this process); required the whole model: profile "
+                "before FSDP or DeepSpeed takes it, or on one process."
+            )
+        if parameter.is_meta and (metric in (*_OF_WEIGHTS, "weight_gradient") or not hasattr(model, "hf_device_map")):
+            raise ModelError(
+                f"{kind} has no weights for {name} (it is on the meta device); required a loaded model, and for "
+                f"{metric} one without offloading."
+            )
+
+
+def _device(model: Any) -> torch.device:
+    """Return the device of a model's inputs."""
+    return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+
+
+def _read(dataloader: Iterable[Any] | None, batches: int) -> list[Any]:
+    """Return the first batches of a loader.
+
+    Raises:
+        AllocationError: there is no loader, or it has fewer than two batches.
+    """
+    if batches < 2:
+        raise AllocationError(f"batches must be at least 2, because halves of the data are compared; got {batches}.")
+    if dataloader is None:
+        raise AllocationError(
+            "required a dataloader: this metric is measured on data. Give one, or a metric of weights."
+        )
+    found = list(islice(dataloader, batches))
+    if len(found) < 2:
+        raise AllocationError(
+            f"the dataloader gave {len(found)} {'batch' if found else 'batches'}; required at least 2, because halves "
+            "of the data are compared. Use a smaller batch size, or more data."
+        )
+    return found
+
+
+def _is_plain_text(model: Any, batches: Sequence[Any]) -> bool:
+    """Return whether batches are token ids, mask and labels of a causal language model, with some label each."""
+    from transformers.models.auto import modeling_auto as auto
+
+    return type(model).__name__ in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() and all(
+        isinstance(batch, Mapping)
+        and _TEXT <= set(batch) <= {*_TEXT, "labels"}
+        and "labels" in batch
+        and bool((batch["labels"][:, 1:] != IGNORED).any())
+        and batch["labels"].shape == batch["input_ids"].shape
+        for batch in batches
+    )
+
+
+def _text_batch(batch: Mapping[str, torch.Tensor]) -> Batch:
+    return Batch.of_text(**{name: batch[name].cpu() for name in (*_TEXT, "labels")})
+
+
+def _as_given(given: Any) -> _OwnBatch:
+    """Return a batch with what can be told of its examples, mask and number of targets."""
+    tensors = {k: v for k, v in given.items() if isinstance(v, torch.Tensor)} if isinstance(given, Mapping) else {}
+    labels = tensors.get("labels")
+    if labels is None:
+        first = next(iter(tensors.values()), None)
+        if first is None and isinstance(given, Sequence):
+            first = next((item for item in given if isinstance(item, torch.Tensor)), None)
+        labels = torch.zeros(1 if first is None or first.ndim == 0 else len(first))
+    masks = {name: tensor for name, tensor in tensors.items() if name.endswith("attention_mask")}
+    return _OwnBatch(inputs=masks, labels=labels, whole=True, given=given)
+
+
+def _summed(model: Any, loss: OwnLoss | None) -> Callable[[Any, _OwnBatch], torch.Tensor]:
+    """Return the loss summed over a batch's targets, from a mean."""
+
+    def total(model: Any, batch: _OwnBatch) -> torch.Tensor:
+        found = _models_own(model, batch.given) if loss is None else loss(model, batch.given)
+        if not isinstance(found, torch.Tensor) or found.ndim:
+            shape = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else repr(found)[:80]
+            raise ModelError(f"the loss is {shape}; required a scalar tensor, the mean over the batch.")
+        return found.float() * max(1, batch.supervised_tokens)
+
+    return total
+
+
+def _models_own(model: Any, batch: Any) -> torch.Tensor:
+    if not isinstance(batch, Mapping):
+        raise ModelError(
+            f"the dataloader gives {type(batch).__name__}; required mappings of the model's arguments with `labels`, "
+            "or loss=, a function from model and batch."
+        )
+    if batch.get("labels") is None:
+        raise ModelError(f"the batches have no labels, only {', '.join(batch)}; give them, or loss=.")
+    taken = _arguments(model)
+    if taken is not None and (odd := sorted(set(batch) - taken)):
+        raise ModelError(f"{type(model).__name__} does not take {', '.join(odd)} of the batches; leave that out.")
+    found: torch.Tensor | None = model(**batch).loss
+    if found is None:
+        raise ModelError(f"{type(model).__name__} returns no loss for these batches; give loss=.")
+    return found
+
+
+def _arguments(model: Any) -> set[str] | None:
+    """Return the names of a model's arguments, or None where it takes any."""
+    taken = inspect.signature(model.forward).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        return set(taken)
+    return {*taken, *get_type_hints(TransformersKwargs)} if isinstance(model, PreTrainedModel) else None
