@@ -58,10 +58,10 @@ def adalora_on(context: StudyContext, start_rank: int = 4) -> tuple[PeftModel, A
     """Attach AdaLoRA layers and the regime that ends at uniform rank 2's parameters."""
     plan = context.plan(context.config.specs[0], seed=0, fold=0)
     start = equal_rank(plan, start_rank)
-    phases = AdaLora(warmup_share=0.2, final_share=0.3).phases(context.config.train.max_steps or 0)
-    adapted = attach_adalora(context.base.model, start, AdaLora(), phases, seed=0, dropout=context.config.train.dropout)
+    options = AdaLora(warmup_share=0.2, final_share=0.3)
+    adapted = attach_adalora(context.base.model, start, options, seed=0, dropout=context.config.train.dropout)
     assert plan.budget is not None
-    return adapted, AdaLoraCallback(adapted, start, phases, plan.budget)
+    return adapted, AdaLoraCallback(adapted, start, options, plan.budget)
 
 
 def trainer(context: StudyContext, adapted: PeftModel, callback: AdaLoraCallback, **more: Any) -> Any:

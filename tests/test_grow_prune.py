@@ -15,7 +15,8 @@ from adaptive_lora.allocation.plan import revised
 from adaptive_lora.methods.adapters import attach
 from adaptive_lora.methods.adapters.attach import ADAPTER, initial_a, lora_layers
 from adaptive_lora.methods.grow_prune import GrowPrune
-from adaptive_lora.methods.grow_prune.fit import GrowPruneCallback, NewRank, SiteView, decide_moves, resize
+from adaptive_lora.methods.grow_prune.fit import GrowPruneCallback, SiteView, decide_moves
+from adaptive_lora.methods.grow_prune.resize import NewRank, resize
 from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.trial import run_trial
 from adaptive_lora.training import Trainer, TrainInputs

@@ -116,7 +116,7 @@ def test_adalora_keeps_the_factor_of_its_start_rank(make_bench: BaseContext) -> 
     assert isinstance(options, AdaLora)
     start = options.start_plan(plan)
     assert start.trained_rank == 3
-    adapted = attach_adalora(context.base.model, start, options, options.phases(10), seed=0, dropout=0.0)
+    adapted = attach_adalora(context.base.model, start, options, seed=0, dropout=0.0)
     for layer in lora_layers(adapted).values():
         assert scale_of(layer) == pytest.approx(32 / 3, rel=1e-4)
     final = revised(start, {name: 1 + at % 3 for at, name in enumerate(start.rank_pattern())})

@@ -26,7 +26,7 @@ from adaptive_lora.methods.adapters.audit import audit_moved, head_problems, tra
 from adaptive_lora.methods.adapters.dropout import SiteDropout
 from adaptive_lora.methods.adapters.factors import Factors, write_factors
 from adaptive_lora.methods.base import RankEvent, TrainedTrial, TrialContext
-from adaptive_lora.methods.ranks_in_training import Phases, RankChanges
+from adaptive_lora.methods.ranks_in_training import RankChanges
 from adaptive_lora.seeding import rng_for
 
 _SPREAD = 0.02
@@ -36,12 +36,11 @@ _SPREAD = 0.02
 def fit_adalora(options: AdaLora, trial: TrialContext) -> TrainedTrial:
     """Train AdaLoRA layers, then fold their updates into a plain LoRA adapter of mixed ranks."""
     start = options.start_plan(trial.plan)
-    phases = options.phases(trial.steps)
     adapted = trial.adopt(
-        attach_adalora(trial.base, start, options, phases, seed=trial.seed, dropout=trial.dropout, head=trial.head)
+        attach_adalora(trial.base, start, options, seed=trial.seed, dropout=trial.dropout, head=trial.head)
     )
     audit_adalora(adapted, start, trial.head)
-    callback = AdaLoraCallback(adapted, start, phases, budget_of(trial.plan))
+    callback = AdaLoraCallback(adapted, start, options, budget_of(trial.plan))
     result = trial.train(adapted, callback)
     plan = revised(start, callback.ranks())
     factors = fold(adapted, callback.kept, plan)
@@ -59,14 +58,7 @@ def fit_adalora(options: AdaLora, trial: TrialContext) -> TrainedTrial:
 
 
 def attach_adalora(
-    model: PreTrainedModel,
-    start: RankPlan,
-    options: AdaLora,
-    phases: Phases,
-    *,
-    seed: int,
-    dropout: float,
-    head: Sequence[str] = (),
+    model: PreTrainedModel, start: RankPlan, options: AdaLora, *, seed: int, dropout: float, head: Sequence[str] = ()
 ) -> PeftModel:
     """Attach AdaLoRA layers of one rank; E starts at zero, so the model initially computes the base's function.
 
@@ -76,7 +68,6 @@ def attach_adalora(
         model: the frozen base.
         start: starting plan, with the same rank at every site.
         options: options of the method.
-        phases: phases of rank changes.
         seed: seed of P, Q and the dropout masks.
         dropout: probability of dropping an input.
         head: modules trained in addition to the adapters.
@@ -88,10 +79,7 @@ def attach_adalora(
         modules_to_save=list(head) or None,
         init_r=rank,
         target_r=1,  # the final number of ranks is set on the allocator
-        tinit=phases.warmup,
-        tfinal=phases.steps - phases.settle,
-        deltaT=phases.interval,
-        total_step=phases.steps,
+        total_step=1,  # the schedule follows when training starts
         orth_reg_weight=options.orthogonality,
         lora_alpha=start.scale_of(start.entries[0]) * rank,  # type: ignore[arg-type]
         target_modules=names,
@@ -173,20 +161,20 @@ class AdaLoraCallback(RankChanges):
     resumed through PEFT's own checkpoint counts the pruned ranks twice.
     """
 
-    def __init__(self, adapted: PeftModel, start: RankPlan, phases: Phases, budget: int) -> None:
+    def __init__(self, adapted: PeftModel, start: RankPlan, options: AdaLora, budget: int) -> None:
         """Prepare for a model that was just attached.
 
         Args:
             adapted: model with AdaLoRA layers.
             start: starting plan of the model.
-            phases: phases of rank changes.
+            options: options of the method.
             budget: maximum number of parameters of the folded adapter.
         """
         self.kept = {entry.site.name: [True] * entry.rank for entry in start.entries}
         self.history = [RankEvent(step=0, ranks=self.ranks())]
         self._tuner: Any = adapted.base_model
         self._layers = lora_layers(adapted)
-        self.phases, self._budget = phases, budget
+        self._options, self._budget = options, budget
         self._costs = {e.site.name: e.site.parameters_per_rank for e in start.entries}
 
     def ranks(self) -> dict[str, int]:
@@ -194,12 +182,15 @@ class AdaLoraCallback(RankChanges):
         return {name: sum(mask) for name, mask in self.kept.items()}
 
     def start(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        """Check that the schedule was made for this training."""
-        assert steps == self.phases.steps
+        """Compute the phases from the number of steps, and set PEFT's schedule by them."""
+        phases = self.phases = self._options.phases(steps)
+        config = self._config
+        config.tinit, config.tfinal = phases.warmup, phases.steps - phases.settle
+        config.deltaT, config.total_step = phases.interval, phases.steps
 
     def penalty(self) -> torch.Tensor | None:
         """Return the weighted mean of ‖QQᵀ - I‖ and ‖PᵀP - I‖ (section 3.1, as in PEFT)."""
-        weight = float(self._config.orth_reg_weight)
+        weight = self._options.orthogonality
         if not weight:
             return None
         products = [

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.allocation.plan import budget_of, revised
@@ -17,6 +16,7 @@ from adaptive_lora.methods.adapters.audit import audit_moved
 from adaptive_lora.methods.adapters.factors import read_factors, write_factors
 from adaptive_lora.methods.base import RankEvent, TrainedTrial, TrialContext
 from adaptive_lora.methods.grow_prune import GrowPrune
+from adaptive_lora.methods.grow_prune.resize import NewRank, resize
 from adaptive_lora.methods.ranks_in_training import RankChanges
 
 _SMOOTHING = 0.85
@@ -64,6 +64,7 @@ class GrowPruneCallback(RankChanges):
         self._smooth = {name: torch.zeros(rank, device=device) for name, rank in ranks.items()}
         self._age = {name: [0] * rank for name, rank in ranks.items()}
         self._drawn = dict(ranks)
+        self._optimizer: torch.optim.Optimizer | None = None
         self.history = [RankEvent(step=0, ranks=dict(ranks))]
 
     def ranks(self) -> dict[str, int]:
@@ -97,8 +98,9 @@ class GrowPruneCallback(RankChanges):
             if len(ages) != len(self._age[name]):
                 width = self._layers[name].in_features
                 self._resize(name, [], torch.zeros(len(ages), width))
-        self._smooth, self._age = state["smooth"], state["age"]
-        self._drawn = state["drawn"]
+        devices = {name: layer.lora_A[ADAPTER].weight.device for name, layer in self._layers.items()}
+        self._smooth = {name: scores.to(devices[name]) for name, scores in state["smooth"].items()}
+        self._age, self._drawn = state["age"], state["drawn"]
         super().restore(state)
 
     @torch.no_grad()
@@ -260,65 +262,3 @@ def _fill(sites: Sequence[SiteView], changes: Sequence[Change], slack: int) -> N
                 change.grown += 1
                 slack -= site.cost
                 grew = True
-
-
-# Changes of a layer's rank: remaining components keep weights and Adam's moments.
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NewRank:
-    """New rank of a layer: remaining and new components, and scale."""
-
-    kept: Sequence[int]
-    """Indices of the remaining components, in order."""
-    new_a: torch.Tensor
-    """A of the k new components, shape (k, in); their B is zero, so the function does not change."""
-    alpha: float
-    scale: float
-    """Factor of the update at the new rank; B is rescaled if it changes."""
-
-
-def resize(layer: Any, change: NewRank, optimizer: torch.optim.Optimizer) -> None:
-    """Replace A and B of a LoRA layer, in the model and in the optimiser.
-
-    Args:
-        layer: PEFT's LoRA layer.
-        change: the new rank.
-        optimizer: AdamW optimiser of A and B.
-    """
-    a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
-    kept = torch.tensor(change.kept, dtype=torch.long, device=a.weight.device)
-    added = len(change.new_a)
-    _replace(a, (kept,), change.new_a.to(a.weight), optimizer)
-    zero_b, factor = b.weight.new_zeros(len(b.weight), added), layer.scaling[ADAPTER] / change.scale
-    _replace(b, (slice(None), kept), zero_b, optimizer, factor)
-    a.out_features = b.in_features = layer.r[ADAPTER] = len(change.kept) + added
-    layer.lora_alpha[ADAPTER], layer.scaling[ADAPTER] = change.alpha, change.scale
-
-
-def _replace(
-    linear: nn.Linear, kept: tuple[Any, ...], new: torch.Tensor, optimizer: torch.optim.Optimizer, factor: float = 1.0
-) -> None:
-    """Replace a weight by the components at the index `kept`, times a factor, and new ones.
-
-    Their gradients are divided by the factor. New components start without momentum and with the mean second moment
-    of the remaining ones: with zero, Adam, whose bias correction has ended, would take steps of about three times the
-    rate.
-    """
-    side = len(kept) - 1
-
-    def joined(old: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-        return torch.cat([old[kept], fill], dim=side)
-
-    old, weight = linear.weight, nn.Parameter(joined(linear.weight.detach() * factor, new).contiguous())
-    linear.weight = weight
-    for group in optimizer.param_groups:
-        group["params"] = [weight if member is old else member for member in group["params"]]
-    state = optimizer.state.pop(old, None)
-    if state:
-        first, second = state["exp_avg"] / factor, state["exp_avg_sq"] / factor**2
-        optimizer.state[weight] = {
-            "step": state["step"].clone(),
-            "exp_avg": joined(first, torch.zeros_like(new)),
-            "exp_avg_sq": joined(second, second[kept].mean(dim=side, keepdim=True).expand_as(new)),
-        }
