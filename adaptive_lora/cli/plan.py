@@ -27,7 +27,9 @@ from adaptive_lora.cli.options import (
     settings_of_methods,
 )
 from adaptive_lora.config import ModelConfig
+from adaptive_lora.errors import ConfigError
 from adaptive_lora.redaction import shown
+from adaptive_lora.runner.emit import FORMS
 from adaptive_lora.runner.own_model import PLAN_SETTINGS
 from adaptive_lora.runner.own_model import plan as plan_of
 
@@ -42,7 +44,13 @@ if TYPE_CHECKING:
 @options(
     *settings(only=PLAN_SETTINGS),
     method_option("uniform", group="method"),
-    Option("method", "--seed", default=0, show_default=True, help="seed of the trial, for methods that draw at random"),
+    Option(
+        "method",
+        "--seed",
+        default=0,
+        show_default=True,
+        help="seed of the trial, for methods that draw at random, and of A with --adapter",
+    ),
     Option(
         "method",
         "--profile",
@@ -55,20 +63,37 @@ if TYPE_CHECKING:
     Option(
         "output",
         "--emit",
-        type=click.Choice(["peft"]),
+        type=click.Choice(FORMS),
         metavar="CHOICE",
-        help="print PEFT's adapter_config.json instead of a table [peft] [default: table]",
+        help="print the plan in the form of a fine-tuning tool instead of a table; peft: adapter_config.json "
+        f"[{' | '.join(FORMS)}] [default: table]",
+    ),
+    Option(
+        "output",
+        "--adapter",
+        type=click.Path(path_type=Path),
+        help="new folder for an untrained adapter of the plan, from which axolotl and llamafactory start "
+        "[default: none]",
     ),
 )
-def plan(method: str, seed: int, as_json: bool, emit: str | None, profile_file: Path | None, **given: Any) -> None:
+def plan(
+    method: str,
+    seed: int,
+    as_json: bool,
+    emit: str | None,
+    adapter: Path | None,
+    profile_file: Path | None,
+    **given: Any,
+) -> None:
     """Show the rank of every site and the number of parameters. Needs no weights."""
+    if adapter is not None and emit is None:
+        raise ConfigError("--adapter is for --emit axolotl or llamafactory; give one of them, or leave it out.")
     model = ModelConfig().model if given["model"] is None else given["model"]
     report = plan_of(**{**given, "model": model}, method=method, profile=profile_file, seed=seed)
     if emit is not None:
-        from adaptive_lora.runner.plan import peft_config
-
-        click.echo(peft_config(report))
-        for caveat in report.peft_caveats:
+        emitted = report.emit(emit, adapter=adapter, seed=seed)
+        click.echo(emitted.text)
+        for caveat in emitted.caveats:
             click.echo(f"note: {caveat}", err=True)
     elif as_json:
         click.echo(json.dumps(report.to_dict(), indent=1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.allocation import MethodSpec, Plan, RankPlan, make_plan, uniform_cost
@@ -13,18 +12,18 @@ from adaptive_lora.allocation.architecture import Architecture
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.config.base_file import base_file
-from adaptive_lora.errors import AllocationError, ConfigError
+from adaptive_lora.errors import AllocationError
 from adaptive_lora.methods.adapters.audit import as_stored
 from adaptive_lora.methods.importance.own_batches import require_base
 from adaptive_lora.models.base import count_parameters, skeleton
 from adaptive_lora.models.device import resolve_precision
 from adaptive_lora.models.heads import find_head, own_head
 from adaptive_lora.models.sites import read_architecture, site_notes
+from adaptive_lora.runner.emit import Emitted, emit
 from adaptive_lora.serving import TASKS, quantisation_in
 from adaptive_lora.training.memory import Load, MemoryChoice, choose, load_of
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
     from transformers import PreTrainedModel
 
     from adaptive_lora.methods.importance import ImportanceProfile
@@ -48,26 +47,18 @@ class PlanReport:
     head: tuple[str, ...] = ()
     """Names of modules that the task trains in addition to the plan."""
 
-    @property
-    def peft_caveats(self) -> tuple[str, ...]:
-        """Properties of the plan that a LoraConfig cannot represent, in sentences."""
-        found: list[str | None] = []
-        if isinstance(self.plan, RankPlan):
-            if not self.spec.options.is_plain_lora:
-                found.append(
-                    f"{self.plan.method} also sets initial weights or changes ranks in training; "
-                    "the LoraConfig has the ranks at the start alone"
-                )
-            if self.base_name.lower().endswith(".gguf"):
-                found.append(
-                    "the base is a GGUF file: AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file="
-                    f"{Path(self.base_name).name!r}) loads it, which PEFT's Auto classes do not"
-                )
-            if any(entry.lr_multiplier != 1 for entry in self.plan.entries):
-                found.append("learning-rate multipliers are not part of a LoraConfig")
-            if self.plan.lora_plus != 1:
-                found.append("LoRA+ is a rate of the optimiser, not part of a LoraConfig")
-        return tuple(filter(None, [*found, self.note]))
+    def emit(self, form: str = "peft", *, adapter: str | Path | None = None, seed: int = 0) -> Emitted:
+        """Return the plan in the form that a fine-tuning tool reads.
+
+        Args:
+            form: `peft`, `axolotl`, `llamafactory`, `torchtune` or `unsloth`.
+            adapter: new folder for an untrained adapter of the plan, from which axolotl and LLaMA-Factory start.
+            seed: seed of that adapter's A, as of a trial.
+
+        Raises:
+            ConfigError: the tool cannot read the plan; the message has the reason.
+        """
+        return emit(self, form, adapter=None if adapter is None else Path(adapter), seed=seed)
 
     @property
     def sites(self) -> tuple[AdapterSite, ...]:
@@ -206,25 +197,3 @@ def _require_fit(profile: ImportanceProfile, spec: MethodSpec, sites: Sequence[A
             f"the profile has no score for {len(lacking)} of {len(sites)} sites, such as "
             f"{lacking[0]}; required one of this model, from `adaptive-lora profile`."
         )
-
-
-def peft_config(report: PlanReport) -> str:
-    """Return the `adapter_config.json` from which stock PEFT builds exactly this plan.
-
-    Raises:
-        ConfigError: the tuner is not one of PEFT.
-    """
-    from adaptive_lora.methods.adapters.attach import lora_config
-    from adaptive_lora.methods.adapters.tuners import CONFIGURATIONS
-
-    plan = report.plan
-    if isinstance(plan, RankPlan):
-        config: PeftConfig = lora_config(report.base, plan, 0.0, report.head)
-    elif plan.family in CONFIGURATIONS:
-        config = CONFIGURATIONS[plan.family](report.base, plan.settings)
-    else:
-        raise ConfigError(f"{plan.method} has no PEFT configuration: PEFT does not build it.")
-    config.base_model_name_or_path = report.base_name
-    with TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
-        return (Path(folder) / "adapter_config.json").read_text(encoding="utf-8")

@@ -131,7 +131,7 @@ def export_uniform(source: Path, target: Path) -> int:
         AdapterError: the adapter is not plain LoRA, or has a rank above `SERVED_RANKS`.
         ConfigError: the target is not empty.
     """
-    _refuse_occupied(target)
+    refuse_occupied(target)
     config, tensors = _read(source)
     origin = _origin(source)
     pairs = _pairs(tensors)
@@ -172,7 +172,7 @@ def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False
         AdapterError: the base or adapter cannot be loaded or merged.
         ConfigError: the target is not empty.
     """
-    _refuse_occupied(target)
+    refuse_occupied(target)
     try:
         model, tokenizer, _ = serving.load_adapter(source, dequantise=True, trust_remote_code=trust_remote_code)
         _refuse_tied(model)
@@ -210,7 +210,7 @@ def _refuse_tied(model: Any) -> None:
             )
 
 
-def _refuse_occupied(target: Path) -> None:
+def refuse_occupied(target: Path) -> None:
     """Raise ConfigError if the target is a file or a folder that is not empty."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is not empty; give a new folder for the export.")
