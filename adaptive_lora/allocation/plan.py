@@ -12,7 +12,7 @@ from typing import Any
 
 from adaptive_lora.allocation.certificate import Certificate
 from adaptive_lora.allocation.scaling import Scaling
-from adaptive_lora.allocation.site import AdapterSite, Role
+from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import AllocationError
 
 
@@ -209,17 +209,8 @@ def _optional_rank(value: Any) -> int | None:
 
 
 def _entry(row: Mapping[str, Any], dora: bool) -> SiteRank:
-    site = AdapterSite(
-        name=str(row["name"]),
-        layer=int(row["layer"]),
-        role=Role(row["role"]),
-        in_features=int(row["in_features"]),
-        out_features=int(row["out_features"]),
-        tower=str(row.get("tower", "")),
-        packable=bool(row.get("packable", True)),
-    )
     return SiteRank(
-        site=site,
+        site=AdapterSite.from_dict(row),
         rank=int(row["rank"]),
         alpha=float(row["alpha"]),
         lr_multiplier=float(row["lr_multiplier"]),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from adaptive_lora.errors import ModelError, unknown_name
 
@@ -52,6 +53,23 @@ class AdapterSite:
     the model has only one. Layer indices of different towers are unrelated."""
     packable: bool = True
     """Storage in a 4-bit base: 4 bit if true; some architectures keep certain layers as saved (T5)."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AdapterSite:
+        """Read a site from JSON values with its fields; others are not read.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing or of the wrong type.
+        """
+        return cls(
+            name=str(values["name"]),
+            layer=int(values["layer"]),
+            role=Role(values["role"]),
+            in_features=int(values["in_features"]),
+            out_features=int(values["out_features"]),
+            tower=str(values.get("tower", "")),
+            packable=bool(values.get("packable", True)),
+        )
 
     @property
     def parameters_per_rank(self) -> int:

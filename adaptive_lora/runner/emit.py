@@ -92,7 +92,7 @@ def emit(report: PlanReport, form: str, *, adapter: Path | None = None, seed: in
         )
     from adaptive_lora.methods.adapters.attach import lora_config
 
-    config = lora_config(report.base, plan, 0.0, report.head)
+    config = lora_config(report.required_base(), plan, 0.0, report.head)
     settings, further = _WRITERS[form](report, plan, config, adapter)
     if adapter is not None:
         _write_start(report, plan, config, adapter, seed)
@@ -138,9 +138,9 @@ def _peft(report: PlanReport) -> str:
 
     plan = report.plan
     if isinstance(plan, RankPlan):
-        config: PeftConfig = lora_config(report.base, plan, 0.0, report.head)
+        config: PeftConfig = lora_config(report.required_base(), plan, 0.0, report.head)
     elif plan.family in CONFIGURATIONS:
-        config = CONFIGURATIONS[plan.family](report.base, plan.settings)
+        config = CONFIGURATIONS[plan.family](report.required_base(), plan.settings)
     else:
         raise ConfigError(f"{plan.method} has no PEFT configuration: PEFT does not build it.")
     config.base_model_name_or_path = report.base_name
@@ -310,8 +310,9 @@ def _targets(report: PlanReport, plan: RankPlan) -> list[str] | str:
 
     names = [entry.site.name for entry in plan.entries]
     short = sorted({name.rpartition(".")[2] for name in names})
-    selected = {name for name, _ in report.base.named_modules() if name.rpartition(".")[2] in short}
-    return short if selected == set(names) else module_targets(report.base, names)
+    base = report.required_base()
+    selected = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in short}
+    return short if selected == set(names) else module_targets(base, names)
 
 
 def _write_start(report: PlanReport, plan: RankPlan, config: LoraConfig, adapter: Path, seed: int) -> None:

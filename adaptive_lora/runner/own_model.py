@@ -116,29 +116,47 @@ def read_profile(path: str | PathLike[str]) -> ImportanceProfile:
 
 
 def allocate(
-    profile: ImportanceProfile, budget: int | str, method: str | None = None, *, model: Any, **options: Any
+    profile: ImportanceProfile | str | PathLike[str],
+    budget: int | str,
+    method: str | None = None,
+    *,
+    model: PreTrainedModel | str | PathLike[str] | None = None,
+    seed: int = 0,
+    **options: Any,
 ) -> PlanReport:
     """Return the plan that spends a budget by a measured importance.
 
     Args:
-        profile: importance of the sites of `model`.
+        profile: importance from `profile` or `adaptive-lora profile`, or its file.
         budget: number of trainable parameters, or `uniform-R` for those of uniform rank R.
         method: method that follows the profile; None: `waterfill` where the metric gives the gain of every rank,
             else `empirical`.
-        model: model that was profiled, as in `plan`.
-        **options: further arguments of `plan`.
+        model: model that was profiled, as in `plan`, for the estimate of memory and the share of all parameters; None:
+            the sites in the profile are planned, without these.
+        seed: seed of methods that draw at random.
+        **options: further options of the method and settings, as in `plan`.
 
     Raises:
-        AdaptiveLoraError: the method does not follow this metric, or the budget cannot be met.
+        ConfigError: unknown method or option, or a value out of limits.
+        AllocationError: the method does not follow this metric, the budget cannot be met, or the profile was written
+            by an earlier version, without its sites, and no model is given.
     """
-    method = method or ("empirical" if profile.spectra is None else "waterfill")
+    measured = read_profile(profile) if isinstance(profile, str | PathLike) else profile
+    method = method or ("empirical" if measured.spectra is None else "waterfill")
     _, spec = plan_request(method, {**options, "budget": budget})
     if spec.options.metric is None:
         raise AllocationError(
             f"{spec.label} follows no importance profile; required a method that does, such as waterfill, proportional "
             "or empirical."
         )
-    return plan(model, method, profile=profile, **{"metric": profile.metric, **options, "budget": budget})
+    given = {**options, "budget": budget}
+    if "metric" not in MethodSpec.split(method)[1]:
+        given = {"metric": measured.metric, **given}
+    if model is not None:
+        return plan(model, method, profile=measured, seed=seed, **given)
+    from adaptive_lora.runner.plan import plan_profiled
+
+    return plan_profiled(*plan_request(method, given), measured, seed=seed)
 
 
 def lora_config(

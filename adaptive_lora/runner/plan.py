@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive_lora.allocation import MethodSpec, Plan, RankPlan, make_plan, uniform_cost
+from adaptive_lora.allocation import MethodSpec, Plan, RankPlan, allocate, make_plan, uniform_cost
 from adaptive_lora.allocation.architecture import Architecture
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.config.base_file import base_file
-from adaptive_lora.errors import AllocationError
+from adaptive_lora.errors import AllocationError, ConfigError
 from adaptive_lora.methods.adapters.audit import as_stored
 from adaptive_lora.methods.importance.own_batches import require_base
 from adaptive_lora.models.base import count_parameters, skeleton
@@ -20,6 +20,7 @@ from adaptive_lora.models.device import resolve_precision
 from adaptive_lora.models.heads import find_head, own_head
 from adaptive_lora.models.sites import read_architecture, site_notes
 from adaptive_lora.runner.emit import Emitted, emit
+from adaptive_lora.runner.plan_table import PlanTable, as_html, as_text, plan_table
 from adaptive_lora.serving import TASKS, quantisation_in
 from adaptive_lora.training.memory import Load, MemoryChoice, choose, load_of
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from adaptive_lora.methods.importance import ImportanceProfile
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class PlanReport:
     """A plan, with the sizes to compare it with."""
 
@@ -37,13 +38,13 @@ class PlanReport:
     spec: MethodSpec
     architecture: Architecture
     """Sites of the base, adapted or not, and its other tensors and sizes."""
-    base: PreTrainedModel
-    """The model on the meta device, without weights."""
-    base_name: str
-    load: Load
-    """Sizes of its training that determine the memory."""
-    memory: MemoryChoice
-    """Settings that keep its training within the memory limit."""
+    base: PreTrainedModel | None = None
+    """The base: on the meta device without weights, or the model that was given; None: planned from a profile alone."""
+    base_name: str = ""
+    load: Load | None = None
+    """Sizes of its training that determine the memory; None without a base."""
+    memory: MemoryChoice | None = None
+    """Settings that keep its training within the memory limit; None without a base."""
     head: tuple[str, ...] = ()
     """Names of modules that the task trains in addition to the plan."""
 
@@ -73,27 +74,44 @@ class PlanReport:
             notes.append(
                 f"{self.plan.method} decides its ranks later, from data; equal ranks are shown for its budget."
             )
-        settings = getattr(self.base, "config", None)
-        saved = None if settings is None else quantisation_in(settings.to_dict())
-        if saved is not None and saved.use == "dequantised" and next(self.base.parameters()).is_meta:
-            notes.append(f"The base is saved in {saved.name}; training uses the dequantised weights.")
-        notes += site_notes(self.base, self.architecture)
+        if self.base is not None:
+            settings = getattr(self.base, "config", None)
+            saved = None if settings is None else quantisation_in(settings.to_dict())
+            if saved is not None and saved.use == "dequantised" and next(self.base.parameters()).is_meta:
+                notes.append(f"The base is saved in {saved.name}; training uses the dequantised weights.")
+            notes += site_notes(self.base, self.architecture)
         return " ".join(filter(None, notes)) or None
 
     @property
-    def total_parameters(self) -> int:
-        """Number of parameters of the base, with tied ones counted once, as trained by full fine-tuning."""
-        return count_parameters(self.base)
+    def table(self) -> PlanTable:
+        """Rows of the plan: one per adapter site, or per kind of tensor of a tuner without ranks."""
+        return plan_table(self)
 
     @property
-    def reduction_vs_full(self) -> float:
-        """Reduction of trainable parameters against full fine-tuning: 1 - trainable / total."""
-        return 1 - self.plan.trainable_parameters / self.total_parameters
+    def total_parameters(self) -> int | None:
+        """Number of parameters of the base, tied ones counted once, as in full fine-tuning; None without a base."""
+        return None if self.base is None else count_parameters(self.base)
+
+    @property
+    def reduction_vs_full(self) -> float | None:
+        """Reduction of trainable parameters against full fine-tuning: 1 - trainable / total; None without a base."""
+        total = self.total_parameters
+        return None if total is None else 1 - self.plan.trainable_parameters / total
 
     @property
     def uniform_rank(self) -> float:
         """Fractional rank of uniform on all sites with the same number of parameters."""
         return self.plan.trainable_parameters / uniform_cost(self.sites, 1)
+
+    def required_base(self) -> PreTrainedModel:
+        """Return the base.
+
+        Raises:
+            ConfigError: the plan was made from a profile alone.
+        """
+        if self.base is None:
+            raise ConfigError("names of modules are checked against the base; required one: al.allocate(..., model=).")
+        return self.base
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan with its totals as JSON-ready values."""
@@ -104,12 +122,27 @@ class PlanReport:
             "equals_uniform_rank": self.uniform_rank,
             "note": self.note,
             "not_adaptable": dict(self.architecture.left_out),
-            "memory": {
+            "memory": None
+            if self.memory is None
+            else {
                 **self.memory.estimate.to_dict(),
                 "micro_batch": self.memory.micro_batch,
                 "gradient_checkpointing": self.memory.checkpointing,
             },
         }
+
+    def __str__(self) -> str:
+        """Return table, remarks and totals, as `adaptive-lora plan` prints them."""
+        return as_text(self)
+
+    def __repr__(self) -> str:
+        """Return method and totals; the model would be pages."""
+        number = self.plan.trainable_parameters
+        return f"<{type(self).__name__}: {self.plan.method}, {number:,} parameters, {len(self.sites)} sites>"
+
+    def _repr_html_(self) -> str:
+        """Return table, remarks and totals for a notebook."""
+        return as_html(self)
 
 
 def plan_method(
@@ -169,6 +202,29 @@ def plan_method(
     )
 
 
+def plan_profiled(config: StudyConfig, spec: MethodSpec, profile: ImportanceProfile, *, seed: int = 0) -> PlanReport:
+    """Plan a method on the sites of a profile, without its model: no memory, and no number of all parameters.
+
+    Args:
+        config: alpha and scaling.
+        spec: method that gives ranks.
+        profile: importance profile with its sites.
+        seed: seed of the trial, for methods that draw at random.
+
+    Raises:
+        AllocationError: the profile has no sites, or is of another metric, or the budget cannot be met.
+    """
+    if not profile.sites:
+        raise AllocationError(
+            "this profile does not say which sites it measured, because an earlier version wrote it; required model=, "
+            "the model that was profiled or its name."
+        )
+    _require_fit(profile, spec, profile.sites)
+    train = config.train
+    plan = allocate(spec, profile.sites, alpha=train.alpha, scaling=train.scaling, profile=profile.summary(), seed=seed)
+    return PlanReport(plan=plan, spec=spec, architecture=Architecture(kind="", sites=profile.sites))
+
+
 def _skeleton(config: StudyConfig, spec: MethodSpec) -> tuple[PreTrainedModel, str, tuple[str, ...]]:
     """Return the base of a study without weights, its name, and the modules that the task trains too."""
     task = config.data.task
@@ -197,3 +253,16 @@ def _require_fit(profile: ImportanceProfile, spec: MethodSpec, sites: Sequence[A
             f"the profile has no score for {len(lacking)} of {len(sites)} sites, such as "
             f"{lacking[0]}; required one of this model, from `adaptive-lora profile`."
         )
+    if strange := sorted(profile.scores.keys() - {site.name for site in sites}):
+        raise AllocationError(
+            f"the profile has scores for {len(strange)} sites that this model lacks, such as {strange[0]}; required "
+            "one of this model, from `adaptive-lora profile`."
+        )
+    sizes = {site.name: (site.in_features, site.out_features) for site in profile.sites}
+    for site in sites:
+        here = site.in_features, site.out_features
+        if (there := sizes.get(site.name, here)) != here:
+            raise AllocationError(
+                f"the profile measured {site.name} with {there[0]} inputs and {there[1]} outputs, this model has "
+                f"{here[0]} and {here[1]}; required one of this model, from `adaptive-lora profile`."
+            )

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from adaptive_lora.allocation.request import PROFILER_GROUP, ProfileSummary
+from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.methods.importance.activation import activation_spectrum
 from adaptive_lora.methods.importance.contract import Measurement, Profiler, ProfileTask, SiteMeasure
@@ -82,6 +83,8 @@ class ImportanceProfile:
     where undefined. Low values mean that the ranking is mostly noise."""
     stability_note: str = ""
     """Reason why the stability is undefined; empty otherwise."""
+    sites: tuple[AdapterSite, ...] = ()
+    """The sites that were measured, in module order; empty in profiles that earlier versions wrote."""
 
     def summary(self) -> ProfileSummary:
         """Return the values that methods use to allocate ranks."""
@@ -117,6 +120,7 @@ class ImportanceProfile:
                 seed=int(values["seed"]),
                 stability=math.nan if stability is None else float(stability),
                 stability_note=str(values["stability_note"]),
+                sites=tuple(AdapterSite.from_dict(row) for row in values.get("sites", ())),
             )
         except (
             KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError,
@@ -172,6 +176,7 @@ def profile_importance(task: ProfileTask, *, metric: str, seed: int) -> Importan
         seed=seed,
         stability=stability,
         stability_note=note,
+        sites=tuple(task.sites),
     )
 
 
