@@ -32,7 +32,7 @@ docs: $(STAMP)  ## the documentation site in build/site; broken links and anchor
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is required, got " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev,docs,server]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[all,dev,docs,server]'
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores, where pip uses one; templates do not compile
 	@touch $(STAMP)
 
@@ -63,7 +63,7 @@ MINIMUM_TESTS := tests/test_cli.py tests/test_adapters.py tests/test_training.py
 minimum:  ## the lowest declared versions of all dependencies, in .venv-minimum, and the tests that touch them
 	$(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/python -m pip install --quiet uv==0.13.9
-	.venv-minimum/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --extra dev \
+	.venv-minimum/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --extra all --extra dev \
 	    --output-file .venv-minimum/lowest.txt pyproject.toml
 	.venv-minimum/bin/python -m pip install --quiet --requirement .venv-minimum/lowest.txt --no-deps --editable .
 	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -q -n $(WORKERS) $(MINIMUM_TESTS)

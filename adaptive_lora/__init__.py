@@ -9,6 +9,7 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from adaptive_lora.errors import naming_extras
 from adaptive_lora.models.threads import bound_spinning
 
 if TYPE_CHECKING:
@@ -70,7 +71,12 @@ bound_spinning()  # here, since any module may be the first that loads torch
 
 
 def __getattr__(name: str) -> Any:
-    """Return a name of the public API from the package that defines it."""
+    """Return a name of the public API from the package that defines it.
+
+    Raises:
+        MissingExtra: it needs an extra that is not installed.
+    """
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    with naming_extras(f"{__name__}.{name}"):
+        return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

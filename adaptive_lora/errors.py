@@ -2,6 +2,7 @@
 
     AdaptiveLoraError            exit code 2 on the command line
     ├── ConfigError              study files, command-line options, method specifications
+    │   └── MissingExtra         packages of an extra of this one that are not installed
     ├── DataError                data files, columns, templates, examples
     ├── ModelError               base models: not found, changed, without adaptable sites
     ├── AllocationError          ranks and budgets that cannot be met
@@ -18,7 +19,9 @@ and torch raise over a model becomes a ModelError (`model_errors`).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import importlib.util
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 from adaptive_lora.redaction import hide_credentials, printable
@@ -42,6 +45,17 @@ class AdaptiveLoraError(Exception):
 
 class ConfigError(AdaptiveLoraError, ValueError):
     """A study file, option or method specification is wrong."""
+
+
+class MissingExtra(ConfigError):
+    """Packages of an extra of this one are not installed; the message has the command that installs them."""
+
+    def __init__(self, what: str, extra: str, lacking: Iterable[str]) -> None:
+        """Name what needs the extra, and the modules that are lacking."""
+        names = list(lacking)
+        listed = f"{', '.join(names[:2])} and {len(names) - 2} more packages" if len(names) > 3 else ", ".join(names)
+        verb = "is" if len(names) == 1 else "are"
+        super().__init__(f'{what} needs {listed}, which {verb} not installed: pip install "adaptive-lora[{extra}]"')
 
 
 class DataError(AdaptiveLoraError, ValueError):
@@ -93,3 +107,62 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(given[:100], names, n=1, cutoff=0.6)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     return f"unknown {kind} '{given:.100}'{hint} Known: {', '.join(names)}"
+
+
+EXTRAS = {
+    "study": (
+        "mlflow",
+        "datasets",
+        "matplotlib",
+        "pyarrow",
+        "sklearn",
+        "sacrebleu",
+        "rouge_score",
+        "PIL",
+        "alembic",
+        "sqlalchemy",
+        "requests",
+    ),
+    "qlora": ("bitsandbytes",),
+    "gguf": ("gguf",),
+}
+"""Extra of this package -> modules of the packages that it adds."""
+
+
+def installed(module: str) -> bool:
+    """Return whether a module of another package is installed, without importing it; it may be broken."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # a module without a specification, or None in its place
+        return False
+
+
+def require_extra(extra: str, what: str) -> None:
+    """Check that the packages of an extra are installed; none is imported.
+
+    Args:
+        extra: key of `EXTRAS`.
+        what: what needs them, for the message.
+
+    Raises:
+        MissingExtra: some are not.
+    """
+    lacking = [module for module in EXTRAS[extra] if not installed(module)]
+    if lacking:
+        raise MissingExtra(what, extra, lacking)
+
+
+@contextmanager
+def naming_extras(what: str) -> Iterator[None]:
+    """Name the extra where the block imports a package that only an extra adds, and which is not installed.
+
+    Raises:
+        MissingExtra: in place of the import's error; that of an installed, broken package is left as it is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        for extra, modules in EXTRAS.items():
+            if error.name in modules and not installed(error.name):
+                raise MissingExtra(what, extra, [error.name]) from error
+        raise

@@ -110,7 +110,7 @@ def run_and_prove(config: StudyConfig) -> Proven:
     champion = f"models:/{config.tracking.registered_model}@champion"
     winner = next(r for r in records if r.tags[MODEL_TAG] == outcome.study_result.champion.model_uri)
     console = Console(file=StringIO(), width=200)
-    run_evaluate(config, champion, 0, console, as_json=False)
+    run_evaluate(config, champion, 0, console)
     lines = console.file.getvalue().splitlines()
     found = dict(line.split() for line in lines if line.startswith("test/"))
     loss = winner.metrics["test/loss"]

@@ -24,7 +24,7 @@ from adaptive_lora.errors import AllocationError, ModelError
 from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile, capture, profile_importance
 from adaptive_lora.models.losses import causal_loss
 from adaptive_lora.runner.context import StudyContext
-from adaptive_lora.runner.steps import run_profile
+from adaptive_lora.runner.measure import run_profile
 from adaptive_lora.runner.trial import run_trial
 from adaptive_lora.runner.trial_log import trial_metrics
 
@@ -269,7 +269,7 @@ def test_one_site_at_a_time(context: StudyContext, monkeypatch: pytest.MonkeyPat
 
 def test_the_command_logs_cost_and_draws_the_spectrum(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
     config = in_store(profile_batches=2, profile_batch_size=2, max_steps=None, epochs=2)
-    run_profile(config, "whitened_gradient", Console(quiet=True), as_json=False)
+    run_profile(config, "whitened_gradient", Console(quiet=True))
     client = MlflowClient(store_in(tmp_path))
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     examples = StudyContext(config).splits(0).train

@@ -78,6 +78,8 @@ def test_the_lock_covers_what_the_project_asks_for() -> None:
     for line in (line for lines in asked for line in lines):
         requirement = Requirement(line)
         name = canonicalize_name(requirement.name)
+        if name == project["name"]:  # an extra that is several of the others
+            continue
         assert lock[name][0] in requirement.specifier, f"{name}: run `make lock`"
     for lines in asked:
         names = [canonicalize_name(Requirement(line).name) for line in lines]

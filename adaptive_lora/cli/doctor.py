@@ -22,7 +22,7 @@ from rich.console import Console
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.config.planted import PlantedTeacher
 from adaptive_lora.config.types import Precision
-from adaptive_lora.errors import AdaptiveLoraError
+from adaptive_lora.errors import AdaptiveLoraError, MissingExtra, naming_extras
 from adaptive_lora.redaction import hide_credentials, printable, shown
 
 
@@ -68,16 +68,21 @@ def packages(config: StudyConfig) -> list[Finding]:
         lines = _PINS.read_text(encoding="utf-8").splitlines()
         pairs = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
         pins = {canonicalize_name(name): pin.strip() for name, pin in pairs}
-    right, findings = 0, []
+    right, findings, lacking = 0, [], []
     for requirement in map(Requirement, requires("adaptive-lora") or []):
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+        marker = requirement.marker
+        core = marker is None or marker.evaluate({"extra": ""})
+        if marker is not None and not core and not marker.evaluate({"extra": "study"}):
             continue
         name = canonicalize_name(requirement.name)
         pin = pins.get(name)
         try:
             found = version(requirement.name)
         except PackageNotFoundError:
-            findings.append(fail(name, f"not installed; pip install '{requirement}'"))
+            if core:
+                findings.append(fail(name, f"not installed; pip install '{requirement}'"))
+            else:
+                lacking.append(name)
             continue
         if not requirement.specifier.contains(found, prereleases=True):
             text = f"{found}; required {requirement.specifier}, pip install '{requirement}'"
@@ -86,6 +91,8 @@ def packages(config: StudyConfig) -> list[Finding]:
             findings.append(warn(name, f"{found}; the tests ran with {pin}"))
         else:
             right += 1
+    if lacking:
+        findings.append(fail("extra study", str(MissingExtra("a study", "study", lacking))))
     against = "as pinned" if pins else "as required (no constraints.txt here to compare with)"
     return [ok("packages", f"{right} {against}"), *findings]
 
@@ -236,7 +243,10 @@ def diagnose(config: StudyConfig) -> list[Finding]:
     found: list[Finding] = []
     for name, check in _CHECKS.items():
         try:
-            findings = check(config)
+            with naming_extras(f"this check of {name}"):
+                findings = check(config)
+        except MissingExtra as error:
+            findings = fail(name, str(error))
         except Exception as error:  # a broken package can fail in any way
             findings = fail(name, f"cannot be checked: {type(error).__name__}: {error}")
         found += findings if isinstance(findings, list) else [findings]

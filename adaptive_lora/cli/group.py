@@ -13,8 +13,9 @@ from typing import Any
 import click
 
 from adaptive_lora import __version__
+from adaptive_lora.cli.documents import print_error, reserve_stdout
 from adaptive_lora.config import TrackingConfig
-from adaptive_lora.errors import AdaptiveLoraError, ConfigError
+from adaptive_lora.errors import AdaptiveLoraError, ConfigError, naming_extras, require_extra
 from adaptive_lora.interruption import Interrupted
 from adaptive_lora.models.errors import write_traceback
 from adaptive_lora.redaction import hide_credentials, printable
@@ -26,8 +27,39 @@ _MOVED = {
 """Command of earlier versions -> what to run instead."""
 
 
+class _Command(click.Command):
+    """A command with `--json`, which may need an extra of this package."""
+
+    def __init__(self, *args: Any, extra: str | None = None, **attributes: Any) -> None:
+        """Declare a command.
+
+        Args:
+            args: positional arguments of `click.Command`.
+            extra: key of `EXTRAS` without which the command is refused before anything is loaded.
+            attributes: attributes of `click.Command`.
+        """
+        super().__init__(*args, **attributes)
+        self.params.append(
+            click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document, and all else on stderr.")
+        )
+        self._extra = extra
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if self._extra is not None:
+            require_extra(self._extra, ctx.command_path)
+        with naming_extras(ctx.command_path):
+            return super().invoke(ctx)
+
+
 class _Group(click.Group):
-    """Turns errors that the user can fix into one message and an exit code."""
+    """Turns errors that the user can fix into one message and an exit code; JSON is alone on standard output."""
+
+    command_class = _Command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--json" in args and not {*args} & {*ctx.help_option_names}:  # before options are read, which may be wrong
+            reserve_stdout(ctx)
+        return super().parse_args(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command by its name; raises ConfigError for one that has moved."""
@@ -40,8 +72,12 @@ class _Group(click.Group):
             sys.excepthook = _crash
         try:
             return super().invoke(ctx)
+        except click.ClickException as error:  # an option or command that there is not; click shows it
+            print_error("UsageError", error.format_message(), error.exit_code)
+            raise
         except AdaptiveLoraError as error:
             _say(str(error))
+            print_error(type(error).__name__, str(error), error.exit_code)
             output = ctx.obj or TrackingConfig().output  # commands without it leave `obj` empty
             log = write_traceback(error, Path(output) / "errors")
             if log is not None:
@@ -51,14 +87,19 @@ class _Group(click.Group):
         except OSError as error:  # wherever a name given as a path is first looked for
             if error.errno != errno.ENAMETOOLONG:
                 raise
-            _say(
+            text = (
                 f"{printable(hide_credentials(str(error.filename)))} is too long for the name of a "
                 "file or folder here; most file systems take 255 bytes between two slashes."
             )
+            _say(text)
+            print_error("ConfigError", text, AdaptiveLoraError.exit_code)
             sys.exit(AdaptiveLoraError.exit_code)
         except KeyboardInterrupt as stop:
-            click.echo("\nInterrupted; the same command continues where it stopped.", err=True)
-            sys.exit(stop.exit_code if isinstance(stop, Interrupted) else 130)
+            text = "Interrupted; the same command continues where it stopped."
+            click.echo(f"\n{text}", err=True)
+            code = stop.exit_code if isinstance(stop, Interrupted) else 130
+            print_error("Interrupted", text, code)
+            sys.exit(code)
 
 
 def _crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

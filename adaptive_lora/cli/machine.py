@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from pathlib import Path
@@ -11,17 +10,16 @@ from typing import Any
 
 import click
 
+from adaptive_lora.cli.documents import print_document
 from adaptive_lora.cli.group import main
-from adaptive_lora.cli.options import AS_JSON, Option, make_console, options, settings, settings_given
+from adaptive_lora.cli.options import Option, make_console, options, settings, settings_given
 from adaptive_lora.config import study_from
 from adaptive_lora.config.store_place import require_reachable, sqlite_file, store_uri
 from adaptive_lora.redaction import hide_credentials, shown
 
 
 @main.command()
-@options(
-    *settings(only=("model", "revision", "trust_remote_code", "data", "output", "tracking_uri", "experiment")), AS_JSON
-)
+@options(*settings(only=("model", "revision", "trust_remote_code", "data", "output", "tracking_uri", "experiment")))
 def doctor(as_json: bool, **given: Any) -> None:
     """Check versions, device, disk, base model and tracking store; exit 0 (fine), 1 or 2."""
     config = study_from(settings_given(given))
@@ -29,24 +27,26 @@ def doctor(as_json: bool, **given: Any) -> None:
 
     findings = diagnose(config)
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
+        print_document("doctor", [dataclasses.asdict(finding) for finding in findings])
     else:
         print_findings(findings, make_console())
     sys.exit(exit_code(findings))
 
 
-@main.command()
+@main.command(extra="study")
 @options(
     *settings(only=("tracking_uri",)),
     Option("tracking", "--port", default=5000, show_default=True, help="port on this machine"),
 )
-def ui(port: int, **given: Any) -> None:
+def ui(port: int, as_json: bool, **given: Any) -> None:
     """Open the MLflow UI on this machine only (127.0.0.1)."""
     config = study_from(settings_given(given))
     require_reachable(config.tracking)
     uri = store_uri(config.tracking)
     if uri.startswith(("http://", "https://")):
         click.echo(f"The tracking server has its own UI: {hide_credentials(uri)}")
+        if as_json:
+            print_document("ui", {"url": hide_credentials(uri), "started": False})
         return
     if sqlite_file(uri) is not None:
         from adaptive_lora.tracking.connection import reach
@@ -58,13 +58,16 @@ def ui(port: int, **given: Any) -> None:
         "Only this machine reaches it. To share it, start entrypoints/server/start.sh with "
         "AUTH=basic and ALLOWED_HOSTS instead."
     )
+    if as_json:
+        print_document("ui", {"url": address, "started": True})
+        os.dup2(2, 1)  # standard output of the server, which replaces this process
     arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
 
 
-@main.command("upgrade-store")
+@main.command("upgrade-store", extra="study")
 @options(*settings(only=("tracking_uri",)))
-def upgrade_store(**given: Any) -> None:
+def upgrade_store(as_json: bool, **given: Any) -> None:
     """Upgrade a SQLite tracking store that an earlier MLflow made; a backup is kept beside it."""
     config = study_from(settings_given(given))
     require_reachable(config.tracking)
@@ -76,12 +79,21 @@ def upgrade_store(**given: Any) -> None:
         click.echo(f"{hide_credentials(uri)} needs no upgrade")
     else:
         click.echo(f"{hide_credentials(uri)} is upgraded; the backup is {backup}")
+    if as_json:
+        print_document(
+            "upgrade-store",
+            {
+                "tracking_uri": hide_credentials(uri),
+                "upgraded": backup is not None,
+                "backup": None if backup is None else str(backup),
+            },
+        )
 
 
-@main.command()
+@main.command(extra="study")
 @click.argument("folder", required=False, metavar="[FOLDER]")
 @options(*settings(only=("tracking_uri",)))
-def sync(folder: str | None, **given: Any) -> None:
+def sync(folder: str | None, as_json: bool, **given: Any) -> None:
     """Deliver results that the tracking server has not received, for example after an outage.
 
     FOLDER is a study's output folder [default: adaptive-lora-out]. Everything is read back before
@@ -107,4 +119,7 @@ def sync(folder: str | None, **given: Any) -> None:
         say(f"{len(outcomes)} journals, {left} left; metrics sent {sent}, found {found}")
     else:
         say(f"nothing is waiting in {Path(tracking.output).absolute()}")
+    if as_json:
+        journals = [{**dataclasses.asdict(one), "folder": str(one.folder)} for one in outcomes]
+        print_document("sync", {"journals": journals, "left": left})
     sys.exit(3 if left else 0)

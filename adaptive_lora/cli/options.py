@@ -204,7 +204,6 @@ STUDY_FILE = Option(
     type=click.Path(path_type=Path, dir_okay=False),
     help="study file (YAML), overridden by options on the command line [default: none]",
 )
-AS_JSON = Option("output", "--json", "as_json", is_flag=True, help="print JSON instead of tables")
 
 
 def settings_given(options: Mapping[str, Any]) -> dict[str, object]:
@@ -220,10 +219,8 @@ def read_study(file: Path | None, options: Mapping[str, Any]) -> StudyConfig:
     return config
 
 
-def make_console(*, as_json: bool = False) -> Console:
-    """Return the console of this process, 140 columns wide unless it is a terminal; on stderr beside JSON."""
+def make_console() -> Console:
+    """Return the console of this process, 140 columns wide unless it is a terminal."""
     from rich.console import Console
 
-    if as_json:
-        return Console(stderr=True)
     return Console(width=None if sys.stdout.isatty() else 140)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from adaptive_lora.allocation import METRICS
+from adaptive_lora.cli.documents import print_document
 from adaptive_lora.cli.early import require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
-    AS_JSON,
     STUDY_FILE,
     Option,
     make_console,
@@ -23,7 +22,7 @@ from adaptive_lora.cli.options import (
     settings_of_methods,
 )
 from adaptive_lora.config import ModelConfig
-from adaptive_lora.errors import ConfigError
+from adaptive_lora.errors import ConfigError, require_extra
 from adaptive_lora.runner.emit import FORMS
 from adaptive_lora.runner.own_model import PLAN_SETTINGS
 from adaptive_lora.runner.own_model import plan as plan_of
@@ -48,7 +47,6 @@ from adaptive_lora.runner.own_model import plan as plan_of
         help="importance profile (JSON of `profile`), for data-driven methods [default: none]",
     ),
     *settings_of_methods(),
-    AS_JSON,
     Option(
         "output",
         "--emit",
@@ -79,13 +77,14 @@ def plan(
         raise ConfigError("--adapter is for --emit axolotl or llamafactory; give one of them, or leave it out.")
     model = ModelConfig().model if given["model"] is None else given["model"]
     report = plan_of(**{**given, "model": model}, method=method, profile=profile_file, seed=seed)
-    if emit is not None:
-        emitted = report.emit(emit, adapter=adapter, seed=seed)
+    emitted = None if emit is None else report.emit(emit, adapter=adapter, seed=seed)
+    if as_json:
+        form = {} if emitted is None else {"emitted": {"form": emit, "text": emitted.text, "caveats": emitted.caveats}}
+        print_document("plan", {**report.to_dict(), **form})
+    elif emitted is not None:
         click.echo(emitted.text)
         for caveat in emitted.caveats:
             click.echo(f"note: {caveat}", err=True)
-    elif as_json:
-        click.echo(json.dumps(report.to_dict(), indent=1))
     else:
         from adaptive_lora.runner.plan_table import print_plan
 
@@ -105,12 +104,15 @@ def plan(
         show_default=True,
         help="importance metric: " + "; ".join(f"{name} ({text})" for name, text in METRICS.items()),
     ),
-    AS_JSON,
 )
 def profile(file: Path | None, metric: str, as_json: bool, **given: Any) -> None:
     """Measure the importance of every site on training examples; feed it to `plan --profile`."""
     config = read_study(file, given)
     require_inputs(config, trained=False)
-    from adaptive_lora.runner.steps import run_profile
+    if config.tracking.tracking_uri is not None:
+        require_extra("study", "--tracking-uri")
+    from adaptive_lora.runner.measure import run_profile
 
-    run_profile(config, metric, make_console(), as_json=as_json)
+    measured = run_profile(config, metric, make_console())
+    if as_json:
+        print_document("profile", measured.to_dict())

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.cli.documents import print_document
 from adaptive_lora.cli.group import main
-from adaptive_lora.cli.options import AS_JSON, make_console, options, own_settings, settings, settings_given
+from adaptive_lora.cli.options import make_console, options, own_settings, settings, settings_given
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.config.planted import SPECTRA, PlantedTeacher
 from adaptive_lora.config.store_place import require_reachable
@@ -113,8 +111,8 @@ def recovered(comparison: Comparison, oracle: str) -> dict[str, float]:
     }
 
 
-@main.command()
-@options(*own_settings(PlantedStudies, "teacher"), *settings(only=_TRACKING), AS_JSON)
+@main.command(extra="study")
+@options(*own_settings(PlantedStudies, "teacher"), *settings(only=_TRACKING))
 def planted(as_json: bool, **options: Any) -> None:
     """Plant a known low-rank change in a base and see which method finds where it is.
 
@@ -129,7 +127,7 @@ def planted(as_json: bool, **options: Any) -> None:
     from adaptive_lora.runner.comparison_input import Selection
     from adaptive_lora.runner.run import compare_study, run_study
 
-    console = make_console(as_json=as_json)
+    console = make_console()
     found: list[dict[str, Any]] = []
 
     def conclude(data: str, result: StudyResult, oracle: str) -> str:
@@ -151,4 +149,4 @@ def planted(as_json: bool, **options: Any) -> None:
             result, _ = compare_study(group[0][1].tracking, selection, {"output": config.output}, console)
             conclude(" and ".join(str(teacher) for teacher, _ in group), result, group[0][0].method().label)
     if as_json:
-        click.echo(json.dumps({"studies": found}, indent=1))
+        print_document("planted", {"studies": found})

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adaptive_lora.cli.documents import print_document
 from adaptive_lora.cli.early import require_data, require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
-    AS_JSON,
     STUDY_FILE,
     Option,
     make_console,
@@ -25,7 +24,7 @@ from adaptive_lora.cli.options import (
 )
 from adaptive_lora.config import study_from
 from adaptive_lora.config.store_place import require_reachable
-from adaptive_lora.errors import ConfigError
+from adaptive_lora.errors import ConfigError, require_extra
 from adaptive_lora.redaction import shown
 
 if TYPE_CHECKING:
@@ -35,9 +34,9 @@ if TYPE_CHECKING:
     from adaptive_lora.tracking import Store
 
 
-@main.command()
+@main.command(extra="study")
 @options(STUDY_FILE, *settings())
-def study(file: Path | None, **given: Any) -> None:
+def study(file: Path | None, as_json: bool, **given: Any) -> None:
     """Run a whole study: profile, train, evaluate, compare, register the winner.
 
     After an interruption, run the same command again to continue.
@@ -49,6 +48,21 @@ def study(file: Path | None, **given: Any) -> None:
     console = make_console()
     outcome = run_study(config, console)
     _print_result(console, outcome.study_result, outcome.store)
+    if as_json:
+        print_document("study", {**_document(outcome.study_result, outcome.store), "trials_run": outcome.trials_run})
+
+
+def _document(result: StudyResult, store: Store) -> dict[str, Any]:
+    """Return the JSON-ready values of a study's result: its comparison, where it is recorded, and its champion."""
+    champion = result.champion
+    return {
+        **result.comparison.to_dict(),
+        "study_id": result.study_id,
+        "report": str(result.report.resolve()),
+        "tracking_uri": store.shown_uri,
+        "champion": None if champion is None else {"name": champion.name, "version": str(champion.version)},
+        "no_champion": result.no_champion,
+    }
 
 
 def _print_result(console: Console, result: StudyResult, store: Store) -> None:
@@ -75,7 +89,7 @@ _COMPARED = (
 """Study settings that affect a comparison."""
 
 
-@main.command()
+@main.command(extra="study")
 @options(
     Option(
         "study",
@@ -101,7 +115,6 @@ _COMPARED = (
         help="compare across data sets, splits and bases, pairing only within each [default: false]",
     ),
     *settings(only=_COMPARED),
-    AS_JSON,
 )
 def compare(study_ids: tuple[str, ...], query: str | None, allow_mixed: bool, as_json: bool, **given: Any) -> None:
     """Compare finished trials, write the report, register the winner.
@@ -115,17 +128,17 @@ def compare(study_ids: tuple[str, ...], query: str | None, allow_mixed: bool, as
     from adaptive_lora.runner.comparison_input import Selection
     from adaptive_lora.runner.run import compare_study
 
-    console = make_console(as_json=as_json)
+    console = make_console()
     selection = Selection(
         study_ids=tuple(" ".join(study_ids).replace(",", " ").split()), query=query, allow_mixed=allow_mixed
     )
     result, store = compare_study(tracking, selection, given, console)
-    if as_json:
-        click.echo(json.dumps(result.comparison.to_dict(), indent=1))
     _print_result(console, result, store)
+    if as_json:
+        print_document("compare", _document(result, store))
 
 
-@main.command()
+@main.command(extra="study")
 @options(
     STUDY_FILE,
     method_option("empirical"),
@@ -137,7 +150,6 @@ def compare(study_ids: tuple[str, ...], query: str | None, allow_mixed: bool, as
         help="data of one task; given once per task [default: none]",
     ),
     *settings(leave_out=("data", "methods", "baseline")),
-    AS_JSON,
 )
 def transfer(file: Path | None, data: tuple[str, ...], method: str, as_json: bool, **given: Any) -> None:
     """Allocate ranks on each task and on all together, train on each, and compare the losses.
@@ -150,10 +162,10 @@ def transfer(file: Path | None, data: tuple[str, ...], method: str, as_json: boo
     require_reachable(config.tracking)
     from adaptive_lora.runner.transfer import run_transfer
 
-    console = make_console(as_json=as_json)
+    console = make_console()
     table = run_transfer(config, data, method, console)
     if as_json:
-        click.echo(json.dumps(table.to_dict(), indent=1))
+        print_document("transfer", table.to_dict())
     else:
         table.print(console)
 
@@ -197,7 +209,6 @@ def _number(name: str, metavar: str, text: str, kind: click.FloatRange | click.I
     ),
     Option("study", "--power", type=_SHARE, default=0.8, show_default=True, metavar="FLOAT", help="power to reach"),
     *settings(only=_OBSERVED),
-    AS_JSON,
 )
 def power(as_json: bool, **given: Any) -> None:
     """Compute the number of seeds and examples needed to detect a difference, before any run.
@@ -212,6 +223,7 @@ def power(as_json: bool, **given: Any) -> None:
         )
     config = study_from(settings_given({name: given[name] for name in _OBSERVED if name != "baseline"}))
     if study_id is not None:
+        require_extra("study", "--study-id")
         require_reachable(config.tracking, must_exist=True)
     elif given["difference"] is None:
         raise ConfigError("power needs --difference with --spread; none was given.")
@@ -223,6 +235,6 @@ def power(as_json: bool, **given: Any) -> None:
     question = assumed_question(given, test) if study_id is None else observed_question(config, given, test)
     found = answer(question)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=1))
+        print_document("power", found.to_dict())
     else:
         print_answer(found, make_console())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import click
 
+from adaptive_lora.cli.documents import print_document
 from adaptive_lora.cli.early import require_data, require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
-    AS_JSON,
     STUDY_FILE,
     Option,
     make_console,
@@ -25,7 +26,7 @@ from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.errors import ConfigError
 
 
-@main.command()
+@main.command(extra="study")
 @options(
     STUDY_FILE,
     method_option("uniform"),
@@ -38,17 +39,29 @@ from adaptive_lora.errors import ConfigError
         help="folder to write the adapter to [default: tracking store only]",
     ),
 )
-def train(file: Path | None, method: str, seed: str, adapter: Path | None, **given: Any) -> None:
+def train(file: Path | None, method: str, seed: str, adapter: Path | None, as_json: bool, **given: Any) -> None:
     """Train one trial: one method, seed and learning rate, as part of its study."""
     config = read_study(file, {**given, "methods": method, "seeds": seed})
     config.only_trial()
     require_inputs(config)
     from adaptive_lora.runner.steps import run_train
 
-    run_train(config, adapter, make_console())
+    trained = run_train(config, adapter, make_console())
+    if as_json:
+        print_document(
+            "train",
+            {
+                "study_id": trained.study_id,
+                "run_id": trained.run_id,
+                "trial": trained.trial,
+                "trained": trained.outcome is not None,
+                "adapter": None if adapter is None else str(adapter),
+                "metrics": {name: value if isfinite(value) else None for name, value in trained.metrics.items()},
+            },
+        )
 
 
-@main.command()
+@main.command(extra="study")
 @options(
     STUDY_FILE,
     Option(
@@ -59,7 +72,6 @@ def train(file: Path | None, method: str, seed: str, adapter: Path | None, **giv
     ),
     *settings(leave_out=("methods", "seeds", "lr", "baseline", "model", "revision")),
     Option("evaluation", "--fold", default=0, show_default=True, help="fold whose test split is scored"),
-    AS_JSON,
 )
 def evaluate(file: Path | None, adapter: str | None, fold: int, as_json: bool, **given: Any) -> None:
     """Score a saved adapter on the test split, loaded as for serving."""
@@ -70,10 +82,12 @@ def evaluate(file: Path | None, adapter: str | None, fold: int, as_json: bool, *
     require_reachable(config.tracking)
     from adaptive_lora.runner.steps import run_evaluate
 
-    run_evaluate(config, adapter, fold, make_console(), as_json=as_json)
+    scores = run_evaluate(config, adapter, fold, make_console())
+    if as_json:
+        print_document("evaluate", scores)
 
 
-@main.command()
+@main.command(extra="study")
 @click.argument("adapter")
 @click.argument("out", type=click.Path(path_type=Path))
 @options(
@@ -81,11 +95,13 @@ def evaluate(file: Path | None, adapter: str | None, fold: int, as_json: bool, *
     Option("output", "--uniform", is_flag=True, help="one rank, scale 1: for servers with one alpha / r"),
     Option("output", "--merged", is_flag=True, help="the base with the adapter in its weights"),
 )
-def export(adapter: str, out: Path, uniform: bool, merged: bool, **given: Any) -> None:
+def export(adapter: str, out: Path, uniform: bool, merged: bool, as_json: bool, **given: Any) -> None:
     """Write ADAPTER (a folder or models:/ URI) to the new folder OUT, for serving elsewhere."""
     config = study_from(settings_given(given))
     if uniform == merged:
         raise ConfigError("export needs exactly one of --uniform and --merged.")
     from adaptive_lora.runner.steps import run_export
 
-    run_export(config, adapter, out, make_console(), merged=merged)
+    rank = run_export(config, adapter, out, make_console(), merged=merged)
+    if as_json:
+        print_document("export", {"folder": str(out), "form": "merged" if merged else "uniform", "rank": rank})

@@ -11,18 +11,16 @@ import io
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 
+from adaptive_lora.data.sequences import batched
 from adaptive_lora.interruption import replacing
 
-SUFFIX = ".arrow"
-ROWS_AT_ONCE = 1000
-"""Number of rows of a batch; the last one may have fewer."""
 _READ_AT_ONCE = 2**20
 """Number of bytes read at once to verify a file."""
 _DIGEST_BYTES = 32
@@ -52,13 +50,6 @@ class Columns:
     def chunks(self, name: str) -> list[Any]:
         """Return a column's Arrow arrays of `ROWS_AT_ONCE` rows."""
         return [batch.column(name) for batch in self._batches]
-
-
-def batched(rows: Iterable[Any]) -> Iterator[list[Any]]:
-    """Yield the rows in lists of `ROWS_AT_ONCE`."""
-    remaining = iter(rows)
-    while batch := list(islice(remaining, ROWS_AT_ONCE)):
-        yield batch
 
 
 def integers(rows: Iterable[Mapping[str, Sequence[int]]]) -> tuple[pa.Schema, Iterable[Row]]:

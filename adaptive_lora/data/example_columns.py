@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from adaptive_lora.data.arrow_file import ROWS_AT_ONCE, Columns, Row, stored
+from adaptive_lora.data.arrow_file import Columns, Row, stored
 from adaptive_lora.data.examples import Example, Picture
-from adaptive_lora.data.sequences import LazySequence
+from adaptive_lora.data.sequences import ROWS_AT_ONCE, LazySequence
 from adaptive_lora.data.token_cache import token_folder
 
 _TEXTS = ("id", "prompt", "response", "second", "question", "messages", "full_messages", "tools")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import TypeVar, overload
 
 T = TypeVar("T")
+
+ROWS_AT_ONCE = 1000
+"""Number of rows of a batch; the last one may have fewer."""
 
 
 class LazySequence(Sequence[T]):
@@ -79,3 +82,10 @@ class Joined(LazySequence[T]):
                 return part[index]
             index -= len(part)
         return self._parts[-1][index]
+
+
+def batched(rows: Iterable[T]) -> Iterator[list[T]]:
+    """Yield the rows in lists of `ROWS_AT_ONCE`."""
+    remaining = iter(rows)
+    while batch := list(islice(remaining, ROWS_AT_ONCE)):
+        yield batch

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data.conversations import CHAT, CONVERSATIONS, PLAIN, TEXT, Conversations, plain_text
-from adaptive_lora.data.example_columns import StoredExamples
 from adaptive_lora.data.examples import Example, ExampleSet, content_id
 from adaptive_lora.data.reading import Table, read_table, separate_test
 from adaptive_lora.data.rows import BadRow, Reading, left_out, refuse_unread, required_text, text_of, unused_columns
 from adaptive_lora.data.templates import load_template
-from adaptive_lora.errors import ConfigError, DataError
+from adaptive_lora.errors import ConfigError, DataError, installed
 from adaptive_lora.serving import render
 
 Columns = tuple[tuple[str, str | None, str], ...]
@@ -87,7 +86,7 @@ def example_set(
             except BadRow as row:
                 bad.append(row)
 
-    examples = StoredExamples(usable())
+    examples = _kept(usable())
     lost = left_out(bad, config, table.name)
     if not examples:
         raise DataError(f"{table.name}: every row is left out: {bad[0].reason}")
@@ -109,6 +108,15 @@ def example_set(
         labels=labels,
         test=None if test is None else test.examples,
     )
+
+
+def _kept(examples: Iterable[Example]) -> Sequence[Example]:
+    """Return the examples, in a file where there is pyarrow, else in memory."""
+    if not installed("pyarrow"):
+        return tuple(examples)
+    from adaptive_lora.data.example_columns import StoredExamples
+
+    return StoredExamples(examples)
 
 
 def _unread_options(config: DataConfig, reader: Reader) -> list[str]:

@@ -4,7 +4,7 @@ The folder is ADAPTIVE_LORA_CACHE, else `adaptive-lora` in XDG_CACHE_HOME, else 
 empty ADAPTIVE_LORA_CACHE turns the cache off. Several processes may share it: files are written
 atomically, and two processes write equal content under one name. Where the disk is full or
 read-only, texts are tokenised each time, into memory. Tokens that must not be kept are in a file of the
-folder without a name.
+folder without a name. Files are written by pyarrow; where it is not installed, tokens are in memory alone.
 
 The cache of `datasets` is not used: its `map` names files by a 64-bit hash of pickled objects, does
 not verify what it reads, and stores nothing for data sets made in memory, as these are.
@@ -21,23 +21,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from adaptive_lora import __version__
-from adaptive_lora.data.arrow_file import (
-    ROWS_AT_ONCE,
-    SUFFIX,
-    Columns,
-    CorruptColumns,
-    Row,
-    integers,
-    read_columns,
-    stored,
-    write_columns,
-)
 from adaptive_lora.data.examples import Example
-from adaptive_lora.data.sequences import LazySequence
+from adaptive_lora.data.sequences import ROWS_AT_ONCE, LazySequence
+from adaptive_lora.errors import installed
 from adaptive_lora.interruption import PARTIAL
+
+if TYPE_CHECKING:
+    from adaptive_lora.data.arrow_file import Columns, Row
 
 CACHE_VARIABLE = "ADAPTIVE_LORA_CACHE"
 """Name of the environment variable with the cache folder; empty: no cache."""
@@ -47,6 +40,7 @@ MOST_BYTES = 2 * 2**30
 """Maximum size of all files together in bytes; beyond it, the least recently used are removed."""
 FORMAT = 4
 """Version of the tokenisation code; to be raised when tasks tokenise the same examples differently."""
+_SUFFIX = ".arrow"
 _EARLIER_SUFFIX = ".safetensors"
 """Suffix of the files of versions to 0.3."""
 _ABANDONED = 24 * 3600.0
@@ -104,7 +98,7 @@ def cached_tokens(
     kind: type[T],
     make: Callable[[Sequence[Example]], Iterable[T]],
     made_from: Mapping[str, Any] | None,
-) -> PreparedRows[T]:
+) -> Sequence[T]:
     """Return the prepared examples, from the cache if they were prepared before.
 
     Args:
@@ -114,6 +108,9 @@ def cached_tokens(
         made_from: everything else that determines the result: settings and `tokenizer_digest`, JSON-ready;
             None if the result must not be kept.
     """
+    if not installed("pyarrow"):
+        return tuple(make(examples))
+    from adaptive_lora.data.arrow_file import CorruptColumns, integers, read_columns, stored, write_columns
 
     def numbers() -> tuple[Any, Iterable[Row]]:
         return integers(item.numbers() for item in make(examples))
@@ -122,7 +119,7 @@ def cached_tokens(
     if folder is None or made_from is None:
         return PreparedRows(examples, kind, stored(*numbers(), folder))
     key = _key(examples, {**made_from, "kind": kind.__name__})
-    path = folder / f"{key}{SUFFIX}"
+    path = folder / f"{key}{_SUFFIX}"
     log = logging.getLogger(__name__)
     try:
         columns = read_columns(path, key, len(examples))
@@ -206,7 +203,7 @@ def _tidy(folder: Path, newest: Path) -> None:
             about = path.stat()
             if PARTIAL in path.name and time.time() - about.st_mtime > _ABANDONED:
                 path.unlink(missing_ok=True)
-            elif path.suffix in (SUFFIX, _EARLIER_SUFFIX) and path != newest:
+            elif path.suffix in (_SUFFIX, _EARLIER_SUFFIX) and path != newest:
                 found.append((about.st_mtime, about.st_size, path))
     room = MOST_BYTES - newest.stat().st_size
     for _, size, path in sorted(found, reverse=True):

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from adaptive_lora.data.arrow_file import batched
 from adaptive_lora.data.conversations import turns
 from adaptive_lora.data.examples import Example
 from adaptive_lora.data.rows import BadRow
+from adaptive_lora.data.sequences import batched
 from adaptive_lora.serving.tokens import EncodedText, encode, prompt_ids
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from adaptive_lora import serving
 from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.config.base_file import base_file, require_kinds
-from adaptive_lora.errors import ConfigError, ModelError, brief
+from adaptive_lora.errors import ConfigError, ModelError, brief, installed
 from adaptive_lora.models.classes import auto_class, require_class, warn_of_code
 from adaptive_lora.models.errors import is_bug
 from adaptive_lora.models.heads import (
@@ -227,7 +226,7 @@ def _head_of(model: PreTrainedModel, task: Mapping[str, Any], found: Differences
 
 def require_quantiser(what: str = "base=nf4") -> None:
     """Raise ConfigError if bitsandbytes is needed and not installed."""
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not installed("bitsandbytes"):
         otherwise = "leave base out" if what == "base=nf4" else "give another base"
         raise ConfigError(
             f"{what} needs bitsandbytes, which is not installed: pip install 'adaptive-lora[qlora]', or {otherwise}."

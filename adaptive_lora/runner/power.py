@@ -17,9 +17,6 @@ from adaptive_lora.analysis.comparison.wording import plural
 from adaptive_lora.analysis.stats import Components, Correction
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import ConfigError, DataError
-from adaptive_lora.runner.comparison_input import Selection, read_comparison_input
-from adaptive_lora.runner.result import compare_input
-from adaptive_lora.tracking import connect
 
 SHOWN_SEEDS = (5, 6, 8, 10, 12, 16, 20, 30)
 _EXAMPLE_FACTORS = (0.25, 0.5, 1, 2, 4, 16)
@@ -177,6 +174,10 @@ def observed_question(config: StudyConfig, given: Mapping[str, Any], test: Mappi
         given: options of the command `power`, which replace what was observed.
         test: correction, alpha and power.
     """
+    from adaptive_lora.runner.comparison_input import Selection, read_comparison_input
+    from adaptive_lora.runner.result import compare_input
+    from adaptive_lora.tracking import connect
+
     ids = () if given["study_id"] == "latest" else (given["study_id"],)
     store = connect(config.tracking, must_exist=True)
     comparison_input = read_comparison_input(store, Selection(study_ids=ids))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adaptive_lora.redaction import shown
-from adaptive_lora.tracking import Store
 from adaptive_lora.training import StepEvent
+
+if TYPE_CHECKING:
+    from adaptive_lora.tracking import Store
 
 _PAUSE = 2.0
 """Seconds between two checks of other processes' trials."""

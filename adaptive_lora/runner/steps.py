@@ -1,121 +1,49 @@
-"""Single steps of a study, for the commands profile, train, evaluate and export."""
+"""Single steps of a study, for the commands train, evaluate and export."""
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
-import click
 from rich.console import Console
 
 from adaptive_lora import serving
-from adaptive_lora.analysis.report.profile_figures import profile_figure, spectrum_figure
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.config.types import Precision
-from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, TrialFailed, brief, unknown_name
+from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, TrialFailed, brief
 from adaptive_lora.methods.adapters.export import export_merged, export_uniform
-from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile
-from adaptive_lora.models.base import locate
 from adaptive_lora.models.errors import is_bug, model_errors
 from adaptive_lora.redaction import shown
 from adaptive_lora.runner.context import StudyContext
-from adaptive_lora.runner.encoder_context import context_for
+from adaptive_lora.runner.measure import as_saved
 from adaptive_lora.runner.progress import StudyProgress, say_lines, say_place
 from adaptive_lora.runner.run import missing_trials, opened_study
 from adaptive_lora.runner.trial import TrialOutcome, run_tracked
-from adaptive_lora.serving import saved_quantisation
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.runs import eval_to_dict, single_run
 from adaptive_lora.tracking.study_run import TrialStatus
-from adaptive_lora.training import total_steps
 
 
-def run_profile(config: StudyConfig, metric: str, console: Console, *, as_json: bool) -> None:
-    """Measure one profile, log it with its figures, write it to the output folder and print it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedRun:
+    """The finished run of a trial."""
 
-    Raises:
-        ConfigError: the metric is unknown, or there are several seeds or folds.
-    """
-    if metric not in PROFILERS:
-        raise ConfigError(unknown_name("metric", metric, PROFILERS))
-    seed = config.seeds[0]
-    context = context_for(_as_saved(config), metric)
-    say_lines(Console(stderr=True) if as_json else console, context.data_lines())
-    store = connect(config.tracking)
-    profile = context.profile(metric, seed=seed, fold=0)
-    share = _share_of_training(context, profile)
-    folder = Path(config.tracking.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"profile_{metric}_seed{seed}.json"
-    path.write_text(profile.to_json(), encoding="utf-8")
-    with single_run(store, "profile", f"profile·{metric}·seed{seed}") as run:
-        run.params({"profile.metric": metric, "profile.seed": seed})
-        run.json(path.name, profile.to_dict())
-        run.metric("profile/seconds", profile.seconds)
-        run.metric("profile/stability", profile.stability)
-        run.metric("profile/tokens", profile.tokens)
-        run.metric("profile/processed_tokens", profile.processed_tokens)
-        run.metric("profile/share_of_training_tokens", share)
-        run.flush()
-        with TemporaryDirectory() as figures:
-            profile_figure(context.sites, profile.scores, metric, Path(figures))
-            if profile.spectra is not None:
-                spectrum_figure(context.sites, profile.spectra, metric, Path(figures))
-            run.files(Path(figures), "figures")
-    if as_json:
-        click.echo(profile.to_json())
-    else:
-        say_place(store, console)
-        _print_profile(profile, share, path, console)
+    study_id: str
+    run_id: str
+    trial: str
+    """Label of the trial."""
+    metrics: Mapping[str, float]
+    """Name -> last value of each recorded metric."""
+    outcome: TrialOutcome | None
+    """The outcome, or None if the trial had been finished before."""
 
 
-def _as_saved(config: StudyConfig) -> StudyConfig:
-    """Return a study's configuration with a method for the base as saved, in 4 bit or not."""
-    _, _, folder = locate(config.model)
-    saved = saved_quantisation(folder)
-    if saved is None or saved.use != "nf4":
-        return config
-    return study_from({**config.flat(), "methods": "uniform:rank=1,base=nf4", "baseline": None})
-
-
-def _print_profile(profile: ImportanceProfile, share: float, path: Path, console: Console) -> None:
-    shares = sorted(profile.scores.items(), key=lambda item: -item[1])
-    total = sum(profile.scores.values())
-    for name, score in shares:
-        console.print(f"{score / total:7.2%}  {shown(name)}", highlight=False)
-    halves = f"rank correlation between halves {profile.stability:.2f}"
-    seen = f"{profile.tokens:,} supervised tokens" if profile.tokens else f"{profile.processed_tokens:,} tokens"
-    cost = "" if math.isnan(share) else f" ({share:.1%} of the tokens of one training)"
-    console.print(
-        f"\n{profile.metric} over {seen} in {profile.seconds:.1f} s{cost}; "
-        f"{profile.stability_note or halves}\nwritten to {shown(path)}; use it with "
-        f"`adaptive-lora plan --method empirical:metric={profile.metric} --profile {shown(path)}`",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _share_of_training(context: object, profile: ImportanceProfile) -> float:
-    """Return the ratio of a profile's processed tokens to those of one training.
-
-    NaN for models that are profiled but not trained. A forward pass counts like one with a backward
-    pass, so the cost of forward-only metrics is overestimated.
-    """
-    if not isinstance(context, StudyContext):
-        return math.nan
-    config, examples = context.config.train, context.splits(0).train
-    steps = total_steps(len(examples), config)
-    passes = steps * config.batch_size * config.accumulation / len(examples)
-    seen: float = passes * sum(example.length for example in examples)
-    return profile.processed_tokens / seen
-
-
-def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> TrialOutcome | None:
+def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> TrainedRun:
     """Run the only trial of a configuration as a child of its study.
 
     Under `mlflow run` the run made for this process becomes the trial's run.
@@ -124,9 +52,6 @@ def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> Tr
         config: settings of one trial.
         adapter: new or empty folder to which the adapter is copied; None: it is in the tracking store only.
         console: receives progress and the ids of the records.
-
-    Returns:
-        The outcome, or None if the trial had been finished before.
 
     Raises:
         ConfigError: the folder is not empty, or the configuration has several trials.
@@ -159,11 +84,13 @@ def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> Tr
         highlight=False,
         soft_wrap=True,
     )
-    return trained
+    return TrainedRun(
+        study_id=study.study_id, run_id=run.info.run_id, trial=trial.label, metrics=run.data.metrics, outcome=trained
+    )
 
 
-def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console, *, as_json: bool) -> None:
-    """Load an adapter as in serving, and score it on a fold's test split.
+def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console) -> dict[str, Any]:
+    """Load an adapter as in serving, score it on a fold's test split, and return the scores and the data's digest.
 
     Raises:
         AdapterError: there is no adapter, or its base is not the one that it was trained on.
@@ -185,8 +112,8 @@ def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console,
     changes["trust_remote_code"] = bool(base.get("trust_remote_code"))  # otherwise it would not have loaded
     if config.train.precision == "auto":  # as in training, so that scores are reproduced
         changes["precision"] = Precision.of_dtype(record["dtype"])
-    context = StudyContext(_as_saved(study_from({**config.flat(), **changes})))
-    say_lines(Console(stderr=True) if as_json else console, context.data_lines())
+    context = StudyContext(as_saved(study_from({**config.flat(), **changes})))
+    say_lines(console, context.data_lines())
     model.to(context.runtime.device)
     with model_errors(f"adapter {adapter} does not run on this data", model):
         test = context.score(model, context.splits(fold).test)
@@ -202,16 +129,14 @@ def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console,
             run.metric(key, value)
         run.flush()
         run.json("evaluation.json", eval_to_dict(test))
-    if as_json:
-        click.echo(json.dumps({**scores, "data_digest": context.data.digest}, indent=1))
-        return
     say_place(store, console)
     for key, value in scores.items():
         console.print(f"{key:<24} {value:,.6g}", highlight=False)
+    return {**scores, "data_digest": context.data.digest}
 
 
-def run_export(config: StudyConfig, adapter: str, out: Path, console: Console, *, merged: bool) -> None:
-    """Write an adapter with one rank, or merged into its base.
+def run_export(config: StudyConfig, adapter: str, out: Path, console: Console, *, merged: bool) -> int | None:
+    """Write an adapter with one rank, which is returned, or merged into its base.
 
     Raises:
         AdapterError: there is no adapter, or it cannot be exported in this form.
@@ -221,9 +146,10 @@ def run_export(config: StudyConfig, adapter: str, out: Path, console: Console, *
     if merged:
         export_merged(source, out, trust_remote_code=config.model.trust_remote_code)
         console.print(f"merged model written to {shown(out)}", highlight=False, soft_wrap=True)
-        return
+        return None
     rank = export_uniform(source, out)
     console.print(f"adapter written to {shown(out)}; a server must allow rank {rank}", highlight=False, soft_wrap=True)
+    return rank
 
 
 def _adapter(adapter: str, config: StudyConfig) -> Path:

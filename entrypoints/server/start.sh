@@ -2,7 +2,7 @@
 # A tracking server for several people or machines: runs in PostgreSQL, artifacts passed on by the
 # server, so that clients need access to neither.
 #
-#   pip install -c constraints.txt -e '.[server]'
+#   pip install -c constraints.txt -e '.[study,server]'
 #   BACKEND=postgresql+psycopg2://mlflow@127.0.0.1/mlflow ARTIFACTS=/srv/mlflow entrypoints/server/start.sh
 #
 # BACKEND        the database, with the driver's name (SQLAlchemy 2.1 takes plain postgresql:// to

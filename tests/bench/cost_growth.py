@@ -72,7 +72,7 @@ def over_examples(folder: Path, count: int, seed: int) -> tuple[int, float]:
         }
     )  # fmt: skip
     started = time.process_time()
-    outcome = run_train(config, None, Console(quiet=True))
+    outcome = run_train(config, None, Console(quiet=True)).outcome
     seconds = time.process_time() - started
     assert outcome is not None
     return outcome.train.tokens, seconds

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet
-from adaptive_lora.data.arrow_file import batched
 from adaptive_lora.data.images import load_captions
+from adaptive_lora.data.sequences import batched
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.models.base import BaseModel
 from adaptive_lora.models.device import Runtime

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data import Batch, Example, ExampleSet
-from adaptive_lora.data.arrow_file import batched
 from adaptive_lora.data.images import load_classes
 from adaptive_lora.data.labelled import load_labelled
+from adaptive_lora.data.sequences import batched
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.kernels import padding_problem
 from adaptive_lora.models.tasks.encoding import encode_cut, padded

@@ -10,9 +10,9 @@ from torch import nn
 
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet, load_examples
-from adaptive_lora.data.arrow_file import batched
 from adaptive_lora.data.batches import IGNORED
 from adaptive_lora.data.rows import BadRow
+from adaptive_lora.data.sequences import batched
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.base import BaseModel
 from adaptive_lora.models.device import Runtime
