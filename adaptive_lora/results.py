@@ -117,12 +117,14 @@ class TrialRecord:
     """Label of the method, such as `linear_decay-r16-4`."""
     seed: int
     fold: int
-    lr: float
+    lr: float | None
+    """Peak learning rate; None where it is not known, as of runs made elsewhere."""
     status: str
     """Status: FINISHED, FAILED or RACED."""
     reason: str = ""
     """Reason why a trial failed or was stopped; empty otherwise."""
-    trainable_parameters: int = 0
+    trainable_parameters: int | None = 0
+    """Parameters of the adapter as served; None where not known."""
     validation_loss: float = float("nan")
     validation_curve: tuple[tuple[int, float], ...] = ()
     validation_tokens: tuple[int, ...] = ()

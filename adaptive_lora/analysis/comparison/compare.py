@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from adaptive_lora.analysis.comparison.allocations import agreements, budget_map
 from adaptive_lora.analysis.comparison.efficiency import early_rate, front_areas, fronts
 from adaptive_lora.analysis.comparison.fairness import audit
 from adaptive_lora.analysis.comparison.inference import Rule
-from adaptive_lora.analysis.comparison.pairing import PairedSeed, base_model_loss, pair_seeds
+from adaptive_lora.analysis.comparison.pairing import PairedSeed, base_model_loss, own_values, pair_seeds
 from adaptive_lora.analysis.comparison.trials import (
     Folds,
     Reader,
@@ -30,8 +31,11 @@ from adaptive_lora.analysis.comparison.types import (
     Comparison,
     Difference,
     LearningRate,
+    Margin,
     MethodSummary,
+    Outcome,
     Parameters,
+    Replicate,
     ScoreDifference,
     SeedMean,
     Verdict,
@@ -54,6 +58,8 @@ def compare(
     correction: Correction = "holm",
     facts: Mapping[str, str] | None = None,
     seed: int = 0,
+    outcome: Outcome | None = None,
+    over: Replicate = "seed",
 ) -> Comparison:
     """Compare every method with the baseline in test loss, paired by seed.
 
@@ -73,85 +79,140 @@ def compare(
             screening.
         facts: how to reproduce, passed on as given.
         seed: seed of the bootstrap; the same one gives the same numbers.
+        outcome: the number that is compared; None: the test loss, in the unit of the records.
+        over: `seed`, or `example` for one run per method: tests and intervals are then over the
+            test examples, and say nothing about other seeds.
 
     Raises:
         DataError: no such baseline, it has no finished seed, or trials of one pair were scored on
             different examples.
     """
+    case = open_case(
+        records,
+        Rule(
+            baseline=baseline,
+            alpha=round(1 - confidence, 12),
+            confidence=confidence,
+            correction=correction,
+            comparisons=0,
+            margin=Margin(value=margin, source=""),
+            outcome=outcome or Outcome(unit=unit_of(records)),
+            over=over,
+            seed=seed,
+        ),
+        base_scores=base_scores,
+        margin_share=margin_share,
+    )
+    return conclude(case, inference.correct(case.differences(), case.replicates(), seed), facts or {})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """Trials of one comparison, sorted and paired, before any test."""
+
+    table: TrialTable
+    rule: Rule
+    rates: Mapping[str, tuple[LearningRate, ...]]
+    """Method -> its learning rates, one of them chosen where any seed finished."""
+    base: Mapping[int, Folds]
+    """Seed -> trials of the baseline at its own best rate."""
+    pairs: Mapping[str, Sequence[PairedSeed]]
+    """Method -> its paired seeds, of the methods that have any."""
+    frozen_loss: float | None
+
+    def rate(self, label: str) -> float | None:
+        """Return a method's chosen learning rate; None where no seed finished, or where it is not known."""
+        return next((rate.lr for rate in self.rates[label] if rate.chosen), None)
+
+    def differences(self) -> dict[str, Difference]:
+        """Return the difference of each method to the baseline, without correction."""
+        base_lr = self.rate(self.rule.baseline)
+        return {
+            label: inference.measure(found, self.rate(label), base_lr, self.rule) for label, found in self.pairs.items()
+        }
+
+    def replicates(self) -> dict[str, dict[Any, float]]:
+        """Return the differences by replicate that `inference.correct` needs."""
+        return {label: inference.replicates(found, self.rule) for label, found in self.pairs.items()}
+
+
+def open_case(
+    records: Sequence[TrialRecord],
+    rule: Rule,
+    *,
+    base_scores: EvalResult | Mapping[int, EvalResult] | None = None,
+    margin_share: float = 0.01,
+) -> Case:
+    """Sort trials, choose rates and pair seeds; the arguments are those of `compare`.
+
+    The rule's number of comparisons is filled in, and its margin where it has no value.
+    """
+    baseline, outcome = rule.baseline, rule.outcome
     table = tabulate(records, baseline)
-    unit = unit_of(records)
-    rates = {label: choose_rate(table, label) for label in table.methods}
+    rates = {label: choose_rate(table, label, outcome) for label in table.methods}
     chosen = {label: next((rate.lr for rate in curve if rate.chosen), None) for label, curve in rates.items()}
-    base_lr = chosen[baseline]
-    if base_lr is None:
+    base = table.seeds_at(baseline, chosen[baseline])
+    if not base:
         reasons = sorted({failure.reason for failure in table.failures if failure.method == baseline})
         raise DataError(
             f"baseline {baseline} has no seed of which every fold finished: "
             f"{'; '.join(reasons) or 'folds are missing'}."
         )
-    base = table.seeds_at(baseline, base_lr)
-    others = [label for label in table.methods if label != baseline]
-    pairs = {label: pair_seeds(table.seeds_at(label, chosen[label]), base) for label in others}
-    compared = [label for label in others if pairs[label]]
+    paired = {m: pair_seeds(table.seeds_at(m, chosen[m]), base) for m in table.methods if m != baseline}
+    pairs = {label: found for label, found in paired.items() if found}
     frozen_loss = base_model_loss(base_scores, base)
-    rule = Rule(
-        baseline=baseline,
-        alpha=round(1 - confidence, 12),
-        confidence=confidence,
-        correction=correction,
-        comparisons=len(compared),
-        margin=inference.choose_margin(margin, margin_share, frozen_loss, over_seeds(base, loss_of, "").mean, unit),
-        unit=unit,
-        seed=seed,
+    margin = inference.choose_margin(
+        rule.margin.value, margin_share, frozen_loss, over_seeds(base, loss_of, "").mean, outcome.unit
     )
-    best = inference.correct({m: inference.measure(pairs[m], chosen[m] or 0.0, base_lr, rule) for m in compared}, seed)
-    shared = _shared_rate(table, base_lr, best, rule)
-    scores = inference.correct_scores({m: inference.exact_match_difference(pairs[m], rule) for m in compared})
-    against = _Against(best=best, shared=shared, scores=scores, pairs=pairs)
-    methods = tuple(_summary(table, label, rates[label], base, against, rule) for label in table.methods)
-    return _conclusion(table, methods, rule, frozen_loss, facts or {})
+    rule = replace(rule, comparisons=len(pairs), margin=margin)
+    return Case(table=table, rule=rule, rates=rates, base=base, pairs=pairs, frozen_loss=frozen_loss)
 
 
-def _shared_rate(
-    table: TrialTable, base_lr: float, best: Mapping[str, Difference], rule: Rule
-) -> Mapping[str, Difference]:
+def conclude(case: Case, best: Mapping[str, Difference], facts: Mapping[str, str]) -> Comparison:
+    """Return verdicts on differences whose p-values are corrected, and the answer of all."""
+    against = _Against(
+        best=best,
+        shared=_shared_rate(case, best),
+        scores=inference.correct_scores({m: inference.exact_match_difference(case.pairs[m], case.rule) for m in best}),
+    )
+    methods = tuple(_summary(case, label, against) for label in case.table.methods)
+    return _conclusion(case, methods, facts)
+
+
+def _shared_rate(case: Case, best: Mapping[str, Difference]) -> Mapping[str, Difference]:
     """Return the differences with every method at the baseline's rate, corrected on their own."""
-    base = table.seeds_at(table.methods[0], base_lr)
-    found: dict[str, Difference] = {}
-    for label, difference in best.items():
-        if difference.lr == base_lr:
-            found[label] = difference
-        elif pairs := pair_seeds(table.seeds_at(label, base_lr), base):
-            found[label] = inference.measure(pairs, base_lr, base_lr, rule)
-    return inference.correct(found, rule.seed)
+    base_lr, rule = case.rate(case.rule.baseline), case.rule
+    if all(difference.lr == base_lr for difference in best.values()):
+        return best
+    base = case.table.seeds_at(rule.baseline, base_lr)
+    paired = {label: pair_seeds(case.table.seeds_at(label, base_lr), base) for label in best}
+    known = {label: pairs for label, pairs in paired.items() if pairs}
+    found = {
+        label: best[label] if best[label].lr == base_lr else inference.measure(pairs, base_lr, base_lr, rule)
+        for label, pairs in known.items()
+    }
+    replicates = {label: inference.replicates(pairs, rule) for label, pairs in known.items()}
+    return inference.correct(found, replicates, rule.seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Against:
-    """Differences to the baseline by label of the method, and the pairs that they are from."""
+    """Differences to the baseline by label of the method."""
 
     best: Mapping[str, Difference]
     shared: Mapping[str, Difference]
     scores: Mapping[str, ScoreDifference]
-    pairs: Mapping[str, Sequence[PairedSeed]]
 
 
-def _summary(
-    table: TrialTable,
-    label: str,
-    rates: tuple[LearningRate, ...],
-    base: Mapping[int, Folds],
-    against: _Against,
-    rule: Rule,
-) -> MethodSummary:
+def _summary(case: Case, label: str, against: _Against) -> MethodSummary:
     """Return a method's own numbers, and its comparison with the baseline with the verdict on it."""
-    lr = next((rate.lr for rate in rates if rate.chosen), None)
+    table, base, rule, lr = case.table, case.base, case.rule, case.rate(label)
     trials = table.seeds_at(label, lr)
     failures = tuple(failure for failure in table.failures if failure.method == label)
     parameters = _parameters(trials, base)
     interval = Interval.missing("no seed finished")
-    if losses := list(per_seed(trials, loss_of).values()):
-        interval = mean_interval(losses, confidence=rule.confidence, seed=rule.seed)
+    if losses := own_values(trials) if rule.over == "example" else list(per_seed(trials, loss_of).values()):
+        interval = mean_interval(losses, confidence=rule.confidence, seed=rule.seed, over=rule.over)
     difference = against.best.get(label)
     if difference is not None:
         verdict = judge(difference, parameters, rule)
@@ -167,7 +228,7 @@ def _summary(
     return MethodSummary(
         label=label,
         lr=lr,
-        rates=rates,
+        rates=case.rates[label],
         seeds=tuple(trials),
         missing_seeds=tuple(seed for seed in table.seeds if seed not in trials),
         failures=failures,
@@ -176,7 +237,7 @@ def _summary(
         difference=difference,
         shared_rate=against.shared.get(label),
         exact_match_difference=against.scores.get(label),
-        most_changed=inference.most_changed(against.pairs.get(label, ())),
+        most_changed=inference.most_changed(case.pairs.get(label, ()), rule.outcome),
         early_rate=early_rate(trials, base, rule.confidence, rule.seed),
         further=_further(trials),
         verdict=verdict,
@@ -213,28 +274,25 @@ def _scores(trials: Mapping[int, Folds]) -> dict[str, SeedMean]:
 
 def _parameters(trials: Mapping[int, Folds], base: Mapping[int, Folds]) -> Parameters:
     counts, base_counts = (
-        [record.trainable_parameters for folds in seeds.values() for record in folds] for seeds in (trials, base)
+        [r.trainable_parameters for folds in seeds.values() for r in folds if r.trainable_parameters is not None]
+        for seeds in (trials, base)
     )
     if not counts:
         return Parameters(mean=None, least=None, most=None, difference=0.0, share=None)
-    mean, base_mean = float(np.mean(counts)), float(np.mean(base_counts))
+    mean = float(np.mean(counts))
+    base_mean = float(np.mean(base_counts)) if base_counts else mean
     return Parameters(
         mean=mean,
         least=min(counts),
         most=max(counts),
         difference=mean - base_mean,
-        share=(mean - base_mean) / base_mean if base_mean else None,
+        share=(mean - base_mean) / base_mean if base_counts and base_mean else None,
     )
 
 
-def _conclusion(
-    table: TrialTable,
-    methods: tuple[MethodSummary, ...],
-    rule: Rule,
-    frozen_loss: float | None,
-    facts: Mapping[str, str],
-) -> Comparison:
+def _conclusion(case: Case, methods: tuple[MethodSummary, ...], facts: Mapping[str, str]) -> Comparison:
     """Put the verdicts of all methods into one answer."""
+    table, rule, frozen_loss = case.table, case.rule, case.frozen_loss
     answer, remarks = headline(methods, rule)
     winner, decision = choose_winner(methods, rule)
     return Comparison(
@@ -253,10 +311,12 @@ def _conclusion(
         trials=table.trials,
         failed_trials=len(table.failures),
         raced_rates=len(table.raced),
-        fronts=fronts(table, methods, rule.seed),
+        fronts=fronts(table, methods, rule.outcome, rule.seed),
         areas=front_areas(table, methods, frozen_loss=frozen_loss, confidence=rule.confidence, seed=rule.seed),
         agreements=agreements(table, methods),
         budgets=budget_maps(table, methods),
         unit=rule.unit,
+        outcome=rule.outcome,
+        over=rule.over,
         facts=dict(facts),
     )

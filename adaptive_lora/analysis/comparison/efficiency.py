@@ -17,9 +17,10 @@ from adaptive_lora.analysis.comparison.trials import (
     loss_of,
     metric,
     per_seed,
+    served_parameters,
     trained_parameters,
 )
-from adaptive_lora.analysis.comparison.types import MethodSummary
+from adaptive_lora.analysis.comparison.types import MethodSummary, Outcome
 from adaptive_lora.analysis.comparison.wording import joined, named
 from adaptive_lora.analysis.stats import Interval
 from adaptive_lora.results import FloatArray, TrialRecord
@@ -31,7 +32,7 @@ BUDGET_OPTIONS = ("rank", "budget")
 
 _READERS: Mapping[Cost, Reader] = {
     Cost.TRAINED: trained_parameters,
-    Cost.SERVED: lambda record: float(record.trainable_parameters),
+    Cost.SERVED: served_parameters,
     Cost.TIME: metric("train_seconds"),
     Cost.MEMORY: metric("peak_memory_bytes"),
 }
@@ -41,13 +42,15 @@ _LEFT_OUT = {
 }
 
 
-def fronts(table: TrialTable, methods: Sequence[MethodSummary], seed: int) -> tuple[ParetoFront, ...]:
+def fronts(table: TrialTable, methods: Sequence[MethodSummary], outcome: Outcome, seed: int) -> tuple[ParetoFront, ...]:
     """Return loss against every cost that was recorded, each method at its own best rate."""
-    made = (_front(cost, table, methods, seed) for cost in Cost)
+    made = (_front(cost, table, methods, outcome, seed) for cost in Cost)
     return tuple(front for front in made if front is not None)
 
 
-def _front(cost: Cost, table: TrialTable, methods: Sequence[MethodSummary], seed: int) -> ParetoFront | None:
+def _front(
+    cost: Cost, table: TrialTable, methods: Sequence[MethodSummary], outcome: Outcome, seed: int
+) -> ParetoFront | None:
     costs, losses, absent = {}, {}, []
     for method in methods:
         trials = table.seeds_at(method.label, method.lr)
@@ -61,12 +64,13 @@ def _front(cost: Cost, table: TrialTable, methods: Sequence[MethodSummary], seed
     labels = list(costs)
     cost_M = [float(np.mean(list(costs[label].values()))) for label in labels]
     loss_M = [float(np.mean(list(losses[label].values()))) for label in labels]
-    front_M = stats.pareto_front(cost_M, loss_M)
+    front_M = stats.pareto_front(cost_M, outcome.sign * np.asarray(loss_M))
     common = sorted(set.intersection(*(set(costs[m]) & set(losses[m]) for m in labels)))
     shares: list[float | None] = [None] * len(labels)
     if len(common) > 1:
         cost_SM, loss_SM = ([[values[label][s] for label in labels] for s in common] for values in (costs, losses))
-        shares = [float(x) for x in stats.front_share(cost_SM, loss_SM, draws=_DRAWS, seed=seed)]
+        drawn = stats.front_share(cost_SM, outcome.sign * np.asarray(loss_SM), draws=_DRAWS, seed=seed)
+        shares = [float(share) for share in drawn]
     points = [
         ParetoPoint(method=label, cost=c, loss=loss, on_front=bool(on), front_share=share)
         for label, c, loss, on, share in zip(labels, cost_M, loss_M, front_M, shares, strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from adaptive_lora.allocation import Scaling
 from adaptive_lora.analysis.comparison.findings import AuditEntry, AuditKind
-from adaptive_lora.analysis.comparison.trials import TrialTable
+from adaptive_lora.analysis.comparison.trials import TrialTable, rate_text
 from adaptive_lora.analysis.comparison.types import MATCHED_SHARE, MethodSummary
 from adaptive_lora.analysis.comparison.wording import count, joined, named, percent, plural, signed, span
 from adaptive_lora.config import option_fields
@@ -74,7 +74,7 @@ def _parameters(methods: Sequence[MethodSummary]) -> list[AuditEntry]:
     unequal, unfair = [], []
     for method in others:
         difference, share = method.parameters.difference, method.parameters.share
-        if difference and not method.parameters.matched and method.lr is not None:
+        if difference and not method.parameters.matched and method.seeds:
             relative = "" if share is None else f", {percent(share)}"
             unequal.append(f"{method.label} {count(method.parameters.mean)} ({signed(difference, 0)}{relative})")
     if unequal:
@@ -83,8 +83,12 @@ def _parameters(methods: Sequence[MethodSummary]) -> list[AuditEntry]:
         least, most = method.parameters.least, method.parameters.most
         if least and most and most - least >= MATCHED_SHARE * most:
             unfair.append(f"{method.label}: parameters differ between seeds, from {count(least)} to {count(most)}.")
-    each = named([f"{m.label} {count(m.parameters.mean)}" for m in methods if m.lr is not None], 8)
-    return _entries("parameters", fair=f"Equal parameters up to what whole ranks leave over: {each}.", unfair=unfair)
+    each = named([f"{m.label} {count(m.parameters.mean)}" for m in methods if m.seeds], 8)
+    fair = f"Equal parameters up to what whole ranks leave over: {each}."
+    unknown = ""
+    if absent := [m.label for m in methods if m.seeds and m.parameters.mean is None]:
+        unknown = f"Parameters: not given for {named(absent)}, so that equal budgets cannot be checked."
+    return _entries("parameters", fair=fair, unfair=unfair, unknown=unknown)
 
 
 def _failures(table: TrialTable, methods: Sequence[MethodSummary]) -> list[AuditEntry]:
@@ -94,12 +98,13 @@ def _failures(table: TrialTable, methods: Sequence[MethodSummary]) -> list[Audit
         if reasons:
             listed = "; ".join(f"{reason} ({number})" for reason, number in reasons.most_common())
             unfair.append(f"{method.label}: {plural(reasons.total(), 'failed trial')}: {listed}.")
-        if method.lr is None:
+        if not method.seeds:
             unfair.append(f"{method.label}: no seed finished, so it is not compared.")
         elif method.missing_seeds:
+            rate = "" if method.lr is None else f" at its learning rate {method.lr:g}"
             unfair.append(
-                f"{method.label}: {len(method.missing_seeds)} of {len(table.seeds)} seeds missing at its learning rate "
-                f"{method.lr:g} (seed {joined(list(map(str, method.missing_seeds)))}); pairs use the others."
+                f"{method.label}: {len(method.missing_seeds)} of {len(table.seeds)} seeds missing{rate} "
+                f"(seed {joined(list(map(str, method.missing_seeds)))}); pairs use the others."
             )
     fair = f"No trial failed; every method has all {plural(len(table.seeds), 'seed')}."
     return _entries("failures", fair=fair, unfair=unfair)
@@ -107,12 +112,15 @@ def _failures(table: TrialTable, methods: Sequence[MethodSummary]) -> list[Audit
 
 def _rates(table: TrialTable, methods: Sequence[MethodSummary]) -> list[AuditEntry]:
     unfair = []
-    grids: dict[tuple[float, ...], list[str]] = defaultdict(list)
+    grids: dict[tuple[float | None, ...], list[str]] = defaultdict(list)
     for method in methods:
         grids[table.rates[method.label]].append(method.label)
+    if (None,) in grids:
+        text = f"Learning rates: not given for {named(grids[None,])}, so that equal tuning cannot be checked."
+        return _entries("tuning", fair="", unknown=text)
     if len(grids) > 1:
         listed = "; ".join(
-            f"{joined(names)}: {len(grid)} ({', '.join(f'{lr:g}' for lr in grid)})" for grid, names in grids.items()
+            f"{joined(names)}: {len(grid)} ({', '.join(map(rate_text, grid))})" for grid, names in grids.items()
         )
         unfair.append(f"Methods had different learning rates to choose from: {listed}.")
     if max(len(grid) for grid in grids) == 1:
@@ -122,7 +130,7 @@ def _rates(table: TrialTable, methods: Sequence[MethodSummary]) -> list[AuditEnt
         if len(grid) > 1 and method.lr in (grid[0], grid[-1]):
             end = "lowest" if method.lr == grid[0] else "highest"
             unfair.append(
-                f"{method.label}: its best learning rate {method.lr:g} is the {end} of the grid; "
+                f"{method.label}: its best learning rate {rate_text(method.lr)} is the {end} of the grid; "
                 "a better one may lie outside."
             )
     fair = (
@@ -134,13 +142,16 @@ def _rates(table: TrialTable, methods: Sequence[MethodSummary]) -> list[AuditEnt
 
 def _training_cost(used: Used) -> list[AuditEntry]:
     most: dict[str, tuple[float, int]] = {}
+    if not any(record.metrics for _, record in used):
+        return _entries("training cost", fair="", unknown="Training cost: not recorded.")
     times: dict[str, int] = {}
     for label, record in used:
         times[label] = int(record.metrics.get("trainings", 1))
         trained = record.metrics.get("training_parameters", 0.0)
-        allowed = max(record.trainable_parameters, record.plan.get("budget") or 0)
+        served = record.trainable_parameters or 0
+        allowed = max(served, record.plan.get("budget") or 0)
         if trained > max(allowed, most.get(label, (0.0, 0))[0]):
-            most[label] = (trained, record.trainable_parameters)
+            most[label] = (trained, served)
     unfair = [
         f"{label}: trained up to {count(trained)} parameters to end with {count(final)}; the "
         "comparison is at equal final parameters, not at equal training cost."
@@ -157,6 +168,8 @@ def _training_cost(used: Used) -> list[AuditEntry]:
 
 def _skipped(used: Used) -> list[AuditEntry]:
     steps: Counter[str] = Counter()
+    if not any(record.metrics for _, record in used):
+        return _entries("skipped steps", fair="", unknown="Skipped steps: not recorded.")
     for label, record in used:
         steps[label] += int(record.metrics.get("skipped_steps", 0))
     unfair = [f"{label}: {plural(n, 'training step')} skipped as not finite." for label, n in steps.items() if n]
@@ -165,6 +178,8 @@ def _skipped(used: Used) -> list[AuditEntry]:
 
 def _scaling(used: Used) -> list[AuditEntry]:
     """Compare factor x rank: Adam's first update of B·A grows with it."""
+    if not any(record.plan for _, record in used):
+        return _entries("scaling", fair="", unknown="Scaling: no ranks were recorded.")
     sizes: dict[str, set[float]] = defaultdict(set)
     policies: dict[str, None] = {}  # in the order of the methods
     for label, record in used:

@@ -35,7 +35,7 @@ class PowerAnswer:
     about: str
     """Difference asked about: `observed`, of the observed size, or `margin`, as large as the margin."""
     difference: float
-    """Absolute difference in nats per token."""
+    """Absolute difference in the unit of the outcome."""
     seeds: int
     """Number of seeds at hand."""
     examples: int
@@ -43,7 +43,7 @@ class PowerAnswer:
     power: float
     """Power with seeds and examples at hand; 0 where so few seeds cannot reach the corrected level."""
     seeds_needed: int | None
-    """Seeds for 80 % power with the examples at hand; None: more than 2,000."""
+    """Seeds for 80 % power with the examples at hand; None: more than 2,000, or one run per method."""
     simulated_power: float | None
     """Power of the sign-flip test with its correction at `seeds_needed`; None above 60 seeds."""
     examples_needed: int | None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,11 +16,13 @@ from adaptive_lora.analysis.comparison.types import (
     ExampleChange,
     Margin,
     MarginTests,
+    Outcome,
+    Replicate,
     ScoreDifference,
     Tests,
 )
 from adaptive_lora.analysis.comparison.wording import plain
-from adaptive_lora.analysis.stats import Correction, attainable_p, fewest_seeds
+from adaptive_lora.analysis.stats import Correction, Interval, attainable_p, fewest_seeds
 from adaptive_lora.errors import DataError
 from adaptive_lora.results import NATS_PER_TOKEN, FloatArray
 
@@ -27,6 +30,8 @@ SHOWN_EXAMPLES = 3
 """Most changed examples kept per direction."""
 POWER = 0.8
 """Power that the number of seeds asked for has to give."""
+_MOST_EXAMPLES = 10_000_000
+"""Number of test examples above which no number is given."""
 
 
 def one_sided(confidence: float) -> float:
@@ -44,8 +49,9 @@ class Rule:
     correction: Correction
     comparisons: int
     margin: Margin
-    unit: str = NATS_PER_TOKEN
-    """Unit of the losses."""
+    outcome: Outcome = field(default_factory=Outcome)
+    over: Replicate = "seed"
+    """Unit of inference; `example` where there is one run per method."""
     seed: int = 0
     """Seed of the resampling."""
 
@@ -57,6 +63,17 @@ class Rule:
     def corrected(self, difference: Difference) -> float:
         """Return the corrected p that decides."""
         return float(getattr(difference.tests, self.correction))
+
+    @property
+    def unit(self) -> str:
+        """Unit of the outcome."""
+        return self.outcome.unit
+
+    def as_loss(self, interval: Interval) -> tuple[float | None, float | None]:
+        """Return the ends of a difference's interval as those of a loss, of which negative is better."""
+        if not self.outcome.higher_is_better or interval.low is None or interval.high is None:
+            return interval.low, interval.high
+        return -interval.high, -interval.low
 
     def least_corrected(self, seeds: int) -> float:
         """Return the least corrected p that so many seeds can reach for the best method.
@@ -89,8 +106,8 @@ def choose_margin(
     """
     if given is not None:
         if given <= 0:
-            raise DataError(f"margin: required above 0 {unit}, got {given:g}.")
-        return Margin(value=given, source=f"given by the user, in {unit}")
+            raise DataError(f"margin: required above 0 {unit}".rstrip() + f", got {given:g}.")
+        return Margin(value=given, source=f"given by the user, in {unit or 'the unit of the score'}")
     if frozen_loss is None or base_loss is None:
         return Margin(
             value=None,
@@ -110,9 +127,21 @@ def choose_margin(
     )
 
 
-def measure(pairs: Sequence[PairedSeed], lr: float, baseline_lr: float, rule: Rule) -> Difference:
+def replicates(pairs: Sequence[PairedSeed], rule: Rule) -> dict[Any, float]:
+    """Return seed -> difference; over examples: (fold, example id) -> its share of the difference, whose mean it is."""
+    if rule.over == "seed":
+        return {pair.seed: pair.loss for pair in pairs}
+    (pair,) = pairs
+    scale_E = pair.fold_scale_E / np.mean(pair.tokens_E * pair.fold_scale_E)
+    names = zip(pair.folds_E.tolist(), pair.ids_E.tolist(), strict=True)
+    return dict(zip(names, (pair.nll_E * scale_E).tolist(), strict=True))
+
+
+def measure(pairs: Sequence[PairedSeed], lr: float | None, baseline_lr: float | None, rule: Rule) -> Difference:
     """Return the difference over at least one paired seed; corrected p-values come later."""
-    diff_S = np.array([pair.loss for pair in pairs])
+    value_S = tuple(float(pair.loss) for pair in pairs)
+    diff_S = np.array(list(replicates(pairs, rule).values()))
+    higher = rule.outcome.higher_is_better
     rows = ([pair.nll_E * pair.fold_scale_E for pair in pairs], [pair.tokens_E * pair.fold_scale_E for pair in pairs])
     crossed = _same_examples(pairs)
     p = stats.sign_flip_test(diff_S, seed=rule.seed)
@@ -120,12 +149,13 @@ def measure(pairs: Sequence[PairedSeed], lr: float, baseline_lr: float, rule: Ru
         lr=lr,
         baseline_lr=baseline_lr,
         seeds=tuple(pair.seed for pair in pairs),
-        values=tuple(map(float, diff_S)),
-        mean=float(diff_S.mean()),
+        values=value_S,
+        replicates=diff_S.size,
+        mean=float(np.mean(value_S)),
         sd=float(diff_S.std(ddof=1)) if diff_S.size > 1 else None,
-        interval=stats.mean_interval(diff_S, confidence=rule.confidence, seed=rule.seed),
+        interval=stats.mean_interval(diff_S, confidence=rule.confidence, seed=rule.seed, over=rule.over),
         hierarchical=stats.two_way_interval(*rows, crossed=crossed, confidence=rule.confidence, seed=rule.seed),
-        effect=stats.paired_effect(diff_S, confidence=rule.confidence),
+        effect=stats.paired_effect(diff_S, confidence=rule.confidence, higher_is_better=higher, over=rule.over),
         tests=Tests(
             sign_flip=p,
             attainable=attainable_p(diff_S.size),
@@ -146,11 +176,12 @@ def _margin_tests(diff_S: FloatArray, rule: Rule) -> MarginTests | None:
     margin = rule.margin.value
     if margin is None:
         return None
+    loss_S = rule.outcome.sign * diff_S  # lower is better
     return MarginTests(
-        interval=stats.mean_interval(diff_S, confidence=one_sided(rule.confidence), seed=rule.seed),
-        noninferior=stats.noninferiority_test(diff_S, margin),
-        equivalent=stats.equivalence_test(diff_S, margin),
-        equivalent_t=stats.equivalence_t_test(diff_S, margin),
+        interval=stats.mean_interval(diff_S, confidence=one_sided(rule.confidence), seed=rule.seed, over=rule.over),
+        noninferior=stats.noninferiority_test(loss_S, margin),
+        equivalent=stats.equivalence_test(loss_S, margin),
+        equivalent_t=stats.equivalence_t_test(loss_S, margin),
     )
 
 
@@ -160,16 +191,28 @@ def _same_examples(pairs: Sequence[PairedSeed]) -> bool:
     return all(np.array_equal(pair.ids_E, first) for pair in pairs[1:])
 
 
-def correct(differences: Mapping[str, Difference], seed: int) -> dict[str, Difference]:
-    """Return the differences with p-values corrected for the number of methods compared."""
+Key = TypeVar("Key", bound=Hashable)
+
+
+def correct(
+    differences: Mapping[Key, Difference], replicates: Mapping[Key, Mapping[Any, float]], seed: int
+) -> dict[Key, Difference]:
+    """Return the differences with p-values corrected for the number of them.
+
+    Args:
+        differences: by method, or by task and method.
+        replicates: seed, or example, -> its difference, of each; the same name is the same replicate.
+        seed: seed of the resampling.
+    """
     if not differences:
         return {}
     rows = list(differences.values())
     p_M = [row.tests.sign_flip for row in rows]
-    seeds = sorted({one for row in rows for one in row.seeds})
-    diff_SM = np.zeros((len(seeds), len(rows)))
-    for column, row in enumerate(rows):
-        diff_SM[[seeds.index(one) for one in row.seeds], column] = row.values
+    own = [replicates[key] for key in differences]
+    place = {name: at for at, name in enumerate(sorted({name for one in own for name in one}))}
+    diff_SM = np.zeros((len(place), len(rows)))
+    for column, one in enumerate(own):
+        diff_SM[[place[name] for name in one], column] = list(one.values())
     corrected = zip(
         stats.holm(p_M), stats.benjamini_hochberg(p_M), stats.step_down_max_t(diff_SM, seed=seed), strict=True
     )
@@ -177,7 +220,7 @@ def correct(differences: Mapping[str, Difference], seed: int) -> dict[str, Diffe
         replace(row.tests, holm=float(holm), benjamini_hochberg=float(bh), max_t=float(max_t))
         for row, (holm, bh, max_t) in zip(rows, corrected, strict=True)
     )
-    return {label: replace(row, tests=one) for (label, row), one in zip(differences.items(), tests, strict=True)}
+    return {key: replace(row, tests=one) for (key, row), one in zip(differences.items(), tests, strict=True)}
 
 
 def exact_match_difference(pairs: Sequence[PairedSeed], rule: Rule) -> ScoreDifference | None:
@@ -212,14 +255,15 @@ def correct_scores(differences: Mapping[str, ScoreDifference | None]) -> dict[st
     return {label: replace(row, holm=float(p)) for (label, row), p in zip(known.items(), holm_M, strict=True)}
 
 
-def most_changed(pairs: Sequence[PairedSeed]) -> tuple[ExampleChange, ...]:
+def most_changed(pairs: Sequence[PairedSeed], outcome: Outcome) -> tuple[ExampleChange, ...]:
     """Return the examples whose loss changed most, improved before worsened."""
     if not pairs or not _same_examples(pairs):
         return ()
     mean_E = np.mean([pair.nll_E for pair in pairs], axis=0)
-    order = np.argsort(mean_E, kind="stable")
-    lowest = [index for index in order[:SHOWN_EXAMPLES] if mean_E[index] < 0]
-    highest = [index for index in order[::-1][:SHOWN_EXAMPLES] if mean_E[index] > 0]
+    worse_E = outcome.sign * mean_E
+    order = np.argsort(worse_E, kind="stable")
+    lowest = [index for index in order[:SHOWN_EXAMPLES] if worse_E[index] < 0]
+    highest = [index for index in order[::-1][:SHOWN_EXAMPLES] if worse_E[index] > 0]
     return tuple(
         ExampleChange(example_id=str(pairs[0].ids_E[index]), difference=float(mean_E[index]))
         for index in (*lowest, *highest)
@@ -229,11 +273,14 @@ def most_changed(pairs: Sequence[PairedSeed]) -> tuple[ExampleChange, ...]:
 def power_answers(difference: Difference, rule: Rule) -> tuple[PowerAnswer, ...]:
     """Return the seeds and examples that would show the observed difference, and one of the margin's size."""
     parts, sd = difference.components, difference.sd
-    if parts is None or not sd:
+    if not sd or (parts is None and rule.over == "seed"):
         return ()
     answers = []
     for about, size in {"observed": abs(difference.mean), "margin": rule.margin.value}.items():
         if not size:
+            continue
+        if parts is None:
+            answers.append(_power_over_examples(about, size, sd, difference.replicates, rule))
             continue
         needed, simulated = stats.checked_seeds(
             size, sd, comparisons=rule.comparisons, correction=rule.correction, alpha=rule.alpha, power=POWER
@@ -257,3 +304,18 @@ def power_answers(difference: Difference, rule: Rule) -> tuple[PowerAnswer, ...]
             )
         )
     return tuple(answers)
+
+
+def _power_over_examples(about: str, size: float, sd: float, examples: int, rule: Rule) -> PowerAnswer:
+    """Return the examples that would show a difference of one run per method."""
+    return PowerAnswer(
+        about=about,
+        difference=size,
+        seeds=1,
+        examples=examples,
+        power=stats.paired_power(size, sd, examples, alpha=rule.alpha_each),
+        seeds_needed=None,
+        simulated_power=None,
+        examples_needed=stats.seeds_for_power(size, sd, alpha=rule.alpha_each, power=POWER, most=_MOST_EXAMPLES),
+        examples_at_least=None,
+    )

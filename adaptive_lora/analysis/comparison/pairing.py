@@ -21,10 +21,11 @@ class PairedSeed:
 
     seed: int
     loss: float
-    """Difference of test losses in nats per supervised token, folds averaged."""
+    """Difference of test losses in the unit of the outcome, folds averaged."""
     ids_E: NDArray[np.str_]
+    folds_E: IntArray
     nll_E: FloatArray
-    """Difference of summed loss per example, in nats."""
+    """Difference of summed loss per example, such as in nats."""
     fold_scale_E: FloatArray
     """Factor that gives every fold the same weight, so that the ratio of sums is `loss`."""
     tokens_E: IntArray
@@ -60,12 +61,23 @@ def _pair(method: Folds, baseline: Folds) -> PairedSeed:
         seed=method[0].seed,
         loss=float(np.mean([mine.loss for mine, _ in results]) - np.mean([theirs.loss for _, theirs in results])),
         ids_E=np.concatenate([ids for ids, _, _ in folds]),
+        folds_E=np.repeat([record.fold for record in method], [ids.size for ids, _, _ in folds]),
         nll_E=np.concatenate([nll for _, nll, _ in folds]),
         fold_scale_E=np.concatenate(scales),
         tokens_E=np.concatenate([tokens_E for _, _, tokens_E in folds]),
         exact_match=float(np.mean(gaps)) if scored else None,
         match_E=np.concatenate([row * (size / row.size) for row in matches]) if scored else None,
     )
+
+
+def own_values(trials: Mapping[int, Folds]) -> list[float]:
+    """Return the loss of every example of all trials, scaled so that every fold weighs the same in their mean."""
+    results = [_result(record) for folds in trials.values() for record in folds]
+    if not results:
+        return []
+    examples = np.mean([result.nll_E.size for result in results])
+    shares = [r.nll_E / r.tokens_E.mean() * (examples / r.nll_E.size) for r in results]
+    return [float(value) for share_E in shares for value in share_E]
 
 
 def _result(record: TrialRecord) -> EvalResult:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from adaptive_lora.analysis.comparison.types import Failure, LearningRate, SeedMean
+from adaptive_lora.analysis.comparison.types import Failure, LearningRate, Outcome, SeedMean
 from adaptive_lora.errors import DataError, unknown_name
 from adaptive_lora.results import NATS_PER_TOKEN, RACED_STATUS, TrialRecord
 
@@ -27,19 +27,19 @@ class TrialTable:
     """Baseline first, then in the order in which the records name them."""
     seeds: tuple[int, ...]
     folds: tuple[int, ...]
-    complete: Mapping[tuple[str, float], Mapping[int, Folds]]
+    complete: Mapping[tuple[str, float | None], Mapping[int, Folds]]
     """(method, rate) -> seed -> trials, for seeds of which every fold finished."""
     failures: tuple[Failure, ...]
-    rates: Mapping[str, tuple[float, ...]]
-    """Every rate tried per method, also those of which all trials failed."""
+    rates: Mapping[str, tuple[float | None, ...]]
+    """Every rate tried per method, also those of which all trials failed; one None where rates are not known."""
     trials: int
     """Number of records: finished, failed and stopped by a race."""
-    raced: Mapping[tuple[str, float], str]
+    raced: Mapping[tuple[str, float | None], str]
     """(method, rate) -> reason why a race stopped it; such a rate is never chosen or compared."""
 
     def seeds_at(self, method: str, lr: float | None) -> Mapping[int, Folds]:
         """Return the complete seeds of a method at a rate; empty where there are none."""
-        return {} if lr is None else self.complete.get((method, lr), {})
+        return self.complete.get((method, lr), {})
 
     def records_at(self, method: str, lr: float | None) -> list[TrialRecord]:
         """Return the trials of those seeds, seed by seed and in fold order."""
@@ -57,8 +57,8 @@ def tabulate(records: Sequence[TrialRecord], baseline: str) -> TrialTable:
     labels = list(dict.fromkeys(record.method for record in records))
     if baseline not in labels:
         raise DataError(unknown_name("baseline", baseline, labels))
-    rates = {label: tuple(sorted({r.lr for r in records if r.method == label})) for label in labels}
-    finished: dict[tuple[str, float, int, int], TrialRecord] = {}
+    rates = {label: _sorted_rates({r.lr for r in records if r.method == label}) for label in labels}
+    finished: dict[tuple[str, float | None, int, int], TrialRecord] = {}
     broken: list[tuple[TrialRecord, str]] = []
     raced = {(r.method, r.lr): r.reason for r in records if r.status == RACED_STATUS}
     for record in records:
@@ -70,14 +70,14 @@ def tabulate(records: Sequence[TrialRecord], baseline: str) -> TrialTable:
         elif key in finished:
             raise DataError(
                 f"two finished runs of one trial ({record.method}, seed {record.seed}, fold {record.fold}, "
-                f"lr {record.lr:g}): {finished[key].run_id} and {record.run_id}; "
+                f"lr {rate_text(record.lr)}): {finished[key].run_id} and {record.run_id}; "
                 "delete one or compare one study at a time."
             )
         else:
             finished[key] = record
     folds = tuple(sorted({record.fold for record in records}))
     seeds = tuple(sorted({record.seed for record in records}))
-    complete: dict[tuple[str, float], dict[int, Folds]] = {}
+    complete: dict[tuple[str, float | None], dict[int, Folds]] = {}
     tried = [(label, lr) for label in labels for lr in rates[label] if (label, lr) not in raced]
     for (label, lr), seed in itertools.product(tried, seeds):
         present = tuple(finished[label, lr, seed, fold] for fold in folds if (label, lr, seed, fold) in finished)
@@ -90,6 +90,15 @@ def tabulate(records: Sequence[TrialRecord], baseline: str) -> TrialTable:
     )
     ordered = (baseline, *(label for label in labels if label != baseline))
     return TrialTable(ordered, seeds, folds, complete, failures, rates, len(records), raced)
+
+
+def _sorted_rates(rates: set[float | None]) -> tuple[float | None, ...]:
+    return tuple(sorted(rates, key=lambda lr: (lr is not None, lr or 0.0)))
+
+
+def rate_text(lr: float | None) -> str:
+    """Return a learning rate in few digits, or "not known"."""
+    return "not known" if lr is None else f"{lr:g}"
 
 
 def unit_of(records: Sequence[TrialRecord]) -> str:
@@ -158,15 +167,21 @@ def metric(name: str) -> Reader:
     return read
 
 
-def trained_parameters(record: TrialRecord) -> float:
+def served_parameters(record: TrialRecord) -> float | None:
+    """Return the parameters of the adapter; None where they are not known."""
+    return None if record.trainable_parameters is None else float(record.trainable_parameters)
+
+
+def trained_parameters(record: TrialRecord) -> float | None:
     """Return the parameters that were trained; methods that prune record them beside the served."""
-    return float(record.metrics.get("training_parameters", record.trainable_parameters))
+    trained = record.metrics.get("training_parameters")
+    return served_parameters(record) if trained is None else float(trained)
 
 
-def choose_rate(table: TrialTable, method: str) -> tuple[LearningRate, ...]:
+def choose_rate(table: TrialTable, method: str, outcome: Outcome) -> tuple[LearningRate, ...]:
     """Return the learning-rate curve of a method with the chosen rate marked.
 
-    The rate with the lowest mean validation loss wins, among those that finished for the most
+    The rate with the best mean validation loss wins, among those that finished for the most
     seeds, so that a rate cannot win by failing where it would have done badly; the lower rate on
     a tie. Test scores play no part.
     """
@@ -183,5 +198,10 @@ def choose_rate(table: TrialTable, method: str) -> tuple[LearningRate, ...]:
         curve.append(LearningRate(lr=lr, validation=validation, test=test, chosen=False, raced=raced))
     most = max(rate.test.seeds for rate in curve)
     able = [rate for rate in curve if rate.test.seeds == most > 0]
-    best = min(able, key=lambda r: (math.inf if r.validation.mean is None else r.validation.mean, r.lr), default=None)
+
+    def order(rate: LearningRate) -> tuple[float, float]:
+        mean = rate.validation.mean
+        return math.inf if mean is None else outcome.sign * mean, rate.lr or 0.0
+
+    best = min(able, key=order, default=None)
     return tuple(replace(rate, chosen=rate is best) for rate in curve)

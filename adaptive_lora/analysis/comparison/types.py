@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from adaptive_lora.analysis.comparison.findings import (
     Agreement,
@@ -20,6 +20,7 @@ from adaptive_lora.analysis.comparison.findings import (
     PowerAnswer,
 )
 from adaptive_lora.analysis.stats import Components, Effect, Interval
+from adaptive_lora.results import NATS_PER_TOKEN
 
 MATCHED_SHARE = 0.01
 """Parameter counts that differ by a smaller share are one budget, filled as whole ranks allow."""
@@ -35,6 +36,44 @@ class VerdictKind(StrEnum):
     NON_INFERIOR = "non-inferior with fewer parameters"
     INCONCLUSIVE = "no difference shown"
     NOT_COMPARED = "not compared"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """The number that methods are compared in."""
+
+    name: str = "test loss"
+    unit: str = NATS_PER_TOKEN
+    """Unit; empty where the name says it all, as of an accuracy."""
+    higher_is_better: bool = False
+
+    @property
+    def sign(self) -> int:
+        """+1 or -1, so that a difference times it is negative where the method is better."""
+        return -1 if self.higher_is_better else 1
+
+    @property
+    def title(self) -> str:
+        """Name with its unit, such as `test loss (nats per token)`."""
+        return self.with_unit(self.name)
+
+    @property
+    def summed(self) -> str:
+        """Unit of the sum over an example, such as `nats`; the name where there is no unit."""
+        return self.unit.partition(" per ")[0] or self.name
+
+    @property
+    def is_loss(self) -> bool:
+        """Mark of the loss that a study's trials are scored by."""
+        return self.name == "test loss"
+
+    def with_unit(self, text: str) -> str:
+        """Return a text with the unit in brackets."""
+        return f"{text} ({self.unit})" if self.unit else text
+
+
+Replicate = Literal["seed", "example"]
+"""The unit of inference: what tests and intervals are over, and other ones of which they speak about."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,11 +98,12 @@ class SeedMean:
 class LearningRate:
     """One learning rate of one method; folds are averaged within a seed."""
 
-    lr: float
+    lr: float | None
+    """None where it is not known."""
     validation: SeedMean
-    """Validation loss in nats per supervised token, by which the rate is chosen."""
+    """Validation loss in the unit of the outcome, by which the rate is chosen."""
     test: SeedMean
-    """Test loss in nats per supervised token; the choice never looks at it."""
+    """Outcome on the test part; the choice never looks at it."""
     chosen: bool
     raced: str = ""
     """Reason why a race stopped the rate; '' where its trials were trained to the end."""
@@ -74,13 +114,18 @@ class Parameters:
     """Trainable parameters of a method, exact."""
 
     mean: float | None
-    """Mean over seeds; a measured allocation may differ between seeds. None: no finished trial."""
+    """Mean over seeds; a measured allocation may differ between seeds. None: no finished trial, or not recorded."""
     least: int | None
     most: int | None
     difference: float
-    """Difference to the baseline's mean; negative is fewer; 0 where nothing finished."""
+    """Difference to the baseline's mean; negative is fewer; 0 where one of both is not known."""
     share: float | None
-    """`difference` over the baseline's parameters; None where the baseline has none."""
+    """`difference` over the baseline's parameters; None where the baseline has none, or one of both is not known."""
+
+    @property
+    def known(self) -> bool:
+        """Knowledge of both counts; without it nothing is said about equal parameters."""
+        return self.mean is not None and (self.share is not None or self.difference != 0)
 
     @property
     def matched(self) -> bool:
@@ -101,7 +146,7 @@ class Failure:
     method: str
     seed: int
     fold: int
-    lr: float
+    lr: float | None
     reason: str
 
 
@@ -157,17 +202,19 @@ class ExampleChange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """Method minus baseline in test loss (nats per supervised token), paired by seed."""
+    """Method minus baseline in the outcome, paired by seed, or by example where there is one run per method."""
 
-    lr: float
-    baseline_lr: float
+    lr: float | None
+    baseline_lr: float | None
     seeds: tuple[int, ...]
     values: tuple[float, ...]
     """One difference per seed, in the order of `seeds`."""
+    replicates: int
+    """Number of paired seeds, or of paired examples, that standard deviation, interval and tests are over."""
     mean: float
     sd: float | None
     interval: Interval
-    """Interval for other seeds and the same examples."""
+    """Interval for other seeds and the same examples; of one run per method, for other examples and the same run."""
     hierarchical: Interval
     """Interval for other seeds and other examples of the same kind."""
     effect: Effect
@@ -201,7 +248,7 @@ class MethodSummary:
 
     label: str
     lr: float | None
-    """Learning rate chosen on mean validation loss; None where every trial failed."""
+    """Learning rate chosen on mean validation loss; None where every trial failed, or where it is not known."""
     rates: tuple[LearningRate, ...]
     seeds: tuple[int, ...]
     missing_seeds: tuple[int, ...]
@@ -209,6 +256,7 @@ class MethodSummary:
     failures: tuple[Failure, ...]
     """Failed trials at any learning rate."""
     loss: SeedMean
+    """The outcome: test loss, or the score that `Comparison.outcome` names."""
     loss_interval: Interval
     perplexity: SeedMean
     token_accuracy: SeedMean
@@ -239,7 +287,7 @@ class MethodSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Margin:
-    """The largest difference in test loss that does not matter, and its source."""
+    """The largest difference in the outcome that does not matter, and its source."""
 
     value: float | None
     source: str
@@ -284,6 +332,10 @@ class Comparison:
     """Shares of each method's parameters, by layer and role."""
     unit: str
     """Unit of the losses, such as `nats per token`."""
+    outcome: Outcome
+    """Name, unit and direction of the number that is compared, which fields call `loss`."""
+    over: Replicate
+    """Unit of inference: seeds, or test examples where there is one run per method."""
     facts: Mapping[str, str]
     """Facts that reproduce it: study, store, base, data, precision, versions, command, settings."""
 

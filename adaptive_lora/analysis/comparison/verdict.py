@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from jinja2 import Template
@@ -46,15 +46,15 @@ def judge(difference: Difference, parameters: Parameters, rule: Rule) -> Verdict
     tests, margin = difference.margin_tests, rule.margin.value
     equivalent = noninferior = False
     if tests is not None and margin is not None:
-        low, high = tests.interval.low, tests.interval.high
+        low, high = rule.as_loss(tests.interval)
         below = high is None or high < margin
         noninferior = tests.noninferior <= rule.alpha and below
         equivalent = tests.equivalent <= rule.alpha and below and (low is None or low > -margin)
-    if surely and difference.mean < 0:
+    if surely and rule.outcome.sign * difference.mean < 0:
         kind = VerdictKind.BETTER
     elif noninferior and parameters.fewer:
         kind = VerdictKind.NON_INFERIOR
-    elif surely and difference.mean > 0:
+    elif surely and rule.outcome.sign * difference.mean > 0:
         kind = VerdictKind.WORSE
     elif equivalent:
         kind = VerdictKind.EQUIVALENT
@@ -78,7 +78,7 @@ def headline(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, tuple[s
     found: Mapping[str, Any] = {
         "rule": rule,
         "compared": compared,
-        "better": sorted(_of(compared, VerdictKind.BETTER), key=_loss),
+        "better": sorted(_of(compared, VerdictKind.BETTER), key=partial(_loss, rule)),
         "smaller": sorted(_of(compared, VerdictKind.NON_INFERIOR), key=_size),
         "worse": _of(compared, VerdictKind.WORSE),
         "equivalent": _of(compared, VerdictKind.EQUIVALENT),
@@ -91,8 +91,8 @@ def _of(methods: Sequence[MethodSummary], *kinds: VerdictKind) -> list[MethodSum
     return [m for m in methods if m.verdict.kind in kinds]
 
 
-def _loss(method: MethodSummary) -> float:
-    return float("inf") if method.loss.mean is None else method.loss.mean
+def _loss(rule: Rule, method: MethodSummary) -> float:
+    return float("inf") if method.loss.mean is None else rule.outcome.sign * method.loss.mean
 
 
 def _size(method: MethodSummary) -> float:
@@ -102,13 +102,13 @@ def _size(method: MethodSummary) -> float:
 def choose_winner(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, str]:
     """Return the label of the champion and why.
 
-    1. The method with the lowest mean test loss of those that are better after correction.
+    1. The method with the best mean outcome, such as the lowest test loss, of those that are better after correction.
     2. Else, of those non-inferior or equivalent with fewer parameters, the one with the fewest.
     3. Else the baseline: a method must earn its place.
     """
-    best = min(_of(methods, VerdictKind.BETTER), key=_loss, default=None)
+    best = min(_of(methods, VerdictKind.BETTER), key=partial(_loss, rule), default=None)
     as_good = [m for m in _of(methods, VerdictKind.NON_INFERIOR, VerdictKind.EQUIVALENT) if m.parameters.fewer]
-    frugal = min(as_good, key=lambda m: (_size(m), _loss(m)), default=None)
+    frugal = min(as_good, key=lambda m: (_size(m), _loss(rule, m)), default=None)
     winner = best or frugal
     decision = _sentence("champion", rule=rule, best=best, frugal=frugal)
     return rule.baseline if winner is None else winner.label, decision

@@ -45,6 +45,11 @@ def mean_text(of_seeds: SeedMean, digits: int = 4, scale: float = 1.0) -> str:
     return text if of_seeds.sd is None else f"{text} ± {plain(of_seeds.sd, digits, scale)}"
 
 
+def amount(number: str, unit: str) -> str:
+    """Return a number with its unit; a score such as an accuracy has none."""
+    return f"{number} {unit}" if unit else number
+
+
 def interval_text(interval: Interval, number: Callable[[float], str] = signed) -> str:
     """Return "[low, high]", or n/a."""
     if interval.low is None or interval.high is None:
@@ -107,7 +112,9 @@ def bytes_text(of_seeds: SeedMean) -> str:
 
 
 def parameters_text(parameters: Parameters) -> str:
-    """Return a method's parameters against the baseline's, to follow a verdict."""
+    """Return a method's parameters against the baseline's, to follow a verdict; empty where not known."""
+    if not parameters.known:
+        return ""
     if parameters.difference == 0:
         return "at equal parameters"
     word = "fewer" if parameters.difference < 0 else "more"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from adaptive_lora.analysis.comparison import Comparison, Cost
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.wording import confidence_text, interval_methods
-from adaptive_lora.analysis.report import loss_figures, rank_figures
+from adaptive_lora.analysis.report import loss_figures, rank_figures, tables
 from adaptive_lora.analysis.report.style import STYLE
 from adaptive_lora.analysis.report.svg import to_svg
 from adaptive_lora.analysis.report.tables import described
@@ -67,14 +67,14 @@ def draw_all(
         with matplotlib.style.context(STYLE):
             figure = _FIGURES[name](comparison, records, examples)
             if figure is not None:
-                caption = about["caption"].format(**fillings).strip()
-                svg = _save(figure, folder / name, about["title"])
-                drawings.append(Drawing(name=name, svg=svg, **{**about, "caption": caption}))
+                texts = {key: about[key].format(**fillings).strip() for key in ("title", "caption")}
+                svg = _save(figure, folder / name, texts["title"])
+                drawings.append(Drawing(name=name, svg=svg, **{**about, **texts}))
     return tuple(drawings)
 
 
 def _fillings(comparison: Comparison) -> Mapping[str, str]:
-    """Return the words that stand in braces in `figures.yaml`."""
+    """Return the words that stand in braces in `figures.yaml`, beside those of tables."""
     level = confidence_text(comparison.confidence)
     loss_methods = _in_brackets(m.loss_interval for m in comparison.methods)
     margin = ""
@@ -84,14 +84,23 @@ def _fillings(comparison: Comparison) -> Mapping[str, str]:
             f"{confidence_text(one_sided(comparison.confidence))} interval, which lies within it where a method is "
             "equivalent."
         )
+    outcome = comparison.outcome
     return {
+        **tables.fillings(comparison),
+        "Above or below": "Above" if outcome.higher_is_better else "Below",
+        "Each example": "Loss of every test example" if outcome.is_loss else f"{outcome.name} of every test example",
+        "summed": "summed over the response, " if outcome.is_loss else "",
+        "Side": "Right" if outcome.higher_is_better else "Left",
+        "dots": "each dot one seed" if comparison.over == "seed" else "the dot one run",
         "baseline": comparison.baseline,
         "confidence": level,
         "difference methods": _in_brackets(
             m.difference.interval for m in comparison.methods if m.difference is not None
         ),
-        "front": f"Mean and {level} interval over seeds{loss_methods}; down and left is better. The dotted line is the "
-        "front: the loss that the methods that no other beats in both reach at that cost.",
+        "front": f"Mean and {level} interval over {comparison.over}s{loss_methods}; "
+        f"{'up' if outcome.higher_is_better else 'down'} and left is better. The dotted line is the "
+        f"front: the {'loss' if outcome.is_loss else outcome.name} that the methods that no other beats in both reach "
+        "at that cost.",
         "margin": margin,
         **{str(front.cost): front.note for front in comparison.fronts},
     }

@@ -28,6 +28,7 @@ from rich.text import Text
 from adaptive_lora.analysis.comparison import Comparison, wording
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.pairing import used_trials
+from adaptive_lora.analysis.comparison.trials import rate_text
 from adaptive_lora.analysis.report.figures import Drawing, draw_all
 from adaptive_lora.analysis.report.style import colour_of, glyph_of
 from adaptive_lora.analysis.report.tables import (
@@ -35,6 +36,7 @@ from adaptive_lora.analysis.report.tables import (
     VERDICTS,
     TextTable,
     checks,
+    csv_columns,
     described,
     more_tables,
     result_table,
@@ -105,7 +107,7 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
         console.print(Panel(lines, title="Less than fair", border_style="red"))
     console.print(_terminal_table(comparison, console.width))
     for failure in (failure for method in comparison.methods for failure in method.failures):
-        where = f"{failure.method}, seed {failure.seed}, fold {failure.fold}, lr {failure.lr:g}"
+        where = f"{failure.method}, seed {failure.seed}, fold {failure.fold}, lr {rate_text(failure.lr)}"
         console.print(Text(f"failed: {where}: {failure.reason}", style="red"))
     for note in comparison.notes:
         console.print(Text(note, style="dim"))
@@ -240,7 +242,7 @@ def _escape(text: str) -> str:
 
 def table_values(comparison: Comparison) -> list[dict[str, Any]]:
     """Return one dictionary per method, with the columns of `table.csv`; of several things, their number."""
-    columns = described("tables.yaml")["csv"]
+    columns = csv_columns(comparison)
     rows = []
     for method in comparison.methods:
         values = (
@@ -254,7 +256,7 @@ def table_values(comparison: Comparison) -> list[dict[str, Any]]:
 def csv_table(comparison: Comparison) -> str:
     """Return one line per method with every digit; a value that does not exist is empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, described("tables.yaml")["csv"], lineterminator="\n")
+    writer = csv.DictWriter(text, csv_columns(comparison), lineterminator="\n")
     writer.writeheader()
     writer.writerows(table_values(comparison))
     return text.getvalue()

@@ -72,7 +72,9 @@ def differences(comparison: Comparison) -> Figure | None:
     axes.set_xticks([tick for tick in ticks if abs(tick) <= 0.95 * reach])  # labels have room
     places = [place_of(comparison, m.label) for m in shown]
     mark_layout(figure, places, columns=1, step=(0, ROW), head=HEAD)
-    axes.set_xlabel(f"test loss minus {clean(comparison.baseline)} ({comparison.unit})")
+    axes.set_xlabel(
+        comparison.outcome.with_unit(f"{clean(comparison.outcome.name)} minus {clean(comparison.baseline)}")
+    )
     return figure
 
 
@@ -135,7 +137,7 @@ def pareto(comparison: Comparison, cost: Cost) -> Figure | None:
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.margins(x=0.08)
     axes.set_xlabel(_COSTS[cost][0])
-    axes.set_ylabel(f"test loss ({comparison.unit})")
+    axes.set_ylabel(clean(comparison.outcome.title))
     legend = figure.legend(loc="outside lower left", ncols=columns, fontsize=6 if columns > 1 else 7.5, columnspacing=1)
     for point, *parts in zip(points, legend.legend_handles, legend.get_texts(), strict=True):
         for part in parts:
@@ -147,7 +149,7 @@ def pareto(comparison: Comparison, cost: Cost) -> Figure | None:
 def _point(axes: Axes, comparison: Comparison, point: ParetoPoint, cost: Cost) -> None:
     interval = comparison.method(point.method).loss_interval
     place, colour = place_of(comparison, point.method), colour_of(comparison, point.method)
-    text = f"{point.method}: test loss {words.plain(point.loss)}"
+    text = f"{point.method}: {comparison.outcome.name} {words.plain(point.loss)}"
     if interval.low is not None and interval.high is not None:
         bar = axes.vlines(point.cost, interval.low, interval.high, color=colour, linewidth=1.4)
         mark(bar, place)
@@ -171,7 +173,7 @@ def validation_curves(comparison: Comparison, records: Sequence[TrialRecord]) ->
             curves[label] = {step: [loss for _, loss in found] for step, found in groupby(finite, key=itemgetter(0))}
     if not curves:
         return None
-    title = f"validation loss ({comparison.unit}) over optimiser step"
+    title = f"{comparison.outcome.with_unit('validation loss')} over optimiser step"
     figure, frames = panels(comparison, list(curves), _FRAME, title)
     means = {label: [float(np.mean(losses)) for losses in curve.values()] for label, curve in curves.items()}
     for axes, (label, curve) in zip(frames, curves.items(), strict=True):
@@ -200,10 +202,10 @@ def learning_rates(comparison: Comparison) -> Figure | None:
     shown = [m for m in comparison.methods if sum(r.validation.mean is not None for r in m.rates) > 1]
     if not shown:
         return None
-    figure, frames = panels(
-        comparison, [m.label for m in shown], _FRAME, f"validation loss ({comparison.unit}) over learning rate"
-    )
-    rates = sorted({rate.lr for method in shown for rate in method.rates})
+    outcome = comparison.outcome
+    validation = outcome.with_unit("validation loss" if outcome.is_loss else f"validation {clean(outcome.name)}")
+    figure, frames = panels(comparison, [m.label for m in shown], _FRAME, f"{validation} over learning rate")
+    rates = sorted({rate.lr for method in shown for rate in method.rates if rate.lr is not None})
     ends = []
     for axes, method in zip(frames, shown, strict=True):
         place = place_of(comparison, method.label)
@@ -219,20 +221,20 @@ def learning_rates(comparison: Comparison) -> Figure | None:
 
 def _rate_curve(axes: Axes, method: MethodSummary, place: int, colour: str) -> list[float]:
     """Draw mean and deviation per rate; return what the scale has to hold."""
-    known = [(r, r.validation.mean) for r in method.rates if r.validation.mean is not None]
-    means, rates = [mean for _, mean in known], [rate.lr for rate, _ in known]
-    low, high = ([mean + sign * (rate.validation.sd or 0.0) for rate, mean in known] for sign in (-1, 1))
+    known = [(r, r.lr, r.validation.mean) for r in method.rates if r.lr is not None and r.validation.mean is not None]
+    means, rates = [mean for _, _, mean in known], [lr for _, lr, _ in known]
+    low, high = ([mean + sign * (rate.validation.sd or 0.0) for rate, _, mean in known] for sign in (-1, 1))
     axes.vlines(rates, low, high, color=colour, linewidth=0.8)
     axes.plot(rates, means, color=colour, linewidth=1.2)
     texts = [
-        f"{method.label}, rate {rate.lr:g}: validation {words.plain(mean)}, test {words.plain(rate.test.mean)}, "
+        f"{method.label}, rate {lr:g}: validation {words.plain(mean)}, test {words.plain(rate.test.mean)}, "
         f"{words.plural(rate.validation.seeds, 'seed')}" + (", chosen" if rate.chosen else "")
-        for rate, mean in known
+        for rate, lr, mean in known
     ]
     plot_marked(axes, place, texts, rates, means, "o", color=colour, markersize=3)
-    for rate, mean in known:
+    for rate, lr, mean in known:
         if rate.chosen:
-            axes.plot([rate.lr], [mean], "o", markersize=8, markerfacecolor="none", color=INK)
+            axes.plot([lr], [mean], "o", markersize=8, markerfacecolor="none", color=INK)
     return [*low, *high]
 
 
@@ -243,7 +245,7 @@ def example_changes(
     found = example_differences(comparison, records)
     if not found:
         return None
-    summed = comparison.unit.partition(" per ")[0]
+    summed = clean(comparison.outcome.summed)
     figure, frames = panels(
         comparison,
         list(found),
@@ -264,7 +266,7 @@ def example_changes(
         plot_marked(
             axes, place_of(comparison, label), texts, share_E[at], diff_E[at], "o", color=colour, markersize=2.6
         )
-        better = f"{100 * float(np.mean(diff_E < 0)):.0f} % better"
+        better = f"{100 * float(np.mean(comparison.outcome.sign * diff_E < 0)):.0f} % better"
         box = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
         axes.text(0.04, 0.93, better, transform=axes.transAxes, fontsize=6, va="top", bbox=box)
         axes.set_xlim(0, 100)

@@ -157,7 +157,7 @@ def _tables(comparison: Comparison, part: str, records: Mapping[str, Iterable[An
         records: title -> one record a row.
     """
     made = []
-    fill = _fillings(comparison)
+    fill = fillings(comparison)
     pruned = any(method.trained_parameters.mean != method.parameters.mean for method in comparison.methods)
     trained: _Text = words.count if pruned else lambda _: ABSENT
     formats: dict[str, _Text] = {**_FORMATS, "fronts": partial(_fronts, comparison), "trained": trained}
@@ -169,7 +169,8 @@ def _tables(comparison: Comparison, part: str, records: Mapping[str, Iterable[An
             for name in further if "{further}" in head else [""]:
                 filled = {**fill, "further": name}
                 steps = [step.format(**filled) for step in path.split(".")]
-                cells = [_cell(value_at(record, steps), formats, *how) for record in rows_of]
+                name_and_absent = [text.format(**filled) for text in how]
+                cells = [_cell(value_at(record, steps), formats, *name_and_absent) for record in rows_of]
                 columns.append((head.format(**{**filled, "further": name.replace("_", " ")}), cells))
         columns = [(head, cells) for head, cells in columns if any(cell.text not in ("", ABSENT) for cell in cells)]
         note = about.get("note", "").format(**fill)
@@ -188,15 +189,30 @@ def _cell(value: Any, formats: Mapping[str, _Text], name: str = "", otherwise: s
     return Cell(formats[name](value) if name else value, sorted_by(value) if sorted_by else None)
 
 
-def _fillings(comparison: Comparison) -> Mapping[str, str]:
-    """Return the words that stand in braces in `tables.yaml`."""
-    per_token = comparison.unit == NATS_PER_TOKEN
+def csv_columns(comparison: Comparison) -> dict[str, str]:
+    """Return the columns of `table.csv`: title -> attributes that lead to the value."""
+    key = "test_loss" if comparison.outcome.is_loss else "score"
+    return {head.replace("test_loss", key): path for head, path in described("tables.yaml")["csv"].items()}
+
+
+def fillings(comparison: Comparison) -> Mapping[str, str]:
+    """Return the words that stand in braces in `tables.yaml` and `figures.yaml`."""
+    per_token, outcome = comparison.unit == NATS_PER_TOKEN, comparison.outcome
     raced = " Rates that fell behind on validation loss were stopped on the way, by one rule for all methods."
     return {
         "accuracy": "Token accuracy" if per_token else "Accuracy",
         "confidence": words.confidence_text(comparison.confidence),
         "correction": comparison.correction,
+        "each": "averaged over seeds" if comparison.over == "seed" else "of one run per method",
         "loss": "nats per supervised token" if per_token else comparison.unit,
+        "more seeds": "more than 2,000" if comparison.over == "seed" else ABSENT,
+        "outcome": outcome.name,
+        "Outcome": outcome.name[:1].upper() + outcome.name[1:],
+        "Over": comparison.over.capitalize(),
+        "signed": "positive" if outcome.higher_is_better else "negative",
+        "in loss": f" in {'nats per supervised token' if per_token else comparison.unit}" if comparison.unit else "",
+        "validation": "validation loss" if outcome.is_loss else f"validation {outcome.name}",
+        "Validation": "Validation loss" if outcome.is_loss else f"Validation {outcome.name}",
         "margin": plain(comparison.margin.value),
         "one sided": words.confidence_text(one_sided(comparison.confidence)),
         "raced": raced if comparison.raced_rates else "",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as distributions
 
-from adaptive_lora.analysis.stats.significance import FloatArray, all_equal, least_seeds, sample
+from adaptive_lora.analysis.stats.significance import MANY, FloatArray, all_equal, least_seeds, sample
 
 STUDENT = "Student's t"
 """`Interval.method` of an interval from Student's t distribution."""
@@ -45,25 +45,30 @@ def few_seeds(seeds: int, confidence: float) -> bool:
     return seeds < max(FEW_SEEDS, least_seeds(round(1 - confidence, 12)))
 
 
-def mean_interval(values_S: ArrayLike, *, confidence: float = 0.95, draws: int = 9_999, seed: int = 0) -> Interval:
+def mean_interval(
+    values_S: ArrayLike, *, confidence: float = 0.95, draws: int = 9_999, seed: int = 0, over: str = "seed"
+) -> Interval:
     """Return an interval for the mean over seeds (of paired differences: pass the differences).
 
     Answers: where would the mean lie, were the study repeated with other seeds on the same
     examples? `t_interval` for few seeds (see `few_seeds`), `bootstrap_interval` for more. Seeds
     that all gave the same value have no interval: their standard deviation is not known to be 0.
+    `over` names what the values are of: `seed` or `example`.
     """
     sample_S = sample(values_S)
+    if (nothing := absent(sample_S, sample_S.size, over)) is not None:
+        return nothing
     if few_seeds(sample_S.size, confidence):
         return t_interval(sample_S, confidence=confidence)
     return bootstrap_interval(sample_S, confidence=confidence, draws=draws, seed=seed)
 
 
-def absent(values: FloatArray, seeds: int) -> Interval | None:
+def absent(values: FloatArray, seeds: int, over: str = "seed") -> Interval | None:
     """Return the reason why values from so many seeds have no interval, or None where they have one."""
     if seeds > 1 and not all_equal(values):
         return None
     return Interval.missing(
-        "one seed has no standard deviation" if seeds < 2 else f"all {seeds} seeds gave the same value"
+        f"one {over} has no standard deviation" if seeds < 2 else f"all {seeds} {over}s gave the same value"
     )
 
 
@@ -134,6 +139,7 @@ def _scipy_bootstrap(
             n_resamples=draws,
             method=method,
             vectorized=True,
+            batch=None if sample_S.size <= MANY else max(1, 2**22 // sample_S.size),
             rng=np.random.default_rng(seed),
         )
     interval = result.confidence_interval

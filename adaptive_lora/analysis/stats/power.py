@@ -38,23 +38,27 @@ class Effect:
     """Mean over standard deviation of the paired differences (Cohen 1988, section 2.3.5)."""
     interval: Interval
     superiority: float
-    """Probability of superiority: share of seeds in which the method has the lower value, ties
+    """Probability of superiority: share of seeds in which the method has the better value, ties
     counted half (Grissom & Kim 2012, chapter 5)."""
     superiority_interval: Interval
     """Wilson's interval of a proportion (Wilson 1927), which few seeds leave wide."""
 
 
-def paired_effect(diff_S: ArrayLike, *, confidence: float = 0.95) -> Effect:
+def paired_effect(
+    diff_S: ArrayLike, *, confidence: float = 0.95, higher_is_better: bool = False, over: str = "seed"
+) -> Effect:
     """Return the paired effect size d_z with its interval, and the share of seeds won.
 
     Answers: how large is the difference against its own noise over seeds, and so how hard is it
     to see? It grows when seeds agree, not when the difference matters. The interval turns round
     the noncentral t distribution (Cumming & Finch 2001) and supposes normal differences.
+    `over` names what the differences are of: `seed` or `example`.
     """
     values_S = sample(diff_S)
-    wins = float((values_S < 0).mean() + 0.5 * (values_S == 0).mean())
+    won_S = values_S > 0 if higher_is_better else values_S < 0
+    wins = float(won_S.mean() + 0.5 * (values_S == 0).mean())
     share_interval = wilson_interval(wins, values_S.size, confidence=confidence)
-    if (nothing := absent(values_S, values_S.size)) is not None:
+    if (nothing := absent(values_S, values_S.size, over)) is not None:
         return Effect(d_z=None, interval=nothing, superiority=wins, superiority_interval=share_interval)
     root = math.sqrt(values_S.size)
     d_z = float(values_S.mean() / values_S.std(ddof=1))

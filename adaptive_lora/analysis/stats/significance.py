@@ -15,6 +15,8 @@ Alternative = Literal["two-sided", "less", "greater"]
 
 EXACT_SEEDS = 20
 """All 2^n sign flips are counted up to this many seeds (8 MiB of sums), drawn at random above."""
+MANY = 256
+"""Number of values, such as those of test examples, above which flips are drawn in parts, to spare memory."""
 
 
 def sample(values: ArrayLike) -> FloatArray:
@@ -41,7 +43,7 @@ def attainable_p(seeds: int) -> float:
     turned) are as extreme as the observed one: 2/2^n; 5 seeds 0.0625, 6 seeds 0.03125. With tied
     or zero differences the true minimum is larger.
     """
-    return min(1.0, 2.0 / 2.0**seeds)
+    return math.ldexp(1.0, 1 - max(1, seeds))
 
 
 def least_seeds(alpha: float) -> int:
@@ -55,8 +57,9 @@ def sign_flip_test(
     """Return the p-value of "the differences lie symmetrically about 0", by flipping signs.
 
     Answers: if method and baseline were interchangeable in every seed, how often would the mean
-    difference be at least this far from 0? Counted over all 2^n flips up to `EXACT_SEEDS` seeds;
-    above, over `draws` random ones with the observed one added (Phipson & Smyth 2010).
+    difference be at least this far from 0? Counted over all 2^n flips up to `EXACT_SEEDS` seeds, and for
+    any number of values of one size, as scores of 0 and 1 have: then it is McNemar's exact test. Otherwise
+    over `draws` random flips with the observed one added (Phipson & Smyth 2010).
 
     Not to be believed where differences are strongly skewed, where seeds are not independent, or
     where seeds were added until the result pleased.
@@ -64,8 +67,11 @@ def sign_flip_test(
     Source: Fisher 1935, The Design of Experiments, section 21.
     """
     values_S = sample(diff_S)
-    observed, extra = float(values_S.sum()), 0
-    if values_S.size <= EXACT_SEEDS:
+    observed, extra, share_B = float(values_S.sum()), 0, None
+    if values_S.size > MANY:
+        sum_B, share_B = _many_flips(values_S, draws, seed)
+        extra = int(share_B is None)
+    elif values_S.size <= EXACT_SEEDS:
         sum_B = np.zeros(1)
         for value in values_S:
             sum_B = np.concatenate([sum_B + value, sum_B - value])
@@ -79,7 +85,31 @@ def sign_flip_test(
         extreme_B = sum_B <= observed + slack
     else:
         extreme_B = sum_B >= observed - slack
+    if share_B is not None:
+        return min(1.0, float(share_B[extreme_B].sum()))
     return (int(extreme_B.sum()) + extra) / (sum_B.size + extra)
+
+
+def _many_flips(values_S: FloatArray, draws: int, seed: int) -> tuple[FloatArray, FloatArray | None]:
+    """Return sums of randomly flipped values, or every sum with its probability where all have one size.
+
+    Of values of one size only the number of positive signs matters, which is binomial.
+    """
+    size_V, count_V = np.unique(np.abs(values_S[values_S != 0]), return_counts=True)
+    if size_V.size < 2:
+        size, count = (float(size_V[0]), int(count_V[0])) if size_V.size else (0.0, 0)
+        positive_B = np.arange(count + 1)
+        return sample(size * (2.0 * positive_B - count)), distributions.binom.pmf(positive_B, count, 0.5)
+    rng = np.random.default_rng(seed)
+    sum_B = np.zeros(draws)
+    for size, count in zip(size_V[count_V > 1], count_V[count_V > 1], strict=True):
+        sum_B += size * (2.0 * rng.binomial(count, 0.5, draws) - count)
+    single_V = size_V[count_V == 1]
+    for start in range(0, single_V.size, 64):
+        part_V = single_V[start : start + 64]
+        signs_BV = rng.integers(0, 2, (draws, part_V.size), dtype=np.int8)
+        sum_B += 2 * (signs_BV @ part_V) - part_V.sum()
+    return sum_B, None
 
 
 def step_down_max_t(diff_SM: ArrayLike, *, draws: int = 20_000, seed: int = 0) -> FloatArray:
@@ -98,16 +128,26 @@ def step_down_max_t(diff_SM: ArrayLike, *, draws: int = 20_000, seed: int = 0) -
     """
     values_SM = np.asarray(diff_SM, dtype=np.float64)
     seeds = values_SM.shape[0]
+    rng = np.random.default_rng(seed)
     if seeds <= 14:
         codes_B = np.arange(2**seeds)
-        signs_BS = 1 - 2 * ((codes_B[:, None] >> np.arange(seeds)) & 1)
-    else:
-        signs_BS = np.random.default_rng(seed).integers(0, 2, (draws, seeds)) * 2 - 1
+        sum_BM = (1 - 2 * ((codes_B[:, None] >> np.arange(seeds)) & 1)) @ values_SM
+    elif seeds <= MANY:
+        signs_BS = rng.integers(0, 2, (draws, seeds)) * 2 - 1
         signs_BS[0] = 1  # the observed pattern is one of the draws
+        sum_BM = signs_BS @ values_SM
+    else:
+        sum_BM = np.zeros((draws, values_SM.shape[1]))
+        for start in range(0, seeds, MANY):
+            part_SM = values_SM[start : start + MANY]
+            own_M = part_SM.any(axis=0)  # methods that have one of these values
+            signs_BS = rng.integers(0, 2, (draws, len(part_SM)), dtype=np.int8)
+            signs_BS[0] = 1
+            sum_BM[:, own_M] += 2 * (signs_BS @ part_SM[:, own_M]) - part_SM[:, own_M].sum(axis=0)
     # Rises with |t| for a given number of seeds, and its denominator does not change under flips.
     scale_M = np.sqrt((values_SM**2).sum(axis=0))
     scale_M[scale_M == 0] = 1.0
-    stat_BM = np.abs(signs_BS @ values_SM) / scale_M
+    stat_BM = np.abs(sum_BM) / scale_M
     observed_M = np.abs(values_SM.sum(axis=0)) / scale_M
     p_M = np.ones(values_SM.shape[1])
     order, running = np.argsort(-observed_M), 0.0
@@ -169,9 +209,10 @@ def wilcoxon(diff_S: ArrayLike) -> float | None:
 def normality(diff_S: ArrayLike) -> float | None:
     """Return the p of Shapiro and Wilk's test that differences are normal; None below 3 seeds.
 
-    A small value speaks against `paired_t`; a large one says little with few seeds.
+    A small value speaks against `paired_t`; a large one says little with few seeds. None above 5,000
+    values too, for which its p is not known (Royston 1995).
     """
-    return _p_value(distributions.shapiro, diff_S, least=3)
+    return None if np.size(diff_S) > 5_000 else _p_value(distributions.shapiro, diff_S, least=3)
 
 
 def symmetry(diff_S: ArrayLike) -> float | None:
