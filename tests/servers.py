@@ -143,6 +143,8 @@ class FaultyProxy(ThreadingHTTPServer):
         """Of the requests that are spoiled."""
         self.down = False
         """Whether the server is away altogether."""
+        self.lacks = ""
+        """Part of the paths that the server does not know; empty: it knows all."""
         self.slowness = 2.0
         """Seconds of `Fault.SLOW`."""
         self.injected: Counter[Fault] = Counter()
@@ -187,6 +189,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(int(fault.value))
             self.send_header("Content-Length", "0")
             self.end_headers()
+            return
+        if self.server.lacks and self.server.lacks in self.path:
+            self.send_error(404)
             return
         if fault is Fault.SLOW:
             time.sleep(self.server.slowness)

@@ -22,7 +22,7 @@ from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, TrackingConfig
 from adaptive_lora.errors import Undelivered
 from adaptive_lora.runner import trial as study_trial
-from adaptive_lora.tracking import Recorder, connect, connection
+from adaptive_lora.tracking import DataId, Recorder, connect, connection
 from adaptive_lora.tracking import outbox as outbox
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 
@@ -85,7 +85,8 @@ def record(run: Recorder, number: int, adapter: Path, steps: int) -> None:
         run.metric("train/tokens", 100.0 * step, step)
         if step % 20 == 0:
             run.tags({"last": str(step)})
-    run.model(adapter, {"method": "uniform"})
+    run.model(adapter, {"method": "uniform"}, name="uniform", params={"seed": number})
+    run.metric("test/loss", loss(number, steps), of_model=True, data=DataId("rows.json", f"digest{number}"))
     run.text("notes/plan.json", "{}" * 1000)
     run.tags({"last": "end"})
     run.end("FAILED" if number == 1 else "FINISHED")
@@ -104,7 +105,11 @@ def check(site: Site, number: int, adapter: Path, steps: int) -> int:
     assert [one.dataset.digest for one in run.inputs.dataset_inputs] == [f"digest{number}"]
     query = f"source_run_id = '{run_id}'"
     (model,) = site.client.search_logged_models([run.info.experiment_id], query)
-    assert model.status == "READY"
+    assert (model.name, model.params, model.status) == ("uniform", {"seed": str(number)}, "READY")
+    (scored,) = model.metrics
+    assert (scored.key, scored.value) == ("test/loss", loss(number, steps))
+    assert (scored.dataset_name, scored.dataset_digest) == ("rows.json", f"digest{number}")
+    assert site.arrival(run_id, "test/loss") == [(0, loss(number, steps))]
     assert [one.model_id for one in run.outputs.model_outputs] == [model.model_id]
     assert run.data.tags[MODEL_TAG] == f"models:/{model.model_id}"
     kept = adapter_folder(run.data.tags[MODEL_TAG])
@@ -212,6 +217,28 @@ def test_a_study_trains_on_without_its_server_and_is_compared_after_a_sync(
         losses = outcome.store.read_json(run.info.run_id, "trial.json")["losses"]
         recorded = [value for _, value in site.arrival(run.info.run_id, "train/loss")]
         assert recorded == losses
+
+
+def test_a_server_without_logged_models_has_the_adapters_with_their_runs(
+    site: Site,
+    make_study: Callable[..., StudyConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """MLflow 2.22.5 answers 404 where logged models are asked for, and knows everything else."""
+    monkeypatch.setattr(site.proxy, "lacks", "/logged-models")
+    own = {"experiment": "old", "registered_model": "old", "max_steps": 2}
+    outcome, shown = quiet(make_study(tracking_uri=site.proxy.address, methods="uniform:rank=2", **own))
+    assert caplog.text.count("The tracking server is older than MLflow 3: logged models are left out") == 1
+    assert outcome.study_result.champion is not None, shown
+    runs = site.client.search_runs([outcome.store.experiment_id], "tags.`adaptive_lora.kind` = 'trial'")
+    assert [run.data.tags[MODEL_TAG] for run in runs] == [f"runs:/{run.info.run_id}/adapter" for run in runs]
+    assert [run.outputs.model_outputs for run in runs] == [[], []]
+    version = site.client.get_model_version_by_alias("old", "champion")
+    (won,) = [run for run in runs if run.info.run_id == version.run_id]
+    assert version.source == f"{won.info.artifact_uri}/adapter"
+    assert "test/loss" in won.data.metrics
+    assert (adapter_folder("models:/old@champion") / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.long

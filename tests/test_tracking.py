@@ -128,11 +128,16 @@ def test_tokens_are_an_axis_and_every_method_of_a_seed_learned_in_the_same_order
 
 
 def test_data_set_is_an_input_with_its_digest(finished: Finished) -> None:
+    tested = set()
     for run in finished.runs:
-        (given,) = run.inputs.dataset_inputs
-        assert given.dataset.digest == run.data.tags["data_digest"]
-        assert len(given.dataset.digest) <= 36
-        assert given.tags[0].value == "training"
+        given = {one.tags[0].value: one.dataset for one in run.inputs.dataset_inputs}
+        assert len(given) == len(run.inputs.dataset_inputs)
+        assert given.keys() == {"training", "test"}
+        assert given["training"].digest == run.data.tags["data_digest"]
+        assert all(len(data.digest) <= 36 for data in given.values())
+        assert given["test"].name == "rows.json·test"
+        tested.add(given["test"].digest)
+    assert len(tested) == 1  # one split, whichever run scored it
 
 
 def test_the_same_command_again_runs_nothing(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,8 +150,8 @@ def test_the_same_command_again_runs_nothing(finished: Finished, monkeypatch: py
     assert outcome.study_result.champion == finished.outcome.study_result.champion
     name = finished.config.tracking.registered_model
     assert len(finished.client.search_model_versions(f"name='{name}'")) == 1
-    (given,) = finished.parent.inputs.dataset_inputs
-    assert given.dataset.digest == finished.parent.data.tags["data_digest"]
+    training, _ = finished.parent.inputs.dataset_inputs
+    assert training.dataset.digest == finished.parent.data.tags["data_digest"]
 
 
 def test_compare_again_adds_no_version(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:

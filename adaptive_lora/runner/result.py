@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from adaptive_lora.analysis.comparison import Comparison, compare
 from adaptive_lora.analysis.report import About, render_markdown, render_terminal, write_report
+from adaptive_lora.analysis.report.tables import result_table
 from adaptive_lora.analysis.stats import Correction
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import AdapterError
@@ -27,6 +28,9 @@ from adaptive_lora.runner.trial import PROBE, probe_logits
 from adaptive_lora.serving import load_adapter
 from adaptive_lora.tracking import RegisteredAdapter, promote, register
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder, require_own_code
+
+TABLE = "comparison_table.json"
+"""Artifact of the report's first table, which the tracking UI shows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +67,7 @@ def judge(
     report = write_report(comparison, comparison_input.records, folder, about)
     render_terminal(comparison, console)
     home.files(folder, "report")
+    home.table(TABLE, *_ui_table(comparison))
     home.describe(render_markdown(comparison, title))
     home.tags({"verdict": comparison.answer[:5000], "champion": comparison.winner})
     means = {
@@ -81,6 +86,13 @@ def judge(
     return StudyResult(
         study_id=comparison_input.name, comparison=comparison, report=report, champion=champion, no_champion=reason
     )
+
+
+def _ui_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of the result; the tracking UI shows the first two columns until others are chosen."""
+    table = result_table(comparison)
+    order = sorted(range(len(table.head)), key=lambda column: table.head[column] not in ("Method", "Test loss"))
+    return [table.head[column] for column in order], [[row[column].text for column in order] for row in table.rows]
 
 
 def compare_input(comparison_input: ComparisonInput, config: StudyConfig, baseline: str | None) -> Comparison:

@@ -47,6 +47,7 @@ from adaptive_lora.runner.race import race_rounds, require_rungs
 from adaptive_lora.runner.result import StudyResult, judge
 from adaptive_lora.runner.schedule import Leg, Schedule, resolve_engine
 from adaptive_lora.runner.trial import run_tracked, trial_checkpoints
+from adaptive_lora.runner.trial_log import log_test_data
 from adaptive_lora.tracking import Store, StudyRun, connect
 from adaptive_lora.tracking.runs import STUDY_ID, STUDY_KEY, TOKENS, eval_to_dict, run_name
 from adaptive_lora.tracking.study_run import TrialStatus
@@ -205,6 +206,8 @@ def _describe(context: StudyContext, study: StudyRun, base_scores: Mapping[str, 
     study.metric("frozen/test_loss", context.base_scores(0).loss)
     study.flush()
     study.data(context.data.source, context.data.digest, config.data.data, len(context.data.examples))
+    for scores in base_scores.values():
+        log_test_data(context, study, scores)
 
 
 def _has_base_scores(study: StudyRun) -> bool:

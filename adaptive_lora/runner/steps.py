@@ -23,6 +23,7 @@ from adaptive_lora.runner.measure import as_saved
 from adaptive_lora.runner.progress import StudyProgress, say_lines, say_place
 from adaptive_lora.runner.run import missing_trials, opened_study
 from adaptive_lora.runner.trial import TrialOutcome, run_tracked
+from adaptive_lora.runner.trial_log import log_test_data
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.runs import eval_to_dict, single_run
@@ -124,7 +125,8 @@ def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console)
     store = connect(config.tracking)
     with single_run(store, "evaluation", f"evaluate·{context.data.source}") as run:
         run.params({"evaluate.adapter": adapter, "evaluate.fold": fold})
-        run.data(context.data.source, context.data.digest, config.data.data, len(test.example_ids))
+        run.tags({"data_digest": context.data.digest})
+        log_test_data(context, run, test)
         for key, value in scores.items():
             run.metric(key, value)
         run.flush()

@@ -11,16 +11,20 @@ import torch
 
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.allocation.plan import BaseStorage
-from adaptive_lora.config import TrackingConfig, TrialSpec
+from adaptive_lora.config import TrackingConfig, TrialSpec, digest
 from adaptive_lora.errors import AdaptiveLoraError
+from adaptive_lora.results import EvalResult
 from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.provenance import packages, provenance
-from adaptive_lora.tracking import Recorder
+from adaptive_lora.tracking import DataId, Recorder
 from adaptive_lora.tracking.runs import HISTORY, PLAN, RESULT, SIGNATURE, TOKENS, result_to_dict
 from adaptive_lora.training import StepEvent
 
 if TYPE_CHECKING:
     from adaptive_lora.runner.trial import TrialOutcome
+
+_OF_MODEL = ("validation/final_loss", "trainable_parameters")
+"""Metrics of the logged model, besides its test scores."""
 
 
 def trial_tags(context: StudyContext, trial: TrialSpec) -> dict[str, str]:
@@ -107,7 +111,22 @@ def log_outcome(context: StudyContext, run: Recorder, trial: TrialSpec, outcome:
         "base_hash": context.base.reference.content_hash,
         "test_loss": outcome.test.loss,
     }
-    run.model(outcome.folder, metadata)
+    tested = log_test_data(context, run, outcome.test)
+    run.model(
+        outcome.folder,
+        metadata,
+        name=trial.label,
+        params={
+            "method": trial.method.label,
+            **({} if outcome.plan.budget is None else {"budget": outcome.plan.budget}),
+            "lr": repr(trial.lr),
+            "seed": trial.seed,
+            "fold": trial.fold,
+            "base": context.base.reference.name,
+            "task": context.task.name,
+        },
+        tags={SIGNATURE: context.signature(trial)},
+    )
     run.tags({"order_digest": outcome.train.order_digest})
     run.json(RESULT, result_to_dict(outcome.train, outcome.test))
     run.json(PLAN, outcome.plan.to_dict())
@@ -118,8 +137,19 @@ def log_outcome(context: StudyContext, run: Recorder, trial: TrialSpec, outcome:
     if outcome.profile is not None:
         run.json(f"profile_{outcome.profile.metric}.json", outcome.profile.to_dict())
     for key, value in trial_metrics(context, outcome, trial.fold).items():
-        run.metric(key, value)
+        if key.startswith("test/"):
+            run.metric(key, value, of_model=True, data=tested)
+        else:
+            run.metric(key, value, of_model=key in _OF_MODEL)
     run.flush()
+
+
+def log_test_data(context: StudyContext, run: Recorder, test: EvalResult) -> DataId:
+    """Log the test split that was scored as an input; an example's id is a digest of its content."""
+    data, ids = context.config.data, list(test.example_ids)
+    tested = DataId(f"{context.data.source}·test", digest({"examples": ids}))
+    run.data(*tested, data.test_data or data.data, len(ids), context="test")
+    return tested
 
 
 def trial_metrics(context: StudyContext, outcome: TrialOutcome, fold: int) -> dict[str, float]:

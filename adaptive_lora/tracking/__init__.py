@@ -3,12 +3,13 @@
 from mlflow.entities import Run
 
 from adaptive_lora.tracking.connection import Store, connect
-from adaptive_lora.tracking.recorder import Recorder
+from adaptive_lora.tracking.recorder import DataId, Recorder
 from adaptive_lora.tracking.registry import RegisteredAdapter, promote, register
 from adaptive_lora.tracking.runs import eval_from_dict, find_trials, open_comparison, read_trials
 from adaptive_lora.tracking.study_run import StudyRun
 
 __all__ = [
+    "DataId",
     "Recorder",
     "RegisteredAdapter",
     "Run",

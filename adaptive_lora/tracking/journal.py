@@ -298,6 +298,7 @@ def read_record(line: bytes, end: int, place: Path) -> Record:
     fields = dict(_FIELDS[op])
     if op == "run" and not _text(values.get("run_id")):
         fields |= _NEW_RUN
+    fields |= {name: fits for name, fits in _OPTIONAL.get(op, {}).items() if name in values}
     wrong = [name for name, fits in fields.items() if name not in values or not fits(values[name])]
     if wrong or not _text(values.get("store", "")):
         raise CorruptJournal(f"{place} is corrupt: {op} with {', '.join(wrong) or 'store'}")
@@ -326,6 +327,10 @@ def _texts(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_text, value.values()))
 
 
+def _pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_text, value))
+
+
 def _copy(value: Any) -> bool:
     return isinstance(value, str) and bool(_HELD.fullmatch(value))
 
@@ -337,10 +342,17 @@ _FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
     "metric": {"k": _text, "v": lambda v: isinstance(v, int | float), "s": _whole, "t": _whole},
     "data": {"dataset": lambda v: _texts(v) and v.keys() == _DATASET},
     "artifacts": {"held": _copy, "path": lambda v: v is None or _text(v)},
+    "table": {"name": _text},
     "model": {"held": _copy},
     "status": {"status": _text, "time": _whole},
 }
 """Operation -> types of its fields."""
+_OPTIONAL: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
+    "metric": {"m": lambda v: v is True, "d": _pair},
+    "data": {"context": _text},
+    "model": {"name": _text, "params": _texts, "tags": _texts},
+}
+"""Operation -> types of the fields that journals of earlier versions lack."""
 _NEW_RUN: Mapping[str, Callable[[Any], bool]] = {
     "key": _text, "experiment_id": _text, "name": _text, "tags": _texts, "time": _whole,
 }  # fmt: skip

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
@@ -18,9 +18,19 @@ from adaptive_lora.redaction import hide_credentials, hide_in
 from adaptive_lora.tracking.connection import Store
 from adaptive_lora.tracking.journal import Journal, new_key
 from adaptive_lora.tracking.registry import save_served
+from adaptive_lora.tracking.uploader import MODEL_NAME, model_name
 
-_NOTE = 8_000
+_NOTE, _DATA_NAME = 8_000, 500
+"""Most characters that MLflow accepts in a run's description, and in the name of a data set."""
 _GOES_ON = "\n\nThe whole text is the artifact `report/report.md`; `report/report.html` shows it all."
+
+
+class DataId(NamedTuple):
+    """Name and digest of a data set, which identify it in MLflow."""
+
+    name: str
+    digest: str
+    """Digest of its content, of at most 36 characters."""
 
 
 class Recorder:
@@ -88,10 +98,22 @@ class Recorder:
             )
         return str(self._header["run_id"])
 
-    def metric(self, key: str, value: float, step: int = 0) -> None:
-        """Record a metric; non-finite values are ignored, because charts cannot show them."""
+    def metric(
+        self, key: str, value: float, step: int = 0, *, of_model: bool = False, data: DataId | None = None
+    ) -> None:
+        """Record a metric; non-finite values are ignored, because charts cannot show them.
+
+        Args:
+            key: name of the metric.
+            value: its value.
+            step: optimiser step.
+            of_model: whether it is one of the run's model too, which has been recorded before.
+            data: data set that the model was measured on, or None.
+        """
         if math.isfinite(value) and (key, step) not in self._has:
-            self._append("metric", {"k": key, "v": float(value), "s": step, "t": _now()})
+            model = {"m": True} if of_model else {}
+            measured = {} if data is None else {"d": [data.name[:_DATA_NAME], data.digest]}
+            self._append("metric", {"k": key, "v": float(value), "s": step, "t": _now(), **model, **measured})
 
     def flush(self, patience: float = 0.0) -> bool:
         """Send records, and wait for `patience` seconds without progress; return whether the store has all of them."""
@@ -119,26 +141,49 @@ class Recorder:
             (Path(folder) / place.name).write_text(hide_credentials(text), encoding="utf-8")
             self.files(Path(folder), "" if place.parent == PurePosixPath() else str(place.parent))
 
+    def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Log a table as a JSON artifact that the tracking UI shows as one; it replaces an earlier table."""
+        self.json(name, {"columns": list(columns), "data": [list(row) for row in rows]})
+        self._append("table", {"name": name})
+
     def files(self, folder: Path, path: str) -> None:
         """Log the files of a folder as artifacts beneath `path`."""
         self._append("artifacts", {"path": path or None, "held": self._open.keep(folder)})
 
-    def model(self, folder: Path, metadata: Mapping[str, Any]) -> None:
-        """Log an adapter folder as the run's model; a run has one."""
+    def model(
+        self,
+        folder: Path,
+        metadata: Mapping[str, Any],
+        *,
+        name: str = MODEL_NAME,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log an adapter folder as the run's model; a run has one.
+
+        Args:
+            folder: folder of the adapter.
+            metadata: facts that are written into the model's `MLmodel` file.
+            name: name in the tracking UI's list of models; characters that MLflow forbids are replaced.
+            params: settings by which the UI compares models.
+            tags: tags by which models are found.
+        """
+        texts = {key: str(value) for key, value in (params or {}).items()}
         with TemporaryDirectory() as place:
             save_served(folder, Path(place) / "model", metadata)
-            self._append("model", {"held": self._open.keep(Path(place) / "model")})
+            held = self._open.keep(Path(place) / "model")
+        self._append("model", {"held": held, "name": model_name(name), "params": texts, "tags": dict(tags or {})})
 
-    def data(self, name: str, digest: str, source: str, rows: int) -> None:
-        """Log the data set as an input by digest, without its rows."""
+    def data(self, name: str, digest: str, source: str, rows: int, *, context: str = "training") -> None:
+        """Log a data set as an input by digest, without its rows; `context` is the use that is made of it."""
         dataset = {
-            "name": name[:500],
+            "name": name[:_DATA_NAME],
             "digest": digest,
             "source_type": "local",
             "source": json.dumps({"uri": source}),
             "profile": json.dumps({"num_rows": rows}),
         }
-        self._append("data", {"dataset": dataset})
+        self._append("data", {"dataset": dataset, "context": context})
 
     def describe(self, markdown: str) -> None:
         """Set the run's description, shown on its page in the tracking UI.

@@ -7,6 +7,7 @@ issue 23761).
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import warnings
@@ -24,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from adaptive_lora.errors import TrackingError
 from adaptive_lora.serving import CAUSAL, LISTS, RECORD, TASKS, TaskSpec
@@ -184,23 +186,37 @@ def _descriptions(folder: Path) -> dict[str, bool]:
 
 def register(store: Store, name: str, run: Run) -> RegisteredAdapter:
     """Register the adapter of a run as a version, or find its existing one."""
-    model_uri = run.data.tags[MODEL_TAG]
-    number = outlast_or_say(lambda: _version(store.client, name, run.info.run_id, model_uri))
-    return RegisteredAdapter(name=name, version=number, model_uri=model_uri)
+    number = outlast_or_say(lambda: _version(store.client, name, run))
+    return RegisteredAdapter(name=name, version=number, model_uri=run.data.tags[MODEL_TAG])
 
 
-def _version(client: MlflowClient, name: str, run_id: str, model_uri: str) -> str:
+def _version(client: MlflowClient, name: str, run: Run) -> str:
     """Find a run's version or make it; may be repeated after a lost answer."""
+    model_uri, model_id = run.data.tags[MODEL_TAG], None
+    if model_uri.startswith("models:/"):
+        model_id = model_uri.rsplit("/", 1)[-1]
+    else:  # of a server without logged models: `runs:/RUN_ID/FOLDER`
+        model_uri = f"{run.info.artifact_uri}/{model_uri.rsplit('/', 1)[-1]}"
     try:
         client.get_registered_model(name)
     except MlflowException:
         with suppress_existing():
             client.create_registered_model(name, description="Adapters that adaptive-lora studies found best.")
-    for found in client.search_model_versions(f"name='{name}'"):
-        if found.run_id == run_id:
-            return str(found.version)
-    made = client.create_model_version(name, source=model_uri, run_id=run_id, model_id=model_uri.rsplit("/", 1)[-1])
-    return str(made.version)
+    versions = client.search_model_versions(f"name='{name}'")
+    number = next((str(found.version) for found in versions if found.run_id == run.info.run_id), None)
+    if number is None:
+        number = str(client.create_model_version(name, model_uri, run.info.run_id, model_id=model_id).version)
+    if model_id is not None:
+        _name_version(client, model_id, {"name": name, "version": number})
+    return number
+
+
+def _name_version(client: MlflowClient, model_id: str, version: Mapping[str, str]) -> None:
+    """Name a version in its logged model's tag, by which the tracking UI links the two; servers do so themselves."""
+    versions = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    known = {(one["name"], str(one["version"])) for one in versions}
+    if (version["name"], version["version"]) not in known:
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*versions, version])})
 
 
 def promote(store: Store, adapter: RegisteredAdapter, decision: Mapping[str, str], description: str) -> None:

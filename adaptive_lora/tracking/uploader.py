@@ -8,6 +8,9 @@ are made, and again when the run ends, because a request that timed out may stil
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice, takewhile
@@ -17,16 +20,21 @@ from typing import Any
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_ARTIFACTS
 
 from adaptive_lora.interruption import remove_partial, replacing
 from adaptive_lora.tracking.journal import CorruptJournal, Journal
+
+log = logging.getLogger(__name__)
 
 RUN_KEY = "adaptive_lora.run_key"
 """Tag with the key of a run, used before the store assigned an id."""
 MODEL_TAG = "adapter_model_uri"
 MODEL_NAME = "adapter"
+"""Type of a run's logged model, and its name in earlier versions; name of its folder where there are none."""
 _BATCH, _PARAMS = 1000, 100
 """Maximum number of metrics, and of parameters, per MLflow request."""
 _MLMODEL = "MLmodel"
@@ -37,6 +45,7 @@ class Uploader:
 
     def __init__(self, client: MlflowClient, uri: str) -> None:
         self.client, self.uri = client, uri
+        self._said_old = False
 
     def next(self, journal: Journal) -> None:
         """Send the next record of a journal, or a batch of metrics, and mark it as delivered.
@@ -53,7 +62,7 @@ class Uploader:
         batch = list(takewhile(lambda record: record.op == "metric", records))
         wanted = [r.values for r in batch if (r.values["k"], r.values["s"]) not in journal.known]
         if wanted:
-            metrics = [Metric(v["k"], v["v"], v["t"], v["s"]) for v in wanted]
+            metrics = [_metric(values, journal.facts.get("model_id")) for values in wanted]
             self.client.log_batch(journal.facts["run_id"], metrics=metrics)
         journal.acknowledge(batch[-1])
 
@@ -77,7 +86,7 @@ class Uploader:
 
     def data(self, journal: Journal, values: Mapping[str, Any]) -> None:
         """Log a data set as an input."""
-        context = InputTag(key="mlflow.data.context", value="training")
+        context = InputTag(key=MLFLOW_DATASET_CONTEXT, value=values.get("context", "training"))
         inputs = [DatasetInput(dataset=Dataset(**values["dataset"]), tags=[context])]
         self.client.log_inputs(journal.facts["run_id"], datasets=inputs)
 
@@ -87,20 +96,48 @@ class Uploader:
             self._find_artifacts(journal)
         self._upload(journal, journal.folder / values["held"], journal.facts["artifact_uri"], values["path"])
 
+    def table(self, journal: Journal, values: Mapping[str, Any]) -> None:
+        """Name an artifact among the run's tables, by the tag that `mlflow.log_table` sets."""
+        run = self.client.get_run(journal.facts["run_id"])
+        tables = json.loads(run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+        if (entry := {"path": values["name"], "type": "table"}) not in tables:
+            self.client.set_tag(run.info.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*tables, entry]))
+
     def model(self, journal: Journal, values: Mapping[str, Any]) -> None:
-        """Make the run's logged model, or find the one it has, and upload its files."""
+        """Make the run's logged model, or find the one it has, and upload its files.
+
+        A server older than MLflow 3 has no logged models; there the files are artifacts of the run.
+        """
         facts, run_id = journal.facts, journal.facts["run_id"]
         if "model_uri" not in facts:
-            run = self.client.get_run(run_id)
-            made = sorted(self._models(run), key=lambda model: model.model_id != facts.get("model_id"))
-            model = made[0] if made else self._make_model(run)
-            journal.learn(model_id=model.model_id, model_uri=model.artifact_location)
+            journal.learn(**self._place_of_model(run_id, facts.get("model_id"), values))
         folder = journal.folder / values["held"]
         _enter_ids(folder, facts)
         self._upload(journal, folder, facts["model_uri"], None)
+        if "model_id" not in facts:
+            self.client.set_tag(run_id, MODEL_TAG, f"runs:/{run_id}/{MODEL_NAME}")
+            return
         journal.step("ready", lambda: self.client.finalize_logged_model(facts["model_id"], "READY"))
         journal.step("output", lambda: self._link(run_id, facts["model_id"]))
         self.client.set_tag(run_id, MODEL_TAG, f"models:/{facts['model_id']}")
+
+    def _place_of_model(self, run_id: str, known: str | None, values: Mapping[str, Any]) -> dict[str, str]:
+        """Return id and artifact location of a run's logged model, or the location alone where there are none."""
+        run = self.client.get_run(run_id)
+        try:
+            made = sorted(self._models(run), key=lambda model: model.model_id != known)
+            model = made[0] if made else self._make_model(run, values)
+        except MlflowException as error:
+            if error.error_code != "ENDPOINT_NOT_FOUND":
+                raise
+            if not self._said_old:
+                self._said_old = True
+                log.warning(
+                    "The tracking server is older than MLflow 3: logged models are left out, and adapters are "
+                    "artifacts of their runs."
+                )
+            return {"model_uri": f"{run.info.artifact_uri}/{MODEL_NAME}"}
+        return {"model_id": model.model_id, "model_uri": model.artifact_location}
 
     def status(self, journal: Journal, values: Mapping[str, Any]) -> None:
         """Set a run's status; a final one also removes duplicates made by late requests."""
@@ -145,11 +182,18 @@ class Uploader:
         """Return the logged adapters of a run, oldest first."""
         query = f"source_run_id = '{run.info.run_id}'"
         found = self.client.search_logged_models([run.info.experiment_id], query)
-        own = [model for model in found if model.name == MODEL_NAME]
+        own = [model for model in found if MODEL_NAME in (model.name, model.model_type)]
         return sorted(own, key=lambda model: (model.creation_timestamp, model.model_id))
 
-    def _make_model(self, run: Run) -> LoggedModel:
-        return self.client.create_logged_model(run.info.experiment_id, name=MODEL_NAME, source_run_id=run.info.run_id)
+    def _make_model(self, run: Run, values: Mapping[str, Any]) -> LoggedModel:
+        return self.client.create_logged_model(
+            run.info.experiment_id,
+            name=values.get("name", MODEL_NAME),
+            source_run_id=run.info.run_id,
+            tags=values.get("tags"),
+            params=values.get("params"),
+            model_type=MODEL_NAME,
+        )
 
 
 SENDERS: Mapping[str, Callable[[Uploader, Journal, Mapping[str, Any]], None]] = {
@@ -158,6 +202,7 @@ SENDERS: Mapping[str, Callable[[Uploader, Journal, Mapping[str, Any]], None]] = 
     "tags": Uploader.tags,
     "data": Uploader.data,
     "artifacts": Uploader.artifacts,
+    "table": Uploader.table,
     "model": Uploader.model,
     "status": Uploader.status,
 }
@@ -186,13 +231,28 @@ def runs_of_key(client: MlflowClient, experiment_id: str, key: str) -> Sequence[
     return sorted(found, key=lambda run: run.info.run_id)
 
 
+def model_name(name: str) -> str:
+    """Return a name without the characters that MLflow forbids in those of logged models."""
+    return re.sub(r"""[/:.%"']""", "_", name)
+
+
+def _metric(values: Mapping[str, Any], model_id: str | None) -> Metric:
+    """Return a recorded metric: one of the run's model too, if it was recorded as such and there is a model."""
+    point = (values["k"], values["v"], values["t"], values["s"])
+    if model_id is None or "m" not in values:
+        return Metric(*point)
+    name, digest = values.get("d", (None, None))
+    return Metric(*point, model_id=model_id, dataset_name=name, dataset_digest=digest)
+
+
 def _enter_ids(folder: Path, facts: Mapping[str, str]) -> None:
     """Write the ids of model and run into a model's folder."""
     remove_partial(folder, _MLMODEL)  # it would be uploaded
     text = (folder / _MLMODEL).read_text(encoding="utf-8")
     description = Model.from_dict(yaml.safe_load(text))  # `load` decodes %20 in a path
     description.run_id = facts["run_id"]
-    description.model_id = description.model_uuid = facts["model_id"]
+    if "model_id" in facts:
+        description.model_id = description.model_uuid = facts["model_id"]
     description.artifact_path = facts["model_uri"]
     with replacing(folder / _MLMODEL) as draft:
         description.save(str(draft))
