@@ -43,6 +43,7 @@ def option(
     limits: Limits | None = None,
     identity: bool = True,
     switch: bool = False,
+    repeated: bool = False,
     label: str = "",
 ) -> Any:
     """Declare an option as a dataclass field.
@@ -54,6 +55,7 @@ def option(
         limits: allowed values, checked when a study is read.
         identity: whether a change makes another experiment, so that it enters trial signatures.
         switch: whether the option without a value means true on the command line.
+        repeated: whether an option of several texts is given once per text, which may hold spaces.
         label: form of a value in a method's label, where it is not the default, such as `from{:g}`.
     """
     metadata = {
@@ -62,6 +64,7 @@ def option(
         "limits": limits or Limits(),
         "identity": identity,
         "switch": switch,
+        "repeated": repeated,
         "label": label,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -187,6 +190,8 @@ def parse_options(
             continue
         (field,) = (field for field in dataclasses.fields(owners[name]) if field.name == name)
         value = as_choice(value, field.metadata["limits"])
+        if field.metadata["repeated"] and isinstance(value, str):
+            value = [value]
         try:
             parsed[name] = parse_value(type_hints(owners[name])[name], value)
         except (ValueError, TypeError) as error:

@@ -109,6 +109,18 @@ class EvalResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RetainedScores:
+    """Scores on data that a trial was not trained for, before and after its training."""
+
+    source: str
+    """Name of the source."""
+    before: EvalResult
+    """Scores of the frozen base without adapter."""
+    after: EvalResult
+    """Scores of the trained adapter on the same examples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrialRecord:
     """One completed trial, as `compare` reads it back from the tracking store."""
 
@@ -139,3 +151,5 @@ class TrialRecord:
     """Tags of the run that the fairness audit compares, such as `precision`, `data_digest`, `order_digest`."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Parameters of the run: `cfg.*` of the study, `method.*` of the method."""
+    retained: Mapping[str, RetainedScores] = field(default_factory=dict)
+    """Digest of retained data -> scores on them; empty without `retain_data`."""

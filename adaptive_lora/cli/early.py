@@ -6,9 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-from adaptive_lora.config import DataConfig, StudyConfig
+from adaptive_lora.config import DataConfig, RetainedSource, StudyConfig
 from adaptive_lora.config.base_file import base_file, check_base
 from adaptive_lora.config.planted import PlantedTeacher
+from adaptive_lora.config.retained import require_retained
 from adaptive_lora.config.store_place import require_reachable
 
 _DECODERS = ("ForCausalLM", "LMHeadModel")
@@ -28,6 +29,9 @@ def require_inputs(config: StudyConfig, *, trained: bool = True) -> None:
     kinds = [spec.base for spec in config.specs]
     file = check_base(config.model, kinds) if trained else base_file(config.model)
     require_data(config, config.data, is_gguf=file is not None)
+    require_retained(config)
+    for source in config.evaluation.retain_data:
+        require_data(config, RetainedSource.parse(source).settings(config.data), is_gguf=file is not None)
     own = {config.data.data, "own", "embedded"}
     for task in {task for spec in config.specs for task in spec.profiled_on} - own:
         require_data(config, dataclasses.replace(config.data, data=task))

@@ -37,10 +37,13 @@ _TITLES = {
 """Group of options -> its title in `--help`, in the order shown."""
 _WHERE = ("engine", "precision", "max_memory", "output", "checkpoints", "checkpoint_minutes", "checkpoint_steps")
 """Settings of other sections that are shown in the group `Where to run`."""
+RETENTION = ("retain_data", "max_forgetting", "max_forgetting_percent")
+"""Settings of what training makes a base forget."""
 _PLACES = {
     "model": "NAME|PATH",
     "data": "NAME|PATH",
     "test_data": "FILE",
+    "retain_data": "NAME|PATH",
     "template": "NAME|FILE",
     "output": "DIRECTORY",
     "checkpoints": "DIRECTORY",
@@ -146,6 +149,7 @@ def field_option(
     text += f" [unit: {unit}]" if unit and unit not in _UNITS else ""
     text += f" [default: {default or _shown(field.default)}]"
     alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if field.metadata["switch"] else {}
+    alone |= {"multiple": True} if field.metadata["repeated"] else {}
     return Option(
         group,
         f"--{field.name.replace('_', '-')}",
@@ -208,7 +212,7 @@ STUDY_FILE = Option(
 
 def settings_given(options: Mapping[str, Any]) -> dict[str, object]:
     """Return the options given by the user; the others are left to the dataclasses."""
-    return {name: value for name, value in options.items() if value is not None}
+    return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
 def read_study(file: Path | None, options: Mapping[str, Any]) -> StudyConfig:

@@ -12,6 +12,7 @@ from adaptive_lora.cli.documents import print_document
 from adaptive_lora.cli.early import require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
+    RETENTION,
     STUDY_FILE,
     Option,
     make_console,
@@ -94,7 +95,7 @@ def plan(
 @main.command()
 @options(
     STUDY_FILE,
-    *settings(leave_out=("methods", "lr", "baseline")),
+    *settings(leave_out=("methods", "lr", "baseline", *RETENTION)),
     Option(
         "profile",
         "--metric",

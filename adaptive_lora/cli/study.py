@@ -13,6 +13,7 @@ from adaptive_lora.cli.documents import print_document
 from adaptive_lora.cli.early import require_data, require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
+    RETENTION,
     STUDY_FILE,
     Option,
     make_console,
@@ -84,7 +85,7 @@ def _print_result(console: Console, result: StudyResult, store: Store) -> None:
 
 _COMPARED = (
     "tracking_uri", "experiment", "output", "registered_model", "trust_remote_code", "baseline", "margin",
-    "margin_percent", "correction",
+    "margin_percent", "correction", "max_forgetting", "max_forgetting_percent",
 )  # fmt: skip
 """Study settings that affect a comparison."""
 
@@ -149,7 +150,7 @@ def compare(study_ids: tuple[str, ...], query: str | None, allow_mixed: bool, as
         metavar="NAME|PATH",
         help="data of one task; given once per task [default: none]",
     ),
-    *settings(leave_out=("data", "methods", "baseline")),
+    *settings(leave_out=("data", "methods", "baseline", *RETENTION)),
 )
 def transfer(file: Path | None, data: tuple[str, ...], method: str, as_json: bool, **given: Any) -> None:
     """Allocate ranks on each task and on all together, train on each, and compare the losses.

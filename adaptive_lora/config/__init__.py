@@ -4,6 +4,7 @@ A study file is flat YAML whose keys are the command line's options.
 """
 
 from adaptive_lora.config.parsing import EARLIER_NAMES, current_label, current_settings, load_study, study_from
+from adaptive_lora.config.retained import RetainedSource
 from adaptive_lora.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "MemorySize",
     "ModelConfig",
     "ProfileConfig",
+    "RetainedSource",
     "StudyConfig",
     "TrackingConfig",
     "TrainConfig",

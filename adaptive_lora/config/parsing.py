@@ -14,6 +14,8 @@ from typing import Any
 
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.allocation.scaling import CONSTANT_AT, DEFAULT_ALPHA, RENAMED
+from adaptive_lora.config.planted import NAME as PLANTED
+from adaptive_lora.config.retained import RetainedSource
 from adaptive_lora.config.study import StudyConfig, option_fields
 from adaptive_lora.config.text_files import Unreadable, parse_yaml, read_text
 from adaptive_lora.errors import ConfigError, unknown_name
@@ -98,6 +100,7 @@ def _grid_problems(study: StudyConfig) -> list[str]:
     if study.baseline is not None and not problems and study.baseline not in labels:
         problems.append(unknown_name("baseline", study.baseline, labels))
     problems += _race_problems(study)
+    problems += _retain_problems(study)
     if study.data.validation_share + study.data.test_share >= 1:
         problems.append("validation_share and test_share leave nothing to train on")
     if study.data.folds > 1 and (study.data.test_data or study.data.test_split):
@@ -118,6 +121,22 @@ def _race_problems(study: StudyConfig) -> list[str]:
             "race: rates are compared by a validation pass at one and two thirds of the training; "
             f"required validations of at least 3, got {study.train.validations}"
         )
+    return problems
+
+
+def _retain_problems(study: StudyConfig) -> list[str]:
+    problems: list[str] = []
+    for text in study.evaluation.retain_data:
+        try:
+            RetainedSource.parse(text)
+        except ConfigError as error:
+            problems.append(str(error))
+    if study.evaluation.retain_data and study.data.data.partition(":")[0] == PLANTED:
+        problems.append("retain_data: the loss of a planted study is the distance to its teacher; required other data")
+    bounds = {name: getattr(study, name) for name in ("max_forgetting", "max_forgetting_percent")}
+    given = [name for name, value in bounds.items() if value is not None]
+    if len(given) > 1:
+        problems.append("max_forgetting and max_forgetting_percent are one bound; required one of them, got both")
     return problems
 
 

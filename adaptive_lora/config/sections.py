@@ -175,6 +175,13 @@ class EvaluationConfig:
         limits=Limits(low=1),
         identity=False,
     )
+    retain_data: tuple[str, ...] = option(
+        (),
+        "other data of the same task, to measure what training makes the base forget: "
+        "SOURCE[:option=value,...], read as --data is; given once per source",
+        identity=False,  # nothing is trained on it
+        repeated=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,6 +97,21 @@ class StudyConfig:
         limits=Limits(above=0, high=100),
         identity=False,
     )
+    max_forgetting: float | None = option(
+        None,
+        "most that the champion may forget of any retain_data: the upper end of the interval of its loss after "
+        "training minus the frozen base's; none: not bounded, unless by max_forgetting_percent",
+        unit="that of the loss",
+        limits=Limits(low=0),
+        identity=False,
+    )
+    max_forgetting_percent: float | None = option(
+        None,
+        "the same bound, as a percentage of the frozen base's loss on the retain_data",
+        unit="%",
+        limits=Limits(low=0),
+        identity=False,
+    )
     correction: str = option(
         "holm",
         "correction of p-values for several methods; holm: bounds the chance of any false finding; "

@@ -53,6 +53,10 @@ class DataSummary:
     """The first training example as text, with its supervised text in [[ ]]."""
     where: str
     """Place of that example in the source."""
+    name: str = "data"
+    """Name of the source in the printed summary."""
+    notes: tuple[str, ...] = ()
+    """Further remarks for the user."""
 
     @property
     def share_lost(self) -> float:
@@ -66,7 +70,8 @@ class DataSummary:
 
     def lines(self) -> list[str]:
         """Return the summary as text, one item per line."""
-        said = reading_lines(self.readings)
+        said = reading_lines(self.readings, self.name)
+        said += [f"          {note}" for note in self.notes]
         said.append(f"task      {self.task}; template: {self.template}")
         sizes = ", ".join(
             f"{name} {part.examples:,} examples ({part.supervised_tokens:,} supervised)"
@@ -133,13 +138,12 @@ def shortened(text: str) -> str:
     return f"{text[:half]} ... {len(text) - 2 * half:,} characters ... {text[-half:]}"
 
 
-def reading_lines(readings: Sequence[Reading]) -> list[str]:
+def reading_lines(readings: Sequence[Reading], name: str = "data") -> list[str]:
     """Return lines on how the sources were read, a separate test source last."""
-    return [line for index, one in enumerate(readings) for line in _read(one, index)]
+    return [line for at, one in enumerate(readings) for line in _read(one, "test data" if at else name)]
 
 
-def _read(reading: Reading, index: int) -> Sequence[str]:
-    name = "data" if index == 0 else "test data"
+def _read(reading: Reading, name: str) -> Sequence[str]:
     drawn = f", {reading.drawn:,} drawn by max_examples" if reading.drawn < reading.rows else ""
     said = [f"{name:<9} {reading.source}: {reading.rows:,} rows{drawn}"]
     unused = f"; not used: {_listed(reading.unused)}" if reading.unused else ""

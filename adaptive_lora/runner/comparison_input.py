@@ -28,7 +28,7 @@ from adaptive_lora.tracking import (
     open_comparison,
     read_trials,
 )
-from adaptive_lora.tracking.runs import CORRUPTION, STUDY_ID, TOKENS, identity_of
+from adaptive_lora.tracking.runs import CORRUPTION, RETAINED, STUDY_ID, TOKENS, identity_of
 
 T = TypeVar("T")
 
@@ -80,6 +80,8 @@ class ComparisonInput:
     """Study id -> lines of its data summary, as far as recorded."""
     mixed: tuple[str, ...] = ()
     """Differences between trials, where `allow_mixed` permits them."""
+    retained: tuple[str, ...] | None = None
+    """Digests of the studies' retained data; None, without a study: all that trials were scored on."""
 
     @property
     def store(self) -> Store:
@@ -186,7 +188,14 @@ def _assembled(
         facts=facts,
         data={study_id: lines for study_id, lines in data.items() if lines is not None},
         mixed=tuple(mixed),
+        retained=_retained(studies) if studies else None,
     )
+
+
+def _retained(studies: Sequence[StudyRun]) -> tuple[str, ...]:
+    """Return the digests of the retained data that the studies were last run with."""
+    tags = (study.recorded().data.tags.get(RETAINED, "") for study in studies)
+    return tuple(dict.fromkeys(digest for text in tags for digest in text.split()))
 
 
 def _recorded(study: StudyRun, name: str, read: Callable[[Any], T], *, required: bool = False) -> T | None:

@@ -15,6 +15,7 @@ from adaptive_lora.allocation import MethodSpec, Plan, TunerPlan, make_plan
 from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import StudyConfig, TrialSpec, digest, shown
 from adaptive_lora.config.parsing import earlier_settings
+from adaptive_lora.config.retained import require_retained
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import ConfigError, ModelError
 from adaptive_lora.methods.adapters.dropout import switch_off_dropout
@@ -29,6 +30,7 @@ from adaptive_lora.models.tasks import Task, task_named
 from adaptive_lora.models.tasks.prepared import PreparedSplits, prepare_set
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runner.profiling import OWN, TaskData, drawn, read_tasks, trained_probe
+from adaptive_lora.runner.retained import RetainedData, frozen_losses, read_retained
 from adaptive_lora.serving import NF4
 from adaptive_lora.training.memory import MemoryChoice, choose, describe, load_of
 
@@ -190,9 +192,18 @@ class StudyContext:
         return self._task_data[tasks]
 
     def data_lines(self) -> list[str]:
-        """Return the lines of the data summary printed at the start of a run, including other tasks' data."""
-        summaries = [self.data_summary, *(one for data in self._task_data.values() for one in data.summaries)]
+        """Return the lines of the data summary printed at the start of a run: own, other tasks' and retained data."""
+        others = (one for data in self._task_data.values() for one in data.summaries)
+        summaries = [self.data_summary, *others, *(one.summary for one in self.retained)]
         return [line for summary in summaries for line in summary.lines()]
+
+    def data_record(self) -> dict[str, Any]:
+        """Return the record of the study's own and its retained data as JSON-ready values."""
+        own = self.data_summary.to_dict()
+        others = [one.summary.to_dict() for one in self.retained]
+        if not others:
+            return own
+        return {**own, "retained": others, "block": [line for one in (own, *others) for line in one["block"]]}
 
     def start_head(self, seed: int) -> None:
         """Initialise the task's head from a seed, if the checkpoint lacks it."""
@@ -217,6 +228,26 @@ class StudyContext:
             with model_errors(f"{self.architecture.kind} does not run on this data", self.base.model):
                 self._base_scores[fold] = self.score(self.base.model, self.splits(fold).test)
         return self._base_scores[fold]
+
+    @cached_property
+    def retained(self) -> tuple[RetainedData, ...]:
+        """The retained data of the study; empty without `retain_data`.
+
+        Raises:
+            DataError: they cannot be read or used.
+        """
+        require_retained(self.config)
+        with _without_collector():
+            return read_retained(self.task, self.data, self._splits)
+
+    @cached_property
+    def retained_before(self) -> Mapping[str, EvalResult]:
+        """Digest of retained data -> scores of the base without adapter, with the head of `base_scores`.
+
+        Raises:
+            ModelError: the base gives a loss that is not finite.
+        """
+        return frozen_losses(self)
 
     def test_texts(self) -> dict[str, str]:
         """Return id -> text of the test examples, for readers without the data."""
@@ -307,7 +338,8 @@ class StudyContext:
             ConfigError: they do not; the message gives the setting to change.
         """
         splits, most = self.splits(fold), self.base.max_positions
-        longest = max(item.length for item in (*splits.train, *splits.validation, *splits.test))
+        parts = (splits.train, splits.validation, splits.test, *(one.examples for one in self.retained))
+        longest = max(item.length for part in parts for item in part)
         if most is not None and longest + plan.positions > most:
             raise ConfigError(
                 f"{plan.method}: its {plan.positions} virtual tokens and the longest example "

@@ -14,7 +14,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from adaptive_lora.analysis.comparison import Comparison, compare
+from adaptive_lora.analysis.comparison import Comparison, MethodSummary, compare
+from adaptive_lora.analysis.comparison.forgetting import ForgettingBound
+from adaptive_lora.analysis.comparison.types import NO_WINNER
+from adaptive_lora.analysis.comparison.wording import interval_clause, plain, signed
 from adaptive_lora.analysis.report import About, render_markdown, render_terminal, write_report
 from adaptive_lora.analysis.report.tables import result_table
 from adaptive_lora.analysis.stats import Correction
@@ -70,13 +73,9 @@ def judge(
     home.table(TABLE, *_ui_table(comparison))
     home.describe(render_markdown(comparison, title))
     home.tags({"verdict": comparison.answer[:5000], "champion": comparison.winner})
-    means = {
-        "study/baseline_test_loss": comparison.methods[0].loss.mean,
-        "study/champion_test_loss": comparison.method(comparison.winner).loss.mean,
-    }
-    for name, mean in means.items():
-        if mean is not None:
-            home.metric(name, mean)
+    for name, label in (("baseline", comparison.baseline), ("champion", comparison.winner)):
+        if label != NO_WINNER and (mean := comparison.method(label).loss.mean) is not None:
+            home.metric(f"study/{name}_test_loss", mean)
     home.flush()
     champion, reason = None, ""
     try:
@@ -105,6 +104,11 @@ def compare_input(comparison_input: ComparisonInput, config: StudyConfig, baseli
         margin_share=config.margin_percent / 100,
         correction=cast(Correction, config.correction),
         facts=comparison_input.facts,
+        retained=comparison_input.retained,
+        bound=ForgettingBound(
+            loss=config.max_forgetting,
+            share=None if config.max_forgetting_percent is None else config.max_forgetting_percent / 100,
+        ),
     )
     if not comparison_input.mixed:
         return comparison
@@ -131,6 +135,8 @@ def _register(
         raise AdapterError(
             "trials of several data sets, splits or bases were compared, so there is no one adapter to register."
         )
+    if comparison.winner == NO_WINNER:
+        raise AdapterError(f"{comparison.decision}.")
     store = comparison_input.store
     winner = comparison.method(comparison.winner)
     trials = [
@@ -163,9 +169,23 @@ def _register(
         "reload_max_logit_difference": repr(proof.max_logit_difference),
         "reload_max_loss_difference": repr(proof.max_loss_difference),
         "base_hash": context.base.reference.content_hash,
+        **_forgetting_tags(comparison, winner),
     }
     promote(store, adapter, tags, _version_text(comparison_input, config, comparison, best))
     return adapter
+
+
+def _forgetting_tags(comparison: Comparison, winner: MethodSummary) -> dict[str, str]:
+    """Return what the champion forgot of each source, and what it was allowed to; empty without retained data."""
+    texts, allowed = [], []
+    for source in comparison.retained:
+        if (found := winner.forgetting.get(source.name)) is not None:
+            interval = interval_clause(found.forgotten.interval, comparison.confidence)
+            texts.append(f"{source.name}: {signed(found.forgotten.mean)} {comparison.unit} ({interval})")
+        if source.allowed is not None:
+            allowed.append(f"{source.name}: {plain(source.allowed)} {comparison.unit}")
+    tags = {"forgetting": "; ".join(texts), "max_forgetting": "; ".join(allowed)}
+    return {name: text[:5000] for name, text in tags.items() if text}
 
 
 def _version_text(

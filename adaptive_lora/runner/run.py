@@ -44,12 +44,13 @@ from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.progress import StudyProgress, say_lines, say_place
 from adaptive_lora.runner.provenance import provenance
 from adaptive_lora.runner.race import race_rounds, require_rungs
+from adaptive_lora.runner.rescore import score_unscored
 from adaptive_lora.runner.result import StudyResult, judge
 from adaptive_lora.runner.schedule import Leg, Schedule, resolve_engine
 from adaptive_lora.runner.trial import run_tracked, trial_checkpoints
 from adaptive_lora.runner.trial_log import log_test_data
 from adaptive_lora.tracking import Store, StudyRun, connect
-from adaptive_lora.tracking.runs import STUDY_ID, STUDY_KEY, TOKENS, eval_to_dict, run_name
+from adaptive_lora.tracking.runs import RETAINED, STUDY_ID, STUDY_KEY, TOKENS, eval_to_dict, run_name
 from adaptive_lora.tracking.study_run import TrialStatus
 from adaptive_lora.training.joint.group import JointGroup
 
@@ -101,6 +102,7 @@ def run_study(config: StudyConfig, console: Console | None = None) -> StudyOutco
         for trial in trials:  # a process may have been killed between a trial's end and this step
             trial_checkpoints(context, trial).remove()
         with study.comparing():
+            score_unscored(context, study, console)
             study_result = judge(comparison_input_of(study), config, console, lambda trial: context)
     return StudyOutcome(study_result=study_result, store=study.store, trials_run=len(run_here))
 
@@ -162,6 +164,7 @@ def open_study(context: StudyContext, store: Store, *, single: bool = False) -> 
             f"base {context.base.reference.name} gives a non-finite test loss in "
             f"{context.runtime.precision} before any training; check its weights or use fp32."
         )
+    _ = context.retained_before  # data that cannot be used are refused before anything is written
     _refuse_changed(context, store)
     _refuse_earlier(context, store)
     unnamed = config.study == StudyConfig.study
@@ -189,7 +192,10 @@ def _describe(context: StudyContext, study: StudyRun, base_scores: Mapping[str, 
     ):  # the recorded scores may be of the base as saved
         study.json(BASE_SCORES, {fold: eval_to_dict(result) for fold, result in base_scores.items()})
     study.json(EXAMPLES, context.test_texts())
-    study.json(DATA, context.data_summary.to_dict())
+    study.json(DATA, context.data_record())
+    retained = list(context.retained_before)
+    if single:  # sources of earlier trials are kept
+        retained = list(dict.fromkeys([*study.recorded().data.tags.get(RETAINED, "").split(), *retained]))
     study.tags(
         {
             STUDY_KEY: context.study_key,
@@ -198,6 +204,7 @@ def _describe(context: StudyContext, study: StudyRun, base_scores: Mapping[str, 
             "data": context.data.source,
             "data_digest": context.data.digest,
             TOKENS: context.tokens_digest,
+            RETAINED: " ".join(retained),
             "precision": context.runtime.precision,
             "trust_remote_code": str(config.model.trust_remote_code).lower(),
             **{f"provenance.{key}": value for key, value in provenance().items()},
@@ -304,6 +311,7 @@ def _widened(study: StudyRun, settings: dict[str, Any]) -> dict[str, Any]:
         "methods": list(methods.values()),
         "seeds": list(dict.fromkeys([*before["seeds"], *settings["seeds"]])),
         "lr": list(dict.fromkeys([*before["lr"], *settings["lr"]])),
+        "retain_data": list(dict.fromkeys([*before.get("retain_data", []), *settings["retain_data"]])),
         "baseline": before.get("baseline"),
     }
 
@@ -331,8 +339,10 @@ def compare_study(
     """
     store = connect(tracking, must_exist=True)
     comparison_input = read_comparison_input(store, selection)
-    rules = ("margin", "margin_percent", "correction", "registered_model")
+    rules = ("margin", "margin_percent", "correction", "registered_model", "max_forgetting", "max_forgetting_percent")
     recorded = {name: comparison_input.settings[name] for name in rules if name in comparison_input.settings}
+    if any(name in changes for name in rules[-2:]):  # one bound in two units
+        recorded = {name: value for name, value in recorded.items() if name not in rules[-2:]}
     baseline = changes.get("baseline")
     config = study_from({**recorded, **changes, "baseline": None})
     config = dataclasses.replace(config, baseline=None if baseline is None else str(baseline))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from adaptive_lora.redaction import shown
 from adaptive_lora.results import EvalResult, TrainResult
 from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.progress import StudyProgress
+from adaptive_lora.runner.retained import retained_losses
 from adaptive_lora.runner.trial_context import TrialOnBase
 from adaptive_lora.runner.trial_log import failure_logged, log_outcome, log_settings, log_step, trial_tags
 from adaptive_lora.tracking import StudyRun
@@ -60,6 +61,8 @@ class TrialOutcome:
     """Number of trainings; more than one if the first only finds ranks."""
     extra: dict[str, float]
     """Further metrics of the method."""
+    retained: Mapping[str, EvalResult]
+    """Digest of retained data -> scores of the adapter; empty without `retain_data`."""
 
 
 def run_tracked(
@@ -172,6 +175,9 @@ def run_trial(
             test = context.score(trained.model, context.splits(trial.fold).test)
             _require_finite("test", test.loss)
             test = dataclasses.replace(test, overall={**test.overall, **context.task.plan_scores(trained.plan)})
+            retained = retained_losses(context, trained.model)
+            for result in retained.values():
+                _require_finite("retained data's", result.loss)
             _save(context, trial, trained, folder)
     finally:
         trial_context.release()
@@ -190,6 +196,7 @@ def run_trial(
         search_seconds=trained.search_seconds,
         trainings=trial_context.trainings,
         extra=trained.extra,
+        retained=retained,
     )
     log(outcome)
     return outcome

@@ -16,8 +16,9 @@ from adaptive_lora.errors import AdaptiveLoraError
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.provenance import packages, provenance
+from adaptive_lora.runner.retained import retained_metrics, with_base_scores
 from adaptive_lora.tracking import DataId, Recorder
-from adaptive_lora.tracking.runs import HISTORY, PLAN, RESULT, SIGNATURE, TOKENS, result_to_dict
+from adaptive_lora.tracking.runs import HISTORY, PLAN, RESULT, SIGNATURE, TOKENS, record_retained, result_to_dict
 from adaptive_lora.training import StepEvent
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 _OF_MODEL = ("validation/final_loss", "trainable_parameters")
 """Metrics of the logged model, besides its test scores."""
+
+
+_OF_A_STUDY = ("methods", "seeds", "lr", "retain_data", "max_forgetting", "max_forgetting_percent")
+"""Settings that a trial has one value of, or that its training does not depend on."""
 
 
 def trial_tags(context: StudyContext, trial: TrialSpec) -> dict[str, str]:
@@ -63,7 +68,7 @@ def trial_parameters(context: StudyContext, trial: TrialSpec) -> Mapping[str, An
     shared = {
         f"cfg.{key}": value
         for key, value in trial.config.flat().items()
-        if key not in ("methods", "seeds", "lr") and (key not in places or key in kept)
+        if key not in _OF_A_STUDY and (key not in places or key in kept)
     }
     method = {f"method.{key}": value for key, value in trial.method.to_dict().items()}
     splits = context.splits(trial.fold)
@@ -136,11 +141,13 @@ def log_outcome(context: StudyContext, run: Recorder, trial: TrialSpec, outcome:
             run.metric("ranks/total", sum(event.ranks.values()), event.step)
     if outcome.profile is not None:
         run.json(f"profile_{outcome.profile.metric}.json", outcome.profile.to_dict())
-    for key, value in trial_metrics(context, outcome, trial.fold).items():
+    retained = with_base_scores(context, outcome.retained)
+    record_retained(run, retained)
+    for key, value in {**trial_metrics(context, outcome, trial.fold), **retained_metrics(retained)}.items():
         if key.startswith("test/"):
             run.metric(key, value, of_model=True, data=tested)
         else:
-            run.metric(key, value, of_model=key in _OF_MODEL)
+            run.metric(key, value, of_model=key in _OF_MODEL or key.startswith("retained/"))
     run.flush()
 
 

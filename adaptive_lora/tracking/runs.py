@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from adaptive_lora.allocation.tuner_plan import read_plan
 from adaptive_lora.config import current_label
 from adaptive_lora.errors import AllocationError, TrackingError, brief
-from adaptive_lora.results import NATS_PER_TOKEN, RACED_STATUS, EvalResult, TrainResult, TrialRecord
+from adaptive_lora.results import NATS_PER_TOKEN, RACED_STATUS, EvalResult, RetainedScores, TrainResult, TrialRecord
 from adaptive_lora.tracking.connection import Store
 from adaptive_lora.tracking.recorder import Recorder, new_run
 from adaptive_lora.tracking.retries import outlast_or_say
@@ -38,6 +39,8 @@ RACE_REASON = "race.reason"
 """Tag: reason why a raced trial was stopped."""
 PAUSED, RACED = "paused", "raced"
 """Values of `RACE`."""
+RETAINED = "retained"
+"""Tag: digests of the retained data that a trial is scored on, or of a study, separated by spaces."""
 RESULT = "trial.json"
 PLAN = "rank_plan.json"
 HISTORY = "rank_history.json"
@@ -183,6 +186,33 @@ def eval_from_dict(values: dict[str, Any]) -> EvalResult:
     )
 
 
+def record_retained(run: Recorder, retained: Mapping[str, RetainedScores], earlier: str = "") -> None:
+    """Log a trial's scores on retained data (digest -> scores), one artifact each, and the tag that names them.
+
+    Args:
+        run: run of the trial.
+        retained: the scores.
+        earlier: value of the tag so far.
+    """
+    for key, scores in retained.items():
+        parts = {"before": eval_to_dict(scores.before), "after": eval_to_dict(scores.after)}
+        run.json(f"{RETAINED}/{key}.json", {"source": scores.source, **parts})
+    if retained:
+        run.tags({RETAINED: " ".join(dict.fromkeys([*earlier.split(), *retained]))})
+
+
+def _read_retained(store: Store, run: Run) -> dict[str, RetainedScores]:
+    """Return a trial's scores on retained data by digest."""
+    found = {}
+    for key in run.data.tags.get(RETAINED, "").split():
+        if not re.fullmatch("[0-9a-f]{16}", key):
+            raise ValueError(f"the tag {RETAINED} holds '{key:.80}', which is no digest")
+        values = store.read_json(run, f"{RETAINED}/{key}.json")
+        before, after = eval_from_dict(values["before"]), eval_from_dict(values["after"])
+        found[key] = RetainedScores(source=str(values["source"]), before=before, after=after)
+    return found
+
+
 def _column(name: str, values: Any, examples: int, *, whole: bool = False) -> NDArray[Any]:
     """Return a column of one number per example, as float64 or int64."""
     kinds = int if whole else (int, float)
@@ -268,6 +298,7 @@ def _record(store: Store, run: Run) -> TrialRecord:
             validation_tokens=_whole_numbers("tokens", result.get("validation_tokens", [])),
             test=eval_from_dict(result["test"]),
             plan=planned.to_dict(),
+            retained=_read_retained(store, run),
         )
     except (OSError, *CORRUPTION, AllocationError) as error:
         raise TrackingError(

@@ -12,6 +12,13 @@ from adaptive_lora.analysis.comparison import inference
 from adaptive_lora.analysis.comparison.allocations import agreements, budget_maps
 from adaptive_lora.analysis.comparison.efficiency import early_rate, front_areas, fronts
 from adaptive_lora.analysis.comparison.fairness import audit
+from adaptive_lora.analysis.comparison.forgetting import (
+    UNBOUNDED,
+    ForgettingBound,
+    bar,
+    measure_forgetting,
+    retained_sources,
+)
 from adaptive_lora.analysis.comparison.inference import Rule
 from adaptive_lora.analysis.comparison.pairing import PairedSeed, base_model_loss, own_values, pair_seeds
 from adaptive_lora.analysis.comparison.trials import (
@@ -36,12 +43,13 @@ from adaptive_lora.analysis.comparison.types import (
     Outcome,
     Parameters,
     Replicate,
+    RetainedSource,
     ScoreDifference,
     SeedMean,
     Verdict,
     VerdictKind,
 )
-from adaptive_lora.analysis.comparison.verdict import choose_winner, headline, judge, read_with
+from adaptive_lora.analysis.comparison.verdict import choose_winner, headline, judge, read_with, retained_notes
 from adaptive_lora.analysis.stats import Correction, Interval, mean_interval
 from adaptive_lora.errors import DataError
 from adaptive_lora.results import EvalResult, TrialRecord
@@ -57,6 +65,8 @@ def compare(
     confidence: float = 0.95,
     correction: Correction = "holm",
     facts: Mapping[str, str] | None = None,
+    retained: Sequence[str] | None = None,
+    bound: ForgettingBound = UNBOUNDED,
     seed: int = 0,
     outcome: Outcome | None = None,
     over: Replicate = "seed",
@@ -78,6 +88,8 @@ def compare(
             comparisons, `max_t` (Westfall & Young) 6 for any number; `benjamini_hochberg` is for
             screening.
         facts: how to reproduce, passed on as given.
+        retained: digests of the retained data to measure forgetting on; None: all that trials were scored on.
+        bound: the most that the champion may forget of any of them.
         seed: seed of the bootstrap; the same one gives the same numbers.
         outcome: the number that is compared; None: the test loss, in the unit of the records.
         over: `seed`, or `example` for one run per method: tests and intervals are then over the
@@ -86,6 +98,7 @@ def compare(
     Raises:
         DataError: no such baseline, it has no finished seed, or trials of one pair were scored on
             different examples.
+        ConfigError: there is a bound on forgetting and no trial has scores on retained data.
     """
     case = open_case(
         records,
@@ -103,7 +116,8 @@ def compare(
         base_scores=base_scores,
         margin_share=margin_share,
     )
-    return conclude(case, inference.correct(case.differences(), case.replicates(), seed), facts or {})
+    corrected = inference.correct(case.differences(), case.replicates(), seed)
+    return conclude(case, corrected, facts or {}, retained=retained, bound=bound)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,15 +182,33 @@ def open_case(
     return Case(table=table, rule=rule, rates=rates, base=base, pairs=pairs, frozen_loss=frozen_loss)
 
 
-def conclude(case: Case, best: Mapping[str, Difference], facts: Mapping[str, str]) -> Comparison:
-    """Return verdicts on differences whose p-values are corrected, and the answer of all."""
+def conclude(
+    case: Case,
+    best: Mapping[str, Difference],
+    facts: Mapping[str, str],
+    *,
+    retained: Sequence[str] | None = None,
+    bound: ForgettingBound = UNBOUNDED,
+) -> Comparison:
+    """Return verdicts on differences whose p-values are corrected, and the answer of all.
+
+    Args:
+        case: the trials.
+        best: method -> its difference at its own best rate.
+        facts: as in `compare`, as are the two arguments that follow.
+        retained: see there.
+        bound: see there.
+    """
     against = _Against(
         best=best,
         shared=_shared_rate(case, best),
         scores=inference.correct_scores({m: inference.exact_match_difference(case.pairs[m], case.rule) for m in best}),
     )
+    used = {label: case.table.seeds_at(label, case.rate(label)) for label in case.table.methods}
+    sources = retained_sources(used, retained, bound)
     methods = tuple(_summary(case, label, against) for label in case.table.methods)
-    return _conclusion(case, methods, facts)
+    methods = tuple(_with_forgetting(method, used[method.label], case, sources) for method in methods)
+    return _conclusion(case, methods, sources, facts)
 
 
 def _shared_rate(case: Case, best: Mapping[str, Difference]) -> Mapping[str, Difference]:
@@ -241,8 +273,28 @@ def _summary(case: Case, label: str, against: _Against) -> MethodSummary:
         early_rate=early_rate(trials, base, rule.confidence, rule.seed),
         further=_further(trials),
         verdict=verdict,
+        forgetting={},
+        barred="",
         **_scores(trials),
     )
+
+
+def _with_forgetting(
+    method: MethodSummary, trials: Mapping[int, Folds], case: Case, sources: Sequence[RetainedSource]
+) -> MethodSummary:
+    """Return a method with what it forgot of each source, and why it cannot be champion, if that is too much."""
+    if not sources:
+        return method
+    found = {
+        source.name: measure_forgetting(
+            trials, case.base, source, case.rule, is_baseline=method.label == case.rule.baseline
+        )
+        for source in sources
+    }
+    forgetting = {name: one for name, one in found.items() if one is not None}
+    barred = bar(forgetting, sources, case.rule)
+    text = f"{method.verdict.text} Not eligible as champion: {barred}." if barred else method.verdict.text
+    return replace(method, forgetting=forgetting, barred=barred, verdict=replace(method.verdict, text=text))
 
 
 def _further(trials: Mapping[int, Folds]) -> dict[str, SeedMean]:
@@ -290,7 +342,9 @@ def _parameters(trials: Mapping[int, Folds], base: Mapping[int, Folds]) -> Param
     )
 
 
-def _conclusion(case: Case, methods: tuple[MethodSummary, ...], facts: Mapping[str, str]) -> Comparison:
+def _conclusion(
+    case: Case, methods: tuple[MethodSummary, ...], sources: tuple[RetainedSource, ...], facts: Mapping[str, str]
+) -> Comparison:
     """Put the verdicts of all methods into one answer."""
     table, rule, frozen_loss = case.table, case.rule, case.frozen_loss
     answer, remarks = headline(methods, rule)
@@ -299,7 +353,7 @@ def _conclusion(case: Case, methods: tuple[MethodSummary, ...], facts: Mapping[s
         answer=answer,
         remarks=remarks,
         audit=audit(table, methods),
-        notes=read_with(methods, rule),
+        notes=(*read_with(methods, rule), *retained_notes(sources, methods, rule)),
         baseline=rule.baseline,
         winner=winner,
         decision=decision,
@@ -319,4 +373,5 @@ def _conclusion(case: Case, methods: tuple[MethodSummary, ...], facts: Mapping[s
         outcome=rule.outcome,
         over=rule.over,
         facts=dict(facts),
+        retained=sources,
     )

@@ -143,7 +143,7 @@ def measure(pairs: Sequence[PairedSeed], lr: float | None, baseline_lr: float | 
     diff_S = np.array(list(replicates(pairs, rule).values()))
     higher = rule.outcome.higher_is_better
     rows = ([pair.nll_E * pair.fold_scale_E for pair in pairs], [pair.tokens_E * pair.fold_scale_E for pair in pairs])
-    crossed = _same_examples(pairs)
+    crossed = same_examples(pairs)
     p = stats.sign_flip_test(diff_S, seed=rule.seed)
     return Difference(
         lr=lr,
@@ -185,7 +185,7 @@ def _margin_tests(diff_S: FloatArray, rule: Rule) -> MarginTests | None:
     )
 
 
-def _same_examples(pairs: Sequence[PairedSeed]) -> bool:
+def same_examples(pairs: Sequence[PairedSeed]) -> bool:
     """Tell whether all seeds share one test part, as a split that ignores the seed gives."""
     first = pairs[0].ids_E
     return all(np.array_equal(pair.ids_E, first) for pair in pairs[1:])
@@ -236,7 +236,7 @@ def exact_match_difference(pairs: Sequence[PairedSeed], rule: Rule) -> ScoreDiff
         hierarchical=stats.two_way_interval(
             match_SE,
             [np.ones_like(match_E) for match_E in match_SE],
-            crossed=_same_examples(pairs),
+            crossed=same_examples(pairs),
             confidence=rule.confidence,
             seed=rule.seed,
         ),
@@ -257,7 +257,7 @@ def correct_scores(differences: Mapping[str, ScoreDifference | None]) -> dict[st
 
 def most_changed(pairs: Sequence[PairedSeed], outcome: Outcome) -> tuple[ExampleChange, ...]:
     """Return the examples whose loss changed most, improved before worsened."""
-    if not pairs or not _same_examples(pairs):
+    if not pairs or not same_examples(pairs):
         return ()
     mean_E = np.mean([pair.nll_E for pair in pairs], axis=0)
     worse_E = outcome.sign * mean_E

@@ -22,6 +22,8 @@ from adaptive_lora.analysis.comparison.findings import (
 from adaptive_lora.analysis.stats import Components, Effect, Interval
 from adaptive_lora.results import NATS_PER_TOKEN
 
+NO_WINNER = "none"
+"""Winner of a comparison in which every method may forget more than is allowed."""
 MATCHED_SHARE = 0.01
 """Parameter counts that differ by a smaller share are one budget, filled as whole ranks allow."""
 
@@ -243,6 +245,58 @@ class ScoreDifference:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """Difference of losses on retained data in the unit of the loss, paired by seed and by example."""
+
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    """One difference per seed, in the order of `seeds`."""
+    mean: float
+    sd: float | None
+    interval: Interval
+    """Interval for other seeds and the same examples."""
+    hierarchical: Interval
+    """Interval for other seeds and other examples of the same kind."""
+    sign_flip: float
+    """P over all sign flips, not corrected for several methods; no verdict rests on it."""
+
+    @property
+    def upper(self) -> float | None:
+        """Upper end of the interval; the value of all seeds where they agree; None for one seed."""
+        agreed = len(self.values) > 1 and self.interval.high is None
+        return self.mean if agreed else self.interval.high
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forgetting:
+    """What a method's training did to the loss on one source of retained data."""
+
+    loss: SeedMean
+    """Loss after training."""
+    forgotten: Change
+    """Loss after training minus that of the frozen base; positive is forgotten."""
+    to_baseline: Change | None
+    """Loss minus that of the baseline method; None for the baseline and where no seed can be paired."""
+    missing_seeds: tuple[int, ...]
+    """Seeds of the method that lack scores on this source."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetainedSource:
+    """One source of retained data: other examples of the task, which no trial was trained for."""
+
+    name: str
+    digest: str
+    examples: int
+    base_loss: float
+    """Loss of the frozen base before any training."""
+    allowed: float | None
+    """Most that a champion may forget, in the unit of the loss; None where it is not bounded."""
+    unscored: tuple[str, ...]
+    """Trials at their method's chosen rate that lack scores on it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MethodSummary:
     """Results of one method, at its own best learning rate."""
 
@@ -283,6 +337,10 @@ class MethodSummary:
     most_changed: tuple[ExampleChange, ...]
     """Examples most improved, then most worsened; empty where seeds have different test parts."""
     verdict: Verdict
+    forgetting: Mapping[str, Forgetting]
+    """Name of retained data -> what was forgotten of it; empty without retained data."""
+    barred: str
+    """Reason why the method cannot be champion: it may forget more than is allowed; empty otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -307,7 +365,7 @@ class Comparison:
     """Limits of the numbers, such as too few seeds for any p under 0.05."""
     baseline: str
     winner: str
-    """Label of the method whose adapter becomes champion; the rule is in `choose_winner`."""
+    """Label of the method whose adapter becomes champion, or `none`; the rule is in `choose_winner`."""
     decision: str
     """Reason why it is the winner."""
     methods: tuple[MethodSummary, ...]
@@ -338,6 +396,8 @@ class Comparison:
     """Unit of inference: seeds, or test examples where there is one run per method."""
     facts: Mapping[str, str]
     """Facts that reproduce it: study, store, base, data, precision, versions, command, settings."""
+    retained: tuple[RetainedSource, ...] = ()
+    """Data on which forgetting was measured; empty without `retain_data`."""
 
     @property
     def alpha(self) -> float:
@@ -363,8 +423,16 @@ class Comparison:
         return next(method for method in self.methods if method.label == label)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values: no NaN, no infinity; a note accompanies each None."""
-        return {"headline": self.headline, "fairness": list(self.fairness), **jsonable(self)}
+        """Return JSON-ready values: no NaN, no infinity; a note accompanies each None.
+
+        Keys about retained data are there only where a study has them.
+        """
+        values = {"headline": self.headline, "fairness": list(self.fairness), **jsonable(self)}
+        if not self.retained:
+            del values["retained"]
+            for method in values["methods"]:
+                del method["forgetting"], method["barred"]
+        return values
 
 
 def jsonable(record: Any) -> dict[str, Any]:

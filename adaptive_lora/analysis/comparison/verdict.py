@@ -12,7 +12,15 @@ from jinja2 import Template
 from adaptive_lora.analysis import stats
 from adaptive_lora.analysis.comparison import wording
 from adaptive_lora.analysis.comparison.inference import Rule, one_sided
-from adaptive_lora.analysis.comparison.types import Difference, MethodSummary, Parameters, Verdict, VerdictKind
+from adaptive_lora.analysis.comparison.types import (
+    NO_WINNER,
+    Difference,
+    MethodSummary,
+    Parameters,
+    RetainedSource,
+    Verdict,
+    VerdictKind,
+)
 
 
 @cache
@@ -102,18 +110,32 @@ def _size(method: MethodSummary) -> float:
 def choose_winner(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, str]:
     """Return the label of the champion and why.
 
+    Methods that may forget more than is allowed are left out. Of the others:
+
     1. The method with the best mean outcome, such as the lowest test loss, of those that are better after correction.
     2. Else, of those non-inferior or equivalent with fewer parameters, the one with the fewest.
     3. Else the baseline: a method must earn its place.
+    4. Else, if the baseline is left out too, none.
     """
-    best = min(_of(methods, VerdictKind.BETTER), key=partial(_loss, rule), default=None)
-    as_good = [m for m in _of(methods, VerdictKind.NON_INFERIOR, VerdictKind.EQUIVALENT) if m.parameters.fewer]
+    barred = [m for m in methods if m.barred]
+    able = [m for m in methods if not m.barred]
+    best = min(_of(able, VerdictKind.BETTER), key=partial(_loss, rule), default=None)
+    as_good = [m for m in _of(able, VerdictKind.NON_INFERIOR, VerdictKind.EQUIVALENT) if m.parameters.fewer]
     frugal = min(as_good, key=lambda m: (_size(m), _loss(rule, m)), default=None)
-    winner = best or frugal
-    decision = _sentence("champion", rule=rule, best=best, frugal=frugal)
-    return rule.baseline if winner is None else winner.label, decision
+    baseline = next((m for m in able if m.label == rule.baseline), None)
+    winner = best or frugal or baseline
+    decision = _sentence("champion", rule=rule, best=best, frugal=frugal, baseline=baseline, barred=barred)
+    return NO_WINNER if winner is None else winner.label, decision
 
 
 def read_with(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, ...]:
     """Return the notes, one a sentence or two."""
     return _paragraphs("notes", rule=rule, differences=[m.difference for m in methods if m.difference is not None])
+
+
+def retained_notes(sources: Sequence[RetainedSource], methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, ...]:
+    """Return the notes on what was forgotten and how it was measured; empty without retained data."""
+    if not sources:
+        return ()
+    changes = [found.forgotten for method in methods for found in method.forgetting.values()]
+    return _paragraphs("retained", rule=rule, sources=sources, intervals=[change.interval for change in changes])

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from adaptive_lora.analysis.comparison import Comparison, Cost
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.wording import confidence_text, interval_methods
-from adaptive_lora.analysis.report import loss_figures, rank_figures, tables
+from adaptive_lora.analysis.report import forgetting_figures, loss_figures, rank_figures, tables
 from adaptive_lora.analysis.report.style import STYLE
 from adaptive_lora.analysis.report.svg import to_svg
 from adaptive_lora.analysis.report.tables import described
@@ -38,6 +38,7 @@ class Drawing:
 
 _FIGURES: Mapping[str, Callable[[Comparison, Sequence[TrialRecord], Mapping[str, str]], Figure | None]] = {
     "differences": lambda c, _, __: loss_figures.differences(c),
+    "learned_against_forgotten": lambda c, records, _: forgetting_figures.learned_against_forgotten(c, records),
     "loss_against_served_parameters": lambda c, _, __: loss_figures.pareto(c, Cost.SERVED),
     "loss_against_trained_parameters": lambda c, _, __: loss_figures.pareto(c, Cost.TRAINED),
     "loss_against_training_time": lambda c, _, __: loss_figures.pareto(c, Cost.TIME),
@@ -77,6 +78,7 @@ def _fillings(comparison: Comparison) -> Mapping[str, str]:
     """Return the words that stand in braces in `figures.yaml`, beside those of tables."""
     level = confidence_text(comparison.confidence)
     loss_methods = _in_brackets(m.loss_interval for m in comparison.methods)
+    bound = " The dashed line is the bound: no bar of the champion may reach above it."
     margin = ""
     if comparison.margin.value is not None:
         margin = (
@@ -94,6 +96,9 @@ def _fillings(comparison: Comparison) -> Mapping[str, str]:
         "dots": "each dot one seed" if comparison.over == "seed" else "the dot one run",
         "baseline": comparison.baseline,
         "confidence": level,
+        "forgetting methods": _in_brackets(
+            found.forgotten.interval for m in comparison.methods for found in m.forgetting.values()
+        ),
         "difference methods": _in_brackets(
             m.difference.interval for m in comparison.methods if m.difference is not None
         ),
@@ -101,6 +106,7 @@ def _fillings(comparison: Comparison) -> Mapping[str, str]:
         f"{'up' if outcome.higher_is_better else 'down'} and left is better. The dotted line is the "
         f"front: the {'loss' if outcome.is_loss else outcome.name} that the methods that no other beats in both reach "
         "at that cost.",
+        "bound": bound if any(source.allowed is not None for source in comparison.retained) else "",
         "margin": margin,
         **{str(front.cost): front.note for front in comparison.fronts},
     }

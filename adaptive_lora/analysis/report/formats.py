@@ -48,7 +48,7 @@ from adaptive_lora.results import TrialRecord
 
 SETTINGS = "settings"
 """Name of the fact that holds a study's settings as JSON."""
-TEXT_COLUMNS = {"Method", "Verdict", "Reason", "Run", "Outcome", "Finding", "On the front of"}
+TEXT_COLUMNS = {"Method", "Verdict", "Reason", "Run", "Outcome", "Finding", "On the front of", "Retained data"}
 """Columns of words; the others are numbers."""
 _PARTS = {"training": "train", "validation": "validation"}
 """Part of the data in words -> its name in the settings."""

@@ -134,6 +134,7 @@ _SORTED_BY: Mapping[type, Callable[[Any], float | None]] = {
     types.Parameters: lambda found: found.mean,
     types.Difference: lambda found: found.mean,
     types.ScoreDifference: lambda found: 100 * found.mean,
+    types.Change: lambda found: found.mean,
     PowerAnswer: lambda answer: answer.difference,
     types.MethodSummary: lambda method: len(method.seeds),
 }
@@ -161,17 +162,15 @@ def _tables(comparison: Comparison, part: str, records: Mapping[str, Iterable[An
     pruned = any(method.trained_parameters.mean != method.parameters.mean for method in comparison.methods)
     trained: _Text = words.count if pruned else lambda _: ABSENT
     formats: dict[str, _Text] = {**_FORMATS, "fronts": partial(_fronts, comparison), "trained": trained}
-    further = list(dict.fromkeys(name for method in comparison.methods for name in method.further))
     for title, about in described("tables.yaml")[part].items():
         rows_of = list(records[title])
         columns: list[tuple[str, list[Cell]]] = []
         for head, (path, *how) in about["columns"].items():
-            for name in further if "{further}" in head else [""]:
-                filled = {**fill, "further": name}
-                steps = [step.format(**filled) for step in path.split(".")]
-                name_and_absent = [text.format(**filled) for text in how]
+            for filled, shown in _repeated(comparison, head):
+                steps = [step.format(**fill, **filled) for step in path.split(".")]
+                name_and_absent = [text.format(**fill, **filled) for text in how]
                 cells = [_cell(value_at(record, steps), formats, *name_and_absent) for record in rows_of]
-                columns.append((head.format(**{**filled, "further": name.replace("_", " ")}), cells))
+                columns.append((head.format(**fill, **shown), cells))
         columns = [(head, cells) for head, cells in columns if any(cell.text not in ("", ABSENT) for cell in cells)]
         note = about.get("note", "").format(**fill)
         if "intervals" in about:
@@ -180,6 +179,20 @@ def _tables(comparison: Comparison, part: str, records: Mapping[str, Iterable[An
         rows = tuple(zip(*(cells for _, cells in columns), strict=True))
         made.append(TextTable(title=title, head=tuple(head for head, _ in columns), rows=rows, note=note))
     return [table for table in made if table.rows]
+
+
+def _repeated(comparison: Comparison, head: str) -> list[tuple[Mapping[str, str], Mapping[str, str]]]:
+    """Return what fills the braces of a column's path and of its head: once, or for each score or retained source."""
+    if "{further}" in head:
+        names = dict.fromkeys(name for method in comparison.methods for name in method.further)
+        return [({"further": name}, {"further": name.replace("_", " ")}) for name in names]
+    if "{forgotten}" in head:
+        interval = f"[{words.confidence_text(comparison.confidence)} interval]"
+        sources = [source.name for source in comparison.retained]
+        several = len(sources) > 1
+        heads = [f"Forgotten{f' of {name}' if several else ''} {interval}" for name in sources]
+        return [({"retained": name}, {"forgotten": head}) for name, head in zip(sources, heads, strict=True)]
+    return [({}, {})]
 
 
 def _cell(value: Any, formats: Mapping[str, _Text], name: str = "", otherwise: str = ABSENT) -> Cell:
@@ -198,12 +211,14 @@ def csv_columns(comparison: Comparison) -> dict[str, str]:
 def fillings(comparison: Comparison) -> Mapping[str, str]:
     """Return the words that stand in braces in `tables.yaml` and `figures.yaml`."""
     per_token, outcome = comparison.unit == NATS_PER_TOKEN, comparison.outcome
+    forgetting = " Forgotten: loss on the retained data minus that of the frozen base."
     raced = " Rates that fell behind on validation loss were stopped on the way, by one rule for all methods."
     return {
         "accuracy": "Token accuracy" if per_token else "Accuracy",
         "confidence": words.confidence_text(comparison.confidence),
         "correction": comparison.correction,
         "each": "averaged over seeds" if comparison.over == "seed" else "of one run per method",
+        "forgetting": forgetting if comparison.retained else "",
         "loss": "nats per supervised token" if per_token else comparison.unit,
         "more seeds": "more than 2,000" if comparison.over == "seed" else ABSENT,
         "outcome": outcome.name,
@@ -259,8 +274,21 @@ def more_tables(comparison: Comparison) -> list[TextTable]:
         if len(method.rates) > 1
         for rate in method.rates
     ]
+    forgotten = [
+        SimpleNamespace(
+            method=method.label,
+            source=source.name,
+            base_loss=source.base_loss,
+            allowed=source.allowed,
+            found=method.forgetting[source.name],
+        )
+        for source in comparison.retained
+        for method in comparison.methods
+        if source.name in method.forgetting
+    ]
     records = {
         "Scores": comparison.methods,
+        "Forgetting": forgotten,
         "Cost and efficiency": comparison.methods,
         "Size of the differences": tested,
         "Other tests": tested,

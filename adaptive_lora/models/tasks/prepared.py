@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
+from adaptive_lora.config import DataConfig
 from adaptive_lora.data import Example, ExampleSet, Splits, split_set
 from adaptive_lora.data.rows import MOST_NAMED, BadRow, left_out
 from adaptive_lora.data.sequences import Rows
@@ -66,17 +68,11 @@ def prepare_set(task: Task, data: ExampleSet) -> PreparedSet:
         DataError: a split would be empty, or examples cannot be used, of which up to 20 are named.
     """
     config = task.config.data
-    while True:
+    made: Sequence[Any] | None = None
+    while made is None:
         folds = [split_set(data, config, fold) for fold in range(config.folds)]
         used = sorted({index for splits in folds for part in _listed(splits) for index in part.indices})
-        chosen = Rows(data.every, used)
-        try:
-            made = task.prepared(chosen)
-            break
-        except BadRow as row:
-            bad = task.unusable(chosen) or {0: row}
-        left_out(list(bad.values()), config, data.source)
-        data = data.without({used[at]: row.reason for at, row in bad.items()})
+        data, made = _prepared(task, data, used, config)
     places = {index: at for at, index in enumerate(used)}
     parts = [
         {
@@ -88,6 +84,40 @@ def prepare_set(task: Task, data: ExampleSet) -> PreparedSet:
     _log_left_out(data)
     summary = _summary(task, data, folds[0].train[0], made, parts[0])
     return PreparedSet(data=data, folds=[PreparedSplits(**each) for each in parts], summary=summary)
+
+
+def prepare_whole(task: Task, data: ExampleSet, settings: DataConfig, name: str) -> PreparedSet:
+    """Prepare all examples of a data set that is scored and not trained on: they are the test split of its only fold.
+
+    Args:
+        task: task that prepares them.
+        data: the data set.
+        settings: what to do with bad rows.
+        name: name of the split in the summary.
+
+    Raises:
+        DataError: no example is left, or examples cannot be used, of which up to 20 are named.
+    """
+    made: Sequence[Any] | None = None
+    while made is None:
+        data, made = _prepared(task, data, range(len(data.every)), settings)
+    _log_left_out(data)
+    summary = _summary(task, data, data.every[0], made, {name: Rows(made, range(len(made)))})
+    whole = PreparedSplits(train=(), validation=(), test=made)
+    return PreparedSet(data=data, folds=[whole], summary=dataclasses.replace(summary, folds=1, tested_prompts=0))
+
+
+def _prepared(
+    task: Task, data: ExampleSet, used: Sequence[int], settings: DataConfig
+) -> tuple[ExampleSet, Sequence[Any] | None]:
+    """Return the prepared examples of some indices; None with a data set without those that cannot be used."""
+    chosen = Rows(data.every, used)
+    try:
+        return data, task.prepared(chosen)
+    except BadRow as row:
+        bad = task.unusable(chosen) or {0: row}
+    left_out(list(bad.values()), settings, data.source)
+    return data.without({used[at]: row.reason for at, row in bad.items()}), None
 
 
 SPLITS = ("train", "validation", "test")
@@ -114,7 +144,7 @@ def _summary(
     Args:
         task: task that prepared it.
         data: the data set.
-        first: first training example.
+        first: first example of the first split.
         made: prepared examples of all splits.
         parts: split of the first fold -> its prepared examples.
     """
@@ -135,6 +165,6 @@ def _summary(
         examples=len(made),
         lost_tokens=sum(cuts),
         tokens=sum(lengths) if has_tokens else 0,
-        example=shortened(task.illustrated(parts["train"][0], first)),
+        example=shortened(task.illustrated(next(iter(parts.values()))[0], first)),
         where=first.where,
     )
