@@ -31,7 +31,7 @@ from adaptive_lora.errors import ConfigError
     STUDY_FILE,
     method_option("uniform"),
     Option("study", "--seed", default="0", show_default=True, metavar="INTEGER", help="seed of the trial"),
-    *settings(leave_out=("methods", "seeds", "baseline", "race", "max_forgetting", "max_forgetting_percent")),
+    *settings(leave_out=("methods", "seeds", "baseline", "race")),
     Option(
         "where",
         "--adapter",
