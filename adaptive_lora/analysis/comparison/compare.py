@@ -12,6 +12,7 @@ from adaptive_lora.analysis.comparison import inference
 from adaptive_lora.analysis.comparison.allocations import agreements, budget_maps
 from adaptive_lora.analysis.comparison.efficiency import early_rate, front_areas, fronts
 from adaptive_lora.analysis.comparison.fairness import audit
+from adaptive_lora.analysis.comparison.findings import RetainedSource
 from adaptive_lora.analysis.comparison.forgetting import (
     UNBOUNDED,
     ForgettingBound,
@@ -43,7 +44,6 @@ from adaptive_lora.analysis.comparison.types import (
     Outcome,
     Parameters,
     Replicate,
-    RetainedSource,
     ScoreDifference,
     SeedMean,
     Verdict,

@@ -182,3 +182,55 @@ class BudgetMap:
     """Share per layer, in the order of `layers`."""
     by_role: tuple[float, ...]
     """Share per role, in the order of `roles`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """Difference of losses on retained data in the unit of the loss, paired by seed and by example."""
+
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    """One difference per seed, in the order of `seeds`."""
+    mean: float
+    sd: float | None
+    interval: Interval
+    """Interval for other seeds and the same examples."""
+    hierarchical: Interval
+    """Interval for other seeds and other examples of the same kind."""
+    sign_flip: float
+    """P over all sign flips, not corrected for several methods; no verdict rests on it."""
+
+    @property
+    def upper(self) -> float | None:
+        """Upper end of the interval; the value of all seeds where they agree; None for one seed."""
+        agreed = len(self.values) > 1 and self.interval.high is None
+        return self.mean if agreed else self.interval.high
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forgetting:
+    """What a method's training did to the loss on one source of retained data."""
+
+    loss: float
+    """Loss after training, mean over seeds."""
+    forgotten: Change
+    """Loss after training minus that of the frozen base; positive is forgotten."""
+    to_baseline: Change | None
+    """Loss minus that of the baseline method; None for the baseline and where no seed can be paired."""
+    missing_seeds: tuple[int, ...]
+    """Seeds of the method that lack scores on this source."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RetainedSource:
+    """One source of retained data: other examples of the task, which no trial was trained for."""
+
+    name: str
+    digest: str
+    examples: int
+    base_loss: float
+    """Loss of the frozen base before any training."""
+    allowed: float | None
+    """Most that a champion may forget, in the unit of the loss; None where it is not bounded."""
+    unscored: tuple[str, ...]
+    """Trials at their method's chosen rate that lack scores on it."""

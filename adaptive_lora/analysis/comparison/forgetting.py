@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from adaptive_lora.analysis import stats
+from adaptive_lora.analysis.comparison.findings import Change, Forgetting, RetainedSource
 from adaptive_lora.analysis.comparison.inference import Rule, same_examples
 from adaptive_lora.analysis.comparison.pairing import PairedSeed, pair_seeds
-from adaptive_lora.analysis.comparison.trials import Folds, loss_of, over_seeds
-from adaptive_lora.analysis.comparison.types import Change, Forgetting, RetainedSource
+from adaptive_lora.analysis.comparison.trials import Folds, loss_of, per_seed
 from adaptive_lora.analysis.comparison.wording import interval_text, joined, plain, signed
 from adaptive_lora.errors import ConfigError
 
@@ -98,7 +98,7 @@ def measure_forgetting(
     }
     pairs = [] if is_baseline else pair_seeds(after, _with_scores(base, source.digest))
     return Forgetting(
-        loss=over_seeds(after, loss_of, ""),
+        loss=float(np.mean(list(per_seed(after, loss_of).values()))),
         forgotten=_change(pair_seeds(after, before), rule),
         to_baseline=_change(pairs, rule) if pairs else None,
         missing_seeds=tuple(seed for seed in trials if seed not in after),

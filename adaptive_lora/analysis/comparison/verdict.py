@@ -11,13 +11,13 @@ from jinja2 import Template
 
 from adaptive_lora.analysis import stats
 from adaptive_lora.analysis.comparison import wording
+from adaptive_lora.analysis.comparison.findings import RetainedSource
 from adaptive_lora.analysis.comparison.inference import Rule, one_sided
 from adaptive_lora.analysis.comparison.types import (
     NO_WINNER,
     Difference,
     MethodSummary,
     Parameters,
-    RetainedSource,
     Verdict,
     VerdictKind,
 )

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from adaptive_lora.analysis.comparison import Comparison, MethodSummary
 from adaptive_lora.analysis.comparison import wording as words
+from adaptive_lora.analysis.comparison.findings import Change
 from adaptive_lora.analysis.comparison.pairing import used_trials
-from adaptive_lora.analysis.comparison.types import Change
 from adaptive_lora.analysis.report.style import WIDTH, colour_of, marker_of, place_of, plot_marked
 from adaptive_lora.analysis.report.svg import INK, MUTED, clean, mark
 from adaptive_lora.results import TrialRecord

@@ -25,6 +25,7 @@ from adaptive_lora.analysis.comparison import (
     types,
 )
 from adaptive_lora.analysis.comparison import wording as words
+from adaptive_lora.analysis.comparison.findings import Change
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.wording import ABSENT, interval_text, mean_text, plain, signed
 from adaptive_lora.analysis.stats import Effect, Interval
@@ -134,7 +135,7 @@ _SORTED_BY: Mapping[type, Callable[[Any], float | None]] = {
     types.Parameters: lambda found: found.mean,
     types.Difference: lambda found: found.mean,
     types.ScoreDifference: lambda found: 100 * found.mean,
-    types.Change: lambda found: found.mean,
+    Change: lambda found: found.mean,
     PowerAnswer: lambda answer: answer.difference,
     types.MethodSummary: lambda method: len(method.seeds),
 }
