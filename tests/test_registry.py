@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,19 @@ def test_a_tampered_adapter_is_not_registered(
     names = [model.name for model in finished.client.search_registered_models()]
     assert names == ["adaptive-lora"]
     prove(context, record, run.data.tags[MODEL_TAG])  # and untouched again, it is accepted
+
+
+def test_an_adapter_that_another_version_logged_is_refused_with_what_to_do(finished: Finished) -> None:
+    code = adapter_folder(winner(finished).data.tags[MODEL_TAG]).parents[1] / "code" / "adapter_serving"
+    with ExitStack() as stack:
+        for name in ("answers", "base", "tasks", "text", "tokens"):
+            path = code / f"{name}.py"
+            stack.enter_context(changed(path, path.read_bytes() + b"# as it was then"))
+        study_result = compare_into("earlier")
+    assert study_result.champion is None
+    files = ", ".join(f"code/adapter_serving/{name}.py" for name in ("answers", "base", "tasks"))
+    assert f"not this version's ({files} and 2 more files): another version" in study_result.no_champion
+    assert "new study, --study NAME). It was not registered." in study_result.no_champion
 
 
 @pytest.fixture

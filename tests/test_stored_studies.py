@@ -12,6 +12,7 @@ from stored import unpack_store
 
 from adaptive_lora import __version__
 from adaptive_lora.cli import main
+from adaptive_lora.tracking.create import upgrade
 
 STUDY = "stored-502d4d4777"
 SETTINGS = (
@@ -23,7 +24,9 @@ SETTINGS = (
 
 @pytest.fixture
 def store(tmp_path: Path) -> str:
-    return unpack_store("0_1", tmp_path / "store")
+    uri = unpack_store("0_1", tmp_path / "store")
+    upgrade(uri)  # as users do where MLflow has become newer
+    return uri
 
 
 def run(store: str, *words: str) -> Result:

@@ -45,6 +45,8 @@ _ADDRESS = re.compile(r"models:/(?!\.+[/@])[^/@\s]+([/@][\w.-]+)?|runs:/\w+(/(?!
 _LOADER = "mlflow.pyfunc.loaders.code_model"
 _RUN = (".py", ".pyc", ".pkl", ".pickle", ".so", ".pyd", ".pth")
 """Suffixes of files that Python could run."""
+_SHOWN = 3
+"""Maximum number of files in a message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,9 +150,12 @@ def require_own_code(model_uri: str) -> None:
     strange |= {name for name in found & set(own) if (folder / name).read_bytes() != own[name].read_bytes()}
     strange |= {Path(name) for name, right in _descriptions(folder).items() if not right}
     if strange:
+        first, more = sorted(map(str, strange))[:_SHOWN], len(strange) - _SHOWN
         raise TrackingError(
             f"model {model_uri} would be served by code that is not this version's "
-            f"({', '.join(sorted(map(str, strange)))}); run its trial again to log it again."
+            f"({', '.join(first)}{f' and {more} more files' if more > 0 else ''}): another version of adaptive-lora "
+            "logged it, or it was changed. Register it with the version that its study names in the tag "
+            "provenance.adaptive_lora, or run its trial again with this one in a new study, --study NAME"
         )
 
 
