@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from adaptive_lora.errors import AdaptiveLoraError
     from adaptive_lora.methods.base import RankMethod, TunerMethod
     from adaptive_lora.methods.importance.own_batches import profile
+    from adaptive_lora.runner.loaded import load
     from adaptive_lora.runner.own_model import allocate, audit, lora_config, plan
     from adaptive_lora.runner.plan import plan_method
     from adaptive_lora.runner.run import run_study
+    from adaptive_lora.runner.study import study
 
 __version__ = "0.3.0.dev0"
 
@@ -34,6 +36,7 @@ __all__ = [
     "__version__",
     "allocate",
     "audit",
+    "load",
     "load_study",
     "lora_config",
     "make_plan",
@@ -41,6 +44,7 @@ __all__ = [
     "plan_method",
     "profile",
     "run_study",
+    "study",
     "study_from",
 ]
 
@@ -53,6 +57,7 @@ _PLACES = {
     "TunerMethod": "methods.base",
     "allocate": "runner.own_model",
     "audit": "runner.own_model",
+    "load": "runner.loaded",
     "load_study": "config",
     "lora_config": "runner.own_model",
     "make_plan": "allocation",
@@ -60,6 +65,7 @@ _PLACES = {
     "plan_method": "runner.plan",
     "profile": "methods.importance.own_batches",
     "run_study": "runner.run",
+    "study": "runner.study",
     "study_from": "config",
 }
 """Name of the public API -> module that defines it."""

@@ -115,7 +115,7 @@ def run_and_prove(config: StudyConfig) -> Proven:
     found = dict(line.split() for line in lines if line.startswith("test/"))
     loss = winner.metrics["test/loss"]
     assert float(found["test/loss"].replace(",", "")) == pytest.approx(loss, rel=1e-5)
-    return Proven(records=records, champion=champion, shown=shown, report=outcome.study_result.report)
+    return Proven(records=records, champion=champion, shown=shown, report=outcome.study_result.report())
 
 
 def save_seeing_base(folder: Path, kind: str, settings: dict[str, Any], head: str) -> Path:

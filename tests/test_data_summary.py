@@ -142,7 +142,7 @@ def test_the_block_is_printed_and_kept(finished: Finished) -> None:
         assert run.data.params["data.template"] == "compact"
         assert run.data.params["data.examples_cut"] == "0"
         assert run.data.params["data.share_of_tokens_cut"] == "0.0"
-    report = finished.folder / finished.outcome.study_result.report
+    report = finished.folder / finished.outcome.study_result.report()
     assert "data      rows.json: 40 rows" in report.read_text(encoding="utf-8")
     assert "    data      rows.json: 40 rows" in report.with_name("report.md").read_text("utf-8")
 

@@ -12,10 +12,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 
+import peft
 import pytest
+import torch
 import yaml
 from packaging.version import Version
 from test_project import ORDER, PACKAGE, PAGES, ROOT
+from transformers import AutoModelForCausalLM, GPT2Config
 
 import adaptive_lora
 from adaptive_lora.config import load_study
@@ -32,13 +35,22 @@ def after_the_readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)  # left by studies that ran in this process before
-        run_python(ROOT / "README.md")
+        run_python(ROOT / "README.md", peft=peft, **of_the_reader())
     return folder
 
 
-def run_python(page: Path) -> None:
-    names: dict[str, object] = {"__name__": page.stem}
+def of_the_reader() -> dict[str, object]:
+    """Return what the README takes a reader to have: a model and batches."""
+    model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=2, n_embd=32, n_head=4, vocab_size=50))
+    ids = torch.arange(96).reshape(4, 2, 12) % 7
+    return {
+        "model": model,
+        "loader": [{"input_ids": x, "attention_mask": torch.ones_like(x), "labels": x} for x in ids],
+    }
+
+
+def run_python(page: Path, **given: object) -> None:
+    names: dict[str, object] = {"__name__": page.stem, **given}
     for number, code in enumerate(blocks(page, "python")):
         exec(compile(code, f"{page.name}, block {number + 1}", "exec", dont_inherit=True), names)
 
@@ -150,8 +162,8 @@ def test_the_site_has_every_page_and_every_package(site: Path) -> None:
 def test_names_of_the_public_api() -> None:
     assert adaptive_lora.__all__ == [
         "AdaptiveLoraError", "MethodSpec", "RankMethod", "RankPlan", "StudyConfig", "TunerMethod", "__version__",
-        "allocate", "audit", "load_study", "lora_config", "make_plan", "plan", "plan_method", "profile", "run_study",
-        "study_from",
+        "allocate", "audit", "load", "load_study", "lora_config", "make_plan", "plan", "plan_method", "profile",
+        "run_study", "study", "study_from",
     ]  # fmt: skip
     for name in adaptive_lora.__all__:
         found = getattr(adaptive_lora, name)

@@ -82,7 +82,7 @@ def test_every_method_is_compared_and_reported(studied: Finished) -> None:
     comparison = studied.outcome.study_result.comparison
     assert {method.label for method in comparison.methods} == set(by_label(studied))
     assert {found.method for found in comparison.budgets} == {"uniform-r2"}
-    page = (studied.folder / studied.outcome.study_result.report).read_text(encoding="utf-8")
+    page = (studied.folder / studied.outcome.study_result.report()).read_text(encoding="utf-8")
     for label in by_label(studied):
         assert label in page
 

@@ -285,7 +285,7 @@ class TestStudy:
         assert bool(edge and "better one may lie outside" in edge[0].text) == (3e-2 in best)
 
     def test_the_report_lists_them(self, raced: Finished) -> None:
-        text = raced.outcome.study_result.report.with_suffix(".md").read_text()
+        text = raced.outcome.study_result.report().with_suffix(".md").read_text()
         assert "stopped at step" in text
         assert "successive halving" in text
 

@@ -82,7 +82,7 @@ def test_each_runs_on_a_local_folder(name: str, base_folder: Path, empty_store: 
     outcome, shown = quiet(config)
     assert outcome.trials_run == len(config.methods) * len(config.lr)
     assert {run.data.tags["method"] for run in trials_in(tmp_path)} == {spec.label for spec in config.specs}
-    assert outcome.study_result.report.is_file()
+    assert outcome.study_result.report().is_file()
     assert "FAILED" not in shown
 
 

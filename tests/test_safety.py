@@ -104,7 +104,7 @@ def test_an_adapter_of_a_base_with_code_says_so(
     assert outcome.study_result.champion is not None, shown
     parents = [run for run in runs_in(tmp_path) if "verdict" in run.data.tags]
     assert parents[0].data.tags["trust_remote_code"] == "true"
-    assert "code of the base" in outcome.study_result.report.read_text(encoding="utf-8")
+    assert "code of the base" in outcome.study_result.report().read_text(encoding="utf-8")
 
     folder = adapter_folder(outcome.study_result.champion.model_uri)
     with pytest.raises(UnsafeFiles, match=TRUST_VARIABLE):

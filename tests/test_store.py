@@ -214,7 +214,7 @@ def test_a_study_in_a_folder_with_an_odd_name(
     config = make_study(methods="uniform:rank=2", max_steps=2, seeds="0 1", output=f"out {name}")
     outcome, shown = quiet(config)
     assert outcome.study_result.champion is not None, shown
-    assert outcome.study_result.report.is_relative_to(Path(f"out {name}"))
+    assert outcome.study_result.report().is_relative_to(Path(f"out {name}"))
     again, _ = quiet(config)
     assert again.trials_run == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, name])

@@ -158,7 +158,7 @@ def test_compare_again_adds_no_version(finished: Finished, monkeypatch: pytest.M
     monkeypatch.chdir(finished.folder)
     study_result, _ = compare_study(TrackingConfig(), Selection(), {"output": "again"}, Console(file=io.StringIO()))
     assert study_result.champion == finished.outcome.study_result.champion
-    assert study_result.report.is_relative_to("again")
+    assert study_result.report().is_relative_to("again")
     assert len(finished.runs) == 5
     before, again = (one.comparison.to_dict() for one in (finished.outcome.study_result, study_result))
     # Facts are those of the last process that ran the study: threads and command may differ.
@@ -235,7 +235,7 @@ def test_an_unstable_trial_fails_and_the_study_goes_on(in_store: Callable[..., S
     assert "FAILED" in shown
     text = json.dumps(outcome.study_result.comparison.to_dict(), allow_nan=False)
     assert "non-finite at step 2" in text
-    assert "non-finite" in outcome.study_result.report.read_text(encoding="utf-8")
+    assert "non-finite" in outcome.study_result.report().read_text(encoding="utf-8")
 
 
 def test_a_last_step_that_ruins_the_weights_fails_the_trial(

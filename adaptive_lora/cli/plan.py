@@ -9,7 +9,6 @@ import click
 
 from adaptive_lora.allocation import METRICS
 from adaptive_lora.cli.documents import print_document
-from adaptive_lora.cli.early import require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
     RETENTION,
@@ -24,6 +23,7 @@ from adaptive_lora.cli.options import (
 )
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import ConfigError, require_extra
+from adaptive_lora.runner.early import require_inputs
 from adaptive_lora.runner.emit import FORMS
 from adaptive_lora.runner.own_model import PLAN_SETTINGS
 from adaptive_lora.runner.own_model import plan as plan_of

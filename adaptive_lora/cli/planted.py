@@ -137,7 +137,7 @@ def planted(as_json: bool, **options: Any) -> None:
         )
         for label, share in shares.items():
             console.print(f"{shown(label)} recovers {share:+.0%} of what the planted ranks gain", highlight=False)
-        console.print(f"[bold]report[/]    {shown(result.report.resolve())}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]report[/]    {shown(result.report().resolve())}", highlight=False, soft_wrap=True)
         return result.study_id
 
     draws = len(config.draws)

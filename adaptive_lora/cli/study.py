@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptive_lora.cli.documents import print_document
-from adaptive_lora.cli.early import require_data, require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
     RETENTION,
@@ -27,12 +26,13 @@ from adaptive_lora.config import study_from
 from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.errors import ConfigError, require_extra
 from adaptive_lora.redaction import shown
+from adaptive_lora.runner.early import require_data
+from adaptive_lora.runner.study import study as run
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from adaptive_lora.runner.result import StudyResult
-    from adaptive_lora.tracking import Store
 
 
 @main.command(extra="study")
@@ -42,31 +42,14 @@ def study(file: Path | None, as_json: bool, **given: Any) -> None:
 
     After an interruption, run the same command again to continue.
     """
-    config = read_study(file, given)
-    require_inputs(config)
-    from adaptive_lora.runner.run import run_study
-
     console = make_console()
-    outcome = run_study(config, console)
-    _print_result(console, outcome.study_result, outcome.store)
+    result = run(read_study(file, given), console=console)
+    _print_result(console, result)
     if as_json:
-        print_document("study", {**_document(outcome.study_result, outcome.store), "trials_run": outcome.trials_run})
+        print_document("study", {**result.to_dict(), "trials_run": result.trials_run})
 
 
-def _document(result: StudyResult, store: Store) -> dict[str, Any]:
-    """Return the JSON-ready values of a study's result: its comparison, where it is recorded, and its champion."""
-    champion = result.champion
-    return {
-        **result.comparison.to_dict(),
-        "study_id": result.study_id,
-        "report": str(result.report.resolve()),
-        "tracking_uri": store.shown_uri,
-        "champion": None if champion is None else {"name": champion.name, "version": str(champion.version)},
-        "no_champion": result.no_champion,
-    }
-
-
-def _print_result(console: Console, result: StudyResult, store: Store) -> None:
+def _print_result(console: Console, result: StudyResult) -> None:
     champion = result.champion
     if champion is None:
         registered = f"[red]nothing registered: {shown(result.no_champion)}[/]"
@@ -76,9 +59,9 @@ def _print_result(console: Console, result: StudyResult, store: Store) -> None:
             f"({shown(result.comparison.winner)}); reloaded and equal"
         )
     for line in (
-        f"\n[bold]report[/]    {shown(result.report.resolve())}",
+        f"\n[bold]report[/]    {shown(result.report().resolve())}",
         f"[bold]registry[/]  {registered}",
-        f"[bold]tracking[/]  adaptive-lora ui --tracking-uri {shown(store.shown_uri)}",
+        f"[bold]tracking[/]  adaptive-lora ui --tracking-uri {shown(result.tracking_uri)}",
     ):
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -133,10 +116,10 @@ def compare(study_ids: tuple[str, ...], query: str | None, allow_mixed: bool, as
     selection = Selection(
         study_ids=tuple(" ".join(study_ids).replace(",", " ").split()), query=query, allow_mixed=allow_mixed
     )
-    result, store = compare_study(tracking, selection, given, console)
-    _print_result(console, result, store)
+    result, _ = compare_study(tracking, selection, given, console)
+    _print_result(console, result)
     if as_json:
-        print_document("compare", _document(result, store))
+        print_document("compare", result.to_dict())
 
 
 @main.command(extra="study")

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from adaptive_lora.cli.documents import print_document
-from adaptive_lora.cli.early import require_data, require_inputs
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
     STUDY_FILE,
@@ -24,6 +23,7 @@ from adaptive_lora.cli.options import (
 from adaptive_lora.config import study_from
 from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.errors import ConfigError
+from adaptive_lora.runner.early import require_data, require_inputs
 
 
 @main.command(extra="study")

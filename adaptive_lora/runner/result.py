@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from adaptive_lora.analysis.comparison import Comparison, MethodSummary, compare
 from adaptive_lora.analysis.comparison.forgetting import ForgettingBound
 from adaptive_lora.analysis.comparison.types import NO_WINNER
 from adaptive_lora.analysis.comparison.wording import interval_clause, plain, signed
-from adaptive_lora.analysis.report import About, render_markdown, render_terminal, write_report
+from adaptive_lora.analysis.report import PAGE, About, ComparisonResult, render_markdown, render_terminal, write_report
 from adaptive_lora.analysis.report.tables import result_table
 from adaptive_lora.analysis.stats import Correction
 from adaptive_lora.config import StudyConfig
@@ -36,16 +36,38 @@ TABLE = "comparison_table.json"
 """Artifact of the report's first table, which the tracking UI shows."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StudyResult:
-    """Result of a study: comparison, report and champion."""
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class StudyResult(ComparisonResult):
+    """Result of a study: verdict, table, report and champion."""
 
     study_id: str
-    comparison: Comparison
-    report: Path
+    tracking_uri: str
+    """URI of the tracking store, without user and password."""
     champion: RegisteredAdapter | None
     """The registered winner, or None with the reason in `no_champion`."""
     no_champion: str = ""
+    trials_run: int = 0
+    """Number of trials run by this call; the others had been finished before."""
+
+    def report(self, folder: str | Path | None = None) -> Path:
+        """Return the path of the report's page, which the study wrote.
+
+        Args:
+            folder: folder to write it to again, made where missing; None: it stays where it is.
+        """
+        return self.folder / PAGE if folder is None else ComparisonResult.report(self, folder)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values: the comparison, where it is recorded, and its champion."""
+        champion = self.champion
+        return {
+            **self.comparison.to_dict(),
+            "study_id": self.study_id,
+            "report": str(self.report().resolve()),
+            "tracking_uri": self.tracking_uri,
+            "champion": None if champion is None else {"name": champion.name, "version": str(champion.version)},
+            "no_champion": self.no_champion,
+        }
 
 
 def judge(
@@ -67,7 +89,7 @@ def judge(
     home, title = comparison_input.home, comparison_input.title
     folder = Path(config.tracking.output) / comparison_input.name
     about = About(title=title, examples=comparison_input.examples, data=comparison_input.data)
-    report = write_report(comparison, comparison_input.records, folder, about)
+    write_report(comparison, comparison_input.records, folder, about)
     render_terminal(comparison, console)
     home.files(folder, "report")
     home.table(TABLE, *_ui_table(comparison))
@@ -83,7 +105,14 @@ def judge(
     except AdapterError as error:
         reason = str(error)
     return StudyResult(
-        study_id=comparison_input.name, comparison=comparison, report=report, champion=champion, no_champion=reason
+        comparison=comparison,
+        records=tuple(comparison_input.records),
+        about=about,
+        folder=folder,
+        study_id=comparison_input.name,
+        tracking_uri=comparison_input.store.shown_uri,
+        champion=champion,
+        no_champion=reason,
     )
 
 

@@ -61,8 +61,11 @@ class StudyOutcome:
 
     study_result: StudyResult
     store: Store
-    trials_run: int
-    """Number of trials run by this call; the others had been finished before."""
+
+    @property
+    def trials_run(self) -> int:
+        """Number of trials run by this call; the others had been finished before."""
+        return self.study_result.trials_run
 
 
 def run_study(config: StudyConfig, console: Console | None = None) -> StudyOutcome:
@@ -104,7 +107,8 @@ def run_study(config: StudyConfig, console: Console | None = None) -> StudyOutco
         with study.comparing():
             score_unscored(context, study, console)
             study_result = judge(comparison_input_of(study), config, console, lambda trial: context)
-    return StudyOutcome(study_result=study_result, store=study.store, trials_run=len(run_here))
+    study_result = dataclasses.replace(study_result, trials_run=len(run_here))
+    return StudyOutcome(study_result=study_result, store=study.store)
 
 
 def _schedule(context: StudyContext, study: StudyRun, progress: StudyProgress) -> Schedule:

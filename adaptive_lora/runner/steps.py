@@ -14,11 +14,12 @@ from rich.console import Console
 from adaptive_lora import serving
 from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.config.types import Precision
-from adaptive_lora.errors import AdapterError, ConfigError, TrackingError, TrialFailed, brief
+from adaptive_lora.errors import ConfigError, TrackingError, TrialFailed
 from adaptive_lora.methods.adapters.export import export_merged, export_uniform
-from adaptive_lora.models.errors import is_bug, model_errors
+from adaptive_lora.models.errors import model_errors
 from adaptive_lora.redaction import shown
 from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.loaded import adapter_files, opened
 from adaptive_lora.runner.measure import as_saved
 from adaptive_lora.runner.progress import StudyProgress, say_lines, say_place
 from adaptive_lora.runner.run import missing_trials, opened_study
@@ -99,13 +100,7 @@ def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console)
     """
     if not 0 <= fold < config.data.folds:
         raise ConfigError(f"fold must be 0 to {config.data.folds - 1}; got {fold}.")
-    folder = _adapter(adapter, config)
-    try:
-        model, _, record = serving.load_adapter(folder, trust_remote_code=config.model.trust_remote_code)
-    except Exception as error:  # PEFT, transformers and safetensors raise their own types
-        if is_bug(error):
-            raise
-        raise AdapterError(f"adapter {adapter} cannot be loaded: {brief(error)}") from error
+    model, _, record = opened(adapter, config.tracking, trust_remote_code=config.model.trust_remote_code)
     base = record["base"]
     where = os.environ.get(serving.BASE_VARIABLE) or base["name"]
     changes: dict[str, object] = {"model": where, "revision": base["revision"]}
@@ -144,7 +139,7 @@ def run_export(config: StudyConfig, adapter: str, out: Path, console: Console, *
         AdapterError: there is no adapter, or it cannot be exported in this form.
         ConfigError: the folder is not empty.
     """
-    source = _adapter(adapter, config)
+    source = adapter_files(adapter, config.tracking)
     if merged:
         export_merged(source, out, trust_remote_code=config.model.trust_remote_code)
         console.print(f"merged model written to {shown(out)}", highlight=False, soft_wrap=True)
@@ -152,24 +147,3 @@ def run_export(config: StudyConfig, adapter: str, out: Path, console: Console, *
     rank = export_uniform(source, out)
     console.print(f"adapter written to {shown(out)}; a server must allow rank {rank}", highlight=False, soft_wrap=True)
     return rank
-
-
-def _adapter(adapter: str, config: StudyConfig) -> Path:
-    """Return the local folder of an adapter given as a folder or a `models:/` URI."""
-    if adapter.startswith(("models:/", "runs:/")):
-        connect(config.tracking, must_exist=True)
-        try:
-            return adapter_folder(adapter)
-        except TrackingError as error:
-            raise AdapterError(str(error)) from error
-    folder = Path(adapter)
-    try:
-        found = (folder / serving.RECORD).is_file()
-    except (OSError, ValueError):  # not a valid file name
-        found = False
-    if not found:
-        raise AdapterError(
-            f"{adapter:.200} is no adapter folder: required {serving.RECORD} beside PEFT's "
-            "files, or give a models:/ URI."
-        )
-    return folder

@@ -154,18 +154,17 @@ def connect(config: TrackingConfig, *, must_exist: bool = False) -> Store:
     _check_output(Path(config.output))
     parent = os.environ.get("MLFLOW_RUN_ID")
     with _opened(uri, must_exist) as client:
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
+        # MLflow also writes them to the environment, where the next study of this process would read them as the
+        # user's choice.
+        with _restored("MLFLOW_TRACKING_URI"), _restored("MLFLOW_REGISTRY_URI"):
+            mlflow.set_tracking_uri(uri)
+            mlflow.set_registry_uri(uri)
         if parent is not None:
             run = outlast(lambda: _parent_run(client, uri, parent), _START)
             experiment = outlast(lambda: client.get_experiment(run.info.experiment_id), _START)
             choice = ExperimentChoice(name=experiment.name, by="`mlflow run`")
         else:
             experiment = outlast(lambda: _experiment(client, uri, choice), _START)
-            # MLflow also writes it to the environment, where the next study of this process would read it as
-            # the user's choice.
-            with _restored("MLFLOW_EXPERIMENT_ID"):
-                outlast(lambda: mlflow.set_experiment(experiment_id=str(experiment.experiment_id)), _START)
     return Store(
         client=cast(MlflowClient, PatientClient(client)),
         uri=uri,
@@ -229,6 +228,23 @@ def _reaching(uri: str) -> Iterator[None]:
         reason = next(iter(hide_credentials(str(error)).splitlines()), type(error).__name__)
         code = getattr(error, "error_code", "")
         raise unusable(uri, reason, code) from None  # the cause may contain the password
+
+
+@contextmanager
+def unchanged_mlflow() -> Iterator[None]:
+    """Give MLflow's tracking and registry URI their values back after the block."""
+    with _restored("MLFLOW_TRACKING_URI"), _restored("MLFLOW_REGISTRY_URI"):
+        tracking = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+        registry = mlflow.get_registry_uri()
+        if tracking == os.environ.get("MLFLOW_TRACKING_URI"):
+            tracking = None  # MLflow reads it from there
+        if registry in (mlflow.get_tracking_uri(), os.environ.get("MLFLOW_REGISTRY_URI")):
+            registry = ""  # MLflow follows the tracking URI, or reads it from there
+        try:
+            yield
+        finally:
+            mlflow.set_tracking_uri(cast(str, tracking))  # it takes None, too
+            mlflow.set_registry_uri(registry)
 
 
 @contextmanager

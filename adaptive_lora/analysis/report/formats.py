@@ -54,6 +54,10 @@ _PARTS = {"training": "train", "validation": "validation"}
 """Part of the data in words -> its name in the settings."""
 
 
+PAGE = "report.html"
+"""File name of a report's page."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class About:
     """The study that a report is about."""
@@ -92,11 +96,11 @@ def write_report(comparison: Comparison, records: Sequence[TrialRecord], folder:
         "table.csv": csv_table(comparison),
         "table.tex": latex_table(comparison),
         "methods.txt": f"{paragraph}\n",
-        "report.html": render_page(comparison, drawings, about, paragraph),
+        PAGE: render_page(comparison, drawings, about, paragraph),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", errors="replace", newline="\n")
-    return folder / "report.html"
+    return folder / PAGE
 
 
 def render_terminal(comparison: Comparison, console: Console) -> None:

@@ -1,0 +1,72 @@
+"""A whole study as one function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptive_lora.config import StudyConfig, load_study, study_from
+from adaptive_lora.errors import ConfigError, require_extra
+from adaptive_lora.runner.early import require_inputs
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from adaptive_lora.runner.result import StudyResult
+
+
+def study(
+    config: StudyConfig | Mapping[str, Any] | str | PathLike[str], *, console: Console | None = None, **settings: Any
+) -> StudyResult:
+    """Run a whole study: profile, train, evaluate, compare, register the winner.
+
+    After an interruption the same call continues. Settings of the process, such as MLflow's tracking URI and the
+    environment, are as before when it ends.
+
+    Args:
+        config: settings by name, as on the command line and in study files; or the path of a study file (YAML or
+            JSON); or a configuration.
+        console: receives progress and the table; None: nothing is printed.
+        **settings: settings that override those of `config`.
+
+    Returns:
+        The result: `verdict` in words, `table`, `report()`, the champion.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong; all problems at once.
+        MissingExtra: `adaptive-lora[study]` is not installed.
+        AdaptiveLoraError: the study cannot start; nothing is written then.
+    """
+    require_extra("study", "adaptive_lora.study")
+    made = configured(config, settings)
+    require_inputs(made)
+    from rich.console import Console
+
+    from adaptive_lora.runner.guest import unchanged_process
+    from adaptive_lora.runner.run import run_study
+    from adaptive_lora.tracking.connection import unchanged_mlflow
+
+    with unchanged_process(), unchanged_mlflow():
+        return run_study(made, console or Console(quiet=True)).study_result
+
+
+def configured(
+    config: StudyConfig | Mapping[str, Any] | str | PathLike[str], settings: Mapping[str, Any]
+) -> StudyConfig:
+    """Return a study's configuration with settings that override it.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong, or the configuration is no mapping, path or `StudyConfig`.
+    """
+    if isinstance(config, StudyConfig):
+        return study_from(settings, base=config)
+    if isinstance(config, Mapping):
+        return study_from({**config, **settings})
+    if isinstance(config, str | PathLike):
+        return load_study(Path(config), settings)
+    raise ConfigError(
+        "required a study as a dictionary of settings, the path of a study file, or a StudyConfig; got "
+        f"{type(config).__name__}."
+    )
