@@ -60,6 +60,7 @@ def in_program(tmp_path: Path) -> Any:
     with unchanged_process(), unchanged_mlflow():
         mlflow.set_tracking_uri(store_in(tmp_path / "mine"))
         transformers_logging.enable_progress_bar()
+        AcceleratorState._reset_state(reset_partial_state=True)
         yield Accelerator(mixed_precision="bf16", cpu=True)
 
 
