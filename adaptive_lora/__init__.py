@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from adaptive_lora.runner.loaded import load
     from adaptive_lora.runner.own_model import allocate, audit, lora_config, plan
     from adaptive_lora.runner.plan import plan_method
+    from adaptive_lora.runner.push import push
     from adaptive_lora.runner.run import run_study
     from adaptive_lora.runner.study import study
 
@@ -43,6 +44,7 @@ __all__ = [
     "plan",
     "plan_method",
     "profile",
+    "push",
     "run_study",
     "study",
     "study_from",
@@ -64,6 +66,7 @@ _PLACES = {
     "plan": "runner.own_model",
     "plan_method": "runner.plan",
     "profile": "methods.importance.own_batches",
+    "push": "runner.push",
     "run_study": "runner.run",
     "study": "runner.study",
     "study_from": "config",

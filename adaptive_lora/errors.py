@@ -7,6 +7,7 @@
     ├── ModelError               base models: not found, changed, without adaptable sites
     ├── AllocationError          ranks and budgets that cannot be met
     ├── AdapterError             adapter folders and models that differ from their plan
+    ├── HubError                 the Hugging Face hub: not reached, no permission, nothing or other files taken
     ├── TrackingError            tracking server and registry
     │   ├── Undelivered          results are kept on local disk until delivered; exit code 3
     │   └── LeaseLost            another process took over the trial; caught where trials are run
@@ -72,6 +73,10 @@ class AllocationError(AdaptiveLoraError, ValueError):
 
 class AdapterError(AdaptiveLoraError, RuntimeError):
     """An adapter differs from the plan or from what was saved."""
+
+
+class HubError(AdaptiveLoraError, RuntimeError):
+    """The Hugging Face hub does not take what is pushed."""
 
 
 class TrackingError(AdaptiveLoraError, RuntimeError):

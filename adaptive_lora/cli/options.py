@@ -33,6 +33,7 @@ _TITLES = {
     "tracking": "Tracking",
     "where": "Where to run",
     "output": "Output",
+    "hub": "Hugging Face hub",
 }
 """Group of options -> its title in `--help`, in the order shown."""
 _WHERE = ("engine", "precision", "max_memory", "output", "checkpoints", "checkpoint_minutes", "checkpoint_steps")
@@ -210,7 +211,7 @@ STUDY_FILE = Option(
 )
 
 
-def settings_given(options: Mapping[str, Any]) -> dict[str, object]:
+def settings_given(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options given by the user; the others are left to the dataclasses."""
     return {name: value for name, value in options.items() if value is not None and value != ()}
 

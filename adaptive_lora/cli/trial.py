@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from adaptive_lora.cli.options import (
 from adaptive_lora.config import study_from
 from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.errors import ConfigError
+from adaptive_lora.redaction import shown
 from adaptive_lora.runner.early import require_data, require_inputs
 
 
@@ -89,19 +91,57 @@ def evaluate(file: Path | None, adapter: str | None, fold: int, as_json: bool, *
 
 @main.command(extra="study")
 @click.argument("adapter")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
 @options(
     *settings(only=("tracking_uri", "trust_remote_code")),
     Option("output", "--uniform", is_flag=True, help="one rank, scale 1: for servers with one alpha / r"),
     Option("output", "--merged", is_flag=True, help="the base with the adapter in its weights"),
+    Option("hub", "--push", "repository", metavar="ORG/NAME", help="publish on the Hugging Face hub [default: none]"),
+    Option("hub", "--public", is_flag=True, help="everybody can read it; a repository that exists stays as it is"),
+    Option("hub", "--revision", metavar="BRANCH", help="branch to commit to, created if missing [default: main]"),
+    Option("hub", "--commit-message", "message", metavar="TEXT", help="title of the commit [default: the method]"),
+    Option("hub", "--license", metavar="NAME", help="the hub's name of its licence, for the card [default: not given]"),
+    Option("hub", "--update", is_flag=True, help="replace the adapter or model that the branch has; other files stay"),
 )
-def export(adapter: str, out: Path, uniform: bool, merged: bool, as_json: bool, **given: Any) -> None:
-    """Write ADAPTER (a folder or models:/ URI) to the new folder OUT, for serving elsewhere."""
-    config = study_from(settings_given(given))
+def export(
+    adapter: str,
+    out: Path | None,
+    uniform: bool,
+    merged: bool,
+    repository: str | None,
+    as_json: bool,
+    tracking_uri: str | None,
+    trust_remote_code: str | None,
+    **pushed: Any,
+) -> None:
+    """Write ADAPTER (a folder or models:/ URI) to the new folder OUT, or push it to the Hugging Face hub.
+
+    A push takes the adapter as trained, unless --uniform or --merged is given, and the token of HF_TOKEN or
+    `hf auth login`. A new repository is private.
+    """
+    form = "merged" if merged else "uniform" if uniform else "trained"
+    shared = settings_given({"tracking_uri": tracking_uri, "trust_remote_code": trust_remote_code})
+    if repository is not None:
+        if out is not None or (uniform and merged):
+            what = f"the folder {out} and --push" if out is not None else "--uniform and --merged"
+            raise ConfigError(f"export does one thing at a time: got {what}; give one of them.")
+        from adaptive_lora.runner.push import push
+
+        done = push(adapter, repository, form=form, **pushed, **shared)
+        make_console().print(shown("\n".join(done.lines())), highlight=False, soft_wrap=True)
+        if as_json:
+            print_document("export", {"folder": None, "form": form, "rank": None, "pushed": dataclasses.asdict(done)})
+        return
+    config = study_from(shared)
+    unused = sorted(name.replace("message", "commit-message") for name, value in pushed.items() if value)
+    if unused:
+        raise ConfigError(f"--{unused[0]} is for --push ORG/NAME, which was not given.")
+    if out is None:
+        raise ConfigError("export needs a folder OUT, or --push ORG/NAME; neither was given.")
     if uniform == merged:
         raise ConfigError("export needs exactly one of --uniform and --merged.")
     from adaptive_lora.runner.steps import run_export
 
     rank = run_export(config, adapter, out, make_console(), merged=merged)
     if as_json:
-        print_document("export", {"folder": str(out), "form": "merged" if merged else "uniform", "rank": rank})
+        print_document("export", {"folder": str(out), "form": form, "rank": rank, "pushed": None})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -69,21 +69,38 @@ def load(
     if not isinstance(adapter, str | PathLike):
         raise ConfigError(f"required the address or folder of an adapter; got {type(adapter).__name__}.")
     place = study_from({} if tracking_uri is None else {"tracking_uri": tracking_uri}).tracking
+    if tracking_uri is not None and not is_address(str(adapter)):
+        raise ConfigError(f"tracking_uri applies to {' and '.join(_URIS)} addresses; {adapter} is a folder.")
+    with access(str(adapter), place, "adaptive_lora.load"):
+        model, tokenizer, record = opened(str(adapter), place, trust_remote_code=trust_remote_code)
+    return LoadedAdapter(model=model, tokenizer=tokenizer, record=record)
+
+
+@contextmanager
+def access(adapter: str, place: TrackingConfig, caller: str) -> Iterator[None]:
+    """Leave the caller's process and its MLflow as they were, and require what reading an adapter needs.
+
+    Args:
+        adapter: folder, or address in a tracking store.
+        place: the tracking store.
+        caller: public function that reads it.
+
+    Raises:
+        TrackingError: the tracking store cannot be used.
+        MissingExtra: an address needs `adaptive-lora[study]`, which is not installed.
+    """
     from adaptive_lora.runner.guest import unchanged_process
 
     with ExitStack() as stack:
         stack.enter_context(unchanged_process())
-        if _is_address(str(adapter)):
-            require_extra("study", "adaptive_lora.load of an address in a tracking store")
+        if is_address(adapter):
+            require_extra("study", f"{caller} of an address in a tracking store")
             from adaptive_lora.config.store_place import require_reachable
             from adaptive_lora.tracking.connection import unchanged_mlflow
 
             require_reachable(place, must_exist=True)
             stack.enter_context(unchanged_mlflow())
-        elif tracking_uri is not None:
-            raise ConfigError(f"tracking_uri applies to {' and '.join(_URIS)} addresses; {adapter} is a folder.")
-        model, tokenizer, record = opened(str(adapter), place, trust_remote_code=trust_remote_code)
-    return LoadedAdapter(model=model, tokenizer=tokenizer, record=record)
+        yield
 
 
 def opened(adapter: str, place: TrackingConfig, *, trust_remote_code: bool) -> tuple[Any, Any, dict[str, Any]]:
@@ -109,7 +126,7 @@ def adapter_files(adapter: str, place: TrackingConfig) -> Path:
     Raises:
         AdapterError: there is no such adapter.
     """
-    if _is_address(adapter):
+    if is_address(adapter):
         from adaptive_lora.tracking import connect
         from adaptive_lora.tracking.registry import adapter_folder
 
@@ -131,5 +148,6 @@ def adapter_files(adapter: str, place: TrackingConfig) -> Path:
     return folder
 
 
-def _is_address(adapter: str) -> bool:
+def is_address(adapter: str) -> bool:
+    """Return whether an adapter is given by its address in a tracking store."""
     return adapter.startswith(_URIS)

@@ -113,6 +113,48 @@ def adapter_folder(model_uri: str) -> Path:
     return found.parent
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterHistory:
+    """Records of an adapter in the tracking store."""
+
+    params: Mapping[str, str]
+    """Settings of the trial that trained it."""
+    tags: Mapping[str, str]
+    """Tags of that trial."""
+    metrics: Mapping[str, float]
+    """Metrics of that trial, each at its last step."""
+    decision: Mapping[str, str]
+    """Tags of the registered version: the verdict, and the proof of reloading; empty for other addresses."""
+
+
+def adapter_history(store: Store, model_uri: str) -> AdapterHistory:
+    """Return what the store has recorded of an adapter.
+
+    Raises:
+        TrackingError: there is no such model, or the run that trained it is gone.
+    """
+    try:
+        return outlast_or_say(lambda: _history(store.client, model_uri))
+    except MlflowException as error:
+        raise TrackingError(f"the records of model {model_uri} cannot be read: {error}") from error
+
+
+def _history(client: MlflowClient, model_uri: str) -> AdapterHistory:
+    kind, _, rest = model_uri.partition(":/")
+    name, at, alias = rest.partition("@")
+    decision: Mapping[str, str] = {}
+    if kind == "runs":
+        run_id = rest.split("/")[0]
+    elif at or "/" in rest:
+        name, number = (name, "") if at else rest.split("/", 1)
+        found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, number)
+        run_id, decision = str(found.run_id), dict(found.tags)
+    else:
+        run_id = str(client.get_logged_model(rest).source_run_id)
+    run = client.get_run(run_id)
+    return AdapterHistory(params=run.data.params, tags=run.data.tags, metrics=run.data.metrics, decision=decision)
+
+
 def _fetched(model_uri: str) -> Path:
     if not _ADDRESS.fullmatch(model_uri):
         raise TrackingError(

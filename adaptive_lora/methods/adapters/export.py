@@ -25,6 +25,7 @@ from torch.nn.functional import pad
 
 from adaptive_lora import serving
 from adaptive_lora.allocation import Plan, TunerPlan
+from adaptive_lora.allocation.tuner_plan import read_plan
 from adaptive_lora.errors import AdapterError, ConfigError, brief
 from adaptive_lora.interruption import replacing
 from adaptive_lora.methods.adapters.attach import lora_layers
@@ -32,7 +33,7 @@ from adaptive_lora.methods.adapters.tuners import save_custom_tuner
 from adaptive_lora.models.errors import is_bug, model_errors
 from adaptive_lora.serving import CAUSAL, RECORD, TASKS
 from adaptive_lora.serving.custom_tuner import AdaptedModel
-from adaptive_lora.serving.safety import FAMILY, WEIGHTS, UnsafeFiles, read_json, read_record, require_adapter
+from adaptive_lora.serving.safety import CONFIG, FAMILY, WEIGHTS, UnsafeFiles, read_json, read_record, require_adapter
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 SERVED_RANKS = (8, 16, 32, 64, 128, 256)
 """Values that vLLM accepts for its maximum LoRA rank."""
 _TENSOR = re.compile(r"base_model\.model\.(?P<site>.+)\.lora_(?P<side>[AB])\.weight")
+_TRAINED = re.compile(r"trained[\w.-]*\.(safetensors|json)")
+"""Pattern of the weights of a custom tuner, in one file or several with an index."""
 _PLAIN = (True, False, "gaussian", "orthogonal", "eva")
 """Values of `init_lora_weights` that do not change the base's weights."""
 
@@ -104,7 +107,8 @@ def write_card(folder: Path, kind: str, origin: Mapping[str, Any], **values: Any
         folder: folder to write to.
         kind: `trained`, `uniform` or `merged`.
         origin: record of the adapter, with its method and family where known.
-        values: `ranks` as trained, the `rank` of a uniform one, and whether a merged one was `dora`.
+        values: `ranks` as trained, the `rank` of a uniform one, whether a merged one was `dora`, and the facts of a
+            `published` one.
     """
     beside = FileSystemLoader(Path(__file__).parent)
     templates = Environment(loader=beside, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
@@ -118,7 +122,34 @@ def write_card(folder: Path, kind: str, origin: Mapping[str, Any], **values: Any
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def export_uniform(source: Path, target: Path) -> int:
+def copy_trained(source: Path, target: Path, published: Mapping[str, Any]) -> None:
+    """Copy the files of an adapter that loading it needs, with a card that has further facts.
+
+    Args:
+        source: adapter folder.
+        target: folder to create; must not exist or be empty.
+        published: facts of the card, from `runner.publication`.
+
+    Raises:
+        AdapterError: the folder is incomplete.
+        ConfigError: the target is not empty.
+    """
+    refuse_occupied(target)
+    origin = origin_of(source)
+    if "method" not in origin:
+        raise AdapterError(f"{source} has no rank_plan.json, which lists its ranks; required to publish it as trained.")
+    plan = read_plan(read_json(source / "rank_plan.json"))
+    kept = (CONFIG, WEIGHTS, FAMILY, RECORD, "rank_plan.json")
+    with replacing(target) as folder:
+        folder.mkdir()
+        for path in sorted(source.iterdir()):
+            if path.name in kept or _TRAINED.fullmatch(path.name):
+                shutil.copy(path, folder)
+        ranks = [] if isinstance(plan, TunerPlan) else list(plan.rank_pattern().values())
+        write_card(folder, "trained", origin, ranks=ranks, published=published)
+
+
+def export_uniform(source: Path, target: Path, published: Mapping[str, Any] | None = None) -> int:
     """Write an adapter with one rank at every site; return that rank.
 
     A is padded with rows and B with columns of zeros: B'·A' = scale·B·A at every site.
@@ -126,6 +157,7 @@ def export_uniform(source: Path, target: Path) -> int:
     Args:
         source: adapter folder; its base is not needed.
         target: folder to create; must not exist or be empty.
+        published: further facts of the card, where it is to be published.
 
     Raises:
         AdapterError: the adapter is not plain LoRA, or has a rank above `SERVED_RANKS`.
@@ -133,7 +165,7 @@ def export_uniform(source: Path, target: Path) -> int:
     """
     refuse_occupied(target)
     config, tensors = _read(source)
-    origin = _origin(source)
+    origin = origin_of(source)
     pairs = _pairs(tensors)
     ranks = [a.shape[0] for a, _ in pairs.values()]
     rank = next((served for served in SERVED_RANKS if served >= max(ranks)), None)
@@ -156,17 +188,20 @@ def export_uniform(source: Path, target: Path) -> int:
         save_file(written, folder / WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(str(folder))
         shutil.copy(source / RECORD, folder)
-        write_card(folder, "uniform", origin, ranks=ranks, rank=rank)
+        write_card(folder, "uniform", origin, ranks=ranks, rank=rank, published=published)
     return rank
 
 
-def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False) -> None:
+def export_merged(
+    source: Path, target: Path, *, trust_remote_code: bool = False, published: Mapping[str, Any] | None = None
+) -> None:
     """Merge an adapter into its base's weights and write a plain transformers folder.
 
     Args:
         source: adapter folder; its base must be available and unchanged.
         target: folder to create; must not exist or be empty.
         trust_remote_code: whether to run the base's own Python code.
+        published: further facts of the card, where it is to be published.
 
     Raises:
         AdapterError: the base or adapter cannot be loaded or merged.
@@ -189,7 +224,7 @@ def export_merged(source: Path, target: Path, *, trust_remote_code: bool = False
         with model_errors(f"the merged model of {source} cannot be saved", merged):
             merged.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-        write_card(folder, "merged", _origin(source), dora=dora)
+        write_card(folder, "merged", origin_of(source), dora=dora, published=published)
 
 
 def _refuse_tied(model: Any) -> None:
@@ -273,7 +308,7 @@ def _scale(config: LoraConfig, site: str, rank: int) -> float:
     return float(alpha) / (rank**0.5 if config.use_rslora else rank)
 
 
-def _origin(source: Path) -> dict[str, Any]:
+def origin_of(source: Path) -> dict[str, Any]:
     """Return the adapter's record, with the method of its plan where known."""
     try:
         record = read_record(source)
