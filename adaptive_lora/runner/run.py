@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from adaptive_lora.errors import (
     TrialFailed,
 )
 from adaptive_lora.interruption import interruptible
+from adaptive_lora.models.device import modules_uncollected
 from adaptive_lora.redaction import shown
 from adaptive_lora.results import EvalResult, TrialRecord
 from adaptive_lora.runner.comparison_input import (
@@ -88,7 +88,7 @@ def run_study(config: StudyConfig, console: Console | None = None) -> StudyOutco
         require_rungs(context)
     trials, run_here = list(config.trials()), set[str]()
     with opened_study(context, console) as study:
-        with StudyProgress(console, len(trials)) as progress, _modules_uncollected():
+        with StudyProgress(console, len(trials)) as progress, modules_uncollected():
             schedule = _schedule(context, study, progress)
             for group in schedule:
                 runs = [
@@ -110,23 +110,6 @@ def run_study(config: StudyConfig, console: Console | None = None) -> StudyOutco
             study_result = judge(comparison_input_of(study), config, console, lambda trial: context)
     study_result = dataclasses.replace(study_result, trials_run=len(run_here))
     return StudyOutcome(study_result=study_result, store=study.store)
-
-
-@contextmanager
-def _modules_uncollected() -> Iterator[None]:
-    """Keep what is in memory out of garbage collections for the block.
-
-    Memory is freed after every trial, and a collection that goes through all imported modules takes half a second.
-    """
-    if gc.get_freeze_count():  # the program's own, which `unfreeze` would end
-        yield
-        return
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _schedule(context: StudyContext, study: StudyRun, progress: StudyProgress) -> Schedule:
