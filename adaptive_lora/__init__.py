@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from adaptive_lora.errors import AdaptiveLoraError
     from adaptive_lora.methods.base import RankMethod, TunerMethod
     from adaptive_lora.methods.importance.own_batches import profile
+    from adaptive_lora.runner.audit_callback import AuditCallback
     from adaptive_lora.runner.loaded import load
     from adaptive_lora.runner.own_model import allocate, audit, lora_config, plan
     from adaptive_lora.runner.plan import plan_method
     from adaptive_lora.runner.push import push
+    from adaptive_lora.runner.rank_callback import RankCallback
     from adaptive_lora.runner.run import run_study
     from adaptive_lora.runner.study import study
 
@@ -29,7 +31,9 @@ __version__ = "0.3.0.dev0"
 
 __all__ = [
     "AdaptiveLoraError",
+    "AuditCallback",
     "MethodSpec",
+    "RankCallback",
     "RankMethod",
     "RankPlan",
     "StudyConfig",
@@ -52,7 +56,9 @@ __all__ = [
 
 _PLACES = {
     "AdaptiveLoraError": "errors",
+    "AuditCallback": "runner.audit_callback",
     "MethodSpec": "allocation",
+    "RankCallback": "runner.rank_callback",
     "RankMethod": "methods.base",
     "RankPlan": "allocation",
     "StudyConfig": "config",

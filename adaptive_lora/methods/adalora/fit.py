@@ -148,7 +148,7 @@ def fold(adapted: PeftModel, kept: Mapping[str, list[bool]], plan: RankPlan) -> 
     for entry in plan.entries:
         name = entry.site.name
         layer, chosen = layers[name], torch.tensor(kept[name], device=adapted.device)
-        a, b, e = (part[ADAPTER].detach() for part in (layer.lora_A, layer.lora_B, layer.lora_E))
+        a, b, e = (part[ADAPTER].detach().float() for part in (layer.lora_A, layer.lora_B, layer.lora_E))
         rest = scale_of(layer) / plan.scale_of(entry)
         folded[name] = Factors(a=a[chosen] * e[chosen] * rest, b=b[:, chosen].clone())
     return folded
@@ -236,7 +236,10 @@ class AdaLoraCallback(RankChanges):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore them in PEFT's allocator."""
         allocator = self._allocator
-        allocator.exp_avg_ipt, allocator.exp_avg_unc = state["sensitivity"], state["uncertainty"]
+        device = self._tuner.model.device
+        allocator.exp_avg_ipt, allocator.exp_avg_unc = (
+            {name: scores.to(device) for name, scores in state[kind].items()} for kind in ("sensitivity", "uncertainty")
+        )
         allocator.ipt = dict.fromkeys(state["sensitivity"])  # the known parameters; recomputed at each step
         allocator.target_bgt = state["target"]
         self._config.rank_pattern = state["rank_pattern"]

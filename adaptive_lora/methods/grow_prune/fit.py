@@ -64,7 +64,8 @@ class GrowPruneCallback(RankChanges):
         self._smooth = {name: torch.zeros(rank, device=device) for name, rank in ranks.items()}
         self._age = {name: [0] * rank for name, rank in ranks.items()}
         self._drawn = dict(ranks)
-        self._optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+        """Optimiser of A and B, once there is one."""
         self.history = [RankEvent(step=0, ranks=dict(ranks))]
 
     def ranks(self) -> dict[str, int]:
@@ -77,7 +78,7 @@ class GrowPruneCallback(RankChanges):
 
     def start(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Compute the phases from the number of steps."""
-        self._optimizer, self.phases = optimizer, self._options.phases(steps)
+        self.optimizer, self.phases = optimizer, self._options.phases(steps)
 
     def stepped(self, step: int, *, taken: bool) -> None:
         """Update sensitivities, and move ranks if due."""
@@ -98,9 +99,8 @@ class GrowPruneCallback(RankChanges):
             if len(ages) != len(self._age[name]):
                 width = self._layers[name].in_features
                 self._resize(name, [], torch.zeros(len(ages), width))
-        devices = {name: layer.lora_A[ADAPTER].weight.device for name, layer in self._layers.items()}
-        self._smooth = {name: scores.to(devices[name]) for name, scores in state["smooth"].items()}
-        self._age, self._drawn = state["age"], state["drawn"]
+        self._smooth, self._age = state["smooth"], state["age"]
+        self._drawn = state["drawn"]
         super().restore(state)
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ class GrowPruneCallback(RankChanges):
         for name, layer in self._layers.items():
             a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
             now = (a * a.grad).abs().mean(dim=1) + (b * b.grad).abs().mean(dim=0)
-            self._smooth[name] = _SMOOTHING * self._smooth[name] + (1 - _SMOOTHING) * now
+            self._smooth[name] = _SMOOTHING * self._smooth[name].to(now.device) + (1 - _SMOOTHING) * now
             self._age[name] = [age + 1 for age in self._age[name]]
 
     def _move(self, step: int) -> None:
@@ -152,7 +152,7 @@ class GrowPruneCallback(RankChanges):
         plan = revised(self._plan, {**self.ranks(), name: rank})
         entry = next(entry for entry in plan.entries if entry.site.name == name)
         change = NewRank(kept=kept, new_a=rows, alpha=entry.alpha, scale=self._plan.scale_of(entry))
-        resize(self._layers[name], change, self._optimizer)
+        resize(self._layers[name], change, self.optimizer)
 
 
 # Moves of ranks between sites within a budget: components to prune, and sites to grow.
