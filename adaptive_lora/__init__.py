@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adaptive_lora.methods.base import RankMethod, TunerMethod
     from adaptive_lora.methods.importance.own_batches import profile
     from adaptive_lora.runner.audit_callback import AuditCallback
+    from adaptive_lora.runner.evaluation import evaluate
     from adaptive_lora.runner.loaded import load
     from adaptive_lora.runner.own_model import allocate, audit, lora_config, plan
     from adaptive_lora.runner.plan import plan_method
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "allocate",
     "audit",
+    "evaluate",
     "load",
     "load_study",
     "lora_config",
@@ -65,6 +67,7 @@ _PLACES = {
     "TunerMethod": "methods.base",
     "allocate": "runner.own_model",
     "audit": "runner.own_model",
+    "evaluate": "runner.evaluation",
     "load": "runner.loaded",
     "load_study": "config",
     "lora_config": "runner.own_model",

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 from conftest import rows
 from mlflow.entities import Run
 from synthetic_study import BASE_LOSS, FROZEN_LOSS, scores, study
-from tracked import quiet, trials_in, words_of
+from tracked import Finished, quiet, trials_in, words_of
 
+import adaptive_lora as al
 from adaptive_lora.analysis.comparison import Comparison, VerdictKind, compare
 from adaptive_lora.analysis.comparison.forgetting import ForgettingBound
 from adaptive_lora.analysis.report import formats
@@ -27,8 +28,9 @@ from adaptive_lora.analysis.report.tables import more_tables, result_table
 from adaptive_lora.cli import main
 from adaptive_lora.config import RetainedSource, StudyConfig
 from adaptive_lora.config.sections import DataConfig
-from adaptive_lora.errors import ConfigError, DataError
+from adaptive_lora.errors import AdapterError, ConfigError, DataError, ModelError
 from adaptive_lora.results import EvalResult, RetainedScores, TrialRecord
+from adaptive_lora.runner.evaluation import Evaluation
 
 OLD = "0123456789abcdef"
 BASELINE, BETTER = "uniform-r8", "uniform-r8-better"
@@ -315,3 +317,93 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert result.exit_code == 2, result.output
     assert says in result.output
     assert not (tmp_path / "mlflow.db").exists()
+
+
+# One adapter and its base on any data.
+
+
+@pytest.fixture
+def saved(finished: Finished) -> Path:
+    """Folder of an adapter that a study saved, of uniform rank 2."""
+    run = next(run for run in finished.children if run.data.tags["method"] == "uniform-r2")
+    return _file_of(run, "adapter_config.json", finished.folder).parent
+
+
+def test_a_saved_adapter_and_a_peft_model_are_scored_alike(saved: Path, base_folder: Path, retain_file: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    given = {"template": "compact", "max_tokens": 120}
+    found = al.evaluate(saved, f"{retain_file}:max_examples=12", **given)
+    assert found.base_mean == pytest.approx(found.scores.before.nll_E.sum() / found.scores.before.tokens_E.sum())
+    assert found.difference == pytest.approx(found.mean - found.base_mean)
+    assert len(found.examples) == 12
+    total = sum(example["difference"] * example["tokens"] for example in found.examples)
+    assert total / sum(example["tokens"] for example in found.examples) == pytest.approx(found.difference)
+    assert found.interval.low < found.difference < found.interval.high
+    assert "old.jsonl: 46 rows, 12 drawn by max_examples" in found.reading[0]
+    assert f"<td>{found.mean:.4f}</td>" in found._repr_html_()
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32), str(saved)
+    ).train()
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    own = al.evaluate(model, f"{retain_file}:max_examples=12", tokenizer=tokenizer, **given)
+    assert all(module.training for module in model.modules() if isinstance(module, torch.nn.Dropout))
+    assert own.digest == found.digest
+    assert own.scores.after.nll_E == pytest.approx(found.scores.after.nll_E, rel=1e-5)
+    assert own.scores.before.nll_E == pytest.approx(found.scores.before.nll_E, rel=1e-5)
+    whole = al.evaluate(model, retain_file, tokenizer=tokenizer, **given)
+    assert whole.mean == pytest.approx(by_hand(base_folder, retain_file, saved), abs=1e-5)
+
+
+def test_an_untrained_adapter_changes_nothing_and_has_no_interval(base_folder: Path, retain_file: Path) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def evaluated(**settings: object) -> Evaluation:
+        base = AutoModelForCausalLM.from_pretrained(base_folder)
+        model = peft.get_peft_model(
+            base, peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, **settings)
+        )
+        return al.evaluate(model, retain_file, tokenizer=AutoTokenizer.from_pretrained(base_folder))
+
+    found = evaluated()
+    assert found.difference == 0.0
+    assert found.interval.low is None
+    assert "all 46 examples gave the same value" in str(found)
+    with pytest.raises(ModelError, match="initialised by pissa, which changes the base's weights"):
+        evaluated(init_lora_weights="pissa")
+
+
+def test_evaluate_refuses_what_it_cannot_score(saved: Path, base_folder: Path, retain_file: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    with pytest.raises(ModelError, match=r"required a PEFT model, .* got a GPT2LMHeadModel"):
+        al.evaluate(base, retain_file)
+    with pytest.raises(ConfigError, match="evaluate has no option batch; required any of template"):
+        al.evaluate(saved, retain_file, batch=3)
+    with pytest.raises(ConfigError, match="a saved adapter has that of its base"):
+        al.evaluate(saved, retain_file, tokenizer=object())
+    with pytest.raises(AdapterError, match="is no adapter folder"):
+        al.evaluate(base_folder, retain_file)
+
+
+def test_the_command_scores_other_data_and_the_test_split_where_asked_for(
+    saved: Path, finished: Finished, retain_file: Path, own_store: str
+) -> None:
+    words = ["evaluate", str(saved), "--template", "compact", "--retain-data", str(retain_file), "--json"]
+    words += ["--tracking-uri", own_store]
+    result = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    (one,) = document.pop("retained")
+    assert document == {"schema": "adaptive-lora/evaluate/1"}
+    assert one["difference"] == pytest.approx(one["loss"] - one["base_loss"])
+    assert "columns   instruction: prompt" in result.stderr
+    both = CliRunner().invoke(main, [*words, "--data", finished.config.data.data], catch_exceptions=False)
+    assert {"retained", "test/loss"} <= set(json.loads(both.stdout))
+    twice = CliRunner().invoke(main, [*words, "--adapter", "x"])
+    assert twice.exit_code == 2
+    assert "evaluate scores one adapter" in twice.stderr

@@ -12,6 +12,7 @@ import click
 from adaptive_lora.cli.documents import print_document
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
+    RETENTION,
     STUDY_FILE,
     Option,
     make_console,
@@ -21,7 +22,7 @@ from adaptive_lora.cli.options import (
     settings,
     settings_given,
 )
-from adaptive_lora.config import study_from
+from adaptive_lora.config import DataConfig, RetainedSource, study_from
 from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.redaction import shown
@@ -64,29 +65,45 @@ def train(file: Path | None, method: str, seed: str, adapter: Path | None, as_js
 
 
 @main.command(extra="study")
+@click.argument("place", metavar="[ADAPTER]", required=False)
 @options(
     STUDY_FILE,
     Option(
         "model",
         "--adapter",
         metavar="DIRECTORY|URI",
-        help="adapter folder, models:/NAME@champion, or models:/NAME/VERSION [default: none]",
+        help="adapter folder, models:/NAME@champion, or models:/NAME/VERSION, if not ADAPTER [default: none]",
     ),
-    *settings(leave_out=("methods", "seeds", "lr", "baseline", "model", "revision")),
+    *settings(leave_out=("methods", "seeds", "lr", "baseline", "model", "revision", *RETENTION[1:])),
     Option("evaluation", "--fold", default=0, show_default=True, help="fold whose test split is scored"),
 )
-def evaluate(file: Path | None, adapter: str | None, fold: int, as_json: bool, **given: Any) -> None:
-    """Score a saved adapter on the test split, loaded as for serving."""
+def evaluate(place: str | None, file: Path | None, adapter: str | None, fold: int, as_json: bool, **given: Any) -> None:
+    """Score a saved adapter on the test split, loaded as for serving.
+
+    With --retain-data, score it and its base on other data instead; with --data as well, both.
+    """
     config = read_study(file, given)
+    if place and adapter:
+        raise ConfigError(f"evaluate scores one adapter; got {place} and --adapter {adapter}.")
+    adapter = place or adapter
     if not adapter:
         raise ConfigError("evaluate needs --adapter: a folder or a models:/ URI; none was given.")
-    require_data(config, config.data)
+    retained = config.evaluation.retain_data
+    tested = not retained or given["data"] is not None or config.data.data != DataConfig.data
+    sources = [RetainedSource.parse(text).settings(config.data) for text in retained]
+    for source in ([config.data] if tested else []) + sources:
+        require_data(config, source)
     require_reachable(config.tracking)
-    from adaptive_lora.runner.steps import run_evaluate
+    from adaptive_lora.runner.steps import run_evaluate, run_evaluate_retained
 
-    scores = run_evaluate(config, adapter, fold, make_console())
+    console = make_console()
+    document: dict[str, Any] = {}
+    if tested:
+        document = run_evaluate(study_from({**config.flat(), "retain_data": []}), adapter, fold, console)
+    if retained:
+        document["retained"] = [one.to_dict() for one in run_evaluate_retained(config, adapter, console)]
     if as_json:
-        print_document("evaluate", scores)
+        print_document("evaluate", document)
 
 
 @main.command(extra="study")

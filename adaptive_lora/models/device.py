@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,18 @@ class Runtime:
         """Type of the frozen base's weights; adapters stay float32."""
         dtype: torch.dtype = getattr(torch, self.precision.dtype)
         return dtype
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRuntime:
+    """Runtime of a model that stays as it is: on its device, in its precision."""
+
+    device: torch.device
+    """Device of the model."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return a context that changes nothing: autocast is the user's choice."""
+        return nullcontext()
 
 
 def start_runtime(precision: str, *, cpu: bool = False, sparing: bool = False) -> Runtime:

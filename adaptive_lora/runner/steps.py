@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,23 +10,23 @@ from typing import Any
 
 from rich.console import Console
 
-from adaptive_lora import serving
-from adaptive_lora.config import StudyConfig, study_from
-from adaptive_lora.config.types import Precision
+from adaptive_lora.config import RetainedSource, StudyConfig
 from adaptive_lora.errors import ConfigError, TrackingError, TrialFailed
 from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.models.errors import model_errors
 from adaptive_lora.redaction import shown
 from adaptive_lora.runner.context import StudyContext
-from adaptive_lora.runner.loaded import adapter_files, opened
+from adaptive_lora.runner.evaluation import Evaluation, evaluate_saved, load_saved
+from adaptive_lora.runner.loaded import adapter_files
 from adaptive_lora.runner.measure import as_saved
 from adaptive_lora.runner.progress import StudyProgress, say_lines, say_place
+from adaptive_lora.runner.retained import retained_metrics
 from adaptive_lora.runner.run import missing_trials, opened_study
 from adaptive_lora.runner.trial import TrialOutcome, run_tracked
 from adaptive_lora.runner.trial_log import log_test_data
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
-from adaptive_lora.tracking.runs import eval_to_dict, single_run
+from adaptive_lora.tracking.runs import eval_to_dict, record_retained, single_run
 from adaptive_lora.tracking.study_run import TrialStatus
 
 
@@ -100,15 +99,8 @@ def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console)
     """
     if not 0 <= fold < config.data.folds:
         raise ConfigError(f"fold must be 0 to {config.data.folds - 1}; got {fold}.")
-    model, _, record = opened(adapter, config.tracking, trust_remote_code=config.model.trust_remote_code)
-    base = record["base"]
-    where = os.environ.get(serving.BASE_VARIABLE) or base["name"]
-    changes: dict[str, object] = {"model": where, "revision": base["revision"]}
-    changes["task"] = record["task"]["name"]
-    changes["trust_remote_code"] = bool(base.get("trust_remote_code"))  # otherwise it would not have loaded
-    if config.train.precision == "auto":  # as in training, so that scores are reproduced
-        changes["precision"] = Precision.of_dtype(record["dtype"])
-    context = StudyContext(as_saved(study_from({**config.flat(), **changes})))
+    model, _, config = load_saved(adapter, config)
+    context = StudyContext(as_saved(config))
     say_lines(console, context.data_lines())
     model.to(context.runtime.device)
     with model_errors(f"adapter {adapter} does not run on this data", model):
@@ -130,6 +122,31 @@ def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console)
     for key, value in scores.items():
         console.print(f"{key:<24} {value:,.6g}", highlight=False)
     return {**scores, "data_digest": context.data.digest}
+
+
+def run_evaluate_retained(config: StudyConfig, adapter: str, console: Console) -> list[Evaluation]:
+    """Score an adapter and its base on each source of `retain_data`, record both, print the difference and return it.
+
+    Raises:
+        AdapterError: there is no adapter, or its base is not the one that it was trained on.
+        DataError: a source cannot be read or used.
+    """
+    texts = config.evaluation.retain_data
+    found = [evaluate_saved(config, adapter, RetainedSource.parse(text)) for text in texts]
+    store = connect(config.tracking)
+    with single_run(store, "evaluation", f"evaluate·{', '.join(one.source for one in found)}"[:250]) as run:
+        run.params({"evaluate.adapter": adapter})
+        scores = {one.digest: one.scores for one in found}
+        record_retained(run, scores)
+        for key, value in retained_metrics(scores).items():
+            run.metric(key, value)
+        run.flush()
+    say_place(store, console)
+    for one in found:
+        say_lines(console, one.reading)
+    for one in found:
+        say_lines(console, str(one).splitlines())
+    return found
 
 
 def run_export(config: StudyConfig, adapter: str, out: Path, console: Console, *, merged: bool) -> int | None:

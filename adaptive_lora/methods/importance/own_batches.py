@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, get_type_hints
@@ -22,6 +21,7 @@ from adaptive_lora.data.batches import IGNORED, Batch
 from adaptive_lora.errors import AllocationError, ModelError, unknown_name
 from adaptive_lora.methods.importance.contract import ProfileTask
 from adaptive_lora.methods.importance.profile import ImportanceProfile, profile_importance
+from adaptive_lora.models.device import OwnRuntime
 from adaptive_lora.models.errors import model_errors
 from adaptive_lora.models.losses import causal_loss
 from adaptive_lora.models.sites import find_sites
@@ -43,17 +43,6 @@ class _OwnBatch(Batch):
     def to(self, device: torch.device) -> _OwnBatch:
         """Return the batch on a device."""
         return _as_given(send_to_device(self.given, device))
-
-
-@dataclass(frozen=True, slots=True)
-class _OwnRuntime:
-    """Runtime of a model that stays as it is: on its device, in its precision."""
-
-    device: torch.device
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return a context that changes nothing: autocast is the user's choice."""
-        return nullcontext()
 
 
 def profile(
@@ -101,7 +90,7 @@ def profile(
             calibration = [_text_batch(batch) for batch in found]
         else:
             calibration, summed = [_as_given(batch) for batch in found], _summed(model, loss)
-    task = ProfileTask(model=model, sites=sites, batches=calibration, runtime=_OwnRuntime(_device(model)), loss=summed)
+    task = ProfileTask(model=model, sites=sites, batches=calibration, runtime=OwnRuntime(_device(model)), loss=summed)
     with model_errors(f"{type(model).__name__} cannot be profiled on these batches", model):
         return profile_importance(task, metric=metric, seed=seed)
 

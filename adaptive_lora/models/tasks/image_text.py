@@ -90,7 +90,7 @@ class ImageTextTask(Task):
         model.eval()
         size = self.config.evaluation.eval_batch_size
         parts = []
-        with torch.no_grad(), self.runtime.accelerator.autocast():
+        with torch.no_grad(), self.runtime.autocast():
             for start in range(0, len(examples), size):
                 parts.append(self._embedded(model, examples[start : start + size]))
         images, texts = (torch.cat([part[side] for part in parts]).float() for side in (0, 1))

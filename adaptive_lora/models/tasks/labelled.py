@@ -44,7 +44,7 @@ class _TextTask(_LabelledTask):
             raise ModelError(f"the tokenizer of base {name} has no pad token; one is required.")
         if "pad_token_id" not in self.base.task:
             return
-        with self.runtime.accelerator.autocast():
+        with self.runtime.autocast():
             problem = padding_problem(self.base.model)
         if problem is not None:
             raise ModelError(

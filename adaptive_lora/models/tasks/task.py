@@ -270,7 +270,7 @@ class Task(ABC):
     def probe(self, model: nn.Module, examples: Sequence[Any]) -> torch.Tensor:
         """Return the outputs for the first examples of a split, without gradients."""
         model.eval()
-        with torch.no_grad(), self.runtime.accelerator.autocast():
+        with torch.no_grad(), self.runtime.autocast():
             return self.outputs(model, examples[:PROBE_EXAMPLES]).float().cpu()
 
     def losses(self, model: nn.Module, examples: Sequence[Any]) -> EvalResult:
@@ -285,7 +285,7 @@ class Task(ABC):
         judged = True
         for chosen in self._groups(model, examples):
             batch = self.collate([examples[index] for index in chosen]).to(self.runtime.device)
-            with torch.no_grad(), self.runtime.accelerator.autocast(), self.running(model):
+            with torch.no_grad(), self.runtime.autocast(), self.running(model):
                 scores = self.scores(model, batch)
             nll[chosen] = scores.nll.double().cpu().numpy()
             tokens[chosen] = scores.units.cpu().numpy()
@@ -344,7 +344,7 @@ class Task(ABC):
         result = self.losses(model, examples)
         if not self.generates(examples):
             return result
-        with self.runtime.accelerator.autocast():
+        with self.runtime.autocast():
             texts = self.generated(model, examples)
         return dataclasses.replace(
             result,
