@@ -366,7 +366,8 @@ def test_an_untrained_adapter_changes_nothing_and_has_no_interval(base_folder: P
         model = peft.get_peft_model(
             base, peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, **settings)
         )
-        return al.evaluate(model, retain_file, tokenizer=AutoTokenizer.from_pretrained(base_folder))
+        tokenizer = AutoTokenizer.from_pretrained(base_folder)
+        return al.evaluate(model, retain_file, tokenizer=tokenizer, template="compact")
 
     found = evaluated()
     assert found.difference == 0.0

@@ -15,7 +15,7 @@ from benchmarks.embedded_base.word_tasks import WORD_FAMILIES
 
 FAMILIES = WORD_FAMILIES + TEXT_FAMILIES + LANGUAGE_FAMILIES
 """All instruction families of pretraining."""
-_WEIGHTS = tuple(
+WEIGHTS = tuple(
     3 if family in LANGUAGE_FAMILIES or family.name in ("kind", "spanish_word") else 1 for family in FAMILIES
 )
 """How often each family comes; what must be known by heart comes more often."""
@@ -36,7 +36,7 @@ def render_prompt(example: Mapping[str, str]) -> str:
 
 def instruction_document(rng: Random) -> str:
     """Write one instruction task with its answer, as the study's prompts are written."""
-    example = rng.choices(FAMILIES, _WEIGHTS)[0].example(rng)
+    example = rng.choices(FAMILIES, WEIGHTS)[0].example(rng)
     return render_prompt(example) + example["output"]
 
 
@@ -57,7 +57,7 @@ def recipe_summary() -> dict[str, object]:
     """Return what the corpus is made of, for the record beside the weights."""
     return {
         "instruction_share": INSTRUCTION_SHARE,
-        "instruction_weights": {f.name: w for f, w in zip(FAMILIES, _WEIGHTS, strict=True)},
+        "instruction_weights": {f.name: w for f, w in zip(FAMILIES, WEIGHTS, strict=True)},
         "wordings": sum(len(family.wordings) for family in FAMILIES),
         "text_weights": {writer.__name__: weight for writer, weight in TEXTS},
     }
