@@ -101,7 +101,7 @@ def parse_value(annotation: Any, value: object) -> Any:
     return annotation(value)
 
 
-_SPELT = (("on", "yes", "true"), ("off", "no", "false"))
+SPELT = (("on", "yes", "true"), ("off", "no", "false"))
 """Words for true, and words for false."""
 
 
@@ -109,7 +109,7 @@ def as_choice(value: object, limits: Limits) -> object:
     """Return the choice that a word for true or false means: `generate: No` is `off`."""
     if value in limits.choices or not isinstance(value, str | bool):
         return value
-    words = next((words for words in _SPELT if str(value).lower() in words), ())
+    words = next((words for words in SPELT if str(value).lower() in words), ())
     return next((word for word in words if word in limits.choices), value)
 
 

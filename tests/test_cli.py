@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from documents import require_schema
 
 from adaptive_lora.cli import main
 from adaptive_lora.config import option_fields
@@ -242,10 +243,12 @@ def test_train_then_evaluate_gives_the_same_loss(options: Options) -> None:
     given = {k: v for k, v in options.items() if k not in ("methods", "seeds")}
     trained = invoke("train", *flags(given), "--method", "three_band:rank=3", "--adapter", "out")
     assert trained.exit_code == 0, trained.output
-    again = invoke("train", *flags(given), "--method", "three_band:rank=3")
+    again = invoke("train", *flags(given), "--method", "three_band:rank=3", "--json")
     assert "was finished before" in again.output
+    require_schema("train", json.loads(again.stdout))
     data = {k: v for k, v in given.items() if k not in ("model", "lr")}
     scores = invoke("evaluate", *flags(data), "--adapter", "out", "--json")
+    require_schema("evaluate", json.loads(scores.stdout))
     loss = json.loads(scores.stdout)["test/loss"]
     assert f"test loss {loss:.4f}" in trained.output
     occupied = invoke("train", *flags(given), "--adapter", "out")

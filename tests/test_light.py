@@ -74,6 +74,17 @@ def test_commands_that_need_the_extra_are_refused_before_torch() -> None:
     assert all(f"  {name} " in listed for name in main.commands)
 
 
+OWN_MODEL = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+sizes = dict(vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2))
+batches = [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 50, (2, 2, 6))]
+config = adaptive_lora.lora_config(model, "waterfill", budget="uniform-2", dataloader=batches)
+answers["lora_config"] = len(config.target_modules)
+"""
+
+
 def test_the_core_plans_profiles_and_emits(base_folder: Path, tmp_path: Path) -> None:
     rows = [{"instruction": f"say {i}", "output": str(i)} for i in range(40)]
     (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -87,6 +98,7 @@ def test_the_core_plans_profiles_and_emits(base_folder: Path, tmp_path: Path) ->
         f"run('plan', {model})\n"
         f"run('plan', {model}, '--emit', 'peft')\n"
         "run('doctor', '--json')\n"
+        f"{OWN_MODEL}\n"
         "for name in adaptive_lora.__all__:\n"
         "    try: getattr(adaptive_lora, name)\n"
         "    except ConfigError as error: answers[name] = str(error)\n"
@@ -107,6 +119,7 @@ def test_the_core_plans_profiles_and_emits(base_folder: Path, tmp_path: Path) ->
     assert code == 2
     assert checks["base model"]["status"] == "ok"
     assert checks["tracking"]["text"].endswith('pip install "adaptive-lora[study]"')
+    assert found["lora_config"] == 14
     assert found["run_study"] == (
         'adaptive_lora.run_study needs mlflow, which is not installed: pip install "adaptive-lora[study]"'
     )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from documents import require_schema
 from task_bases import run_and_prove
 
 from adaptive_lora.allocation import MethodSpec, RankPlan, uniform_cost
@@ -207,6 +208,7 @@ def test_command_runs_a_study_a_teacher_and_continues(base_folder: Path, tmp_pat
     words = ["planted", "--json", *small(tmp_path, base_folder)]
     first = CliRunner().invoke(main, [*words, "--draws", "0 1"], catch_exceptions=False)
     assert first.exit_code == 0, first.output
+    require_schema("planted", json.loads(first.stdout))
     found = json.loads(first.stdout)["studies"]
     assert [entry["study_id"].rpartition("-")[0] for entry in found] == [
         "planted-sparse-flat-0", "planted-sparse-flat-1", "compare",

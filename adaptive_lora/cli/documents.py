@@ -9,28 +9,43 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import click
 
-VERSIONS = {
-    "compare": 1,
-    "doctor": 1,
-    "error": 1,
-    "evaluate": 1,
-    "export": 1,
-    "plan": 1,
-    "planted": 1,
-    "power": 1,
-    "profile": 1,
-    "study": 1,
-    "sync": 1,
-    "train": 1,
-    "transfer": 1,
-    "ui": 1,
-    "upgrade-store": 1,
+
+class Document(NamedTuple):
+    """What a command prints with `--json`."""
+
+    version: int
+    """Version of its schema."""
+    about: str
+    shapes: tuple[str, ...]
+    """Places of the classes whose fields are its keys, all together."""
+    listed: bool = False
+    """Mark of a list of objects, each of which names the schema."""
+
+
+_COMPARED = ("analysis.comparison.Comparison", "cli.shapes.RecordShape")
+DOCUMENTS = {
+    "compare": Document(1, "the comparison, its report and champion", _COMPARED),
+    "doctor": Document(1, "a list of findings", ("cli.shapes.FindingShape",), listed=True),
+    "error": Document(1, "what any command prints when it fails", ("cli.shapes.ErrorShape",)),
+    "evaluate": Document(1, "scores of an adapter, `test/NAME` each", ("cli.shapes.EvaluateShape",)),
+    "export": Document(1, "the folder that was written", ("cli.shapes.ExportShape",)),
+    "plan": Document(1, "rank and alpha of every site, totals, memory", ("cli.shapes.PlanShape",)),
+    "planted": Document(1, "one comparison per planted teacher", ("cli.shapes.PlantedShape",)),
+    "power": Document(1, "numbers of seeds and examples that are needed", ("runner.power.Answer",)),
+    "profile": Document(1, "importance of every site, as `plan --profile` reads it", ("cli.shapes.ProfileShape",)),
+    "study": Document(1, "as `compare`, and the number of trials run", (*_COMPARED, "cli.shapes.RunShape")),
+    "sync": Document(1, "what was delivered and what is left", ("cli.shapes.SyncShape",)),
+    "train": Document(1, "the run of the trial and its metrics", ("cli.shapes.TrainShape",)),
+    "transfer": Document(1, "the table of tasks", ("cli.shapes.TransferShape",)),
+    "ui": Document(1, "address of the user interface", ("cli.shapes.UiShape",)),
+    "upgrade-store": Document(1, "whether the store was upgraded, and its backup", ("cli.shapes.UpgradeShape",)),
 }
-"""Document, named like its command -> version of its schema."""
+"""Name of a document, which is that of its command -> the document."""
 _STDOUT = "adaptive_lora.stdout"
 
 
@@ -41,16 +56,20 @@ def reserve_stdout(ctx: click.Context) -> None:
 
 
 def print_document(name: str, values: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-    """Print the document of a command; a list of objects names its schema in each.
+    """Print the document of a command, whose first key is its schema.
 
     Args:
-        name: key of `VERSIONS`.
+        name: key of `DOCUMENTS`.
         values: JSON-ready values; a ValueError refuses NaN and infinity, which JSON does not have.
     """
     schema = {"schema": schema_id(name)}
-    document = {**schema, **values} if isinstance(values, Mapping) else [{**schema, **one} for one in values]
-    stdout = click.get_current_context().meta.pop(_STDOUT)
-    click.echo(json.dumps(document, indent=1, allow_nan=False), file=stdout)
+    print_json({**schema, **values} if isinstance(values, Mapping) else [{**schema, **one} for one in values])
+
+
+def print_json(values: Any) -> None:
+    """Print JSON-ready values on the process's standard output, also where that is kept for a document."""
+    stdout = click.get_current_context().meta.pop(_STDOUT, sys.stdout)
+    click.echo(json.dumps(values, indent=1, allow_nan=False), file=stdout)
 
 
 def print_error(kind: str, message: str, exit_code: int) -> None:
@@ -67,4 +86,25 @@ def print_error(kind: str, message: str, exit_code: int) -> None:
 
 def schema_id(name: str) -> str:
     """Return `adaptive-lora/NAME/VERSION` of a document."""
-    return f"adaptive-lora/{name}/{VERSIONS[name]}"
+    return f"adaptive-lora/{name}/{DOCUMENTS[name].version}"
+
+
+def document_schema(name: str) -> dict[str, Any]:
+    """Return the JSON Schema of a document; keys that are not in it may be added within its version."""
+    from adaptive_lora.cli.shapes import DIALECT, object_schema
+
+    document, definitions = DOCUMENTS[name], dict[str, Any]()
+    whole: dict[str, Any] = {"properties": {"schema": {"const": schema_id(name)}}, "required": ["schema"]}
+    for place in document.shapes:
+        module, _, shape = place.rpartition(".")
+        found = object_schema(getattr(import_module(f"adaptive_lora.{module}"), shape), definitions)
+        whole["properties"] |= found["properties"]
+        whole["required"] += found["required"]
+    one = {"type": "object", **whole}
+    return {
+        "$schema": DIALECT,
+        "title": schema_id(name),
+        "description": document.about,
+        **({"type": "array", "items": one} if document.listed else one),
+        "$defs": definitions,
+    }

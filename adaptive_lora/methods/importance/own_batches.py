@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
@@ -220,4 +220,4 @@ def _arguments(model: Any) -> set[str] | None:
     taken = inspect.signature(model.forward).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
         return set(taken)
-    return {*taken, *get_type_hints(TransformersKwargs)} if isinstance(model, PreTrainedModel) else None
+    return {*taken, *TransformersKwargs.__annotations__} if isinstance(model, PreTrainedModel) else None

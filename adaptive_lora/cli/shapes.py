@@ -1,0 +1,356 @@
+"""Shapes of the commands' documents, and the JSON Schema (2020-12) of a shape.
+
+A shape is a dataclass or `TypedDict`; the text below a field is its description.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from functools import cache
+from itertools import pairwise
+from typing import Any, NotRequired, Required, TypedDict
+
+from adaptive_lora.allocation.site import AdapterSite
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_SIMPLE = {str: "string", int: "integer", float: "number", bool: "boolean", types.NoneType: "null"}
+
+
+class SiteShape(TypedDict):
+    """Adapter of one linear layer."""
+
+    name: str
+    """Full module name."""
+    layer: int
+    role: str
+    tower: str
+    """Tower of a base with several; empty for others."""
+    in_features: int
+    out_features: int
+    rank: int
+    alpha: float
+    scale: float
+    """Factor of the update B·A."""
+    step_size: float
+    """Factor x rank, which Adam's first update grows with."""
+    lr_multiplier: float
+    parameters: int
+    packable: NotRequired[bool]
+    """False for a layer whose weight is not stored in 4 bit; absent for others."""
+
+
+class CertificateShape(TypedDict):
+    """Predicted gain of the ranks, and its bounds."""
+
+    metric: str
+    captured: float
+    bound: float
+    optimal: bool
+    best: float
+    uniform: float
+    idle_parameters: int
+    replicates: int
+    headroom_lower: float | None
+    threshold: float | None
+    gap: float
+    headroom: float
+    abstained: bool
+
+
+class MemoryShape(TypedDict):
+    """Estimated memory of the training, in bytes, and the settings that it holds for."""
+
+    weights: int
+    adapters: int
+    activations: int
+    head: int
+    work: int
+    low: int
+    expected: int
+    high: int
+    micro_batch: int
+    """Number of examples per forward pass."""
+    gradient_checkpointing: bool
+
+
+class EmittedShape(TypedDict):
+    """The plan in the form of a tool."""
+
+    form: str
+    text: str
+    caveats: list[str]
+    """Properties of the plan that the form cannot represent, in sentences."""
+
+
+class PlanShape(TypedDict):
+    """A plan with its totals: of ranks per site, or of a tuner's tensors."""
+
+    method: str
+    budget: int | None
+    """Maximum number of trainable parameters; null: none was given."""
+    trainable_parameters: int
+    total_parameters: int
+    reduction_vs_full: float
+    """1 - trainable / total."""
+    equals_uniform_rank: float
+    note: str | None
+    not_adaptable: dict[str, str]
+    """Name of each linear layer without a site -> reason."""
+    memory: MemoryShape
+    scaling: NotRequired[str]
+    trained_rank: NotRequired[int | None]
+    scaling_in_training: NotRequired[str]
+    dora: NotRequired[bool]
+    lora_plus: NotRequired[float]
+    base: NotRequired[str]
+    left_out: NotRequired[list[str]]
+    certificate: NotRequired[CertificateShape | None]
+    sites: NotRequired[list[SiteShape]]
+    """Adapters; absent for tuners without ranks."""
+    family: NotRequired[str]
+    """Name of the tuner; absent for plans of ranks, as are the keys below."""
+    settings: NotRequired[dict[str, Any]]
+    positions: NotRequired[int]
+    notes: NotRequired[list[str]]
+    tensors: NotRequired[Any]
+    kept: NotRequired[Any]
+    emitted: NotRequired[EmittedShape]
+    """The plan in the form of `--emit`."""
+
+
+class ProfileShape(TypedDict):
+    """An importance profile, as `plan --profile` reads it."""
+
+    metric: str
+    scores: dict[str, float]
+    """Site name -> score; only ratios have a meaning."""
+    spectra: dict[str, list[float]] | None
+    replicates: list[dict[str, list[float]]]
+    tokens: int
+    processed_tokens: int
+    seconds: float
+    seed: int
+    stability: float | None
+    """Spearman correlation between the scores of the two halves of the examples; null where undefined."""
+    stability_note: str
+    sites: list[AdapterSite]
+    """The sites that were measured, in module order."""
+
+
+class TrainShape(TypedDict):
+    """The finished run of a trial."""
+
+    study_id: str
+    run_id: str
+    trial: str
+    trained: bool
+    """False where the trial had been finished before."""
+    adapter: str | None
+    """Folder of `--adapter`."""
+    metrics: dict[str, float | None]
+
+
+EvaluateShape = TypedDict(
+    "EvaluateShape", {"test/loss": Required[float], "test/examples": Required[float], "data_digest": Required[str]}
+)
+
+
+class ExportShape(TypedDict):
+    """What was written."""
+
+    folder: str
+    form: typing.Literal["uniform", "merged"]
+    rank: int | None
+    """Rank that a server must allow; null for a merged model."""
+
+
+class ChampionShape(TypedDict):
+    """Version in the model registry."""
+
+    name: str
+    version: str
+
+
+class RecordShape(TypedDict):
+    """Where a study's result is."""
+
+    headline: str
+    fairness: list[str]
+    """Findings that make the comparison less than fair."""
+    study_id: str
+    report: str
+    """Path of the page."""
+    tracking_uri: str
+    champion: ChampionShape | None
+    no_champion: str
+    """Reason why there is none."""
+
+
+class TeacherShape(TypedDict):
+    """The study of one planted teacher."""
+
+    data: str
+    study_id: str
+    recovered: dict[str, float]
+    """Method -> share of what the planted ranks gain over uniform."""
+    comparison: dict[str, Any]
+    """As `compare` prints it."""
+
+
+class PlantedShape(TypedDict):
+    """One study per teacher."""
+
+    studies: list[TeacherShape]
+
+
+class RunShape(TypedDict):
+    """What this call did."""
+
+    trials_run: int
+
+
+class CellShape(TypedDict):
+    """Ranks of one task, trained and tested on another, compared with uniform ranks."""
+
+    allocated_on: str
+    trained_on: str
+    method: str
+    difference: float | None
+    interval: str
+    verdict: str
+    trainable_parameters: float | None
+
+
+class TransferShape(TypedDict):
+    """One cell per pair of tasks."""
+
+    tasks: list[str]
+    method: str
+    cells: list[CellShape]
+    studies: dict[str, str]
+
+
+class FindingShape(TypedDict):
+    """Result of one check; the document is a list of these."""
+
+    check: str
+    status: typing.Literal["ok", "warn", "fail"]
+    text: str
+
+
+class UiShape(TypedDict):
+    """Address of the user interface."""
+
+    url: str
+    started: bool
+    """True where this command serves it; false for a server that is already there."""
+
+
+class UpgradeShape(TypedDict):
+    """The upgrade of a store."""
+
+    tracking_uri: str
+    upgraded: bool
+    backup: str | None
+
+
+class JournalShape(TypedDict):
+    """Outcome of the delivery of one journal."""
+
+    folder: str
+    run_id: str
+    metrics: int
+    found: int
+    left: str
+    held: bool
+    waiting: bool
+
+
+class SyncShape(TypedDict):
+    """Outcome of the delivery."""
+
+    journals: list[JournalShape]
+    left: int
+
+
+class FailureShape(TypedDict):
+    """An error that the user can fix."""
+
+    type: str
+    """Class of the error, such as `ConfigError`; `UsageError` for a wrong option or argument."""
+    message: str
+    exit_code: int
+
+
+class ErrorShape(TypedDict):
+    """What a command prints in place of its document when it fails."""
+
+    error: FailureShape
+
+
+def schema_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON Schema of values of a type.
+
+    Args:
+        kind: simple type, enumeration, dataclass, `TypedDict`, or a union, list, tuple or mapping of these.
+        definitions: receives the schema of each class under its name.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return {}
+    if kind in _SIMPLE:
+        return {"type": _SIMPLE[kind]}
+    if origin is typing.Literal:
+        return {"enum": list(arguments)}
+    if origin in (Required, NotRequired):
+        return schema_of(arguments[0], definitions)
+    if origin in (types.UnionType, typing.Union):
+        return {"anyOf": [schema_of(one, definitions) for one in arguments]}
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {"type": "object", "additionalProperties": schema_of(arguments[1], definitions)}
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return {"type": "array", "items": schema_of(arguments[0], definitions)}
+    if issubclass(kind, StrEnum):
+        return {"enum": [str(one) for one in kind]}
+    if kind.__name__ not in definitions:
+        definitions[kind.__name__] = {}  # before its fields, which may lead back to it
+        definitions[kind.__name__] |= object_schema(kind, definitions)
+    return {"$ref": f"#/$defs/{kind.__name__}"}
+
+
+def object_schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON Schema of a dataclass or `TypedDict`; all fields are given unless they are `NotRequired`."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    names = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list(hints)
+    texts = _texts(kind)
+    properties = {
+        name: schema_of(hints[name], definitions) | ({"description": texts[name]} if name in texts else {})
+        for name in names
+    }
+    required = [name for name in names if typing.get_origin(hints[name]) is not NotRequired]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+@cache
+def _texts(kind: type) -> Mapping[str, str]:
+    """Return field -> the text below it, where the source is at hand."""
+    try:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    except (OSError, TypeError, ValueError):
+        return {}
+    body = getattr(tree, "body", [])
+    return {
+        field.target.id: " ".join(str(below.value.value).split())
+        for field, below in pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+    }
