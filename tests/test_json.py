@@ -49,6 +49,12 @@ def test_every_command_has_a_document() -> None:
         assert document_schema(name)["title"] == schema_id(name)
 
 
+def test_the_page_lists_every_document() -> None:
+    page = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    table = "".join(f"| `{name}` | {document.about} |\n" for name, document in sorted(DOCUMENTS.items()))
+    assert table in page
+
+
 def test_the_result_of_a_study(finished: Finished) -> None:
     values = study_command._document(finished.outcome.study_result, finished.outcome.store)
     document = json.loads(json.dumps({"schema": schema_id("compare"), **values}, allow_nan=False))

@@ -121,7 +121,7 @@ def test_studies_beside_the_entry_points_are_valid() -> None:
         assert load_study(path, {}).specs
 
 
-OPTIONAL = {"bench", "fuzz"}
+OPTIONAL = {"bench", "fuzz", "schema"}
 """Extras that the tests do without."""
 
 

@@ -58,6 +58,8 @@ def _setting(name: str, field: dataclasses.Field[Any], kind: Any) -> dict[str, A
     unit = field.metadata["unit"]
     default = list(field.default) if isinstance(field.default, tuple) else field.default
     values = _methods() if name == "methods" else _values(kind, field.metadata["limits"])
+    if isinstance(default, list):
+        values["anyOf"][0]["minItems"] = min(1, len(default))  # an empty list is none where that is the default
     return {"description": field.metadata["help"] + (f" [{unit}]" if unit else ""), "default": default, **values}
 
 
@@ -71,7 +73,7 @@ def _values(kind: Any, limits: Limits) -> dict[str, Any]:
         item = _values(arguments[0], limits)
         form = f"({item['pattern'].removeprefix('^').removesuffix('$')})" if "pattern" in item else r"[^\s,;]+"
         several = {"type": "string", "pattern": rf"^\s*{form}([\s,;]+{form})*\s*$"}
-        return {"anyOf": [{"type": "array", "items": item, "minItems": 1}, item, several]}
+        return {"anyOf": [{"type": "array", "items": item}, item, several]}
     if limits.choices:
         return {"enum": [*limits.choices, *_spelt(limits)]}
     if kind is bool:
@@ -98,7 +100,7 @@ def _methods() -> dict[str, Any]:
     several = "|".join(forms)
     item = {"anyOf": [{"enum": list(METHODS)}, {"type": "string", "pattern": rf"^\s*({several})\s*$"}]}
     text = {"type": "string", "pattern": rf"^\s*({several})([\s;]+({several}))*\s*$"}
-    return {"anyOf": [{"type": "array", "items": item, "minItems": 1}, text]}
+    return {"anyOf": [{"type": "array", "items": item}, text]}
 
 
 def _method_form(name: str, kind: type) -> str:

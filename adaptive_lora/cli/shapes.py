@@ -326,15 +326,22 @@ def schema_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def object_schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON Schema of a dataclass or `TypedDict`; all fields are given unless they are `NotRequired`."""
+    """Return the JSON Schema of a dataclass or `TypedDict`.
+
+    Fields with a default and those that are `NotRequired` may be left out.
+    """
     hints = typing.get_type_hints(kind, include_extras=True)
-    names = [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list(hints)
+    fields = {field.name: field for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
+    names = list(fields or hints)
     texts = _texts(kind)
     properties = {
         name: schema_of(hints[name], definitions) | ({"description": texts[name]} if name in texts else {})
         for name in names
     }
-    required = [name for name in names if typing.get_origin(hints[name]) is not NotRequired]
+    optional = {name for name in names if typing.get_origin(hints[name]) is NotRequired}
+    missing = dataclasses.MISSING
+    optional |= {n for n, field in fields.items() if (field.default, field.default_factory) != (missing, missing)}
+    required = [name for name in names if name not in optional]
     return {"type": "object", "properties": properties, "required": required}
 
 

@@ -287,9 +287,9 @@ class MethodSummary:
     most_changed: tuple[ExampleChange, ...]
     """Examples most improved, then most worsened; empty where seeds have different test parts."""
     verdict: Verdict
-    forgetting: Mapping[str, Forgetting]
+    forgetting: Mapping[str, Forgetting] = dataclasses.field(default_factory=dict)
     """Name of retained data -> what was forgotten of it; empty without retained data."""
-    barred: str
+    barred: str = ""
     """Reason why the method cannot be champion: it may forget more than is allowed; empty otherwise."""
 
 
