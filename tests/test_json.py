@@ -21,7 +21,6 @@ from tracked import Finished
 
 from adaptive_lora.allocation import METHODS
 from adaptive_lora.cli import doctor, machine, main
-from adaptive_lora.cli import study as study_command
 from adaptive_lora.cli.documents import DOCUMENTS, document_schema, print_document, schema_id
 from adaptive_lora.cli.schema import study_file_schema
 from adaptive_lora.cli.shapes import CellShape, JournalShape, TransferShape
@@ -56,7 +55,7 @@ def test_the_page_lists_every_document() -> None:
 
 
 def test_the_result_of_a_study(finished: Finished) -> None:
-    values = study_command._document(finished.outcome.study_result, finished.outcome.store)
+    values = finished.outcome.study_result.to_dict()
     document = json.loads(json.dumps({"schema": schema_id("compare"), **values}, allow_nan=False))
     require_schema("compare", document)
     require_schema("study", {**document, "schema": schema_id("study"), "trials_run": finished.outcome.trials_run})

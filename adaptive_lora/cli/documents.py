@@ -34,7 +34,7 @@ DOCUMENTS = {
     "error": Document(1, "what any command prints when it fails", ("cli.shapes.ErrorShape",)),
     "evaluate": Document(1, "scores of an adapter, `test/NAME` each", ("cli.shapes.EvaluateShape",)),
     "export": Document(1, "the folder that was written", ("cli.shapes.ExportShape",)),
-    "plan": Document(1, "rank and alpha of every site, totals, memory; with `--emit` also `emitted`", ("cli.shapes.PlanShape",)),
+    "plan": Document(1, "rank and alpha of every site, totals, memory", ("cli.shapes.PlanShape",)),
     "planted": Document(1, "one comparison per planted teacher", ("cli.shapes.PlantedShape",)),
     "power": Document(1, "numbers of seeds and examples that are needed", ("runner.power.Answer",)),
     "profile": Document(1, "importance of every site, as `plan --profile` reads it", ("cli.shapes.ProfileShape",)),

@@ -162,13 +162,29 @@ EvaluateShape = TypedDict(
 )
 
 
+class PushedShape(TypedDict):
+    """A commit on the hub that was read back."""
+
+    repository: str
+    branch: str
+    url: str
+    commit: str
+    private: bool
+    created: bool
+    unchanged: bool
+    size: int
+    """Number of bytes of all files."""
+
+
 class ExportShape(TypedDict):
     """What was written."""
 
-    folder: str
-    form: typing.Literal["uniform", "merged"]
+    folder: str | None
+    """The new folder; null for a push."""
+    form: typing.Literal["trained", "uniform", "merged"]
     rank: int | None
-    """Rank that a server must allow; null for a merged model."""
+    """Rank that a server must allow; null for a merged model and a push."""
+    pushed: PushedShape | None
 
 
 class ChampionShape(TypedDict):
