@@ -23,7 +23,7 @@ from adaptive_lora.allocation import METHODS
 from adaptive_lora.cli import doctor, machine, main
 from adaptive_lora.cli.documents import DOCUMENTS, document_schema, print_document, schema_id
 from adaptive_lora.cli.schema import study_file_schema
-from adaptive_lora.cli.shapes import CellShape, JournalShape, TransferShape
+from adaptive_lora.cli.shapes import CellShape, JournalShape, PushedShape, TransferShape
 from adaptive_lora.config import StudyConfig, load_study
 from adaptive_lora.config.text_files import parse_yaml
 from adaptive_lora.errors import AdaptiveLoraError
@@ -154,10 +154,12 @@ def test_a_document_has_no_nan() -> None:
 
 
 def test_shapes_of_what_needs_torch_have_its_fields() -> None:
+    from adaptive_lora.runner.hub import Pushed
     from adaptive_lora.runner.transfer import TransferCell, TransferTable
     from adaptive_lora.tracking.sync import Synced
 
-    for shape, kind in ((CellShape, TransferCell), (TransferShape, TransferTable), (JournalShape, Synced)):
+    pairs = ((CellShape, TransferCell), (TransferShape, TransferTable), (JournalShape, Synced), (PushedShape, Pushed))
+    for shape, kind in pairs:
         assert list(shape.__annotations__) == [field.name for field in dataclasses.fields(kind)]
 
 

@@ -172,8 +172,13 @@ class PushedShape(TypedDict):
     private: bool
     created: bool
     unchanged: bool
-    size: int
-    """Number of bytes of all files."""
+    """Mark of a push without a commit, because the branch had the same files."""
+    sha256: dict[str, str]
+    """Name of each file -> SHA-256 of its content."""
+    replaced: list[str]
+    deleted: list[str]
+    kept: list[str]
+    left_out: list[str]
 
 
 class ExportShape(TypedDict):
