@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests wait for servers and disks now and then: three for two cores.
 WORKERS := $(shell $(PYTHON) -c 'import os; print(min(16, (3 * (os.cpu_count() or 2) + 1) // 2))')
 
-.PHONY: demo test lint format docs hooks minimum smollm2 lock audit clean
+.PHONY: demo test lint format docs hooks minimum newest smollm2 lock audit clean
 
 demo: $(STAMP)  ## the embedded study: finishes what is missing, then shows the result
 	$(BIN)/adaptive-lora study --config entrypoints/studies/demo.yaml
@@ -57,8 +57,9 @@ hooks: $(STAMP)  ## ruff and mypy before each commit
 	$(BIN)/pre-commit install
 
 # The tests that touch every dependency: data, methods, training, scores, tracking, report.
-MINIMUM_TESTS := tests/test_cli.py tests/test_adapters.py tests/test_training.py tests/test_generation.py \
-    tests/test_tracking.py tests/test_registry.py tests/test_report.py tests/test_stats.py tests/test_gguf.py
+VERSION_TESTS := tests/test_cli.py tests/test_adapters.py tests/test_training.py tests/test_generation.py \
+    tests/test_tracking.py tests/test_registry.py tests/test_report.py tests/test_stats.py tests/test_gguf.py \
+    tests/test_logged_models.py tests/test_store.py tests/test_stored_studies.py
 
 minimum:  ## the lowest declared versions of all dependencies, in .venv-minimum, and the tests that touch them
 	$(PYTHON) -m venv .venv-minimum
@@ -66,7 +67,13 @@ minimum:  ## the lowest declared versions of all dependencies, in .venv-minimum,
 	.venv-minimum/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --extra all --extra dev \
 	    --output-file .venv-minimum/lowest.txt pyproject.toml
 	.venv-minimum/bin/python -m pip install --quiet --requirement .venv-minimum/lowest.txt --no-deps --editable .
-	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -q -n $(WORKERS) $(MINIMUM_TESTS)
+	OMP_NUM_THREADS=1 .venv-minimum/bin/python -m pytest -q -n $(WORKERS) $(VERSION_TESTS)
+
+newest:  ## the newest releases of all dependencies, in .venv-newest, and the tests that touch them
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[all,dev]'
+	.venv-newest/bin/python -m pip list | grep -E '^(mlflow|peft|torch|transformers) '
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -q -n $(WORKERS) $(VERSION_TESTS)
 
 lock: $(STAMP)  ## supply/requirements.lock: every package with the hashes of its files on PyPI
 	$(BIN)/python -m pip install --quiet uv==0.13.9
@@ -79,4 +86,4 @@ audit: $(STAMP)  ## known vulnerabilities of the locked packages; asks a service
 	$(BIN)/python supply/audit.py
 
 clean:
-	rm -rf $(VENV) .venv-minimum build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-minimum .venv-newest build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from tracked import Finished
 
+from adaptive_lora.analysis.comparison.wording import signed
 from adaptive_lora.config import TrackingConfig
 from adaptive_lora.tracking import Recorder, connect
 from adaptive_lora.tracking.registry import MODEL_TAG
@@ -75,7 +76,8 @@ def test_the_comparison_is_a_table_of_the_study(finished: Finished) -> None:
     assert list(table["Method"]) == [method.label for method in comparison.methods]
     for method, text in zip(comparison.methods, table["Test loss"], strict=True):
         assert text.startswith(f"{method.loss.mean:.4f} ")
-    assert {"Verdict", "Parameters", "Learning rate"} <= set(table.columns)
+        assert method.difference is None or signed(method.difference.mean) in set(table["Difference"])
+    assert {"95 % interval", "Verdict", "Parameters", "Learning rate"} <= set(table.columns)
 
 
 def test_a_table_is_named_once_beside_those_of_others(own_store: str) -> None:
@@ -89,6 +91,10 @@ def test_a_table_is_named_once_beside_those_of_others(own_store: str) -> None:
     named = json.loads(store.client.get_run(run.run_id).data.tags["mlflow.loggedArtifacts"])
     assert [one["path"] for one in named] == ["theirs.json", "ours.json"]
     assert store.read_json(run.run_id, "ours.json") == {"columns": ["a"], "data": [["after"]]}
+    store.client.set_tag(run.run_id, "mlflow.loggedArtifacts", "no JSON")
+    run.table("again.json", ["a"], [["b"]])
+    assert run.flush(60)
+    assert "again.json" in store.client.get_run(run.run_id).data.tags["mlflow.loggedArtifacts"]
     store.close()
 
 

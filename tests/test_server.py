@@ -65,6 +65,11 @@ def test_a_study_on_a_server_is_served(server: str, make_study: Callable[..., St
     runs = client.search_runs([outcome.store.experiment_id])
     assert len(runs) == 3
     assert all(run.info.artifact_uri.startswith("mlflow-artifacts:/") for run in runs)
+    champion = client.get_model_version_by_alias("adaptive-lora", "champion")
+    model = client.get_logged_model(champion.source.removeprefix("models:/"))
+    assert json.loads(model.tags["mlflow.modelVersions"])[0]["name"] == "adaptive-lora"
+    scores = {metric.key: metric.value for metric in model.metrics}
+    assert scores["test/loss"] == client.get_run(champion.run_id).data.metrics["test/loss"]
     assert not (tmp_path / "mlruns").exists()
     assert not (tmp_path / "mlflow.db").exists()
     study_result, _ = compare_study(TrackingConfig(tracking_uri=server), Selection(), {}, Console(file=io.StringIO()))

@@ -19,7 +19,7 @@ from adaptive_lora.analysis.comparison.forgetting import ForgettingBound
 from adaptive_lora.analysis.comparison.types import NO_WINNER
 from adaptive_lora.analysis.comparison.wording import interval_clause, plain, signed
 from adaptive_lora.analysis.report import PAGE, About, ComparisonResult, render_markdown, render_terminal, write_report
-from adaptive_lora.analysis.report.tables import result_table
+from adaptive_lora.analysis.report.tables import stored_table
 from adaptive_lora.analysis.stats import Correction
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import AdapterError
@@ -92,7 +92,8 @@ def judge(
     write_report(comparison, comparison_input.records, folder, about)
     render_terminal(comparison, console)
     home.files(folder, "report")
-    home.table(TABLE, *_ui_table(comparison))
+    table = stored_table(comparison)
+    home.table(TABLE, table.head, [[cell.text for cell in row] for row in table.rows])
     home.describe(render_markdown(comparison, title))
     home.tags({"verdict": comparison.answer[:5000], "champion": comparison.winner})
     for name, label in (("baseline", comparison.baseline), ("champion", comparison.winner)):
@@ -114,13 +115,6 @@ def judge(
         champion=champion,
         no_champion=reason,
     )
-
-
-def _ui_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return columns and rows of the result; the tracking UI shows the first two columns until others are chosen."""
-    table = result_table(comparison)
-    order = sorted(range(len(table.head)), key=lambda column: table.head[column] not in ("Method", "Test loss"))
-    return [table.head[column] for column in order], [[row[column].text for column in order] for row in table.rows]
 
 
 def compare_input(comparison_input: ComparisonInput, config: StudyConfig, baseline: str | None) -> Comparison:

@@ -33,6 +33,7 @@ from adaptive_lora.serving.safety import read_json
 from adaptive_lora.tracking.connection import Store
 from adaptive_lora.tracking.retries import outlast_or_say, suppress_existing
 from adaptive_lora.tracking.uploader import MODEL_TAG as MODEL_TAG
+from adaptive_lora.tracking.uploader import list_of_tag
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 SERVED = _PACKAGE / "tracking" / "served_adapter.py"
@@ -233,13 +234,13 @@ def _descriptions(folder: Path) -> dict[str, bool]:
 
 def register(store: Store, name: str, run: Run) -> RegisteredAdapter:
     """Register the adapter of a run as a version, or find its existing one."""
-    number = outlast_or_say(lambda: _version(store.client, name, run))
+    number = outlast_or_say(lambda: _version(store, name, run))
     return RegisteredAdapter(name=name, version=number, model_uri=run.data.tags[MODEL_TAG])
 
 
-def _version(client: MlflowClient, name: str, run: Run) -> str:
+def _version(store: Store, name: str, run: Run) -> str:
     """Find a run's version or make it; may be repeated after a lost answer."""
-    model_uri, model_id = run.data.tags[MODEL_TAG], None
+    client, model_uri, model_id = store.client, run.data.tags[MODEL_TAG], None
     if model_uri.startswith("models:/"):
         model_id = model_uri.rsplit("/", 1)[-1]
     else:  # of a server without logged models: `runs:/RUN_ID/FOLDER`
@@ -253,16 +254,15 @@ def _version(client: MlflowClient, name: str, run: Run) -> str:
     number = next((str(found.version) for found in versions if found.run_id == run.info.run_id), None)
     if number is None:
         number = str(client.create_model_version(name, model_uri, run.info.run_id, model_id=model_id).version)
-    if model_id is not None:
+    if model_id is not None and not store.uri.startswith(("http://", "https://")):  # a server does so itself
         _name_version(client, model_id, {"name": name, "version": number})
     return number
 
 
 def _name_version(client: MlflowClient, model_id: str, version: Mapping[str, str]) -> None:
-    """Name a version in its logged model's tag, by which the tracking UI links the two; servers do so themselves."""
-    versions = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
-    known = {(one["name"], str(one["version"])) for one in versions}
-    if (version["name"], version["version"]) not in known:
+    """Name a version in its logged model's tag, by which the tracking UI links the two."""
+    versions = list_of_tag(client.get_logged_model(model_id).tags, MLFLOW_MODEL_VERSIONS)
+    if version not in versions:
         client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*versions, version])})
 
 

@@ -1,9 +1,10 @@
 """Upload of a journal's records to the store. All operations are idempotent.
 
-Idempotent in MLflow 3.17 itself are metrics (the primary key has key, step, value and time, and the
-time is the journal's), parameters, tags, the end of a run, inputs and artifacts (overwritten). Creating
-a run, creating a logged model and linking the two are not. These objects are searched for before they
-are made, and again when the run ends, because a request that timed out may still be executed later.
+Idempotent in MLflow 3.17 itself are metrics of runs and models (the primary key has key, step, value
+and time, and the time is the journal's), parameters, tags, the end of a run, inputs and artifacts
+(overwritten). Creating a run, creating a logged model and linking the two are not. These objects are
+searched for before they are made, and again when the run ends, because a request that timed out may
+still be executed later.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Uploader:
     def table(self, journal: Journal, values: Mapping[str, Any]) -> None:
         """Name an artifact among the run's tables, by the tag that `mlflow.log_table` sets."""
         run = self.client.get_run(journal.facts["run_id"])
-        tables = json.loads(run.data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+        tables = list_of_tag(run.data.tags, MLFLOW_LOGGED_ARTIFACTS)
         if (entry := {"path": values["name"], "type": "table"}) not in tables:
             self.client.set_tag(run.info.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*tables, entry]))
 
@@ -229,6 +230,15 @@ def runs_of_key(client: MlflowClient, experiment_id: str, key: str) -> Sequence[
     """Return the runs made for one key; more than one only after a late request."""
     found = client.search_runs([experiment_id], f"tags.`{RUN_KEY}` = '{key}'")
     return sorted(found, key=lambda run: run.info.run_id)
+
+
+def list_of_tag(tags: Mapping[str, str], key: str) -> list[Any]:
+    """Return the list that one of MLflow's tags holds as JSON; empty where it is missing or no list."""
+    try:
+        values = json.loads(tags.get(key, "[]"))
+    except ValueError:  # somebody changed it
+        return []
+    return values if isinstance(values, list) else []
 
 
 def model_name(name: str) -> str:

@@ -246,6 +246,11 @@ def result_table(comparison: Comparison) -> TextTable:
     return _tables(comparison, "answer", {"Result": comparison.methods})[0]
 
 
+def stored_table(comparison: Comparison) -> TextTable:
+    """Return the answer as it is recorded for the tracking UI."""
+    return _tables(comparison, "stored", {"Result": comparison.methods})[0]
+
+
 def checks(comparison: Comparison) -> list[TextTable]:
     """Return the failed trials, where there are any, and every check of the fairness audit."""
     failures = [failure for method in comparison.methods for failure in method.failures]
