@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
+from mlflow.models import Model
 from tracked import Finished
 
 from adaptive_lora.analysis.comparison.wording import signed
@@ -62,15 +62,15 @@ def test_the_version_and_its_model_are_linked_both_ways(finished: Finished) -> N
     version = finished.client.get_model_version_by_alias("adaptive-lora", "champion")
     model = models_of(finished)[version.run_id]
     assert version.source == model.model_uri
-    assert mlflow.models.get_model_info("models:/adaptive-lora@champion").model_id == model.model_id
+    assert Model.load(model.artifact_location).model_id == model.model_id
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "adaptive-lora", "version": "1"}]
 
 
 def test_the_comparison_is_a_table_of_the_study(finished: Finished) -> None:
     tags = finished.parent.data.tags
     assert json.loads(tags["mlflow.loggedArtifacts"]) == [{"path": "comparison_table.json", "type": "table"}]
-    mlflow.set_tracking_uri(finished.outcome.store.uri)
-    table = mlflow.load_table("comparison_table.json", run_ids=[finished.parent.info.run_id])
+    run = finished.parent.info
+    table = finished.client.load_table(run.experiment_id, "comparison_table.json", [run.run_id])
     assert list(table.columns[:2]) == ["Method", "Test loss"]
     comparison = finished.outcome.study_result.comparison
     assert list(table["Method"]) == [method.label for method in comparison.methods]
