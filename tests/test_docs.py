@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 
+import mlflow
 import peft
 import pytest
 import torch
@@ -35,6 +36,8 @@ def after_the_readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        for unset in (mlflow.set_tracking_uri, mlflow.set_registry_uri):  # as in a reader's process
+            unset(None)  # type: ignore[arg-type]
         run_python(ROOT / "README.md", peft=peft, **of_the_reader())
     return folder
 
