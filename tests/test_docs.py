@@ -13,10 +13,12 @@ from pathlib import Path
 from types import ModuleType
 
 import mlflow
+import nbformat
 import peft
 import pytest
 import torch
 import yaml
+from nbclient import NotebookClient
 from packaging.version import Version
 from test_project import ORDER, PACKAGE, PAGES, ROOT
 from transformers import AutoModelForCausalLM, GPT2Config
@@ -64,6 +66,19 @@ def test_python_of_the_pages_runs(page: Path, after_the_readme: Path, monkeypatc
     if page.name != "README.md":  # it ran before the others
         run_python(page)
     assert (after_the_readme / "mlflow.db").is_file()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    stored, run = (nbformat.read(path, as_version=4) for _ in range(2))
+    NotebookClient(run, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for before, after in zip(stored.cells, run.cells, strict=True):
+        shown, made = (
+            [output.get("name", output.output_type) for output in cell.get("outputs", [])] for cell in (before, after)
+        )
+        assert made == shown, after.source  # the outputs that the page shows
+        assert "stderr" not in made, after.outputs
 
 
 def test_study_files_of_the_pages_are_read(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jsonschema
 import pytest
 import yaml
 from bad_inputs.studies import _FILES
@@ -166,7 +167,6 @@ def test_shapes_of_what_needs_torch_have_its_fields() -> None:
 @pytest.fixture(scope="module")
 def check() -> Any:
     """Validator of study files."""
-    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.Draft202012Validator.check_schema(study_file_schema())
     return jsonschema.Draft202012Validator(study_file_schema())
 

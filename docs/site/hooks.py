@@ -1,4 +1,4 @@
-"""Hooks of the documentation site: pages from the repository's root, linked files, the API reference.
+"""Hooks of the documentation site: pages from the repository's root, notebooks, linked files, the API reference.
 
 Links in Markdown are written as they work in the repository. Here those that lead out of `docs/` become links to the
 page made of that file (README, CONTRIBUTING ...), or to a copy of the file under `files/`.
@@ -6,6 +6,7 @@ page made of that file (README, CONTRIBUTING ...), or to a copy of the file unde
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -55,6 +56,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are no file of `docs/`, and the files of the repository that pages link to."""
     for source, page in ROOT_PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=_notebook(notebook)))
     for page, name in reference_pages().items():
         files.append(File.generated(config, page, content=_reference(name)))
     files.append(File.generated(config, COMMANDS, content=_commands()))
@@ -83,6 +86,21 @@ def _target(page: str, link: str) -> str:
     """Return the file that a page's link leads to, from the repository's root."""
     folder = posixpath.dirname(_SOURCES.get(page, f"docs/{page}"))
     return posixpath.normpath(posixpath.join(folder, link))
+
+
+def _notebook(path: Path) -> str:
+    """Return a notebook with its outputs as the source of a page."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            shown = "".join(data.get("text/html", ""))
+            plain = "".join(data["text/plain"]).rstrip()
+            parts.append(f'<div class="output" markdown="0">\n{shown}\n</div>' if shown else f"```text\n{plain}\n```")
+    parts.insert(1, f"[This page as a notebook]({path.name})")
+    return "\n\n".join(parts) + "\n"
 
 
 def _reference(name: str) -> str:
