@@ -121,6 +121,6 @@ def test_rows_that_were_read_early_are_not_read_again(data_file: Path, monkeypat
     config = study_from({"data": str(data_file)}).data
     table = reading.read_ahead(config)
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "_read_file", None)
+        patch.setattr(reading, "read_file", None)
         assert reading.read_table(config) is table
     assert reading.read_table(config) is not table  # kept for one study

@@ -87,7 +87,7 @@ def read_table(config: DataConfig) -> Table:
         raise DataError("the embedded data are prompts and responses; this task needs data of its own: give --data.")
     path = Path(config.data).expanduser()
     if (path.suffix.lower() in _FORMATS or _is_file(path)) and not is_folder(path):
-        (found, classes), name, home = _read_file(path), path.name, path.parent
+        (found, classes), name, home = read_file(path), path.name, path.parent
     else:
         (found, classes), name, home = read_hub(config), config.data, path
     if not found.rows:
@@ -127,7 +127,12 @@ def separate_test(config: DataConfig) -> DataConfig | None:
     )
 
 
-def _read_file(path: Path) -> tuple[FileRows, Classes]:
+def read_file(path: Path) -> tuple[FileRows, Classes]:
+    """Return the rows of a local file, and the classes of its columns where it names them.
+
+    Raises:
+        DataError: the file is missing, of another kind, empty, or cannot be read.
+    """
     kind = path.suffix.lower()
     if not _is_file(path):
         raise DataError(f"data file {path} does not exist; check the path.")

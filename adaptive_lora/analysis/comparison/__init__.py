@@ -11,18 +11,21 @@ from adaptive_lora.analysis.comparison.findings import (
     ParetoPoint,
     PowerAnswer,
 )
+from adaptive_lora.analysis.comparison.tasks import Task, compare_tasks
 from adaptive_lora.analysis.comparison.types import (
     Comparison,
     Difference,
     MethodSummary,
+    Outcome,
     Parameters,
     SeedMean,
+    TaskResult,
     Verdict,
     VerdictKind,
 )
 
 __all__ = [
     "Agreement", "AgreementKind", "AuditKind", "Comparison", "Cost", "Difference", "EarlyRate", "FrontArea",
-    "MethodSummary", "Parameters", "ParetoPoint", "PowerAnswer", "SeedMean", "Verdict", "VerdictKind",
-    "compare",
+    "MethodSummary", "Outcome", "Parameters", "ParetoPoint", "PowerAnswer", "SeedMean", "Task", "TaskResult", "Verdict",
+    "VerdictKind", "compare", "compare_tasks",
 ]  # fmt: skip

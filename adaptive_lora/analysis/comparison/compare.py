@@ -372,6 +372,7 @@ def _conclusion(
         unit=rule.unit,
         outcome=rule.outcome,
         over=rule.over,
+        tasks=(),
         facts=dict(facts),
         retained=sources,
     )

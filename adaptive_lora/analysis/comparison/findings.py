@@ -39,7 +39,7 @@ class PowerAnswer:
     seeds: int
     """Number of seeds at hand."""
     examples: int
-    """Test examples at hand, per seed."""
+    """Test examples at hand, per seed; 0 where no scores of single examples are known."""
     power: float
     """Power with seeds and examples at hand; 0 where so few seeds cannot reach the corrected level."""
     seeds_needed: int | None

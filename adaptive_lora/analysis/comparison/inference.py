@@ -154,7 +154,11 @@ def measure(pairs: Sequence[PairedSeed], lr: float | None, baseline_lr: float | 
         mean=float(np.mean(value_S)),
         sd=float(diff_S.std(ddof=1)) if diff_S.size > 1 else None,
         interval=stats.mean_interval(diff_S, confidence=rule.confidence, seed=rule.seed, over=rule.over),
-        hierarchical=stats.two_way_interval(*rows, crossed=crossed, confidence=rule.confidence, seed=rule.seed),
+        hierarchical=(
+            stats.two_way_interval(*rows, crossed=crossed, confidence=rule.confidence, seed=rule.seed)
+            if pairs[0].ids_E.size > 1
+            else Interval.missing("no scores of single examples")
+        ),
         effect=stats.paired_effect(diff_S, confidence=rule.confidence, higher_is_better=higher, over=rule.over),
         tests=Tests(
             sign_flip=p,
@@ -257,7 +261,7 @@ def correct_scores(differences: Mapping[str, ScoreDifference | None]) -> dict[st
 
 def most_changed(pairs: Sequence[PairedSeed], outcome: Outcome) -> tuple[ExampleChange, ...]:
     """Return the examples whose loss changed most, improved before worsened."""
-    if not pairs or not same_examples(pairs):
+    if not pairs or pairs[0].ids_E.size == 1 or not same_examples(pairs):
         return ()
     mean_E = np.mean([pair.nll_E for pair in pairs], axis=0)
     worse_E = outcome.sign * mean_E
@@ -273,33 +277,35 @@ def most_changed(pairs: Sequence[PairedSeed], outcome: Outcome) -> tuple[Example
 def power_answers(difference: Difference, rule: Rule) -> tuple[PowerAnswer, ...]:
     """Return the seeds and examples that would show the observed difference, and one of the margin's size."""
     parts, sd = difference.components, difference.sd
-    if not sd or (parts is None and rule.over == "seed"):
+    if not sd:
         return ()
     answers = []
     for about, size in {"observed": abs(difference.mean), "margin": rule.margin.value}.items():
         if not size:
             continue
-        if parts is None:
+        if rule.over == "example":
             answers.append(_power_over_examples(about, size, sd, difference.replicates, rule))
             continue
         needed, simulated = stats.checked_seeds(
             size, sd, comparisons=rule.comparisons, correction=rule.correction, alpha=rule.alpha, power=POWER
         )
-        now, least = 0.0, None
-        if parts.seeds >= rule.seeds_required:
-            now = stats.paired_power(size, sd, parts.seeds, alpha=rule.alpha_each)
-        if parts.example > 0:
+        now, least, seeds = 0.0, None, difference.replicates
+        if seeds >= rule.seeds_required:
+            now = stats.paired_power(size, sd, seeds, alpha=rule.alpha_each)
+        if parts is not None and parts.example > 0:
             least = stats.examples_for_new_examples(size, parts, alpha=rule.alpha / max(1, rule.comparisons))
         answers.append(
             PowerAnswer(
                 about=about,
                 difference=size,
-                seeds=parts.seeds,
-                examples=parts.examples,
+                seeds=seeds,
+                examples=0 if parts is None else parts.examples,
                 power=now,
                 seeds_needed=needed,
                 simulated_power=simulated,
-                examples_needed=stats.examples_for_power(size, parts, parts.seeds, alpha=rule.alpha_each),
+                examples_needed=(
+                    None if parts is None else stats.examples_for_power(size, parts, seeds, alpha=rule.alpha_each)
+                ),
                 examples_at_least=least,
             )
         )

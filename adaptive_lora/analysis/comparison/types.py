@@ -294,6 +294,21 @@ class MethodSummary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TaskResult:
+    """One method on one of several tasks."""
+
+    task: str
+    method: str
+    outcome: Outcome
+    score: SeedMean
+    baseline: SeedMean
+    difference: Difference
+    p_corrected: float
+    """Deciding p, corrected for all tasks and methods together."""
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Margin:
     """The largest difference in the outcome that does not matter, and its source."""
 
@@ -344,6 +359,8 @@ class Comparison:
     """Name, unit and direction of the number that is compared, which fields call `loss`."""
     over: Replicate
     """Unit of inference: seeds, or test examples where there is one run per method."""
+    tasks: tuple[TaskResult, ...]
+    """One row per task and method, where the outcome is a mean over tasks."""
     facts: Mapping[str, str]
     """Facts that reproduce it: study, store, base, data, precision, versions, command, settings."""
     retained: tuple[RetainedSource, ...] = ()

@@ -25,7 +25,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from adaptive_lora.analysis.comparison import Comparison, wording
+from adaptive_lora.analysis.comparison import Comparison, VerdictKind, wording
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.pairing import used_trials
 from adaptive_lora.analysis.comparison.trials import rate_text
@@ -40,6 +40,7 @@ from adaptive_lora.analysis.report.tables import (
     described,
     more_tables,
     result_table,
+    task_table,
     value_at,
 )
 from adaptive_lora.analysis.stats.significance import EXACT_SEEDS
@@ -48,7 +49,7 @@ from adaptive_lora.results import TrialRecord
 
 SETTINGS = "settings"
 """Name of the fact that holds a study's settings as JSON."""
-TEXT_COLUMNS = {"Method", "Verdict", "Reason", "Run", "Outcome", "Finding", "On the front of", "Retained data"}
+TEXT_COLUMNS = {"Task", "Method", "Verdict", "Reason", "Run", "Outcome", "Finding", "On the front of", "Retained data"}
 """Columns of words; the others are numbers."""
 _PARTS = {"training": "train", "validation": "validation"}
 """Part of the data in words -> its name in the settings."""
@@ -109,7 +110,11 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     if comparison.fairness:
         lines = Text("\n".join(f"! {finding}" for finding in comparison.fairness), style="red")
         console.print(Panel(lines, title="Less than fair", border_style="red"))
-    console.print(_terminal_table(comparison, console.width))
+    console.print(
+        _terminal_table(result_table(comparison), [m.verdict.kind for m in comparison.methods], console.width)
+    )
+    if (tasks := task_table(comparison)) is not None:
+        console.print(_terminal_table(tasks, [row.verdict.kind for row in comparison.tasks], console.width))
     for failure in (failure for method in comparison.methods for failure in method.failures):
         where = f"{failure.method}, seed {failure.seed}, fold {failure.fold}, lr {rate_text(failure.lr)}"
         console.print(Text(f"failed: {where}: {failure.reason}", style="red"))
@@ -118,9 +123,8 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     console.print(Text(f"Champion: {comparison.winner} ({comparison.decision})"))
 
 
-def _terminal_table(comparison: Comparison, width: int) -> Table:
-    """Return the result table; a narrow one breaks its cells, and leaves out rate, deviation and cost."""
-    table = result_table(comparison)
+def _terminal_table(table: TextTable, verdicts: Sequence[VerdictKind], width: int) -> Table:
+    """Return a table with a verdict a row; a narrow one breaks its cells, and leaves out rate, deviation and cost."""
     narrow, folded = width < 110, width < 170
     left_out = {"Learning rate", "Training time"} if narrow else set()
     shown = [at for at, name in enumerate(table.head) if name not in left_out]
@@ -131,12 +135,12 @@ def _terminal_table(comparison: Comparison, width: int) -> Table:
             head = head.replace(" [", "\n[") if "[" in head else head.replace(" ", "\n")
         justify: Literal["left", "right"] = "left" if head in TEXT_COLUMNS else "right"
         printed.add_column(head, justify=justify, overflow="fold")
-    for method, row in zip(comparison.methods, table.rows, strict=True):
+    for verdict, row in zip(verdicts, table.rows, strict=True):
         texts = [row[at].text.split(" ± ")[0] if narrow else row[at].text for at in shown]
         if folded:
             texts = [text.replace(" [", "\n[").replace(" (", "\n(") for text in texts]
-        cells = [Text(text) for text in (method.label, *texts[1:])]
-        cells[shown.index(table.head.index("Verdict"))].stylize(VERDICTS[method.verdict.kind]["terminal"])
+        cells = [Text(text) for text in (row[0].text, *texts[1:])]
+        cells[shown.index(table.head.index("Verdict"))].stylize(VERDICTS[verdict]["terminal"])
         printed.add_row(*cells)
     return printed
 
@@ -171,6 +175,7 @@ def render_markdown(
         comparison=comparison,
         title=title,
         result=result_table(comparison),
+        tasks=task_table(comparison),
         checks=checks(comparison),
         more=more_tables(comparison),
         figures=figures,
@@ -312,6 +317,7 @@ def render_page(comparison: Comparison, drawings: Sequence[Drawing], about: Abou
         script_hash=Markup(f"sha256-{digest}"),
         comparison=comparison,
         result=result,
+        tasks=task_table(comparison),
         # Figures are built as an XML tree, which escapes; all else goes through autoescape.
         drawings=[(drawing, Markup(drawing.svg)) for drawing in drawings],
         checks=checks(comparison),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -78,6 +78,8 @@ class ComparisonResult:
     """Title and texts of the report."""
     folder: Path
     """Folder that `report` writes to where none is given."""
+    tasks: Mapping[str, ComparisonResult] = field(default_factory=dict)
+    """Name of a task -> its own comparison, where the outcome is a mean over tasks; p-values are corrected for all."""
 
     @property
     def verdict(self) -> str:

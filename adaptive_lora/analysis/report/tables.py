@@ -173,7 +173,7 @@ def _tables(comparison: Comparison, part: str, records: Mapping[str, Iterable[An
                 cells = [_cell(value_at(record, steps), formats, *name_and_absent) for record in rows_of]
                 columns.append((head.format(**fill, **shown), cells))
         columns = [(head, cells) for head, cells in columns if any(cell.text not in ("", ABSENT) for cell in cells)]
-        note = about.get("note", "").format(**fill)
+        note = about.get("note", "").format(**fill).strip()
         if "intervals" in about:
             steps = about["intervals"].split(".")
             note += words.intervals_note(value_at(record, steps) for record in rows_of)
@@ -213,6 +213,11 @@ def fillings(comparison: Comparison) -> Mapping[str, str]:
     """Return the words that stand in braces in `tables.yaml` and `figures.yaml`."""
     per_token, outcome = comparison.unit == NATS_PER_TOKEN, comparison.outcome
     forgetting = " Forgotten: loss on the retained data minus that of the frozen base."
+    known = {
+        "parameters": any(m.parameters.mean is not None for m in comparison.methods),
+        "rates": comparison.over == "seed" and any(m.lr is not None for m in comparison.methods),
+        "time": any(m.train_seconds.mean is not None for m in comparison.methods),
+    }
     raced = " Rates that fell behind on validation loss were stopped on the way, by one rule for all methods."
     return {
         "accuracy": "Token accuracy" if per_token else "Accuracy",
@@ -221,6 +226,11 @@ def fillings(comparison: Comparison) -> Mapping[str, str]:
         "each": "averaged over seeds" if comparison.over == "seed" else "of one run per method",
         "forgetting": forgetting if comparison.retained else "",
         "loss": "nats per supervised token" if per_token else comparison.unit,
+        "after parameters": " In brackets after parameters: against the baseline." if known["parameters"] else "",
+        "at rates": ", each method at its own best learning rate" if known["rates"] else "",
+        "training time": "Training time: mean over seeds, without validation." if known["time"] else "",
+        "spread": "± standard deviation over seeds" if comparison.over == "seed" else "over test examples",
+        "no number": "no number" if _has_examples(comparison) else ABSENT,
         "more seeds": "more than 2,000" if comparison.over == "seed" else ABSENT,
         "outcome": outcome.name,
         "Outcome": outcome.name[:1].upper() + outcome.name[1:],
@@ -236,6 +246,12 @@ def fillings(comparison: Comparison) -> Mapping[str, str]:
     }
 
 
+def _has_examples(comparison: Comparison) -> bool:
+    """Tell whether the scores of single examples are known."""
+    answers = (answer for m in comparison.methods if m.difference is not None for answer in m.difference.power)
+    return any(answer.examples for answer in answers)
+
+
 def _fronts(comparison: Comparison, label: str) -> str:
     on = [str(f.cost) for f in comparison.fronts for p in f.points if p.method == label and p.on_front]
     return ", ".join(on) or "none"
@@ -249,6 +265,11 @@ def result_table(comparison: Comparison) -> TextTable:
 def stored_table(comparison: Comparison) -> TextTable:
     """Return the answer as it is recorded for the tracking UI."""
     return _tables(comparison, "stored", {"Result": comparison.methods})[0]
+
+
+def task_table(comparison: Comparison) -> TextTable | None:
+    """Return every task and method, where the result is of a mean over tasks."""
+    return next(iter(_tables(comparison, "tasks", {"Each task": comparison.tasks})), None)
 
 
 def checks(comparison: Comparison) -> list[TextTable]:
