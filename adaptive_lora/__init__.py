@@ -14,6 +14,7 @@ from adaptive_lora.models.threads import bound_spinning
 
 if TYPE_CHECKING:
     from adaptive_lora.allocation import MethodSpec, RankPlan, make_plan
+    from adaptive_lora.analysis.runs.compare import compare
     from adaptive_lora.config import StudyConfig, load_study, study_from
     from adaptive_lora.errors import AdaptiveLoraError
     from adaptive_lora.methods.base import RankMethod, TunerMethod
@@ -42,6 +43,7 @@ __all__ = [
     "__version__",
     "allocate",
     "audit",
+    "compare",
     "evaluate",
     "load",
     "load_study",
@@ -67,6 +69,7 @@ _PLACES = {
     "TunerMethod": "methods.base",
     "allocate": "runner.own_model",
     "audit": "runner.own_model",
+    "compare": "analysis.runs.compare",
     "evaluate": "runner.evaluation",
     "load": "runner.loaded",
     "load_study": "config",

@@ -11,7 +11,7 @@ from synthetic_study import EFFECTS, study
 
 from adaptive_lora.analysis import stats
 from adaptive_lora.analysis.comparison import Comparison, VerdictKind, compare
-from adaptive_lora.analysis.comparison.types import Outcome
+from adaptive_lora.analysis.comparison.outcome import Outcome
 from adaptive_lora.results import EvalResult, TrialRecord
 
 ACCURACY = Outcome(name="accuracy", unit="", higher_is_better=True)

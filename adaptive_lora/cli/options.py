@@ -22,6 +22,7 @@ _TITLES = {
     "model": "Model",
     "data": "Data",
     "study": "Study",
+    "runs": "Runs made elsewhere",
     "method": "Method",
     "method's own": "Options of methods",
     "every method": "Options of every method",

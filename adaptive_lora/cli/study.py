@@ -1,4 +1,4 @@
-"""`study`, `compare`, `transfer` and `power`: grids of trials, their comparison, and the size that they need."""
+"""`study`, `transfer` and `power`: grids of trials, and the size that they need."""
 
 from __future__ import annotations
 
@@ -44,12 +44,13 @@ def study(file: Path | None, as_json: bool, **given: Any) -> None:
     """
     console = make_console()
     result = run(read_study(file, given), console=console)
-    _print_result(console, result)
+    print_result(console, result)
     if as_json:
         print_document("study", {**result.to_dict(), "trials_run": result.trials_run})
 
 
-def _print_result(console: Console, result: StudyResult) -> None:
+def print_result(console: Console, result: StudyResult) -> None:
+    """Print where report, registered adapter and tracking store of a study are."""
     champion = result.champion
     if champion is None:
         registered = f"[red]nothing registered: {shown(result.no_champion)}[/]"
@@ -64,62 +65,6 @@ def _print_result(console: Console, result: StudyResult) -> None:
         f"[bold]tracking[/]  adaptive-lora ui --tracking-uri {shown(result.tracking_uri)}",
     ):
         console.print(line, highlight=False, soft_wrap=True)
-
-
-_COMPARED = (
-    "tracking_uri", "experiment", "output", "registered_model", "trust_remote_code", "baseline", "margin",
-    "margin_percent", "correction", "max_forgetting", "max_forgetting_percent",
-)  # fmt: skip
-"""Study settings that affect a comparison."""
-
-
-@main.command(extra="study")
-@options(
-    Option(
-        "study",
-        "--study-id",
-        "study_ids",
-        multiple=True,
-        metavar="ID",
-        help="ids of studies [default: the latest study]",
-    ),
-    Option(
-        "study",
-        "--query",
-        metavar="FILTER",
-        help="filter of trials in MLflow's syntax, such as \"tags.data = 'rows.json'\" [default: none]",
-    ),
-    Option(
-        "study",
-        "--allow-mixed",
-        is_flag=False,
-        flag_value="true",
-        type=bool,
-        default="false",
-        help="compare across data sets, splits and bases, pairing only within each [default: false]",
-    ),
-    *settings(only=_COMPARED),
-)
-def compare(study_ids: tuple[str, ...], query: str | None, allow_mixed: bool, as_json: bool, **given: Any) -> None:
-    """Compare finished trials, write the report, register the winner.
-
-    Everything is read from the tracking store, also trials that others ran. Only the proof before
-    a registration needs the base model and the data.
-    """
-    given = settings_given(given)
-    tracking = study_from({**given, "baseline": None}).tracking
-    require_reachable(tracking, must_exist=True)
-    from adaptive_lora.runner.comparison_input import Selection
-    from adaptive_lora.runner.run import compare_study
-
-    console = make_console()
-    selection = Selection(
-        study_ids=tuple(" ".join(study_ids).replace(",", " ").split()), query=query, allow_mixed=allow_mixed
-    )
-    result, _ = compare_study(tracking, selection, given, console)
-    _print_result(console, result)
-    if as_json:
-        print_document("compare", result.to_dict())
 
 
 @main.command(extra="study")

@@ -5,7 +5,7 @@ from mlflow.entities import Run
 from adaptive_lora.tracking.connection import Store, connect
 from adaptive_lora.tracking.recorder import DataId, Recorder
 from adaptive_lora.tracking.registry import RegisteredAdapter, promote, register
-from adaptive_lora.tracking.runs import eval_from_dict, find_trials, open_comparison, read_trials
+from adaptive_lora.tracking.runs import eval_from_dict, find_runs, find_trials, open_comparison, read_trials
 from adaptive_lora.tracking.study_run import StudyRun
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "StudyRun",
     "connect",
     "eval_from_dict",
+    "find_runs",
     "find_trials",
     "open_comparison",
     "promote",

@@ -153,7 +153,7 @@ def connect(config: TrackingConfig, *, must_exist: bool = False) -> Store:
     _check_disk(uri)
     _check_output(Path(config.output))
     parent = os.environ.get("MLFLOW_RUN_ID")
-    with _opened(uri, must_exist) as client:
+    with opened(uri, must_exist) as client:
         # MLflow also writes them to the environment, where the next study of this process would read them as the
         # user's choice.
         with _restored("MLFLOW_TRACKING_URI"), _restored("MLFLOW_REGISTRY_URI"):
@@ -181,7 +181,7 @@ def reach(uri: str) -> Uploader:
     Raises:
         TrackingError: the store is unreachable.
     """
-    with _opened(uri) as client:
+    with opened(uri) as client:
         outlast(lambda: client.search_experiments(max_results=1), _START)
     return Uploader(client, uri)
 
@@ -205,7 +205,7 @@ def probe(config: TrackingConfig) -> str:
 
 
 @contextmanager
-def _opened(uri: str, must_exist: bool = False) -> Iterator[MlflowClient]:
+def opened(uri: str, must_exist: bool = False) -> Iterator[MlflowClient]:
     """Open a store, made complete if it is missing, inside the block; its errors become one clear error."""
     _prepare()
     # `retries` repeats only safe calls, in place of MLflow's own retries.

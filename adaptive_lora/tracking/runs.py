@@ -11,16 +11,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from numpy.typing import NDArray
 
 from adaptive_lora.allocation.tuner_plan import read_plan
-from adaptive_lora.config import current_label
-from adaptive_lora.errors import AllocationError, TrackingError, brief
+from adaptive_lora.config import TrackingConfig, current_label
+from adaptive_lora.config.store_place import store_uri
+from adaptive_lora.errors import AllocationError, TrackingError, brief, unknown_name
+from adaptive_lora.redaction import hide_credentials
 from adaptive_lora.results import NATS_PER_TOKEN, RACED_STATUS, EvalResult, RetainedScores, TrainResult, TrialRecord
-from adaptive_lora.tracking.connection import Store
+from adaptive_lora.tracking.connection import Store, opened
 from adaptive_lora.tracking.recorder import Recorder, new_run
 from adaptive_lora.tracking.retries import outlast_or_say
 from adaptive_lora.tracking.uploader import make_run
@@ -94,13 +97,17 @@ def single_run(store: Store, kind: str, name: str) -> Iterator[Recorder]:
 
 
 def search(store: Store, query: str, experiments: list[str] | None = None) -> list[Run]:
-    """Return all runs of a query, page by page; MLflow's pages have at most 1,000 runs."""
+    """Return all runs of a query, newest first."""
+    return _pages(store.client, experiments or [store.experiment_id], query, "DESC")
+
+
+def _pages(client: MlflowClient, experiments: list[str], query: str, order: str) -> list[Run]:
+    """Return all runs of a query by their start, page by page; MLflow's pages have at most 1,000 runs."""
     found: list[Run] = []
     token: str | None = None
     while True:
-        page: Sequence[Run] = store.client.search_runs(
-            experiments or [store.experiment_id], query, order_by=["attributes.start_time DESC"], page_token=token
-        )
+        by = [f"attributes.start_time {order}"]
+        page: Sequence[Run] = client.search_runs(experiments, query, order_by=by, page_token=token)
         found.extend(page)
         token = getattr(page, "token", None)
         if not token:
@@ -123,6 +130,38 @@ def find_trials(store: Store, query: str) -> list[Run]:
         ) from error
     if not found:
         raise TrackingError(f"no trial in {store.shown_uri} matches {query!r}.")
+    return found
+
+
+def find_runs(config: TrackingConfig, query: str, experiments: str | None) -> list[Run]:
+    """Return runs of anyone that match a query in MLflow's syntax, oldest first; nothing is written.
+
+    Args:
+        config: where the store is.
+        query: filter; empty: all runs.
+        experiments: name of an experiment, or several separated by commas; None: all.
+
+    Raises:
+        TrackingError: an experiment does not exist, the query is invalid, or nothing is found.
+    """
+    uri = store_uri(config)
+    with opened(uri, must_exist=True) as client:
+        known = {found.name: found.experiment_id for found in client.search_experiments()}
+        listed = [name.strip() for name in (experiments or "").split(",") if name.strip()]
+        names = [experiments] if experiments in known else listed
+        if absent := [name for name in names if name not in known]:
+            raise TrackingError(unknown_name("experiment", absent[0], known))
+        try:
+            found = _pages(client, [known[name] for name in names] or list(known.values()), query, "ASC")
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            raise TrackingError(
+                f"query {query!r}: {error}. Required MLflow's syntax, such as \"tags.sweep = 'lora'\"."
+            ) from error
+    if not found:
+        where = f"experiment {experiments}" if experiments else "its experiments"
+        raise TrackingError(f"no run in {hide_credentials(uri)}, {where}, matches {query!r}.")
     return found
 
 

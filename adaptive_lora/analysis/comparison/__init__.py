@@ -11,12 +11,12 @@ from adaptive_lora.analysis.comparison.findings import (
     ParetoPoint,
     PowerAnswer,
 )
+from adaptive_lora.analysis.comparison.outcome import Outcome
 from adaptive_lora.analysis.comparison.tasks import Task, compare_tasks
 from adaptive_lora.analysis.comparison.types import (
     Comparison,
     Difference,
     MethodSummary,
-    Outcome,
     Parameters,
     SeedMean,
     TaskResult,

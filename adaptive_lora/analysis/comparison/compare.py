@@ -21,6 +21,7 @@ from adaptive_lora.analysis.comparison.forgetting import (
     retained_sources,
 )
 from adaptive_lora.analysis.comparison.inference import Rule
+from adaptive_lora.analysis.comparison.outcome import Outcome, Replicate
 from adaptive_lora.analysis.comparison.pairing import PairedSeed, base_model_loss, own_values, pair_seeds
 from adaptive_lora.analysis.comparison.trials import (
     Folds,
@@ -41,9 +42,7 @@ from adaptive_lora.analysis.comparison.types import (
     LearningRate,
     Margin,
     MethodSummary,
-    Outcome,
     Parameters,
-    Replicate,
     ScoreDifference,
     SeedMean,
     Verdict,

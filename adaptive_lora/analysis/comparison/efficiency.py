@@ -10,6 +10,7 @@ import numpy as np
 
 from adaptive_lora.analysis import stats
 from adaptive_lora.analysis.comparison.findings import UNITS, Cost, EarlyRate, FrontArea, ParetoFront, ParetoPoint
+from adaptive_lora.analysis.comparison.outcome import Outcome
 from adaptive_lora.analysis.comparison.trials import (
     Folds,
     Reader,
@@ -20,7 +21,7 @@ from adaptive_lora.analysis.comparison.trials import (
     served_parameters,
     trained_parameters,
 )
-from adaptive_lora.analysis.comparison.types import MethodSummary, Outcome
+from adaptive_lora.analysis.comparison.types import MethodSummary
 from adaptive_lora.analysis.comparison.wording import joined, named
 from adaptive_lora.analysis.stats import Interval
 from adaptive_lora.results import FloatArray, TrialRecord

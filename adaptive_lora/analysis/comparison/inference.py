@@ -10,14 +10,13 @@ import numpy as np
 
 from adaptive_lora.analysis import stats
 from adaptive_lora.analysis.comparison.findings import PowerAnswer
+from adaptive_lora.analysis.comparison.outcome import Outcome, Replicate
 from adaptive_lora.analysis.comparison.pairing import PairedSeed
 from adaptive_lora.analysis.comparison.types import (
     Difference,
     ExampleChange,
     Margin,
     MarginTests,
-    Outcome,
-    Replicate,
     ScoreDifference,
     Tests,
 )

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from adaptive_lora.analysis.comparison import inference
 from adaptive_lora.analysis.comparison.compare import conclude, open_case
 from adaptive_lora.analysis.comparison.inference import Rule
-from adaptive_lora.analysis.comparison.types import Comparison, Outcome, TaskResult
+from adaptive_lora.analysis.comparison.outcome import Outcome
+from adaptive_lora.analysis.comparison.types import Comparison, TaskResult
 from adaptive_lora.results import TrialRecord
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from adaptive_lora.analysis.comparison.types import Failure, LearningRate, Outcome, SeedMean
+from adaptive_lora.analysis.comparison.outcome import Outcome
+from adaptive_lora.analysis.comparison.types import Failure, LearningRate, SeedMean
 from adaptive_lora.errors import DataError, unknown_name
 from adaptive_lora.results import NATS_PER_TOKEN, RACED_STATUS, TrialRecord
 
