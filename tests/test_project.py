@@ -218,11 +218,12 @@ def test_every_page_is_linked_from_the_readme() -> None:
 def test_options_and_commands_of_the_docs_exist() -> None:
     known = {"version", "help"}
     for command in main.commands.values():
-        known |= {opt.lstrip("-") for param in command.params for opt in param.opts}
+        known |= {opt.lstrip("-") for param in command.params for opt in (*param.opts, *param.secondary_opts)}
     known |= {name.replace("_", "-") for name in option_fields()}
     for script in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r'"--([a-z][a-z-]+)"', script.read_text(encoding="utf-8")))
     others = {"env-manager", "dev", "editable", "port", "require-hashes", "no-deps", "merge"}
+    others |= {"tasks", "log"}  # of lm_eval
     used = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", PROSE))
     assert used - known - others == set()
     for command in re.findall(r"adaptive-lora ([a-z][a-z-]*)", PROSE):

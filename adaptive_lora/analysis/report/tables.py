@@ -179,7 +179,7 @@ def _tables(comparison: Comparison, part: str, records: Mapping[str, Iterable[An
             note += words.intervals_note(value_at(record, steps) for record in rows_of)
         rows = tuple(zip(*(cells for _, cells in columns), strict=True))
         made.append(TextTable(title=title, head=tuple(head for head, _ in columns), rows=rows, note=note))
-    return [table for table in made if table.rows]
+    return [table for table in made if table.rows and len(table.head) > 1]
 
 
 def _repeated(comparison: Comparison, head: str) -> list[tuple[Mapping[str, str], Mapping[str, str]]]:
@@ -254,7 +254,7 @@ def _has_examples(comparison: Comparison) -> bool:
 
 def _fronts(comparison: Comparison, label: str) -> str:
     on = [str(f.cost) for f in comparison.fronts for p in f.points if p.method == label and p.on_front]
-    return ", ".join(on) or "none"
+    return ", ".join(on) or ("none" if comparison.fronts else ABSENT)
 
 
 def result_table(comparison: Comparison) -> TextTable:

@@ -47,9 +47,7 @@ def read_harness(runs: Sequence[HarnessRun], choice: Choice) -> Runs:
         own = {run.label: run.tasks[task] for run in runs}
         chosen, unread = _chosen(task, list(own.values()), choice)
         if not chosen:
-            lines.append(
-                f"task {task}: left out, since no score of it is a mean over its examples in all runs: {unread}"
-            )
+            lines.append(f"task {task}: left out, since none of its scores is a mean over its examples: {unread}")
             continue
         first = own[runs[0].label]
         settings = f"version {first.version}, {first.shots}-shot"

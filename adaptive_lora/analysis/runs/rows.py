@@ -235,9 +235,7 @@ def _require_chosen_rates(runs: Mapping[_Key, _Run]) -> None:
     for method, tried in rates.items():
         own = [run for (name, _, _), run in runs.items() if name == method]
         if len(tried) > 1 and None in tried:
-            raise DataError(
-                f"method {method}: learning rates are given for some of its runs only; required all or none."
-            )
+            raise DataError(f"method {method}: only some of its runs have a learning rate; required all or none.")
         if len(tried) > 1 and any(run.values["validation"] is None for run in own):
             raise DataError(
                 f"method {method} has {len(tried)} learning rates and no validation score for each of its runs: the "
