@@ -349,6 +349,7 @@ def test_methods_and_options_are_refused_by_name() -> None:
         ("grow_prune", "batch_size", 4): "batch_size is set in the model or in TrainingArguments",
         ("grow_prune", "lora_plus", 16): "lora_plus is a learning rate",
         ("grow_prune", "dropout", 1.0): "below 1; got 1.0",
+        ("grow_prune", "dropout", "no"): "below 1; got 'no'",
         ("adalora", "move_share", 0.1): "move_share",
         ("adalora", "budget", "uniform-0"): "budget",
     }.items():
@@ -471,6 +472,10 @@ def test_the_audit_stops_a_training_that_is_not_the_planned_one(tmp_path: Path) 
         trainer(planned, max_steps=2, learning_rate=0.0).train()
     with pytest.raises(AdapterError, match=r"has no adapter named 'default'"):
         Small(al.AuditCallback(report), tmp_path, model=llama()).train()
+    sharded = peft.get_peft_model(llama(), planned)
+    next(p for n, p in sharded.named_parameters() if "lora_A" in n).ds_id = 0  # type: ignore[attr-defined]
+    with pytest.raises(AdapterError, match=r"lora_A.* is only in part on this process"):
+        Small(al.AuditCallback(report), tmp_path, model=sharded).train()
     with pytest.raises(ConfigError, match=r"required a plan from al.plan, or a RankCallback; got str"):
         al.AuditCallback("linear_decay")  # type: ignore[arg-type]
 

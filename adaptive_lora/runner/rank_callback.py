@@ -64,8 +64,8 @@ class RankCallback(transformers.TrainerCallback):
             raise ConfigError(f"required grow_prune or adalora, whose ranks change in training; got {self._spec.name}.")
         if self._spec.lora_plus != 1:
             raise ConfigError("lora_plus is a learning rate for B, which a Trainer's optimiser lacks; leave it out.")
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"dropout must be at least 0 and below 1; got {dropout}.")
+        if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+            raise ConfigError(f"dropout must be a number of at least 0 and below 1; got {dropout!r}.")
         self._given = (method, options)
         self._dropout, self._seed = dropout, seed
         self._attached: ChangingAdapter | None = None
