@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive_lora.allocation import MethodSpec, RankPlan
+from adaptive_lora.allocation import MethodSpec, Plan, RankPlan, TunerPlan
 from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import EARLIER_NAMES, StudyConfig, study_from
 from adaptive_lora.config.base_file import check_base
@@ -74,6 +75,8 @@ def plan(
                 f"{spec.label} follows the importance metric {spec.options.metric}; required profile=, from "
                 f"al.profile(model, dataloader, metric={spec.options.metric!r})."
             )
+    if spec.options.metric is None and profile is not None:
+        logging.getLogger(__name__).warning("%s follows no importance profile: the one given is not used.", spec.label)
     from adaptive_lora.runner.plan import plan_method
 
     measured = read_profile(profile) if isinstance(profile, str | PathLike) else profile
@@ -142,6 +145,8 @@ def allocate(
             by an earlier version, without its sites, and no model is given.
     """
     measured = read_profile(profile) if isinstance(profile, str | PathLike) else profile
+    if not hasattr(measured, "spectra"):
+        raise ConfigError(f"required a profile from al.profile, or its file; got {type(profile).__name__}.")
     method = method or ("empirical" if measured.spectra is None else "waterfill")
     _, spec = plan_request(method, {**options, "budget": budget})
     if spec.options.metric is None:
@@ -160,13 +165,13 @@ def allocate(
 
 
 def lora_config(
-    model: PreTrainedModel,
+    model: PreTrainedModel | str | PathLike[str],
     method: str = "uniform",
     *,
     dataloader: Iterable[Any] | None = None,
     loss: OwnLoss | None = None,
     batches: int = 16,
-    profile: ImportanceProfile | None = None,
+    profile: ImportanceProfile | str | PathLike[str] | None = None,
     dropout: float = 0.0,
     seed: int = 0,
     **options: Any,
@@ -174,12 +179,13 @@ def lora_config(
     """Return a stock `peft.LoraConfig` with the ranks of a method for a model.
 
     Args:
-        model: model without adapters, such as one of transformers; with weights where the method measures.
+        model: model without adapters, such as one of transformers; with weights where the method measures. Else a name
+            works too, as in `plan`.
         method: name of a method, or `NAME:option=value,...` as on the command line.
         dataloader: batches of training data, for methods that follow an importance profile.
         loss: function from model and batch to the mean loss; None: the model's own.
         batches: maximum number of batches to read, 2 or more.
-        profile: profile measured before, in place of a loader.
+        profile: profile measured before, or its file, in place of a loader.
         dropout: PEFT's `lora_dropout`.
         seed: seed of methods that draw at random.
         **options: options of the method and settings, as in `plan`.
@@ -191,6 +197,10 @@ def lora_config(
     _, spec = plan_request(method, options)
     _require_stock(spec)
     metric = spec.options.metric
+    if dataloader is not None and profile is not None:
+        raise ConfigError("required a dataloader to measure on, or the profile that was measured before; got both.")
+    if metric is None and dataloader is not None:
+        logging.getLogger(__name__).warning("%s follows no measurement: the dataloader is not read.", spec.label)
     if metric is not None and profile is None:
         from adaptive_lora.methods.importance.own_batches import profile as measure
 
@@ -201,10 +211,10 @@ def lora_config(
         raise ConfigError(f"{spec.label} needs learning rates of its own, which no LoraConfig holds; use a study.")
     from adaptive_lora.methods.adapters.attach import lora_config as stock
 
-    return stock(model, report.plan, dropout, report.head)
+    return stock(report.required_base(), report.plan, dropout, report.head)
 
 
-def audit(adapted: PeftModel, plan: RankPlan | PlanReport) -> None:
+def audit(adapted: PeftModel, plan: Plan | PlanReport) -> None:
     """Check that every rank, alpha, factor and shape of a PEFT model is the planned one.
 
     Args:
@@ -214,16 +224,22 @@ def audit(adapted: PeftModel, plan: RankPlan | PlanReport) -> None:
     Raises:
         AdapterError: it is no PEFT model, or it differs, or trains other parameters; the message lists all differences.
     """
+    made = getattr(plan, "plan", plan)
+    if not isinstance(made, RankPlan | TunerPlan):
+        raise AdapterError(f"required the plan that al.plan or al.allocate returned; got {type(plan).__name__}.")
     from adaptive_lora.methods.adapters.attach import ADAPTER
-    from adaptive_lora.methods.adapters.audit import audit_as_built
+    from adaptive_lora.methods.adapters.audit import audit_as_built, audit_tuner
 
-    made = plan if isinstance(plan, RankPlan) else plan.plan
     configs = getattr(adapted, "peft_config", None)
     if not configs or ADAPTER not in configs:
         raise AdapterError(
             f"{type(adapted).__name__} has no adapter named {ADAPTER!r}; required the model from peft.get_peft_model."
         )
-    audit_as_built(adapted, made, tuple(configs[ADAPTER].modules_to_save or ()))
+    head = tuple(getattr(configs[ADAPTER], "modules_to_save", None) or ())
+    if isinstance(made, TunerPlan):
+        audit_tuner(adapted, made.tensors, head)
+    else:
+        audit_as_built(adapted, made, head)
 
 
 def _require_own(spec: MethodSpec, options: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import align_module_device
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -54,9 +55,13 @@ class GradientProfiler:
 def weight_of(module: nn.Module) -> torch.Tensor:
     """Return a site's weight with shape (out, in); GPT-2's Conv1D stores the transpose.
 
-    The weight of a 4-bit site is dequantised.
+    The weight of a site in 4 or 8 bit is dequantised, and one that accelerate keeps elsewhere is fetched.
     """
-    weight = dequantize_module_weight(module).detach().float()
+    with align_module_device(module):
+        kept = module.weight
+        weight = dequantize_module_weight(module).detach().float()
+        if module.weight is not kept:
+            module.weight = kept  # PEFT puts a copy there, which in 8 bit lacks its scales
     return weight.T if isinstance(module, Conv1D) else weight
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import has_offloaded_params, send_to_device
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -32,6 +34,18 @@ OwnLoss = Callable[[Any, Any], torch.Tensor]
 _OF_WEIGHTS = ("heavy_tail", "stable_rank", "condition_number")
 """Metrics of weights alone, for which no batch is read."""
 _TEXT = {"input_ids", "attention_mask"}
+_WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "DeepSpeedEngine": "module",
+    "FullyShardedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+"""Class that wraps a model -> its attribute that holds the model."""
+_PACKED = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
+"""Types of weights that are not the weights themselves."""
+_READ_BY_PEFT = ("Params4bit", "Int8Params")
+"""Classes of packed weights that are dequantised where a metric needs them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,10 +53,12 @@ class _OwnBatch(Batch):
     """A batch of the user's loader as the loader gave it."""
 
     given: Any
+    number: int
+    """Place in the loader, from 0."""
 
     def to(self, device: torch.device) -> _OwnBatch:
         """Return the batch on a device."""
-        return _as_given(send_to_device(self.given, device))
+        return _as_given(send_to_device(self.given, device), self.number)
 
 
 def profile(
@@ -80,18 +96,29 @@ def profile(
     if metric not in METRICS:
         raise AllocationError(unknown_name("metric", metric, METRICS))
     require_base(model)
-    _require_readable(model, metric)
+    _require_readable(model)
     sites = find_sites(model)
     calibration: list[Batch] = []
     summed: Any = causal_loss
-    if metric not in _OF_WEIGHTS:
+    if metric in _OF_WEIGHTS:
+        if dataloader is not None or loss is not None:
+            logging.getLogger(__name__).warning("%s looks at weights alone: dataloader and loss are not used.", metric)
+    else:
         found = _read(dataloader, batches)
+        if loss is None:
+            _require_labelled(model, found)
         if loss is None and _is_plain_text(model, found):
             calibration = [_text_batch(batch) for batch in found]
+        elif metric == "gradient_variance":
+            raise AllocationError(
+                "gradient_variance compares single examples, which batches of an unknown loss cannot be divided into; "
+                "required a causal language model with input_ids, attention_mask and labels alone. Use another metric."
+            )
         else:
-            calibration, summed = [_as_given(batch) for batch in found], _summed(model, loss)
+            calibration = [_as_given(batch, number) for number, batch in enumerate(found)]
+            summed = _summed(loss)
     task = ProfileTask(model=model, sites=sites, batches=calibration, runtime=OwnRuntime(_device(model)), loss=summed)
-    with model_errors(f"{type(model).__name__} cannot be profiled on these batches", model):
+    with model_errors(f"{type(model).__name__} cannot be profiled on these batches", model), _as_loaded(model):
         return profile_importance(task, metric=metric, seed=seed)
 
 
@@ -108,24 +135,53 @@ def require_base(model: Any) -> None:
             "required a loaded model (a torch.nn.Module, such as AutoModelForCausalLM.from_pretrained returns); got "
             f"{given}."
         )
+    if (inner := _WRAPPERS.get(kind)) is not None:
+        raise ModelError(f"{kind} wraps a model under other names; required the model inside, its attribute {inner}.")
     if isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ModelError(f"{kind} has adapters already; required the base before get_peft_model (or after unload()).")
 
 
-def _require_readable(model: Any, metric: str) -> None:
-    """Raise ModelError for a model on which sites cannot be measured."""
+def _require_readable(model: Any) -> None:
+    """Raise ModelError for a model whose weights this process cannot read."""
     kind = type(model).__name__
-    for name, parameter in model.named_parameters():
+    for name, parameter, module in _weights(model):
         if hasattr(parameter, "ds_id") or type(parameter).__name__ == "DTensor":
             raise ModelError(
                 f"{kind} is sharded ({name} is only in part on this process); required the whole model: profile "
-                "before FSDP or DeepSpeed takes it, or on one process."
+                "before FSDP, DeepSpeed or tensor parallelism takes it, or on one process."
             )
-        if parameter.is_meta and (metric in (*_OF_WEIGHTS, "weight_gradient") or not hasattr(model, "hf_device_map")):
+        if parameter.is_meta and not has_offloaded_params(module):
+            raise ModelError(f"{kind} has no weights for {name} (it is on the meta device); required a loaded model.")
+        if parameter.dtype in _PACKED and type(parameter).__name__ not in _READ_BY_PEFT:
             raise ModelError(
-                f"{kind} has no weights for {name} (it is on the meta device); required a loaded model, and for "
-                f"{metric} one without offloading."
+                f"{kind} stores {name} as {parameter.dtype}, which profiling cannot read; required weights as trained, "
+                "or in bitsandbytes' 4 or 8 bit. Load it dequantised."
             )
+        if getattr(getattr(parameter, "quant_state", None), "packing_format_for_cpu", False):
+            raise ModelError(
+                f"{kind} ran without gradients on this CPU, for which bitsandbytes packed {name} so that no gradient "
+                "goes through it; required the model as loaded. Load it again, and profile it first."
+            )
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
+    """Yield name, parameter and owner of all parameters."""
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            yield name, parameter, module
+
+
+@contextmanager
+def _as_loaded(model: nn.Module) -> Iterator[None]:
+    """Keep bitsandbytes from packing 4-bit weights anew on a CPU inside the block, in passes without gradients."""
+    modules = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
+    for module in modules:
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.support_avx512bf16_for_cpu = True  # type: ignore[assignment]
 
 
 def _device(model: Any) -> torch.device:
@@ -139,17 +195,21 @@ def _read(dataloader: Iterable[Any] | None, batches: int) -> list[Any]:
     Raises:
         AllocationError: there is no loader, or it has fewer than two batches.
     """
-    if batches < 2:
-        raise AllocationError(f"batches must be at least 2, because halves of the data are compared; got {batches}.")
+    if not isinstance(batches, int) or batches < 2:
+        raise AllocationError(
+            f"batches must be a whole number of at least 2, because halves of the data are compared; got {batches!r}."
+        )
     if dataloader is None:
         raise AllocationError(
             "required a dataloader: this metric is measured on data. Give one, or a metric of weights."
         )
+    if not isinstance(dataloader, Iterable):
+        raise AllocationError(f"required a dataloader, an iterable of batches; got {type(dataloader).__name__}.")
     found = list(islice(dataloader, batches))
     if len(found) < 2:
         raise AllocationError(
             f"the dataloader gave {len(found)} {'batch' if found else 'batches'}; required at least 2, because halves "
-            "of the data are compared. Use a smaller batch size, or more data."
+            "of the data are compared. Use a smaller batch size, or more data; a generator gives its batches once."
         )
     return found
 
@@ -172,7 +232,7 @@ def _text_batch(batch: Mapping[str, torch.Tensor]) -> Batch:
     return Batch.of_text(**{name: batch[name].cpu() for name in (*_TEXT, "labels")})
 
 
-def _as_given(given: Any) -> _OwnBatch:
+def _as_given(given: Any, number: int) -> _OwnBatch:
     """Return a batch with what can be told of its examples, mask and number of targets."""
     tensors = {k: v for k, v in given.items() if isinstance(v, torch.Tensor)} if isinstance(given, Mapping) else {}
     labels = tensors.get("labels")
@@ -182,37 +242,68 @@ def _as_given(given: Any) -> _OwnBatch:
             first = next((item for item in given if isinstance(item, torch.Tensor)), None)
         labels = torch.zeros(1 if first is None or first.ndim == 0 else len(first))
     masks = {name: tensor for name, tensor in tensors.items() if name.endswith("attention_mask")}
-    return _OwnBatch(inputs=masks, labels=labels, whole=True, given=given)
+    return _OwnBatch(inputs=masks, labels=labels, whole=True, given=given, number=number)
 
 
-def _summed(model: Any, loss: OwnLoss | None) -> Callable[[Any, _OwnBatch], torch.Tensor]:
-    """Return the loss summed over a batch's targets, from a mean."""
+def _summed(loss: OwnLoss | None) -> Callable[[Any, _OwnBatch], torch.Tensor]:
+    """Return the loss summed over a batch's targets, from a mean; None: the model's own loss."""
 
     def total(model: Any, batch: _OwnBatch) -> torch.Tensor:
-        found = _models_own(model, batch.given) if loss is None else loss(model, batch.given)
+        found = model(**batch.given).loss if loss is None else loss(model, batch.given)
+        if found is None:
+            raise ModelError(f"{type(model).__name__} returns no loss for these batches; give loss=.")
         if not isinstance(found, torch.Tensor) or found.ndim:
             shape = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else repr(found)[:80]
             raise ModelError(f"the loss is {shape}; required a scalar tensor, the mean over the batch.")
+        if not torch.isfinite(found):
+            raise ModelError(
+                f"the loss of batch {batch.number} is {found.item()}; required a finite one. Check its labels and "
+                "values, and the model's weights and precision."
+            )
+        if torch.is_grad_enabled() and not found.requires_grad:
+            raise ModelError(
+                "the loss has no gradient: it was detached or computed under no_grad, or does not depend on the "
+                "model's linear layers; required a loss that backward() can start from."
+            )
         return found.float() * max(1, batch.supervised_tokens)
 
     return total
 
 
-def _models_own(model: Any, batch: Any) -> torch.Tensor:
-    if not isinstance(batch, Mapping):
-        raise ModelError(
-            f"the dataloader gives {type(batch).__name__}; required mappings of the model's arguments with `labels`, "
-            "or loss=, a function from model and batch."
-        )
-    if batch.get("labels") is None:
-        raise ModelError(f"the batches have no labels, only {', '.join(batch)}; give them, or loss=.")
-    taken = _arguments(model)
-    if taken is not None and (odd := sorted(set(batch) - taken)):
-        raise ModelError(f"{type(model).__name__} does not take {', '.join(odd)} of the batches; leave that out.")
-    found: torch.Tensor | None = model(**batch).loss
-    if found is None:
-        raise ModelError(f"{type(model).__name__} returns no loss for these batches; give loss=.")
-    return found
+def _require_labelled(model: Any, batches: Sequence[Any]) -> None:
+    """Check batches of the model's arguments, for which the model computes its loss itself.
+
+    Raises:
+        ModelError: a batch is no mapping of batched tensors that the model takes, or has no label.
+    """
+    kind, taken = type(model).__name__, _arguments(model)
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, Mapping):
+            raise ModelError(
+                f"the dataloader gives {type(batch).__name__}; required mappings of the model's arguments with "
+                "`labels`, or loss=, a function from model and batch."
+            )
+        if batch.get("labels") is None:
+            raise ModelError(
+                f"batch {number} has no labels, only {', '.join(map(str, batch))}; required `labels`, or loss=, a "
+                "function from model and batch."
+            )
+        if taken is not None and (odd := sorted(set(map(str, batch)) - taken)):
+            raise ModelError(f"{kind} does not take {', '.join(odd)} of the batches; leave that out, or give loss=.")
+        labels, ids = batch["labels"], batch.get("input_ids", batch.get("pixel_values", batch["labels"]))
+        for name, value in {"labels": labels, "input_ids": ids}.items():
+            if not isinstance(value, torch.Tensor):
+                raise ModelError(
+                    f"{name} of batch {number} is a {type(value).__name__}; required tensors of a batch, such as a "
+                    "torch DataLoader with a collate_fn gives."
+                )
+        if labels.ndim == 0 or (ids.ndim == 1 and ids is not labels):
+            raise ModelError(
+                f"batch {number} is a single example, of shape {tuple(ids.shape)}; required a batch of them, such as a "
+                "torch DataLoader with batch_size gives."
+            )
+        if not labels.is_floating_point() and not bool((labels != IGNORED).any()):
+            raise ModelError(f"all labels of batch {number} are {IGNORED}, so that it has no loss; leave it out.")
 
 
 def _arguments(model: Any) -> set[str] | None:
@@ -220,4 +311,4 @@ def _arguments(model: Any) -> set[str] | None:
     taken = inspect.signature(model.forward).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
         return set(taken)
-    return {*taken, *TransformersKwargs.__annotations__} if isinstance(model, PreTrainedModel) else None
+    return {*taken, *TransformersKwargs.__optional_keys__} if isinstance(model, PreTrainedModel) else None
