@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.shell_completion import ShellComplete
+from click.shell_completion import ShellComplete, get_completion_class
 from click.testing import CliRunner, Result
 from documents import require_schema
 
@@ -75,11 +75,45 @@ METAVARS = {"tokens": "TOKENS", "steps": "STEPS", "minutes": "MINUTES", "%": "PE
         (["plan", "--roles"], "q", ["query", "qkv"]),
         (["train", "--method"], "trun", ["truncate", "truncate_retrain"]),
         (["study", "--epochs"], "", []),
+        (["study", "--methods"], "grow", ["grow_prune"]),
+        (["study", "--methods"], "uniform:rank=8 waterfill:bu", ["uniform:rank=8 waterfill:budget="]),
+        (["study", "--methods"], "waterfill:rank=8,met", ["waterfill:rank=8,metric="]),
+        (["study", "--methods"], "empirical:metric=stab", ["empirical:metric=stable_rank"]),
+        (["plan", "--method"], "uniform:placement=a", ["uniform:placement=all", "uniform:placement=attention"]),
+        (["plan", "--method"], "uniform:rank=8,ran", []),
+        (["plan", "--method"], "nobody:", []),
+        (["study", "--trust-remote-code"], "t", ["true"]),
+        (["profile", "--metric"], "heavy", ["heavy_tail"]),
+        (["schema"], "pl", ["plan", "planted"]),
+        (["study", "--data"], "emb", ["emb", "embedded"]),
+        (["study", "--template"], "dia", ["dia", "dialogue"]),
     ],
 )
 def test_shells_complete_choices_and_methods(words: list[str], begun: str, values: list[str]) -> None:
     found = ShellComplete(main, {}, "adaptive-lora", "_ADAPTIVE_LORA_COMPLETE").get_completions(words, begun)
     assert [item.value for item in found] == values
+
+
+@pytest.mark.parametrize(
+    ("shell", "words", "printed"),
+    [
+        ("bash", ["study", "--methods", "waterfill", ":", "bu"], "plain,budget="),
+        ("bash", ["study", "--methods", "uniform", ":", "placement", "=", "at"], "plain,attention"),
+        ("bash", ["study", "--methods", "=", "grow"], "plain,grow_prune"),
+        ("bash", ["study", "--methods", "trun"], "plain,truncate\nplain,truncate_retrain"),
+        ("zsh", ["study", "--methods", "waterfill:bu"], "plain\nwaterfill:budget=\n_"),
+        ("fish", ["study", "--methods", "waterfill:bu"], "plain,waterfill:budget="),
+    ],
+)
+def test_every_shell_gets_its_own_form(
+    shell: str, words: list[str], printed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["adaptive-lora", *words]
+    monkeypatch.setenv("COMP_WORDS", ("\n" if shell == "bash" else " ").join(line))
+    monkeypatch.setenv("COMP_CWORD", words[-1] if shell == "fish" else str(len(line) - 1))
+    complete = get_completion_class(shell)
+    assert complete is not None
+    assert complete(main, {}, "adaptive-lora", "_ADAPTIVE_LORA_COMPLETE").complete() == printed
 
 
 def test_shells_complete_paths() -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 from click_option_group import OptionGroup
 
 from adaptive_lora.allocation import METHODS, method_options
+from adaptive_lora.cli.completion import completed
 from adaptive_lora.config import EARLIER_NAMES, StudyConfig, load_study, option_fields, study_from
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def field_option(
         field.name,
         metavar=_metavar(field),
         help=text,
-        shell_complete=_completed(choices, _metavar(field)),
+        shell_complete=completed(field.name, choices, _metavar(field)),
         **alone,
     )
 
@@ -169,17 +169,6 @@ def _metavar(field: dataclasses.Field[Any]) -> str:
     kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
     by_type = next((metavar for start, metavar in _TYPES.items() if kind.startswith(start)), "TEXT")
     return _PLACES.get(field.name) or _UNITS.get(field.metadata["unit"]) or by_type
-
-
-def _completed(choices: Iterable[str], metavar: str) -> Callable[..., Any] | None:
-    """Return what completes an option's value in a shell: its choices, or paths; None for other values."""
-
-    def complete(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[Any]:
-        if choices:
-            return [choice for choice in choices if choice.startswith(incomplete)]
-        return [CompletionItem(incomplete, type="dir" if metavar == "DIRECTORY" else "file")]
-
-    return complete if choices or metavar.endswith(("PATH", "FILE", "DIRECTORY")) else None
 
 
 def _shown(default: Any) -> str:
@@ -199,7 +188,7 @@ def method_option(default: str, group: str = "study") -> Option:
         show_default=True,
         metavar="NAME[:OPTION=VALUE,...]",
         help="method, with options of its own",
-        shell_complete=_completed(METHODS, ""),
+        shell_complete=completed("method", METHODS, ""),
     )
 
 
