@@ -78,7 +78,7 @@ def test_a_studys_commands_print_one_document_each(in_store: Callable[..., Study
     given = {
         name: " ".join(map(str, value)) if isinstance(value, list) else value
         for name, value in config.flat().items()
-        if value is not None
+        if value not in (None, [])
     }
     study = printed("study", "study", *flags(given))
     assert study["trials_run"] == 4
@@ -94,7 +94,7 @@ def test_a_studys_commands_print_one_document_each(in_store: Callable[..., Study
     scores = printed("evaluate", "evaluate", *flags(scored), "--adapter", "adapter")
     assert scores["test/loss"] == pytest.approx(trained["metrics"]["test/loss"])
     champion = f"models:/{study['champion']['name']}@champion"
-    assert printed("export", "export", champion, "served", "--uniform", *place)["rank"] in (1, 2)
+    assert printed("export", "export", champion, "served", "--uniform", *place)["rank"] == 8  # the least that servers allow
 
 
 def test_plans_and_profiles(base_folder: Path, data_file: Path) -> None:

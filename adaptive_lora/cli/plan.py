@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from adaptive_lora.allocation import METRICS
+from adaptive_lora.cli.completion import completed
 from adaptive_lora.cli.documents import print_document
 from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
@@ -101,6 +102,7 @@ def plan(
         "--metric",
         type=click.Choice(tuple(METRICS)),
         metavar="CHOICE",
+        shell_complete=completed("metric", tuple(METRICS), ""),
         default="weight_gradient",
         show_default=True,
         help="importance metric: " + "; ".join(f"{name} ({text})" for name, text in METRICS.items()),
