@@ -236,15 +236,15 @@ def plainly(callback: Any) -> dict[str, Any]:
 
 
 @BOTH
-@pytest.mark.parametrize(("settings", "stops"), [(plainly, (8,)), (eight_bit, (4, 12))])
+@pytest.mark.parametrize(("settings", "stop"), [(plainly, 12), (eight_bit, 8)])
 def test_resumed_is_the_uninterrupted_training_and_the_end_is_a_stock_adapter(
-    tmp_path: Path, chosen: dict[str, Any], settings: Callable[[Any], dict[str, Any]], stops: tuple[int, ...]
+    tmp_path: Path, chosen: dict[str, Any], settings: Callable[[Any], dict[str, Any]], stop: int
 ) -> None:
-    """Checkpoints are from before the first change of ranks, between changes, and after the last."""
+    """The checkpoint is from between two changes of ranks, or from after the last."""
 
     def trainer(**more: Any) -> Small:
         callback = al.RankCallback(**chosen, dropout=0.1)
-        options = {"save_strategy": "steps", "save_steps": 4, **settings(callback), **more}
+        options = {"save_strategy": "steps", "save_steps": stop, **settings(callback), **more}
         return Small(callback, tmp_path / "run", beside=[al.AuditCallback(callback)], **options)
 
     whole = trainer()
@@ -253,12 +253,11 @@ def test_resumed_is_the_uninterrupted_training_and_the_end_is_a_stock_adapter(
     assert changes[1] > 2
     assert changes[-1] == 10
     assert whole.callback.plan.trainable_parameters <= whole.callback.plan.budget
-    for stop in stops:
-        resumed = trainer(save_strategy="no")
-        resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{stop}"))
-        assert resumed.callback.history == whole.callback.history
-        assert losses(resumed) == losses(whole)
-        assert all(torch.equal(tensor, resumed.adapter()[name]) for name, tensor in whole.adapter().items())
+    resumed = trainer(save_strategy="no")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{stop}"))
+    assert resumed.callback.history == whole.callback.history
+    assert losses(resumed) == losses(whole)
+    assert all(torch.equal(tensor, resumed.adapter()[name]) for name, tensor in whole.adapter().items())
     whole.save_model(str(tmp_path / "adapter"))
     assert not (tmp_path / "adapter" / STATE).exists()
     loaded = peft.PeftModel.from_pretrained(llama(), tmp_path / "adapter", is_trainable=True)
