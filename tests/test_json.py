@@ -94,7 +94,7 @@ def test_a_studys_commands_print_one_document_each(in_store: Callable[..., Study
     scores = printed("evaluate", "evaluate", *flags(scored), "--adapter", "adapter")
     assert scores["test/loss"] == pytest.approx(trained["metrics"]["test/loss"])
     champion = f"models:/{study['champion']['name']}@champion"
-    assert printed("export", "export", champion, "served", "--uniform", *place)["rank"] == 8  # the least that servers allow
+    assert printed("export", "export", champion, "served", "--uniform", *place)["rank"] == 8  # vLLM's least
 
 
 def test_plans_and_profiles(base_folder: Path, data_file: Path) -> None:
