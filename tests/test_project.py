@@ -62,7 +62,8 @@ def test_the_root_has_eleven_packages_and_eight_files() -> None:
     entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
     # Files without code: adapters that earlier versions registered look for the base there.
     assert {path.name for path in (PACKAGE / "embedded").iterdir()} - {"__pycache__"} == {"base"}
-    assert entries == {"__init__.py", "embedded", *PACKAGES, *(f"{name}.py" for name in MODULES)}
+    # py.typed tells type checkers of other projects to read the annotations here.
+    assert entries == {"__init__.py", "py.typed", "embedded", *PACKAGES, *(f"{name}.py" for name in MODULES)}
     assert set(ORDER) == {*PACKAGES, *MODULES}
 
 
