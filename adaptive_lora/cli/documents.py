@@ -46,6 +46,7 @@ DOCUMENTS = {
     "upgrade-store": Document(1, "whether the store was upgraded, and its backup", ("cli.shapes.UpgradeShape",)),
 }
 """Name of a document, which is that of its command -> the document."""
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _STDOUT = "adaptive_lora.stdout"
 
 
@@ -91,7 +92,7 @@ def schema_id(name: str) -> str:
 
 def document_schema(name: str) -> dict[str, Any]:
     """Return the JSON Schema of a document; keys that are not in it may be added within its version."""
-    from adaptive_lora.cli.shapes import DIALECT, object_schema
+    from adaptive_lora.cli.shapes import object_schema  # not for `--help`
 
     document, definitions = DOCUMENTS[name], dict[str, Any]()
     whole: dict[str, Any] = {"properties": {"schema": {"const": schema_id(name)}}, "required": ["schema"]}

@@ -11,9 +11,8 @@ from typing import Any
 import click
 
 from adaptive_lora.allocation import METHODS, MethodSpec
-from adaptive_lora.cli.documents import DOCUMENTS, document_schema, print_json
+from adaptive_lora.cli.documents import DIALECT, DOCUMENTS, document_schema, print_json
 from adaptive_lora.cli.group import main
-from adaptive_lora.cli.shapes import DIALECT
 from adaptive_lora.config import MemorySize, option_fields
 from adaptive_lora.config.parsing import RENAMED_SETTINGS
 from adaptive_lora.options import SPELT, Limits

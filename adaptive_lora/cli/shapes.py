@@ -19,7 +19,6 @@ from typing import Any, NotRequired, Required, TypedDict
 
 from adaptive_lora.allocation.site import AdapterSite
 
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _SIMPLE = {str: "string", int: "integer", float: "number", bool: "boolean", types.NoneType: "null"}
 
 
