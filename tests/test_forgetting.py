@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from conftest import rows
 from mlflow.entities import Run
 from synthetic_study import BASE_LOSS, FROZEN_LOSS, scores, study
+from task_studies import TASKS, study_of
 from tracked import Finished, quiet, trials_in, words_of
 
 import adaptive_lora as al
@@ -26,7 +27,7 @@ from adaptive_lora.analysis.report.style import STYLE
 from adaptive_lora.analysis.report.svg import to_svg
 from adaptive_lora.analysis.report.tables import more_tables, result_table
 from adaptive_lora.cli import main
-from adaptive_lora.config import RetainedSource, StudyConfig
+from adaptive_lora.config import RetainedSource, StudyConfig, study_from
 from adaptive_lora.config.sections import DataConfig
 from adaptive_lora.errors import AdapterError, ConfigError, DataError, ModelError
 from adaptive_lora.results import EvalResult, RetainedScores, TrialRecord
@@ -279,6 +280,25 @@ def _file_of(run: Run, name: str, store: Path) -> Path:
         if run.info.run_id in model.read_text(encoding="utf-8"):
             return path
     raise AssertionError(f"{run.info.run_id} has no {name}")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_scored_before_and_after(
+    task: str, tmp_path: Path, own_store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "draw_all", lambda *_: ())
+    given = {**study_of(task, tmp_path / "own"), "methods": "uniform:rank=2", "tracking_uri": own_store}
+    outcome, _ = quiet(study_from({**given, "retain_data": [str(given["data"])]}))
+    (method,) = outcome.study_result.comparison.methods
+    (source,) = outcome.study_result.comparison.retained
+    change = method.forgetting[source.name].forgotten
+    assert change.mean == pytest.approx(method.forgetting[source.name].loss - source.base_loss)
+    assert change.mean < 0  # the rows are those that it learned
+    (adapter,) = {path.parent for path in tmp_path.rglob("adapter_config.json")}
+    found = al.evaluate(adapter, str(given["data"]), template="compact", max_tokens=120)
+    assert found.digest == source.digest
+    assert found.difference == pytest.approx(change.mean, abs=1e-5)
 
 
 def test_options_of_a_source_come_before_those_of_the_study() -> None:
