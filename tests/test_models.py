@@ -110,7 +110,7 @@ def test_a_plan_fetches_the_configuration_alone(
 ) -> None:
     asked = []
 
-    def snapshot(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot(name: str, *, revision: str | None, allow_patterns: list[str], **_: object) -> str:
         asked.append((name, revision, allow_patterns))
         shutil.copy(base_folder / "config.json", tmp_path)
         return str(tmp_path)

@@ -17,6 +17,7 @@ from typing import Any
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data.row_files import FileRows, Written, read_csv, read_json, read_tsv
 from adaptive_lora.errors import DataError, brief
+from adaptive_lora.serving.base import hub_away
 
 Classes = Mapping[str, tuple[str, ...]]
 """Column of class indices -> names of the classes."""
@@ -64,11 +65,12 @@ def read_hub(config: DataConfig) -> tuple[FileRows, Classes]:
     folder = path if is_folder(path) else None
     if folder is not None:
         _require_plain_name(folder)
+    cached, note = (None, None) if folder is not None else _cached(config)
     try:
-        name = str(folder or config.data)
-        builder = datasets.load_dataset_builder(name, config.data_subset, revision=config.data_revision)
+        name, revision = str(folder or cached or config.data), None if cached else config.data_revision
+        builder = datasets.load_dataset_builder(name, config.data_subset, revision=revision)
         found = _untyped(builder, config) or _typed(
-            datasets.load_dataset(name, config.data_subset, split=config.data_split, revision=config.data_revision)
+            datasets.load_dataset(name, config.data_subset, split=config.data_split, revision=revision)
         )
     except DataError:
         raise
@@ -81,7 +83,41 @@ def read_hub(config: DataConfig) -> tuple[FileRows, Classes]:
         ) from error
     if folder is not None:
         found[0].notes.extend(_unread_files(builder, folder))
+    if note is not None:
+        found[0].notes.append(note)
     return found
+
+
+def _cached(config: DataConfig) -> tuple[Path | None, str | None]:
+    """Return the snapshot of a data set in the hub's cache and a sentence on it, where the hub cannot be asked.
+
+    Raises:
+        DataError: the snapshot lacks files of a series.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    away = hub_away(config.data, revision=config.data_revision, repo_type="dataset")
+    if away is None:
+        return None, None
+    try:
+        folder = Path(
+            snapshot_download(config.data, repo_type="dataset", revision=config.data_revision, local_files_only=True)
+        )
+    except LocalEntryNotFoundError:
+        return None, None  # `datasets` has a cache of its own
+    _require_plain_name(folder)
+    series: dict[tuple[str, int], int] = Counter()
+    for path in folder.rglob("*"):
+        if part := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\..+)", path.name):
+            series[str(path.parent / part[1]) + part[3], int(part[2])] += 1
+    for (name, whole), there in series.items():
+        if there < whole:
+            raise DataError(
+                f"data '{config.data:.200}': {away}, and the hub's cache has {there} of the {whole} files "
+                f"{Path(name).name}; required all, which a run with a connection downloads."
+            )
+    return folder, f"{away}: read from the hub's cache, commit {folder.name[:12]}"
 
 
 def is_folder(path: Path) -> bool:

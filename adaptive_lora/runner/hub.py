@@ -317,7 +317,7 @@ def _hub_errors(name: str, token: str | None, state: str) -> Iterator[None]:
         state: what is known to exist when an error occurs in the block.
     """
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
     try:
         yield
@@ -329,7 +329,7 @@ def _hub_errors(name: str, token: str | None, state: str) -> Iterator[None]:
         if isinstance(error, HfHubHTTPError):
             status, said = error.response.status_code, error.server_message or brief(error)
             reason = f"{_STATUS.get(status, 'the hub refuses')} ({status}: {said})"
-        elif type(error).__module__.partition(".")[0] == HfHubHTTPError.__bases__[0].__module__.partition(".")[0]:
+        elif isinstance(error, HTTPError):  # of the HTTP client: no connection, or one that broke
             reason = f"the hub at {constants.ENDPOINT} is not reached ({brief(error)})"
         else:
             reason = brief(error) + (f" ({brief(error.__cause__)})" if error.__cause__ is not None else "")

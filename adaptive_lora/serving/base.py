@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -151,10 +153,49 @@ def base_folder(
             kind = "folder" if source == "folder" else "file"
             raise FileNotFoundError(f"base {kind} {name} not found; set {BASE_VARIABLE} to a copy.")
         return Path(name)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = [*(HUB_FILES if weights else ["config.json"]), *_code(code)]
-    folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    away = hub_away(name, revision=revision)
+    known: dict[str, Any] = {} if away is None else {"local_files_only": True}  # which spares repeated requests
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, **known))
+    except LocalEntryNotFoundError as error:
+        if away is None:
+            raise
+        raise FileNotFoundError(f"{away}, and the hub's cache does not have it, or not all of it") from error
     if weights and not any(folder.glob("*.safetensors")):
+        if away is not None:
+            raise FileNotFoundError(
+                f"its files in the hub's cache, {folder}, have no weights (*.safetensors), and {away}"
+            )
         raise UnsafeFiles(pickled(name))
+    if away is not None and not constants.HF_HUB_OFFLINE:
+        _say_cached(name, folder.name, away)
     return folder
+
+
+def hub_away(name: str, *, revision: str | None = None, repo_type: str = "model") -> str | None:
+    """Return why the hub cannot be asked about a repository, in words; None where it answers, whatever that is."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
+
+    try:
+        HfApi().repo_info(name, repo_type=repo_type, revision=revision)
+    except HFValidationError:
+        return None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        return f"the hub answers {status}" if status >= 500 else None
+    except (HTTPError, OSError) as error:
+        if constants.HF_HUB_OFFLINE:
+            return "HF_HUB_OFFLINE is set"
+        return f"the hub is not reached ({str(error) or type(error).__name__})"
+    return None
+
+
+@cache
+def _say_cached(name: str, commit: str, away: str) -> None:
+    """Tell once that a base is read from the hub's cache, where a newer commit would go unnoticed."""
+    logging.getLogger(__name__).warning("%s; base %s is read from the hub's cache, commit %s", away, name, commit[:12])
