@@ -199,17 +199,17 @@ class ChampionShape(TypedDict):
 
 
 class RecordShape(TypedDict):
-    """Where a study's result is."""
+    """Where a study's result is; runs made elsewhere have no study, record and champion."""
 
     headline: str
     fairness: list[str]
     """Findings that make the comparison less than fair."""
-    study_id: str
-    report: str
+    study_id: NotRequired[str]
+    report: NotRequired[str]
     """Path of the page."""
-    tracking_uri: str
-    champion: ChampionShape | None
-    no_champion: str
+    tracking_uri: NotRequired[str]
+    champion: NotRequired[ChampionShape | None]
+    no_champion: NotRequired[str]
     """Reason why there is none."""
 
 
