@@ -137,6 +137,9 @@ def test_a_rate_is_chosen_on_validation_and_never_on_the_score_that_is_compared(
     ]
     comparison = al.compare(rows, baseline="uniform", higher_is_better=True).comparison
     assert [method.lr for method in comparison.methods] == [1e-3, 1e-3]  # best on validation, worse on the score
+    few = [row for row in rows if (row["method"], row["rate"]) != ("waterfill", 1e-3) or row["seed"] < 3]
+    (lines,) = al.compare(few, baseline="uniform", higher_is_better=True).about.data.values()
+    assert "rate 0.001 of waterfill: 3 of 7 seeds, so it is not chosen" in lines
     without = [{name: value for name, value in row.items() if name != "validation"} for row in rows]
     with pytest.raises(DataError, match="uniform has 2 learning rates and no validation score"):
         al.compare(without, baseline="uniform", higher_is_better=True)
@@ -233,6 +236,19 @@ def test_bad_tables_are_refused_by_name(rows: list[Row], says: str) -> None:
     assert says in str(error.value)
 
 
+def test_names_that_are_numbers_keep_all_digits() -> None:
+    rows = table({"1234567": 0.0, "1234568": 0.03})
+    found = al.compare(
+        [{**row, "method": float(row["method"]), "seed": f"{row['seed']}.0", "example": 1e6 + 1} for row in rows],
+        baseline="1234567",
+        higher_is_better=True,
+    )
+    assert [row["method"] for row in found.table] == ["1234567", "1234568"]
+    assert {record.seed for record in found.records} == set(range(7))
+    assert found.records[0].test is not None
+    assert found.records[0].test.example_ids == ("1000001",)
+
+
 def test_bad_arguments_are_refused() -> None:
     for says, options in (
         ("required whether more of it is better", {"baseline": "uniform"}),
@@ -242,6 +258,7 @@ def test_bad_arguments_are_refused() -> None:
         ("score: unknown column 'acc'", {"columns": {"score": "acc"}}),
         ("unknown correction 'bonferroni'", {"correction": "bonferroni"}),
         ("margin: required above 0, got -1", {"baseline": "uniform", "higher_is_better": True, "margin": -1.0}),
+        ("validation and score are both 'score'", {"columns": {"validation": "score"}}),
         ("metrics: not for a table or MLflow runs", {"metrics": ["acc"]}),
     ):
         with pytest.raises(AdaptiveLoraError) as error:
@@ -255,6 +272,7 @@ def test_bad_arguments_are_refused() -> None:
     ("text", "words", "says"),
     [
         ("method;seed;score\na;0;1\n", (), "separated by semicolons; required commas"),
+        ("\ufeffmethod;seed;score\na;0;0,7\n", (), "separated by semicolons; required commas"),
         ("method,seed,score\na,0\n", (), "line 2: required 3 fields, got 2"),
         ("", (), "is empty"),
         ("method,seed,score\n", (), "holds no examples"),

@@ -213,6 +213,14 @@ def _broken(name: str, text: str) -> Callable[[Path], None]:
     return lambda folder: next(folder.rglob(name)).write_text(text, encoding="utf-8") and None
 
 
+def _changed(name: str, key: str, value: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = next(folder.rglob(name))
+        path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), key: value}), encoding="utf-8")
+
+    return change
+
+
 def _cut(folder: Path) -> None:
     path = next(folder.rglob("samples_gsm8k_*"))
     path.write_text("".join(path.read_text("utf-8").splitlines(keepends=True)[:-3]), encoding="utf-8")
@@ -231,6 +239,12 @@ def _twice(folder: Path) -> None:
         (_broken("results_*", "[1]"), "a JSON object with the key results"),
         (_broken("samples_gsm8k_*", "{\n"), "line 1: not JSON"),
         (_broken("samples_gsm8k_*", '{"doc_id": 1}\n'), "required a sample with doc_id and doc_hash"),
+        (_changed("results_*", "versions", 3), "versions: required an object with a value per task"),
+        (_changed("results_*", "n-samples", {"gsm8k": 5}), "n-samples: required an object with an object per task"),
+        (
+            _broken("samples_gsm8k_*", '{"doc_id": 1, "doc_hash": "a", "metrics": 7}\n'),
+            "required a list of names, got 7",
+        ),
         (_broken("samples_gsm8k_*", "\n"), "has no scores of examples"),
         (_cut, "has 397 examples a filter and metric, and its results 400: the file is not whole"),
         (_twice, "is given twice for filter none"),

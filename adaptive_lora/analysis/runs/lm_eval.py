@@ -28,6 +28,15 @@ _SETTINGS = {
     "few-shot examples as turns": "fewshot_as_multiturn",
 }
 """Setting of a whole run that decides what the model is asked -> its key in the results."""
+_BY_TASK = {
+    "results": True,
+    "n-samples": True,
+    "higher_is_better": True,
+    "versions": False,
+    "n-shot": False,
+    "group_subtasks": False,
+}
+"""Key of the results that holds values by task -> whether these are objects."""
 _TEXT = 300
 """Number of characters of a prompt that the report shows: its end, where the question is."""
 
@@ -160,6 +169,14 @@ def _results(path: Path) -> Mapping[str, Any]:
         raise DataError(f"{path} cannot be read as JSON: {brief(error)}") from error
     if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
         raise DataError(f"{path}: required the results of lm-evaluation-harness, a JSON object with the key results.")
+    for key in _BY_TASK:
+        by_task = results.get(key)
+        nested = by_task.values() if isinstance(by_task, dict) and _BY_TASK[key] else ()
+        if not isinstance(by_task, dict | None) or not all(isinstance(value, dict | None) for value in nested):
+            raise DataError(
+                f"{path}, {key}: required an object with {'an object' if _BY_TASK[key] else 'a value'} per task, as "
+                f"lm-evaluation-harness writes it, got {by_task!r:.80}."
+            )
     return results
 
 
@@ -174,10 +191,10 @@ class _Read:
 
 def _read_task(task: str, results: Mapping[str, Any], path: Path) -> TaskSamples:
     """Read the samples of one task, and check them against its results."""
-    summary: Mapping[str, Any] = results["results"][task]
+    summary: Mapping[str, Any] = results["results"][task] or {}
     known = list(dict.fromkeys(name.partition(",")[::2] for name in summary if "," in name and "_stderr," not in name))
     read = _Read()
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 _add(read, _sample(line, path, number), known, f"{path}, line {number}")
@@ -208,9 +225,9 @@ def _read_task(task: str, results: Mapping[str, Any], path: Path) -> TaskSamples
     )
 
 
-def _sample(line: str, path: Path, number: int) -> Mapping[str, Any]:
+def _sample(line: bytes, path: Path, number: int) -> Mapping[str, Any]:
     try:
-        sample = json.loads(line)
+        sample = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}, line {number}: not JSON ({brief(error)}).") from error
     if not isinstance(sample, dict) or "doc_id" not in sample or "doc_hash" not in sample:
@@ -231,8 +248,11 @@ def _add(read: _Read, sample: Mapping[str, Any], known: Sequence[tuple[str, str]
             "lm-evaluation-harness from version 0.4.7, which say which filter they are of."
         )
     example = f"{sample['doc_id']}:{str(sample['doc_hash'])[:12]}"
-    for metric in sample.get("metrics") or [metric for metric, of in known if of == name and metric in sample]:
-        value, key = sample.get(metric), (str(name), str(metric))
+    metrics = sample.get("metrics") or [metric for metric, of in known if of == name and metric in sample]
+    if not isinstance(metrics, list) or not all(isinstance(metric, str) for metric in metrics):
+        raise DataError(f"{where}, metrics: required a list of names, got {metrics!r:.80}.")
+    for metric in metrics:
+        value, key = sample.get(metric), (str(name), metric)
         if example in read.scores[key]:
             raise DataError(f"{where}: example {example} is given twice for filter {name}; required one line each.")
         if not isinstance(value, int | float) or not math.isfinite(value):

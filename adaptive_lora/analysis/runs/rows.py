@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,7 @@ def read_rows(table: Rows, columns: Mapping[str, str], higher_is_better: bool | 
         lines.append(f"columns not read: {', '.join(unread)}")
     lines.append(f"score: {direction_text(outcome)}")
     lines.append(f"runs: {_counted(records)}")
+    lines += _incomplete_rates(runs)
     if "seed" not in found:
         lines.append("seeds: no such column, so each method has one run")
     if not whole:
@@ -113,6 +114,11 @@ def _columns(table: Rows, columns: Mapping[str, str]) -> dict[str, str]:
     for role, name in columns.items():
         if name not in names:
             raise DataError(f"{table.name}: {role}: {unknown_name('column', name, names)}")
+    if "validation" in columns and columns["validation"] == columns.get("score", "score"):
+        raise ConfigError(
+            f"columns: validation and score are both '{columns['validation']}': the best rate by the compared score "
+            "would be chosen on what it is judged by. Required a column with a score on other data."
+        )
     taken = set(columns.values())
     found = {
         role: columns.get(role, role) for role in ROLES if role in columns or (role in names and role not in taken)
@@ -178,7 +184,7 @@ def _method(value: Any, where: str, column: str, kinds: dict[str, tuple[str, str
         raise DataError(f"{where}, column {column}: required the name of a method, got an empty cell.")
     if isinstance(value, bool) or not isinstance(value, str | numbers.Real):
         raise DataError(f"{where}, column {column}: required the name of a method, got {value!r:.80}.")
-    name = value.strip() if isinstance(value, str) else f"{value:g}"
+    name = _written(value)
     kind = "text" if isinstance(value, str) else "a number"
     before, place = kinds.setdefault(name, (kind, where))
     if before != kind:
@@ -191,13 +197,19 @@ def _method(value: Any, where: str, column: str, kinds: dict[str, tuple[str, str
 def _example(value: Any, where: str, column: str) -> str:
     if _is_missing(value) or isinstance(value, bool) or not isinstance(value, str | numbers.Real):
         raise DataError(f"{where}, column {column}: required an example's id, got {value!r:.80}.")
-    return value.strip() if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+    return _written(value)
+
+
+def _written(value: str | numbers.Real) -> str:
+    """Return a name as it is written; of a number all digits, and no point where it is whole."""
+    return value.strip() if isinstance(value, str) else str(value).removesuffix(".0")
 
 
 def _seed(value: Any, where: str, column: str) -> int:
     """Return a seed; a whole number however it is written."""
     try:
-        seed = None if isinstance(value, bool) else int(value)
+        written = value.strip().removesuffix(".0") if isinstance(value, str) else value
+        seed = None if isinstance(value, bool) else int(written)
     except (TypeError, ValueError, OverflowError):
         seed = None
     if seed is None or (not isinstance(value, str) and seed != value) or not -(2**63) <= seed < 2**63:
@@ -242,6 +254,19 @@ def _require_chosen_rates(runs: Mapping[_Key, _Run]) -> None:
                 "best rate by the compared score would be chosen on what it is judged by. Give a column of "
                 "validation scores (--columns validation=NAME), or keep the runs of one rate chosen without it."
             )
+
+
+def _incomplete_rates(runs: Iterable[_Key]) -> list[str]:
+    """Return a line for every learning rate that has fewer seeds than another of its method."""
+    seeds: dict[str, dict[float | None, int]] = defaultdict(lambda: defaultdict(int))
+    for method, _, rate in runs:
+        seeds[method][rate] += 1
+    return [
+        f"rate {rate:g} of {method}: {number} of {plural(max(own.values()), 'seed')}, so it is not chosen"
+        for method, own in seeds.items()
+        for rate, number in own.items()
+        if rate is not None and number < max(own.values())
+    ]
 
 
 def _shared_examples(runs: Mapping[_Key, _Run]) -> tuple[dict[_Key, dict[str, float]], str]:

@@ -22,14 +22,15 @@ def file_rows(path: Path) -> Rows:
         DataError: the file is missing or broken, or a line of it is no row.
     """
     found, _ = read_file(path)
-    for row, place in zip(found.rows, found.places, strict=True):
-        if isinstance(row, NoRow):
-            raise DataError(f"{path.name}, {place}: {row.problem}.")
-    first = list(found.rows[0])
-    if len(first) == 1 and ";" in first[0]:
+    with path.open("rb") as file:
+        header = file.readline()
+    if path.suffix.lower() in (".csv", ".tsv") and b";" in header and not {*b",\t"} & {*header}:
         raise DataError(
             f"{path.name}: the columns are separated by semicolons; required commas (CSV) or tabs (a name with .tsv)."
         )
+    for row, place in zip(found.rows, found.places, strict=True):
+        if isinstance(row, NoRow):
+            raise DataError(f"{path.name}, {place}: {row.problem}.")
     lines = (f"file: {path}, {plural(len(found.rows), 'row')}", *found.notes)
     return Rows(name=path.name, rows=found.rows, places=found.places, lines=lines)
 
