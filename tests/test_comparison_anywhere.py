@@ -39,7 +39,7 @@ def test_without_base_and_data_all_but_the_registration_is_there(
     assert "not available here" in again.no_champion
     assert "rows.json" in again.no_champion
     assert again.comparison.to_dict() == before.study_result.comparison.to_dict()
-    page = again.report.read_text(encoding="utf-8")
+    page = again.report().read_text(encoding="utf-8")
     assert "Swap" in page  # the texts of changed examples come from the store
 
 
