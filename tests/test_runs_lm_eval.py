@@ -133,7 +133,7 @@ def test_tasks_are_averaged_and_each_is_corrected_for_all(tmp_path: Path) -> Non
     better["task0"]["acc"][wrong] = 1.0
     result = al.compare([write_run(tmp_path / "uniform", base), write_run(tmp_path / "waterfill", better)])
     comparison = result.comparison
-    assert comparison.outcome.name == "mean acc of 3 tasks"
+    assert comparison.outcome.name == "acc averaged over 3 tasks"
     assert comparison.methods[1].difference.mean == pytest.approx(24 / 300 / 3)  # every task weighs the same
     first, *others = comparison.tasks
     alone = distributions.binomtest(24, 24).pvalue

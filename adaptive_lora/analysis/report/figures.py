@@ -90,7 +90,9 @@ def _fillings(comparison: Comparison) -> Mapping[str, str]:
     return {
         **tables.fillings(comparison),
         "Above or below": "Above" if outcome.higher_is_better else "Below",
-        "Each example": "Loss of every test example" if outcome.is_loss else f"{outcome.name} of every test example",
+        "Each example": "Loss of every test example"
+        if outcome.is_loss
+        else f"{outcome.name[:1].upper()}{outcome.name[1:]} of every test example",
         "summed": "summed over the response, " if outcome.is_loss else "",
         "Side": "Right" if outcome.higher_is_better else "Left",
         "dots": "each dot one seed" if comparison.over == "seed" else "the dot one run",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from adaptive_lora import __version__
 from adaptive_lora.analysis.comparison import Comparison, compare_tasks
 from adaptive_lora.analysis.comparison import compare as compare_trials
 from adaptive_lora.analysis.comparison.inference import Rule
@@ -164,7 +165,12 @@ def _unit_of_inference(found: Runs, baseline: str) -> tuple[Replicate, list[str]
 
 
 def _result(found: Runs, rule: Rule, lines: tuple[str, ...], output: Path) -> ComparisonResult:
-    facts = {"runs": found.name, "score": found.outcome.name, "correction": rule.correction}
+    facts = {
+        "adaptive_lora": __version__,
+        "runs": found.name,
+        "score": found.outcome.name,
+        "correction": rule.correction,
+    }
     parts: dict[str, Comparison] = {}
     if found.tasks:
         comparison, parts = compare_tasks(found.records, found.tasks, rule, facts)

@@ -216,4 +216,4 @@ def _mean_outcome(tasks: Mapping[int, Task], records: Sequence[TrialRecord]) -> 
             "not between 0 and 1. Compare those of one scale at a time, by --task or --metric."
         )
     what = names.pop() if len(names) == 1 else "score"
-    return Outcome(name=f"mean {what} of {len(members)} tasks", unit="", higher_is_better=directions.pop())
+    return Outcome(name=f"{what} averaged over {len(members)} tasks", unit="", higher_is_better=directions.pop())
