@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from mlflow.models import Model
@@ -66,7 +67,9 @@ def test_the_version_and_its_model_are_linked_both_ways(finished: Finished) -> N
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "adaptive-lora", "version": "1"}]
 
 
-def test_the_comparison_is_a_table_of_the_study(finished: Finished) -> None:
+def test_the_comparison_is_a_table_of_the_study(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `load_table` searches the process's own store, whatever the client's is.
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", finished.client.tracking_uri)
     tags = finished.parent.data.tags
     assert json.loads(tags["mlflow.loggedArtifacts"]) == [{"path": "comparison_table.json", "type": "table"}]
     run = finished.parent.info

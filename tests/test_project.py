@@ -224,7 +224,7 @@ def test_options_and_commands_of_the_docs_exist() -> None:
     for script in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r'"--([a-z][a-z-]+)"', script.read_text(encoding="utf-8")))
     others = {"env-manager", "dev", "editable", "port", "require-hashes", "no-deps", "merge"}
-    others |= {"tasks", "log"}  # of lm_eval
+    others |= {"tasks", "log", "repo-type"}  # of lm_eval and hf
     used = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", PROSE))
     assert used - known - others == set()
     for command in re.findall(r"adaptive-lora ([a-z][a-z-]*)", PROSE):

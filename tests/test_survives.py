@@ -148,7 +148,7 @@ def test_changed_data_is_refused_with_both_digests(
 
 def _given(config: StudyConfig) -> dict[str, object]:
     """Return a small study's settings as options."""
-    flat = {key: value for key, value in config.flat().items() if value is not None}
+    flat = {key: value for key, value in config.flat().items() if value not in (None, [])}
     lists = {key: " ".join(map(str, v)) for key, v in flat.items() if isinstance(v, list)}
     return {**flat, **lists}
 
