@@ -106,12 +106,12 @@ def brief(error: BaseException) -> str:
     return text if len(text) <= _BRIEF else f"{text[:_BRIEF]} ..."
 
 
-def unknown_name(kind: str, given: str, known: Iterable[str]) -> str:
+def unknown_name(kind: str, given: object, known: Iterable[str]) -> str:
     """Return "unknown KIND 'x'; did you mean 'y'? Known: ..." for an error message."""
     names = sorted(known)
-    near = difflib.get_close_matches(given[:100], names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(given)[:100], names, n=1, cutoff=0.6)
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    return f"unknown {kind} '{given:.100}'{hint} Known: {', '.join(names)}"
+    return f"unknown {kind} '{given!s:.100}'{hint} Known: {', '.join(names)}"
 
 
 EXTRAS = {

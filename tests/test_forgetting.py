@@ -398,6 +398,7 @@ def test_an_untrained_adapter_changes_nothing_and_has_no_interval(base_folder: P
 
 
 def test_evaluate_refuses_what_it_cannot_score(saved: Path, base_folder: Path, retain_file: Path) -> None:
+    import peft
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(base_folder)
@@ -409,6 +410,11 @@ def test_evaluate_refuses_what_it_cannot_score(saved: Path, base_folder: Path, r
         al.evaluate(saved, retain_file, tokenizer=object())
     with pytest.raises(AdapterError, match="is no adapter folder"):
         al.evaluate(base_folder, retain_file)
+    with pytest.raises(ConfigError, match="data: required a file, folder, hub data set or embedded; got a list"):
+        al.evaluate(saved, [{"instruction": "a", "output": "b"}])  # type: ignore[arg-type]
+    adapted = peft.get_peft_model(base, peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    with pytest.raises(ConfigError, match="tokenizer: required a loaded one, as AutoTokenizer gives; got 'gpt2'"):
+        al.evaluate(adapted, retain_file, tokenizer="gpt2")
 
 
 def test_the_command_scores_other_data_and_the_test_split_where_asked_for(

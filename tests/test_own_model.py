@@ -209,6 +209,10 @@ LOADERS: dict[str, tuple[Any, str]] = {
     "other keys": ([{**batch, "text": "a"} for batch in texts()], "LlamaForCausalLM does not take text of the batches"),
     "lists": ([{"input_ids": [1, 2], "labels": [1, 2]}] * 2, "labels of batch 0 is a list; required tensors"),
     "examples": ([{k: v[0] for k, v in batch.items()} for batch in texts()], "batch 0 is a single example, of shape"),
+    "shared tensors": ([{k: b["labels"][0] for k in b} for b in texts()], "batch 0 is a single example, of shape"),
+    "short mask": ([{**b, "attention_mask": torch.ones(4, 5)} for b in texts()], r"has shape \(4, 5\), input_ids"),
+    "whole labels": ([{**b, "labels": b["labels"].int()} for b in texts()], "cannot be profiled on these batches: Run"),
+    "unknown labels": ([{**b, "labels": b["labels"] + 1000} for b in texts()], "IndexError.*Target .* is out of"),
     "ignored": ([{**b, "labels": torch.full((4, 12), -100)} for b in texts()], "all labels of batch 0 are -100"),
 }
 
@@ -263,6 +267,25 @@ def test_what_is_no_model_is_refused(measured: Measured) -> None:
         al.plan("./nowhere")
 
 
+def test_a_model_that_gives_no_gradient_or_no_finite_weight_is_refused() -> None:
+    with torch.inference_mode():
+        made = llama()
+    with pytest.raises(ModelError, match=r"made under torch\.inference_mode"):
+        al.profile(made, texts())
+    broken = llama()
+    torch.nn.init.constant_(broken.model.layers[0].mlp.up_proj.weight, float("nan"))
+    with pytest.raises(ModelError, match=r"the weight of model\.layers\.0\.mlp\.up_proj is not finite"):
+        al.profile(broken, metric="heavy_tail")
+
+
+def test_a_layer_in_two_places_is_refused() -> None:
+    model = llama()
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    for call in (lambda: al.plan(model), lambda: al.profile(model, texts())):
+        with pytest.raises(ModelError, match=r"one layer in several places: model\.layers\.1\.mlp\.\w+ and 2 more"):
+            call()
+
+
 def test_a_model_whose_weights_are_elsewhere_is_refused(tmp_path: Path) -> None:
     with torch.device("meta"):
         empty = llama()
@@ -297,6 +320,11 @@ def test_methods_options_and_metrics_are_checked(measured: Measured, caplog: pyt
             "compares single",
         ),
         (lambda: al.profile(model, texts(), batches=1), AllocationError, "whole number of at least 2.*got 1"),
+        (lambda: al.profile(model, texts(), metric=3), AllocationError, "unknown metric '3'"),
+        (lambda: al.profile(model, texts(), loss="mse"), AllocationError, "loss must be a function .* got 'mse'"),
+        (lambda: al.plan(model, al.MethodSpec.parse("uniform")), ConfigError, "method must be text.*got a MethodSpec"),
+        (lambda: al.plan(None), ModelError, "required a loaded model, or .* got None"),
+        (lambda: al.plan(model, seed="1"), ConfigError, "seed must be a whole number of at least 0; got '1'"),
         (lambda: al.lora_config(model, "waterfil"), ConfigError, "did you mean 'waterfill'"),
         (lambda: al.lora_config(model, rnk=3), ConfigError, "unknown option of uniform 'rnk'; did you mean 'rank'"),
         (lambda: al.lora_config(model, rank=0), ConfigError, "rank must be at least 1; got 0"),

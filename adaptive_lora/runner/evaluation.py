@@ -175,6 +175,8 @@ def evaluate(
     if unknown:
         raise ConfigError(f"evaluate has no option {', '.join(unknown)}; required any of {', '.join(_SETTINGS)}.")
     given = {name: value for name, value in options.items() if value is not None}
+    if not isinstance(data, str | PathLike):
+        raise ConfigError(f"data: required a file, folder, hub data set or embedded; got a {type(data).__name__}.")
     config, source = study_from(given), RetainedSource.parse(str(data))
     if isinstance(model, str | PathLike):
         if tokenizer is not None:
@@ -213,6 +215,8 @@ def _evaluate_own(config: StudyConfig, model: Any, tokenizer: Any, source: Retai
         )
     if tokenizer is None:
         raise ConfigError("evaluate of a PEFT model needs tokenizer=, that of its base; none was given.")
+    if not callable(tokenizer):
+        raise ConfigError(f"tokenizer: required a loaded one, as AutoTokenizer gives; got {tokenizer!r:.80}.")
     for name in model.active_adapters:
         initial = str(getattr(model.peft_config[name], "init_lora_weights", "")).lower()
         if initial.startswith(_CHANGE_THE_BASE):

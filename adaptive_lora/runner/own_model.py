@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import EARLIER_NAMES, StudyConfig, study_from
 from adaptive_lora.config.base_file import check_base
 from adaptive_lora.config.text_files import Unreadable, read_text
-from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
+from adaptive_lora.errors import AdapterError, AllocationError, ConfigError, ModelError
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -63,6 +64,10 @@ def plan(
         ModelError: the model cannot be used, or has no adaptable site.
         AllocationError: the profile is missing or of another model, or the budget cannot be met.
     """
+    if model is None:
+        raise ModelError("required a loaded model, or the folder or name of one; got None.")
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ConfigError(f"seed must be a whole number of at least 0; got {seed!r}.")
     config, spec = plan_request(method, options)
     own = None if isinstance(model, str | PathLike) else model
     if own is None:

@@ -104,6 +104,8 @@ def profile(
         if dataloader is not None or loss is not None:
             logging.getLogger(__name__).warning("%s looks at weights alone: dataloader and loss are not used.", metric)
     else:
+        if loss is not None and not callable(loss):
+            raise AllocationError(f"loss must be a function from model and batch; got {loss!r:.80}.")
         found = _read(dataloader, batches)
         if loss is None:
             _require_labelled(model, found)
@@ -149,6 +151,11 @@ def _require_readable(model: Any) -> None:
             raise ModelError(
                 f"{kind} is sharded ({name} is only in part on this process); required the whole model: profile "
                 "before FSDP, DeepSpeed or tensor parallelism takes it, or on one process."
+            )
+        if parameter.is_inference():
+            raise ModelError(
+                f"{kind} was made under torch.inference_mode, so that no gradient goes through {name}; required a "
+                "model that was loaded outside it."
             )
         if parameter.is_meta and not has_offloaded_params(module):
             raise ModelError(f"{kind} has no weights for {name} (it is on the meta device); required a loaded model.")
@@ -224,8 +231,15 @@ def _is_plain_text(model: Any, batches: Sequence[Any]) -> bool:
         and "labels" in batch
         and bool((batch["labels"][:, 1:] != IGNORED).any())
         and batch["labels"].shape == batch["input_ids"].shape
+        and _in_vocabulary(batch["labels"], model.config.get_text_config().vocab_size)
         for batch in batches
     )
+
+
+def _in_vocabulary(labels: torch.Tensor, size: int) -> bool:
+    """Return whether labels are token ids; the model's own loss says what is wrong with others."""
+    valid = (labels == IGNORED) | ((labels >= 0) & (labels < size))
+    return labels.dtype == torch.long and bool(valid.all())
 
 
 def _text_batch(batch: Mapping[str, torch.Tensor]) -> Batch:
@@ -297,7 +311,13 @@ def _require_labelled(model: Any, batches: Sequence[Any]) -> None:
                     f"{name} of batch {number} is a {type(value).__name__}; required tensors of a batch, such as a "
                     "torch DataLoader with a collate_fn gives."
                 )
-        if labels.ndim == 0 or (ids.ndim == 1 and ids is not labels):
+        mask = batch.get("attention_mask")
+        if isinstance(mask, torch.Tensor) and mask.ndim == ids.ndim == 2 and mask.shape != ids.shape:
+            raise ModelError(
+                f"attention_mask of batch {number} has shape {tuple(mask.shape)}, input_ids {tuple(ids.shape)}; "
+                "required the same."
+            )
+        if labels.ndim == 0 or (ids.ndim == 1 and not {"input_ids", "pixel_values"}.isdisjoint(batch)):
             raise ModelError(
                 f"batch {number} is a single example, of shape {tuple(ids.shape)}; required a batch of them, such as a "
                 "torch DataLoader with batch_size gives."

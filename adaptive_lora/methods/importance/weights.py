@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from adaptive_lora.errors import ModelError
 from adaptive_lora.methods.importance.contract import Measurement, ProfileTask, SiteMeasure, squared_singular_values
 from adaptive_lora.methods.importance.gradient import weight_of
 
@@ -27,7 +28,10 @@ class WeightProfiler:
         modules = dict(task.model.named_modules())
         found = {}
         for site in task.sites:
-            values = squared_singular_values(weight_of(modules[site.name]).double())
+            weight = weight_of(modules[site.name]).double()
+            if not torch.isfinite(weight).all():
+                raise ModelError(f"the weight of {site.name} is not finite; required a model as it was trained.")
+            values = squared_singular_values(weight)
             score = self.score(values) if float(values[0]) > 0 else 0.0
             found[site.name] = SiteMeasure(score=score)
         return Measurement(whole=found)

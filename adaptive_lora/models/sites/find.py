@@ -59,6 +59,12 @@ def survey_sites(model: nn.Module) -> SiteSurvey:
             f"Conv1D) inside numbered blocks such as `h.0`; found none{among}. Use a transformer "
             "model."
         )
+    own = {name for name, _ in model.named_modules()}  # a module in two places has its first name alone
+    if shared := [site.name for site in sites if site.name not in own]:
+        raise ModelError(
+            f"{type(model).__name__} has one layer in several places: {shared[0]} and {len(shared) - 1} more have an "
+            "earlier name too, and an adapter on one would change the other; required layers of their own."
+        )
     return SiteSurvey(sites=sites, left_out=left_out, untried=untried)
 
 
