@@ -258,6 +258,8 @@ def test_bad_arguments_are_refused() -> None:
         ("score: unknown column 'acc'", {"columns": {"score": "acc"}}),
         ("unknown correction 'bonferroni'", {"correction": "bonferroni"}),
         ("margin: required above 0, got -1", {"baseline": "uniform", "higher_is_better": True, "margin": -1.0}),
+        ("margin: required a number, got '0.1'", {"margin": "0.1"}),
+        ("higher_is_better must be True, False or None; got 'no'", {"higher_is_better": "no"}),
         ("validation and score are both 'score'", {"columns": {"validation": "score"}}),
         ("metrics: not for a table or MLflow runs", {"metrics": ["acc"]}),
     ):
@@ -266,6 +268,11 @@ def test_bad_arguments_are_refused() -> None:
         assert says in str(error.value)
     with pytest.raises(ConfigError, match="got int"):
         al.compare(3)
+
+
+def test_methods_may_be_numbers() -> None:
+    rows = [{**row, "method": 8 if row["method"] == "uniform" else 16} for row in table({"uniform": 0.0, "wide": 0.03})]
+    assert verdict_of(rows, baseline=8) is VerdictKind.BETTER
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -70,11 +71,15 @@ def compare(
     """
     if correction not in get_args(Correction):
         raise ConfigError(unknown_name("correction", correction, get_args(Correction)))
+    if higher_is_better not in (None, True, False):
+        raise ConfigError(f"higher_is_better must be True, False or None; got {higher_is_better!r}.")
+    if not isinstance(margin, Real | None):
+        raise ConfigError(f"margin: required a number, got {margin!r}.")
     choice = Choice(
         tasks=tuple(tasks), filters=tuple(filters), metrics=tuple(metrics), higher_is_better=higher_is_better
     )
     found = _read(runs, columns or {}, choice)
-    label = baseline or found.baseline
+    label = found.baseline if baseline is None else str(baseline)  # methods of a table can be numbers
     methods = list(dict.fromkeys(record.method for record in found.records))
     if len(methods) < 2:
         raise DataError(f"required runs of two methods or more, got one: {joined(methods)}.")
@@ -93,7 +98,7 @@ def compare(
         outcome=found.outcome,
         over=over,
     )
-    lines = (*found.lines, *notes, f"baseline: {label}" + ("" if baseline else ", of the first folder"))
+    lines = (*found.lines, *notes, f"baseline: {label}" + ("" if baseline is not None else ", of the first folder"))
     return _result(found, rule, lines, Path(output or TrackingConfig().output))
 
 
