@@ -24,7 +24,8 @@ from tracked import Finished, store_in
 from transformers.utils import logging as transformers_logging
 
 import adaptive_lora as al
-from adaptive_lora.config import StudyConfig
+from adaptive_lora.config import StudyConfig, TrackingConfig
+from adaptive_lora.config.store_place import ExperimentChoice, chosen_experiment
 from adaptive_lora.errors import AdapterError, ConfigError, DataError, TrackingError
 from adaptive_lora.runner.guest import unchanged_process
 from adaptive_lora.runner.result import StudyResult
@@ -98,6 +99,8 @@ def test_the_result_says_who_won(result: StudyResult, finished: Finished, tmp_pa
     again = result.report(tmp_path / "again")
     assert again == tmp_path / "again" / "report.html"
     assert again.read_text("utf-8") == written.read_text("utf-8")
+    with pytest.raises(ConfigError, match=r"report.html cannot be a folder: it is a file; required a folder"):
+        result.report(again)
     assert result.champion is not None
     assert result.to_dict()["champion"] == {"name": "adaptive-lora", "version": result.champion.version}
     page = Page(result._repr_html_()).root
@@ -120,6 +123,23 @@ def test_a_study_is_a_dictionary_a_file_or_a_configuration(tmp_path: Path) -> No
         al.study("nowhere.yaml")
     with pytest.raises(ConfigError, match=r"required a study as a dictionary .* got list"):
         al.study(["uniform"])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"console must be a rich.console.Console or None; got a bool"):
+        al.study({"seeds": "0"}, console=True)  # type: ignore[arg-type]
+
+
+def test_an_experiment_set_by_the_program_is_of_its_own_store(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other = (TrackingConfig(tracking_uri=store_in(folder)) for folder in (finished.folder, tmp_path))
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+    with unchanged_mlflow():
+        mlflow.set_tracking_uri(own.tracking_uri)
+        number = mlflow.set_experiment("adaptive-lora").experiment_id
+        with unchanged_mlflow(other):
+            assert chosen_experiment(other) == ExperimentChoice(name="adaptive-lora")
+        with unchanged_mlflow(own):
+            assert chosen_experiment(own).id == number
+        assert os.environ["MLFLOW_EXPERIMENT_ID"] == number
 
 
 def test_the_champion_answers(result: StudyResult, finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def access(adapter: str, place: TrackingConfig, caller: str) -> Iterator[None]:
             from adaptive_lora.tracking.connection import unchanged_mlflow
 
             require_reachable(place, must_exist=True)
-            stack.enter_context(unchanged_mlflow())
+            stack.enter_context(unchanged_mlflow(place))
         yield
 
 

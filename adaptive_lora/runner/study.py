@@ -44,11 +44,13 @@ def study(
     require_inputs(made)
     from rich.console import Console
 
+    if not isinstance(console, Console | None):
+        raise ConfigError(f"console must be a rich.console.Console or None; got a {type(console).__name__}.")
     from adaptive_lora.runner.guest import unchanged_process
     from adaptive_lora.runner.run import run_study
     from adaptive_lora.tracking.connection import unchanged_mlflow
 
-    with unchanged_process(), unchanged_mlflow():
+    with unchanged_process(), unchanged_mlflow(made.tracking):
         return run_study(made, console or Console(quiet=True)).study_result
 
 

@@ -231,15 +231,24 @@ def _reaching(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def unchanged_mlflow() -> Iterator[None]:
-    """Give MLflow's tracking and registry URI their values back after the block."""
-    with _restored("MLFLOW_TRACKING_URI"), _restored("MLFLOW_REGISTRY_URI"):
+def unchanged_mlflow(place: TrackingConfig | None = None) -> Iterator[None]:
+    """Give MLflow's tracking and registry URI their values back after the block.
+
+    Args:
+        place: store that is used inside. Where the program itself uses another, its `mlflow.set_experiment`, which
+            MLflow writes into the environment, does not choose the experiment.
+    """
+    with _restored("MLFLOW_TRACKING_URI"), _restored("MLFLOW_REGISTRY_URI"), _restored("MLFLOW_EXPERIMENT_ID"):
         tracking = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
         registry = mlflow.get_registry_uri()
         if tracking == os.environ.get("MLFLOW_TRACKING_URI"):
             tracking = None  # MLflow reads it from there
         if registry in (mlflow.get_tracking_uri(), os.environ.get("MLFLOW_REGISTRY_URI")):
             registry = ""  # MLflow follows the tracking URI, or reads it from there
+        set_here = getattr(mlflow.tracking.fluent, "_active_experiment_id", None) or ""
+        own = store_uri(TrackingConfig(tracking_uri=mlflow.get_tracking_uri()))
+        if place is not None and store_uri(place) != own and os.environ.get("MLFLOW_EXPERIMENT_ID") == set_here:
+            del os.environ["MLFLOW_EXPERIMENT_ID"]
         try:
             yield
         finally:

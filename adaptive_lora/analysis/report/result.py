@@ -14,6 +14,7 @@ from rich.console import Console
 from adaptive_lora.analysis.comparison import Comparison
 from adaptive_lora.analysis.report.formats import About, render_terminal, table_values, write_report
 from adaptive_lora.analysis.report.tables import TextTable, result_table
+from adaptive_lora.errors import ConfigError
 from adaptive_lora.results import TrialRecord
 
 _WIDTH = 120
@@ -99,8 +100,14 @@ class ComparisonResult:
 
         Returns:
             Path of `report.html`.
+
+        Raises:
+            ConfigError: the folder is a file.
         """
-        return write_report(self.comparison, self.records, Path(folder or self.folder), self.about)
+        place = Path(folder or self.folder)
+        if place.is_file():
+            raise ConfigError(f"report {place} cannot be a folder: it is a file; required a folder, new or not.")
+        return write_report(self.comparison, self.records, place, self.about)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values of the report's `comparison.json`."""
