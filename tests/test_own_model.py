@@ -278,6 +278,15 @@ def test_a_model_that_gives_no_gradient_or_no_finite_weight_is_refused() -> None
         al.profile(broken, metric="heavy_tail")
 
 
+def test_a_model_that_was_compiled_in_place_is_measured_as_it_is(measured: Measured) -> None:
+    def never(*_: object) -> Any:
+        raise AssertionError("compiled")
+
+    model = llama()
+    model.compile(backend=never)
+    assert al.profile(model, texts()).scores == measured[1].scores
+
+
 def test_a_layer_in_two_places_is_refused() -> None:
     model = llama()
     model.model.layers[1].mlp = model.model.layers[0].mlp
@@ -322,7 +331,11 @@ def test_methods_options_and_metrics_are_checked(measured: Measured, caplog: pyt
         (lambda: al.profile(model, texts(), batches=1), AllocationError, "whole number of at least 2.*got 1"),
         (lambda: al.profile(model, texts(), metric=3), AllocationError, "unknown metric '3'"),
         (lambda: al.profile(model, texts(), loss="mse"), AllocationError, "loss must be a function .* got 'mse'"),
-        (lambda: al.plan(model, al.MethodSpec.parse("uniform")), ConfigError, "method must be text.*got a MethodSpec"),
+        (lambda: al.plan(model, al.MethodSpec.parse("uniform")), ConfigError, "method must be text.*got MethodSpec"),
+        (lambda: al.profile(model, texts(), seed=-1), AllocationError, "seed must be a whole number .*got -1"),
+        (lambda: al.plan(model, "waterfill", profile=[1]), ConfigError, "required a profile from .* got list"),
+        (lambda: al.allocate(profile, None), ConfigError, "budget must be a whole number .* got None"),
+        (lambda: al.lora_config(model, dropout=1), ConfigError, "dropout must be a number .* got 1"),
         (lambda: al.plan(None), ModelError, "required a loaded model, or .* got None"),
         (lambda: al.plan(model, seed="1"), ConfigError, "seed must be a whole number of at least 0; got '1'"),
         (lambda: al.lora_config(model, "waterfil"), ConfigError, "did you mean 'waterfill'"),
@@ -346,11 +359,13 @@ def test_methods_options_and_metrics_are_checked(measured: Measured, caplog: pyt
         al.profile(model, texts(), metric="stable_rank")
         al.lora_config(model, dataloader=texts())
         al.plan(model, profile=profile)
+        al.lora_config(model, loss=own_loss)
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         "stable_rank looks at weights alone: dataloader and loss are not used.",
         "uniform-r16 follows no measurement: the dataloader is not read.",
         "uniform-r16 follows no importance profile: the one given is not used.",
+        "uniform-r16 measures nothing here: the loss is not used.",
     ]
 
 

@@ -119,7 +119,7 @@ class MethodSpec:
             ConfigError: it is no text, an item is not `option=value`, or an option is given twice.
         """
         if not isinstance(text, str):
-            raise ConfigError(f"method must be text, such as uniform or uniform:rank=8; got a {type(text).__name__}.")
+            raise ConfigError(f"method must be text, such as uniform or uniform:rank=8; got {type(text).__name__}.")
         name, _, rest = text.strip().partition(":")
         options: dict[str, object] = {}
         for part in filter(None, rest.split(",")):

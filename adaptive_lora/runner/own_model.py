@@ -84,7 +84,7 @@ def plan(
         logging.getLogger(__name__).warning("%s follows no importance profile: the one given is not used.", spec.label)
     from adaptive_lora.runner.plan import plan_method
 
-    measured = read_profile(profile) if isinstance(profile, str | PathLike) else profile
+    measured = None if profile is None else _measured(profile)
     return plan_method(config, spec, profile=measured, seed=seed, base=own)
 
 
@@ -123,6 +123,20 @@ def read_profile(path: str | PathLike[str]) -> ImportanceProfile:
     return ImportanceProfile.from_json(text)
 
 
+def _measured(profile: ImportanceProfile | str | PathLike[str]) -> ImportanceProfile:
+    """Return a profile, read where its file is given.
+
+    Raises:
+        ConfigError: it is no profile, or the file cannot be read.
+        AllocationError: the file is not an importance profile.
+    """
+    if isinstance(profile, str | PathLike):
+        return read_profile(profile)
+    if not hasattr(profile, "spectra"):
+        raise ConfigError(f"required a profile from al.profile, or its file; got {type(profile).__name__}.")
+    return profile
+
+
 def allocate(
     profile: ImportanceProfile | str | PathLike[str],
     budget: int | str,
@@ -149,9 +163,9 @@ def allocate(
         AllocationError: the method does not follow this metric, the budget cannot be met, or the profile was written
             by an earlier version, without its sites, and no model is given.
     """
-    measured = read_profile(profile) if isinstance(profile, str | PathLike) else profile
-    if not hasattr(measured, "spectra"):
-        raise ConfigError(f"required a profile from al.profile, or its file; got {type(profile).__name__}.")
+    if budget in (None, ""):
+        raise ConfigError(f"budget must be a whole number of parameters or uniform-R; got {budget!r}.")
+    measured = _measured(profile)
     method = method or ("empirical" if measured.spectra is None else "waterfill")
     _, spec = plan_request(method, {**options, "budget": budget})
     if spec.options.metric is None:
@@ -201,11 +215,15 @@ def lora_config(
     """
     _, spec = plan_request(method, options)
     _require_stock(spec)
+    if not (isinstance(dropout, int | float) and 0 <= dropout < 1):
+        raise ConfigError(f"dropout must be a number of at least 0 and below 1; got {dropout!r}.")
     metric = spec.options.metric
     if dataloader is not None and profile is not None:
         raise ConfigError("required a dataloader to measure on, or the profile that was measured before; got both.")
     if metric is None and dataloader is not None:
         logging.getLogger(__name__).warning("%s follows no measurement: the dataloader is not read.", spec.label)
+    if loss is not None and dataloader is None and (metric is None or profile is not None):
+        logging.getLogger(__name__).warning("%s measures nothing here: the loss is not used.", spec.label)
     if metric is not None and profile is None:
         from adaptive_lora.methods.importance.own_batches import profile as measure
 

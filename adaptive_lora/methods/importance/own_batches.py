@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -95,6 +96,8 @@ def profile(
     """
     if metric not in METRICS:
         raise AllocationError(unknown_name("metric", metric, METRICS))
+    if not isinstance(seed, Integral) or seed < 0:
+        raise AllocationError(f"seed must be a whole number of at least 0; got {seed!r}.")
     require_base(model)
     _require_readable(model)
     sites = find_sites(model)
@@ -180,12 +183,18 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
 
 @contextmanager
 def _as_loaded(model: nn.Module) -> Iterator[None]:
-    """Keep bitsandbytes from packing 4-bit weights anew on a CPU inside the block, in passes without gradients."""
+    """Keep libraries from converting a model inside the block.
+
+    bitsandbytes would pack 4-bit weights anew on a CPU, in passes without gradients, and a model after its own
+    `compile()` would compile each hook.
+    """
     modules = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
+    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
     for module in modules:
         module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
     finally:
         for module in modules:
             module.support_avx512bf16_for_cpu = True  # type: ignore[assignment]
