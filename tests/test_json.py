@@ -64,6 +64,8 @@ def test_the_result_of_a_study(finished: Finished) -> None:
 
 def test_commands_on_a_store(own_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert printed("sync", "sync", "--tracking-uri", own_store)["journals"] == []
+    says = printed("error", "sync", "no-such-folder", "--tracking-uri", own_store, code=2)["error"]["message"]
+    assert says == "folder no-such-folder does not exist; required the output folder of a study."
     assert printed("upgrade-store", "upgrade-store", "--tracking-uri", own_store)["upgraded"] is False
     started: list[Any] = []
     monkeypatch.setattr(machine.os, "execv", lambda *words: started.append(words))

@@ -15,6 +15,7 @@ from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import Option, make_console, options, settings, settings_given
 from adaptive_lora.config import study_from
 from adaptive_lora.config.store_place import require_reachable, sqlite_file, store_uri
+from adaptive_lora.errors import ConfigError
 from adaptive_lora.redaction import hide_credentials, shown
 
 
@@ -101,6 +102,8 @@ def sync(folder: str | None, as_json: bool, **given: Any) -> None:
     something is left.
     """
     tracking = study_from(settings_given({**given, "output": folder})).tracking
+    if folder is not None and not Path(folder).is_dir():
+        raise ConfigError(f"folder {folder} does not exist; required the output folder of a study.")
     from adaptive_lora.tracking.sync import sync_folder
 
     console = make_console()

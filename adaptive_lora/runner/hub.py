@@ -109,7 +109,7 @@ def require_repository_name(name: str) -> None:
         validate_repo_id(name)
         reason = "" if name.count("/") == 1 else "it has no organisation or user before a slash"
     except HFValidationError as error:
-        reason = brief(error)
+        reason = brief(error).rstrip(".")
     if reason:
         raise ConfigError(
             f"'{name:.200}' is no name of a repository on the hub: {reason}. Required ORG/NAME of letters, digits, "

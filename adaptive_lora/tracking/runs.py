@@ -157,7 +157,7 @@ def find_runs(config: TrackingConfig, query: str, experiments: str | None) -> li
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             raise TrackingError(
-                f"query {query!r}: {error}. Required MLflow's syntax, such as \"tags.sweep = 'lora'\"."
+                f"query {query!r}: {str(error).rstrip('.')}. Required MLflow's syntax, such as \"tags.sweep = 'lora'\"."
             ) from error
     if not found:
         where = f"experiment {experiments}" if experiments else "its experiments"
