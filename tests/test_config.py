@@ -68,6 +68,15 @@ def test_missing_file(tmp_path: Path) -> None:
         load_study(tmp_path / "none.yaml", {})
 
 
+def test_a_file_is_read_by_its_name_alone(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("epochs: 4\n", encoding="utf-8")
+    assert load_study(str(tmp_path / "study.yaml")) == study_from({"epochs": 4})
+    with pytest.raises(ConfigError, match=r"required the path of a study file; got int"):
+        load_study(3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"required settings by name, a dictionary; got list"):
+        study_from(["epochs"])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -370,6 +370,8 @@ def test_models_are_refused_by_name() -> None:
         callback.finish()
     with pytest.raises(ModelError, match=r"has adapters already"):
         callback.attach(adapted)
+    with pytest.raises(ModelError, match=r"required a loaded model .* got the text 'embedded'"):
+        callback.attach("embedded")
     with pytest.raises(AdaptiveLoraError, match=r"budget"):
         al.RankCallback("adalora", budget="10").attach(llama())
 

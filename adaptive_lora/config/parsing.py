@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def study_from(
     Raises:
         ConfigError: every unknown name and wrong value, one per line.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"required settings by name, a dictionary; got {type(values).__name__}.")
     base = base or StudyConfig()
     section_of = {name: section for name, (section, _, _) in option_fields().items()}
     owners = {name: type(getattr(base, section) if section else base) for name, section in section_of.items()}
@@ -140,12 +143,15 @@ def _retain_problems(study: StudyConfig) -> list[str]:
     return problems
 
 
-def load_study(path: Path, overrides: Mapping[str, object]) -> StudyConfig:
+def load_study(path: str | PathLike[str], overrides: Mapping[str, object] | None = None) -> StudyConfig:
     """Read a study file; command-line options override its settings.
 
     Raises:
-        ConfigError: no such file, not plain YAML (with line), or any wrong setting.
+        ConfigError: no path, no such file, not plain YAML (with line), or any wrong setting.
     """
+    if not isinstance(path, str | PathLike):
+        raise ConfigError(f"required the path of a study file; got {type(path).__name__}.")
+    path, overrides = Path(path), overrides or {}
     try:
         values, lines = parse_yaml(read_text(path))
     except Unreadable as error:

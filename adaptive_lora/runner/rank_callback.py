@@ -21,6 +21,7 @@ from adaptive_lora.methods.base import RankEvent
 from adaptive_lora.methods.grow_prune import GrowPrune
 from adaptive_lora.methods.grow_prune.fit import GrowPruneCallback
 from adaptive_lora.methods.grow_prune.resize import adam_of
+from adaptive_lora.methods.importance.own_batches import require_base
 from adaptive_lora.methods.ranks_in_training import RankChanges
 from adaptive_lora.runner.changing_adapter import ChangingAdapter
 from adaptive_lora.runner.own_model import PLAN_SETTINGS, plan, plan_request
@@ -81,6 +82,7 @@ class RankCallback(transformers.TrainerCallback):
             ModelError: the model has adapters already, no adapter sites, or is on several devices.
             AllocationError: the budget does not fit the model.
         """
+        require_base(model)
         devices = sorted({str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()})
         if len(devices) > 1:
             raise ModelError(f"the model is on {', '.join(devices)}; required one device, such as device_map=0.")
