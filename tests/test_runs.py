@@ -334,7 +334,7 @@ def test_runs_of_mlflow_are_compared_by_tags_and_parameters(own_store: str, tmp_
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
     assert "MLflow: 14 runs, of which 12 are compared" in text
-    assert "1 run status FAILED; 1 run without" in text
+    assert "1 run of status FAILED; 1 run without" in text
     assert "16 is better than 4: metrics.eval_accuracy +0.0" in text
     assert len(client.search_runs([experiment], max_results=1000)) == before
     runs = client.search_runs([experiment])

@@ -223,7 +223,7 @@ class Forgetting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetainedSource:
-    """One source of retained data: other examples of the task, which no trial was trained for."""
+    """One source of retained data: examples of the task beside those of the study."""
 
     name: str
     digest: str

@@ -101,9 +101,11 @@ def usable_mlflow(table: Rows, columns: Mapping[str, str]) -> Rows:
     for at, row in enumerate(table.rows):
         absent = [name for role, name in columns.items() if role in ROLES and _is_absent(row.get(name))]
         if row["status"] != "FINISHED":
-            lost[f"status {row['status']}"] += 1
+            lost[f"of status {row['status']}"] += 1
         elif absent:
-            lost[f"without {' and '.join(absent)}"] += 1
+            # a metric of a run that diverged is NaN, as one that it lacks is in a data frame
+            metrics = " (missing or NaN)" if any(name.startswith("metrics.") for name in absent) else ""
+            lost[f"without {' and '.join(absent)}{metrics}"] += 1
         else:
             kept.append(at)
     listed = "; ".join(f"{plural(number, 'run')} {reason}" for reason, number in lost.most_common())
