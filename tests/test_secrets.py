@@ -172,7 +172,7 @@ def test_no_secret_is_in_what_an_outage_and_a_stop_leave(project: Path, tmp_path
     left = project / "adaptive-lora-out"
     try:
         while process.poll() is None and not any(
-            "train/loss" in path.read_text() for path in left.rglob("journal.jsonl")
+            "train/loss" in path.read_text() for path in left.glob("spool/*/journal.jsonl")
         ):
             time.sleep(0.05)
     finally:

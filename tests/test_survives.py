@@ -49,7 +49,7 @@ def test_a_stopped_study_says_how_to_go_on_and_does(
     words = [*place.words, "--max-steps=2000", "--epochs=900", "--checkpoint-steps=1000000"]
     pid = zygote.start(words, place.folder)
     outbox = place.folder / "adaptive-lora-out"
-    while not any("train/loss" in path.read_text() for path in outbox.rglob("journal.jsonl")):
+    while not any("train/loss" in path.read_text() for path in outbox.glob("spool/*/journal.jsonl")):
         time.sleep(0.05)
     os.kill(pid, kind)
     assert zygote.wait(pid) == code
