@@ -1,4 +1,4 @@
-"""Small models of five architectures as a user's script has them in memory, with batches for their own loss."""
+"""Small models of seven architectures as a user's script has them in memory, with batches for their own loss."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ def _gpt2() -> Any:
 
 def _qwen2() -> Any:
     return _made("AutoModelForCausalLM", transformers.Qwen2Config(**_SIZES, num_key_value_heads=2, **_BARE))
+
+
+def _mistral() -> Any:
+    return _made("AutoModelForCausalLM", transformers.MistralConfig(**_SIZES, num_key_value_heads=2, **_BARE))
+
+
+def _gpt_neox() -> Any:
+    return _made("AutoModelForCausalLM", transformers.GPTNeoXConfig(**_SIZES, **_BARE))
 
 
 def _bert() -> Any:
@@ -86,6 +94,8 @@ ARCHITECTURES: Mapping[str, Case] = {
     "gpt2": (_gpt2, texts, causal_sum),
     "llama": (llama, texts, causal_sum),
     "qwen2": (_qwen2, texts, causal_sum),
+    "mistral": (_mistral, texts, causal_sum),
+    "gpt_neox": (_gpt_neox, texts, causal_sum),
     "bert": (_bert, _classes, _class_sum),
     "t5": (_t5, texts, _target_sum),
 }

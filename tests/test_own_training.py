@@ -1,14 +1,18 @@
-"""`al.lora_config` with a plain PEFT loop trains what this package's trainer trains: equal plan, equal losses."""
+"""`al.lora_config` in a plain loop and in SFTTrainer: plan and losses are those of this package's trainer."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from conftest import save_byte_tokenizer
 from own_models import ARCHITECTURES, Tensors
-from transformers import get_scheduler
+from test_trainers import losses as logged_losses
+from test_trainers import sft_trainer
+from transformers import AutoTokenizer, get_scheduler
 
 import adaptive_lora as al
 from adaptive_lora.allocation import RankPlan
@@ -20,6 +24,7 @@ from adaptive_lora.training import Trainer, TrainInputs
 
 CONFIG = TrainConfig(epochs=1, batch_size=4, batching="padded", validations=1)
 LR = 2e-2
+DECODERS = ("gpt2", "llama", "qwen2", "mistral", "gpt_neox")
 
 
 def trained(model: Any) -> Tensors:
@@ -68,7 +73,8 @@ def with_plain_peft(adapted: Any, start: Tensors, batches: list[Tensors]) -> lis
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_equal_plan_and_equal_losses(name: str) -> None:
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_equal_plan_and_equal_losses(name: str, tmp_path: Path) -> None:
     make, batches, loss = ARCHITECTURES[name]
     model, given = make(), batches()
     # BERT's few examples leave waterfill nothing above the noise, so that its ranks would be equal
@@ -83,9 +89,23 @@ def test_equal_plan_and_equal_losses(name: str) -> None:
     assert adapted.peft_config["default"].modules_to_save == (["classifier"] if name == "bert" else None)
     al.audit(adapted, report)
     assert trained(adapted).keys() == start.keys()
-    plain = with_plain_peft(adapted, start, in_order_of_a_trial(given))
+    ordered = in_order_of_a_trial(given)
+    plain = with_plain_peft(adapted, start, ordered)
     assert plain == pytest.approx(ours, abs=1e-6)
     assert abs(plain[-1] - plain[0]) > 1e-3
+    if name in DECODERS:
+        save_byte_tokenizer(tmp_path)
+        rows = [
+            {key: batch[key][row].tolist() for key in ("input_ids", "labels")} for batch in ordered for row in range(4)
+        ]
+        trainer = sft_trainer(
+            make(), tmp_path, rows, peft_config=config, callbacks=[al.AuditCallback(report)], learning_rate=LR,
+            per_device_train_batch_size=4, max_steps=len(ordered), warmup_steps=round(0.1 * len(ordered)),
+            lr_scheduler_type="cosine", processing_class=AutoTokenizer.from_pretrained(tmp_path),
+        )  # fmt: skip
+        trainer.model.load_state_dict(start, strict=False)
+        trainer.train()
+        assert logged_losses(trainer) == pytest.approx(ours, abs=1e-5)
 
 
 def in_order_of_a_trial(batches: list[Tensors]) -> list[Tensors]:
