@@ -1,10 +1,10 @@
-"""Results of one trial: plain values passed between training, tracking and comparison."""
+"""Results of one trial: plain values passed between training, tracking and comparison; the rows of a table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,3 +153,27 @@ class TrialRecord:
     """Parameters of the run: `cfg.*` of the study, `method.*` of the method."""
     retained: Mapping[str, RetainedScores] = field(default_factory=dict)
     """Digest of retained data -> scores on them; empty without `retain_data`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class TableRows(Sequence[Mapping[str, Any]]):
+    """Rows of a table as a sequence of dictionaries, which `pandas.DataFrame` takes."""
+
+    values: tuple[Mapping[str, Any], ...]
+    """One dictionary per row."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, at: int) -> Mapping[str, Any]: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Mapping[str, Any]]: ...
+    def __getitem__(self, at: int | slice) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
+        """Return a row, or the rows of a slice."""
+        return self.values[at]
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the rows."""
+        return iter(self.values)

@@ -16,7 +16,7 @@ import click
 
 
 class Document(NamedTuple):
-    """What a command prints with `--json`."""
+    """JSON document that a command prints with `--json`."""
 
     version: int
     """Version of its schema."""

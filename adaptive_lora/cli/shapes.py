@@ -181,7 +181,7 @@ class PushedShape(TypedDict):
 
 
 class ExportShape(TypedDict):
-    """What was written."""
+    """Adapter or model that an export wrote."""
 
     folder: str | None
     """The new folder; null for a push."""
@@ -231,7 +231,7 @@ class PlantedShape(TypedDict):
 
 
 class RunShape(TypedDict):
-    """What this call did."""
+    """Trials run by a call."""
 
     trials_run: int
 
@@ -310,7 +310,7 @@ class FailureShape(TypedDict):
 
 
 class ErrorShape(TypedDict):
-    """What a command prints in place of its document when it fails."""
+    """Error that a command prints in place of its document."""
 
     error: FailureShape
 

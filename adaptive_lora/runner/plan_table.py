@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from adaptive_lora.allocation import RankPlan, TunerPlan
 from adaptive_lora.allocation.architecture import size
 from adaptive_lora.redaction import hide_credentials, printable, shown
+from adaptive_lora.results import TableRows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,34 +31,19 @@ _FOLDED = 60
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class PlanTable(Sequence[Mapping[str, Any]]):
-    """One row per adapter site, or per kind of trained tensor; `pandas.DataFrame(table)` is a data frame of it."""
+class PlanTable(TableRows):
+    """One row per adapter site, or per kind of trained tensor; `pandas.DataFrame(table)` is a data frame of it.
+
+    A row holds `site`, `layer`, `role`, `tower`, `in_features`, `out_features`, `rank`, `alpha`, `factor`,
+    `lr_multiplier` and `parameters`; of a tuner without ranks `trained`, `shape`, `number` and `parameters`.
+    """
 
     title: str
     """Label of the method."""
-    values: tuple[Mapping[str, Any], ...]
-    """One dictionary per row: `site`, `layer`, `role`, `tower`, `in_features`, `out_features`, `rank`, `alpha`,
-    `factor`, `lr_multiplier`, `parameters`; of a tuner without ranks `trained`, `shape`, `number`, `parameters`."""
     head: tuple[str, ...]
     """Headings of the columns that are shown."""
     cells: tuple[tuple[str, ...], ...]
     """Rows as they are shown."""
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.values)
-
-    @overload
-    def __getitem__(self, at: int) -> Mapping[str, Any]: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Mapping[str, Any]]: ...
-    def __getitem__(self, at: int | slice) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
-        """Return a row, or the rows of a slice."""
-        return self.values[at]
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        """Yield the rows."""
-        return iter(self.values)
 
     def print(self, console: Console) -> None:
         """Print the table."""

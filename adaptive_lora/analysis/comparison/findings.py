@@ -209,7 +209,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forgetting:
-    """What a method's training did to the loss on one source of retained data."""
+    """Change of the loss on one source of retained data by a method's training."""
 
     loss: float
     """Loss after training, mean over seeds."""

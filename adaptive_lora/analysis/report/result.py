@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from markupsafe import Markup
 from rich.console import Console
@@ -15,39 +15,21 @@ from adaptive_lora.analysis.comparison import Comparison
 from adaptive_lora.analysis.report.formats import About, render_terminal, table_values, write_report
 from adaptive_lora.analysis.report.tables import TextTable, result_table
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.results import TrialRecord
+from adaptive_lora.results import TableRows, TrialRecord
 
 _WIDTH = 120
 """Characters of a line of printed text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class ComparisonTable(Sequence[Mapping[str, Any]]):
+class ComparisonTable(TableRows):
     """One row per method, the baseline first; `pandas.DataFrame(table)` is a data frame of it.
 
     A row holds the columns of the report's `table.csv` with every digit; None: the number does not exist.
     """
 
-    values: tuple[Mapping[str, Any], ...]
-    """One dictionary per row."""
     text: TextTable
     """The rows as the report shows them."""
-
-    def __len__(self) -> int:
-        """Return the number of methods."""
-        return len(self.values)
-
-    @overload
-    def __getitem__(self, at: int) -> Mapping[str, Any]: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Mapping[str, Any]]: ...
-    def __getitem__(self, at: int | slice) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
-        """Return a row, or the rows of a slice."""
-        return self.values[at]
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        """Yield the rows."""
-        return iter(self.values)
 
     def __str__(self) -> str:
         """Return the table in aligned columns, with its note."""

@@ -17,7 +17,7 @@ from adaptive_lora.results import TrialRecord
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """What of the harness's output is compared."""
+    """Parts of the harness's output that are compared: tasks, filters, metrics."""
 
     tasks: tuple[str, ...] = ()
     """Names of tasks; empty: all."""

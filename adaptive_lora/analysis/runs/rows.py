@@ -44,7 +44,7 @@ class Rows:
     lines: tuple[str, ...] = ()
     """How they were read, for people."""
     list_unread: bool = True
-    """Whether columns without a role are named; MLflow runs have too many."""
+    """Mark of a table whose columns without a role are named; MLflow runs have too many."""
 
 
 @dataclass(kw_only=True, slots=True)

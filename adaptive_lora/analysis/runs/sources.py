@@ -1,4 +1,4 @@
-"""What a person has of their runs, as rows: a file, a data frame, dictionaries, or runs of MLflow."""
+"""Runs made elsewhere as rows: of a file, a data frame, dictionaries, or runs of MLflow."""
 
 from __future__ import annotations
 
