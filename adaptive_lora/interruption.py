@@ -88,6 +88,19 @@ def whole() -> Iterator[None]:
             raise Interrupted(number)
 
 
+def held_signal() -> int | None:
+    """Return the signal that open `whole` blocks delay, if any, and leave it to the caller."""
+    number, _Held.number = _Held.number, None
+    return number
+
+
+def ignore_signals() -> None:
+    """Ignore further signals until the block of `interruptible` ends: a launcher repeats Ctrl-C by SIGTERM."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Write a file or folder atomically: the block makes it under another name, and at its end it is renamed.

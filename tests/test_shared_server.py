@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -25,12 +24,13 @@ from mlflow.cli import cli as mlflow_cli
 from packaging.requirements import Requirement
 from postgres import START, running_postgres, served, shared_server
 from servers import MlflowProcess
-from test_kill import Place, check_same, make_place, survive
+from test_kill import make_place, survive
+from test_leases import begin_at_once
 from zygote import Zygote
 
 from adaptive_lora.cli import main
 from adaptive_lora.config import TrackingConfig
-from adaptive_lora.tracking import Recorder, connect
+from adaptive_lora.tracking import Recorder, StudyRun, connect
 
 __all__ = ["make_place"]  # fixtures
 
@@ -85,21 +85,14 @@ def test_eight_writers_at_once(
         print(f"\n{place}: {outcome}")
 
 
-def test_processes_share_a_study_on_the_shared_server(zygote: Zygote, make_place: Any, shared: str) -> None:
-    """Three at once and one of them killed: no trial twice, the numbers of one process."""
-    reference: Place = make_place("alone")
-    assert zygote.run(reference.words, reference.folder) == 0
-    place: Place = make_place("shared", shared)
-    pids = [zygote.start(place.words, place.folder) for _ in range(3)]
-    while not (place.client.get_experiment_by_name(place.name) and place.trials):
-        time.sleep(0.1)
-    owner = place.trials[0].data.tags["adaptive_lora.claim"].split("/")[1]
-    os.kill(int(owner), signal.SIGKILL)
-    codes = {pid: zygote.wait(pid) for pid in pids}
-    log = (place.folder / "log.txt").read_text(encoding="utf-8")
-    assert codes.pop(int(owner)) == -signal.SIGKILL
-    assert list(codes.values()) == [0, 0], log
-    check_same(place, reference)
+def test_commands_that_begin_at_once_on_the_shared_server_follow_each_other(shared: str, tmp_path: Path) -> None:
+    """Requests take longer there than the moment after which a lease is read back."""
+
+    def open_one(signature: str, wait: bool) -> StudyRun:
+        store = connect(TrackingConfig(tracking_uri=shared, output=str(tmp_path)))
+        return StudyRun.open(store, study_id="at-once", name="at once", signature=signature, wait=wait)
+
+    begin_at_once(open_one, ["", "a", "b", ""])
 
 
 @pytest.mark.long

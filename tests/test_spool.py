@@ -15,6 +15,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from tracked import store_in
 
 from adaptive_lora.cli import main
@@ -90,6 +91,18 @@ def test_one_process_at_a_time_holds_a_journal(tmp_path: Path) -> None:
     assert again is not None
     assert again.header == {"op": "run", **HEADER} or again.header == HEADER
     again.release()
+
+
+def test_a_journal_that_is_being_removed_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the release of its lock and the removal of its folder."""
+    journal = Journal.create(tmp_path, "run", HEADER)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *given, **words: None)
+        journal.remove()
+    for _ in range(2):  # the first attempt has released the lock, and made no new file
+        with pytest.raises(FileNotFoundError):
+            Journal.take(journal.folder)
+    assert not (journal.folder / RECORDS).exists()
 
 
 def test_a_journal_in_a_folder_that_is_none_is_a_clear_error(tmp_path: Path) -> None:
@@ -209,10 +222,20 @@ def test_a_run_that_was_deleted_is_reported_once_and_holds_nothing_up(
     assert "nothing is waiting" in result.output
 
 
-def test_what_a_late_request_made_twice_is_removed(tracking: TrackingConfig) -> None:
+def test_what_a_late_request_made_twice_is_removed(tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     store = connect(tracking)
+    create, asked = store.outbox.uploader.client.create_run, list[str]()
+
+    def unanswered(*args: Any, **options: Any) -> Any:
+        asked.append("create")
+        if len(asked) == 1:
+            raise MlflowException("timed out")
+        return create(*args, **options)
+
+    monkeypatch.setattr(store.outbox.uploader.client, "create_run", unanswered)
     run = Recorder.begin(store, "one", {})
     assert run.flush(patience=60)
+    assert len(asked) == 2
     key = store.client.get_run(run.run_id).data.tags[RUN_KEY]
     late = store.client.create_run(store.experiment_id, tags={RUN_KEY: key}).info.run_id
     run.metric("a", 1.0)
@@ -222,6 +245,31 @@ def test_what_a_late_request_made_twice_is_removed(tracking: TrackingConfig) -> 
     (left,) = store.client.search_runs([store.experiment_id])
     assert left.info.run_id == run.run_id != late
     assert left.data.metrics == {"a": 1.0}
+
+
+def test_where_every_request_is_answered_nothing_is_searched_for(
+    tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, asked = connect(tracking), list[str]()
+
+    def count(name: str) -> None:
+        call = getattr(MlflowClient, name)
+
+        def counted(*args: Any, **options: Any) -> Any:
+            asked.append(name)
+            return call(*args, **options)
+
+        monkeypatch.setattr(MlflowClient, name, counted)
+
+    for name in ("search_runs", "search_logged_models", "create_run", "get_run", "update_run", "set_terminated"):
+        count(name)
+    run = Recorder.begin(store, "one", {})
+    run.json("values.json", {"a": 1})
+    run.metric("a", 1.0)
+    run.end("FINISHED")
+    store.settle()
+    store.close()
+    assert asked == ["create_run", "set_terminated"]
 
 
 def test_journals_of_another_store_are_left_alone(tracking: TrackingConfig) -> None:

@@ -23,7 +23,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,22 +70,23 @@ class Journal:
         self._guard = threading.Lock()
         self._dirty = False
         self.finished = False
-        """Mark of a journal to which no more records will be appended."""
+        """Mark of a journal that will get no more records."""
         self.facts: dict[str, str] = {}
         """Answers of the store: `run_id`, `artifact_uri`, `refused` (the reason of a refusal)."""
         self.delivered = 0
         """Position in the file, in bytes, up to which the store has all records."""
         self.done: set[str] = set()
         """Parts of the current record that the store already has."""
+        self.unsure = True
+        """Possibility of objects in the store that are not known here: made by a request that was not answered."""
         self.known: set[tuple[str, int]] = set()
         """(metric, step) pairs that the run already has and that are not sent again."""
         self._read_delivered()
-        self._records = (folder / RECORDS).open("ab", buffering=0)
-        self._end = _whole_lines(folder / RECORDS)
-        self._records.truncate(self._end)
+        self._end = _cut_to_whole_lines(folder / RECORDS)
         first = next(iter(self.records(0)), None)
         self.header: Mapping[str, Any] = {} if first is None else first.values
         """The first record, with run and store."""
+        self._records = (folder / RECORDS).open("ab", buffering=0)
 
     @classmethod
     def create(cls, outbox: Path, key: str, header: Mapping[str, Any]) -> Journal:
@@ -96,11 +97,13 @@ class Journal:
         """
         folder = outbox / key
         try:
-            journal = cls(folder, _made(folder))
+            lock = _made(folder)
+            (folder / RECORDS).touch()
+            journal = cls(folder, lock)
         except OSError as error:
             raise _unwritable(folder, error) from error
         journal.append("run", header)
-        journal.header = header
+        journal.header, journal.unsure = header, "run_id" in header  # that run may be of an earlier process
         journal.settle()
         return journal
 
@@ -110,6 +113,7 @@ class Journal:
 
         Raises:
             CorruptJournal: it cannot be read.
+            FileNotFoundError: another process has removed it.
         """
         try:
             lock = _held(folder / LOCK)
@@ -117,7 +121,7 @@ class Journal:
             return None
         try:
             return cls(folder, lock)
-        except CorruptJournal:
+        except (CorruptJournal, OSError):
             lock.release()
             raise
 
@@ -205,6 +209,13 @@ class Journal:
             call()
             self.done.add(name)
 
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """Be unsure from now on unless the block, a request that makes an object, is answered."""
+        earlier, self.unsure = self.unsure, True
+        yield
+        self.unsure = earlier
+
     def learn(self, **facts: str) -> None:
         """Record answers of the store, such as the id of the run."""
         self.facts.update(facts)
@@ -227,8 +238,11 @@ class Journal:
         self._lock.release()
 
     def remove(self) -> None:
-        """Release the lock, and delete the journal."""
-        self.release()
+        """Delete the journal, its records before the lock is released, so that no other process takes it over."""
+        self.finish()
+        with suppress(OSError):
+            (self.folder / RECORDS).unlink()
+        self._lock.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _note(self, values: Mapping[str, Any]) -> None:
@@ -240,7 +254,7 @@ class Journal:
         path = self.folder / DELIVERED
         if not path.exists():
             return
-        os.truncate(path, _whole_lines(path))
+        _cut_to_whole_lines(path)
         for line in path.read_bytes().splitlines():
             values = _read_object(line, path)
             facts, delivered = values.get("facts", {}), values.get("delivered", self.delivered)
@@ -263,15 +277,14 @@ def journals(outbox: Path) -> list[Path]:
 def sweep(outbox: Path) -> None:
     """Remove remains of journals whose process died before the first record or while removing them.
 
-    Only folders with names from `new_key` are removed, and only if they have nothing but files of a
-    journal.
+    Only folders with names from `new_key` are removed, and only if they have nothing but files of a journal.
     """
     for folder in outbox.glob("*"):
-        if not KEY.fullmatch(folder.name) or not folder.is_dir() or (folder / RECORDS).exists():
+        if not KEY.fullmatch(folder.name):
             continue
-        if {path.name for path in folder.iterdir()} - {DELIVERED, FILES, LOCK}:
-            continue
-        with suppress(OSError):  # locked: it is being made or removed
+        with suppress(OSError):  # locked or gone: it is being made or removed
+            if {path.name for path in folder.iterdir()} - {DELIVERED, FILES, LOCK}:
+                continue
             lock = _held(folder / LOCK)
             if not (folder / RECORDS).exists():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -327,10 +340,6 @@ def _texts(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_text, value.values()))
 
 
-def _pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_text, value))
-
-
 def _copy(value: Any) -> bool:
     return isinstance(value, str) and bool(_HELD.fullmatch(value))
 
@@ -348,7 +357,7 @@ _FIELDS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
 }
 """Operation -> types of its fields."""
 _OPTIONAL: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
-    "metric": {"m": lambda v: v is True, "d": _pair},
+    "metric": {"m": lambda v: v is True, "d": lambda v: isinstance(v, list) and [*map(_text, v)] == [True] * 2},
     "data": {"context": _text},
     "model": {"name": _text, "params": _texts, "tags": _texts},
 }
@@ -371,20 +380,18 @@ def _made(folder: Path) -> FileLock:
 
 
 def _held(path: Path) -> FileLock:
-    lock = FileLock(path, thread_local=False)
-    lock.acquire(timeout=0)
-    return lock
+    return FileLock(path, timeout=0, thread_local=False).acquire().lock
 
 
-def _whole_lines(path: Path) -> int:
-    content = path.read_bytes()
-    return content.rfind(b"\n") + 1
+def _cut_to_whole_lines(path: Path) -> int:
+    whole = path.read_bytes().rfind(b"\n") + 1
+    os.truncate(path, whole)
+    return whole
 
 
 def _unwritable(folder: Path, error: OSError) -> TrackingError:
-    reason = error.strerror or str(error)
-    if isinstance(error, shutil.Error):  # one (source, copy, reason) per file
-        reason = str(error.args[0][0][2])
+    # shutil.Error has one (source, copy, reason) per file
+    reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror or error
     return TrackingError(
         f"results cannot be kept in {folder}: {reason}. Free some disk space or "
         "set --output to a folder that can be written; the same command continues."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -147,12 +147,16 @@ class Outbox:
         with self._changed:
             self._changed.wait(1.0)
             done = [j for j in self._journals if j.finished and not j.undelivered]
-            self._journals = [j for j in self._journals if j not in done]
-            left = list(self._journals)
+        self._drop(done)
+        for journal in list(self._watched(None)):
+            journal.settle()
+
+    def _drop(self, done: Sequence[Journal]) -> None:
+        """Delete delivered journals."""
+        with self._changed:
+            self._journals = [journal for journal in self._journals if journal not in done]
         for journal in done:
             journal.remove()
-        for journal in left:
-            journal.settle()
 
     def _send(self, journal: Journal) -> None:
         before = len(journal.done)
@@ -164,6 +168,8 @@ class Outbox:
                 self._arrived()
             self._failed(journal, error)
             return
+        if journal.finished and not journal.undelivered:
+            self._drop([journal])
         if self._told:
             log.warning("The tracking store is back; what was kept is being delivered.")
         self.away, self._told = "", False

@@ -29,7 +29,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from adaptive_lora.errors import TrackingError
 from adaptive_lora.serving import CAUSAL, LISTS, RECORD, TASKS, TaskSpec
-from adaptive_lora.serving.safety import read_json
+from adaptive_lora.serving.other_types import offered
+from adaptive_lora.serving.safety import CONFIG, read_json
 from adaptive_lora.tracking.connection import Store
 from adaptive_lora.tracking.retries import outlast_or_say, suppress_existing
 from adaptive_lora.tracking.uploader import MODEL_TAG as MODEL_TAG
@@ -97,7 +98,11 @@ def requirements_of(folder: Path) -> tuple[str, ...]:
     record = read_json(folder / RECORD)
     base = record.get("base", {})
     quantised = "quantisation" in record or str(base.get("stored_as") or "").startswith("bitsandbytes")
-    further = {"bitsandbytes": quantised, "gguf": base.get("source") == "gguf"}
+    heard = record.get("task", CAUSAL)["name"] == "speech_to_text"
+    further = {"bitsandbytes": quantised, "gguf": base.get("source") == "gguf", "soundfile": heard, "scipy": heard}
+    kind = read_json(folder / CONFIG).get("peft_type") if (folder / CONFIG).is_file() else None
+    if (other := offered(str(kind))) is not None and other.dist is not None:
+        further[other.dist.name] = True
     return (*_REQUIREMENTS, *(name for name, needed in further.items() if needed))
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,16 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from numpy.typing import NDArray
 
-from adaptive_lora.allocation.tuner_plan import read_plan
 from adaptive_lora.config import TrackingConfig, current_label
 from adaptive_lora.config.store_place import store_uri
 from adaptive_lora.errors import AllocationError, TrackingError, brief, unknown_name
+from adaptive_lora.models.collector import without_collector
 from adaptive_lora.redaction import hide_credentials
 from adaptive_lora.results import NATS_PER_TOKEN, RACED_STATUS, EvalResult, RetainedScores, TrainResult, TrialRecord
 from adaptive_lora.tracking.connection import Store, opened
 from adaptive_lora.tracking.recorder import Recorder, new_run
 from adaptive_lora.tracking.retries import outlast_or_say
+from adaptive_lora.tracking.shared import Shared
 from adaptive_lora.tracking.uploader import make_run
 
 KIND = "adaptive_lora.kind"
@@ -47,8 +49,8 @@ RETAINED = "retained"
 RESULT = "trial.json"
 PLAN = "rank_plan.json"
 HISTORY = "rank_history.json"
-_EARLIER = {"scale_policy": "constant_alpha_over_r", "left_out": (), "certificate": None}
-"""Field missing in plans from before scaling policies -> its value at that time."""
+_TOGETHER = 1_000
+"""Number of trials read at once: as many runs as MLflow's pages have."""
 CORRUPTION = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 """Exceptions of reading values from a corrupt file."""
 
@@ -61,7 +63,7 @@ def run_name(default: str) -> str:
 def create(store: Store, name: str, tags: Mapping[str, str] | None = None) -> str:
     """Make a run and wait for its id."""
     run = new_run(store, name, tags or {})
-    return outlast_or_say(lambda: make_run(store.client, run))
+    return str(outlast_or_say(lambda: make_run(store.client, run)).info.run_id)
 
 
 def let_go(store: Store, status: str) -> None:
@@ -98,20 +100,25 @@ def single_run(store: Store, kind: str, name: str) -> Iterator[Recorder]:
 
 def search(store: Store, query: str, experiments: list[str] | None = None) -> list[Run]:
     """Return all runs of a query, newest first."""
+    return list(each_run(store, query, experiments))
+
+
+def each_run(store: Store, query: str, experiments: list[str] | None = None) -> Iterator[Run]:
+    """Yield all runs of a query, newest first; a run has some 30 kB, so thousands should not be kept."""
     return _pages(store.client, experiments or [store.experiment_id], query, "DESC")
 
 
-def _pages(client: MlflowClient, experiments: list[str], query: str, order: str) -> list[Run]:
-    """Return all runs of a query by their start, page by page; MLflow's pages have at most 1,000 runs."""
-    found: list[Run] = []
+def _pages(client: MlflowClient, experiments: list[str], query: str, order: str) -> Iterator[Run]:
+    """Yield all runs of a query by their start, page by page; MLflow's pages have at most 1,000 runs."""
     token: str | None = None
     while True:
         by = [f"attributes.start_time {order}"]
-        page: Sequence[Run] = client.search_runs(experiments, query, order_by=by, page_token=token)
-        found.extend(page)
+        with without_collector():  # MLflow makes 150 objects of a run
+            page: Sequence[Run] = client.search_runs(experiments, query, order_by=by, page_token=token)
         token = getattr(page, "token", None)
+        yield from page
         if not token:
-            return found
+            return
 
 
 def find_trials(store: Store, query: str) -> list[Run]:
@@ -152,7 +159,7 @@ def find_runs(config: TrackingConfig, query: str, experiments: str | None) -> li
         if absent := [name for name in names if name not in known]:
             raise TrackingError(unknown_name("experiment", absent[0], known))
         try:
-            found = _pages(client, [known[name] for name in names] or list(known.values()), query, "ASC")
+            found = list(_pages(client, [known[name] for name in names] or list(known.values()), query, "ASC"))
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
@@ -296,9 +303,12 @@ def read_trials(store: Store, runs: Iterable[Run]) -> list[TrialRecord]:
     Raises:
         TrackingError: an artifact of a finished trial is missing or corrupt.
     """
-    ended = [run for run in runs if run.info.status in ("FINISHED", "FAILED") or is_raced(run)]
+    ended = (run for run in runs if run.info.status in ("FINISHED", "FAILED") or is_raced(run))
+    shared, records = Shared(), list[TrialRecord]()
     with ThreadPoolExecutor(max_workers=8) as workers:  # a server answers several at once
-        return list(workers.map(lambda run: _record(store, run), ended))
+        while some := list(islice(ended, _TOGETHER)):
+            records += workers.map(lambda run: _record(store, run, shared), some)
+    return records
 
 
 def is_raced(run: Run) -> bool:
@@ -306,7 +316,7 @@ def is_raced(run: Run) -> bool:
     return run.info.status == "KILLED" and run.data.tags.get(RACE) == RACED
 
 
-def _record(store: Store, run: Run) -> TrialRecord:
+def _record(store: Store, run: Run, shared: Shared) -> TrialRecord:
     tags, metrics = run.data.tags, dict(run.data.metrics)
     method, lr, seed, fold = identity_of(run)
     identity: dict[str, Any] = {
@@ -317,8 +327,8 @@ def _record(store: Store, run: Run) -> TrialRecord:
         "lr": lr,
         "status": run.info.status,
         "metrics": metrics,
-        "tags": dict(tags),
-        "settings": dict(run.data.params),
+        "tags": shared.texts(tags),
+        "settings": shared.texts(run.data.params),
     }
     if is_raced(run):
         identity["status"] = RACED_STATUS
@@ -328,15 +338,15 @@ def _record(store: Store, run: Run) -> TrialRecord:
         return TrialRecord(**identity, reason=reason)
     try:
         result, plan = (store.read_json(run, name) for name in (RESULT, PLAN))
-        planned = read_plan({**_EARLIER, **plan})
+        planned = shared.plan(plan)
         return TrialRecord(
             **identity,
-            trainable_parameters=planned.trainable_parameters,
+            trainable_parameters=planned["trainable_parameters"],
             validation_loss=float(result["validation_loss"]),
             validation_curve=_curve(result["validation_curve"]),
             validation_tokens=_whole_numbers("tokens", result.get("validation_tokens", [])),
-            test=eval_from_dict(result["test"]),
-            plan=planned.to_dict(),
+            test=shared.scores(eval_from_dict(result["test"])),
+            plan=planned,
             retained=_read_retained(store, run),
         )
     except (OSError, *CORRUPTION, AllocationError) as error:

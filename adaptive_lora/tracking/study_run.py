@@ -1,4 +1,4 @@
-"""Runs of a study: one parent run, one child run per trial, and leases of trials among processes."""
+"""Runs of a study: one parent run, one child run per trial."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import dataclasses
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
-from adaptive_lora.errors import LeaseLost, TrackingError
+from adaptive_lora.errors import TrackingError
 from adaptive_lora.tracking.connection import Store
-from adaptive_lora.tracking.leases import LEASE, Leases
+from adaptive_lora.tracking.leases import Lease
 from adaptive_lora.tracking.recorder import Recorder
 from adaptive_lora.tracking.runs import (
     KIND,
@@ -28,6 +27,7 @@ from adaptive_lora.tracking.runs import (
     STUDY_ID,
     STUDY_KEY,
     create,
+    each_run,
     let_go,
     search,
 )
@@ -35,40 +35,46 @@ from adaptive_lora.tracking.sync import belongs, deliver_left
 
 log = logging.getLogger(__name__)
 
-_POLL = 2.0
-"""Seconds between two checks of another process's progress."""
 _SOON = 0.1
 """Seconds between two checks of records that another process is delivering."""
 _ARRIVAL = 60.0
-"""Seconds to wait without progress for the delivery of a new lease."""
-
-
-class TrialStatus(StrEnum):
-    """Status of a trial that this process does not run."""
-
-    DONE = "done"
-    """Finished, or just failed in another process."""
-    TAKEN = "taken"
-    """Leased by another process."""
-    PAUSED = "paused"
-    """Paused by this process at the wanted step."""
+"""Seconds to wait for records that another process is delivering."""
 
 
 class StudyRun(Recorder):
-    """The parent run of a study."""
+    """The parent run of a study.
+
+    The command that opens a study holds its lease and begins its trials. Its worker processes use objects that are
+    made from the ids alone: the lease covers them.
+    """
 
     def __init__(self, store: Store, run_id: str, study_id: str) -> None:
-        """Use `open` to find or make it instead."""
+        """Use `open` to find or make the run and take its lease."""
         super().__init__(store, run_id)
         self.study_id = study_id
         self.ends_itself = True
-        self._leases: Leases | None = None
+        self._lease: Lease | None = None
+        self.finished_before = frozenset[str]()
+        """Signatures of the trials that had finished before this command opened the study."""
         self.failed_before = frozenset[str]()
-        """Ids of the runs that had failed before this process opened the study."""
+        """Ids of the runs that had failed before this command opened the study."""
+        self.unfinished: Mapping[str, Sequence[Run]] = {}
+        """Trial signature -> runs that earlier commands left unfinished, newest first."""
 
     @classmethod
-    def open(cls, store: Store, *, study_id: str, name: str, adopt: bool = True, silence: float = 120.0) -> StudyRun:
-        """Find or make the study's parent run, and deliver records left by an interruption.
+    def open(
+        cls,
+        store: Store,
+        *,
+        study_id: str,
+        name: str,
+        adopt: bool = True,
+        signature: str = "",
+        silence: float = 120.0,
+        wait: bool = False,
+        say: Callable[[str], None] = log.warning,
+    ) -> StudyRun:
+        """Find or make the study's parent run, take its lease, and deliver records left by an interruption.
 
         Under `mlflow run` the run made for this process becomes the parent (with `adopt`): earlier
         trials move to it and an earlier parent is marked as superseded, so that a study has one
@@ -79,29 +85,72 @@ class StudyRun(Recorder):
             study_id: id of the study.
             name: name of a new parent.
             adopt: whether the run of `mlflow run` becomes the parent.
-            silence: seconds without a heartbeat after which other processes count as dead.
+            signature: signature of the only trial that is run; empty: the whole study.
+            silence: seconds without a heartbeat after which other commands count as dead.
+            wait: whether to wait until another command on this study has ended.
+            say: receives a line if there is something to wait for.
+
+        Raises:
+            StudyInUse: another command runs the study, and `wait` is not set.
         """
-        _deliver_left(store)
-        leases = Leases(store, study_id, silence)
-        with leases.lock():
-            earlier = search(store, f"tags.{STUDY_ID} = '{study_id}' and tags.`{KIND}` = 'study'")
-            adopted = store.parent_run_id if adopt else None
-            run_id = adopted or (earlier[0].info.run_id if earlier else None)
-            run_id = run_id or create(store, name, {STUDY_ID: study_id, KIND: "study"})
-            study = cls(store, run_id, study_id)
-            study._leases = leases
+        lease = Lease(store, study_id, signature=signature, silence=silence)
+        adopted = store.parent_run_id if adopt else None
+        tags = {STUDY_ID: study_id, KIND: "study"}
+        made: list[str] = []
+
+        def parents() -> list[Run]:
+            query = f"tags.{STUDY_ID} = '{study_id}' and tags.`{KIND}` = 'study'"
+            return sorted(search(store, query), key=lambda run: (run.info.start_time, run.info.run_id))
+
+        def place(parent: Run | None) -> str:
+            if adopted is not None:
+                for key, value in tags.items():
+                    store.client.set_tag(adopted, key, value)
+            elif parent is not None:
+                return str(parent.info.run_id)
+            made.append(adopted or create(store, name, tags))
+            return made[-1]
+
+        def withdraw(run_id: str) -> None:
+            if run_id in made:
+                _supersede(store, store.client.get_run(run_id), "")
+
+        found = lease.take(parents, place, withdraw, wait=wait, say=say)
+        try:
+            study = cls(store, lease.run_id, study_id)
+            study._lease = lease
             study.ends_itself = study._header["ends"] = adopted is None
-            study.tags({STUDY_ID: study_id, KIND: "study", MLFLOW_RUN_NAME: name})
-            store.client.update_run(run_id, status="RUNNING")
-            for run in earlier:
-                if run.info.run_id != run_id:
-                    _supersede(store, run, run_id)
-            trials = study.children()
-            for run in trials:
-                if run.data.tags.get(MLFLOW_PARENT_RUN_ID) != run_id:
-                    store.client.set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, run_id)
-            study.failed_before = frozenset(run.info.run_id for run in trials if run.info.status == "FAILED")
+            study._begin(name, [run for run in found if not lease.others(run)])
+        except BaseException:
+            lease.release()
+            raise
         return study
+
+    def _begin(self, name: str, parents: Sequence[Run]) -> None:
+        """Set the parent run to RUNNING, put the trials beneath it, and read what earlier commands left.
+
+        Args:
+            name: name of the run.
+            parents: parent runs of the study that no other command uses.
+        """
+        _deliver_left(self.store)
+        self.tags({STUDY_ID: self.study_id, KIND: "study", MLFLOW_RUN_NAME: name})
+        self.store.client.update_run(self.run_id, status="RUNNING")
+        for run in parents:
+            if run.info.run_id != self.run_id:
+                _supersede(self.store, run, self.run_id)
+        failed, finished, unfinished = set[str](), set[str](), list[Run]()
+        for run in self.each_child():
+            if run.data.tags.get(MLFLOW_PARENT_RUN_ID) != self.run_id:
+                self.store.client.set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, self.run_id)
+            if run.info.status == "FAILED":
+                failed.add(run.info.run_id)
+            elif run.info.status == "FINISHED":
+                finished.add(run.data.tags.get(SIGNATURE, ""))
+            else:
+                unfinished.append(run)
+        self.failed_before, self.finished_before = frozenset(failed), frozenset(finished)
+        self.unfinished = by_signature(unfinished)
 
     @classmethod
     def find(cls, store: Store, study_id: str | None) -> StudyRun:
@@ -132,7 +181,11 @@ class StudyRun(Recorder):
 
     def children(self) -> list[Run]:
         """Return the runs of all trials of this study, newest first."""
-        return search(self.store, self._trials)
+        return list(self.each_child())
+
+    def each_child(self) -> Iterator[Run]:
+        """Yield them, for studies of thousands of trials."""
+        return each_run(self.store, self._trials)
 
     def runs_of(self, signature: str) -> list[Run]:
         """Return the runs of the trial with a signature, newest first, by a search in the store."""
@@ -142,160 +195,129 @@ class StudyRun(Recorder):
     def _trials(self) -> str:
         return f"tags.{STUDY_ID} = '{self.study_id}' and tags.`{KIND}` = 'trial'"
 
-    def finished(self) -> dict[str, str]:
-        """Return trial signature -> run id of the finished trials."""
-        return {
-            run.data.tags[SIGNATURE]: run.info.run_id
-            for run in reversed(self.children())
-            if run.info.status == "FINISHED"
-        }
-
     def recorded(self) -> Run:
         """Return the parent run from the store."""
         return self.store.client.get_run(self.run_id)
 
-    @property
-    def leases(self) -> Leases:
-        """The leases of this process; a study from `find` has none."""
-        assert self._leases is not None, "open the study"
-        return self._leases
+    def check(self) -> None:
+        """Check that this command still holds the study's lease; does nothing in its worker processes.
 
-    def take(
-        self, name: str, tags: Mapping[str, str], *, adopt: bool = False, pause_at: int | None = None
-    ) -> Recorder | TrialStatus:
-        """Lease a trial for this process: continue its run, or begin one.
+        Raises:
+            LeaseLost: another command has taken the study over.
+        """
+        if self._lease is not None:
+            self._lease.check()
+
+    def begin_trial(
+        self, name: str, tags: Mapping[str, str], *, earlier: Sequence[Run] | None = None, adopt: bool = False
+    ) -> Recorder:
+        """Begin the run of a trial, or continue the oldest of its unfinished ones.
+
+        A trial without earlier runs takes no request to the store.
 
         Args:
             name: name of the run.
             tags: tags of the run, including its signature.
+            earlier: runs of the trial that are known, newest first; None: the store is asked, after the records of
+                dead processes of this machine have been delivered.
             adopt: whether to use the run that `mlflow run` made for this process, if there is one.
-            pause_at: optimiser step up to which it is run; None: to its end.
-
-        Returns:
-            The run, or the trial's status if there is nothing to do for this process.
         """
+        self.check()
         tags = {MLFLOW_PARENT_RUN_ID: self.run_id, STUDY_ID: self.study_id, KIND: "trial", **tags}
-        tags[LEASE] = self.leases.mine
-        if self.store.outbox.away:
-            return self._begin_alone(name, tags)
-        try:
-            status = self._status(self.runs_of(tags[SIGNATURE]), pause_at)
-            if status is not None:
-                return status
-            with self.leases.lock():
-                runs = self.runs_of(tags[SIGNATURE])
-                return self._status(runs, pause_at) or self._take(runs, name, tags, adopt)
-        except TrackingError:
-            if not self.store.outbox.away:
-                raise
-            return self._begin_alone(name, tags)
+        if earlier is None or _unfinished(earlier):
+            try:
+                return self._continue_trial(name, tags, earlier, adopt)
+            except TrackingError:
+                if not self.store.outbox.away:
+                    raise
+                log.warning("%s begins anew: the tracking store is unreachable.", name)
+        return self._begin_trial(name, tags, adopt)
 
-    def _status(self, runs: Sequence[Run], pause_at: int | None) -> TrialStatus | None:
-        """Return a trial's status, or None if this process may lease it."""
-        for run in runs:
-            if run.info.status == "FINISHED":
-                return TrialStatus.DONE
-            if run.info.status == "FAILED" and run.info.run_id not in self.failed_before:
-                return TrialStatus.DONE  # just finished by another process
-            if run.info.status == "KILLED" and pause_at is not None and rung_reached(run) >= pause_at:
-                return TrialStatus.DONE
-        free = [self._is_free(run) for run in _unfinished(runs)]
-        return None if all(free) else TrialStatus.TAKEN
+    def _begin_trial(self, name: str, tags: Mapping[str, str], adopt: bool) -> Recorder:
+        given = self.store.parent_run_id if adopt else None
+        if given is None:
+            return Recorder.begin(self.store, name, tags)
+        run = Recorder(self.store, given)
+        run.tags({MLFLOW_RUN_NAME: name, **tags})
+        return run
 
-    def _is_free(self, run: Run) -> bool:
-        """Return whether no other living process has the lease of a run."""
-        return self.leases.is_free(run.info.run_id, run.data.tags.get(LEASE, ""))
-
-    def _take(self, runs: Sequence[Run], name: str, tags: Mapping[str, str], adopt: bool) -> Recorder:
-        """Continue the oldest unfinished run of a trial, or begin one; requires the study's lock."""
-        given, left = self.store.parent_run_id if adopt else None, _unfinished(runs)
-        if given is not None:
-            run = Recorder(self.store, given)
-        elif left:
+    def _continue_trial(
+        self, name: str, tags: Mapping[str, str], earlier: Sequence[Run] | None, adopt: bool
+    ) -> Recorder:
+        """Continue the oldest unfinished run of a trial, and remove the others from the study."""
+        if earlier is None:
+            _deliver_left(self.store)
+            earlier = self.runs_of(tags[SIGNATURE])
+        left = _unfinished(earlier)
+        if not left or (adopt and self.store.parent_run_id is not None):
+            run = self._begin_trial(name, tags, adopt)
+        else:
             oldest = left.pop()
-            self.store.client.set_tag(oldest.info.run_id, LEASE, tags[LEASE])
             if RACE in oldest.data.tags:
                 tags = {**tags, RACE: ""}  # the trial continues
             _deliver_of(self.store, oldest)
             run = Recorder.resume(self.store, oldest.info.run_id)
-        else:
-            run = Recorder.begin(self.store, name, tags)
-        run.tags({MLFLOW_RUN_NAME: name, **tags})
-        run.flush(_ARRIVAL)  # no other process may find the trial without its lease
+            run.tags({MLFLOW_RUN_NAME: name, **tags})
         for other in left:
             _supersede(self.store, other, run.run_id)
         return run
 
-    def _begin_alone(self, name: str, tags: Mapping[str, str]) -> Recorder:
-        """Begin a trial while the store is unreachable; another process may begin it too."""
-        log.warning("%s begins without a lease: the tracking store is unreachable.", name)
-        return Recorder.begin(self.store, name, tags)
-
     @contextmanager
-    def trial(self, run: Recorder) -> Iterator[Callable[[], None]]:
-        """Keep a trial's lease inside the block; the run ends FINISHED, FAILED, or KILLED to be continued.
+    def trial(self, run: Recorder) -> Iterator[None]:
+        """End a trial's run after the block: FINISHED, FAILED, or KILLED to be continued.
 
-        The yielded function must be called regularly: it raises `LeaseLost` if another process took
-        the trial over because this one seemed dead.
+        If the study's lease was lost, its status is left to the command that took it.
         """
         status = "FAILED"
         try:
-            with self.leases.held(lambda: run.run_id) as check:
-                yield check
+            yield
             status = "FINISHED"
-        except LeaseLost:
-            status = ""
-            raise
         except (KeyboardInterrupt, TrackingError, OSError, MemoryError):
             status = "KILLED"
             raise
         finally:
-            if status:
-                run.end(status)
-            else:
+            if self._is_lost:
                 run.leave()
-            if status == "KILLED":
-                self.leases.release(run)
+            else:
+                run.end(status)
 
-    def end_raced(self, reasons: Mapping[str, str]) -> None:
-        """End trials that a race stopped (run id -> reason), except those that another process runs."""
-        with self.leases.lock():
-            for run in self.children():
-                reason = reasons.get(run.info.run_id)
-                if reason is None or not self._is_free(run) or run.info.status in ("FINISHED", "FAILED"):
-                    continue
-                for key, value in ((RACE_REASON, reason), (RACE, RACED)):
-                    self.store.client.set_tag(run.info.run_id, key, value)
-                if run.info.status == "RUNNING":  # left by a dead process
-                    self.store.client.set_terminated(run.info.run_id, "KILLED")
+    def end_raced(self, reasons: Iterable[tuple[Run, str]]) -> None:
+        """End trials that a race stopped: unfinished runs, each with the reason."""
+        for run, reason in reasons:
+            for key, value in ((RACE_REASON, reason), (RACE, RACED)):
+                self.store.client.set_tag(run.info.run_id, key, value)
+            if run.info.status == "RUNNING":  # left by a dead process
+                self.store.client.set_terminated(run.info.run_id, "KILLED")
 
-    @contextmanager
-    def comparing(self) -> Iterator[None]:
-        """Hold the lock of the study's comparison inside the block."""
-        _deliver_left(self.store)  # records of processes that died meanwhile
-        while True:
-            with self.leases.lock():
-                if self._is_free(self.recorded()):
-                    self.store.client.set_tag(self.run_id, LEASE, self.leases.mine)
-                    break
-            time.sleep(_POLL)
-        try:
-            with self.leases.held(lambda: self.run_id):
-                yield
-        finally:
-            self.leases.release(self)
+    def deliver_left(self) -> None:
+        """Deliver the records of processes of this machine that died since the study was opened.
+
+        Raises:
+            LeaseLost: another command has taken the study over.
+            TrackingError: the store does not answer.
+        """
+        self.check()
+        _deliver_left(self.store)
+
+    @property
+    def _is_lost(self) -> bool:
+        return self._lease is not None and self._lease.is_lost
 
     def end(self, status: str) -> None:
-        """End the parent run, unless `mlflow run` does so itself, and close the store.
+        """End the parent run, unless `mlflow run` does so itself, close the store and release the lease.
 
         Raises:
             Undelivered: the study finished and the store has not received everything.
         """
-        if self._leases is not None:
-            self._leases.owner.ended()
-        if self.ends_itself:
-            super().end(status)
-        let_go(self.store, status)
+        try:
+            if self._is_lost:
+                self.leave()
+            elif self.ends_itself:
+                super().end(status)
+            let_go(self.store, status)
+        finally:
+            if self._lease is not None:
+                self._lease.release()
 
 
 def _deliver_of(store: Store, run: Run) -> None:
@@ -340,13 +362,22 @@ def rung_reached(run: Run) -> int:
     return int(text) if text.isdecimal() else 0
 
 
+def by_signature(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return trial signature -> its runs, in the given order."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.data.tags.get(SIGNATURE, ""), []).append(run)
+    return found
+
+
 def _unfinished(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if run.info.status not in ("FINISHED", "FAILED")]
 
 
 def _supersede(store: Store, run: Run, by: str) -> None:
-    """Remove a run from the study in favour of another."""
+    """Remove a run from the study, in favour of another if there is one."""
     store.client.set_tag(run.info.run_id, KIND, "superseded")
-    store.client.set_tag(run.info.run_id, "superseded_by", by)
+    if by:
+        store.client.set_tag(run.info.run_id, "superseded_by", by)
     if run.info.status == "RUNNING":
         store.client.set_terminated(run.info.run_id, "KILLED")

@@ -2,9 +2,10 @@
 
 Idempotent in MLflow 3.17 itself are metrics of runs and models (the primary key has key, step, value
 and time, and the time is the journal's), parameters, tags, the end of a run, inputs and artifacts
-(overwritten). Creating a run, creating a logged model and linking the two are not. These objects are
-searched for before they are made, and again when the run ends, because a request that timed out may
-still be executed later.
+(overwritten). Creating a run, creating a logged model and linking the two are not. Where such a request was not
+answered, or may have been made by another process (`Journal.unsure`), these objects are searched for
+before they are made again, and once more when the run ends, because a request that timed out may still be
+executed later. Each search looks through all runs of a store, so that others do without.
 """
 
 from __future__ import annotations
@@ -69,9 +70,13 @@ class Uploader:
 
     def run(self, journal: Journal, values: Mapping[str, Any]) -> None:
         """Find the run or make it."""
-        if "run_id" not in journal.facts:
-            journal.learn(run_id=values.get("run_id") or make_run(self.client, values))
-        self._find_artifacts(journal)
+        if values.get("run_id"):
+            journal.learn(run_id=values["run_id"])
+        elif "run_id" not in journal.facts:
+            search = journal.unsure
+            with journal.making():
+                run = make_run(self.client, values, search=search)
+            journal.learn(run_id=run.info.run_id, artifact_uri=run.info.artifact_uri)
 
     def params(self, journal: Journal, values: Mapping[str, Any]) -> None:
         """Log parameters."""
@@ -111,7 +116,7 @@ class Uploader:
         """
         facts, run_id = journal.facts, journal.facts["run_id"]
         if "model_uri" not in facts:
-            journal.learn(**self._place_of_model(run_id, facts.get("model_id"), values))
+            journal.learn(**self._place_of_model(journal, values))
         folder = journal.folder / values["held"]
         _enter_ids(folder, facts)
         self._upload(journal, folder, facts["model_uri"], None)
@@ -119,15 +124,19 @@ class Uploader:
             self.client.set_tag(run_id, MODEL_TAG, f"runs:/{run_id}/{MODEL_NAME}")
             return
         journal.step("ready", lambda: self.client.finalize_logged_model(facts["model_id"], "READY"))
-        journal.step("output", lambda: self._link(run_id, facts["model_id"]))
+        journal.step("output", lambda: self._link(journal))
         self.client.set_tag(run_id, MODEL_TAG, f"models:/{facts['model_id']}")
 
-    def _place_of_model(self, run_id: str, known: str | None, values: Mapping[str, Any]) -> dict[str, str]:
+    def _place_of_model(self, journal: Journal, values: Mapping[str, Any]) -> dict[str, str]:
         """Return id and artifact location of a run's logged model, or the location alone where there are none."""
-        run = self.client.get_run(run_id)
+        run, known = self.client.get_run(journal.facts["run_id"]), journal.facts.get("model_id")
         try:
-            made = sorted(self._models(run), key=lambda model: model.model_id != known)
-            model = made[0] if made else self._make_model(run, values)
+            made = sorted(self._models(run), key=lambda model: model.model_id != known) if journal.unsure else []
+            if made:
+                model = made[0]
+            else:
+                with journal.making():
+                    model = self._make_model(run, values)
         except MlflowException as error:
             if error.error_code != "ENDPOINT_NOT_FOUND":
                 raise
@@ -147,6 +156,8 @@ class Uploader:
             client.update_run(run_id, status=status)
             return
         journal.step("ended", lambda: client.set_terminated(run_id, status, values["time"]))
+        if not journal.unsure:
+            return
         run = client.get_run(run_id)
         if RUN_KEY in run.data.tags:
             for other in runs_of_key(client, run.info.experiment_id, run.data.tags[RUN_KEY]):
@@ -173,10 +184,14 @@ class Uploader:
             send = partial(place.log_artifact, str(path), "/".join(inside) or None)
             journal.step(f"file {name}", send)
 
-    def _link(self, run_id: str, model_id: str) -> None:
+    def _link(self, journal: Journal) -> None:
         """Link the model to the run as an output, unless it is linked."""
-        outputs = self.client.get_run(run_id).outputs
-        if model_id not in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
+        run_id, model_id = journal.facts["run_id"], journal.facts["model_id"]
+        if journal.unsure:
+            outputs = self.client.get_run(run_id).outputs
+            if model_id in {output.model_id for output in (outputs.model_outputs if outputs else [])}:
+                return
+        with journal.making():
             self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
     def _models(self, run: Run) -> list[LoggedModel]:
@@ -209,21 +224,21 @@ SENDERS: Mapping[str, Callable[[Uploader, Journal, Mapping[str, Any]], None]] = 
 }
 
 
-def make_run(client: MlflowClient, new: Mapping[str, Any]) -> str:
-    """Make a run, or find the one made by an earlier request; return its id.
+def make_run(client: MlflowClient, new: Mapping[str, Any], *, search: bool = True) -> Run:
+    """Make a run, or find the one made by an earlier request.
 
     Args:
         client: client of the store.
         new: `key`, by which it is found again, `experiment_id`, `name`, `tags` and `time` (start, in
             milliseconds).
+        search: possibility of an earlier request.
     """
-    found = runs_of_key(client, new["experiment_id"], new["key"])
+    found = runs_of_key(client, new["experiment_id"], new["key"]) if search else ()
     if found:
-        return str(found[0].info.run_id)
-    run = client.create_run(
+        return found[0]
+    return client.create_run(
         new["experiment_id"], start_time=new["time"], tags={**new["tags"], RUN_KEY: new["key"]}, run_name=new["name"]
     )
-    return str(run.info.run_id)
 
 
 def runs_of_key(client: MlflowClient, experiment_id: str, key: str) -> Sequence[Run]:
