@@ -16,9 +16,6 @@ from adaptive_lora.training import StepEvent
 if TYPE_CHECKING:
     from adaptive_lora.tracking import Store
 
-_PAUSE = 2.0
-"""Seconds between two checks of other processes' trials."""
-
 
 def say_place(store: Store, console: Console) -> None:
     """Print the store and experiment of the results, and who chose the experiment."""
@@ -39,7 +36,7 @@ class StudyProgress:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} trials"),
+            TextColumn("{task.fields[done]}/{task.total:.0f} trials"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=True),
@@ -51,7 +48,7 @@ class StudyProgress:
     def __enter__(self) -> StudyProgress:
         """Start the display."""
         self._progress.start()
-        self._task = self._progress.add_task("starting", total=self._trials)
+        self._task = self._progress.add_task("starting", total=self._trials, done=0)
         return self
 
     def __exit__(
@@ -70,12 +67,17 @@ class StudyProgress:
         self._progress.update(self._task, total=self._trials)
         if finished:
             race = f", {stopped} stopped by the race" if stopped else ""
-            self.note(f"{finished} trials are finished already{race}; {self._trials} to run")
+            trials = "1 trial is" if finished == 1 else f"{finished} trials are"
+            self.note(f"{trials} finished already{race}; {self._trials} to run")
 
-    def wait(self, trials: int) -> None:
-        """Show that other processes run the remaining trials, and wait."""
-        self._progress.update(self._task, description=f"{trials} with other processes")
-        time.sleep(_PAUSE)
+    def add(self, trials: int) -> None:
+        """Add trials that were not known at the start."""
+        self._trials += trials
+        self._progress.update(self._task, total=self._trials)
+
+    def wait_for_room(self) -> None:
+        """Show that no machine has room for a worker at present."""
+        self._progress.update(self._task, description="waiting for a machine with room")
 
     def begin(self, label: str) -> None:
         """Show the name of a trial that starts."""
@@ -104,7 +106,7 @@ class StudyProgress:
         """Print a trial's outcome and count it."""
         self._done += 1
         self._running.pop(label, None)
-        self._progress.update(self._task, completed=self._done + sum(self._running.values()))
+        self._progress.update(self._task, completed=self._done + sum(self._running.values()), done=self._done)
         elapsed = time.perf_counter() - self._started
         left = elapsed / self._done * (self._trials - self._done)
         self.note(f"[dim]{self._done:>3}/{self._trials}[/] {shown(f'{label:<47}')} {text}  [dim]{_clock(left)} left[/]")

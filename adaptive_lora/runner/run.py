@@ -4,56 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from rich.console import Console
 
-from adaptive_lora import __version__
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.config import StudyConfig, TrackingConfig, TrialSpec, study_from
-from adaptive_lora.config.study import SIGNATURE_VERSION
-from adaptive_lora.data.token_cache import asks_for_the_time
-from adaptive_lora.errors import (
-    AdapterError,
-    AdaptiveLoraError,
-    ConfigError,
-    DataError,
-    ModelError,
-    TrackingError,
-    TrialFailed,
-)
+from adaptive_lora.errors import AdapterError, AdaptiveLoraError, ModelError, TrackingError, TrialFailed, WorkerError
 from adaptive_lora.interruption import interruptible
-from adaptive_lora.models.device import modules_uncollected
+from adaptive_lora.models.collector import modules_uncollected
 from adaptive_lora.redaction import shown
 from adaptive_lora.results import EvalResult, TrialRecord
-from adaptive_lora.runner.comparison_input import (
-    BASE_SCORES,
-    CONFIG,
-    DATA,
-    EXAMPLES,
-    Selection,
-    comparison_input_of,
-    read_comparison_input,
-    recorded_base_scores,
-    study_settings,
-)
+from adaptive_lora.runner.comparison_input import Selection, comparison_input_of, read_comparison_input
 from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.continued import refuse_changed, refuse_earlier, require_plan
+from adaptive_lora.runner.engines.outcomes import outcomes_of, require_devices
+from adaptive_lora.runner.follow import led_by_first
+from adaptive_lora.runner.looks import rounds_until_decided
 from adaptive_lora.runner.progress import StudyProgress, say_lines, say_place
 from adaptive_lora.runner.provenance import provenance
 from adaptive_lora.runner.race import race_rounds, require_rungs
+from adaptive_lora.runner.recorded import BASE_SCORES, CONFIG, DATA, EXAMPLES, recorded_base_scores, study_settings
 from adaptive_lora.runner.rescore import score_unscored
 from adaptive_lora.runner.result import StudyResult, judge
-from adaptive_lora.runner.schedule import Leg, Schedule, resolve_engine
-from adaptive_lora.runner.trial import run_tracked, trial_checkpoints
+from adaptive_lora.runner.schedule import Leg
+from adaptive_lora.runner.trial import remove_checkpoints
 from adaptive_lora.runner.trial_log import log_test_data
 from adaptive_lora.tracking import Store, StudyRun, connect
-from adaptive_lora.tracking.runs import RETAINED, STUDY_ID, STUDY_KEY, TOKENS, eval_to_dict, run_name
-from adaptive_lora.tracking.study_run import TrialStatus
-from adaptive_lora.training.joint.group import JointGroup
+from adaptive_lora.tracking.runs import RETAINED, STUDY_KEY, TOKENS, eval_to_dict, run_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,45 +63,51 @@ def run_study(config: StudyConfig, console: Console | None = None) -> StudyOutco
         AdaptiveLoraError: the study cannot start; nothing is written then.
     """
     console = console or Console()
+    require_devices(config)
     context = StudyContext(config)
     say_lines(console, context.data_lines())
     if config.race:
         require_rungs(context)
-    trials, run_here = list(config.trials()), set[str]()
-    with opened_study(context, console) as study:
-        with StudyProgress(console, len(trials)) as progress, modules_uncollected():
-            schedule = _schedule(context, study, progress)
-            for group in schedule:
-                runs = [
-                    partial(run_tracked, context, study, leg.trial, progress, pause_at=leg.pause_at) for leg in group
-                ]
-                outcomes = JointGroup(runs).run() if len(runs) > 1 else [runs[0]()]
-                for leg, outcome in zip(group, outcomes, strict=True):
-                    if outcome is TrialStatus.TAKEN:
-                        schedule.postpone(leg)
-                    elif outcome is not TrialStatus.DONE:
-                        run_here.add(leg.trial.label)
-                    if isinstance(outcome, TrialFailed):
-                        progress.end(leg.trial.label, f"[red]FAILED[/]: {shown(outcome)}")
+    trials, began = list(config.trials()), set[str]()
+    with led_by_first(context), opened_study(context, console) as study:
+        require_plan(config, study)
+        with (
+            StudyProgress(console, len(trials)) as progress,
+            modules_uncollected(),
+            closing(outcomes_of(context, study, _rounds(context, study, progress, trials), progress)) as outcomes,
+        ):
+            for leg, outcome in outcomes:
+                began.add(leg.trial.label)
+                if isinstance(outcome, TrialFailed):
+                    progress.end(leg.trial.label, f"[red]FAILED[/]: {shown(outcome)}")
         study.store.settle(" The trials were trained, not compared: then run the same command again.")
-        for trial in trials:  # a process may have been killed between a trial's end and this step
-            trial_checkpoints(context, trial).remove()
-        with study.comparing():
-            score_unscored(context, study, console)
-            study_result = judge(comparison_input_of(study), config, console, lambda trial: context)
-    study_result = dataclasses.replace(study_result, trials_run=len(run_here))
+        remove_checkpoints(context, trials)  # a process may have been killed between a trial's end and this step
+        study.deliver_left()
+        score_unscored(context, study, console)
+        study_result = judge(comparison_input_of(study), config, console, lambda trial: context)
+    study_result = dataclasses.replace(study_result, trials_run=len(began))
     return StudyOutcome(study_result=study_result, store=study.store)
 
 
-def _schedule(context: StudyContext, study: StudyRun, progress: StudyProgress) -> Schedule:
-    """Return the schedule of the trials that are not finished: of a race of learning rates, or of the grid."""
-    config = context.config
-    if config.race:
-        return Schedule(race_rounds(context, study, progress), engine="serial", wait=progress.wait)
+def _rounds(
+    context: StudyContext, study: StudyRun, progress: StudyProgress, trials: list[TrialSpec]
+) -> Iterator[list[Leg]]:
+    """Yield the legs that can be run; trials of seeds that looks add are added to those of the grid."""
+    rounds = _grid_rounds(context, study, progress)
+    if context.config.until == "decided":
+        rounds = rounds_until_decided(context, study, progress, rounds, trials)
+    return rounds
+
+
+def _grid_rounds(context: StudyContext, study: StudyRun, progress: StudyProgress) -> Iterator[list[Leg]]:
+    """Yield the legs of the grid that can be run: of a race of learning rates, or all missing trials."""
+    if context.config.race:
+        yield from race_rounds(context, study, progress)
+        return
     missing = missing_trials(context, study)
-    progress.skip(len(list(config.trials())) - len(missing))
-    engine = resolve_engine(config.engine, context.runtime)
-    return Schedule([[Leg(trial=trial) for trial in missing]], engine=engine, wait=progress.wait)
+    progress.skip(len(list(context.config.trials())) - len(missing))
+    if missing:
+        yield [Leg(trial=trial, earlier=study.unfinished.get(context.signature(trial), ())) for trial in missing]
 
 
 @contextmanager
@@ -134,11 +121,13 @@ def opened_study(context: StudyContext, console: Console, *, single: bool = Fals
         console: receives the place of the records.
         single: whether only one trial is run, whose failure is not that of the study.
     """
-    resumable = (KeyboardInterrupt,) if single else (KeyboardInterrupt, TrackingError, OSError, MemoryError)
+    resumable = (
+        (KeyboardInterrupt,) if single else (KeyboardInterrupt, TrackingError, WorkerError, OSError, MemoryError)
+    )
     with interruptible():
         store = connect(context.config.tracking)
         say_place(store, console)
-        study = open_study(context, store, single=single)
+        study = open_study(context, store, single=single, say=lambda line: say_lines(console, [line]))
         status = "FINISHED" if single else "FAILED"
         try:
             yield study
@@ -150,16 +139,20 @@ def opened_study(context: StudyContext, console: Console, *, single: bool = Fals
             study.end(status)
 
 
-def open_study(context: StudyContext, store: Store, *, single: bool = False) -> StudyRun:
-    """Find or make the study's parent run, and record the settings that all trials share.
+def open_study(
+    context: StudyContext, store: Store, *, single: bool = False, say: Callable[[str], None] = lambda line: None
+) -> StudyRun:
+    """Find or make the study's parent run, take its lease, and record the settings that all trials share.
 
     Args:
         context: context of the study.
         store: tracking store.
         single: whether only one trial is run: it is added to the recorded grid instead of replacing
             it, and the run of `mlflow run` is the trial's.
+        say: receives a line while another command runs the study.
 
     Raises:
+        StudyInUse: another command runs the study.
         ModelError: the base itself has a non-finite loss.
     """
     config = context.config
@@ -170,15 +163,18 @@ def open_study(context: StudyContext, store: Store, *, single: bool = False) -> 
             f"{context.runtime.precision} before any training; check its weights or use fp32."
         )
     _ = context.retained_before  # data that cannot be used are refused before anything is written
-    _refuse_changed(context, store)
-    _refuse_earlier(context, store)
+    refuse_changed(context, store)
+    refuse_earlier(context, store)
     unnamed = config.study == StudyConfig.study
     study = StudyRun.open(
         store,
         study_id=context.study_id,
         name=run_name(config.study) if unnamed and not single else config.study,
         adopt=not single,
-        silence=60 * config.tracking.claim_minutes,
+        signature=context.signature(config.only_trial()) if single else "",
+        silence=60 * config.tracking.lease_minutes,
+        wait=config.tracking.wait,
+        say=say,
     )
     try:
         _describe(context, study, base_scores, single=single)
@@ -230,78 +226,6 @@ def _has_base_scores(study: StudyRun) -> bool:
         return False
 
 
-def _refuse_changed(context: StudyContext, store: Store) -> None:
-    """Refuse a study whose base, data or rendered text changed under the same name since it began.
-
-    Otherwise its finished trials would silently be ignored, and a new study begun under their name.
-
-    Raises:
-        DataError, ModelError: data or base changed; the message has both digests.
-        ConfigError: the study began before identities included the text, so that a change cannot be
-            detected.
-    """
-    earlier = StudyRun.of_study_key(store, context.study_key)
-    if not earlier or any(run.data.tags[STUDY_ID] == context.study_id for run in earlier):
-        return
-    tags, reference = earlier[0].data.tags, context.base.reference
-    way = (
-        f"since study {tags[STUDY_ID]} began. Restore it to continue that study, or begin a new "
-        "one with another name: --study NAME."
-    )
-    if not context.base.is_recorded_as(tags["base_hash"]):
-        raise ModelError(
-            f"base {reference.name} changed (SHA-256 {tags['base_hash'][:16]} then, "
-            f"{reference.content_hash[:16]} now) {way}"
-        )
-    data = context.config.data.data
-    if tags["data_digest"] != context.data.digest:
-        raise DataError(f"data {data} changed (digest {tags['data_digest']} then, {context.data.digest} now) {way}")
-    if TOKENS not in tags or tags["base_hash"] != reference.content_hash:
-        version = tags.get("provenance.adaptive_lora", "0.1")
-        raise ConfigError(
-            f"study {tags[STUDY_ID]} was begun by adaptive-lora {version} before the identity of a "
-            f"trial included chat template and token ids. This is {__version__}, which does not "
-            "continue it: begin a new study, --study NAME."
-        )
-    raise DataError(
-        f"the token ids or loss masks of data {data} changed (digest {tags[TOKENS]} "
-        f"then, {context.tokens_digest} now){_why_other_tokens(context)} {way}"
-    )
-
-
-def _why_other_tokens(context: StudyContext) -> str:
-    """Return possible reasons for other tokens of the same data on the same base, for a message."""
-    if asks_for_the_time(context.base.tokenizer):
-        return ", because the base's chat template writes the date or time,"
-    versions = "by another version of transformers or of adaptive-lora"
-    if context.data.test is not None:
-        return f", {versions}, or because examples moved between data and test data,"
-    return f", {versions},"
-
-
-def _refuse_earlier(context: StudyContext, store: Store) -> None:
-    """Refuse to continue a study of version 0.1, whose trials had another scaling by default.
-
-    Raises:
-        ConfigError: it is such a study; the message has both versions and policies.
-    """
-    if StudyRun.of_study_key(store, context.study_key):
-        return  # restarted by this version
-    for study_key in context.earlier_study_keys():
-        for run in StudyRun.of_study_key(store, study_key):
-            tags, name = run.data.tags, run.data.tags[STUDY_ID]
-            version = tags.get("provenance.adaptive_lora", "0.1")
-            settings = study_settings(StudyRun.find(store, name))
-            raise ConfigError(
-                f"study {name} was begun by adaptive-lora {version} with scaling "
-                f"{settings.get('scaling', 'constant')} (trial signatures of version 2). This is "
-                f"{__version__} with scaling {context.config.train.scaling} (version "
-                f"{SIGNATURE_VERSION}), which does not continue it. Begin a new study: --study "
-                f"NAME, with --scaling constant for the earlier default. What is stored can be "
-                f"compared: `adaptive-lora compare --study-id {name}`."
-            )
-
-
 def _widened(study: StudyRun, settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings whose grid includes the methods, seeds and rates recorded before."""
     try:
@@ -322,9 +246,8 @@ def _widened(study: StudyRun, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def missing_trials(context: StudyContext, study: StudyRun) -> list[TrialSpec]:
-    """Return the trials of the grid that have no finished run."""
-    finished = study.finished()
-    return [trial for trial in context.config.trials() if context.signature(trial) not in finished]
+    """Return the trials of the grid that had no finished run when the study was opened."""
+    return [trial for trial in context.config.trials() if context.signature(trial) not in study.finished_before]
 
 
 def compare_study(

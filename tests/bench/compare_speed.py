@@ -51,9 +51,9 @@ def write(folder: Path) -> None:
     """Write the study to a store in the folder."""
     from adaptive_lora.config import study_from
     from adaptive_lora.results import EvalResult
-    from adaptive_lora.runner.comparison_input import BASE_SCORES, CONFIG
-    from adaptive_lora.runner.comparison_input import EXAMPLES as TEXTS
-    from adaptive_lora.tracking import Recorder, StudyRun, connect
+    from adaptive_lora.runner.recorded import BASE_SCORES, CONFIG
+    from adaptive_lora.runner.recorded import EXAMPLES as TEXTS
+    from adaptive_lora.tracking import StudyRun, connect
     from adaptive_lora.tracking.runs import PLAN, RESULT, eval_to_dict
 
     config = study_from(
@@ -93,8 +93,7 @@ def write(folder: Path) -> None:
                 "device": "cuda", "data_digest": "d", "base_hash": "b", "code_version": "c",
                 "packages": "torch 2.13.0", "order_digest": str(seed), "data": "speed",
             }  # fmt: skip
-            run = study.take(f"{label(method)}·seed{seed}", tags)
-            assert isinstance(run, Recorder)
+            run = study.begin_trial(f"{label(method)}·seed{seed}", tags, earlier=())
             with study.trial(run):
                 run.params({f"cfg.{key}": value for key, value in config.flat().items()})
                 run.params({"method.name": "uniform", "method.rank": method + 1})

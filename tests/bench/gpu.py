@@ -154,14 +154,14 @@ def measure(setting: Setting) -> dict[str, Any]:
     for name, run in (("peft_trainer", trainer), ("serial", serial), ("together", together)):
         if setting.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds, tokens, flops, loss = run(setting)
+        seconds, tokens, flops, losses = run(setting)
         found[name] = {
             "trials_per_hour": TRIALS * 3600 / seconds,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "share_of_matrix_product": flops / seconds / rate,
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if setting.device == "cuda" else math.nan,
-            "first_trials_loss": loss,
+            "mean_losses": losses,
         }
         gc.collect()
         if setting.device == "cuda":
@@ -169,6 +169,9 @@ def measure(setting: Setting) -> dict[str, Any]:
     for name in ("serial", "together"):
         ratio = found[name]["trials_per_hour"] / found["peft_trainer"]["trials_per_hour"]
         found[f"{name}_vs_peft_trainer"] = ratio
+    found["together_vs_serial"] = found["together"]["trials_per_hour"] / found["serial"]["trials_per_hour"]
+    pairs = zip(found["together"]["mean_losses"], found["serial"]["mean_losses"], strict=True)
+    found["together_vs_serial_loss"] = max(abs(one - other) for one, other in pairs)
     return found
 
 
@@ -211,7 +214,7 @@ def order_of(setting: Setting, seed: int) -> list[list[Any]]:
     return [next(batches) for _ in range(setting.steps)]  # type: ignore[misc]
 
 
-def trainer(setting: Setting) -> tuple[float, int, float, float]:
+def trainer(setting: Setting) -> tuple[float, int, float, list[float]]:
     """Train one after another with PEFT and transformers' Trainer."""
     from peft import LoraConfig, get_peft_model
     from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -223,7 +226,7 @@ def trainer(setting: Setting) -> tuple[float, int, float, float]:
     hf_logging.disable_progress_bar()
     model = setting.model()
     names = [site.name for site in find_sites(model)]
-    seconds, tokens, flops, loss = 0.0, 0, 0.0, math.nan
+    seconds, tokens, flops, losses = 0.0, 0, 0.0, list[float]()
     for seed in range(-1, TRIALS):  # the first warms up
         rank, rate = RANKS[seed], RATES[seed]
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names, fan_in_fan_out=True)
@@ -249,14 +252,13 @@ def trainer(setting: Setting) -> tuple[float, int, float, float]:
             )  # fmt: skip
             run.remove_callback(PrinterCallback)
             spent = clocked(setting, run.train)
-        if seed == 0:
-            loss = run.state.log_history[0]["loss"]
         model = run.model.unload()
         if seed >= 0:
+            losses.append(run.state.log_history[0]["loss"])
             seconds += spent
             more = useful(setting, model, batches)
             tokens, flops = tokens + more[0], flops + more[1]
-    return seconds, tokens, flops, loss
+    return seconds, tokens, flops, losses
 
 
 class BaseContext:
@@ -310,7 +312,7 @@ class BaseContext:
             detach(adapted)
 
 
-def serial(setting: Setting) -> tuple[float, int, float, float]:
+def serial(setting: Setting) -> tuple[float, int, float, list[float]]:
     """Train one after another by this package."""
     context, results = BaseContext(setting), []
     context.train(-1)  # warms up
@@ -318,7 +320,7 @@ def serial(setting: Setting) -> tuple[float, int, float, float]:
     return sums(setting, context, seconds, results)
 
 
-def together(setting: Setting) -> tuple[float, int, float, float]:
+def together(setting: Setting) -> tuple[float, int, float, list[float]]:
     """Train all together by this package."""
     from adaptive_lora.training.joint.group import JointGroup
 
@@ -332,13 +334,13 @@ def together(setting: Setting) -> tuple[float, int, float, float]:
 
 
 def sums(setting: Setting, context: BaseContext, seconds: float, results: Sequence[Any]) -> Any:
-    """Return seconds, tokens, useful FLOPs and the first trial's mean loss."""
+    """Return seconds, tokens, useful FLOPs and each trial's mean loss."""
     tokens, flops = 0, 0.0
     for seed in range(TRIALS):
         more = useful(setting, context.model, order_of(setting, seed))
         tokens, flops = tokens + more[0], flops + more[1]
     assert tokens == sum(result.tokens for result in results)
-    return seconds, tokens, flops, float(np.mean(results[0].losses))
+    return seconds, tokens, flops, [float(np.mean(result.losses)) for result in results]
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -361,7 +363,13 @@ def table(figures: dict[str, Any]) -> str:
             f"| {name} | {found['trials_per_hour']:,.0f} | {found['tokens_per_second']:,.0f} | "
             f"{found['share_of_matrix_product']:.1%} | {found['peak_gib']:.1f} |"
         )
-    return "\n".join([*lines, "", f"together / PEFT + Trainer: {figures['together_vs_peft_trainer']:.2f}x"])
+    lines += [
+        "",
+        f"together / PEFT + Trainer: {figures['together_vs_peft_trainer']:.2f}x",
+        f"together / one after another: {figures['together_vs_serial']:.2f}x, mean losses of trials differ by "
+        f"{figures['together_vs_serial_loss']:.1e} at most",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The race of learning rates: decisions on how far trials are trained, by the losses in the store.
 
-A decision is a function of the losses in the store and of the study's grid alone. So all processes of
-a study decide equally, in any order of trials, and a study that is killed and continued ends like one
+A decision is a function of the losses in the store and of the study's grid alone. So the order of trials
+and the number of worker processes do not matter, and a study that is killed and continued ends like one
 that was not interrupted.
 """
 
@@ -22,7 +22,7 @@ from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.schedule import Leg
 from adaptive_lora.tracking import Run, StudyRun
 from adaptive_lora.tracking.runs import SIGNATURE, is_raced
-from adaptive_lora.tracking.study_run import rung_reached
+from adaptive_lora.tracking.study_run import by_signature, rung_reached
 from adaptive_lora.training import is_validated, total_steps
 
 RACE = "race.json"
@@ -101,9 +101,7 @@ class Race:
             TrackingError: the store does not answer, or has not received all records.
         """
         self._study.store.settle(_AWAY)
-        runs: dict[str, list[Run]] = {signature: [] for signature in self._trials}
-        for run in self._study.children():
-            runs.setdefault(run.data.tags.get(SIGNATURE, ""), []).append(run)
+        runs = {signature: list[Run]() for signature in self._trials} | by_signature(self._study.children())
         before = self.methods
         self.methods = tuple(self._decided(spec, runs) for spec in self._context.config.specs)
         if self.methods != before:
@@ -111,20 +109,20 @@ class Race:
         races = {race.label: race for race in self.methods}
         legs: list[Leg] = []
         stopped: list[TrialSpec] = []
-        ended: dict[str, str] = {}
+        ended: list[tuple[Run, str]] = []
         for signature, trial in self._trials.items():
             race, own = races[trial.method.label], runs[signature]
             if trial.lr in race.stopped and not _is_over(own, frozenset()):
                 stopped.append(trial)
-                ended |= {run.info.run_id: race.stopped[trial.lr] for run in own if not is_raced(run)}
+                left = [run for run in own if run.info.status != "FAILED" and not is_raced(run)]
+                ended += [(run, race.stopped[trial.lr]) for run in left]
             elif trial.lr in race.left and not _is_over(own, self._study.failed_before):
                 if race.waiting is None:
-                    legs.append(Leg(trial=trial, pause_at=None))
+                    legs.append(Leg(trial=trial, earlier=own))
                 elif trial.seed in self._racing and self._loss(trial, own, race.waiting) is None:
                     step = _rungs(self._context, trial.method, trial.fold)[race.waiting]
-                    legs.append(Leg(trial=trial, pause_at=step))
-        if ended:
-            self._study.end_raced(ended)
+                    legs.append(Leg(trial=trial, earlier=own, pause_at=step))
+        self._study.end_raced(ended)
         return legs, stopped
 
     def _decided(self, spec: MethodSpec, runs: Mapping[str, Sequence[Run]]) -> MethodRace:

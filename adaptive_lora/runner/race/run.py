@@ -10,7 +10,7 @@ from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.progress import StudyProgress
 from adaptive_lora.runner.race.decide import MethodRace, Race
 from adaptive_lora.runner.schedule import Leg
-from adaptive_lora.runner.trial import trial_checkpoints
+from adaptive_lora.runner.trial import remove_checkpoints
 from adaptive_lora.tracking import StudyRun
 
 
@@ -26,8 +26,7 @@ def race_rounds(context: StudyContext, study: StudyRun, progress: StudyProgress)
         TrackingError: the store does not answer at a decision.
     """
     race = Race(context, study, RACE_RULE)
-    finished = study.finished().keys()
-    done = sum(context.signature(trial) in finished for trial in context.config.trials())
+    done = sum(context.signature(trial) in study.finished_before for trial in context.config.trials())
     told: set[tuple[str, int]] = set()
     dropped: set[str] | None = None
     while True:
@@ -39,8 +38,7 @@ def race_rounds(context: StudyContext, study: StudyRun, progress: StudyProgress)
         else:
             progress.drop({trial.label for trial in stopped} - dropped)
         dropped = {trial.label for trial in stopped}
-        for trial in stopped:
-            trial_checkpoints(context, trial).remove()
+        remove_checkpoints(context, stopped)
         if not legs:
             break
         yield legs
