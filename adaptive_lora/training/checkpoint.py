@@ -17,6 +17,7 @@ from torch import nn
 from adaptive_lora.config import digest
 from adaptive_lora.interruption import PARTIAL, remove_partial
 from adaptive_lora.training.checkpoint_files import CorruptCheckpoint, read_checkpoint, write_checkpoint
+from adaptive_lora.training.mirror import CheckpointMirror
 from adaptive_lora.training.state import TrainerState, is_snapshot, steps_of
 
 _KEPT = 2
@@ -37,17 +38,20 @@ class TrialCheckpoints:
     """The folder of one trial's checkpoints.
 
     A method may train several times. The last two checkpoints of each training are kept until the
-    trial is finished: one at the end of a training restores its result without another step.
+    trial is finished: one at the end of a training restores its result without another step. They are
+    copied to a storage that other machines reach, if there is one, and training continues from the newest of
+    both places.
     """
 
-    def __init__(self, folder: Path, frequency: Frequency) -> None:
+    def __init__(self, folder: Path, frequency: Frequency, mirror: CheckpointMirror | None = None) -> None:
         """Use a folder, which is created when the first checkpoint is written.
 
         Args:
             folder: folder of this trial alone; unfinished files of a dead process are removed.
             frequency: interval between checkpoints.
+            mirror: storage of copies; None: only the folder.
         """
-        self.folder, self.frequency = folder, frequency
+        self.folder, self.frequency, self.mirror = folder, frequency, mirror
         self.seconds_before = 0.0
         """Wall time in seconds that earlier processes spent on the trial, up to the restored checkpoint."""
         self._started = time.monotonic()
@@ -80,6 +84,8 @@ class TrialCheckpoints:
 
     def remove(self) -> None:
         """Remove all checkpoints of a finished trial."""
+        if self.mirror is not None:
+            self.mirror.remove_all()
         shutil.rmtree(self.folder, ignore_errors=True)
         for home in (self.folder.parent, self.folder.parent.parent):
             with suppress(OSError):  # not empty
@@ -107,12 +113,12 @@ class TrainingCheckpoints:
             training: number of the training within the trial, from 1.
             layout: digest of the trained parameters; checkpoints of another layout are ignored.
         """
-        self._trial, self._training, self._layout = trial, training, layout
+        self._trial, self._prefix, self._layout = trial, f"training{training}-step", layout
         self._step, self._written = 0, time.monotonic()
 
     def latest(self) -> TrainerState | None:
         """Return the newest readable snapshot; unreadable ones give a warning."""
-        for folder in reversed(self._folders()):
+        for folder in self._newest_first():
             values, problem = self._read(folder)
             if problem:
                 _log.warning("checkpoint %s %s", folder, problem)
@@ -123,6 +129,18 @@ class TrainingCheckpoints:
             self._trial.seconds_before = values["seconds"]
             return snapshot
         return None
+
+    def _newest_first(self) -> Iterator[Path]:
+        """Yield checkpoint folders; one that the caller removes is fetched from the storage if it is there too."""
+        mirror, here = self._trial.mirror, {folder.name for folder in self._folders()}
+        mirrored = set() if mirror is None else mirror.names(self._prefix)
+        for name in sorted(here | mirrored, reverse=True):
+            folder = self._trial.folder / name
+            if name in here:
+                yield folder
+            if mirror is not None and name in mirrored and not folder.exists() and mirror.fetch(name, folder):
+                yield folder
+                mirror.remove([name])
 
     def _read(self, folder: Path) -> tuple[dict[str, Any], str]:
         """Return the content of a checkpoint, and why it cannot be used; empty if it can."""
@@ -145,7 +163,7 @@ class TrainingCheckpoints:
         """Write a checkpoint now; a failed write is a warning and does not end the trial."""
         self._step, self._written = step, time.monotonic()
         values: dict[str, Any] = {"layout": self._layout, "seconds": self._trial.seconds, "snapshot": take()}
-        folder = self._trial.folder / f"training{self._training}-step{step:09}"
+        folder = self._trial.folder / f"{self._prefix}{step:09}"
         try:
             write_checkpoint(folder, values)
         except OSError as error:
@@ -153,8 +171,11 @@ class TrainingCheckpoints:
             return
         for old in self._folders()[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
+        if mirror := self._trial.mirror:
+            mirror.put(folder)
+            mirror.remove(sorted(mirror.names(self._prefix))[:-_KEPT])
 
     def _folders(self) -> list[Path]:
         """Return the checkpoint folders of this training, by step."""
-        found = self._trial.folder.glob(f"training{self._training}-step*")
+        found = self._trial.folder.glob(f"{self._prefix}*")
         return sorted(path for path in found if PARTIAL not in path.name)

@@ -21,7 +21,7 @@ from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.methods.adapters.dropout import set_dropout_step
 from adaptive_lora.models.device import Runtime
 from adaptive_lora.results import TrainResult
-from adaptive_lora.seeding import global_state, set_global_state, torch_stream
+from adaptive_lora.seeding import global_state, set_global_state, stream_key, torch_stream
 from adaptive_lora.training.inputs import StepEvent, TrainInputs, is_validated, total_steps
 from adaptive_lora.training.joint.group import take_steps_with_group
 from adaptive_lora.training.memory.peak import PeakMemory
@@ -85,7 +85,8 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.model, self.optimizer = runtime.accelerator.prepare(model, self.raw_optimizer)
+        self.model, self.optimizer = runtime.prepare(model, self.raw_optimizer)
+        runtime.processes.start_equal(self.parameters)
         self.steps, self.callback = total_steps(len(inputs.examples), config), inputs.callback
         self.callback.start(self.raw_optimizer, self.steps)
         self.scheduler = get_scheduler(
@@ -126,7 +127,8 @@ class Trainer:
             TrialFailed: there were too many non-finite steps.
         """
         try:
-            with torch_stream(self._seed, "base dropout"), self.inputs.running(self.model):
+            others = [index] if (index := self.runtime.processes.index) else []
+            with torch_stream(self._seed, "base dropout", *others), self.inputs.running(self.model):
                 if self.inputs.resume is not None:
                     self.load_state_dict(self.inputs.resume)
                 with self._snapshot_at_end():
@@ -180,26 +182,31 @@ class Trainer:
         passes, random = self.forward_passes, global_state()
         while True:
             try:
-                return self._forward_and_backward(window)
+                loss = self._forward_and_backward(window)
+                break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 reason = str(error)
             self.optimizer.zero_grad()  # after the except block: its traceback held activations
-            if self.micro_batch == 1:
+            if self.micro_batch == 1 or self.runtime.processes.sharded:  # the other processes are in the same pass
                 raise too_large(reason)
             self.micro_batch = halved(self.micro_batch, what="examples per forward pass")
             self.forward_passes = passes
             set_global_state(random)
+        self.runtime.processes.sum_gradients(self.parameters)
+        return self.runtime.processes.total(loss)
 
     def _forward_and_backward(self, window: Sequence[Batch]) -> float:
-        supervised = sum(batch.supervised_tokens for batch in window)
-        total = 0.0
+        supervised = sum(batch.supervised_tokens for batch in window)  # of all processes, so that shares add up
+        processes, total = self.runtime.processes, 0.0
         for batch in window:
-            for part in batch.parts(self.micro_batch):
-                set_dropout_step(self.model, self.forward_passes)
+            for part, counts in processes.parts(batch, self.micro_batch):
+                set_dropout_step(self.model, self.forward_passes * processes.count + processes.index)
                 with self.runtime.accelerator.autocast():
                     loss = self.inputs.loss(self.model, part) / supervised
+                if not counts:
+                    loss = loss * 0
                 self.runtime.accelerator.backward(loss)
                 total += float(loss.detach())
             self.forward_passes += 1
@@ -230,7 +237,7 @@ class Trainer:
         step = len(self.losses)
         due = is_validated(step, self.steps, self.config.validations)
         loss = self._validate(step) if due else None
-        with whole():
+        with whole(), self.runtime.processes.alike():
             self.reported = step
             self.inputs.on_step(
                 StepEvent(
@@ -341,7 +348,10 @@ class Trainer:
         self.guard.skipped = state["skipped"]
         for name in (*_COUNTERS, *_LISTS):
             setattr(self, name, state[name])
-        set_global_state(state["random"])
+        if self.runtime.processes.leads:
+            set_global_state(state["random"])
+        else:  # the snapshot has the first process's generators; this one's masks need others
+            torch.manual_seed(stream_key(self._seed, "base dropout", self.runtime.processes.index, len(self.losses)))
         self._step_start = self._between_steps()
 
     def _between_steps(self) -> StepStart:

@@ -243,7 +243,7 @@ def passes_at_once(estimates: Sequence[Estimate | None], *, limit: int | None, d
     if len(known) < len(estimates):
         return len(estimates)
     if limit is not None:
-        room = limit - SPREAD * known[0].weights
+        room: float = limit - known[0].weights
     elif device.type == "cuda":
         room = free_bytes(device)  # the weights are already loaded
     else:
