@@ -11,15 +11,23 @@ from pathlib import Path
 
 import pytest
 from allocation_cases import DIALOGPT_MEDIUM
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from task_bases import prove
 from tracked import quiet, trials_in, words_of
 
 from adaptive_lora import plugins
 from adaptive_lora.allocation import METHODS, METRICS, MethodSpec, allocate, method_options, uniform_cost
 from adaptive_lora.config import StudyConfig
-from adaptive_lora.errors import AllocationError, ConfigError
+from adaptive_lora.errors import AdapterError, AllocationError, ConfigError
+from adaptive_lora.methods.adapters.export import export_uniform
 from adaptive_lora.methods.importance import PROFILERS
+from adaptive_lora.methods.peft_types.table import TYPES
 from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.trial import run_trial
+from adaptive_lora.serving.other_types import register
+from adaptive_lora.serving.safety import UnsafeFiles
+from adaptive_lora.tracking import StudyRun, read_trials
+from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder, requirements_of
 
 EXAMPLE = Path(__file__).parent / "plugin_example"
 
@@ -29,7 +37,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example package, installed by pip into a folder of its own, without a network."""
     folder = tmp_path_factory.mktemp("site")
     copy = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "lora_edges.py"):  # a build leaves files beside the source
+    for name in ("pyproject.toml", "lora_edges.py", "lora_shift.py"):  # a build leaves files beside the source
         (copy / name).write_text((EXAMPLE / name).read_text(encoding="utf-8"), encoding="utf-8")
     words = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([sys.executable, "-m", "pip", *words, "--target", str(folder), str(copy)], check=True)
@@ -39,9 +47,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forget() -> None:
     """Let the tables look at the installed packages anew."""
     plugins._offers.cache_clear()
-    for table in (METHODS, METRICS, PROFILERS):
+    for table in (METHODS, METRICS, PROFILERS, TYPES):
         table._loaded.clear()
-    sys.modules.pop("lora_edges", None)
+    for name in ("lora_edges", "lora_shift"):
+        sys.modules.pop(name, None)
+    for known in (PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING):
+        known.pop("SHIFT", None)
 
 
 @pytest.fixture
@@ -157,6 +168,30 @@ def test_a_study_with_them(at_hand: Path, in_store: Callable[..., StudyConfig], 
     assert tags["edges-r2-edge3"]["plugins"] == "lora-edges==1.2"
     assert tags["empirical-r2-frobenius"]["plugins"] == "lora-edges==1.2"
     assert "plugins" not in tags["uniform-r2"]
+
+
+def test_a_study_with_a_type_of_adapter_that_peft_does_not_have(
+    at_hand: Path, in_store: Callable[..., StudyConfig], llama_folder: Path
+) -> None:
+    """Counted, trained, registered with the package among its requirements, loaded back and equal."""
+    config = in_store(methods="uniform:rank=1 peft:type=SHIFT,budget=2104", seeds="0", model=str(llama_folder))
+    outcome, _ = quiet(config)
+    assert outcome.study_result.champion is not None
+    context = StudyContext(config)
+    runs = StudyRun.find(outcome.store, outcome.study_result.study_id).children()
+    (record,) = [one for one in read_trials(outcome.store, runs) if one.method == "peft-SHIFT@2104"]
+    assert record.tags["plugins"] == "lora-edges==1.2"
+    assert record.trainable_parameters == 2104
+    prove(context, record, record.tags[MODEL_TAG])
+    folder = adapter_folder(record.tags[MODEL_TAG])
+    assert "lora-edges" in requirements_of(folder)
+    with pytest.raises(AdapterError, match="PEFT has no conversion of SHIFT to LoRA"):
+        export_uniform(folder, folder.parent / "uniform")
+
+
+def test_an_adapter_of_a_type_that_is_not_installed(tmp_path: Path) -> None:
+    with pytest.raises(UnsafeFiles, match=r"PEFT has no type of adapter SHIFT.* install the package that"):
+        register("SHIFT")
 
 
 def test_commands_know_them(installed: Path, options: dict[str, object]) -> None:

@@ -32,6 +32,15 @@ WITH_OPTIONS = (
     "truncate:rank=4,start_rank=12",
     "prompt_tuning:tokens=8",
     "houlsby:budget=uniform-8",
+    *(f"uniform:rank=4,init={start}" for start in ("pissa", "olora", "corda", "lora_ga", "eva", "orthogonal")),
+    "uniform:rank=4,init=loftq,base=nf4",
+    "waterfill:rank=4,lora_fa=true",
+    "uniform:rank=4,alora=###",
+    "uniform:rank=4,experts=true",
+    "peft:type=MISS,budget=uniform-8",
+    "peft:type=GRALORA,r=8,gralora_k=4,placement=attention",
+    "peft:type=DELORA,of=waterfill,rank=8,budget=uniform-8",
+    "peft:type=HIRA,budget=uniform-8,base=nf4",
 )
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},

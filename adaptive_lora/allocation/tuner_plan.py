@@ -39,14 +39,19 @@ class TunerPlan:
         return sum(size(shape) for shape in self.tensors.values())
 
     @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites where a type of PEFT's adapters has a part; empty for other tuners."""
+        return tuple(self.settings["targets"]) if self.family == "peft" else ()
+
+    @property
     def lora_plus(self) -> float:
         """Ratio of B's learning rate to A's: 1, because there is no B."""
         return 1.0
 
     @property
     def base(self) -> str:
-        """Storage of the frozen base's weights: as saved."""
-        return BaseStorage.FULL
+        """Storage of the frozen base's weights: as saved, or in 4 bit where the settings say so."""
+        return str(self.settings.get("base", BaseStorage.FULL))
 
     def lr_multipliers(self) -> dict[str, float]:
         """Return site name -> factor of its learning rate: empty, because there are no sites."""

@@ -11,15 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import EvaConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.config import CordaConfig, LoraGAConfig
+from peft.tuners.lora.layer import ParamWrapper
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.allocation import Scaling
+from adaptive_lora.allocation.plan import BaseStorage
+from adaptive_lora.allocation.start import Start
+from adaptive_lora.errors import ConfigError
 from adaptive_lora.methods.adapters.dropout import SiteDropout
 from adaptive_lora.models.errors import model_errors
+from adaptive_lora.models.sharding import gather_in_forward
+from adaptive_lora.models.sites import taken_for_experts
 from adaptive_lora.seeding import rng_for
 
 if TYPE_CHECKING:
@@ -31,11 +38,22 @@ ADAPTER = "default"
 """PEFT's name of the only adapter."""
 
 
-def attach(model: PreTrainedModel, plan: RankPlan, *, seed: int, dropout: float, head: Sequence[str] = ()) -> PeftModel:
+def attach(
+    model: PreTrainedModel,
+    plan: RankPlan,
+    *,
+    seed: int,
+    dropout: float,
+    head: Sequence[str] = (),
+    invocation: list[int] | None = None,
+) -> PeftModel:
     """Attach the adapters of a plan; `detach` restores the base.
 
     B starts at zero, so the model initially computes the base's function. A is drawn from a stream of
     the seed and the site's name, equal for all methods; rank r is a prefix of every larger rank.
+
+    A plan whose start takes a part out of the weights is built at twice its ranks (`RankPlan.built`). A that are not
+    trained (LoRA-FA) are frozen.
 
     Args:
         model: the frozen base.
@@ -43,15 +61,19 @@ def attach(model: PreTrainedModel, plan: RankPlan, *, seed: int, dropout: float,
         seed: seed of A and of the dropout masks.
         dropout: probability of dropping an input of A.
         head: modules trained in addition to the adapters.
+        invocation: token ids from whose last occurrence on the adapters act (aLoRA); None: everywhere.
 
     Raises:
         ModelError: PEFT cannot adapt the model; the message names the site.
     """
-    adapted = peft_model(model, lora_config(model, plan, dropout, head), plan.method)
+    config = lora_config(model, plan.built, dropout, head)
+    config.alora_invocation_tokens = invocation
+    adapted = peft_model(model, config, plan.method)
     for name, layer in lora_layers(adapted).items():
         with torch.no_grad():
             weight = layer.lora_A[ADAPTER].weight
-            weight.copy_(initial_a(seed, name, *weight.shape))
+            weight.copy_(initial_a(seed, name, layer.r[ADAPTER], weight.shape[1], experts_of(layer)))
+        weight.requires_grad_(not plan.frozen_a)
         if dropout > 0:
             layer.lora_dropout[ADAPTER] = SiteDropout(dropout, seed=seed, site=name)
     start_magnitudes(adapted)
@@ -67,8 +89,11 @@ def peft_model(model: Any, config: PeftConfig, method: str) -> PeftModel:
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 renames; not caused by this package.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        # It looks for patterns among modules, not among target_parameters, where it uses them; the audit tells.
+        warnings.filterwarnings("ignore", r"The following \w+_pattern keys did not match", RuntimeWarning)
         with model_errors(f"{method} cannot be attached to {type(model).__name__}", model):
             adapted: PeftModel = get_peft_model(model, config)
+    gather_in_forward(adapted)
     return adapted
 
 
@@ -105,9 +130,14 @@ def lora_config(model: nn.Module, plan: RankPlan, dropout: float, head: Sequence
 
     Patterns have full site names: PEFT uses the first key that matches the end of a name as a regular
     expression, so shorter keys (`c_proj`) silently take precedence over longer ones.
+
+    Raises:
+        ConfigError: PEFT adapts some sites by their weights, which do not take what the plan wants.
     """
+    require_parameters(model, plan, dropout)
     endings = _endings(model)
-    names = [entry.site.name for entry in plan.entries]
+    by_weight = parameter_targets(model, plan)
+    names = [entry.site.name for entry in plan.entries if entry.site.name not in by_weight]
     ranks = Counter(entry.rank for entry in plan.entries)
     common = ranks.most_common(1)[0][0]
     alpha = next(entry.alpha for entry in plan.entries if entry.rank == common)
@@ -118,14 +148,67 @@ def lora_config(model: nn.Module, plan: RankPlan, dropout: float, head: Sequence
         r=common,
         lora_alpha=_whole(alpha),
         target_modules=module_targets(model, names),
+        target_parameters=list(by_weight.values()) or None,
         use_rslora=plan.scaling is Scaling.RSLORA,
         use_dora=plan.dora,
-        rank_pattern=_pattern(plan.rank_pattern(), endings) if mixed_ranks else {},
-        alpha_pattern=_pattern(plan.alpha_pattern(), endings) if mixed_alphas else {},
+        rank_pattern=_pattern(_renamed(plan.rank_pattern(), by_weight), endings) if mixed_ranks else {},
+        alpha_pattern=_pattern(_renamed(plan.alpha_pattern(), by_weight), endings) if mixed_alphas else {},
         lora_dropout=dropout,
         modules_to_save=list(head) or None,
-        fan_in_fan_out=stores_transposed(model, names),
+        fan_in_fan_out=bool(names) and stores_transposed(model, names),
+        **_start_settings(plan.init),
     )
+
+
+def _start_settings(start: Start) -> dict[str, Any]:
+    """Return PEFT's settings of initial weights; of those of `RankPlan.built`, none that changes the base."""
+    if start is Start.DEFAULT:
+        return {}
+    settings: Mapping[Start, dict[str, Any]] = {
+        Start.CORDA: {"corda_config": CordaConfig()},
+        Start.EVA: {"eva_config": EvaConfig(rho=1.0)},
+        Start.LOFTQ: {"loftq_config": {"loftq_bits": 4, "loftq_iter": 1}},
+        Start.LORA_GA: {"lora_ga_config": LoraGAConfig()},
+    }
+    return {"init_lora_weights": str(start), **settings.get(start, {})}
+
+
+def parameter_targets(model: nn.Module, plan: RankPlan) -> dict[str, str]:
+    """Return the sites that PEFT adapts by their weights (`target_parameters`): site name -> name of the parameter.
+
+    These are stacks of routed experts, and linear layers that PEFT would take for experts by their names.
+    """
+    linear = [entry.site.name for entry in plan.entries if not entry.site.experts]
+    taken = taken_for_experts(model, linear)
+    by_weight = {name: f"{name}.weight" for name in linear if name in taken}
+    return by_weight | {entry.site.name: entry.site.name for entry in plan.entries if entry.site.experts}
+
+
+def require_parameters(model: nn.Module, plan: RankPlan, dropout: float) -> None:
+    """Check that sites that PEFT adapts by their weights have plain LoRA: no dropout, DoRA, aLoRA or packed weight.
+
+    Raises:
+        ConfigError: they have; the message names the setting and a site.
+    """
+    by_weight = parameter_targets(model, plan)
+    packed = any(plan.base_of(entry) != BaseStorage.FULL for entry in plan.entries if entry.site.name in by_weight)
+    wanted = {
+        f"dropout {dropout:g}": dropout > 0,
+        "dora": plan.dora,
+        "alora": bool(plan.invocation),
+        f"base={plan.base}": packed,
+        f"init={plan.init}": plan.init is not Start.DEFAULT,
+    }
+    if by_weight and (wrong := [name for name, given in wanted.items() if given]):
+        raise ConfigError(
+            f"{plan.method}: PEFT adapts {len(by_weight)} sites of {type(model).__name__}, such as "
+            f"{next(iter(by_weight))}, by their weights (target_parameters), without {' and '.join(wrong)}. Leave that "
+            "out, or those sites, such as by placement=attention."
+        )
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def stores_transposed(model: nn.Module, names: Iterable[str]) -> bool:
@@ -137,10 +220,10 @@ def peft_task(model: nn.Module) -> str | None:
     """Return PEFT's task type of a model class, or None for PEFT's general wrapper."""
     from transformers.models.auto import modeling_auto as auto
 
-    name = type(model).__name__
-    if name in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+    names = {kind.__name__ for kind in type(model).__mro__}  # FSDP2 makes a subclass
+    if names & {*auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}:
         return "CAUSAL_LM"
-    if name in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+    if names & {*auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values()}:
         return "SEQ_2_SEQ_LM"
     return None
 
@@ -175,12 +258,15 @@ def _whole(alpha: float) -> Any:
     return int(alpha) if float(alpha).is_integer() else alpha
 
 
-def initial_a(seed: int, site: str, rank: int, in_features: int) -> torch.Tensor:
+def initial_a(seed: int, site: str, rank: int, in_features: int, experts: int = 0) -> torch.Tensor:
     """Return A of shape (rank, in_features): Kaiming uniform with a = sqrt(5), as in PEFT.
 
     The bound is 1/sqrt(in_features) at any rank; rows are drawn in order from one stream, so a
-    smaller rank is a prefix of a larger one.
+    smaller rank is a prefix of a larger one. Of `experts` experts each has a stream of its own, and A has the shape
+    (experts x rank, in_features), one expert after the other.
     """
+    if experts:
+        return torch.cat([initial_a(seed, f"{site}[{expert}]", rank, in_features) for expert in range(experts)])
     return uniform_rows(rng_for(seed, "lora_A", site), (rank, in_features), 1.0 / math.sqrt(in_features))
 
 
@@ -191,8 +277,27 @@ def uniform_rows(rng: np.random.Generator, shape: tuple[int, ...], bound: float)
 
 
 def lora_layers(adapted: Any) -> dict[str, Any]:
-    """Return name of the wrapped base module -> LoRA layer."""
-    return {name: module for name, module in base_of(adapted).named_modules() if isinstance(module, LoraLayer)}
+    """Return site name -> LoRA layer: the name of the wrapped linear layer, or of a stack of experts' weights."""
+    return {
+        site_of(name, module): module
+        for name, module in base_of(adapted).named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def site_of(name: str, layer: LoraLayer) -> str:
+    """Return the site of a LoRA layer by its module name; PEFT nests the layers of one module's parameters."""
+    if not isinstance(layer, ParamWrapper):
+        return name
+    owner = name.removesuffix(".base_layer")
+    while owner != name:
+        name, owner = owner, owner.removesuffix(".base_layer")
+    return owner if isinstance(layer.get_base_layer(), nn.Linear) else f"{owner}.{layer.parameter_name}"
+
+
+def experts_of(layer: LoraLayer) -> int:
+    """Return the number of experts whose factors a LoRA layer stacks; 0 for a linear layer."""
+    return int(layer.num_experts) if isinstance(layer, ParamWrapper) and layer.num_experts > 1 else 0
 
 
 def base_of(adapted: Any) -> Any:

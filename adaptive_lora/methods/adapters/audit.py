@@ -57,6 +57,7 @@ def audit_as_built(adapted: nn.Module, plan: Plan, head: Sequence[str] = ()) -> 
     if isinstance(plan, TunerPlan):
         audit_tuner(adapted, plan.tensors if plan.kept is None else plan.kept, head)
         return
+    plan = plan.built
     problems = [*_site_problems(adapted, plan), *head_problems(adapted, head)]
     trainable = {n: p for n, p in trained_tensors(adapted).items() if not in_head(n, head)}
     problems += [f"{name} is trainable" for name in trainable if "lora_" not in name]
@@ -80,8 +81,8 @@ def _site_problems(adapted: nn.Module, plan: RankPlan) -> list[str]:
             "rank": (layer.r[ADAPTER], rank),
             "alpha": (layer.lora_alpha[ADAPTER], entry.alpha),
             "scale": (layer.scaling[ADAPTER], plan.scale_of(entry)),
-            "shape of A": (tuple(layer.lora_A[ADAPTER].weight.shape), (rank, site.in_features)),
-            "shape of B": (tuple(layer.lora_B[ADAPTER].weight.shape), (site.out_features, rank)),
+            "shape of A": (tuple(layer.lora_A[ADAPTER].weight.shape), (rank * site.matrices, site.in_features)),
+            "shape of B": (tuple(layer.lora_B[ADAPTER].weight.shape), (site.out_features, rank * site.matrices)),
             "shape of DoRA's magnitudes": (
                 tuple(layer.lora_magnitude_vector[ADAPTER].weight.shape) if dora else None,
                 (entry.magnitudes,) if entry.dora else None,
@@ -97,13 +98,14 @@ def _site_problems(adapted: nn.Module, plan: RankPlan) -> list[str]:
 
 
 def _storage(layer: nn.Module) -> str:
-    packed = getattr(layer.weight, "quant_state", None)
+    packed = getattr(layer, "quant_state", None)  # of the weight itself FSDP2 keeps the bytes alone
     return BaseStorage.FULL if packed is None else str(packed.quant_type)
 
 
 def as_stored(plan: RankPlan, base: nn.Module) -> RankPlan:
     """Return a plan for a base that may be loaded in 4 bit already, with the storage of its layers."""
-    kinds = {entry.site.name: _storage(base.get_submodule(entry.site.name)) for entry in plan.entries}
+    layers = [entry.site.name for entry in plan.entries if not entry.site.experts]
+    kinds = {name: _storage(base.get_submodule(name)) for name in layers}
     packed = sorted(set(kinds.values()) - {BaseStorage.FULL})
     return dataclasses.replace(plan, base=packed[0]) if packed else plan
 

@@ -13,11 +13,14 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader
-from peft import LoraConfig, PeftConfig
+from jinja2 import Environment, FileSystemLoader, Template
+from peft import LoraConfig, PeftConfig, convert_to_lora
+from peft.tuners.lora.layer import ParamWrapper
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -30,6 +33,7 @@ from adaptive_lora.errors import AdapterError, ConfigError, brief
 from adaptive_lora.interruption import replacing
 from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.methods.adapters.tuners import save_custom_tuner
+from adaptive_lora.methods.peft_types.table import TYPES
 from adaptive_lora.models.errors import is_bug, model_errors
 from adaptive_lora.serving import CAUSAL, RECORD, TASKS
 from adaptive_lora.serving.custom_tuner import AdaptedModel
@@ -43,6 +47,8 @@ if TYPE_CHECKING:
 
 SERVED_RANKS = (8, 16, 32, 64, 128, 256)
 """Values that vLLM accepts for its maximum LoRA rank."""
+_LOST = 1e-8
+"""Largest share of the squared norm of a site's update that a conversion to LoRA may lose."""
 _TENSOR = re.compile(r"base_model\.model\.(?P<site>.+)\.lora_(?P<side>[AB])\.weight")
 _TRAINED = re.compile(r"trained[\w.-]*\.(safetensors|json)")
 """Pattern of the weights of a custom tuner, in one file or several with an index."""
@@ -96,8 +102,16 @@ def save_adapter(
     if isinstance(plan, TunerPlan):
         origin["family"] = plan.family
     else:
-        ranks += plan.rank_pattern().values()
+        ranks += plan.built.rank_pattern().values()
     write_card(folder, "trained", origin, ranks=ranks)  # PEFT's own is an empty template
+
+
+@cache
+def _card() -> Template:
+    """Return the template of a README."""
+    beside = FileSystemLoader(Path(__file__).parent)
+    templates = Environment(loader=beside, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return templates.get_template("model_card.md.jinja")
 
 
 def write_card(folder: Path, kind: str, origin: Mapping[str, Any], **values: Any) -> None:
@@ -110,9 +124,7 @@ def write_card(folder: Path, kind: str, origin: Mapping[str, Any], **values: Any
         values: `ranks` as trained, the `rank` of a uniform one, whether a merged one was `dora`, and the facts of a
             `published` one.
     """
-    beside = FileSystemLoader(Path(__file__).parent)
-    templates = Environment(loader=beside, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    text = templates.get_template("model_card.md.jinja").render(
+    text = _card().render(
         kind=kind,
         origin=origin,
         auto_class=TASKS[origin.get("task", CAUSAL)["name"]].auto_class,
@@ -145,26 +157,30 @@ def copy_trained(source: Path, target: Path, published: Mapping[str, Any]) -> No
         for path in sorted(source.iterdir()):
             if path.name in kept or _TRAINED.fullmatch(path.name):
                 shutil.copy(path, folder)
-        ranks = [] if isinstance(plan, TunerPlan) else list(plan.rank_pattern().values())
+        ranks = [] if isinstance(plan, TunerPlan) else list(plan.built.rank_pattern().values())
         write_card(folder, "trained", origin, ranks=ranks, published=published)
 
 
-def export_uniform(source: Path, target: Path, published: Mapping[str, Any] | None = None) -> int:
+def export_uniform(
+    source: Path, target: Path, *, trust_remote_code: bool = False, published: Mapping[str, Any] | None = None
+) -> int:
     """Write an adapter with one rank at every site; return that rank.
 
-    A is padded with rows and B with columns of zeros: B'·A' = scale·B·A at every site.
+    A is padded with rows and B with columns of zeros: B'·A' = scale·B·A at every site. PEFT's other types of adapters
+    whose update is a matrix are converted to LoRA first.
 
     Args:
-        source: adapter folder; its base is not needed.
+        source: adapter folder; its base is needed only to convert it.
         target: folder to create; must not exist or be empty.
+        trust_remote_code: whether to run the base's own Python code.
         published: further facts of the card, where it is to be published.
 
     Raises:
-        AdapterError: the adapter is not plain LoRA, or has a rank above `SERVED_RANKS`.
+        AdapterError: the adapter is not plain LoRA and cannot be converted, or has a rank above `SERVED_RANKS`.
         ConfigError: the target is not empty.
     """
     refuse_occupied(target)
-    config, tensors = _read(source)
+    config, tensors = _converted(source, trust_remote_code) if peft_type_of(source) in TYPES else _read(source)
     origin = origin_of(source)
     pairs = _pairs(tensors)
     ranks = [a.shape[0] for a, _ in pairs.values()]
@@ -212,6 +228,11 @@ def export_merged(
         model, tokenizer, _ = serving.load_adapter(source, dequantise=True, trust_remote_code=trust_remote_code)
         _refuse_tied(model)
         config = getattr(model, "peft_config", {}).get("default")  # custom tuners have none
+        if getattr(config, "alora_invocation_tokens", None):
+            raise AdapterError(
+                f"{source} acts from its invocation tokens on alone (aLoRA), which merged weights cannot; serve the "
+                "adapter as it is."
+            )
         dora = bool(getattr(config, "use_dora", False))
         merged = model.merge_and_unload(safe_merge=True)
     except AdapterError:
@@ -237,7 +258,8 @@ def _refuse_tied(model: Any) -> None:
         return
     first: dict[int, str] = {}
     for name, layer in lora_layers(model).items():
-        other = first.setdefault(id(layer.get_base_layer().weight), name)
+        weight = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
+        other = first.setdefault(id(weight), name)
         if other != name:
             raise AdapterError(
                 f"{other} and {name} share one weight and have an adapter each, which a merged "
@@ -249,6 +271,33 @@ def refuse_occupied(target: Path) -> None:
     """Raise ConfigError if the target is a file or a folder that is not empty."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} is not empty; give a new folder for the export.")
+
+
+def peft_type_of(source: Path) -> str | None:
+    """Return PEFT's type of an adapter folder, or None where it is a custom tuner's or cannot be read."""
+    with suppress(UnsafeFiles):
+        return str(read_json(source / CONFIG).get("peft_type"))
+    return None
+
+
+def _converted(source: Path, trust_remote_code: bool) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Return the configuration and tensors of the LoRA adapter that computes what another type of PEFT's does.
+
+    Each site gets the least rank whose singular values hold all but `_LOST` of the squared norm of its update.
+
+    Raises:
+        AdapterError: PEFT has no conversion of this type, or the adapter cannot be loaded.
+    """
+    with model_errors(f"adapter {source} cannot be converted to LoRA"):
+        model, _, _ = serving.load_adapter(source, dequantise=True, trust_remote_code=trust_remote_code)
+    try:
+        config, tensors = convert_to_lora(model, 1 - _LOST)
+    except TypeError as error:
+        raise AdapterError(
+            f"{source} is no LoRA adapter, and PEFT has no conversion of {peft_type_of(source)} to LoRA for its "
+            "layers, which --uniform needs; export it with --merged."
+        ) from error
+    return config, tensors
 
 
 def _read(source: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
@@ -272,13 +321,21 @@ def _read(source: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         "use_dora": not getattr(config, "use_dora", False),
         "bias": getattr(config, "bias", "none") == "none",
         "modules_to_save": not getattr(config, "modules_to_save", None),
+        "alora_invocation_tokens": not getattr(config, "alora_invocation_tokens", None),
         "init_lora_weights": getattr(config, "init_lora_weights", True) in _PLAIN,
     }
     wrong = [f"{name}={getattr(config, name)}" for name, right in given.items() if not right]
     if wrong:
+        remedy = "export it with --merged" if given["alora_invocation_tokens"] else "serve the adapter as it is"
         raise AdapterError(
             f"{source} is no plain LoRA adapter ({', '.join(wrong)}): required for --uniform, "
-            "because servers read A and B alone; export it with --merged."
+            f"because servers read A and B alone; {remedy}."
+        )
+    stacked = [name for name in config.target_parameters or () if not name.endswith(".weight")]
+    if stacked:
+        raise AdapterError(
+            f"{source} adapts routed experts ({len(stacked)} stacks of weights, such as {min(stacked)}), which have a "
+            "rank per expert: required linear layers for --uniform; export it with --merged."
         )
     return config, tensors
 
@@ -301,6 +358,8 @@ def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 def _scale(config: LoraConfig, site: str, rank: int) -> float:
     """Return PEFT's factor of B·A at a site, by its rule for patterns."""
     ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
+    if f"{site}.weight" in (config.target_parameters or ()):
+        site = f"{site}.weight"
     key = get_pattern_key([*ranks, *alphas], site)
     stated, alpha = ranks.get(key, config.r), alphas.get(key, config.lora_alpha)
     if stated != rank:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -24,11 +26,16 @@ from adaptive_lora.methods.adapters.attach import (
     uniform_rows,
 )
 from adaptive_lora.methods.adapters.audit import audit_tuner, audit_tuner_moved, trained_tensors
+from adaptive_lora.methods.adapters.peft_build import configuration
 from adaptive_lora.methods.base import TrainedTrial, TrialContext
-from adaptive_lora.seeding import rng_for
+from adaptive_lora.seeding import rng_for, torch_stream
 from adaptive_lora.serving.custom_tuner import WEIGHTS, AdaptedModel
 from adaptive_lora.serving.safety import FAMILY
 
+log = logging.getLogger(__name__)
+
+_ROUNDED = 64
+"""Largest difference of outputs by rounding, in units of the base's precision times the largest output."""
 _PREFIX_SPREAD = 0.02
 """Standard deviation of a prefix's initial keys and values, equal to that of the base's weights."""
 
@@ -36,17 +43,20 @@ _PREFIX_SPREAD = 0.02
 def fit_tuner(trial: TrialContext) -> TrainedTrial:
     """Attach and train the plan; of P-tuning's encoder, keep the computed embeddings."""
     plan = trial.tuner_plan
-    is_peft = plan.family in CONFIGURATIONS
+    is_peft, is_any_type = plan.family in CONFIGURATIONS, plan.family == "peft"
     attach = attach_peft_tuner if is_peft else attach_custom_tuner
     undo = detach_peft_tuner if is_peft else AdaptedModel.release
+    before = trial.probe(trial.base) if is_any_type else None
     adapted = trial.adopt(attach(trial.base, plan, seed=trial.seed, head=trial.head), undo=undo)
     audit_tuner(adapted, plan.tensors, trial.head)
+    extra = {} if before is None else {"start_difference": _start_difference(adapted, before, trial)}
     if isinstance(adapted, AdaptedModel):
         start = adapted.start_state()
     else:
         start = {name: tensor.detach().cpu().clone() for name, tensor in trained_tensors(adapted).items()}
     result = trial.train(adapted)
-    still = audit_tuner_moved(adapted, start, must_move=lambda name: is_peft or name.endswith("bottleneck.up.weight"))
+    all_move = is_peft and not is_any_type
+    still = audit_tuner_moved(adapted, start, must_move=lambda name: all_move or name.endswith("bottleneck.up.weight"))
     if plan.kept is not None:
         keep_the_embeddings(adapted)
     return TrainedTrial(
@@ -54,8 +64,20 @@ def fit_tuner(trial: TrialContext) -> TrainedTrial:
         plan=plan,
         result=result,
         training_parameters=plan.trainable_parameters,
-        extra={} if is_peft else {"unmoved_tensors": float(still)},
+        extra=extra if all_move else {**extra, "unmoved_tensors": float(still)},
     )
+
+
+def _start_difference(adapted: Any, before: torch.Tensor, trial: TrialContext) -> float:
+    """Return the largest difference of the outputs from the base's at the start of training; say it where it is large.
+
+    Types of adapters with a random update change the base's function at once.
+    """
+    found = float((trial.probe(adapted) - before).abs().max())
+    rounding = _ROUNDED * torch.finfo(next(trial.base.parameters()).dtype).eps
+    if found > rounding * float(before.abs().max()):
+        log.warning("%s does not start as the base: its outputs differ by up to %.2g.", trial.method.label, found)
+    return found
 
 
 # PEFT's tuners
@@ -73,6 +95,13 @@ def attach_peft_tuner(model: Any, plan: TunerPlan, *, seed: int, head: Sequence[
     config: Any = CONFIGURATIONS[plan.family](model, plan.settings)
     if head:
         config.modules_to_save = list(head)
+    if plan.family == "peft":
+        if getattr(config, "random_seed", 0) is None:
+            config.random_seed = seed
+        # PEFT draws the initial weights of its types; it warns of each layer that it builds.
+        with torch_stream(seed, "peft", plan.settings["type"]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return peft_model(model, config, plan.method)
     adapted = peft_model(model, config, plan.method)
     with torch.no_grad():
         for name, parameter in trained_tensors(adapted).items():
@@ -103,8 +132,9 @@ def keep_the_embeddings(adapted: PeftModel) -> None:
     encoder.mlp_head = nn.Identity()
 
 
-def _prompt(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _prompt(model: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
+        "num_attention_heads": model.config.get_text_config().num_attention_heads,  # PEFT knows not all names of it
         "task_type": "CAUSAL_LM",
         "num_virtual_tokens": settings["tokens"],
         "token_dim": settings["width"],
@@ -113,18 +143,20 @@ def _prompt(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prompt_tuning(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
-    return PromptTuningConfig(**_prompt(settings), prompt_tuning_init="RANDOM")
+    return PromptTuningConfig(**_prompt(model, settings), prompt_tuning_init="RANDOM")
 
 
 def _p_tuning(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
     width = settings["encoder_width"]
-    return PromptEncoderConfig(**_prompt(settings), encoder_reparameterization_type="MLP", encoder_hidden_size=width)
+    return PromptEncoderConfig(
+        **_prompt(model, settings), encoder_reparameterization_type="MLP", encoder_hidden_size=width
+    )
 
 
 def _prefix_tuning(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
     heads = settings["kv_heads"]  # PEFT supports grouped keys, but not Falcon's single key head
     sizes = {"token_dim": heads * settings["head_dim"], "num_attention_heads": heads}
-    return PrefixTuningConfig(**{**_prompt(settings), **sizes})
+    return PrefixTuningConfig(**{**_prompt(model, settings), **sizes})
 
 
 def _ia3(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
@@ -138,7 +170,13 @@ def _ia3(model: nn.Module, settings: Mapping[str, Any]) -> PeftConfig:
 
 
 CONFIGURATIONS: Mapping[str, Callable[[nn.Module, Mapping[str, Any]], PeftConfig]] = MappingProxyType(
-    {"prompt_tuning": _prompt_tuning, "p_tuning": _p_tuning, "prefix_tuning": _prefix_tuning, "ia3": _ia3}
+    {
+        "prompt_tuning": _prompt_tuning,
+        "p_tuning": _p_tuning,
+        "prefix_tuning": _prefix_tuning,
+        "ia3": _ia3,
+        "peft": configuration,
+    }
 )
 """Tuner of PEFT -> function from the base and the plan's settings to its configuration."""
 
