@@ -24,6 +24,9 @@ class Initialised(RankMethod):
     alone); likewise for `gora`.
     """
 
+    refused_variants: ClassVar[Mapping[str, str]] = {
+        "experts": "it initialises A or B of linear layers, not those of stacked experts"
+    }
     side: ClassVar[str]
     """Matrix that it initialises: `lora_A` or `lora_B`."""
     ranks: str = option(

@@ -67,20 +67,20 @@ def measured(trial: TrialContext, options: Eva) -> tuple[RankPlan, Directions]:
     limits = rank_limits(trial.method, sites, least=0)
     if options.ranks == "uniform":
         ranks = [limits.clipped(entry.rank, index) for index, entry in enumerate(plan.entries)]
-        found = _directions(trial, EvaSettings(rank=max(ranks), rho=1.0, tau=options.tau))
+        found = directions(trial, EvaSettings(rank=max(ranks), rho=1.0, tau=options.tau))
         return _with_ranks(plan, ranks), found
     costs = [site.parameters_per_rank for site in sites]
     limited = limits != rank_limits(MethodSpec(options=options), sites, least=0)
     if plan.budget is None and not limited:  # as in the paper: PEFT distributes the ranks
         settings = EvaSettings(rank=options.rank, rho=options.rho, tau=options.tau)
-        found = _directions(trial, settings)
+        found = directions(trial, settings)
         return _with_ranks(plan, [len(found.a[site.name]) for site in sites]), found
     if plan.budget is None:  # the budget is a number of ranks
         costs, budget = [1] * len(sites), options.rank * len(sites)
     else:
         budget = rank_budget(plan)
     most = max(1, math.ceil(options.rho * budget / sum(costs)))
-    found = _directions(trial, EvaSettings(rank=most, rho=1.0, tau=options.tau))
+    found = directions(trial, EvaSettings(rank=most, rho=1.0, tau=options.tau))
     explained = [found.explained[site.name] for site in sites]
     ranks = limits.by_value(explained, costs, budget, one_threshold=False)
     return _with_ranks(plan, ranks), found
@@ -91,7 +91,8 @@ def _with_ranks(plan: RankPlan, ranks: Sequence[int]) -> RankPlan:
     return revised(plan, dict(zip(names, ranks, strict=True)))
 
 
-def _directions(trial: TrialContext, settings: EvaSettings) -> Directions:
+def directions(trial: TrialContext, settings: EvaSettings) -> Directions:
+    """Return the directions of the inputs of a trial's sites, on its calibration data."""
     context = trial.context
     causal = isinstance(context.task, CausalTask)
 
@@ -176,6 +177,7 @@ def eva_directions(
             prepare_model_inputs_fn=None,
             prepare_layer_inputs_fn=_counted_rows(sites, settings),
             show_progress_bar=False,
+            gather_distributed_inputs=False,  # all processes have the same batches
         )
     shown = {name: hook.hashed_inputs[0] for name, hook in first.items()}
     owner = {shown[name]: hook for name, hook in hooks.items()}
