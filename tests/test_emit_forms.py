@@ -20,6 +20,7 @@ import torch
 import yaml
 from architectures import write_configuration
 from click.testing import CliRunner
+from mixtures import settings_of
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -29,7 +30,7 @@ from adaptive_lora.allocation import MethodSpec, RankPlan
 from adaptive_lora.cli import main
 from adaptive_lora.config import study_from
 from adaptive_lora.errors import ConfigError
-from adaptive_lora.methods.adapters import attach
+from adaptive_lora.methods.adapters import attach, audit_as_built
 from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.models.classes import auto_class
 from adaptive_lora.runner.plan import PlanReport, plan_method
@@ -38,7 +39,8 @@ VERSIONS = {"axolotl": "0.19.0", "llamafactory": "0.9.5", "torchtune": "0.6.1", 
 FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "axolotl": {
         "base_model": str, "adapter": str, "load_in_4bit": bool, "lora_r": int, "lora_alpha": int,
-        "lora_target_modules": (str, list), "lora_rank_pattern": dict, "lora_alpha_pattern": dict,
+        "lora_target_modules": (str, list), "lora_target_parameters": list,
+        "lora_rank_pattern": dict, "lora_alpha_pattern": dict,
         "lora_fan_in_fan_out": bool, "lora_modules_to_save": list, "peft_use_rslora": bool, "peft_use_dora": bool,
         "lora_model_dir": str, "loraplus_lr_ratio": float,
     },
@@ -92,6 +94,7 @@ def config_of(form: str, given: dict[str, Any]) -> LoraConfig:
             r=given["lora_r"],
             lora_alpha=given["lora_alpha"],
             target_modules=given["lora_target_modules"],
+            target_parameters=given.get("lora_target_parameters", []),
             fan_in_fan_out=given.get("lora_fan_in_fan_out", False),
             rank_pattern=given.get("lora_rank_pattern", {}),
             alpha_pattern=given.get("lora_alpha_pattern", {}),
@@ -149,6 +152,28 @@ def test_mixed_ranks_reach_peft(
 ) -> None:
     report = report_of(name, method, **settings)
     assert built(get_peft_model(model_of(report), config_of(form, read(report, form)))) == planned(report)
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match")  # a mistake of PEFT 0.21
+@pytest.mark.parametrize("form", ["axolotl", "unsloth"])
+@pytest.mark.parametrize(
+    "name", ["qwen2-moe", "deepseek-v3"]
+)  # the latter has dense layers that PEFT takes for experts
+def test_routed_experts_reach_peft(name: str, form: str, tmp_path: Path) -> None:
+    settings_of(name).save_pretrained(tmp_path)
+    config = study_from({"model": str(tmp_path)})
+    for method in ("linear_decay:rank=8,low_rank=4,experts=true", "linear_decay:rank=8,low_rank=4"):
+        report = plan_method(config, MethodSpec.parse(method))
+        given = read(report, form)
+        audit_as_built(get_peft_model(model_of(report), config_of(form, given)), report.plan)
+        if form == "unsloth":  # which would find experts by itself where it is given none
+            assert isinstance(given["target_parameters"], list)
+    report = plan_method(config, MethodSpec.parse("uniform:rank=8,experts=true"))
+    for wrong in ("llamafactory", "torchtune"):
+        with pytest.raises(ConfigError, match=f"required --emit peft, axolotl or unsloth.*{wrong} reads modules alone"):
+            report.emit(wrong)
+    with pytest.raises(ConfigError, match="without --adapter, because the start of --adapter is that of modules"):
+        report.emit("axolotl", adapter=tmp_path / "start")
 
 
 @pytest.mark.parametrize("method", ["uniform:rank=3", "uniform:rank=3,placement=attention,dora=true"])

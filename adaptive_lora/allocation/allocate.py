@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from adaptive_lora.allocation.architecture import Architecture
 from adaptive_lora.allocation.budget import RankLimits
-from adaptive_lora.allocation.plan import RankPlan, SiteRank, uniform_cost
+from adaptive_lora.allocation.plan import BaseStorage, RankPlan, SiteRank, uniform_cost
 from adaptive_lora.allocation.problem import AllocationProblem, RankSolver, Solution
 from adaptive_lora.allocation.request import ProfileSummary
 from adaptive_lora.allocation.scaling import DEFAULT_ALPHA, Scaling
 from adaptive_lora.allocation.site import ATTENTION_ROLES, FEED_FORWARD_ROLES, AdapterSite, select_sites
 from adaptive_lora.allocation.spec import MethodSpec
+from adaptive_lora.allocation.start import Start
 from adaptive_lora.allocation.tuner_plan import Plan, TunerPlan
 from adaptive_lora.errors import AllocationError
 
@@ -38,12 +40,23 @@ def make_plan(
 
     Raises:
         AllocationError: the base lacks the tensors to train, or a budget cannot be met.
+        ModelError: routed experts are asked for, and the base has none that take adapters.
     """
     method = spec.options
-    if not method.gives_ranks:
-        tuner: TunerPlan = method.plan(base, resolve_budget(spec.budget, base.sites), spec.label)
-        return tuner
-    return allocate(spec, base.sites, alpha=alpha, scaling=scaling, profile=profile, seed=seed)
+    if spec.base != BaseStorage.FULL:  # whose packed layers store all weights as (out, in)
+        packed = {site.name for site in base.sites if site.packable}
+        base = dataclasses.replace(base, transposed=base.transposed - packed)
+    if not method.gives_ranks and method.wrapped is None:
+        chosen = dataclasses.replace(base, sites=select_sites(base.sites, spec.choice))
+        return _stored(method.plan(chosen, resolve_budget(spec.budget, base.sites), spec.label), spec.base)
+    inner = spec if method.gives_ranks else dataclasses.replace(spec, options=method.wrapped)
+    ranks = allocate(inner, base.sites_of(spec.experts), alpha=alpha, scaling=scaling, profile=profile, seed=seed)
+    return ranks if method.gives_ranks else _stored(method.design_shares(base, ranks, spec.label), spec.base)
+
+
+def _stored(plan: TunerPlan, base: str) -> TunerPlan:
+    """Return a plan with how the frozen base's weights are stored, which earlier plans of a full base do not say."""
+    return plan if base == BaseStorage.FULL else dataclasses.replace(plan, settings={**plan.settings, "base": base})
 
 
 def allocate(
@@ -59,7 +72,7 @@ def allocate(
 
     Args:
         spec: the method.
-        sites: all sites of the model; the method's placement selects among them.
+        sites: all sites of the model; the method's placement selects among them, routed experts only with `experts`.
         alpha: LoRA's alpha, for methods without one of their own.
         scaling: how alpha and rank become the factor, for methods without one of their own.
         profile: importance profile, for data-driven methods.
@@ -70,7 +83,7 @@ def allocate(
             budget that cannot be met.
     """
     everything = tuple(sites)
-    chosen = select_sites(everything, spec.choice)
+    chosen = _chosen(spec, [site for site in everything if spec.experts or not site.experts])
     ordered = tuple(sorted(chosen, key=lambda site: (site.layer, site.name)))
     method = spec.options
     # Methods that change ranks in training start from equal ranks, and apply the limits at each decision.
@@ -84,39 +97,81 @@ def allocate(
         profile=profile,
         seed=seed,
     )
-    solution: Solution = _solve_with_magnitudes(method, problem) if spec.dora else method.solve(problem)
+    found: Solution = _solve_with_magnitudes(method, problem) if spec.dora else method.solve(problem)
     policy, common = Scaling(spec.scaling or scaling), alpha if spec.alpha is None else spec.alpha
-    rates = solution.lr_multipliers or (1.0,) * len(ordered)
     made = {
         site.name: SiteRank(
             site=site, rank=rank, alpha=policy.alpha_at(common, rank), lr_multiplier=rate, dora=spec.dora
         )
-        for site, rank, rate in zip(ordered, solution.ranks, rates, strict=True)
+        for site, rank, rate in zip(ordered, found.ranks, found.lr_multipliers or (1.0,) * len(ordered), strict=True)
         if rank > 0
     }
     if not made:
         raise AllocationError(f"{spec.label} gives no site a rank; raise min_rank or the budget.")
     plan = RankPlan(
         method=spec.label,
-        budget=solution.budget,
+        budget=found.budget,
         scaling=policy,
         scaling_in_training=method.scaling_in_training,
         entries=tuple(made[site.name] for site in chosen if site.name in made),
         left_out=tuple(site.name for site in chosen if site.name not in made),
-        certificate=solution.certificate,
+        certificate=found.certificate,
         lora_plus=spec.lora_plus,
         base=spec.base,
+        init=Start(spec.init),
+        invocation=spec.alora,
     )
-    method.check(plan)  # what training will start from must fit too
+    return _checked(plan, method)  # what training will start from must fit too
+
+
+def _chosen(spec: MethodSpec, sites: Sequence[AdapterSite]) -> tuple[AdapterSite, ...]:
+    """Return the sites that a method's options select, with the trained parameters of a rank as they are counted.
+
+    Raises:
+        AllocationError: routed experts are asked for, and none is selected.
+    """
+    chosen = select_sites(sites, spec.choice)
+    if spec.experts and not any(site.experts for site in chosen):
+        raise AllocationError(
+            f"{spec.label}: experts=true, and no routed experts are among its sites; leave experts out, select some by "
+            "placement, roles, layers, towers or target_names, or give a profile that measured them."
+        )
+    return tuple(dataclasses.replace(site, frozen_a=True) for site in chosen) if spec.lora_fa else chosen
+
+
+def _checked(plan: RankPlan, method: Any) -> RankPlan:
+    """Return a plan that its method can train, and whose initial weights exist at its ranks.
+
+    Raises:
+        AllocationError: an odd rank under `init=orthogonal`, or one above half a site's smaller side under `lora_ga`.
+    """
+    odd = [entry for entry in plan.entries if entry.rank % 2]
+    if plan.init is Start.ORTHOGONAL and odd:
+        raise AllocationError(
+            f"{plan.method}: init=orthogonal divides the ranks of a site between A and B, so that they must be even; "
+            f"got {odd[0].rank} at {odd[0].site.name}. Give an even rank or, where ranks differ, multiple=2."
+        )
+    wide = [entry for entry in plan.entries if 2 * entry.rank > entry.site.max_rank]
+    if plan.init is Start.LORA_GA and wide:
+        raise AllocationError(
+            f"{plan.method}: init=lora_ga takes two singular vectors of the gradient for each rank; required at most "
+            f"{wide[0].site.max_rank // 2} at {wide[0].site.name}, got {wide[0].rank}. Lower the rank or set max_rank."
+        )
+    method.check(plan)
     return plan
 
 
 def resolve_budget(budget: str | None, sites: Sequence[AdapterSite]) -> int | None:
-    """Return a method's budget as a number of trainable parameters on all sites of a model."""
+    """Return a method's budget as a number of trainable parameters.
+
+    `uniform-R` is the number of plain LoRA, whose A and B are trained, on all linear layers: it is one number for
+    methods with and without routed experts.
+    """
     if budget is None:
         return None
     if budget.startswith("uniform-"):
-        return uniform_cost(sites, int(budget.removeprefix("uniform-")))
+        linear = (site for site in sites if not site.experts)
+        return uniform_cost(linear, int(budget.removeprefix("uniform-")))
     return int(budget)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from adaptive_lora.allocation.site import AdapterSite
+from adaptive_lora.errors import ModelError
 
 Shape = tuple[int, ...]
 
@@ -21,6 +22,23 @@ class SiteSurvey:
     """Full module name of a linear layer that cannot take an adapter -> the reason."""
     untried: frozenset[str] = frozenset()
     """Names of sites whose influence on the output cannot be checked without weights."""
+    experts: tuple[AdapterSite, ...] = ()
+    """Stacks of routed experts' weights that PEFT adapts, in module order; sites of a method with `experts`."""
+    experts_note: str = ""
+    """Sentences on what is frozen in a mixture of experts; empty for other models."""
+
+    def sites_of(self, experts: bool) -> tuple[AdapterSite, ...]:
+        """Return the sites, with routed experts where wanted.
+
+        Raises:
+            ModelError: routed experts are wanted, and there are none that take adapters.
+        """
+        if experts and not self.experts:
+            raise ModelError(
+                "this base has no routed experts that take adapters: required a mixture of experts whose weights are "
+                f"stacked as PEFT reads them. {self.experts_note or 'It is a dense model.'} Leave out experts."
+            )
+        return (*self.sites, *self.experts) if experts else self.sites
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +53,10 @@ class Decoder:
     head_dim: int
     max_positions: int | None
     """Longest sequence in tokens, or None where the model's configuration gives none."""
+    no_embeddings: str | None = None
+    """Reason why virtual tokens cannot be given as embeddings; None where they can."""
+    no_prefix: str | None = None
+    """Reason why keys and values of virtual tokens have no place in some layer; None where each layer takes them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +73,15 @@ class Architecture(SiteSurvey):
     """Names of the tensors of the output head, as in `tensors`."""
     head_tied: bool = False
     """Mark of an output head that shares its weight with the input embedding."""
+    transposed: frozenset[str] = frozenset()
+    """Names of the sites that store their weight as (in, out): GPT-2's Conv1D."""
     decoder: Decoder | None = None
     """Decoder sizes, or None where the model is not a causal language model."""
+
+    def untried_by(self, *, text: bool) -> frozenset[str]:
+        """Return the names of sites that inputs may not reach: with text alone, all of a model of several towers."""
+        several = len({site.tower for site in self.sites}) > 1
+        return frozenset(site.name for site in self.sites) if text and several else self.untried
 
     @property
     def biases(self) -> tuple[str, ...]:

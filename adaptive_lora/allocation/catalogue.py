@@ -12,7 +12,7 @@ from typing import Any
 from adaptive_lora.plugins import PluginTable, checked
 
 _PACKAGE = "adaptive_lora.methods"
-_SUPPORT = ("adapters", "base", "importance")
+_SUPPORT = ("adapters", "base", "importance", "start")
 """Modules of the package that hold no method; most of them import torch."""
 
 

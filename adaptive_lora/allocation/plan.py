@@ -13,12 +13,13 @@ from typing import Any
 from adaptive_lora.allocation.certificate import Certificate
 from adaptive_lora.allocation.scaling import Scaling
 from adaptive_lora.allocation.site import AdapterSite
+from adaptive_lora.allocation.start import Start
 from adaptive_lora.errors import AllocationError
 
 
 def uniform_cost(sites: Iterable[AdapterSite], rank: int) -> int:
-    """Return the trainable parameters of the same rank at all sites: rank x sum of (in + out)."""
-    return rank * sum(site.parameters_per_rank for site in sites)
+    """Return the trainable parameters of the same rank at all sites: rank x sum of (in + out), less at experts."""
+    return sum(site.equal_rank(rank) * site.parameters_per_rank for site in sites)
 
 
 class BaseStorage(StrEnum):
@@ -77,6 +78,10 @@ class RankPlan:
     """Learning rate of B over that of A (LoRA+, Hayou et al. 2024, 2402.12354)."""
     base: str = BaseStorage.FULL
     """Storage of the frozen base's weights: `full` as saved, or `nf4` where the architecture allows it."""
+    init: Start = Start.DEFAULT
+    """Initial weights of A and B."""
+    invocation: str | None = None
+    """Text from whose last occurrence on the adapter acts (aLoRA, Greenewald et al. 2025, 2504.12397), or None."""
 
     @property
     def trainable_parameters(self) -> int:
@@ -93,6 +98,30 @@ class RankPlan:
         """Mark of a plan of DoRA layers."""
         return any(entry.dora for entry in self.entries)
 
+    @property
+    def frozen_a(self) -> bool:
+        """Mark of a plan whose A are not trained (LoRA-FA, Zhang et al. 2023, 2308.03303)."""
+        return any(entry.site.frozen_a for entry in self.entries)
+
+    @property
+    def built(self) -> RankPlan:
+        """Plan of the LoRA layers on the base, which are also the saved adapter's.
+
+        Where the first B₀·A₀ is taken out of the weight, W - s·B₀·A₀ + s·B·A is computed by a layer of twice the rank
+        and the same factor s, with the factors (B, -B₀) and (A, A₀), of which B₀ and A₀ do not change.
+        """
+        if not self.init.is_subtracted:
+            return dataclasses.replace(self, init=Start.DEFAULT)
+        entries = tuple(
+            dataclasses.replace(
+                entry,
+                rank=2 * entry.rank,
+                alpha=entry.alpha * self.scaling.factor(1.0, entry.rank) / self.scaling.factor(1.0, 2 * entry.rank),
+            )
+            for entry in self.entries
+        )
+        return dataclasses.replace(self, entries=entries, init=Start.DEFAULT)
+
     def scale_of(self, entry: SiteRank) -> float:
         """Return the factor that an entry's B·A is multiplied by."""
         return self.scaling.factor(entry.alpha, entry.rank)
@@ -108,18 +137,37 @@ class RankPlan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks on the base under this plan, in sentences."""
+        """Remarks on the base, the initial weights and what is counted under this plan, in sentences."""
         whole = [entry.site.name for entry in self.entries if not entry.site.packable]
-        if self.base == BaseStorage.FULL or not whole:
-            return ()
-        return (
-            f"base={self.base}: {len(whole)} of {len(self.entries)} sites, such as {whole[0]}, "
-            "keep their weights as saved, because the architecture does not take them packed.",
-        )
+        found = []
+        if self.base != BaseStorage.FULL and whole:
+            found.append(
+                f"base={self.base}: {len(whole)} of {len(self.entries)} sites, such as {whole[0]}, "
+                "keep their weights as saved, because the architecture does not take them packed."
+            )
+        if self.init.is_subtracted:
+            most = max(entry.rank for entry in self.entries)
+            found.append(
+                f"init={self.init}: the adapter is saved as plain LoRA on the unchanged base, at twice the trained "
+                f"rank (at most {2 * most} for {most}), because it also holds what the start took out of the weights."
+            )
+        if self.frozen_a:
+            found.append("lora_fa: A is not trained, and parameters and budgets count B alone; both are saved.")
+        if self.invocation is not None:
+            found.append(
+                f"alora: the adapter acts from the last {self.invocation!r} of a row on, and tokens before it see the "
+                "base alone, so that their cache can be shared; it cannot be merged."
+            )
+        return tuple(found)
 
     def lr_multipliers(self) -> dict[str, float]:
         """Return site name -> factor of its learning rate, where that is not 1."""
         return {e.site.name: e.lr_multiplier for e in self.entries if e.lr_multiplier != 1.0}
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites with an adapter."""
+        return tuple(entry.site.name for entry in self.entries)
 
     def rank_pattern(self) -> dict[str, int]:
         """Return PEFT's `rank_pattern`: one full module name per site."""
@@ -141,6 +189,8 @@ class RankPlan:
             "dora": self.dora,
             "lora_plus": self.lora_plus,
             "base": self.base,
+            **({} if self.init is Start.DEFAULT else {"init": str(self.init)}),
+            **({} if self.invocation is None else {"invocation": self.invocation}),
             "left_out": list(self.left_out),
             "certificate": None if self.certificate is None else self.certificate.to_dict(),
             "sites": [
@@ -158,6 +208,9 @@ class RankPlan:
                     "lr_multiplier": entry.lr_multiplier,
                     "parameters": entry.parameters,
                     **({} if entry.site.packable else {"packable": False}),
+                    **({"frozen_a": True} if entry.site.frozen_a else {}),
+                    **({"saved_rank": 2 * entry.rank} if self.init.is_subtracted else {}),
+                    **({"experts": entry.site.experts, "active": entry.site.active} if entry.site.experts else {}),
                 }
                 for entry in self.entries
             ],
@@ -183,6 +236,8 @@ class RankPlan:
                 certificate=None if certificate is None else Certificate.from_dict(certificate),
                 lora_plus=float(values.get("lora_plus", 1.0)),
                 base=str(values.get("base", BaseStorage.FULL)),
+                init=Start(values.get("init", Start.DEFAULT)),
+                invocation=values.get("invocation"),
             )
             stated = int(values["trainable_parameters"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -53,18 +53,22 @@ class AllocationProblem:
         """
         lower, upper = list(self.lower), list(self.upper)
         if bounds is not None:
-            uniform = budget / sum(self.costs)
-            least = self._step_down(bounds[0] * uniform)
-            most = -self._step_down(-bounds[1] * uniform)
-            inner = [min(max(low, least), up) for low, up in zip(lower, upper, strict=True)]
-            outer = [min(max(low, most), up) for low, up in zip(inner, upper, strict=True)]
+            uniform = budget / sum(cost / site.active for cost, site in zip(self.costs, self.sites, strict=True))
+            least = [self._step_down(bounds[0] * uniform / site.active) for site in self.sites]
+            most = [-self._step_down(-bounds[1] * uniform / site.active) for site in self.sites]
+            inner = [min(max(low, limit), up) for low, limit, up in zip(lower, least, upper, strict=True)]
+            outer = [min(max(low, limit), up) for low, limit, up in zip(inner, most, upper, strict=True)]
             lower = inner if self.cost_of(inner) <= budget else lower
             upper = outer if self.cost_of(outer) >= budget else upper
         return tuple(fit_to_budget(weights, self.costs, lower, upper, budget, self.multiple))
 
     def uniform(self, budget: int) -> tuple[int, ...]:
         """Return the ranks that uniform has under the same budget and limits."""
-        return self.fit((1.0,) * len(self.sites), budget)
+        return self.fit(self._shared((1.0,) * len(self.sites)), budget)
+
+    def _shared(self, ranks: Sequence[float]) -> tuple[float, ...]:
+        """Return ranks of linear layers as those of sites: experts divide them by the number of active ones."""
+        return tuple(rank / site.active for rank, site in zip(ranks, self.sites, strict=True))
 
     def rounded(self, wanted: Sequence[float]) -> tuple[int, ...]:
         """Return wanted ranks rounded down into the limits, where there is no budget.
@@ -86,9 +90,10 @@ class AllocationProblem:
     def granted(self, request: RankRequest) -> Solution:
         """Return the integer ranks of a request: under a budget its ranks are proportions, else they are rounded."""
         budget = request.budget if self.budget is None else self.budget
+        wanted = self._shared(request.ranks)
         if budget is None:
-            return Solution(ranks=self.rounded(request.ranks), budget=None)
-        return Solution(ranks=self.fit(request.ranks, budget, request.bounds), budget=budget)
+            return Solution(ranks=self.rounded(wanted), budget=None)
+        return Solution(ranks=self.fit(wanted, budget, request.bounds), budget=budget)
 
     def _step_down(self, rank: float) -> int:
         return math.floor(rank / self.multiple) * self.multiple

@@ -64,7 +64,7 @@ class RankRequest:
     """Ranks that a method requests, before rounding and budget."""
 
     ranks: tuple[float, ...]
-    """Wanted rank per site; rounded down without a budget, taken as proportions with one."""
+    """Wanted rank per site, of experts as of a linear layer; rounded down without a budget, proportions with one."""
     bounds: tuple[float, float] | None = None
     """Minimum and maximum rank under a budget, as multiples of the rank that uniform would have;
     None: 1 to the site's smaller side."""

@@ -53,6 +53,12 @@ class AdapterSite:
     the model has only one. Layer indices of different towers are unrelated."""
     packable: bool = True
     """Storage in a 4-bit base: 4 bit if true; some architectures keep certain layers as saved (T5)."""
+    frozen_a: bool = False
+    """Mark of a site whose A is not trained (LoRA-FA), so that a rank costs its column of B alone."""
+    experts: int = 0
+    """Number of routed experts whose weights this 3-D parameter stacks; 0: the site is a linear layer."""
+    active: int = 1
+    """Number of experts that a token runs through; 1 for a linear layer."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AdapterSite:
@@ -69,12 +75,28 @@ class AdapterSite:
             out_features=int(values["out_features"]),
             tower=str(values.get("tower", "")),
             packable=bool(values.get("packable", True)),
+            frozen_a=bool(values.get("frozen_a", False)),
+            experts=int(values.get("experts", 0)),
+            active=int(values.get("active", 1)),
         )
 
     @property
+    def matrices(self) -> int:
+        """Number of weight matrices: 1, or one per expert."""
+        return max(1, self.experts)
+
+    @property
     def parameters_per_rank(self) -> int:
-        """Number of parameters of one rank: a row of A (in) and a column of B (out)."""
-        return self.in_features + self.out_features
+        """Number of trained parameters of one rank: a row of A, unless frozen, and a column of B of every matrix."""
+        return self.matrices * (self.out_features + (0 if self.frozen_a else self.in_features))
+
+    def equal_rank(self, rank: int) -> int:
+        """Return the rank that equals rank `rank` of a linear layer: routed experts divide it.
+
+        With k of the experts active, rank r / k at each gives a token an update of rank r at most ("LoRA Without
+        Regret", Schulman et al. 2025; PEFT pull request 3007).
+        """
+        return max(1, rank // self.active)
 
     @property
     def max_rank(self) -> int:
@@ -129,6 +151,8 @@ def select_sites(sites: Iterable[AdapterSite], choice: SiteChoice | None = None)
         ModelError: a criterion matches no site, or no site meets all of them.
     """
     everything, choice = tuple(sites), choice or SiteChoice()
+    if choice == SiteChoice():
+        return everything
     _require_names(everything, choice.target_names)
     _require_roles(everything, choice.roles)
     _require_towers(everything, choice.towers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -14,6 +15,7 @@ from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.allocation.request import METRICS, RANK
 from adaptive_lora.allocation.scaling import RENAMED, Scaling
 from adaptive_lora.allocation.site import Placement, Role, SiteChoice, layers_problem
+from adaptive_lora.allocation.start import Start, start_problems
 from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import Limits, option, parse_options
 
@@ -36,6 +38,10 @@ VARIANTS: Mapping[str, Any] = {
     "scaling": None,
     "lora_plus": 1.0,
     "base": BaseStorage.FULL,
+    "init": Start.DEFAULT,
+    "lora_fa": False,
+    "alora": None,
+    "experts": False,
 }
 """Option of a variant of LoRA that goes with any allocation of ranks -> its value for plain LoRA.
 
@@ -49,7 +55,7 @@ _JOINED = ("target_names", "roles", "layers", "towers", "profiled_on")
 class MethodSpec:
     """A method with its own options, and the options that all methods share.
 
-    Of the shared options, methods that give no ranks take the budget alone.
+    Of the shared options, methods that give no ranks take those in `Method.takes`.
     """
 
     options: Any
@@ -98,13 +104,30 @@ class MethodSpec:
         "storage of the frozen base: full as saved, or nf4 (QLoRA: 4 bit with double quantisation)",
         limits=Limits(choices=tuple(BaseStorage)),
     )
+    init: str = option(
+        Start.DEFAULT,
+        "initial A and B: default (A random, B zero), pissa or olora (from the weight), corda or eva (from its "
+        "inputs), lora_ga (from its gradient), loftq (from the error of base=nf4), orthogonal (random, B·A = 0)",
+        limits=Limits(choices=tuple(Start)),
+    )
+    lora_fa: bool = option(
+        False, "LoRA-FA: A stays as it is drawn; B alone is trained and counted, so that a budget holds more ranks"
+    )
+    alora: str | None = option(
+        None, "aLoRA: text from whose last occurrence on the adapter acts, such as the assistant's special token"
+    )
+    experts: bool = option(
+        False,
+        "also adapt the routed experts of a mixture of experts (PEFT's target_parameters), each at the rank divided by "
+        "the number of experts that a token runs through; false: they stay frozen",
+    )
 
     @classmethod
     def parse(cls, text: str) -> MethodSpec:
         """Read `NAME[:option=value,...]`, such as `linear_decay:rank=16,low_rank=4,budget=300000`.
 
-        Several target names are joined by `+`. A control arm names the method that it wraps with
-        `of` and takes that method's options beside its own: `random:of=waterfill,rank=8`.
+        Several target names are joined by `+`. A method that wraps another, such as a control arm, names
+        it with `of` and takes its options beside its own: `random:of=waterfill,rank=8`.
 
         Raises:
             ConfigError: unknown method or option, or a value out of limits; all problems at once.
@@ -147,24 +170,24 @@ class MethodSpec:
             for owner in (cls, wrapped, kind)
             if owner is not None
             for field in dataclasses.fields(owner)
-            if field.name not in ("options", "of")
+            if field.name not in ("options", "of", kind.further)
         }
-        given = {key: value for key, value in options.items() if wrapped is None or key != "of"}
+        given = {key: value for key, value in options.items() if not kind.wraps or key != "of"}
+        further = {} if kind.further is None else {
+            key: given.pop(key) for key in [*given] if owners.get(key, cls) is cls and key not in kind.takes
+        }  # fmt: skip
         if (renamed := RENAMED.get(str(given.get("scaling")))) is not None:
             log.warning("%s: scaling %s is called %s now.", name, given["scaling"], renamed)
             given["scaling"] = renamed
         parsed, wrong = parse_options(given, owners, what=f"option of {name}", place=f"{name}: ")
-        problems = [*wrong.values()]
-        problems += filter(
-            None,
-            [
-                _budget_problem(parsed.get("budget")),
-                _limits_problem(name, kind, parsed),
-                _variant_problem(name, kind, parsed),
-                layers_problem(parsed.get("layers", ())),
-                _tuner_problem(name, kind, _changed(parsed)),
-            ],
+        checks = (
+            _budget_problem(parsed.get("budget")),
+            _limits_problem(name, kind, parsed),
+            _variant_problem(name, kind, parsed),
+            layers_problem(parsed.get("layers", ())),
+            _tuner_problem(name, kind, _changed(parsed), wrapped),
         )
+        problems = [*wrong.values(), *filter(None, checks)]
         if problems:
             raise ConfigError("; ".join(problems))
 
@@ -172,7 +195,10 @@ class MethodSpec:
             return {key: value for key, value in parsed.items() if owners[key] is owner}
 
         inner = {} if wrapped is None else {"of": wrapped(**of(wrapped))}
-        own = kind(**inner, **of(kind))
+        outside = {kind.further: tuple((key, str(value)) for key, value in further.items())} if further else {}
+        own = kind(**inner, **of(kind), **outside)
+        if problems := start_problems(name, own, of(cls)):
+            raise ConfigError("; ".join(problems))
         if parsed.get("profiled_on") and own.metric is None:
             raise ConfigError(
                 f"{name} follows no importance profile, so profiled_on has no effect; leave it out "
@@ -186,11 +212,17 @@ class MethodSpec:
         return _name(self.options)
 
     @property
+    def is_plain_lora(self) -> bool:
+        """Mark of a plan that is trained unchanged as plain LoRA, from A at random and B zero."""
+        return bool(self.options.is_plain_lora) and self.init == Start.DEFAULT and not (self.lora_fa or self.alora)
+
+    @property
     def packages(self) -> tuple[str, ...]:
         """Other packages that provide the method or its profiler, as `name==version`."""
         found = [METHODS.package(_name(method)) for method in _chain(self.options)]
         metric = self.options.metric
         found += [] if metric is None else [METRICS.package(metric)]
+        found += self.options.further_packages
         return tuple(dict.fromkeys(package for package in found if package is not None))
 
     @property
@@ -235,7 +267,10 @@ class MethodSpec:
         for method in _chain(self.options):
             for field in dataclasses.fields(method):
                 value = getattr(method, field.name)
-                own[field.name] = _name(value) if field.name == "of" else value
+                if field.name == method.further:
+                    own |= dict(value)
+                else:
+                    own[field.name] = _name(value) if field.name == "of" and value is not None else value
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del shared["options"]
         for name, unused in {**VARIANTS, "roles": (), "layers": (), "towers": ()}.items():
@@ -249,7 +284,7 @@ def method_options() -> dict[str, tuple[dataclasses.Field[Any], tuple[str, ...]]
     """Return every option: name -> (field, methods that have it; empty for all methods)."""
     found: dict[str, tuple[dataclasses.Field[Any], tuple[str, ...]]] = {}
     for name, kind in METHODS.usable():
-        for field in dataclasses.fields(kind):
+        for field in (field for field in dataclasses.fields(kind) if field.name != kind.further):
             first, methods = found.get(field.name, (field, ()))
             found[field.name] = (first, (*methods, name))
     shared = (field for field in dataclasses.fields(MethodSpec) if field.name != "options")
@@ -267,23 +302,24 @@ def _name(method: Any) -> str:
 
 
 def _chain(method: Any) -> Iterator[Any]:
-    """Yield a method and, if it is a control arm, the method that it wraps."""
+    """Yield a method and the method that it wraps, if there is one."""
     yield method
     if method.wrapped is not None:
         yield from _chain(method.wrapped)
 
 
 def _wrapped_kind(name: str, of: object) -> Any:
-    """Return the options class of the method that a control arm wraps; None for other methods.
+    """Return the options class of the method that another wraps; None for a method that wraps none.
 
     Raises:
         ConfigError: the wrapped method is unknown, or is itself a control arm.
     """
     kind = METHODS[name]
-    if not kind.is_control:
+    if not kind.wraps:
         return None
     if of is None:
-        return type(next(field.default for field in dataclasses.fields(kind) if field.name == "of"))
+        default = next(field.default for field in dataclasses.fields(kind) if field.name == "of")
+        return None if default is None else type(default)
     plain = [
         other
         for other, options in METHODS.usable()
@@ -294,16 +330,19 @@ def _wrapped_kind(name: str, of: object) -> Any:
     return METHODS[str(of)]
 
 
-def _tuner_problem(name: str, kind: Any, changed: Sequence[str]) -> str | None:
+def _tuner_problem(name: str, kind: Any, changed: Sequence[str], wrapped: Any) -> str | None:
     """Return the problem with rank options on a method that gives no ranks, or None.
 
     Args:
         name: name of the method.
         kind: its options class.
         changed: names of the shared options that differ from their defaults.
+        wrapped: options class of the method that it wraps, or None.
     """
-    senseless = sorted(set(changed) - {"budget"})
-    if kind.gives_ranks or not senseless:
+    if kind.takes is None:
+        return None
+    senseless = sorted(set(changed) - (kind.takes if wrapped is not None else kind.takes - LIMITS.keys()))
+    if not senseless:
         return None
     return f"{name} gives no ranks, so it takes no {', '.join(senseless)}; leave that out"
 
@@ -335,6 +374,10 @@ def _variant_problem(name: str, kind: Any, parsed: Mapping[str, Any]) -> str | N
         for option, why in refused.items()
         if parsed.get(option, VARIANTS[option]) != VARIANTS[option]
     ]
+    if parsed.get("experts") and parsed.get("dora"):
+        wrong.append(f"{name}: PEFT has no DoRA for routed experts; leave out dora or experts")
+    if parsed.get("experts") and "init" not in refused and parsed.get("init", Start.DEFAULT) != Start.DEFAULT:
+        wrong.append(f"{name}: initial weights are those of linear layers, not of experts; leave out init or experts")
     return "; ".join(wrong) or None
 
 
@@ -346,5 +389,9 @@ def _variant_marks(spec: Any) -> list[str]:
         "scaling": str(spec.scaling),
         "lora_plus": f"plus{spec.lora_plus:g}",
         "base": spec.base,
+        "init": spec.init,
+        "lora_fa": "fa",
+        "alora": f"alora-{zlib.crc32((spec.alora or '').encode()):08x}",
+        "experts": "experts",
     }
     return [word for name, word in words.items() if getattr(spec, name) != VARIANTS[name]]

@@ -19,6 +19,7 @@ import yaml
 
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.allocation.plan import BaseStorage
+from adaptive_lora.allocation.start import Start
 from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.interruption import replacing
 
@@ -43,8 +44,17 @@ _HOLDS = {
     "unsloth": (),
 }
 """Form -> settings of a plan beside ranks and alphas that it has."""
+_BY_WEIGHT = ("axolotl", "unsloth")
+"""Forms with weights that are adapted by their names (PEFT's target_parameters), such as stacks of experts."""
 _START = {"axolotl": "lora_model_dir", "llamafactory": "adapter_name_or_path"}
 """Form -> key of the folder of an adapter that training starts from."""
+_PREPARED = {
+    Start.CORDA: "peft.tuners.lora.corda.preprocess_corda on the base before get_peft_model",
+    Start.EVA: "peft.initialize_lora_eva_weights with batches after get_peft_model",
+    Start.LOFTQ: "the weights in full precision and a GPU, as PEFT stores them in 4 bit itself",
+    Start.LORA_GA: "peft.tuners.lora.preprocess_loraga on the base before get_peft_model",
+}
+"""Start -> what PEFT needs for it beside the configuration."""
 _TORCHTUNE_TYPES = ("gemma", "gemma2", "llama", "mistral", "qwen2")
 """Model types that torchtune has builders with LoRA for, under the module names of transformers."""
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "o_proj": "output_proj"}
@@ -93,6 +103,13 @@ def emit(report: PlanReport, form: str, *, adapter: Path | None = None, seed: in
     from adaptive_lora.methods.adapters.attach import lora_config
 
     config = lora_config(report.required_base(), plan, 0.0, report.head)
+    if config.target_parameters and (form not in _BY_WEIGHT or adapter is not None):
+        what = "the start of --adapter is that of modules" if form in _BY_WEIGHT else f"{form} reads modules"
+        raise ConfigError(
+            f"{plan.method} adapts {len(config.target_parameters)} weights by target_parameters, such as "
+            f"{config.target_parameters[0]}: required --emit peft, axolotl or unsloth "
+            f"without --adapter, because {what} alone."
+        )
     settings, further = _WRITERS[form](report, plan, config, adapter)
     if adapter is not None:
         _write_start(report, plan, config, adapter, seed)
@@ -126,9 +143,26 @@ def _caveats(report: PlanReport, form: str) -> tuple[str, ...]:
             found.append(f"learning-rate multipliers are not part of {what}")
         if plan.lora_plus != 1 and "lora_plus" not in _HOLDS[form]:
             found.append(f"LoRA+ is a rate of the optimiser, not part of {what}")
+        found += _start_caveats(plan, form)
         if plan.base == BaseStorage.NF4 and "nf4" not in _HOLDS[form]:
             found.append(f"the base in 4 bit (base={plan.base}) is an option of loading it, not part of {what}")
     return tuple(filter(None, [*found, report.note]))
+
+
+def _start_caveats(plan: RankPlan, form: str) -> list[str]:
+    """Return what a tool needs to be told of a plan's initial weights and of a frozen A, in sentences."""
+    found = []
+    if plan.init is not Start.DEFAULT and form != "peft":
+        found.append(f"the initial weights (init={plan.init}) are not part of the form of {form}")
+    elif plan.init in _PREPARED:
+        found.append(f"init_lora_weights={str(plan.init)!r} needs {_PREPARED[plan.init]}")
+    elif plan.init.is_subtracted:
+        found.append("PEFT changes the base's weights for it; save with path_initial_model_for_weight_conversion")
+    if plan.invocation is not None:
+        found.append(f"aLoRA needs alora_invocation_tokens, the base's token ids of {plan.invocation!r}")
+    if plan.frozen_a:
+        found.append("LoRA-FA is a choice of what is trained: set requires_grad of every lora_A to false")
+    return found
 
 
 def _peft(report: PlanReport) -> str:
@@ -168,8 +202,9 @@ def _axolotl(report: PlanReport, plan: RankPlan, config: LoraConfig, adapter: Pa
         settings |= {
             "lora_r": config.r,
             "lora_alpha": config.lora_alpha,
-            "lora_target_modules": _targets(report, plan),
+            "lora_target_modules": _targets(report, plan, config),
             **_where_given(
+                lora_target_parameters=config.target_parameters,
                 lora_rank_pattern=config.rank_pattern,
                 lora_alpha_pattern=config.alpha_pattern,
                 lora_fan_in_fan_out=config.fan_in_fan_out,
@@ -192,7 +227,7 @@ def _llamafactory(report: PlanReport, plan: RankPlan, config: LoraConfig, adapte
             raise ConfigError(f"LLaMA-Factory splits {adapter} at its comma; give a folder without one to --adapter.")
         settings[_START["llamafactory"]] = str(adapter)
         return {**settings, **_lora_plus(plan)}, ()
-    targets = _targets(report, plan)
+    targets = _targets(report, plan, config)
     towers = {site.tower for site in report.sites}
     if config.rank_pattern or config.alpha_pattern:
         raise _unread("llamafactory", plan, f"has {_span(plan)}", start=True)
@@ -248,7 +283,9 @@ def _unsloth(report: PlanReport, plan: RankPlan, config: LoraConfig, adapter: Pa
     settings = {
         "r": config.r,
         "lora_alpha": config.lora_alpha,
-        "target_modules": _targets(report, plan),
+        "target_modules": _targets(report, plan, config),
+        # Unsloth adds routed experts to modules of these names where it is given none.
+        **({"target_parameters": config.target_parameters or []} if report.architecture.experts else {}),
         **_where_given(
             rank_pattern=config.rank_pattern,
             alpha_pattern=config.alpha_pattern,
@@ -304,10 +341,13 @@ def _fractional(plan: RankPlan) -> str:
     return next((f"{e.alpha:g} at {e.site.name}" for e in plan.entries if not float(e.alpha).is_integer()), "")
 
 
-def _targets(report: PlanReport, plan: RankPlan) -> list[str] | str:
+def _targets(report: PlanReport, plan: RankPlan, config: LoraConfig) -> list[str] | str:
     """Return the adapted modules as PEFT reads them, by their last names where these select no other module."""
     from adaptive_lora.methods.adapters.attach import module_targets
 
+    if config.target_parameters:  # which the plan's other sites are
+        named: Any = config.target_modules
+        return named if isinstance(named, str) else sorted(named or ())
     names = [entry.site.name for entry in plan.entries]
     short = sorted({name.rpartition(".")[2] for name in names})
     base = report.required_base()
@@ -321,9 +361,10 @@ def _write_start(report: PlanReport, plan: RankPlan, config: LoraConfig, adapter
     Raises:
         ConfigError: the folder is not empty, or the start depends on weights of the base.
     """
-    if plan.dora or report.head:
+    if plan.dora or report.head or plan.init is not Start.DEFAULT:
+        what = "DoRA magnitudes" if plan.dora else f"init={plan.init}"
         raise ConfigError(
-            f"the start of {'a trained head' if report.head else 'DoRA magnitudes'} depends on the base's weights, "
+            f"the start of {'a trained head' if report.head else what} depends on the base's weights, "
             f"which `plan` does not read; required plain LoRA for --adapter, got {plan.method}."
         )
     from adaptive_lora.methods.adapters.attach import initial_a

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +24,7 @@ from adaptive_lora.allocation.site import AdapterSite, Role
 from adaptive_lora.data import Batch, stacked
 from adaptive_lora.errors import ModelError
 from adaptive_lora.methods.importance.contract import ZERO, Measurement, ProfileTask, SiteMeasure
+from adaptive_lora.methods.importance.experts import ExpertRows, by_example, summed, units_of, watched_experts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +85,9 @@ def measure_sites(
         backward: whether gradients are needed, or inputs alone.
     """
     passes = halved(task.batches)
-    own = sum(site.in_features * site.out_features for site in task.sites)
-    groups = [list(task.sites)] if len(passes) == 1 else _groups(task.sites, floats, own)
+    units = [unit for site in task.sites for unit in units_of(site)]
+    own = sum(unit.in_features * unit.out_features for unit in units)
+    groups = [units] if len(passes) == 1 else _groups(units, floats, own)
     found: dict[str, Measures] = {}
     with frozen(task.model):
         for group in groups:
@@ -104,9 +107,13 @@ def measure_sites(
                 name, statistic = alive.popitem()
                 found[name] = statistic.finish()
     nothing = (ZERO, ZERO, ZERO)
-    whole, *halves = ({site.name: found.get(site.name, nothing)[part] for site in task.sites} for part in range(3))
+    whole, *halves = (
+        {site.name: summed([found.get(unit.name, nothing)[part] for unit in units_of(site)]) for site in task.sites}
+        for part in range(3)
+    )
     tokens = len(groups) * sum(part.batch.tokens for part in passes)
-    return Measurement(whole=whole, halves=tuple(halves), processed_tokens=tokens)
+    unrouted = tuple(u.name for site in task.sites if site.experts for u in units_of(site) if u.name not in found)
+    return Measurement(whole=whole, halves=tuple(halves), processed_tokens=tokens, unrouted=unrouted)
 
 
 def _groups(sites: Sequence[AdapterSite], floats: Callable[[AdapterSite], int], limit: int) -> list[list[AdapterSite]]:
@@ -133,14 +140,18 @@ class _Run:
         self.tokens = self.batch.supervised_by_example
         self.inputs: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.gradients: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
+        self.routed: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.positions = 0
 
     def run(self, *, backward: bool) -> None:
         """Run the model, and pass on the rows of every site that was called."""
         modules = dict(self.task.model.named_modules())
+        stacks = dict.fromkeys(name.partition("[")[0] for name in self.sites if name not in modules)
         with ExitStack() as hooks:
-            for name in self.sites:
+            for name in self.sites.keys() & modules.keys():
                 handle = modules[name].register_forward_hook(self._hook(name, backward))
                 hooks.callback(handle.remove)
+            hooks.enter_context(watched_experts(self.task.model, stacks, partial(self._routed, backward)))
             with torch.set_grad_enabled(backward), self.task.runtime.autocast():
                 loss = self.task.loss(self.task.model, self.batch)
         if not torch.isfinite(loss):
@@ -156,16 +167,32 @@ class _Run:
 
     def _hook(self, name: str, backward: bool) -> Any:
         def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
-            call = len(self.inputs[name])
-            self.inputs[name].append(inputs[0].detach())
-            if not backward:
-                return None
-            if not output.requires_grad:  # no parameter before it is trained, so the graph starts here
-                output = output.detach().requires_grad_().clone()
-            output.register_hook(lambda gradient: self._arrive(name, call, gradient))
-            return output
+            return self._kept(name, inputs[0].detach(), output, backward)
 
         return keep
+
+    def _routed(self, backward: bool, rows: ExpertRows, output: torch.Tensor) -> torch.Tensor:
+        if rows.unit not in self.sites:  # measured in another group
+            return output
+        if rows.total % self.batch.examples:
+            raise ModelError(
+                f"{rows.unit} sees the tokens of {rows.total} places for {self.batch.examples} examples; required a "
+                "multiple, so that rows can be assigned to examples."
+            )
+        self.routed[rows.unit].append(rows.tokens)
+        self.positions = rows.total // self.batch.examples
+        return self._kept(rows.unit, rows.inputs, output, backward)
+
+    def _kept(self, name: str, inputs: torch.Tensor, output: torch.Tensor, backward: bool) -> torch.Tensor:
+        """Keep the inputs of a call, and return its output with a hook on its gradient."""
+        call = len(self.inputs[name])
+        self.inputs[name].append(inputs)
+        if not backward:
+            return output
+        if not output.requires_grad:  # no parameter before it is trained, so the graph starts here
+            output = output.detach().requires_grad_().clone()
+        output.register_hook(lambda gradient: self._arrive(name, call, gradient))
+        return output
 
     def _arrive(self, name: str, call: int, gradient: torch.Tensor) -> None:
         """Store an output gradient; a module that ran several times is complete after its last one."""
@@ -180,18 +207,37 @@ class _Run:
             raise ModelError(
                 f"the gradient at {name} is not finite; required a finite one. Use precision bf16 or fp32."
             )
-        inputs = [self._by_example(name, rows) for rows in self.inputs.pop(name)]
-        masks = [positions_mask(self.batch, self.sites[name], rows) for rows in inputs]
+        kept = self.inputs.pop(name)
+        if name in self.routed:
+            inputs, outputs, masks = self._of_expert(name, kept, gradients)
+        else:
+            inputs = [self._by_example(name, rows) for rows in kept]
+            outputs = [self._by_example(name, rows) for rows in gradients]
+            masks = [positions_mask(self.batch, self.sites[name], rows) for rows in inputs]
         self.take(
             name,
             SiteRows(
                 inputs=_joint(inputs),
-                gradients=_joint([self._by_example(name, rows) for rows in gradients]),
+                gradients=_joint(outputs),
                 mask=_joint(masks),
                 split=self.split,
                 tokens=self.tokens,
             ),
         )
+
+    def _of_expert(
+        self, name: str, inputs: list[torch.Tensor], gradients: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """Return an expert's inputs, gradients and masks by example, padded with zeros that the mask leaves out."""
+        examples, positions = self.batch.examples, self.positions
+        every = torch.empty(examples, positions, 0, device=inputs[0].device)
+        mask = positions_mask(self.batch, self.sites[name], every).flatten()
+        found: tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]] = ([], [], [])
+        for rows, back, tokens in zip(inputs, gradients, self.routed[name], strict=True):
+            back = back if back.numel() else rows.new_zeros(len(rows), 0)
+            for values, kept in zip((rows.float(), back.float(), mask[tokens, None]), found, strict=True):
+                kept.append(by_example(values, tokens, examples, positions))
+        return found[0], found[1], [each[..., 0] for each in found[2]]
 
     def _by_example(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         """Return rows as (B, positions, features); some models flatten the first two."""

@@ -83,6 +83,8 @@ class Measurement:
     empty for metrics without data."""
     processed_tokens: int = 0
     """Number of tokens run through the model, without padding and including training."""
+    unrouted: tuple[str, ...] = ()
+    """Names of routed experts, `NAME[index]`, that no calibration token reached."""
 
 
 class Profiler(Protocol):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from accelerate.utils import align_module_device
-from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -20,6 +19,8 @@ from adaptive_lora.methods.importance.contract import (
     spectrum,
     squared_singular_values,
 )
+from adaptive_lora.methods.importance.experts import expert_weight
+from adaptive_lora.models.sharding import whole_weight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,9 +48,14 @@ class GradientProfiler:
         modules = dict(task.model.named_modules())
         return measure_sites(
             task,
-            lambda site: _Sums(weight_of(modules[site.name]), self.measure),
+            lambda site: _Sums(site_weight(modules, site.name), self.measure),
             floats=lambda site: 2 * site.in_features * site.out_features,
         )
+
+
+def site_weight(modules: Mapping[str, nn.Module], name: str) -> torch.Tensor:
+    """Return the weight (out, in) of a linear layer or of one expert, `NAME[index]`, by its name."""
+    return weight_of(modules[name]) if name in modules else expert_weight(modules, name)
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
@@ -59,7 +65,7 @@ def weight_of(module: nn.Module) -> torch.Tensor:
     """
     with align_module_device(module):
         kept = module.weight
-        weight = dequantize_module_weight(module).detach().float()
+        weight = whole_weight(module).float()
         if module.weight is not kept:
             module.weight = kept  # PEFT puts a copy there, which in 8 bit lacks its scales
     return weight.T if isinstance(module, Conv1D) else weight

@@ -27,7 +27,7 @@ from adaptive_lora.methods.importance.profile import ImportanceProfile, profile_
 from adaptive_lora.models.device import OwnRuntime
 from adaptive_lora.models.errors import model_errors
 from adaptive_lora.models.losses import causal_loss
-from adaptive_lora.models.sites import find_sites
+from adaptive_lora.models.sites import survey_sites
 
 OwnLoss = Callable[[Any, Any], torch.Tensor]
 """Function from a model and a batch of the user's loader to the batch's mean loss: a scalar with gradient."""
@@ -70,6 +70,7 @@ def profile(
     loss: OwnLoss | None = None,
     batches: int = 16,
     seed: int = 0,
+    experts: bool = False,
 ) -> ImportanceProfile:
     """Measure how much each adapter site of a model matters for a loss on data.
 
@@ -85,6 +86,7 @@ def profile(
         loss: function from model and batch to the batch's mean loss; None: the model's own.
         batches: maximum number of batches to read, 2 or more.
         seed: number recorded in the profile.
+        experts: whether the routed experts of a mixture of experts are measured too, for methods with `experts=true`.
 
     Returns:
         Scores by full module name, and spectra where the metric has them.
@@ -100,7 +102,7 @@ def profile(
         raise AllocationError(f"seed must be a whole number of at least 0; got {seed!r}.")
     require_base(model)
     _require_readable(model)
-    sites = find_sites(model)
+    sites = survey_sites(model).sites_of(experts)
     calibration: list[Batch] = []
     summed: Any = causal_loss
     if metric in _OF_WEIGHTS:

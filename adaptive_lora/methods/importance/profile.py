@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -56,6 +57,8 @@ PROFILERS: PluginTable[Profiler] = PluginTable(_OWN, PROFILER_GROUP, checked(_pr
 """Metric -> profiler; `allocation.METRICS` has the same names with their meaning."""
 
 
+_SHOWN = 4
+"""Number of experts that a message names."""
 Spectra = Mapping[str, tuple[float, ...]]
 """Site name -> gain of its first, second ... rank, not increasing."""
 
@@ -83,6 +86,8 @@ class ImportanceProfile:
     where undefined. Low values mean that the ranking is mostly noise."""
     stability_note: str = ""
     """Reason why the stability is undefined; empty otherwise."""
+    unrouted: tuple[str, ...] = ()
+    """Names of routed experts, `NAME[index]`, that no calibration token reached; they add nothing to their scores."""
     sites: tuple[AdapterSite, ...] = ()
     """The sites that were measured, in module order; empty in profiles that earlier versions wrote."""
 
@@ -120,6 +125,7 @@ class ImportanceProfile:
                 seed=int(values["seed"]),
                 stability=math.nan if stability is None else float(stability),
                 stability_note=str(values["stability_note"]),
+                unrouted=tuple(str(name) for name in values.get("unrouted", ())),
                 sites=tuple(AdapterSite.from_dict(row) for row in values.get("sites", ())),
             )
         except (
@@ -164,6 +170,8 @@ def profile_importance(task: ProfileTask, *, metric: str, seed: int) -> Importan
     _require_sites(task, metric, measured)
     _require_meaning(metric, measured)
     stability, note = _stability(measured)
+    if measured.unrouted:
+        logging.getLogger(__name__).warning("%s", unrouted_text(task.sites, measured.unrouted))
     has_spectra = all(measure.spectrum for measure in measured.whole.values())
     return ImportanceProfile(
         metric=metric,
@@ -176,7 +184,18 @@ def profile_importance(task: ProfileTask, *, metric: str, seed: int) -> Importan
         seed=seed,
         stability=stability,
         stability_note=note,
+        unrouted=measured.unrouted,
         sites=tuple(task.sites),
+    )
+
+
+def unrouted_text(sites: Sequence[AdapterSite], unrouted: Sequence[str]) -> str:
+    """Return a sentence on experts that no calibration token reached: their number and the first names."""
+    every = sum(site.experts for site in sites)
+    more = ", ..." if len(unrouted) > _SHOWN else ""
+    return (
+        f"{len(unrouted)} of {every} weights of experts were reached by no calibration token and score 0: "
+        f"{', '.join(unrouted[:_SHOWN])}{more}. More calibration batches (--profile-batches) may reach them."
     )
 
 

@@ -47,6 +47,11 @@ def ablation(task: ProfileTask) -> Measurement:
 
 
 def _trainer(metric: str, task: ProfileTask) -> Trainer:
+    if stacked := [site.name for site in task.sites if site.experts]:
+        raise AllocationError(
+            f"{metric} looks at trained adapters of linear layers, not of routed experts such as {stacked[0]}; "
+            "leave out experts, or use a metric of the frozen base, such as whitened_gradient."
+        )
     if task.trained is None or (metric == "ablation" and not task.validation):
         raise AllocationError(
             f"{metric} looks at trained adapters; required a training and validation data, which "

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from adaptive_lora.errors import ModelError
 from adaptive_lora.methods.importance.contract import Measurement, ProfileTask, SiteMeasure, squared_singular_values
-from adaptive_lora.methods.importance.gradient import weight_of
+from adaptive_lora.methods.importance.experts import summed, units_of
+from adaptive_lora.methods.importance.gradient import site_weight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,13 +30,15 @@ class WeightProfiler:
         modules = dict(task.model.named_modules())
         found = {}
         for site in task.sites:
-            weight = weight_of(modules[site.name]).double()
-            if not torch.isfinite(weight).all():
-                raise ModelError(f"the weight of {site.name} is not finite; required a model as it was trained.")
-            values = squared_singular_values(weight)
-            score = self.score(values) if float(values[0]) > 0 else 0.0
-            found[site.name] = SiteMeasure(score=score)
+            found[site.name] = summed([self._measured(modules, unit.name) for unit in units_of(site)])
         return Measurement(whole=found)
+
+    def _measured(self, modules: Mapping[str, nn.Module], name: str) -> SiteMeasure:
+        weight = site_weight(modules, name).double()
+        if not torch.isfinite(weight).all():
+            raise ModelError(f"the weight of {name} is not finite; required a model as it was trained.")
+        values = squared_singular_values(weight)
+        return SiteMeasure(score=self.score(values) if float(values[0]) > 0 else 0.0)
 
 
 def heavy_tail(eigenvalues: torch.Tensor) -> float:

@@ -2,8 +2,7 @@
 
 Three checks need no weights, so that plan and training agree:
 
-- PEFT's rules: it refuses LoRA on some layers of some architectures (`out_proj` of Mamba), and in
-  model families that also exist with experts it skips dense layers of the experts' names (Qwen3-Next).
+- PEFT's rules: it refuses LoRA on some layers of some architectures (`out_proj` of Mamba).
 - The code of the module around a layer: where it reads the layer's weight instead of calling it, as
   fused kernels do, an adapter there does not run.
 - A forward pass on the meta device, with a zero added to each layer's output: a layer whose zero has
@@ -18,19 +17,19 @@ import copy
 import inspect
 import logging
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from adaptive_lora.models.sites.roles import TESTED_TYPES
+from adaptive_lora.models.sites.roles import PARTLY_ADAPTABLE, TESTED_TYPES
 
 if TYPE_CHECKING:
     from torch import nn
 
 PASSED_BY = "its weight is read by the code around it, past an adapter"
 REFUSED = "PEFT refuses LoRA there"
-TAKEN_FOR_EXPERTS = "PEFT takes it for a part of experts, by its name"
+NARROW = "AltUp mixes its few streams by it: one side is no larger than a small rank"
 UNREACHED = "no forward pass leads from it to the output"
 
 
@@ -38,7 +37,8 @@ def reasons_against(model: nn.Module, towers: Mapping[str, Sequence[str]]) -> tu
     """Return the linear layers that cannot take an adapter, and those for which this is unknown.
 
     For architectures with a table of roles, tests show that PEFT adapts all layers, that no code reads
-    their weights, and that a single stack of blocks is reached completely: these are not checked again.
+    their weights, and that a single stack of blocks is reached completely: these are not checked again,
+    except those that are only partly adaptable.
 
     Args:
         model: transformers model, with or without weights; all layers of other models are adaptable.
@@ -53,12 +53,14 @@ def reasons_against(model: nn.Module, towers: Mapping[str, Sequence[str]]) -> tu
         return {}, frozenset()
     names = [name for tower in towers.values() for name in tower]
     found: dict[str, str] = {}
-    if settings.model_type not in TESTED_TYPES:
+    if settings.model_type not in TESTED_TYPES - PARTLY_ADAPTABLE:
         for name in names:
             parent, _, leaf = name.rpartition(".")
             around: Any = type(model.get_submodule(parent))
             if leaf in _weights_read(around):
                 found[name] = PASSED_BY
+            elif ".altup." in name:
+                found[name] = NARROW
         found.update(_refused_by_peft(model, names))
     elif len(towers) == 1:
         return {}, frozenset()
@@ -74,21 +76,40 @@ def reasons_against(model: nn.Module, towers: Mapping[str, Sequence[str]]) -> tu
 
 
 def _refused_by_peft(model: Any, names: Sequence[str]) -> dict[str, str]:
-    """Return name -> reason by PEFT's two rules for architectures, without attaching anything."""
+    """Return name -> reason by PEFT's rule for architectures, without attaching anything."""
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-    from transformers.conversion_mapping import get_model_conversion_mapping
 
-    config = LoraConfig(target_modules=list(names))
-    convert_peft_config_for_transformers(config, model, get_model_conversion_mapping(model))
-    found = dict.fromkeys(set(names) - set(config.target_modules or ()), TAKEN_FOR_EXPERTS)
+    config, found = LoraConfig(target_modules=list(names)), {}
     for name in names:
         try:
             _check_lora_target_modules_mamba(config, model, name.rpartition(".")[2])
         except ValueError:
             found[name] = REFUSED
     return found
+
+
+_FUSED = ("gate_proj", "up_proj", "w1", "w3")
+"""Names of experts' layers that PEFT's rule takes in pairs alone."""
+
+
+def taken_for_experts(model: Any, names: Iterable[str]) -> frozenset[str]:
+    """Return the linear layers that PEFT's configuration takes for parts of routed experts, by their last names.
+
+    In families that exist with experts it turns `gate_proj`, `up_proj` and `down_proj` of `target_modules` into the
+    experts' 3-D weights, also where they are layers of a shared expert or of a dense block (Qwen2-MoE, DeepSeek,
+    Qwen3-Next). Such layers are adapted by their weights, in `target_parameters`.
+    """
+    if not hasattr(model, "_from_config"):
+        return frozenset()
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    wanted = set(names)
+    config = LoraConfig(target_modules=[*wanted, *_FUSED])
+    convert_peft_config_for_transformers(config, model, get_model_conversion_mapping(model))
+    return frozenset(wanted - set(config.target_modules or ()))
 
 
 _QUESTIONS = ("data", "device", "dtype", "shape")
@@ -150,7 +171,10 @@ def unreached_layers(model: Any, names: Sequence[str], output: Callable[[], Any]
     model.eval()
     try:
         with torch.enable_grad():
-            given = torch.autograd.grad(output(), [*zeros.values()], allow_unused=True)
+            found = output()
+            if not found.requires_grad:
+                return set(names)
+            given = torch.autograd.grad(found, [*zeros.values()], allow_unused=True)
     finally:
         model.train(was_training)
         for handle in handles:

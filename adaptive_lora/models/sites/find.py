@@ -18,6 +18,7 @@ from adaptive_lora.allocation.architecture import Architecture, Decoder, SiteSur
 from adaptive_lora.allocation.site import AdapterSite, Role
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.sites.adaptable import reasons_against
+from adaptive_lora.models.sites.experts import active_experts, expert_modules, frozen_part, note_on_experts, stacks
 from adaptive_lora.models.sites.roles import TESTED_TYPES, role_of
 from adaptive_lora.serving import packed_layers
 from adaptive_lora.serving.tokens import position_limit
@@ -27,14 +28,13 @@ if TYPE_CHECKING:
 
 _NO_BLOCKS = re.compile(r"head|classif|pool|merger|projector|connector|router|embed")
 """Pattern of names of module lists with alternatives or outputs instead of consecutive blocks."""
-_EXPERT_NAME = re.compile(r"(^|\.)experts?(_\d+)?(\.|$)")
 
 
 def find_sites(model: nn.Module) -> tuple[AdapterSite, ...]:
     """Return all adapter sites of a model in module order; works on meta-device models too.
 
     Raises:
-        ModelError: no linear layer in a numbered block can take an adapter, or the model is a mixture of experts.
+        ModelError: no linear layer in a numbered block can take an adapter.
     """
     return survey_sites(model).sites
 
@@ -43,14 +43,19 @@ def survey_sites(model: nn.Module) -> SiteSurvey:
     """Return the linear layers of a model, equally with weights and on the meta device.
 
     Raises:
-        ModelError: no linear layer in a numbered block can take an adapter, or the model is a mixture of experts.
+        ModelError: no linear layer in a numbered block can take an adapter.
     """
-    _refuse_experts(model)
-    layers = _layers_in_blocks(model)
+    experts, frozen = expert_modules(model), dict[str, str]()
+    everything = _layers_in_blocks(model)
+    for site in everything:
+        if (reason := frozen_part(site.name, experts)) is not None:
+            frozen[site.name] = reason
+    layers = tuple(site for site in everything if site.name not in frozen)
     towers: dict[str, list[str]] = {}
     for site in layers:
         towers.setdefault(site.tower, []).append(site.name)
-    left_out, untried = reasons_against(model, towers)
+    found, untried = reasons_against(model, towers)
+    left_out = {**frozen, **found}
     sites = tuple(site for site in layers if site.name not in left_out)
     if not sites:
         among = f" that takes adapters ({left_out_text(left_out)})" if left_out else ""
@@ -65,7 +70,43 @@ def survey_sites(model: nn.Module) -> SiteSurvey:
             f"{type(model).__name__} has one layer in several places: {shared[0]} and {len(shared) - 1} more have an "
             "earlier name too, and an adapter on one would change the other; required layers of their own."
         )
-    return SiteSurvey(sites=sites, left_out=left_out, untried=untried)
+    stacked = _expert_sites(model)
+    return SiteSurvey(
+        sites=sites,
+        left_out=left_out,
+        untried=untried,
+        experts=stacked,
+        experts_note=note_on_experts(model, adaptable=bool(stacked)),
+    )
+
+
+def _expert_sites(model: nn.Module) -> tuple[AdapterSite, ...]:
+    """Return the stacks of routed experts that PEFT adapts, as sites."""
+    active = active_experts(model)
+    if active is None:
+        return ()
+    lists = [name for name, _ in _stacks(model)]
+    towers = _tower_names(name.rpartition(".")[0] for name in lists)
+    sites = []
+    for stack in stacks(model):
+        blocks = next((name for name in lists if stack.name.startswith(f"{name}.")), None)
+        if blocks is None:
+            continue
+        inner = stack.name.removeprefix(f"{blocks}.")
+        sites.append(
+            AdapterSite(
+                name=stack.name,
+                layer=int(inner.partition(".")[0]),
+                role=role_of(inner),
+                in_features=stack.in_features,
+                out_features=stack.out_features,
+                tower=towers[blocks.rpartition(".")[0]],
+                packable=False,
+                experts=stack.experts,
+                active=min(active, stack.experts),
+            )
+        )
+    return tuple(sites)
 
 
 def left_out_text(left_out: Mapping[str, str]) -> str:
@@ -108,7 +149,7 @@ def site_notes(model: nn.Module, survey: SiteSurvey) -> list[str]:
         notes.append(
             f"{number} linear layer{'s take' if number > 1 else ' takes'} no adapter: {left_out_text(survey.left_out)}."
         )
-    return [*notes, *filter(None, [_architecture_note(model, survey.sites)])]
+    return [*notes, *filter(None, [survey.experts_note, _architecture_note(model, survey.sites)])]
 
 
 def _architecture_note(model: nn.Module, sites: Sequence[AdapterSite]) -> str | None:
@@ -191,29 +232,14 @@ def _tower_names(parents: Iterable[str]) -> dict[str, str]:
     }
 
 
-def _refuse_experts(model: nn.Module) -> None:
-    """Refuse a mixture of experts, whose expert weights transformers stores as 3-D parameters.
-
-    Raises:
-        ModelError: there are such weights; the message names the first.
-    """
-    for name, module in model.named_modules():
-        if _EXPERT_NAME.search(name) or type(module).__name__.endswith("Experts"):
-            count = sum(parameter.numel() for parameter in module.parameters())
-            raise ModelError(
-                f"{type(model).__name__} is a mixture of experts ('{name}' holds {count:,} "
-                "parameters): required a dense model, because experts are not linear layers that a "
-                "site could name, and ranks shared among experts are not comparable with others; "
-                "use a dense model of the family."
-            )
-
-
 def read_architecture(model: nn.Module) -> Architecture:
     """Read a base's architecture.
 
     Raises:
         ModelError: the base has no site.
     """
+    from transformers.pytorch_utils import Conv1D
+
     head, tied = _head(model)
     survey = survey_sites(model)
     return Architecture(
@@ -221,6 +247,8 @@ def read_architecture(model: nn.Module) -> Architecture:
         sites=survey.sites,
         left_out=survey.left_out,
         untried=survey.untried,
+        experts=survey.experts,
+        experts_note=survey.experts_note,
         tensors={name: tuple(p.shape) for name, p in model.named_parameters()},
         norm_tensors=frozenset(
             f"{name}.{own}"
@@ -230,6 +258,7 @@ def read_architecture(model: nn.Module) -> Architecture:
         ),
         head=head,
         head_tied=tied,
+        transposed=frozenset(site.name for site in survey.sites if isinstance(model.get_submodule(site.name), Conv1D)),
         decoder=_decoder(model),
     )
 
@@ -258,16 +287,40 @@ def _decoder(model: Any) -> Decoder | None:
     if type(model).__name__ not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         return None
     config = model.config.get_text_config()
-    heads = int(getattr(config, "num_attention_heads", 0))
-    if not heads:  # state space models
+    if not getattr(config, "num_attention_heads", 0):  # state space models
         return None
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    if getattr(config, "multi_query", False) and not config.new_decoder_architecture:
-        kv_heads = 1  # Falcon
+    sizes = {_key_sizes(each) for each in getattr(config, "per_layer_config", None) or [config]}
+    kv_heads, head_dim = max(sizes)
     return Decoder(
         width=int(model.get_input_embeddings().weight.shape[1]),
         layers=int(config.num_hidden_layers),
-        kv_heads=int(kv_heads),
-        head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // heads),
+        kv_heads=kv_heads,
+        head_dim=head_dim,
         max_positions=position_limit(config),
+        no_embeddings=_BY_TOKEN if getattr(config, "hidden_size_per_layer_input", 0) else None,
+        no_prefix="keys of its layers differ in size" if len(sizes) > 1 else _no_prefix(config),
     )
+
+
+_BY_TOKEN = "its layers look up vectors of their own by token id, which virtual tokens have not"
+
+
+def _key_sizes(config: Any) -> tuple[int, int]:
+    """Return the number of key heads and the size of each, of a layer with this configuration."""
+    heads = int(config.num_attention_heads)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        kv_heads = 1  # Falcon, GPT-BigCode
+    return int(kv_heads), int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+
+def _no_prefix(config: Any) -> str | None:
+    """Return why some layer of a decoder does not take keys and values of a prefix, or None."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+    if getattr(config, "num_kv_shared_layers", 0):
+        return "some of its layers take the keys and values of others"
+    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in DynamicCache(config=config).layers):
+        return "some of its layers keep a state of all positions instead of keys and values"
+    return None
