@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import away_from_zero
 from conftest import save_byte_tokenizer
 from rich.console import Console
 from tracked import quiet
 
-from adaptive_lora.config import StudyConfig
+from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.results import TrialRecord
 from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.result import prove
@@ -29,6 +31,25 @@ SIZE = {
 WORDS = ["red", "blue", "green", "small", "large", "fast", "slow", "old"]
 
 
+def small_study(model: Path, data: Path, **changes: object) -> StudyConfig:
+    """Return a study of a base and data of any task that runs in seconds."""
+    return study_from(
+        {
+            "model": str(model),
+            "data": str(data),
+            "methods": "uniform:rank=2",
+            "seeds": "0",
+            "lr": "1e-2",
+            "max_steps": 3,
+            "batch_size": 4,
+            "validations": 1,
+            "profile_batches": 2,
+            "precision": "fp32",
+            **changes,
+        }
+    )
+
+
 def save_base(folder: Path, kind: str, settings: dict[str, Any], head: str) -> Path:
     """Write a base of a configuration, saved from a class, with a byte tokenizer."""
     import transformers
@@ -36,7 +57,7 @@ def save_base(folder: Path, kind: str, settings: dict[str, Any], head: str) -> P
     config = getattr(transformers, kind)(**settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = getattr(transformers, head)(config)
+        model = away_from_zero(getattr(transformers, head)(config))
     model.save_pretrained(folder)
     save_byte_tokenizer(folder)
     return folder
@@ -80,7 +101,22 @@ def labelled_rows(count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+def tagged_rows(count: int) -> list[dict[str, list[str]]]:
+    """Return words with tags of entities: a colour is a thing of one word, a size begins one of two."""
+    draw = random.Random(0)
+    rows = []
+    for number in range(count):
+        colour, size, other = draw.choice(WORDS[:3]), draw.choice(WORDS[3:5]), draw.choice(WORDS[5:])
+        rows.append(
+            {
+                "tokens": [str(number), colour, other, size, "thing"],
+                "ner_tags": ["O", "B-colour", "O", "B-size", "I-size"],
+            }
+        )
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write rows as JSON."""
     path.write_text(json.dumps(rows), encoding="utf-8")
     return path

@@ -7,7 +7,18 @@ import random
 from pathlib import Path
 
 from conftest import rows
-from task_bases import ENCODERS, SEEING, WORDS, labelled_rows, save_base, save_pictures, save_seeing_base, write_rows
+from hearing import save_hearing_base, save_recordings
+from task_bases import (
+    ENCODERS,
+    SEEING,
+    WORDS,
+    labelled_rows,
+    save_base,
+    save_pictures,
+    save_seeing_base,
+    tagged_rows,
+    write_rows,
+)
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
 """bitsandbytes decodes rightly from a width of 64 on a CPU."""
@@ -20,8 +31,8 @@ T5 = {
     "pad_token_id": 257, "eos_token_id": 256, "decoder_start_token_id": 257,
 }  # fmt: skip
 TASKS = (
-    "causal", "classification", "regression", "seq2seq", "image_classification", "image_text",
-    "vision_language",
+    "causal", "classification", "regression", "token_classification", "seq2seq", "image_classification", "image_text",
+    "vision_language", "speech_to_text",
 )  # fmt: skip
 
 
@@ -52,11 +63,13 @@ def _base(task: str, folder: Path) -> Path:
     folder.mkdir(parents=True)
     if task == "causal":
         return save_base(folder, "GPT2Config", GPT2, "GPT2LMHeadModel")
-    if task in ("classification", "regression"):
+    if task in ("classification", "regression", "token_classification"):
         kind, settings, head = ENCODERS["bert"]
         return save_base(folder, kind, {**settings, **WIDE}, head)
     if task == "seq2seq":
         return save_base(folder, "T5Config", T5, "T5ForConditionalGeneration")
+    if task == "speech_to_text":
+        return save_hearing_base(folder)
     name = {"image_classification": "vit", "image_text": "clip", "vision_language": "llava"}[task]
     kind, settings, head = SEEING[name]
     wide = {
@@ -78,6 +91,10 @@ def _data(task: str, folder: Path) -> Path:
     elif task in ("classification", "regression"):
         label = "label" if task == "classification" else "score"
         made = [{"text": row["text"], "label": row[label]} for row in labelled_rows(40)]
+    elif task == "token_classification":
+        return write_rows(folder / "rows.json", tagged_rows(40))
+    elif task == "speech_to_text":
+        made = save_recordings(folder, 40)
     else:
         kept = {"image_classification": ("label",), "image_text": ("caption",)}
         columns = kept.get(task, ("question", "answer"))

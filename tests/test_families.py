@@ -49,6 +49,8 @@ def folders(base_folder: Path, llama_folder: Path) -> dict[str, Path]:
 
 
 CASES = [*(("gpt2", method) for method in ON_GPT2), *(("llama", method) for method in ON_LLAMA)]
+OTHERWISE = ("prefix_tuning:tokens=3", "ia3", "houlsby:width=3")
+"""Methods that are built on Llama otherwise than on GPT-2: grouped heads, gates, two norms before a block's parts."""
 every_case = pytest.mark.parametrize(("base", "method"), CASES)
 
 
@@ -62,7 +64,13 @@ def one(context: StudyContext, folder: Path) -> TrialOutcome:
     return run_trial(context, next(context.config.trials()), folder)
 
 
-@every_case
+@pytest.mark.parametrize(
+    ("base", "method"),
+    [
+        case if case[0] == "gpt2" or case[1] in OTHERWISE else pytest.param(*case, marks=pytest.mark.long)
+        for case in CASES
+    ],
+)
 def test_a_trial_leaves_the_base_and_reloads_exactly(
     base: str, method: str, folders: dict[str, Path], make_bench: BaseContext, tmp_path: Path
 ) -> None:

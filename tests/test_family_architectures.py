@@ -10,6 +10,7 @@ import transformers
 from architectures import ARCHITECTURES
 
 from adaptive_lora.allocation import MethodSpec, TunerPlan, make_plan
+from adaptive_lora.allocation.architecture import Architecture
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.methods.adapters.audit import audit_tuner
 from adaptive_lora.methods.adapters.tuners import attach_custom_tuner, attach_peft_tuner, detach_peft_tuner
@@ -19,12 +20,16 @@ from adaptive_lora.models.classes import auto_class
 from adaptive_lora.models.sites import read_architecture
 from adaptive_lora.serving.custom_tuner import AdaptedModel
 
-CAUSAL = ("gpt2", "pythia", "opt", "bloom", "llama", "mistral", "qwen2", "qwen3", "gemma",
-          "gemma2", "gemma3", "phi", "phi3", "falcon")  # fmt: skip
+CAUSAL = tuple(
+    name
+    for name, (kind, settings, towers) in ARCHITECTURES.items()
+    if auto_class(getattr(transformers, kind)(**settings)) is transformers.AutoModelForCausalLM and len(towers) == 1
+)
+NO_PREFIX = {"qwen3.5", "gemma3n", "gemma4", "granite4", "lfm2", "falcon-h1"}
+BY_TOKEN = {"gemma3n", "gemma4"}
 METHODS = ("prompt_tuning:tokens=2", "prefix_tuning:tokens=2", "p_tuning:tokens=2,encoder_width=3",
            "ia3", "houlsby:width=2", "pfeiffer:width=2", "full", "bitfit", "ln_tuning",
            "head_only")  # fmt: skip
-WITHOUT_BIASES = {"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3", "phi3"}
 IDS = torch.tensor([[1, 5, 7, 9, 11, 3]])
 
 
@@ -43,15 +48,32 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
+def refusal(method: str, base: Architecture) -> str:
+    """Return the words by which a method refuses a base; empty if it takes it."""
+    sizes = base.decoder
+    assert sizes is not None
+    prompts = "by token id, which virtual tokens have not" if sizes.no_embeddings else ""
+    return {
+        "bitfit": "" if base.biases else "has no bias terms",
+        "ln_tuning": "" if base.norm_tensors else "has no normalisation layer with weights",
+        "prefix_tuning": sizes.no_prefix or "",
+        "prompt_tuning": prompts,
+        "p_tuning": prompts,
+    }.get(method.partition(":")[0], "")
+
+
 @pytest.mark.parametrize("name", CAUSAL)
 def test_every_family_is_built_as_planned(name: str) -> None:
     model = tiny(name)
     base = read_architecture(model)
+    assert base.decoder is not None
+    assert (base.decoder.no_prefix is not None) == (name in NO_PREFIX)
+    assert (base.decoder.no_embeddings is not None) == (name in BY_TOKEN)
     before = logits(model)
     for method in METHODS:
         spec = MethodSpec.parse(method)
-        if method == "bitfit" and name in WITHOUT_BIASES:
-            with pytest.raises(AllocationError, match="has no bias terms"):
+        if reason := refusal(method, base):
+            with pytest.raises(AllocationError, match=reason):
                 make_plan(spec, base)
             continue
         plan = make_plan(spec, base)

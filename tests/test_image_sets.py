@@ -23,7 +23,7 @@ from task_bases import SEEING, run_and_prove, save_pictures, save_seeing_base
 from adaptive_lora.config import DataConfig, StudyConfig, study_from
 from adaptive_lora.data import split_set
 from adaptive_lora.data.example_columns import StoredExamples
-from adaptive_lora.data.examples import Example, Picture
+from adaptive_lora.data.examples import Example, MediaFile
 from adaptive_lora.data.images import load_captions, load_classes
 from adaptive_lora.errors import DataError
 from adaptive_lora.serving import open_image
@@ -193,14 +193,14 @@ def test_examples_are_what_was_stored(cache: str, tmp_path: Path, monkeypatch: p
     full = Example(
         id="b", prompt="", response="x", where=os.fsdecode(b"\xff.json"), second="s", target=-0.5, question="?",
         messages=(("user", "hi"), ("assistant", "x")), full_messages="[]", unlearned=(0, 2), tools="[1]",
-        picture=Picture(b"d" * 32, b"content"),
+        media=MediaFile(b"d" * 32, b"content"),
     )  # fmt: skip
     many = [plain, full] * 600
     stored = StoredExamples(iter(many))
     assert list(stored) == many
     assert (stored[1199], stored[-2], stored[999:1001]) == (full, plain, [full, plain])
-    assert stored[1].picture is not None
-    assert stored[1].picture.content() == b"content"
+    assert stored[1].media is not None
+    assert stored[1].media.content() == b"content"
 
 
 # --- what a picture's file may hold

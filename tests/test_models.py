@@ -50,6 +50,23 @@ def test_llama_roles() -> None:
     assert {s.out_features for s in sites if s.role == Role.KEY} == {16}
 
 
+def test_a_type_of_several_classes_is_built_as_its_checkpoint_names_it(tmp_path: Path) -> None:
+    """DeiT has two classifiers; sites are named as in the one that is trained, and none is chosen by chance."""
+    settings = AutoConfig.for_model(
+        "deit", hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=32,
+        patch_size=16, architectures=["DeiTForImageClassificationWithTeacher"],
+    )  # fmt: skip
+    settings.save_pretrained(tmp_path)
+    base = ModelConfig(model=str(tmp_path))
+    assert type(skeleton(base)).__name__ == "DeiTForImageClassificationWithTeacher"
+    names = [site.name for site in find_sites(skeleton(base))]
+    assert names == [site.name for site in find_sites(skeleton(base, "image_classification"))]
+    settings.architectures = None
+    settings.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"names no class, and .* several for the type 'deit': required one of DeiT"):
+        skeleton(base, "image_classification")
+
+
 def test_a_model_without_blocks_has_no_sites() -> None:
     with pytest.raises(ModelError, match="no adaptable site"):
         find_sites(torch.nn.Sequential(torch.nn.ReLU()))

@@ -11,10 +11,9 @@ import mlflow
 import pytest
 import torch
 from safetensors.torch import load_file
-from task_bases import SEEING, run_and_prove, save_pictures, save_seeing_base
+from task_bases import SEEING, run_and_prove, save_pictures, save_seeing_base, small_study
 from torch.nn import functional
 
-from adaptive_lora.config import StudyConfig, study_from
 from adaptive_lora.errors import AllocationError, ConfigError, DataError
 from adaptive_lora.models.tasks.image_text import pair_losses, recall
 from adaptive_lora.runner.context import StudyContext
@@ -39,30 +38,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def study(model: Path, data: Path, **changes: object) -> StudyConfig:
-    return study_from(
-        {
-            "model": str(model),
-            "data": str(data),
-            "methods": "uniform:rank=2",
-            "seeds": "0",
-            "lr": "1e-2",
-            "max_steps": 3,
-            "batch_size": 4,
-            "validations": 1,
-            "profile_batches": 2,
-            "precision": "fp32",
-            **changes,
-        }
-    )
-
-
 @pytest.mark.parametrize("name", ["vit", "dinov2"])
 def test_a_folder_of_images(bases: dict[str, Path], own_store: str, tmp_path: Path, name: str) -> None:
     for row in save_pictures(tmp_path / "loose", 24):
         (tmp_path / "images" / row["label"]).mkdir(parents=True, exist_ok=True)
         (tmp_path / "loose" / row["image"]).rename(tmp_path / "images" / row["label"] / row["image"])
-    config = study(
+    config = small_study(
         bases[name],
         tmp_path / "images",
         tracking_uri=own_store,
@@ -83,7 +64,7 @@ def test_a_folder_of_images(bases: dict[str, Path], own_store: str, tmp_path: Pa
 
 def test_captions(bases: dict[str, Path], own_store: str, images: Path) -> None:
     """Both towers are measured and trained; one can be left out."""
-    config = study(
+    config = small_study(
         bases["clip"],
         images / "rows.json",
         methods="uniform:rank=2 empirical:rank=1 uniform:rank=2,towers=vision",
@@ -111,7 +92,7 @@ def test_losses_of_pairs_by_hand(bases: dict[str, Path], images: Path) -> None:
     same = torch.eye(2).bool()
     assert recall(torch.tensor([[2.0, 0.0], [1.0, 0.5]]), same, 1).tolist() == [1, 0]
     assert recall(logits, same, 5).tolist() == [1, 1]
-    context = StudyContext(study(bases["clip"], images / "rows.json"))
+    context = StudyContext(small_study(bases["clip"], images / "rows.json"))
     test = context.splits(0).test
     batch = context.task.collate(test)
     found = context.base.model(**batch.inputs)
@@ -124,17 +105,17 @@ def test_losses_of_pairs_by_hand(bases: dict[str, Path], images: Path) -> None:
 
 
 def test_pairs_cannot_be_taken_apart(bases: dict[str, Path], images: Path) -> None:
-    context = StudyContext(study(bases["clip"], images / "rows.json"))
+    context = StudyContext(small_study(bases["clip"], images / "rows.json"))
     batch = context.task.collate(context.splits(0).train[:4])
     assert batch.parts(1) == [batch]
     with pytest.raises(AllocationError, match="gradients of single examples"):
         context.profile("gradient_variance", seed=0, fold=0)
     with pytest.raises(ConfigError, match="batch_size must be at least 2"):
-        StudyContext(study(bases["clip"], images / "rows.json", batch_size=1))
+        StudyContext(small_study(bases["clip"], images / "rows.json", batch_size=1))
 
 
 def test_questions_about_pictures(bases: dict[str, Path], own_store: str, images: Path) -> None:
-    config = study(
+    config = small_study(
         bases["llava"],
         images / "rows.json",
         methods="uniform:rank=2 empirical:rank=1,towers=language",
@@ -154,7 +135,7 @@ def test_questions_about_pictures(bases: dict[str, Path], own_store: str, images
 
 def test_the_picture_of_another_architecture(bases: dict[str, Path], images: Path, tmp_path: Path) -> None:
     """Idefics3, whose architecture SmolVLM has: one row a picture where it is not split."""
-    context = StudyContext(study(bases["idefics3"], images / "rows.json", generate="on"))
+    context = StudyContext(small_study(bases["idefics3"], images / "rows.json", generate="on"))
     outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
     assert outcome.test.loss < context.base_scores(0).loss
     assert {entry.site.tower for entry in outcome.plan.entries} == {"vision_model", "text_model"}
@@ -166,7 +147,7 @@ def test_the_picture_of_another_architecture(bases: dict[str, Path], images: Pat
 @pytest.mark.parametrize("name", ["llava", "idefics3"])
 def test_answers_score_as_the_model_scores_them(bases: dict[str, Path], images: Path, name: str) -> None:
     """Padding and batching change nothing; the model's own loss is the same mean."""
-    context = StudyContext(study(bases[name], images / "rows.json"))
+    context = StudyContext(small_study(bases[name], images / "rows.json"))
     test = context.splits(0).test
     result = context.losses(context.base.model, test)
     for example, nll in zip(test, result.nll_E, strict=True):
@@ -180,7 +161,7 @@ def test_what_is_no_picture(bases: dict[str, Path], tmp_path: Path) -> None:
     rows = [{"image": "0.png", "label": "a"}, {"image": "0.png", "label": "b"}]
     (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     with pytest.raises(DataError, match=r"rows.json item 0 \(line 1\): column 'image' must be"):
-        StudyContext(study(bases["vit"], tmp_path / "rows.json"))
+        StudyContext(small_study(bases["vit"], tmp_path / "rows.json"))
 
 
 def test_how_images_are_prepared_is_part_of_the_base(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from task_bases import SIZE, WORDS, run_and_prove, save_base, write_rows
+from task_bases import SIZE, WORDS, run_and_prove, save_base, small_study, write_rows
 
-from adaptive_lora.config import StudyConfig, study_from
+from adaptive_lora.config import StudyConfig
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.tasks.scores import exact, rouge
 from adaptive_lora.runner.context import StudyContext
@@ -36,21 +36,7 @@ def study(model: Path, tmp_path: Path, **changes: object) -> StudyConfig:
     for number in range(40):
         first, second = draw.sample(WORDS, 2)
         rows.append({"input": f"{number} {first} {second}", "target": f"{second} {first}"})
-    return study_from(
-        {
-            "model": str(model),
-            "data": str(write_rows(tmp_path / "rows.json", rows)),
-            "methods": "uniform:rank=2",
-            "seeds": "0",
-            "lr": "1e-2",
-            "max_steps": 3,
-            "batch_size": 4,
-            "validations": 1,
-            "profile_batches": 2,
-            "precision": "fp32",
-            **changes,
-        }
-    )
+    return small_study(model, write_rows(tmp_path / "rows.json", rows), **changes)
 
 
 def test_study(t5: Path, own_store: str, tmp_path: Path) -> None:

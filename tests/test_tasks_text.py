@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from conftest import save_byte_tokenizer
 from peft import PeftModel
 from scipy.stats import pearsonr, spearmanr
-from task_bases import ENCODERS, SIZE, labelled_rows, run_and_prove, save_base, write_rows
+from task_bases import ENCODERS, SIZE, labelled_rows, run_and_prove, save_base, small_study, write_rows
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from adaptive_lora.cli import main
-from adaptive_lora.config import StudyConfig, study_from
+from adaptive_lora.config import StudyConfig
 from adaptive_lora.data.labelled import load_labelled
 from adaptive_lora.errors import ConfigError, DataError, ModelError
 from adaptive_lora.methods.adapters.export import export_merged
@@ -48,21 +48,8 @@ def study(model: Path, tmp_path: Path, **changes: object) -> StudyConfig:
     data = tmp_path / "rows.json"
     if not data.exists():
         write_rows(data, labelled_rows(48))
-    return study_from(
-        {
-            "model": str(model),
-            "data": str(data),
-            "methods": "uniform:rank=2",
-            "seeds": "0",
-            "lr": "1e-2",
-            "max_steps": 3,
-            "batch_size": 4,
-            "validations": 1,
-            "profile_batches": 2,
-            "precision": "fp32",
-            **{name: str(v) if isinstance(v, Path) else v for name, v in changes.items()},
-        }
-    )
+    texts: dict[str, Any] = {name: str(v) if isinstance(v, Path) else v for name, v in changes.items()}
+    return small_study(model, **{"data": data, **texts})
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ IGNORED = -100
 """Label of tokens that are excluded from the loss (PyTorch's and transformers' convention)."""
 _PIXELS_PER_POSITION = 256
 """Number of pixels that count as one text position: a patch of 16 x 16."""
+_FRAMES_PER_POSITION = 2
+"""Number of log-mel frames that Whisper's encoder joins to one position."""
 _TEXTS = ("input_ids", "decoder_input_ids")
 _MASKS = ("attention_mask", "decoder_attention_mask")
-_CONTENT = ("input_ids", "pixel_values")
+_CONTENT = ("input_ids", "pixel_values", "input_features")
 
 T = TypeVar("T")
 
@@ -60,9 +62,11 @@ class Batch:
 
     @property
     def positions(self) -> int:
-        """Number of positions per example in the model, including padding and image patches."""
+        """Number of positions per example in the model, including padding, image patches and frames of sound."""
         texts = (self.inputs[name].shape[1] for name in _TEXTS if name in self.inputs)
         longest = max(texts, default=0)
+        if "input_features" in self.inputs:
+            longest = max(longest, self.inputs["input_features"].shape[-1] // _FRAMES_PER_POSITION)
         if "pixel_values" not in self.inputs:
             return longest
         pixels = self.inputs["pixel_values"]

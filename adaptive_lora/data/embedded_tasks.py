@@ -3,7 +3,7 @@
 Neither their words nor their names are in the corpus that the embedded base was pretrained on
 (`benchmarks/embedded_base`), which has other invented languages. No clause comes twice, under whatever
 wording, yet every test clause can be translated from the training part: each of its words occurs there
-many times, in other combinations. Needs nothing but the standard library.
+many times, in other combinations. Needs no deep learning library.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from random import Random
+
+from adaptive_lora.errors import DataError
 
 _ATTEMPTS = 200
 """Draws in a row that may repeat a clause before a family counts as used up."""
@@ -163,7 +165,7 @@ def task_examples(count: int, seed: int) -> list[dict[str, str]]:
         Rows of `instruction`, `input` (may be empty), `output` and `family`.
 
     Raises:
-        ValueError: a family has no further clauses.
+        DataError: a family has no further clauses.
     """
     rng = Random(f"tasks {seed}")
     seen: set[tuple[str, str]] = set()
@@ -176,9 +178,8 @@ def task_examples(count: int, seed: int) -> list[dict[str, str]]:
             if clause not in seen:
                 break
         else:
-            raise ValueError(
-                f"the embedded task '{family.name}' has no {index + 1} different clauses; "
-                f"required a count of at most {index}, got {count}."
+            raise DataError(
+                f"the embedded tasks have no {count} different examples; required max_examples of at most {index}."
             )
         seen.add(clause)
         rows.append(row)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from adaptive_lora.data.arrow_file import Columns, Row, stored
-from adaptive_lora.data.examples import Example, Picture
+from adaptive_lora.data.examples import Example, MediaFile
 from adaptive_lora.data.sequences import ROWS_AT_ONCE, LazySequence
 from adaptive_lora.data.token_cache import token_folder
 
@@ -63,8 +63,8 @@ def _used(columns: Columns) -> list[dict[str, Any]]:
 
 def _row(example: Example) -> Row:
     """Return the columns of an example; None where a field has its default."""
-    picture = example.picture
-    source = None if picture is None else picture.source
+    media = example.media
+    source = None if media is None else media.source
     return {
         "id": example.id,
         "prompt": example.prompt,
@@ -77,7 +77,7 @@ def _row(example: Example) -> Row:
         "full_messages": example.full_messages or None,
         "unlearned": example.unlearned or None,
         "tools": example.tools or None,
-        "digest": None if picture is None else picture.digest,
+        "digest": None if media is None else media.digest,
         "path": os.fsencode(source) if isinstance(source, str) else None,
         "content": source if isinstance(source, bytes) else None,
     }
@@ -93,5 +93,5 @@ def _example(row: Mapping[str, Any]) -> Example:
     if "digest" in fields:
         content = fields.pop("content", None)
         source = os.fsdecode(fields.pop("path")) if content is None else content
-        fields["picture"] = Picture(fields.pop("digest"), source)
+        fields["media"] = MediaFile(fields.pop("digest"), source)
     return Example(**fields)

@@ -18,8 +18,8 @@ from adaptive_lora.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """An image, whose file is read when it is used; equal to another of equal content."""
+class MediaFile:
+    """An image or a recording, whose file is read when it is used; equal to another of equal content."""
 
     digest: bytes
     """SHA-256 of the file's content."""
@@ -37,9 +37,9 @@ class Picture:
         try:
             found = Path(self.source).read_bytes()
         except OSError as error:
-            raise DataError(f"image {self.source} cannot be read any more: {error.strerror}; put it back.") from error
+            raise DataError(f"file {self.source} cannot be read any more: {error.strerror}; put it back.") from error
         if hashlib.sha256(found).digest() != self.digest:
-            raise DataError(f"image {self.source} changed since the data were read; put it back, or begin a new study.")
+            raise DataError(f"file {self.source} changed since the data were read; put it back, or begin a new study.")
         return found
 
 
@@ -67,13 +67,13 @@ class Example:
     """Indices of the assistant's messages that are context only, excluded from the loss."""
     tools: str = ""
     """Tools for the chat template, as JSON text; empty without tools."""
-    picture: Picture | None = None
-    """Image of the example; None for tasks without images."""
+    media: MediaFile | None = None
+    """Image or recording of the example; None for other tasks."""
 
     @property
     def image(self) -> bytes | None:
         """Content of the image file; None for tasks without images."""
-        return None if self.picture is None else self.picture.content()
+        return None if self.media is None else self.media.content()
 
     def chat(self, count: int) -> list[dict[str, Any]]:
         """Return the first `count` messages of a conversation in a chat template's form."""
@@ -85,7 +85,7 @@ class Example:
     @property
     def shown(self) -> str:
         """All texts of the example for display: the rendered prompt, continued by its response."""
-        others = (self.second, self.question, self.target, self.picture, self.messages or None)
+        others = (self.second, self.question, self.target, self.media, self.messages or None)
         if all(other is None for other in others):
             return f"{self.prompt}{self.response}"
         answer = f"{self.messages[-1][0]}: {self.response}" if self.messages else self.response

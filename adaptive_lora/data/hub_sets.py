@@ -22,7 +22,7 @@ from adaptive_lora.serving.base import hub_away
 Classes = Mapping[str, tuple[str, ...]]
 """Column of class indices -> names of the classes."""
 _LISTED = ("metadata.csv", "metadata.jsonl")
-"""File names of the table in a folder of images."""
+"""File names of the table in a folder of images or recordings."""
 _MOST_FILES = 5
 """Maximum number of files named in a sentence."""
 
@@ -160,10 +160,10 @@ def _is_about(path: Path, folder: Path) -> bool:
 def _untyped(builder: Any, config: DataConfig) -> tuple[FileRows, Classes] | None:
     """Return the rows of a data set of JSON or CSV files with values as written, and class names.
 
-    None where its files have typed formats, or its card declares images.
+    None where its files have typed formats, or its card declares images or recordings.
     """
-    from datasets import ClassLabel
     from datasets.features.features import require_decoding
+    from datasets.packaged_modules.audiofolder.audiofolder import AudioFolderConfig
     from datasets.packaged_modules.csv.csv import CsvConfig
     from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilderConfig
     from datasets.packaged_modules.json.json import JsonConfig
@@ -171,7 +171,7 @@ def _untyped(builder: Any, config: DataConfig) -> tuple[FileRows, Classes] | Non
     form, features = builder.config, builder.info.features or {}
     if not form.data_files or any(map(require_decoding, features.values())):
         return None
-    classes = {name: tuple(f.names) for name, f in features.items() if isinstance(f, ClassLabel)}
+    classes = {name: names for name, f in features.items() if (names := _class_names(f))}
     if isinstance(form, JsonConfig):
         _require_usual(form, JsonConfig(), config.data)
         read: Any = functools.partial(read_json, lines=False)
@@ -179,7 +179,8 @@ def _untyped(builder: Any, config: DataConfig) -> tuple[FileRows, Classes] | Non
         _require_usual(form, CsvConfig(sep="\t" if form.sep == "\t" else ","), config.data)
         read = read_tsv if form.sep == "\t" else read_csv
     elif isinstance(form, FolderBasedBuilderConfig) and is_folder(Path(config.data).expanduser()):
-        listed = _listed_images(form.data_files, config.data_split)
+        column = "audio" if isinstance(form, AudioFolderConfig) else "image"
+        listed = _listed_files(form.data_files, config.data_split, column)
         return None if listed is None else (listed, classes)
     else:
         return None
@@ -238,8 +239,8 @@ def _joined(parts: Sequence[tuple[str, FileRows]]) -> FileRows:
     return whole
 
 
-def _listed_images(files: Mapping[str, Sequence[Any]], split: str) -> FileRows | None:
-    """Return the rows of the table in a folder of images; None where there is no table."""
+def _listed_files(files: Mapping[str, Sequence[Any]], split: str, column: str) -> FileRows | None:
+    """Return the rows of the table in a folder of images or recordings; None where there is no table."""
     paths = [Path(str(file)) for name, each in files.items() if str(name) == split for file in each]
     tables = [path for path in paths if path.name in _LISTED]
     if not tables:
@@ -247,36 +248,36 @@ def _listed_images(files: Mapping[str, Sequence[Any]], split: str) -> FileRows |
     found: list[tuple[str, FileRows]] = []
     for path in tables:
         part = read_csv(path) if path.suffix == ".csv" else read_json(path, lines=True)
-        rows = [_with_image(row, path.parent) for row in part.rows]
+        rows = [_with_file(row, path.parent, column) for row in part.rows]
         found.append((f"{path.parent.name}/{path.name}", dataclasses.replace(part, rows=rows)))
     whole = _joined(found)
-    named = {row["image"]["path"] for row in whole.rows if "image" in row}
+    named = {row[column]["path"] for row in whole.rows if column in row}
     others = {str(path) for path in paths if path not in tables} - named
     if others:
-        whole.notes.append(f"{len(others):,} images that {tables[0].name} does not list")
+        whole.notes.append(f"{len(others):,} files that {tables[0].name} does not list")
     return whole
 
 
-def _with_image(row: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """Return a row with the file that it names as its image."""
+def _with_file(row: Mapping[str, Any], folder: Path, column: str) -> Mapping[str, Any]:
+    """Return a row with the file that it names as its image or recording."""
     name = row.get("file_name")
     if not isinstance(name, str):
         return row
     rest = {column: value for column, value in row.items() if column != "file_name"}
-    return {"image": {"bytes": None, "path": str(folder / name)}, **rest}
+    return {column: {"bytes": None, "path": str(folder / name)}, **rest}
 
 
 def _typed(dataset: Any) -> tuple[FileRows, Classes]:
-    """Return the rows of a data set with images not decoded, and its class names."""
+    """Return the rows of a data set with images and recordings not decoded, and its class names."""
     import datasets
 
     classes = {}
     short, nested = [], []
     for column, feature in dataset.features.items():
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        elif isinstance(feature, datasets.ClassLabel):
-            classes[column] = tuple(feature.names)
+        if isinstance(feature, datasets.Image | datasets.Audio):
+            dataset = dataset.cast_column(column, type(feature)(decode=False))
+        elif names := _class_names(feature):
+            classes[column] = names
         elif not isinstance(feature, datasets.Value):
             nested.append(column)
         elif feature.dtype in ("float16", "float32"):
@@ -285,6 +286,14 @@ def _typed(dataset: Any) -> tuple[FileRows, Classes]:
     if short or nested:
         rows = [_as_written(row, short, nested) for row in rows]
     return FileRows(rows=rows, places=[f"row {index}" for index in range(len(rows))]), classes
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """Return the names of classes that a column of classes, or of lists of them, declares; empty for others."""
+    import datasets
+
+    inner = getattr(feature, "feature", feature)  # of a list
+    return tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else ()
 
 
 def _as_written(row: dict[str, Any], short: Iterable[tuple[str, str]], nested: Iterable[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.config import DataConfig
-from adaptive_lora.data.examples import Example, ExampleSet, Picture, content_id
+from adaptive_lora.data.examples import Example, ExampleSet, MediaFile, content_id
 from adaptive_lora.data.labelled import class_names, class_of, pick
 from adaptive_lora.data.reading import Table, read_table, separate_test
 from adaptive_lora.data.rows import BadRow, refuse_unread, refuse_weights, required_text
@@ -115,10 +115,9 @@ def _reader(table: Table, config: DataConfig, said: _Said, columns: dict[str, st
         where = table.where(index)
         refuse_weights(table.rows[index], columns, where)
         question, response, target = said(index)
-        source, content = _image(table.rows[index], column, where, table.home)
+        media, content = media_of(table.rows[index], column, where, table.home, opened=open_image, what="an image")
         remarks.update(_remarks(content))
-        picture = Picture(hashlib.sha256(content).digest(), source)
-        name = f"image {picture.digest.hex()[:16]}"
+        name = f"image {media.digest.hex()[:16]}"
         shown = name if question is None else f"{name}: {question} "
         return Example(
             id=content_id(shown, response, seen),
@@ -128,7 +127,7 @@ def _reader(table: Table, config: DataConfig, said: _Said, columns: dict[str, st
             response=response,
             target=target,
             where=where,
-            picture=picture,
+            media=media,
         )
 
     used = {column: "image", **columns}
@@ -151,8 +150,22 @@ def _remarks(content: bytes) -> Iterator[str]:
             yield "have transparent pixels: their colours are used"
 
 
-def _image(row: Mapping[str, Any], column: str, where: str, home: Path) -> tuple[str | bytes, bytes]:
-    """Return the path of a row's image file, or else its content, and the content, checked to be a readable image."""
+def media_of(
+    row: Mapping[str, Any], column: str, where: str, home: Path, *, opened: Callable[[bytes], Any], what: str
+) -> tuple[MediaFile, bytes]:
+    """Return the image or recording of a row, and its content.
+
+    Args:
+        row: row of a table.
+        column: name of the column with the content, or with the path of its file.
+        where: place of the row.
+        home: folder that paths are relative to.
+        opened: function that decodes the content; raises ValueError where it cannot.
+        what: what is required, such as `an image`.
+
+    Raises:
+        BadRow: there is no file, or it cannot be decoded.
+    """
     value = row.get(column)
     content = value.get("bytes") if isinstance(value, dict) else value
     path = value if isinstance(value, str) else None
@@ -164,11 +177,12 @@ def _image(row: Mapping[str, Any], column: str, where: str, home: Path) -> tuple
         if not isinstance(content, bytes):
             got = "nothing" if value is None or content is None else type(value).__name__
             raise ValueError(f"got {got}")
-        open_image(content)
+        opened(content)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise BadRow(
             where,
-            f"column '{column}' must be an image: {error}",
-            reason=f"column '{column}' holds no image that can be read",
+            f"column '{column}' must be {what}: {error}",
+            reason=f"column '{column}' holds no {what.partition(' ')[2]} that can be read",
         ) from error
-    return content if path is None else str((home / path).absolute()), content
+    source = content if path is None else str((home / path).absolute())
+    return MediaFile(hashlib.sha256(content).digest(), source), content

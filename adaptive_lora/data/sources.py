@@ -25,7 +25,7 @@ LABELS = ("label", "labels", "class", "target", "score")
 """Names of columns with classes or numbers to predict."""
 EMBEDDED_EXAMPLES = 900
 """Number of examples from the embedded generator where max_examples is not given."""
-_CHOSEN = ("prompt_column", "input_column", "response_column", "image_column")
+_CHOSEN = ("prompt_column", "input_column", "response_column", "image_column", "audio_column", "language")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,7 +244,13 @@ def require_columns(config: DataConfig, table: Table, *, prompts: bool) -> None:
         DataError: with the columns that there are.
         ConfigError: as `reader_of`.
     """
-    named = (config.prompt_column, config.input_column, config.response_column, config.image_column)
+    named = (
+        config.prompt_column,
+        config.input_column,
+        config.response_column,
+        config.image_column,
+        config.audio_column,
+    )
     columns = set(table.columns)
     missing = [name for name in named if name is not None and name not in columns]
     if missing:

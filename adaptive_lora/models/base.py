@@ -16,7 +16,7 @@ from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.config.base_file import base_file, require_kinds
 from adaptive_lora.errors import ConfigError, ModelError, brief, installed
-from adaptive_lora.models.classes import auto_class, require_class, warn_of_code
+from adaptive_lora.models.classes import auto_class, require_class, require_one_class, warn_of_code
 from adaptive_lora.models.errors import is_bug
 from adaptive_lora.models.heads import (
     count_head,
@@ -101,10 +101,9 @@ class BaseModel:
 
 def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters, with tied ones counted once and packed ones unpacked."""
-    return sum(
-        math.prod(state.shape) if (state := getattr(parameter, "quant_state", None)) is not None else parameter.numel()
-        for parameter in model.parameters()
-    )
+    modules: Iterator[Any] = model.modules()
+    packed = {id(m.weight): math.prod(m.quant_state.shape) for m in modules if getattr(m, "quant_state", None)}
+    return sum(packed.get(id(parameter)) or parameter.numel() for parameter in model.parameters())
 
 
 def locate(config: ModelConfig, *, weights: bool = True) -> tuple[str, str, Path]:
@@ -147,6 +146,8 @@ def load_base(
     dtype: torch.dtype,
     task: Mapping[str, Any] = serving.CAUSAL,
     quantisation: Mapping[str, Any] | None = None,
+    *,
+    divided: bool = False,
 ) -> BaseModel:
     """Load a base for training, frozen, on the CPU.
 
@@ -155,6 +156,7 @@ def load_base(
         dtype: type of its weights.
         task: record of the task that it is trained for.
         quantisation: record of the quantisation to load it with, or None.
+        divided: whether it will be divided over processes, which needs packed weights in a type of numbers.
 
     Raises:
         ModelError: weights or tokenizer are missing, or transformers cannot read a file.
@@ -162,13 +164,14 @@ def load_base(
     """
     source, name, folder = locate(config)
     trust = config.trust_remote_code
-    saved = _saved(folder, quantisation)
+    saved = _saved(folder, quantisation, divided)
     quantisation = quantisation and {**quantisation, **({"double": saved.double} if saved else {})}
     require_weights(folder, trust_remote_code=trust)
     settings = read_settings(folder, trust_remote_code=trust)
     require_class(settings, kind := auto_class(settings), task["name"], folder)
+    packed = {**quantisation, "storage": dtype} if quantisation and divided else quantisation
     with _refusing(folder, f"{folder} cannot be loaded"):
-        model, differences = serving.load_and_compare(folder, dtype, task, quantisation, trust_remote_code=trust)
+        model, differences = serving.load_and_compare(folder, dtype, task, packed, trust_remote_code=trust)
         tokenizer = serving.open_processor(folder, task, trust_remote_code=trust)
     if serving.TASKS[task["name"]].needs_end and getattr(tokenizer, "tokenizer", tokenizer).eos_token_id is None:
         raise ModelError(f"the tokenizer in {folder} has no end-of-text token; one is required.")
@@ -199,11 +202,16 @@ def load_base(
     )
 
 
-def _saved(folder: Path, quantisation: Mapping[str, Any] | None) -> SavedQuantisation | None:
+def _saved(folder: Path, quantisation: Mapping[str, Any] | None, divided: bool) -> SavedQuantisation | None:
     """Return the quantisation of the saved weights, checked against the one to load."""
     saved = require_kinds(folder, [BaseStorage.FULL if quantisation is None else quantisation["scheme"]])
     if saved is not None and saved.name.startswith("bitsandbytes"):
         require_quantiser(f"{folder} is saved in {saved.name}, which")
+    if divided and saved is not None and saved.use == "nf4":
+        raise ConfigError(
+            f"{folder} is saved in {saved.name} as bytes, which FSDP2 cannot divide over processes. Give the base in "
+            "full precision with base=nf4, or launch without --use_fsdp."
+        )
     if folder.is_file():
         return SavedQuantisation(read_header(folder).stored_as, "dequantised")
     return saved
@@ -319,6 +327,7 @@ def skeleton(config: ModelConfig, task: str = "auto", kinds: Sequence[str] = ())
     trust = config.trust_remote_code
     settings = read_settings(folder, trust_remote_code=trust)
     kind = auto_class(settings) if task == "auto" else serving.TASKS[task].model_class
+    require_one_class(settings, kind, folder)
     with _refusing(folder):
         model: PreTrainedModel = serving.without_weights(kind, settings, trust_remote_code=trust)
     return model

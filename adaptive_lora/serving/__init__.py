@@ -9,7 +9,8 @@ tuner (`custom_tuner.py`), plus `adaptive_lora.json`: the base's reference and c
 prompt template and task.
 """
 
-from .answers import LISTS, open_image
+from .answers import LISTS, content_of, open_image
+from .audio import Recording, features_of, longest_seconds, open_recording, transcribe
 from .base import BASE_VARIABLE, HUB_FILES, TRUST_VARIABLE, BaseMismatch, base_folder, content_hash, content_hashes
 from .quantised import NF4, SavedQuantisation, packed_layers, quantisation_in, saved_quantisation
 from .safety import RECORD, UnsafeFiles
@@ -37,6 +38,7 @@ __all__ = [
     "TRUST_VARIABLE",
     "BaseMismatch",
     "Differences",
+    "Recording",
     "SavedQuantisation",
     "TaskSpec",
     "UnsafeFiles",
@@ -44,18 +46,23 @@ __all__ = [
     "base_folder",
     "content_hash",
     "content_hashes",
+    "content_of",
+    "features_of",
     "generate",
     "generate_targets",
     "load_adapter",
     "load_and_compare",
     "load_model",
+    "longest_seconds",
     "open_image",
     "open_processor",
+    "open_recording",
     "packed_layers",
     "quantisation_in",
     "render",
     "saved_labels",
     "saved_quantisation",
+    "transcribe",
     "virtual_tokens",
     "without_weights",
 ]

@@ -10,9 +10,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from .images import answer_questions
+from .audio import open_recording, transcribe
+from .images import answer_questions, pair_inputs
 from .text import free_positions, generate, generate_targets, render
 from .tokens import known_ids, prompt_ids, unknown_ids
+from .words import encode_words
 
 Loaded = tuple[Any, Any, Mapping[str, Any]]
 """Adapted model, processor, record."""
@@ -22,7 +24,6 @@ LISTS = ("messages", "tools")
 _BESIDE = {"input": "instruction", "tools": "messages"}
 """Column that is only allowed with another one -> that column."""
 _BATCH = 32
-_PAIR = ("input_ids", "attention_mask", "pixel_values")
 
 
 def autocast(loaded: Loaded) -> AbstractContextManager[Any]:
@@ -88,6 +89,28 @@ def classify_texts(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]
     return [labels[_largest(scores)] for scores in _outputs(loaded, rows)]
 
 
+def tag_words(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+    """Return the tags of each text's words, joined by blanks; words are what white space separates.
+
+    Raises:
+        ValueError: a text is longer than the model was trained with, or a word has no token of its own.
+    """
+    import torch
+
+    model, tokenizer, record = loaded
+    labels, found = record["task"]["labels"], []
+    for index, row in enumerate(rows):
+        words = _required(row, "text").split()
+        (encoded,) = encode_words(tokenizer, [words], record["task"]["max_tokens"])
+        if encoded.lost:
+            raise ValueError(f"row {index}: its text is {encoded.lost} tokens too long; cut it into sentences")
+        _require_known(model, tokenizer, [encoded.ids])
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([encoded.ids], device=model.device)).logits[0, encoded.places]
+        found.append(" ".join(labels[_largest(scores)] for scores in logits.float().tolist()))
+    return found
+
+
 def estimate_numbers(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[float]:
     """Return the number of each text."""
     return [scores[0] for scores in _outputs(loaded, rows)]
@@ -127,15 +150,11 @@ def compare_images(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[floa
     model, processor, record = loaded
     found: list[float] = []
     for row in rows:
-        inputs = processor(
-            text=[_required(row, "text")],
-            images=[open_image(_required(row, "image"))],
-            truncation=True,
-            max_length=record["task"]["max_tokens"],
-            return_tensors="pt",
-        )
+        texts, image = [_required(row, "text")], open_image(_required(row, "image"))
+        ids = processor.tokenizer(texts, truncation=True, max_length=record["task"]["max_tokens"])["input_ids"]
+        inputs = pair_inputs(model.config, processor, ids, [image])
         with torch.no_grad():
-            output = model(**{name: inputs[name].to(model.device) for name in _PAIR})
+            output = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
         found.append(float((output.image_embeds.float() * output.text_embeds.float()).sum()))
     return found
 
@@ -147,6 +166,17 @@ def describe_images(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str
     return answer_questions(model, processor, asked, max_new_tokens=max_new_tokens)
 
 
+def write_transcripts(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
+    """Return the transcript of each recording.
+
+    Raises:
+        ValueError: a row holds no recording, or one longer than the base hears.
+    """
+    model, processor, _ = loaded
+    recordings = [open_recording(content_of(_required(row, "audio"))) for row in rows]
+    return transcribe(model, processor, recordings, max_new_tokens=max_new_tokens)
+
+
 def _largest(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=lambda index: scores[index])
 
@@ -155,6 +185,14 @@ def _required(row: Mapping[str, Any], column: str) -> str:
     if not row.get(column):
         raise ValueError(f"required a column '{column}', got {sorted(row)}")
     return text_in(row, column, "a row")
+
+
+def content_of(value: str | bytes) -> bytes:
+    """Return the content of a file, from itself, its base64 text, or a path; raise ValueError if it is none."""
+    if isinstance(value, bytes):
+        return value
+    is_path = len(value) < 4096 and Path(value).is_file()
+    return Path(value).read_bytes() if is_path else base64.b64decode(value)
 
 
 def open_image(value: str | bytes) -> Any:
@@ -168,11 +206,8 @@ def open_image(value: str | bytes) -> Any:
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    if isinstance(value, str):
-        is_path = len(value) < 4096 and Path(value).is_file()
-        value = Path(value).read_bytes() if is_path else base64.b64decode(value)
     try:
-        image: Any = Image.open(BytesIO(value))
+        image: Any = Image.open(BytesIO(content_of(value)))
         if image.mode[0] in "IF":
             raise ValueError(f"it has more than 8 bits per channel (mode {image.mode}); required 8: scale it")
         image = ImageOps.exif_transpose(image)

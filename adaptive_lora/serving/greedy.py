@@ -37,6 +37,7 @@ def greedy(
     ends: tuple[int, ...],
     pad: int,
     skip: int,
+    generate: Callable[..., Any] | None = None,
 ) -> list[str]:
     """Return the text generated for each row by greedy search, without end tokens.
 
@@ -48,6 +49,7 @@ def greedy(
         ends: end tokens, from `end_tokens`.
         pad: padding token of rows that ended before others.
         skip: number of leading tokens to remove: the prompt, or the decoder's start.
+        generate: function to generate with; None: the model's own.
     """
     import torch
     from transformers import GenerationConfig
@@ -62,7 +64,7 @@ def greedy(
     )
     with torch.no_grad(), without_own_settings(model), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Position ids are not supported")
-        output = model.generate(**inputs, generation_config=plain)
+        output = (generate or model.generate)(**inputs, generation_config=plain)
     texts = []
     for row in output[:, skip:].tolist():
         written = next((row[:at] for at, token in enumerate(row) if token in ends), row)

@@ -113,6 +113,7 @@ def quantised_settings(record: Mapping[str, Any], dtype: torch.dtype, model: Any
         bnb_4bit_quant_type=record["scheme"],
         bnb_4bit_use_double_quant=record["double"],
         bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=record.get("storage"),
         llm_int8_skip_modules=_kept(model),  # also for 4 bit, despite its name
     )
 

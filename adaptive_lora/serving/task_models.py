@@ -12,10 +12,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from .audio import set_language
 from .base import BASE_VARIABLE, TRUST_VARIABLE, BaseMismatch, base_folder, content_hashes
 from .gguf_file import as_transformers_reads, require_gguf
+from .other_types import register
 from .quantised import dequantised, quantised_settings, saved_quantisation, saved_settings, settle
-from .safety import FAMILY, RECORD, UnsafeFiles, read_record, require_adapter, require_base, require_loaded
+from .safety import (
+    CONFIG,
+    FAMILY,
+    RECORD,
+    UnsafeFiles,
+    read_json,
+    read_record,
+    require_adapter,
+    require_base,
+    require_loaded,
+)
 from .tasks import TASKS
 from .tokens import set_for_decoder, set_padding
 
@@ -249,6 +261,8 @@ def open_processor(folder: Path, task: Mapping[str, Any], *, trust_remote_code: 
         processor = kind.from_pretrained(where, trust_remote_code=trust_remote_code, **further)
     if task.get("pad_token_id") is not None:
         set_for_decoder(processor, task["pad_token_id"])
+    if task.get("language") is not None:
+        set_language(processor, task["language"])
     return processor
 
 
@@ -316,11 +330,14 @@ def _adapted(model: Any, folder: Path) -> Any:
 
     if (folder / FAMILY).is_file():
         return load_custom_tuner(model, folder)
+    register(read_json(folder / CONFIG)["peft_type"])
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 renames; not caused by this package.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         # The configuration of a quantised GPT-2's adapter says Linear; PEFT corrects it to Conv1D.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+        # peft 0.21 looks for patterns among modules, not among target_parameters, where it uses them.
+        warnings.filterwarnings("ignore", r"The following \w+_pattern keys did not match", RuntimeWarning)
         # Missing tensors are an error below.
         warnings.filterwarnings("ignore", ".*missing adapter keys", UserWarning)
         model = PeftModel.from_pretrained(model, str(folder))

@@ -17,7 +17,9 @@ from .answers import (
     continue_prompts,
     describe_images,
     estimate_numbers,
+    tag_words,
     write_targets,
+    write_transcripts,
 )
 
 _PROMPT = ("prompt", "instruction", "input")
@@ -34,8 +36,8 @@ class TaskSpec:
     answer: Callable[[Loaded, Sequence[Mapping[str, Any]], int], list[Any]]
     """Function that answers rows with a maximum number of new tokens."""
     columns: tuple[str, ...]
-    """Columns in serving; exactly one of `prompt`, `instruction` and `messages`; `image` as base64 text or the
-    path of a file."""
+    """Columns in serving; exactly one of `prompt`, `instruction` and `messages`; `image` and `audio` as base64
+    text or the path of a file."""
     processor: str = "AutoTokenizer"
     """Name of the transformers class of its tokenizer or processor."""
     saved_as: str = ""
@@ -90,6 +92,14 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
                 head_over_text=True,
             ),
             TaskSpec(
+                name="token_classification",
+                auto_class="AutoModelForTokenClassification",
+                saved_as="AutoModelForTokenClassification",
+                answer=tag_words,
+                columns=("text",),
+                head=True,
+            ),
+            TaskSpec(
                 name="seq2seq",
                 auto_class="AutoModelForSeq2SeqLM",
                 saved_as="AutoModelForSeq2SeqLM",
@@ -122,6 +132,16 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
                 processor="AutoProcessor",
                 answer=describe_images,
                 columns=("image", "question"),
+                generates=True,
+                needs_end=True,
+            ),
+            TaskSpec(
+                name="speech_to_text",
+                auto_class="AutoModelForSpeechSeq2Seq",
+                saved_as="AutoModelForSpeechSeq2Seq",
+                processor="AutoProcessor",
+                answer=write_transcripts,
+                columns=("audio",),
                 generates=True,
                 needs_end=True,
             ),

@@ -127,7 +127,8 @@ def position_limit(settings: Any) -> int | None:
     XLNet's -1 means no limit.
     """
     text = settings.get_text_config()
-    stated = int(getattr(text, "max_position_embeddings", None) or -1)
+    names = ("max_position_embeddings", "max_target_positions")  # the latter of Whisper's decoder
+    stated = next((int(found) for name in names if (found := getattr(text, name, None))), -1)
     if stated < 0:
         return None
     return stated - int(text.pad_token_id) - 1 if text.model_type in _OFFSET else stated

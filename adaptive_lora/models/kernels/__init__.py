@@ -2,7 +2,13 @@
 
 from adaptive_lora.models.kernels.attention import attends_packed, packed_attention
 from adaptive_lora.models.kernels.causal import PackedScores, packed_nll, packed_scores, supervised
-from adaptive_lora.models.kernels.check import causality_problem, has_prompt, packing_problem, padding_problem
+from adaptive_lora.models.kernels.check import (
+    causality_problem,
+    has_prompt,
+    is_invoked,
+    packing_problem,
+    padding_problem,
+)
 from adaptive_lora.models.kernels.cross_entropy import Head, token_nll
 from adaptive_lora.models.kernels.lora import fast_layers
 
@@ -13,6 +19,7 @@ __all__ = [
     "causality_problem",
     "fast_layers",
     "has_prompt",
+    "is_invoked",
     "packed_attention",
     "packed_nll",
     "packed_scores",

@@ -102,6 +102,11 @@ def has_prompt(model: Any) -> bool:
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
+def is_invoked(model: Any) -> bool:
+    """Return whether an adapter acts from certain tokens on alone (aLoRA), which PEFT finds in its own forward pass."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "alora_invocation_tokens", None))
+
+
 def _compare(inner: Any) -> str | None:
     device = inner.get_input_embeddings().weight.device
     batch = _example(inner.config.get_text_config()).to(device)

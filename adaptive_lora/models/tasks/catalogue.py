@@ -12,6 +12,7 @@ from adaptive_lora.config.planted import PlantedTeacher
 from adaptive_lora.data.reading import Table, read_ahead
 from adaptive_lora.data.rows import not_numeral, scalar_text
 from adaptive_lora.data.sources import LABELS
+from adaptive_lora.data.tagged import has_tags
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.models.base import locate, read_settings
 from adaptive_lora.models.classes import auto_class
@@ -20,6 +21,8 @@ from adaptive_lora.models.tasks.image_text import ImageTextTask
 from adaptive_lora.models.tasks.labelled import ClassificationTask, ImageClassificationTask, RegressionTask
 from adaptive_lora.models.tasks.planted import PlantedTask
 from adaptive_lora.models.tasks.seq2seq import Seq2SeqTask
+from adaptive_lora.models.tasks.speech import SpeechTask
+from adaptive_lora.models.tasks.tagging import TokenClassificationTask
 from adaptive_lora.models.tasks.task import Task
 from adaptive_lora.models.tasks.vision_language import VisionLanguageTask
 
@@ -30,10 +33,12 @@ TASKS: Mapping[str, type[Task]] = MappingProxyType(
             CausalTask,
             ClassificationTask,
             RegressionTask,
+            TokenClassificationTask,
             Seq2SeqTask,
             ImageClassificationTask,
             ImageTextTask,
             VisionLanguageTask,
+            SpeechTask,
         )
     }
 )
@@ -82,8 +87,10 @@ def found_task(config: StudyConfig) -> str | None:
 
 
 def _of_labels(config: StudyConfig) -> str | None:
-    """Return whether labels are classes or numbers; None where a column could be either, or is neither."""
+    """Return whether labels are classes, numbers or tags of words; None where a column fits several or none."""
     table = read_ahead(config.data)  # the task reads the same table next
+    if has_tags(config.data, table):
+        return "token_classification"
     column = config.data.response_column or next((name for name in LABELS if name in table.columns), None)
     return None if column is None or column not in table.columns else _kind_of(table, column)
 

@@ -23,6 +23,7 @@ from adaptive_lora.models.kernels import (
     attends_packed,
     causality_problem,
     has_prompt,
+    is_invoked,
     packed_attention,
     packed_nll,
     packed_scores,
@@ -104,7 +105,7 @@ class CausalTask(Task):
                     yield
 
     def packs(self, model: nn.Module) -> bool:
-        return self._base_packs and not has_prompt(model)
+        return self._base_packs and not (has_prompt(model) or is_invoked(model))
 
     @cached_property
     def _base_packs(self) -> bool:
@@ -113,7 +114,14 @@ class CausalTask(Task):
         Raises:
             ConfigError: the study sets packed and the base does not support it.
         """
-        wanted = self.config.train.batching
+        sharded, wanted = self.runtime.processes.sharded, self.config.train.batching
+        if sharded and wanted == "packed":
+            raise ConfigError(
+                "batching: the kernels of packed rows read weights outside the model's own forward pass, which alone "
+                "gathers those that FSDP2 divides. Set batching to auto or padded."
+            )
+        if sharded:
+            return False
         problem = None if wanted == "padded" else packing_problem(self.base.model)
         if problem is None:
             return wanted != "padded"

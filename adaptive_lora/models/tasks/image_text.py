@@ -1,4 +1,4 @@
-"""Image and text: contrastive matching of images and captions (CLIP)."""
+"""Image and text: contrastive matching of images and captions (CLIP, SigLIP)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from adaptive_lora.data.sequences import batched
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.models.base import BaseModel
 from adaptive_lora.models.device import Runtime
-from adaptive_lora.models.tasks.encoding import encode_cut, padded
+from adaptive_lora.models.tasks.encoding import encode_cut
 from adaptive_lora.models.tasks.scores import ExampleScores
 from adaptive_lora.models.tasks.task import PreparedExample, Task, marked
 from adaptive_lora.results import EvalResult
 from adaptive_lora.serving import open_image
+from adaptive_lora.serving.images import pair_inputs
 
 _RECALLS = (1, 5)
 
@@ -31,7 +32,8 @@ class ImageTextTask(Task):
 
     The loss is the mean of both cross-entropies (Radford et al. 2021, 2103.00020, figure 3). In
     training, candidates are those of the batch; in validation and test, those of the whole split, so
-    that its size sets the scale of the loss and the batch size has no effect.
+    that its size sets the scale of the loss and the batch size has no effect. SigLIP is trained by this
+    loss too, not by its own of single pairs.
     """
 
     name = "image_text"
@@ -61,10 +63,9 @@ class ImageTextTask(Task):
     def collate(self, examples: Sequence[PreparedExample]) -> Batch:
         pad = {"input_ids": int(self.base.tokenizer.tokenizer.pad_token_id)}
         images = [open_image(example.image) for example in examples]
-        pixels = self.base.tokenizer.image_processor(images=images, return_tensors="pt")
-        texts = padded([example.inputs for example in examples], pad)
+        captions = [example.input_ids for example in examples]
         return Batch(
-            inputs={**texts, "pixel_values": pixels["pixel_values"]},
+            inputs=pair_inputs(self.base.model.config, self.base.tokenizer, captions, images),
             labels=torch.zeros(len(examples), dtype=torch.long),
             padding=pad,
             whole=True,
@@ -134,7 +135,7 @@ def pair_losses(logits: torch.Tensor) -> torch.Tensor:
 
 def _same(examples: Sequence[PreparedExample]) -> torch.Tensor:
     """Return the mask (N, N) of captions that are right for an image, including those of equal images."""
-    images = [example.picture for example in examples]
+    images = [example.media for example in examples]
     texts = [example.input_ids for example in examples]
     rows = [[images[i] == images[j] or texts[i] == texts[j] for j in range(len(images))] for i in range(len(images))]
     return torch.tensor(rows)

@@ -34,6 +34,15 @@ class ExampleScores:
     further: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Name -> further scores, shape (B,)."""
 
+    def cpu(self) -> ExampleScores:
+        """Return the scores on the CPU."""
+        return ExampleScores(
+            nll=self.nll.cpu(),
+            units=self.units.cpu(),
+            correct=None if self.correct is None else self.correct.cpu(),
+            further={name: values.cpu() for name, values in self.further.items()},
+        )
+
 
 def token_example_scores(logits: torch.Tensor, targets: torch.Tensor) -> ExampleScores:
     """Return the scores of B examples from (B, T, V) logits and (B, T) targets."""
@@ -127,6 +136,36 @@ def chrf(texts: Sequence[str], examples: Sequence[Any]) -> FloatArray:
     metric = CHRF()
     pairs = zip(texts, examples, strict=True)
     return np.array([metric.sentence_score(t, [e.response]).score / 100 for t, e in pairs])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WordErrors:
+    """Errors of transcripts against their references, by jiwer: substitutions, deletions and insertions."""
+
+    rates: FloatArray
+    """Word errors of each transcript over the words of its reference."""
+    overall: Mapping[str, float]
+    """Errors over the units of all references: `wer` of words, `cer` of characters, and `wer_normalised` of words
+    without case and punctuation, where a reference has any."""
+
+
+def word_errors(texts: Sequence[str], examples: Sequence[Any]) -> WordErrors:
+    """Return word and character error rates of transcripts.
+
+    Words are what white space separates. For `wer_normalised`, texts are normalised as in Whisper's paper for
+    all languages (Radford et al. 2022, 2212.04356, appendix C).
+    """
+    import jiwer
+    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+
+    wanted, plain = [example.response for example in examples], BasicTextNormalizer()
+    pairs = zip(wanted, texts, strict=True)
+    normalised = [pair for pair in ((plain(r).strip(), plain(t).strip()) for r, t in pairs) if pair[0]]
+    overall = {"wer": jiwer.wer(wanted, list(texts)), "cer": jiwer.cer(wanted, list(texts))}
+    if normalised:
+        overall["wer_normalised"] = jiwer.wer([r for r, _ in normalised], [t for _, t in normalised])
+    rates = [jiwer.wer(reference, text) for reference, text in zip(wanted, texts, strict=True)]
+    return WordErrors(rates=np.array(rates), overall={name: float(value) for name, value in overall.items()})
 
 
 def answer_matches(texts: Sequence[str], examples: Sequence[Any]) -> FloatArray | None:

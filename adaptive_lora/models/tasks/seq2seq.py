@@ -46,7 +46,7 @@ class Seq2SeqTask(Task):
         super().__init__(config, runtime, base)
         self.start = _start(base)
         """Token id at the start of the decoder's input."""
-        self.pad = _pad(base)
+        self.pad = _pad(base, self.tokenizer)
         """Token id for padding, which is always masked; end-of-text where the tokenizer has none."""
 
     @classmethod
@@ -86,15 +86,15 @@ class Seq2SeqTask(Task):
         )
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        return token_losses(_logits(model, batch), batch.labels).sum()
+        return token_losses(self.logits(model, batch), batch.labels).sum()
 
     def scores(self, model: nn.Module, batch: Batch) -> ExampleScores:
-        return token_example_scores(_logits(model, batch), batch.labels)
+        return token_example_scores(self.logits(model, batch), batch.labels)
 
     def outputs(self, model: nn.Module, examples: Sequence[PreparedExample]) -> torch.Tensor:
         """Return the logits of each target's first token, each example run alone."""
         batches = [self.collate([example]).to(self.runtime.device) for example in examples]
-        return torch.stack([_logits(model, batch)[0, 0].float() for batch in batches])
+        return torch.stack([self.logits(model, batch)[0, 0].float() for batch in batches])
 
     def generated(self, model: nn.Module, examples: Sequence[PreparedExample]) -> list[str]:
         return generate_targets(
@@ -111,15 +111,15 @@ class Seq2SeqTask(Task):
     def text_scores(self, texts: Sequence[str], examples: Sequence[PreparedExample]) -> Mapping[str, FloatArray]:
         return rouge(texts, examples)
 
+    @staticmethod
+    def logits(model: Any, batch: Batch) -> torch.Tensor:
+        """Return logits of the target's tokens, shape (B, T, V)."""
+        logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits
+        return logits
 
-def _logits(model: Any, batch: Batch) -> torch.Tensor:
-    """Return logits of the target's tokens, shape (B, T, V)."""
-    logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits
-    return logits
 
-
-def _pad(base: BaseModel) -> int:
-    found = padding_id(base.tokenizer, known_ids(base.model))
+def _pad(base: BaseModel, tokenizer: Any) -> int:
+    found = padding_id(tokenizer, known_ids(base.model))
     if found is None:
         raise ModelError(
             f"the tokenizer of base {base.reference.name} has neither a pad nor an end-of-text "

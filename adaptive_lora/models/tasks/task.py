@@ -18,7 +18,7 @@ from adaptive_lora import serving
 from adaptive_lora.allocation import Plan
 from adaptive_lora.config import DataConfig, StudyConfig
 from adaptive_lora.data import Batch, Example, ExampleSet, Tokenised, TokenizedExample, cached_tokens
-from adaptive_lora.data.examples import Picture
+from adaptive_lora.data.examples import MediaFile
 from adaptive_lora.data.rows import BadRow
 from adaptive_lora.data.token_cache import asks_for_the_time, tokenizer_digest
 from adaptive_lora.errors import DataError
@@ -34,6 +34,7 @@ PROBE_EXAMPLES = 4
 _TOKENS_PER_EXAMPLE = 128
 """Number of tokens per example assumed by `eval_batch_size` for packed batches."""
 _TEXTS = ("input_ids", "target_ids")
+_TARGETS = ("target_ids", "tags")
 
 
 def marked(text: str) -> str:
@@ -48,8 +49,8 @@ class PreparedExample:
     id: str
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Name of a text input -> one integer per token; empty without text."""
-    picture: Picture | None = None
-    """Image, whose file is read and decoded for each batch; None for tasks without images."""
+    media: MediaFile | None = None
+    """Image or recording, whose file is read and decoded for each batch; None for other tasks."""
     question: str = ""
     response: str = ""
     target: float = 0.0
@@ -62,7 +63,7 @@ class PreparedExample:
     @property
     def image(self) -> bytes:
         """Content of the image file; empty for tasks without images."""
-        return b"" if self.picture is None else self.picture.content()
+        return b"" if self.media is None else self.media.content()
 
     @property
     def input_ids(self) -> tuple[int, ...]:
@@ -79,7 +80,7 @@ class PreparedExample:
         """Number of supervised tokens; 1 where the example is the unit."""
         if self.first_label is not None:
             return self.length - self.first_label
-        return len(self.inputs["target_ids"]) if "target_ids" in self.inputs else 1
+        return next((len(self.inputs[name]) for name in _TARGETS if name in self.inputs), 1)
 
     def numbers(self) -> Mapping[str, Sequence[int]]:
         """Return the result of tokenisation; empty without text."""
@@ -94,7 +95,7 @@ class PreparedExample:
         return cls(
             id=example.id,
             inputs={name: tuple(values) for name, values in numbers.items() if name not in ("places", "cut")},
-            picture=example.picture,
+            media=example.media,
             question=example.question or "",
             response=example.response,
             target=float(example.target or 0.0),
@@ -150,7 +151,7 @@ class Task(ABC):
         """
 
     @classmethod
-    def record(cls, data: ExampleSet) -> dict[str, Any]:
+    def record(cls, data: ExampleSet, config: DataConfig) -> dict[str, Any]:
         """Return the task's settings for loading and serving the base, as JSON-ready values."""
         return {"name": cls.name, **({"labels": list(data.labels)} if data.labels else {})}
 
@@ -193,6 +194,11 @@ class Task(ABC):
             )
         return made
 
+    @property
+    def made_from(self) -> Mapping[str, Any]:
+        """Everything else that determines the prepared examples, JSON-ready."""
+        return {}
+
     def _prepared_once(self, examples: Sequence[Example]) -> Sequence[Any]:
         if self.tokenised is None:
             return tuple(self.prepare(examples))
@@ -206,6 +212,7 @@ class Task(ABC):
             "max_tokens": self.config.data.max_tokens,
             "max_positions": self.base.max_positions,
             "loss_on": self.config.data.loss_on,
+            **self.made_from,
         }
         return cached_tokens(examples, self.tokenised, self.prepare, None if rules is None else made_from)
 
@@ -250,7 +257,7 @@ class Task(ABC):
 
         Backward passes must be inside the block too.
         """
-        if self.config.train.batching == "padded":
+        if self.config.train.batching == "padded" or self.runtime.processes.sharded:
             yield
         else:
             with fast_layers(model):
@@ -279,23 +286,22 @@ class Task(ABC):
         Examples are batched by length to save padding; their scores are returned in their own order.
         """
         model.eval()
+        groups = list(self._groups(model, examples))
+        found = self.runtime.processes.divided(lambda chosen: self._scored(model, examples, chosen), groups)
         nll = np.zeros(len(examples))
         tokens, correct = (np.zeros(len(examples), dtype=np.int64) for _ in range(2))
         further: dict[str, FloatArray] = {}
         judged = True
-        for chosen in self._groups(model, examples):
-            batch = self.collate([examples[index] for index in chosen]).to(self.runtime.device)
-            with torch.no_grad(), self.runtime.autocast(), self.running(model):
-                scores = self.scores(model, batch)
-            nll[chosen] = scores.nll.double().cpu().numpy()
-            tokens[chosen] = scores.units.cpu().numpy()
+        for chosen, scores in found:
+            nll[chosen] = scores.nll.double().numpy()
+            tokens[chosen] = scores.units.numpy()
             if scores.correct is None:
                 judged = False
             else:
-                correct[chosen] = scores.correct.cpu().numpy()
+                correct[chosen] = scores.correct.numpy()
             for name, values in scores.further.items():
                 column = further.setdefault(name, np.zeros(len(examples)))
-                column[chosen] = values.double().cpu().numpy()
+                column[chosen] = values.double().numpy()
         return EvalResult(
             example_ids=tuple(example.id for example in examples),
             nll_E=nll,
@@ -304,6 +310,14 @@ class Task(ABC):
             further_E=further,
             unit=self.unit,
         )
+
+    def _scored(
+        self, model: nn.Module, examples: Sequence[Any], chosen: Sequence[int]
+    ) -> tuple[Sequence[int], ExampleScores]:
+        """Return the scores of the examples with these indices, on the CPU, with the indices."""
+        batch = self.collate([examples[index] for index in chosen]).to(self.runtime.device)
+        with torch.no_grad(), self.runtime.autocast(), self.running(model):
+            return chosen, self.scores(model, batch).cpu()
 
     def _groups(self, model: nn.Module, examples: Sequence[Prepared]) -> Iterator[list[int]]:
         """Yield the indices of the examples of each batch, by length.
@@ -339,6 +353,10 @@ class Task(ABC):
         """Return the scores of generated texts in addition to exact match."""
         return {}
 
+    def overall_text_scores(self, texts: Sequence[str], examples: Sequence[Any]) -> Mapping[str, float]:
+        """Return the scores of all generated texts together, by name."""
+        return {}
+
     def score(self, model: nn.Module, examples: Sequence[Any]) -> EvalResult:
         """Score a model on examples by all scores of the task: likelihood and, where asked for, greedy generation."""
         result = self.losses(model, examples)
@@ -350,6 +368,7 @@ class Task(ABC):
             result,
             exact_match_E=exact(texts, examples, self.tokenizer, map(self.answer_ids, examples)),
             further_E={**result.further_E, **self.text_scores(texts, examples)},
+            overall={**result.overall, **self.overall_text_scores(texts, examples)},
         )
 
     def plan_scores(self, plan: Plan) -> Mapping[str, float]:

@@ -20,7 +20,15 @@ from adaptive_lora.models.tasks.scores import ExampleScores, token_example_score
 from adaptive_lora.models.tasks.task import PreparedExample, Task, marked
 from adaptive_lora.serving import open_image
 from adaptive_lora.serving.greedy import filled
-from adaptive_lora.serving.images import answer_ids, answer_questions, inputs_of, joined_images, split_inputs
+from adaptive_lora.serving.images import (
+    answer_ids,
+    answer_questions,
+    answer_type,
+    as_patches,
+    inputs_of,
+    joined_images,
+    split_inputs,
+)
 from adaptive_lora.serving.tokens import known_ids, padding_id
 
 
@@ -56,7 +64,7 @@ class VisionLanguageTask(Task):
                 f"{self.longest}; raise max_tokens",
                 reason=NO_ROOM,
             )
-        added = {"input_ids": answer}
+        added = {"input_ids": answer, "token_type_ids": (answer_type(self.base.model.config),) * len(answer)}
         inputs = {name: (*values, *added.get(name, (0,) * len(answer))) for name, values in tokens.items()}
         return PreparedExample.of(example, {**inputs, "places": [asked], "cut": [len(whole) - len(answer)]})
 
@@ -106,5 +114,5 @@ class VisionLanguageTask(Task):
 
 def _logits(model: Any, batch: Batch) -> torch.Tensor:
     """Return logits of each next token, shape (B, T - 1, V)."""
-    logits: torch.Tensor = model(**batch.inputs, use_cache=False).logits
+    logits: torch.Tensor = model(**as_patches(batch.inputs), use_cache=False).logits
     return logits[:, :-1]
