@@ -16,13 +16,14 @@ def signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "−")
 
 
-def row(method: dict[str, Any], score: str) -> str:
-    """Return one method's line; `score` is the column beside the loss."""
+def row(method: dict[str, Any], score: str, correction: str) -> str:
+    """Return one method's line; `score` is the column beside the loss, `correction` that of the p that decides."""
     rates = [rate["lr"] for rate in method["rates"]]
     edge = " (edge)" if method["lr"] in (min(rates), max(rates)) and len(rates) > 1 else ""
     cells = [f"`{method['label']}`", f"{method['lr']:g}{edge}", f"{method['loss']['mean']:.4f}"]
     mean = method[score]["mean"]
     cells.append("" if mean is None else f"{mean:.1%}".replace("%", " %"))
+    cells += [signed(found["forgotten"]["mean"]) for found in method.get("forgetting", {}).values()]
     difference = method["difference"]
     if difference is None:
         return "| " + " | ".join([*cells, "", "", "baseline"]) + " |"
@@ -31,7 +32,7 @@ def row(method: dict[str, Any], score: str) -> str:
     verdict = method["verdict"]["kind"]
     cells += [
         f"{signed(difference['mean'])}{interval}",
-        f"{difference['tests']['holm']:.3g}",
+        f"{difference['tests'][correction]:.3g}",
         verdict.replace("_", " "),
     ]
     return "| " + " | ".join(cells) + " |"
@@ -47,10 +48,14 @@ def main() -> None:
     exact = methods[0]["exact_match"]["mean"] is not None
     score = "exact_match" if exact else "token_accuracy"
     title = score.replace("_", " ")
-    print(f"| method | rate | test loss | {title} | difference [95 %] | p (Holm) | verdict |")
-    print("|---|---|---|---|---|---|---|")
+    forgotten = [f"forgotten of {source['name']}" for source in comparison.get("retained", ())]
+    correction = comparison["correction"]
+    names = {"holm": "Holm", "max_t": "max-T", "benjamini_hochberg": "Benjamini and Hochberg"}
+    heads = ["method", "rate", "test loss", title, *forgotten]
+    heads += ["difference [95 %]", f"p ({names[correction]})", "verdict"]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for method in methods:
-        print(row(method, score))
+        print(row(method, score, correction))
     print(f"\nFrozen base {comparison['frozen_loss']:.4f}; {comparison['trials']} trials.")
     for entry in comparison["audit"]:
         if entry["kind"] != "ok":

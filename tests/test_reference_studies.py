@@ -14,6 +14,9 @@ from conftest import rows
 from tracked import quiet, runs_in, store_in, trials_in
 from zygote import Zygote
 
+from adaptive_lora.allocation import MethodSpec, make_plan
+from adaptive_lora.allocation.architecture import Architecture
+from adaptive_lora.allocation.site import AdapterSite, Role
 from adaptive_lora.config import StudyConfig, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,3 +122,35 @@ def test_mlflow_runs_it_by_name(
     assert parent.data.tags["study_id"].startswith(f"{name}-")
     trial = trials_in(tmp_path)[0]
     assert trial.data.params["cfg.dropout"] == "0.1"  # from the study file
+
+
+def llama_3b() -> Architecture:
+    """The attention of Llama-3.2-3B: hidden size 3,072, 28 layers, 8 key heads of width 128."""
+    outputs = {Role.QUERY: 3072, Role.KEY: 1024, Role.VALUE: 1024, Role.OUTPUT: 3072}
+    sites = [
+        AdapterSite(
+            name=f"model.layers.{layer}.self_attn.{role[0]}_proj", layer=layer, role=role, in_features=3072,
+            out_features=width,
+        )
+        for layer in range(28)
+        for role, width in outputs.items()
+    ]  # fmt: skip
+    return Architecture(kind="LlamaForCausalLM", sites=tuple(sites))
+
+
+def comparison_methods() -> list[str]:
+    return [spec.options.type if spec.name == "peft" else spec.label for spec in study("peft_comparison").specs]
+
+
+QUICK = {"uniform-r32-q_proj-v_proj", "MISS", "HIRA", "LOHA", "DELORA"}
+"""Methods whose sizes are found in seconds."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in comparison_methods()]
+)
+def test_methods_of_the_comparison_have_one_number_of_parameters(name: str) -> None:
+    """As many as LoRA of rank 32 on q_proj and v_proj has, within 2 %."""
+    spec: MethodSpec = dict(zip(comparison_methods(), study("peft_comparison").specs, strict=True))[name]
+    plan = make_plan(spec, llama_3b())
+    assert abs(plan.trainable_parameters - 9_175_040) <= 0.02 * 9_175_040

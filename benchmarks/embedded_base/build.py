@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from benchmarks.embedded_base.tokenizer import CONTEXT, train_tokenizer
 
 if TYPE_CHECKING:
     import torch
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LAYERS, WIDTH, HEADS = 6, 128, 4
 STEPS = 5000
@@ -33,7 +33,12 @@ RECORD = "pretraining.json"
 
 
 def build_base(
-    folder: Path, *, seed: int = 0, steps: int = STEPS, on_step: Callable[[int, float], None] | None = None
+    folder: Path,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    architecture: str = "gpt2",
+    on_step: Callable[[int, float], None] | None = None,
 ) -> dict[str, Any]:
     """Train tokenizer and model on the generated corpus and write the whole base folder.
 
@@ -43,6 +48,7 @@ def build_base(
         folder: where to write; made if missing, files of the same names are replaced.
         seed: of initial weights, corpus and tokenizer.
         steps: optimiser steps of 1,024 tokens.
+        architecture: key of `MODELS`: that of the shipped base, or one whose layers are Linear.
         on_step: called with the step (from 1) and its loss in nats per token.
 
     Returns:
@@ -51,7 +57,7 @@ def build_base(
     started = time.monotonic()
     tokenizer = train_tokenizer(seed)
     with torch_stream(seed, "embedded base"), _threads(THREADS):
-        model = _new_model(tokenizer)
+        model = MODELS[architecture](tokenizer)
         curve = _pretrain(model, tokenizer, seed, steps, on_step or (lambda step, loss: None))
     record = {
         "seed": seed,
@@ -86,7 +92,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _new_model(tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
+def _gpt2(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Return an untrained GPT-2 without dropout, for the corpus never repeats."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -105,6 +111,30 @@ def _new_model(tokenizer: PreTrainedTokenizerBase) -> GPT2LMHeadModel:
         pad_token_id=tokenizer.pad_token_id,
     )
     return GPT2LMHeadModel(config)
+
+
+def _llama(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return an untrained Llama of about the same size, with grouped keys and values and tied embeddings."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=CONTEXT,
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS // 2,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+MODELS: Mapping[str, Callable[[PreTrainedTokenizerBase], PreTrainedModel]] = {"gpt2": _gpt2, "llama": _llama}
+"""Architecture -> function that makes an untrained model."""
 
 
 def packed_rows(seed: int | str, tokenizer: PreTrainedTokenizerBase, rows: int) -> Iterator[torch.Tensor]:
@@ -129,7 +159,7 @@ def packed_rows(seed: int | str, tokenizer: PreTrainedTokenizerBase, rows: int) 
         yield torch.tensor(batch[:rows])
 
 
-def held_out_loss(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, sample: int | str) -> float:
+def held_out_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: int | str) -> float:
     """Return the mean loss on 64 rows of documents that training never saw, in nats per token."""
     import torch
 
@@ -148,7 +178,7 @@ def _lr_share(step: int, steps: int) -> float:
 
 
 def _pretrain(
-    model: GPT2LMHeadModel,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     steps: int,
