@@ -212,6 +212,8 @@ def test_more_parameters_are_no_evidence_about_the_allocation() -> None:
     fair = compare(same, baseline="uniform-r8")
     assert "at equal parameters" in fair.headline
     assert not any("Unequal" in finding for finding in fair.fairness)
+    rest = change(records, "linear_decay-r16-4", trainable_parameters=98_304 + 42)  # what whole sizes leave over
+    assert "at equal parameters (42 more)." in compare(rest, baseline="uniform-r8").headline
 
 
 def test_failed_trials_appear_with_their_reason_and_pairs_use_the_rest() -> None:
@@ -315,6 +317,17 @@ def test_fairness_names_grid_edges_grids_skips_scales_and_precision() -> None:
     assert "Trials differ in precision" in text
     clean = compare(study({"uniform-r8": 0.0, "m": 0.0}, rates=(1e-4, 3e-4, 1e-3)), baseline="m")
     assert clean.fairness == ()
+
+
+def test_fairness_of_methods_without_ranks() -> None:
+    """Dropout acts before A, and factor x rank is said of LoRA's ranks alone."""
+    records = change(study({"uniform-r8": 0.0, "peft-HIRA": 0.0}, range(6)), "peft-HIRA", plan={"family": "peft"})
+    without = compare(records, baseline="uniform-r8").fairness
+    records = [dataclasses.replace(r, settings={**r.settings, "cfg.dropout": "0.1"}) for r in records]
+    (found,) = set(compare(records, baseline="uniform-r8").fairness) - set(without)
+    assert found == "Dropout of 0.1 acts before LoRA's A alone: peft-HIRA trained without it."
+    comparison = compare([dataclasses.replace(r, plan={"family": "peft"}) for r in records], baseline="uniform-r8")
+    assert "Scaling: no method has LoRA's ranks." in [entry.text for entry in comparison.audit]
 
 
 def test_winner_is_the_best_of_the_better_ones() -> None:

@@ -18,8 +18,9 @@ from synthetic_study import EFFECTS, FROZEN_LOSS, failed, scores, study
 
 from adaptive_lora.analysis.comparison import Comparison, compare
 from adaptive_lora.analysis.comparison.wording import count, signed
-from adaptive_lora.analysis.report import About, figures, render_markdown, render_terminal, write_report
-from adaptive_lora.analysis.report.style import STYLE
+from adaptive_lora.analysis.report import About, figures, loss_figures, render_markdown, render_terminal, write_report
+from adaptive_lora.analysis.report.formats import csv_table
+from adaptive_lora.analysis.report.style import STYLE, drawn
 from adaptive_lora.results import TrialRecord
 
 EVIL = "<script>alert('x')</script>"
@@ -415,3 +416,24 @@ def test_terminal_shows_verdicts_failures_and_brackets_as_text(width: int) -> No
     assert all(line.rstrip().endswith("┃") for line in rows)  # no column is cut off
     interval = comparison.methods[1].difference.interval
     assert f"{interval.low:+.4f}"[1:] in printed
+
+
+def test_of_many_methods_figures_and_terminal_show_the_best_and_tables_all() -> None:
+    effects = {f"uniform-r{rank}": 0.05 * rank for rank in range(1, 41)}
+    records = [*study(effects, range(2)), *(failed("uniform-r2", seed, "diverged") for seed in range(50, 75))]
+    comparison = compare(records, baseline="uniform-r40")
+    best = {f"uniform-r{rank}" for rank in range(1, 32)} | {"uniform-r40"}
+    assert set(drawn(comparison)) == best
+    figure = loss_figures.differences(comparison)
+    assert figure is not None
+    shown = {text.get_text() for text in figure.axes[0].texts}
+    assert best - {"uniform-r40"} <= shown
+    assert "uniform-r32" not in shown
+    console = Console(file=io.StringIO(), width=200)
+    render_terminal(comparison, console)
+    printed = console.file.getvalue()
+    assert "uniform-r31" in printed
+    assert "Shown are 32 of 40 methods" in printed
+    assert printed.count("failed: uniform-r2") == 20
+    assert "5 more, in the report" in printed
+    assert len(csv_table(comparison).splitlines()) == 41

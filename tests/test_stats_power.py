@@ -188,6 +188,13 @@ def test_rank_agreement_is_spearmans_formula() -> None:
     assert matrix[0][1] == matrix[1][0] == pytest.approx(1 - 6 * squares / (10 * 99))
     assert matrix[0][0] == 1.0
     assert matrix[2] == (None, None, None)
+    rows = np.random.default_rng(0).integers(0, 6, (7, 24))
+    many = stats.rank_agreement(rows)
+    expected = scipy_stats.spearmanr(rows, axis=1)[0]
+    assert np.array(many) == pytest.approx(expected)
+    apart = expected[np.triu_indices(7, 1)]
+    assert stats.mean_agreement(rows) == pytest.approx(apart.mean())
+    assert stats.mean_agreement([first, [4.0] * 10]) is None
 
 
 def test_superiority_has_wilsons_interval() -> None:
@@ -241,3 +248,11 @@ def test_fewest_seeds_are_those_at_which_the_test_can_find_anything(
 def test_power_grows_with_everything_that_should_help() -> None:
     powers = [stats.paired_power(0.5, 1.0, n) for n in range(3, 40)]
     assert all(after > before for before, after in itertools.pairwise(powers))
+
+
+def test_above_25_comparisons_the_formula_stands_alone() -> None:
+    # 1,023 random flips cannot show a p below 0.05 / 99, however many seeds there are.
+    formula = stats.seeds_for_power(1.5, 1.0, alpha=0.05 / 99)
+    assert formula is not None
+    assert stats.checked_seeds(1.5, 1.0, comparisons=99) == (formula, None)
+    assert stats.checked_seeds(1.5, 1.0, comparisons=5, studies=50)[1] is not None

@@ -61,7 +61,7 @@ def _options(method: str, part: str, taken: Collection[str]) -> list[str]:
         field.name: field
         for owner in (METHODS[method], MethodSpec)
         for field in dataclasses.fields(owner)
-        if field.name != "options"
+        if field.name not in ("options", METHODS[method].further)
     }
     option, equals, begun = part.partition("=")
     if not equals:

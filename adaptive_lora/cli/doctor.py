@@ -21,8 +21,9 @@ from rich.console import Console
 
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.config.planted import PlantedTeacher
+from adaptive_lora.config.ray_place import require_ray_cluster
 from adaptive_lora.config.types import Precision
-from adaptive_lora.errors import AdaptiveLoraError, MissingExtra, naming_extras
+from adaptive_lora.errors import AdaptiveLoraError, ConfigError, MissingExtra, naming_extras
 from adaptive_lora.redaction import hide_credentials, printable, shown
 
 
@@ -54,6 +55,8 @@ def fail(check: str, text: str) -> Finding:
 _PINS = Path(__file__).resolve().parents[2] / "constraints.txt"
 _ADVISED = 2.0
 """GiB of free memory and disk below which a warning is given."""
+_PATIENCE = 4
+"""Maximum seconds to wait for one answer."""
 
 
 def python(config: StudyConfig) -> Finding:
@@ -104,7 +107,10 @@ def device(config: StudyConfig) -> Finding:
     from adaptive_lora.models.device import resolve_precision
 
     if torch.cuda.is_available():
-        place = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        count = torch.cuda.device_count()
+        place = f"{count} x {torch.cuda.get_device_name()}"
+        if count > 1:
+            place += " (--devices all: a worker process on each)"
         native = [Precision.FP32, Precision.FP16]
         if torch.cuda.is_bf16_supported(including_emulation=False):
             native.append(Precision.BF16)
@@ -112,6 +118,22 @@ def device(config: StudyConfig) -> Finding:
         place = f"CPU, {torch.get_num_threads()} threads"
         native = [Precision.FP32, *([Precision.BF16] if torch.cpu.get_capabilities().get("amx_bf16") else [])]
     return ok("device", f"{place}; native {', '.join(native)}; precision auto is {resolve_precision('auto')}")
+
+
+def ray(config: StudyConfig) -> Finding:
+    """Report Ray's version and check that its cluster answers; Ray is not loaded."""
+    address = config.worker.ray_address
+    try:
+        text = f"Ray {version('ray')}"
+    except PackageNotFoundError:
+        text = str(MissingExtra("--engine ray", "ray", ["ray"]))
+        return ok("ray", text) if address is None else fail("ray", text)
+    try:
+        if address is not None:
+            text += f"; {require_ray_cluster(address)} answers"
+        return ok("ray", text)
+    except ConfigError as error:
+        return fail("ray", f"{text}; {error}")
 
 
 def memory(config: StudyConfig) -> Finding:
@@ -142,10 +164,6 @@ def disk(config: StudyConfig) -> list[Finding]:
             findings.append(ok(name, text) if free >= _ADVISED else warn(name, text))
         seen.add(there)
     return findings
-
-
-_PATIENCE = 4
-"""Maximum seconds to wait for one answer."""
 
 
 def base(config: StudyConfig) -> Finding:
@@ -230,6 +248,7 @@ _CHECKS: Mapping[str, Callable[[StudyConfig], Finding | list[Finding]]] = {
     "python": python,
     "packages": packages,
     "device": device,
+    "ray": ray,
     "memory": memory,
     "disk": disk,
     "base model": base,

@@ -34,6 +34,7 @@ DOCUMENTS = {
     "error": Document(1, "what any command prints when it fails", ("cli.shapes.ErrorShape",)),
     "evaluate": Document(1, "scores of an adapter, `test/NAME` each", ("cli.shapes.EvaluateShape",)),
     "export": Document(1, "the folder that was written", ("cli.shapes.ExportShape",)),
+    "ladder": Document(1, "as `study`", (*_COMPARED, "cli.shapes.RunShape")),
     "plan": Document(1, "rank and alpha of every site, totals, memory", ("cli.shapes.PlanShape",)),
     "planted": Document(1, "one comparison per planted teacher", ("cli.shapes.PlantedShape",)),
     "power": Document(1, "numbers of seeds and examples that are needed", ("runner.power.Answer",)),
@@ -92,7 +93,7 @@ def schema_id(name: str) -> str:
 
 def document_schema(name: str) -> dict[str, Any]:
     """Return the JSON Schema of a document; keys that are not in it may be added within its version."""
-    from adaptive_lora.cli.shapes import object_schema  # not for `--help`
+    from adaptive_lora.cli.json_schema import object_schema  # not for `--help`
 
     document, definitions = DOCUMENTS[name], dict[str, Any]()
     whole: dict[str, Any] = {"properties": {"schema": {"const": schema_id(name)}}, "required": ["schema"]}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import logging
+import os
 import re
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +18,7 @@ import click
 from adaptive_lora import __version__
 from adaptive_lora.cli.documents import print_error, reserve_stdout
 from adaptive_lora.config import TrackingConfig
+from adaptive_lora.config.launched import first_on_machine, process_count, process_index, require_one_process
 from adaptive_lora.errors import AdaptiveLoraError, ConfigError, naming_extras, require_extra
 from adaptive_lora.interruption import Interrupted
 from adaptive_lora.models.errors import write_traceback
@@ -25,6 +29,8 @@ _MOVED = {
     "`python -m benchmarks.embedded_base FOLDER`."
 }
 """Command of earlier versions -> what to run instead."""
+_TOGETHER = ("train", "study")
+"""Commands that several processes, started by `accelerate launch`, run together."""
 
 
 class _Command(click.Command):
@@ -45,10 +51,22 @@ class _Command(click.Command):
         self._extra = extra
 
     def invoke(self, ctx: click.Context) -> Any:
+        if self.name not in _TOGETHER:
+            require_one_process(ctx.command_path)
+        if process_index() > 0:
+            self._mute()
         if self._extra is not None:
             require_extra(self._extra, ctx.command_path)
         with naming_extras(ctx.command_path):
             return super().invoke(ctx)
+
+    @staticmethod
+    def _mute() -> None:
+        """Leave to the first process what all of them would print; errors of this one are still shown."""
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
 
 
 class _Group(click.Group):
@@ -96,7 +114,8 @@ class _Group(click.Group):
             sys.exit(AdaptiveLoraError.exit_code)
         except KeyboardInterrupt as stop:
             text = "Interrupted; the same command continues where it stopped."
-            click.echo(f"\n{text}", err=True)
+            if process_index() == 0:
+                click.echo(f"\n{text}", err=True)
             code = stop.exit_code if isinstance(stop, Interrupted) else 130
             print_error("Interrupted", text, code)
             sys.exit(code)
@@ -110,6 +129,10 @@ def _crash(kind: type[BaseException], error: BaseException, trace: TracebackType
 
 def _say(text: str) -> None:
     """Print an error; words of hundreds of characters are cut."""
+    if process_count() > 1:
+        if "torch" not in sys.modules and not first_on_machine():
+            return  # files and options are wrong in every process of this machine
+        text = f"process {process_index()} of {process_count()}: {text}"
     click.secho("Error: ", fg="red", err=True, nl=False)
     click.echo(re.sub(r"(\S{300})\S{200,}", r"\1 ...", text), err=True)
 

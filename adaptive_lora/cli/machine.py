@@ -20,10 +20,15 @@ from adaptive_lora.redaction import hide_credentials, shown
 
 
 @main.command()
-@options(*settings(only=("model", "revision", "trust_remote_code", "data", "output", "tracking_uri", "experiment")))
+@options(
+    *settings(
+        only=("model", "revision", "trust_remote_code", "data", "output", "tracking_uri", "experiment", "ray_address")
+    )
+)
 def doctor(as_json: bool, **given: Any) -> None:
-    """Check versions, device, disk, base model and tracking store; exit 0 (fine), 1 or 2."""
-    config = study_from(settings_given(given))
+    """Check versions, device, disk, base model, tracking store and Ray; exit 0 (fine), 1 or 2."""
+    given = settings_given(given)
+    config = study_from({**given, "engine": "ray"} if "ray_address" in given else given)
     from adaptive_lora.cli.doctor import diagnose, exit_code, print_findings
 
     findings = diagnose(config)

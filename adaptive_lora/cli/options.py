@@ -13,7 +13,7 @@ from click_option_group import OptionGroup
 
 from adaptive_lora.allocation import METHODS, method_options
 from adaptive_lora.cli.completion import completed
-from adaptive_lora.config import EARLIER_NAMES, StudyConfig, load_study, option_fields, study_from
+from adaptive_lora.config import EARLIER_NAMES, StudyConfig, WorkersConfig, load_study, option_fields, study_from
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,11 @@ _TITLES = {
     "hub": "Hugging Face hub",
 }
 """Group of options -> its title in `--help`, in the order shown."""
-_WHERE = ("engine", "precision", "max_memory", "output", "checkpoints", "checkpoint_minutes", "checkpoint_steps")
+WORKERS = tuple(field.name for field in dataclasses.fields(WorkersConfig))
+"""Settings of the processes that run trials."""
+_WHERE = (
+    "engine", *WORKERS, "precision", "max_memory", "output", "checkpoints", "checkpoint_minutes", "checkpoint_steps",
+)  # fmt: skip
 """Settings of other sections that are shown in the group `Where to run`."""
 RETENTION = ("retain_data", "max_forgetting", "max_forgetting_percent")
 """Settings of what training makes a base forget."""
@@ -48,8 +52,10 @@ _PLACES = {
     "retain_data": "NAME|PATH",
     "template": "NAME|FILE",
     "output": "DIRECTORY",
-    "checkpoints": "DIRECTORY",
+    "checkpoints": "DIRECTORY|URL",
     "tracking_uri": "URI",
+    "ray_address": "ADDRESS",
+    "devices": "one|all|NUMBERS",
     "of": "METHOD",
 }
 """Option -> metavar, where the type does not give it."""
@@ -123,15 +129,23 @@ def settings_of_methods() -> list[Option]:
         if name in option_fields():
             continue  # alpha and scaling mean the same where there is one method
         if methods:
-            texts: dict[str, list[str]] = {}
-            for method in methods:
-                texts.setdefault(METHODS[method].__dataclass_fields__[name].metadata["help"], []).append(method)
-            text = ". ".join(f"{', '.join(whose)}: {help}" for help, whose in texts.items())
+            text = _own_help(name, methods)
             default = "the method's own" if len(methods) > 1 else None
             found.append(field_option("method's own", field, text=text, default=default))
         else:
-            found.append(field_option("every method", field))
+            fields = ((method, dataclasses.fields(kind)) for method, kind in METHODS.usable())
+            own = _own_help(name, [method for method, own in fields if name in (one.name for one in own)])
+            text = field.metadata["help"]
+            found.append(field_option("every method", field, text=f"{text}. {own}" if own else text))
     return found
+
+
+def _own_help(name: str, methods: Iterable[str]) -> str:
+    """Return the help texts of an option that these methods have of their own."""
+    texts: dict[str, list[str]] = {}
+    for method in methods:
+        texts.setdefault(METHODS[method].__dataclass_fields__[name].metadata["help"], []).append(method)
+    return ". ".join(f"{', '.join(whose)}: {help}" for help, whose in texts.items())
 
 
 def field_option(

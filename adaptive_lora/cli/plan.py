@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
     RETENTION,
     STUDY_FILE,
+    WORKERS,
     Option,
     make_console,
     method_option,
@@ -24,6 +27,7 @@ from adaptive_lora.cli.options import (
 )
 from adaptive_lora.config import ModelConfig
 from adaptive_lora.errors import ConfigError, require_extra
+from adaptive_lora.models.collector import without_collector
 from adaptive_lora.runner.early import require_inputs
 from adaptive_lora.runner.emit import FORMS
 from adaptive_lora.runner.own_model import PLAN_SETTINGS
@@ -78,7 +82,9 @@ def plan(
     if adapter is not None and emit is None:
         raise ConfigError("--adapter is for --emit axolotl or llamafactory; give one of them, or leave it out.")
     model = ModelConfig().model if given["model"] is None else given["model"]
-    report = plan_of(**{**given, "model": model}, method=method, profile=profile_file, seed=seed)
+    atexit.register(gc.freeze)  # collections during imports of torch and transformers, and at the exit: 2 of 5 seconds
+    with without_collector():
+        report = plan_of(**{**given, "model": model}, method=method, profile=profile_file, seed=seed)
     emitted = None if emit is None else report.emit(emit, adapter=adapter, seed=seed)
     if as_json:
         form = {} if emitted is None else {"emitted": {"form": emit, "text": emitted.text, "caveats": emitted.caveats}}
@@ -96,7 +102,7 @@ def plan(
 @main.command()
 @options(
     STUDY_FILE,
-    *settings(leave_out=("methods", "lr", "baseline", *RETENTION)),
+    *settings(leave_out=("methods", "lr", "baseline", "wait", *WORKERS, *RETENTION)),
     Option(
         "profile",
         "--metric",
@@ -107,8 +113,14 @@ def plan(
         show_default=True,
         help="importance metric: " + "; ".join(f"{name} ({text})" for name, text in METRICS.items()),
     ),
+    Option(
+        "profile",
+        "--experts",
+        is_flag=True,
+        help="also measure the routed experts of a mixture of experts, for methods with experts=true",
+    ),
 )
-def profile(file: Path | None, metric: str, as_json: bool, **given: Any) -> None:
+def profile(file: Path | None, metric: str, experts: bool, as_json: bool, **given: Any) -> None:
     """Measure the importance of every site on training examples; feed it to `plan --profile`."""
     config = read_study(file, given)
     require_inputs(config, trained=False)
@@ -116,6 +128,6 @@ def profile(file: Path | None, metric: str, as_json: bool, **given: Any) -> None
         require_extra("study", "--tracking-uri")
     from adaptive_lora.runner.measure import run_profile
 
-    measured = run_profile(config, metric, make_console())
+    measured = run_profile(config, metric, make_console(), experts=experts)
     if as_json:
         print_document("profile", measured.to_dict())

@@ -105,6 +105,6 @@ def _methods() -> dict[str, Any]:
 def _method_form(name: str, kind: type) -> str:
     """Return the regular expression of `NAME[:option=value,...]`; a method that wraps another takes any option."""
     names = sorted({field.name for owner in (MethodSpec, kind) for field in dataclasses.fields(owner)} - {"options"})
-    options = "[a-z_-]+" if "of" in names else "|".join(names).replace("_", "[_-]")
+    options = r"\w[\w-]*" if "of" in names else "|".join(names).replace("_", "[_-]")
     pair = rf"({options})=[^,\s;]*"
     return rf"{re.escape(name)}(:{pair}(,{pair})*)?"

@@ -1,25 +1,11 @@
-"""Shapes of the commands' documents, and the JSON Schema (2020-12) of a shape.
-
-A shape is a dataclass or `TypedDict`; the text below a field is its description.
-"""
+"""Shapes of the commands' documents; the text below a field is its description."""
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
-import textwrap
-import types
 import typing
-from collections.abc import Mapping, Sequence
-from enum import StrEnum
-from functools import cache
-from itertools import pairwise
 from typing import Any, NotRequired, Required, TypedDict
 
 from adaptive_lora.allocation.site import AdapterSite
-
-_SIMPLE = {str: "string", int: "integer", float: "number", bool: "boolean", types.NoneType: "null"}
 
 
 class SiteShape(TypedDict):
@@ -43,6 +29,14 @@ class SiteShape(TypedDict):
     parameters: int
     packable: NotRequired[bool]
     """False for a layer whose weight is not stored in 4 bit; absent for others."""
+    frozen_a: NotRequired[bool]
+    """True where A is not trained, and `parameters` counts B alone (LoRA-FA); absent for others."""
+    saved_rank: NotRequired[int]
+    """Rank of the saved adapter, where it also holds what `init` took out of the weight; absent for others."""
+    experts: NotRequired[int]
+    """Number of routed experts that the site stacks; absent for a linear layer, as is the next."""
+    active: NotRequired[int]
+    """Number of experts that a token runs through."""
 
 
 class CertificateShape(TypedDict):
@@ -79,6 +73,20 @@ class MemoryShape(TypedDict):
     gradient_checkpointing: bool
 
 
+class GpuNeedShape(TypedDict):
+    """Number of GPUs of one size for one trial, bytes and settings of each; null: it does not fit."""
+
+    base: typing.Literal["bf16", "nf4"]
+    fsdp: bool
+    """False: each GPU holds the whole base."""
+    gpu_gib: int
+    gpus: int | None
+    expected: int | None
+    high: int | None
+    micro_batch: int | None
+    gradient_checkpointing: bool | None
+
+
 class EmittedShape(TypedDict):
     """The plan in the form of a tool."""
 
@@ -103,12 +111,18 @@ class PlanShape(TypedDict):
     not_adaptable: dict[str, str]
     """Name of each linear layer without a site -> reason."""
     memory: MemoryShape
+    gpus: list[GpuNeedShape]
+    engine: list[str]
     scaling: NotRequired[str]
     trained_rank: NotRequired[int | None]
     scaling_in_training: NotRequired[str]
     dora: NotRequired[bool]
     lora_plus: NotRequired[float]
     base: NotRequired[str]
+    init: NotRequired[str]
+    """Initial weights of A and B; absent for random A and zero B."""
+    invocation: NotRequired[str]
+    """Text from whose last occurrence on the adapter acts (aLoRA); absent for others."""
     left_out: NotRequired[list[str]]
     certificate: NotRequired[CertificateShape | None]
     sites: NotRequired[list[SiteShape]]
@@ -139,6 +153,8 @@ class ProfileShape(TypedDict):
     stability: float | None
     """Spearman correlation between the scores of the two halves of the examples; null where undefined."""
     stability_note: str
+    unrouted: list[str]
+    """Routed experts, `NAME[index]`, that no calibration token reached."""
     sites: list[AdapterSite]
     """The sites that were measured, in module order."""
 
@@ -313,71 +329,3 @@ class ErrorShape(TypedDict):
     """Error that a command prints in place of its document."""
 
     error: FailureShape
-
-
-def schema_of(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON Schema of values of a type.
-
-    Args:
-        kind: simple type, enumeration, dataclass, `TypedDict`, or a union, list, tuple or mapping of these.
-        definitions: receives the schema of each class under its name.
-    """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return {}
-    if kind in _SIMPLE:
-        return {"type": _SIMPLE[kind]}
-    if origin is typing.Literal:
-        return {"enum": list(arguments)}
-    if origin in (Required, NotRequired):
-        return schema_of(arguments[0], definitions)
-    if origin in (types.UnionType, typing.Union):
-        return {"anyOf": [schema_of(one, definitions) for one in arguments]}
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return {"type": "object", "additionalProperties": schema_of(arguments[1], definitions)}
-    if isinstance(origin, type) and issubclass(origin, Sequence):
-        return {"type": "array", "items": schema_of(arguments[0], definitions)}
-    if issubclass(kind, StrEnum):
-        return {"enum": [str(one) for one in kind]}
-    if kind.__name__ not in definitions:
-        definitions[kind.__name__] = {}  # before its fields, which may lead back to it
-        definitions[kind.__name__] |= object_schema(kind, definitions)
-    return {"$ref": f"#/$defs/{kind.__name__}"}
-
-
-def object_schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON Schema of a dataclass or `TypedDict`.
-
-    Fields with a default and those that are `NotRequired` may be left out.
-    """
-    hints = typing.get_type_hints(kind, include_extras=True)
-    fields = {field.name: field for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
-    names = list(fields or hints)
-    texts = _texts(kind)
-    properties = {
-        name: schema_of(hints[name], definitions) | ({"description": texts[name]} if name in texts else {})
-        for name in names
-    }
-    optional = {name for name in names if typing.get_origin(hints[name]) is NotRequired}
-    missing = dataclasses.MISSING
-    optional |= {n for n, field in fields.items() if (field.default, field.default_factory) != (missing, missing)}
-    required = [name for name in names if name not in optional]
-    return {"type": "object", "properties": properties, "required": required}
-
-
-@cache
-def _texts(kind: type) -> Mapping[str, str]:
-    """Return field -> the text below it, where the source is at hand."""
-    try:
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    except (OSError, TypeError, ValueError):
-        return {}
-    body = getattr(tree, "body", [])
-    return {
-        field.target.id: " ".join(str(below.value.value).split())
-        for field, below in pairwise(body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(below, ast.Expr)
-        and isinstance(below.value, ast.Constant)
-    }

@@ -23,10 +23,12 @@ from adaptive_lora.cli.options import (
     settings_given,
 )
 from adaptive_lora.config import study_from
+from adaptive_lora.config.storage import require_checkpoint_storage
 from adaptive_lora.config.store_place import require_reachable
 from adaptive_lora.errors import ConfigError, require_extra
 from adaptive_lora.redaction import shown
 from adaptive_lora.runner.early import require_data
+from adaptive_lora.runner.study import ladder as climb
 from adaptive_lora.runner.study import study as run
 
 if TYPE_CHECKING:
@@ -70,6 +72,25 @@ def print_result(console: Console, result: StudyResult) -> None:
 @main.command(extra="study")
 @options(
     STUDY_FILE,
+    Option("study", "--rank", type=click.IntRange(min=1), required=True, help="rank of uniform at the budget"),
+    *settings(leave_out=("methods", "baseline")),
+)
+def ladder(file: Path | None, rank: int, as_json: bool, **given: Any) -> None:
+    """Measure what any allocation could win: uniform ranks at the budget, against many times its parameters.
+
+    Without --ladder the rungs are half, 2, 4 and 16 times the rank. A study that has its own methods takes the same
+    rungs by --ladder, and shares their trials.
+    """
+    console = make_console()
+    result = climb(read_study(file, given), rank=rank, console=console)
+    print_result(console, result)
+    if as_json:
+        print_document("ladder", {**result.to_dict(), "trials_run": result.trials_run})
+
+
+@main.command(extra="study")
+@options(
+    STUDY_FILE,
     method_option("empirical"),
     Option(
         "data",
@@ -88,6 +109,7 @@ def transfer(file: Path | None, data: tuple[str, ...], method: str, as_json: boo
     config = read_study(file, given)
     for one in data:
         require_data(config, dataclasses.replace(config.data, data=one))
+    require_checkpoint_storage(config.tracking)
     require_reachable(config.tracking)
     from adaptive_lora.runner.transfer import run_transfer
 

@@ -14,6 +14,7 @@ from adaptive_lora.cli.group import main
 from adaptive_lora.cli.options import (
     RETENTION,
     STUDY_FILE,
+    WORKERS,
     Option,
     make_console,
     method_option,
@@ -34,7 +35,7 @@ from adaptive_lora.runner.early import require_data, require_inputs
     STUDY_FILE,
     method_option("uniform"),
     Option("study", "--seed", default="0", show_default=True, metavar="INTEGER", help="seed of the trial"),
-    *settings(leave_out=("methods", "seeds", "baseline", "race")),
+    *settings(leave_out=("methods", "seeds", "baseline", "race", *WORKERS)),
     Option(
         "where",
         "--adapter",
@@ -44,6 +45,8 @@ from adaptive_lora.runner.early import require_data, require_inputs
 )
 def train(file: Path | None, method: str, seed: str, adapter: Path | None, as_json: bool, **given: Any) -> None:
     """Train one trial: one method, seed and learning rate, as part of its study."""
+    if given["engine"] == "ray":
+        raise ConfigError("train runs one trial in this process; leave --engine ray out, or use `study` for workers.")
     config = read_study(file, {**given, "methods": method, "seeds": seed})
     config.only_trial()
     require_inputs(config)
@@ -74,7 +77,7 @@ def train(file: Path | None, method: str, seed: str, adapter: Path | None, as_js
         metavar="DIRECTORY|URI",
         help="adapter folder, models:/NAME@champion, or models:/NAME/VERSION, if not ADAPTER [default: none]",
     ),
-    *settings(leave_out=("methods", "seeds", "lr", "baseline", "model", "revision", *RETENTION[1:])),
+    *settings(leave_out=("methods", "seeds", "lr", "baseline", "model", "revision", "wait", *WORKERS, *RETENTION[1:])),
     Option("evaluation", "--fold", default=0, show_default=True, help="fold whose test split is scored"),
 )
 def evaluate(place: str | None, file: Path | None, adapter: str | None, fold: int, as_json: bool, **given: Any) -> None:
@@ -92,7 +95,7 @@ def evaluate(place: str | None, file: Path | None, adapter: str | None, fold: in
     tested = not retained or given["data"] is not None or config.data.data != DataConfig.data
     sources = [RetainedSource.parse(text).settings(config.data) for text in retained]
     for source in ([config.data] if tested else []) + sources:
-        require_data(config, source)
+        require_data(config, source, is_known=False)
     require_reachable(config.tracking)
     from adaptive_lora.runner.steps import run_evaluate, run_evaluate_retained
 

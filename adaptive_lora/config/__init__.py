@@ -12,8 +12,9 @@ from adaptive_lora.config.sections import (
     ProfileConfig,
     TrackingConfig,
     TrainConfig,
+    WorkersConfig,
 )
-from adaptive_lora.config.study import StudyConfig, TrialSpec, digest, option_fields
+from adaptive_lora.config.study import StudyConfig, TrialSpec, digest, ladder_rungs, option_fields
 from adaptive_lora.config.types import MemorySize, shown
 
 __all__ = [
@@ -28,9 +29,11 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "TrialSpec",
+    "WorkersConfig",
     "current_label",
     "current_settings",
     "digest",
+    "ladder_rungs",
     "load_study",
     "option_fields",
     "shown",

@@ -17,15 +17,16 @@ from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.allocation.scaling import CONSTANT_AT, DEFAULT_ALPHA, RENAMED
 from adaptive_lora.config.planted import NAME as PLANTED
 from adaptive_lora.config.retained import RetainedSource
-from adaptive_lora.config.study import StudyConfig, option_fields
+from adaptive_lora.config.sections import WorkersConfig
+from adaptive_lora.config.study import StudyConfig, ladder_rungs, option_fields
 from adaptive_lora.config.text_files import Unreadable, parse_yaml, read_text
 from adaptive_lora.errors import ConfigError, unknown_name
 from adaptive_lora.options import parse_options
 
 _PLACES = ("model", "data", "test_data", "template", "output")
 """Settings that may be a path, in which `~` is expanded; shells expand it only at a word's start."""
-RENAMED_SETTINGS = {"scale": "alpha", "scale_policy": "scaling"}
-"""Setting of version 0.1 -> the setting that replaces it."""
+RENAMED_SETTINGS = {"scale": "alpha", "scale_policy": "scaling", "claim_minutes": "lease_minutes"}
+"""Setting of an earlier version -> the setting that replaces it."""
 EARLIER_NAMES = tuple(RENAMED_SETTINGS)
 EARLIER_DEFAULTS = {"scale": 2.0, "scale_policy": "constant_alpha_over_r"}
 """Setting of version 0.1 -> its default."""
@@ -94,15 +95,22 @@ def _grid_problems(study: StudyConfig) -> list[str]:
             labels.append(MethodSpec.parse(text).label)
         except ConfigError as error:
             problems.append(str(error))
-    for name, items in (("methods", labels), ("seeds", study.seeds), ("lr", study.lr)):
+    if study.ladder and not problems:
+        try:
+            ladder_rungs(study.methods, study.ladder, study.baseline)
+        except ConfigError as error:
+            problems.append(str(error))
+    for name, items in (("methods", labels), ("seeds", study.seeds), ("lr", study.lr), ("ladder", study.ladder)):
         repeated = sorted({str(item) for item in items if list(items).count(item) > 1})
         if repeated:
             problems.append(f"{name}: given more than once: {', '.join(repeated)}")
-        if not items and not problems:
+        if not items and not problems and name != "ladder":
             problems.append(f"{name}: required at least one, got none")
     if study.baseline is not None and not problems and study.baseline not in labels:
         problems.append(unknown_name("baseline", study.baseline, labels))
     problems += _race_problems(study)
+    problems += _until_problems(study)
+    problems += _worker_problems(study)
     problems += _retain_problems(study)
     if study.data.validation_share + study.data.test_share >= 1:
         problems.append("validation_share and test_share leave nothing to train on")
@@ -125,6 +133,61 @@ def _race_problems(study: StudyConfig) -> list[str]:
             f"required validations of at least 3, got {study.train.validations}"
         )
     return problems
+
+
+def _until_problems(study: StudyConfig) -> list[str]:
+    if study.until == "seeds":
+        return [
+            f"{name}: only a study until it is decided adds seeds; add --until decided, or leave it out"
+            for name in ("max_seeds", "look_seeds")
+            if getattr(study, name) != getattr(StudyConfig, name)
+        ]
+    problems = []
+    if study.correction != "holm":
+        problems.append(
+            f"until: p over several looks is corrected by holm; required that correction, got {study.correction}"
+        )
+    if len(study.seeds) >= study.max_seeds:
+        problems.append(
+            f"max_seeds: required more than the {len(study.seeds)} seeds of the first look, got {study.max_seeds}"
+        )
+    if max(study.seeds, default=0) + study.max_seeds >= 2**32:
+        further = study.max_seeds - len(study.seeds)
+        problems.append(f"seeds: required numbers below 2^32 that leave room for {further} more after the highest")
+    if len(study.methods) < 2:
+        problems.append("until: required at least two methods, since a comparison is what is decided")
+    return problems
+
+
+def _worker_problems(study: StudyConfig) -> list[str]:
+    worker, problems = study.worker, []
+    if study.engine != "ray":
+        problems += [
+            f"{name}: only Ray has it; add --engine ray, or leave it out"
+            for name in ("ray_address", "gpus_per_trial", "cpus_per_trial")
+            if getattr(worker, name) != getattr(WorkersConfig, name)
+        ]
+    if worker.devices != "one":
+        other = {"engine ray": study.engine == "ray", "workers": worker.workers is not None}
+        problems += [
+            f"devices starts a worker process on each GPU of this machine; required without {name}"
+            for name, given in other.items()
+            if given
+        ]
+    gpus = worker.gpus_per_trial
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        problems.append(f"gpus_per_trial: required a whole number or a fraction below 1 such as 0.5, got {gpus:g}")
+    if worker.worker_minutes != WorkersConfig.worker_minutes and not _has_workers(study):
+        problems.append("worker_minutes: this study has no worker processes; add workers, devices or engine ray")
+    if (worker.group_size or 1) > 1 and study.engine == "serial":
+        problems.append("group_size: engine serial trains one trial after another; use --engine together, auto or ray")
+    if (worker.group_size or 1) > 1 and study.race:
+        problems.append("race: trials together cannot be stopped one by one; leave group_size out")
+    return problems
+
+
+def _has_workers(study: StudyConfig) -> bool:
+    return study.engine == "ray" or study.worker.devices != "one" or study.worker.workers is not None
 
 
 def _retain_problems(study: StudyConfig) -> list[str]:
@@ -190,6 +253,9 @@ def current_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         said.append(f"scale is called alpha now: scale {scale} is alpha {found['alpha']}")
         if "scaling" not in found:
             said.append("scaling is standard by default now; give scaling constant for what scale alone meant before")
+    if settings.get("claim_minutes") is not None:
+        found["lease_minutes"] = settings["claim_minutes"]
+        said.append("claim_minutes is called lease_minutes now")
     if "methods" in found:
         found["methods"] = _current_methods(found["methods"], said)
     return found, said

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 _FORM = re.compile(r"(?P<data>.+?)(:(?P<options>\w+=.*))?", re.DOTALL)
 _ITS_OWN: Mapping[str, Any] = {"data_subset": None, "data_revision": None, "data_split": "train", "max_examples": None}
 """Option that is never that of the study's data -> its value where the source does not give it."""
-_OPTIONS = (*_ITS_OWN, *("template", "prompt_column", "input_column", "response_column", "image_column", "on_bad_row"))
+_OPTIONS = (
+    *_ITS_OWN,
+    *("template", "prompt_column", "input_column", "response_column", "image_column", "audio_column", "on_bad_row"),
+)
 """Settings of data that a source can have of its own."""
 
 

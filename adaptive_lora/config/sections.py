@@ -69,14 +69,22 @@ class DataConfig:
     input_column: str | None = option(
         None, "column of the optional input or context, or of a pair's second text", identity=False
     )
-    response_column: str | None = option(None, "column of the response, label, target or caption", identity=False)
+    response_column: str | None = option(
+        None, "column of the response, label, target, caption or transcript", identity=False
+    )
     image_column: str | None = option(None, "column of the image", identity=False)
+    audio_column: str | None = option(None, "column of the recording", identity=False)
+    language: str | None = option(
+        None,
+        "language of the recordings, by name or code, for a base that knows several; none: that of its processor",
+        identity=False,  # its tokens enter it
+    )
     max_examples: int | None = option(
         None, "number of examples to use, drawn at random by split_seed; none: all", limits=Limits(low=1)
     )
     on_bad_row: str = option(
         "refuse",
-        "rows that cannot be used (empty response, prompt longer than max_tokens, unreadable image): "
+        "rows that cannot be used (empty response, prompt longer than max_tokens, unreadable image or recording): "
         "refuse: stop with an error; skip: leave them out and count them",
         limits=Limits(choices=("refuse", "skip")),
         identity=False,  # the rows left out enter it
@@ -217,7 +225,10 @@ class TrackingConfig:
         identity=False,
     )
     checkpoints: str | None = option(
-        None, "folder for checkpoints of unfinished trials; none: inside the output folder", identity=False
+        None,
+        "folder for checkpoints of unfinished trials, or URL of a storage that fsspec reaches, such as "
+        "s3://bucket/folder, for copies of them; none: inside the output folder",
+        identity=False,
     )
     checkpoint_minutes: float = option(
         5.0, "time between two checkpoints of a trial", unit="minutes", limits=Limits(above=0), identity=False
@@ -229,9 +240,63 @@ class TrackingConfig:
         limits=Limits(low=1),
         identity=False,
     )
-    claim_minutes: float = option(
+    lease_minutes: float = option(
         2.0,
-        "time without a sign of life after which a trial leased by another machine's process is taken over",
+        "time without a sign of life after which a study that another machine's command runs is taken over",
+        unit="minutes",
+        limits=Limits(above=0),
+        identity=False,
+    )
+    wait: bool = option(
+        False,
+        "wait until another command on the same study has ended, instead of leaving with an error",
+        identity=False,
+        switch=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    """Processes that run the trials, here or in a Ray cluster; not part of an experiment's identity."""
+
+    devices: str = option(
+        "one",
+        "GPUs of this machine to use: one: the first; all, or numbers such as 0,2: a worker process on each",
+        limits=Limits(pattern=r"one|all|\d{1,3}(,\d{1,3})*", says="one, all, or numbers such as 0,2"),
+        identity=False,
+    )
+    workers: int | None = option(
+        None,
+        "number of worker processes: on a CPU, whose cores they share; with engine ray at most so many in "
+        "the cluster; none: no worker process on a CPU, with ray as many as it has room for",
+        limits=Limits(low=1, high=10_000),
+        identity=False,
+    )
+    group_size: int | None = option(
+        None,
+        "maximum number of trials that a process trains together on one base; none: 16 with engine "
+        "together, otherwise 1",
+        limits=Limits(low=1, high=256),
+        identity=False,
+    )
+    ray_address: str | None = option(
+        None,
+        "Ray cluster to join: auto, HOST:PORT or ray://HOST:PORT; none: one is started on this machine",
+        identity=False,
+    )
+    gpus_per_trial: float | None = option(
+        None,
+        "GPUs of a Ray worker; a fraction puts several workers on one GPU without dividing its memory; none: "
+        "1 where the cluster has GPUs, otherwise 0",
+        limits=Limits(low=0, high=64),
+        identity=False,
+    )
+    cpus_per_trial: int = option(
+        1, "CPU cores of a Ray worker, and its number of threads", limits=Limits(low=1, high=1024), identity=False
+    )
+    worker_minutes: float = option(
+        30.0,
+        "time without a sign of life (a step, a forward pass) after which a worker is replaced",
         unit="minutes",
         limits=Limits(above=0),
         identity=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from adaptive_lora.config.sections import (
     ProfileConfig,
     TrackingConfig,
     TrainConfig,
+    WorkersConfig,
 )
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.options import Limits, option, type_hints
@@ -37,6 +38,45 @@ REFERENCE_METHODS = (
 """The methods of the published study (DialoGPT-medium on Alpaca), with `empirical` measured."""
 
 
+def ladder_rungs(methods: Sequence[str], ladder: Sequence[int], baseline: str | None) -> tuple[MethodSpec, ...]:
+    """Return the methods of a ladder: the baseline at other ranks.
+
+    Args:
+        methods: methods of the study.
+        ladder: ranks of the rungs.
+        baseline: label of the study's baseline; None: its first method.
+
+    Raises:
+        ConfigError: the baseline is not `uniform` of a whole rank, or has the rank of a rung.
+    """
+    if not ladder:
+        return ()
+    specs = [MethodSpec.parse(text) for text in methods]
+    base = next((spec for spec in specs if spec.label == baseline), specs[0])
+    rank = _uniform_rank(base)
+    if rank is None:
+        raise ConfigError(
+            f"ladder: required the baseline uniform:rank=R or uniform:budget=uniform-R, whose rank the ladder varies; "
+            f"got {base.label}"
+        )
+    if rank in ladder:
+        raise ConfigError(f"ladder: required ranks other than the baseline's, which is {rank}")
+    return tuple(
+        dataclasses.replace(base, options=dataclasses.replace(base.options, rank=other), budget=None)
+        for other in ladder
+    )
+
+
+def _uniform_rank(spec: MethodSpec) -> int | None:
+    """Return the rank of every site under `uniform`; None for other methods and for a budget in parameters."""
+    if spec.name != "uniform":
+        return None
+    if spec.budget is None:
+        return int(spec.options.rank)
+    name, _, rank = spec.budget.partition("-")
+    return int(rank) if name == "uniform" else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """A study: sections of shared settings, and the grid of methods, seeds, folds and learning rates."""
@@ -47,6 +87,7 @@ class StudyConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     profile: ProfileConfig = ProfileConfig()
     tracking: TrackingConfig = TrackingConfig()
+    worker: WorkersConfig = WorkersConfig()
 
     study: str = option(
         "study", "name of the study; its id starts with it", limits=Limits(pattern=NAME), identity=False
@@ -60,6 +101,19 @@ class StudyConfig:
         limits=SEED,
         identity=False,
     )
+    until: str = option(
+        "seeds",
+        "end of the study; seeds: all seeds are trained; decided: seeds are added to methods that are open until each "
+        "is better, worse or equivalent, or max_seeds is reached, with the error rate held over all looks",
+        limits=Limits(choices=("seeds", "decided")),
+        identity=False,
+    )
+    max_seeds: int = option(
+        16, "most seeds of a study until it is decided", limits=Limits(low=2, high=20), identity=False
+    )
+    look_seeds: int = option(
+        2, "seeds added between two looks of such a study", limits=Limits(low=1, high=18), identity=False
+    )
     lr: tuple[float, ...] = option(
         (3e-4,),
         "learning rates; of several, each method's is chosen by validation loss",
@@ -69,8 +123,8 @@ class StudyConfig:
     engine: str = option(
         "auto",
         "serial: one trial after another; together: several trials at once on one frozen base, with "
-        "the results of separate training; auto: together on a GPU",
-        limits=Limits(choices=("auto", "serial", "together")),
+        "the results of separate training; ray: in the processes of a Ray cluster; auto: serial",
+        limits=Limits(choices=("auto", "serial", "together", "ray")),
         identity=False,
     )
     race: bool = option(
@@ -82,6 +136,12 @@ class StudyConfig:
     )
     baseline: str | None = option(
         None, "label of the method that the others are compared with; none: the first", identity=False
+    )
+    ladder: tuple[int, ...] = option(
+        (),
+        "ranks that uniform is trained at beside the budget's: those above bracket what any allocation could win",
+        limits=Limits(low=1),
+        identity=False,
     )
     margin: float | None = option(
         None,
@@ -123,16 +183,27 @@ class StudyConfig:
 
     @property
     def specs(self) -> tuple[MethodSpec, ...]:
-        """The parsed methods in order."""
-        return tuple(MethodSpec.parse(text) for text in self.methods)
+        """The parsed methods in order, and the rungs of the ladder that are not among them."""
+        methods = {spec.label: spec for spec in map(MethodSpec.parse, self.methods)}
+        for rung in ladder_rungs(self.methods, self.ladder, self.baseline):
+            methods.setdefault(rung.label, rung)
+        return tuple(methods.values())
 
     def trials(self) -> Iterator[TrialSpec]:
         """Yield every trial; seed is the outer loop, so early results are already paired."""
+        specs = self.specs
         for seed in self.seeds:
             for fold in range(self.data.folds):
-                for spec in self.specs:
+                for spec in specs:
                     for lr in self.lr:
                         yield TrialSpec(config=self, method=spec, seed=seed, fold=fold, lr=lr)
+
+    def seeds_by_look(self) -> tuple[tuple[int, ...], ...]:
+        """Return the seeds that each look adds: those given, then the next free ones, `look_seeds` at a time."""
+        further = [seed for seed in range(max(self.seeds) + 1, max(self.seeds) + 1 + self.max_seeds)]
+        further = further[: self.max_seeds - len(self.seeds)]
+        step = self.look_seeds
+        return (self.seeds, *(tuple(further[at : at + step]) for at in range(0, len(further), step)))
 
     def only_trial(self) -> TrialSpec:
         """Return the only trial of a configuration.

@@ -7,35 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from adaptive_lora.allocation import MethodSpec
-from adaptive_lora.config import EARLIER_NAMES, current_settings, digest
-from adaptive_lora.errors import ConfigError, DataError, TrackingError, brief
+from adaptive_lora.analysis.comparison import SeedPlan
+from adaptive_lora.config import EARLIER_NAMES, current_settings, digest, ladder_rungs
+from adaptive_lora.errors import ConfigError, DataError, TrackingError
 from adaptive_lora.redaction import hide_credentials
 from adaptive_lora.results import EvalResult, TrialRecord
-from adaptive_lora.tracking import (
-    Recorder,
-    Run,
-    Store,
-    StudyRun,
-    eval_from_dict,
-    find_trials,
-    open_comparison,
-    read_trials,
+from adaptive_lora.runner.recorded import (
+    DATA,
+    EXAMPLES,
+    lines_of,
+    recorded_base_scores,
+    recorded_json,
+    recorded_plan,
+    study_settings,
+    texts_of,
 )
-from adaptive_lora.tracking.runs import CORRUPTION, RETAINED, STUDY_ID, TOKENS, identity_of
-
-T = TypeVar("T")
-
-CONFIG = "study.json"
-BASE_SCORES = "frozen.json"
-EXAMPLES = "examples.json"
-DATA = "data.json"
+from adaptive_lora.tracking import Recorder, Run, Store, StudyRun, find_trials, open_comparison, read_trials
+from adaptive_lora.tracking.runs import RETAINED, STUDY_ID, TOKENS, identity_of
 
 SAME = {
     "data digest": "data_digest",
@@ -80,6 +74,10 @@ class ComparisonInput:
     """Study id -> lines of its data summary, as far as recorded."""
     mixed: tuple[str, ...] = ()
     """Differences between trials, where `allow_mixed` permits them."""
+    ladder: tuple[str, ...] = ()
+    """Labels of uniform ranks beside the budget's, which bracket what an allocation could win."""
+    plan: SeedPlan | None = None
+    """Seeds by look, of a study that goes on until it is decided."""
     retained: tuple[str, ...] | None = None
     """Digests of the studies' retained data; None, without a study: all that trials were scored on."""
 
@@ -117,14 +115,14 @@ def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput
     runs = [run for study in studies for run in _in_grid(study.children(), study_settings(study))]
     if selection.query is not None:
         runs += find_trials(store, selection.query)
-    runs = _newest(runs)
+    runs.sort(key=lambda run: run.info.start_time, reverse=True)
     known = {study.study_id: study for study in studies}
     for study_id in sorted({run.data.tags[STUDY_ID] for run in runs} - set(known)):
         try:
             known[study_id] = StudyRun.find(store, study_id)
         except TrackingError:
             continue  # trials whose parent was deleted are still trials
-    records = read_trials(store, runs)
+    records = _newest(store, runs)
     _require_finished(records, "the selection")
     mixed = _differences(records)
     if mixed and not selection.allow_mixed:
@@ -145,18 +143,24 @@ def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput
     )
 
 
-def comparison_input_of(study: StudyRun) -> ComparisonInput:
-    """Read the trials of one study's recorded grid.
+def comparison_input_of(study: StudyRun, plan: SeedPlan | None = None) -> ComparisonInput:
+    """Read the trials of one study's recorded grid, and those of seeds that its looks added.
+
+    Args:
+        study: the study.
+        plan: seeds by look, where they are not recorded yet; None: as recorded.
 
     Raises:
         TrackingError: its settings or a trial's artifacts cannot be read.
         DataError: no trial finished.
     """
-    settings = study_settings(study)
-    records = read_trials(study.store, _newest(_in_grid(study.children(), settings)))
+    settings, plan = study_settings(study), plan or recorded_plan(study)
+    seeds = [*settings["seeds"], *(() if plan is None else plan.seeds)]
+    records = _newest(study.store, _in_grid(study.each_child(), {**settings, "seeds": seeds}))
     _require_finished(records, f"study {study.study_id}")
     title = f"Study {settings.get('study', study.study_id)}"
-    return _assembled(records, [study], name=study.study_id, title=title, home=study)
+    found = _assembled(records, [study], name=study.study_id, title=title, home=study)
+    return dataclasses.replace(found, plan=plan)
 
 
 def _assembled(
@@ -175,8 +179,8 @@ def _assembled(
     if query is not None:
         facts["query"] = query
     scores = None if mixed else next(filter(None, map(recorded_base_scores, studies)), None)
-    texts = [_recorded(study, EXAMPLES, _texts) or {} for study in studies]
-    data = {study.study_id: _recorded(study, DATA, _lines) for study in studies}
+    texts = [recorded_json(study, EXAMPLES, texts_of) or {} for study in studies]
+    data = {study.study_id: recorded_json(study, DATA, lines_of) for study in studies}
     return ComparisonInput(
         name=name,
         title=title,
@@ -188,6 +192,7 @@ def _assembled(
         facts=facts,
         data={study_id: lines for study_id, lines in data.items() if lines is not None},
         mixed=tuple(mixed),
+        ladder=tuple(_rungs(settings)),
         retained=_retained(studies) if studies else None,
     )
 
@@ -198,76 +203,6 @@ def _retained(studies: Sequence[StudyRun]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(digest for text in tags for digest in text.split()))
 
 
-def _recorded(study: StudyRun, name: str, read: Callable[[Any], T], *, required: bool = False) -> T | None:
-    """Return what a study recorded in a JSON artifact; None where an earlier version recorded nothing.
-
-    Raises:
-        TrackingError: the artifact is corrupt, or missing though required.
-    """
-    try:
-        return read(study.store.read_json(study.run_id, name))
-    except (OSError, *CORRUPTION) as error:
-        if isinstance(error, OSError) and not required:
-            return None
-        raise TrackingError(
-            f"study {study.study_id} has no readable {name} ({brief(error)}); the study command with "
-            "the settings of then writes it again."
-        ) from error
-
-
-def study_settings(study: StudyRun) -> dict[str, Any]:
-    """Return the recorded settings of a study.
-
-    Raises:
-        TrackingError: the settings are missing or corrupt.
-    """
-    settings = _recorded(study, CONFIG, _grid_settings, required=True)
-    assert settings is not None
-    return current_settings(settings)[0]
-
-
-def recorded_base_scores(study: StudyRun) -> dict[int, EvalResult] | None:
-    """Return the recorded scores of a study's base per fold; None where none were recorded.
-
-    Raises:
-        TrackingError: they are corrupt.
-    """
-    return _recorded(study, BASE_SCORES, _scores_by_fold)
-
-
-def _grid_settings(settings: Any) -> dict[str, Any]:
-    """Return recorded settings; raises TypeError or KeyError if they lack methods, rates or seeds."""
-    if not isinstance(settings, dict):
-        raise TypeError(f"required a JSON object, got {type(settings).__name__}")
-    for name, kind in (("methods", str), ("lr", int | float), ("seeds", int)):
-        values = settings[name]
-        if not isinstance(values, list) or not values:
-            raise TypeError(f"required a list of {name}, got {values!s:.80}")
-        if not all(isinstance(value, kind) and value is not True for value in values):
-            raise TypeError(f"required {name} of type {kind}, got {values!s:.80}")
-    return settings
-
-
-def _scores_by_fold(values: Any) -> dict[int, EvalResult]:
-    found = {int(fold): eval_from_dict(result) for fold, result in values.items()}
-    if not all(math.isfinite(loss) for one in found.values() for loss in one.nll_E):
-        raise ValueError("a loss is not finite")
-    return found
-
-
-def _texts(values: Any) -> dict[str, str]:
-    if not all(isinstance(text, str) for text in values.values()):
-        raise TypeError("required texts by example id")
-    return dict(values)
-
-
-def _lines(values: Any) -> tuple[str, ...]:
-    lines = values["block"]
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise TypeError("required a list of lines")
-    return tuple(lines)
-
-
 def _label(text: str) -> str | None:
     """Return a recorded method's label; None if this version lacks the method."""
     try:
@@ -276,25 +211,45 @@ def _label(text: str) -> str | None:
         return None
 
 
-def _in_grid(runs: Iterable[Run], settings: Mapping[str, Any]) -> list[Run]:
-    """Return the runs of a recorded grid; if this version lacks one of its methods, those of all methods."""
-    labels = {_label(text) for text in settings["methods"]}
+def _rungs(settings: Mapping[str, Any]) -> list[str]:
+    """Return the labels of a recorded ladder."""
+    if not settings.get("ladder"):
+        return []
+    return [rung.label for rung in ladder_rungs(settings["methods"], settings["ladder"], settings.get("baseline"))]
+
+
+def _in_grid(runs: Iterable[Run], settings: Mapping[str, Any]) -> Iterator[Run]:
+    """Yield the runs of a recorded grid; if this version lacks one of its methods, those of all methods."""
+    labels = {_label(text) for text in settings["methods"]} | set(_rungs(settings))
     rates, seeds = set(map(float, settings["lr"])), set(map(int, settings["seeds"]))
-    return [
-        run
-        for run in runs
-        for method, lr, seed, _ in [identity_of(run)]
-        if (None in labels or method in labels) and lr in rates and seed in seeds
-    ]
+    for run in runs:
+        method, lr, seed, _ = identity_of(run)
+        if (None in labels or method in labels) and lr in rates and seed in seeds:
+            yield run
 
 
-def _newest(runs: Sequence[Run]) -> list[Run]:
-    """Return one run per trial, oldest first: its last finished one, otherwise its last failed one."""
-    chosen: dict[tuple[object, ...], Run] = {}
-    for run in sorted(runs, key=lambda run: run.info.start_time):
-        key = (run.data.tags[STUDY_ID], *identity_of(run))
-        if key not in chosen or run.info.status == "FINISHED":
-            chosen[key] = run
+def _newest(store: Store, runs: Iterable[Run]) -> list[TrialRecord]:
+    """Read one run per trial, oldest first: its last finished one, otherwise its last failed one.
+
+    Args:
+        store: tracking store.
+        runs: runs, newest first; they are not kept.
+    """
+    finished: set[tuple[object, ...]] = set()
+
+    def wanted() -> Iterator[Run]:
+        for run in runs:
+            key = (run.data.tags[STUDY_ID], *identity_of(run))
+            if key not in finished:
+                yield run
+            if run.info.status == "FINISHED":
+                finished.add(key)
+
+    chosen: dict[tuple[object, ...], TrialRecord] = {}
+    for record in reversed(read_trials(store, wanted())):
+        key = (record.tags[STUDY_ID], record.method, record.lr, record.seed, record.fold)
+        if key not in chosen or chosen[key].status != "FINISHED":
+            chosen[key] = record
     return list(chosen.values())
 
 

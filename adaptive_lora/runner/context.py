@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import gc
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from adaptive_lora.allocation import MethodSpec, Plan, TunerPlan, make_plan
 from adaptive_lora.allocation.plan import BaseStorage
@@ -17,19 +17,24 @@ from adaptive_lora.config import StudyConfig, TrialSpec, digest, shown
 from adaptive_lora.config.parsing import earlier_settings
 from adaptive_lora.config.retained import require_retained
 from adaptive_lora.data import Batch
-from adaptive_lora.errors import ConfigError, ModelError
+from adaptive_lora.errors import ModelError
+from adaptive_lora.methods.adapters.attach import require_parameters
 from adaptive_lora.methods.adapters.dropout import switch_off_dropout
 from adaptive_lora.methods.importance import ImportanceProfile, ProfileTask, profile_importance
 from adaptive_lora.models.base import load_base, require_quantiser
+from adaptive_lora.models.collector import without_collector
 from adaptive_lora.models.device import start_runtime
 from adaptive_lora.models.errors import model_errors
 from adaptive_lora.models.heads import start_head
 from adaptive_lora.models.losses import Loss
+from adaptive_lora.models.sharding import place, shard
 from adaptive_lora.models.sites import read_architecture, unreached_layers, warn_of_sites
 from adaptive_lora.models.tasks import Task, task_named
 from adaptive_lora.models.tasks.prepared import PreparedSplits, prepare_set
 from adaptive_lora.results import EvalResult
+from adaptive_lora.runner.invocation import require_invocation
 from adaptive_lora.runner.profiling import OWN, TaskData, drawn, read_tasks, trained_probe
+from adaptive_lora.runner.prompt_room import require_room
 from adaptive_lora.runner.retained import RetainedData, frozen_losses, read_retained
 from adaptive_lora.serving import NF4
 from adaptive_lora.training.memory import MemoryChoice, choose, describe, load_of
@@ -41,29 +46,36 @@ _TEXT_LIMIT, _TEXTS_LIMIT = 2_000, 5_000_000
 class StudyContext:
     """A study's base and data, loaded once for all trials, and what is computed from them."""
 
-    def __init__(self, config: StudyConfig) -> None:
+    def __init__(self, config: StudyConfig, *, precision: str | None = None, trains: bool = True) -> None:
         """Read the data, load the base, and check all settings before anything is written.
+
+        Args:
+            config: settings, methods, seeds and learning rates.
+            precision: compute type; None: that of the settings.
+            trains: whether the methods will be trained, so that their ranks and budgets must fit the base.
 
         Raises:
             AdaptiveLoraError: data, model or precision cannot be used.
         """
         kind, self.config = task_named(config), config
-        with _without_collector():
+        with without_collector():
             data = kind.read(config.data)
-        self.runtime = start_runtime(config.train.precision, sparing=config.train.max_memory is not None)
+        sparing = config.train.max_memory is not None
+        self.runtime = start_runtime(precision or config.train.precision, sparing=sparing, together=True)
         wanted = {spec.base for spec in config.specs}
         if BaseStorage.NF4 in wanted:
             require_quantiser()
         alone = wanted == {BaseStorage.NF4}  # the weights as saved may not fit the device
-        self._load_base(kind, kind.record(data), NF4 if alone else None)
+        self._load_base(kind, kind.record(data, config.data), NF4 if alone else None)
         self._on_bases = {self.base_kind: self}
         self.task.require_usable()
-        with _without_collector():
+        with without_collector():
             prepared = prepare_set(self.task, data)
         self.data, self._splits, self.data_summary = prepared.data, prepared.folds, prepared.summary
         self._task_data: dict[tuple[str, ...], TaskData] = {}
-        for spec in config.specs:  # ranks and budgets that cannot be met fail before any training
+        for spec in config.specs if trains else ():  # ranks and budgets that cannot be met fail before any training
             self.splits(0, spec.profiled_on)
+            require_invocation(self, spec)
             if spec.options.metric is None:
                 self.memory(self.plan(spec, seed=0, fold=0), fold=0)
 
@@ -78,19 +90,23 @@ class StudyContext:
         Raises:
             ModelError: the base cannot be loaded, or has no site.
         """
-        self.base = load_base(self.config.model, self.runtime.base_dtype, record, quantisation)
+        divided = self.runtime.processes.sharded
+        self.base = load_base(self.config.model, self.runtime.base_dtype, record, quantisation, divided=divided)
         if not self.config.train.base_dropout:
             switch_off_dropout(self.base.model)
         self.task = kind(self.config, self.runtime, self.base)
         self.loss: Loss = self.task.loss
         """Loss that training minimises and gradient profiles are computed from."""
-        self.base.model.to(self.runtime.device)  # type: ignore[arg-type]
         self.architecture = read_architecture(self.base.model)
+        if divided:
+            shard(self.base.model, self.runtime.device, self.base.head)
+        else:
+            self.base.model.to(self.runtime.device)  # type: ignore[arg-type]
         self.sites = self.architecture.sites
         warn_of_sites(self.base.model, self.architecture)
         self._unreached: frozenset[str] | None = None
         self._said: set[str] = set()
-        self._profiles: dict[tuple[str, tuple[str, ...], int, int], ImportanceProfile] = {}
+        self._profiles: dict[tuple[str, tuple[str, ...], int, int, bool], ImportanceProfile] = {}
         self._base_scores: dict[int, EvalResult] = {}
 
     @property
@@ -108,14 +124,21 @@ class StudyContext:
             ConfigError: bitsandbytes is missing.
         """
         for other, context in self._on_bases.items():
-            if other != kind:
+            if other != kind and not self.runtime.processes.sharded:
                 context.base.model.to("cpu")  # type: ignore[arg-type]
         if kind not in self._on_bases:
             second = copy.copy(self)
             second._load_base(type(self.task), self.base.task, None if kind == BaseStorage.FULL else NF4)
             self._on_bases[kind] = second
-        self._on_bases[kind].base.model.to(self.runtime.device)  # type: ignore[arg-type]
+        place(self._on_bases[kind].base.model, self.runtime.device)
         return self._on_bases[kind]
+
+    def leave_device(self) -> None:
+        """Move all bases off a GPU, for other processes; `on_base` brings the one that it is asked for back."""
+        for context in self._on_bases.values():
+            context.base.model.to("cpu")  # type: ignore[arg-type]
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     @cached_property
     def fingerprint(self) -> Mapping[str, str]:
@@ -167,6 +190,9 @@ class StudyContext:
     def _study_key(self, identity: Mapping[str, Any]) -> str:
         named = {**vars(self.config.model), **vars(self.config.data)}
         del named["on_bad_row"]  # version 0.1 did not have this setting
+        for later in ("audio_column", "language"):  # which change no key where they are not used
+            if named[later] is None:
+                del named[later]
         for key, value in named.items():
             if isinstance(value, str) and Path(value).exists():
                 named[key] = str(Path(value).resolve())  # a relative path depends on the folder
@@ -237,7 +263,7 @@ class StudyContext:
             DataError: they cannot be read or used.
         """
         require_retained(self.config)
-        with _without_collector():
+        with without_collector():
             return read_retained(self.task, self.data, self._splits)
 
     @cached_property
@@ -264,22 +290,32 @@ class StudyContext:
         """Return the settings to record, without the tracking URI, which may have a password."""
         return {key: value for key, value in self.config.flat().items() if key != "tracking_uri"}
 
-    def profile(self, metric: str, *, seed: int, fold: int, tasks: tuple[str, ...] = ()) -> ImportanceProfile:
-        """Return the importance profile of a seed, measured once on the training split of the fold and tasks."""
-        key = (metric, () if tasks == (OWN,) else tasks, seed, fold)
+    def profile_of(self, spec: MethodSpec, *, seed: int, fold: int) -> ImportanceProfile | None:
+        """Return the importance profile that a method follows; None where it follows none."""
+        if (metric := spec.options.metric) is None:
+            return None
+        return self.profile(metric, seed=seed, fold=fold, tasks=spec.profiled_on, experts=spec.experts)
+
+    def profile(
+        self, metric: str, *, seed: int, fold: int, tasks: tuple[str, ...] = (), experts: bool = False
+    ) -> ImportanceProfile:
+        """Return the profile of a seed, measured once on the training split of the fold and tasks."""
+        key = (metric, () if tasks == (OWN,) else tasks, seed, fold, experts)
         if key not in self._profiles:
-            task = self.profile_task(seed=seed, fold=fold, tasks=tasks)
+            task = self.profile_task(seed=seed, fold=fold, tasks=tasks, experts=experts)
             with model_errors(f"{metric} cannot be measured on {self.architecture.kind}", self.base.model):
-                self._profiles[key] = profile_importance(task, metric=metric, seed=seed)
+                profile = profile_importance(task, metric=metric, seed=seed)
+            processes = self.runtime.processes  # their GPUs may round differently; ranks follow one of them
+            self._profiles[key] = processes.share(profile) if processes.together else profile
         return self._profiles[key]
 
-    def profile_task(self, *, seed: int, fold: int, tasks: tuple[str, ...] = ()) -> ProfileTask:
-        """Return the inputs of profilers for a seed, fold and tasks."""
+    def profile_task(self, *, seed: int, fold: int, tasks: tuple[str, ...] = (), experts: bool = False) -> ProfileTask:
+        """Return the inputs of profilers for a seed, fold and tasks, with routed experts where wanted."""
         self.start_head(seed)
         splits = self.splits(fold, tasks)
         return ProfileTask(
             model=self.base.model,
-            sites=self.sites,
+            sites=self.architecture.sites_of(experts),
             batches=self._drawn(splits.train, seed, "calibration", fold),
             runtime=self.runtime,
             loss=self.loss,
@@ -303,26 +339,26 @@ class StudyContext:
             ConfigError: examples and virtual tokens do not fit the base.
             ModelError: adapters would be on sites without influence on the loss.
         """
-        metric, profile, train = spec.options.metric, None, self.config.train
-        if metric is not None:
-            profile = self.profile(metric, seed=seed, fold=fold, tasks=spec.profiled_on).summary()
+        measured, train = self.profile_of(spec, seed=seed, fold=fold), self.config.train
+        profile = None if measured is None else measured.summary()
         plan = make_plan(spec, self.architecture, alpha=train.alpha, scaling=train.scaling, profile=profile, seed=seed)
-        if isinstance(plan, TunerPlan):
-            if plan.positions:
-                self._check_prompt(plan, fold)
-        elif unreached := self._without_influence() & plan.rank_pattern().keys():
+        if isinstance(plan, TunerPlan) and plan.positions:
+            require_room(self, plan, fold)
+        if unreached := self._without_influence().intersection(plan.sites):
             raise ModelError(
                 f"{plan.method} puts adapters on {len(unreached)} linear layers of "
                 f"{self.architecture.kind} that do not reach the loss of this task and would learn "
                 f"nothing, such as {min(unreached)}; leave them out by placement, roles, layers, "
                 "towers or target_names."
             )
+        if not isinstance(plan, TunerPlan):
+            require_parameters(self.base.model, plan, train.dropout)
         return plan
 
     def _without_influence(self) -> frozenset[str]:
         """Return the names of sites without influence on an example's loss, among those not checked before."""
         if self._unreached is None:
-            untried, found = sorted(self.architecture.untried), frozenset[str]()
+            untried, found = sorted(self.architecture.untried_by(text=self.task.name == "causal")), frozenset[str]()
             if untried:
                 batch = self.task.collate(self.splits(0).train[:2]).to(self.runtime.device)
                 model, kind = self.base.model, self.architecture.kind
@@ -330,27 +366,6 @@ class StudyContext:
                     found = frozenset(unreached_layers(model, untried, lambda: self.task.loss(model, batch)))
             self._unreached = found
         return self._unreached
-
-    def _check_prompt(self, plan: TunerPlan, fold: int) -> None:
-        """Check that examples with their virtual tokens fit the base, and that a prefix can be trained.
-
-        Raises:
-            ConfigError: they do not; the message gives the setting to change.
-        """
-        splits, most = self.splits(fold), self.base.max_positions
-        parts = (splits.train, splits.validation, splits.test, *(one.examples for one in self.retained))
-        longest = max(item.length for part in parts for item in part)
-        if most is not None and longest + plan.positions > most:
-            raise ConfigError(
-                f"{plan.method}: its {plan.positions} virtual tokens and the longest example "
-                f"({longest} tokens) are more than the base's {most} positions; set max_tokens to "
-                f"{most - plan.positions} or take fewer virtual tokens."
-            )
-        if plan.family == "prefix_tuning" and self.config.train.gradient_checkpointing:
-            raise ConfigError(
-                f"{plan.method} keeps its prefix in the cache, which gradient checkpointing does "
-                "not have; set gradient_checkpointing to false or leave the method out."
-            )
 
     def memory(self, plan: Plan, fold: int) -> MemoryChoice:
         """Return the memory settings for a plan's training; with a memory limit, log them.
@@ -360,7 +375,7 @@ class StudyContext:
         """
         load = load_of(
             self.base.model,
-            self.sites,
+            (*self.sites, *self.architecture.experts),
             plan,
             precision=self.runtime.precision,
             longest=self.splits(fold).longest,
@@ -375,18 +390,3 @@ class StudyContext:
                 self._said.add(said)
                 logging.getLogger(__name__).warning(said)
         return choice
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Switch Python's cyclic garbage collector off inside the block, for building a data set.
-
-    A data set has no cycles, and repeated collections cost more per example the more examples exist.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 from adaptive_lora.config import DataConfig, RetainedSource, StudyConfig
 from adaptive_lora.config.base_file import base_file, check_base
+from adaptive_lora.config.launched import process_index, require_launch
 from adaptive_lora.config.planted import PlantedTeacher
+from adaptive_lora.config.ray_place import require_ray_cluster
 from adaptive_lora.config.retained import require_retained
+from adaptive_lora.config.storage import require_checkpoint_storage
 from adaptive_lora.config.store_place import require_reachable
+from adaptive_lora.errors import require_extra
 
 _DECODERS = ("ForCausalLM", "LMHeadModel")
 """Class name endings of decoder models."""
@@ -26,6 +31,12 @@ def require_inputs(config: StudyConfig, *, trained: bool = True) -> None:
     Raises:
         AdaptiveLoraError: the first problem found.
     """
+    require_launch(config)
+    if trained:
+        require_checkpoint_storage(config.tracking)
+    if config.engine == "ray":
+        require_extra("ray", "--engine ray")
+        require_ray_cluster(config.worker.ray_address or os.environ.get("RAY_ADDRESS", ""))
     kinds = [spec.base for spec in config.specs]
     file = check_base(config.model, kinds) if trained else base_file(config.model)
     require_data(config, config.data, is_gguf=file is not None)
@@ -35,11 +46,18 @@ def require_inputs(config: StudyConfig, *, trained: bool = True) -> None:
     own = {config.data.data, "own", "embedded"}
     for task in {task for spec in config.specs for task in spec.profiled_on} - own:
         require_data(config, dataclasses.replace(config.data, data=task))
-    require_reachable(config.tracking)
+    if process_index() == 0:  # which alone records
+        require_reachable(config.tracking)
 
 
-def require_data(config: StudyConfig, data: DataConfig, *, is_gguf: bool = False) -> None:
+def require_data(config: StudyConfig, data: DataConfig, *, is_gguf: bool = False, is_known: bool = True) -> None:
     """Read the rows of a study's data; they are cached until the study uses them.
+
+    Args:
+        config: settings of the study.
+        data: settings of the data.
+        is_gguf: whether the base is a GGUF file.
+        is_known: whether the settings name the base; False where an adapter does.
 
     Raises:
         DataError: the data cannot be read or lack a required column.
@@ -47,7 +65,8 @@ def require_data(config: StudyConfig, data: DataConfig, *, is_gguf: bool = False
     from adaptive_lora.data.reading import read_ahead, separate_test
     from adaptive_lora.data.sources import LABELS, require_columns
 
-    prompts = data.task == "causal" or (data.task == "auto" and (is_gguf or _is_decoder(config.model.model)))
+    decoder = is_known and (is_gguf or _is_decoder(config.model.model))
+    prompts = data.task == "causal" or (data.task == "auto" and decoder)
     for source in (data, separate_test(data)):
         if source is not None and source.data != "embedded" and PlantedTeacher.parse(source.data) is None:
             table = read_ahead(source)

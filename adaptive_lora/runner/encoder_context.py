@@ -54,7 +54,7 @@ def context_for(config: StudyConfig, metric: str) -> StudyContext | EncoderConte
     task = config.data.task if config.data.task != "auto" else found_task(config)
     if task is None or (task != "causal" and config.data.task == "auto" and metric in _DATA_FREE):
         return EncoderContext(config, metric)
-    return StudyContext(config)
+    return StudyContext(config, trains=False)
 
 
 class EncoderContext:

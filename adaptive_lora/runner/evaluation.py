@@ -32,12 +32,12 @@ from adaptive_lora.runner.retained import RetainedData, read_source
 from adaptive_lora.serving.tokens import position_limit
 
 _SETTINGS = (
-    "template", "prompt_column", "input_column", "response_column", "image_column", "data_subset", "data_revision",
-    "data_split", "max_examples", "on_bad_row", "max_tokens", "loss_on", "eval_batch_size", "precision", "split_seed",
-    "trust_remote_code", "tracking_uri",
+    "template", "prompt_column", "input_column", "response_column", "image_column", "audio_column", "data_subset",
+    "data_revision", "data_split", "max_examples", "on_bad_row", "max_tokens", "loss_on", "eval_batch_size",
+    "precision", "split_seed", "trust_remote_code", "tracking_uri",
 )  # fmt: skip
 """Study settings that affect an evaluation."""
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of PEFT that change the base's own weights, so that without its adapter it is another model."""
 _OWN_TASKS = ("causal", "seq2seq")
 
@@ -193,7 +193,7 @@ def evaluate_saved(config: StudyConfig, adapter: str, source: RetainedSource) ->
     """Score a saved adapter and its base on one source; see `evaluate`."""
     model, record, config = load_saved(adapter, config)
     runtime = start_runtime(config.train.precision)
-    kept = {name: record["task"][name] for name in ("name", "labels") if name in record["task"]}
+    kept = {name: record["task"][name] for name in ("name", "labels", "language") if name in record["task"]}
     base = load_base(config.model, runtime.base_dtype, kept, record.get("quantisation"))
     task = TASKS[kept["name"]](config, runtime, base)
     found = read_source(task, source, kept.get("labels", ()))

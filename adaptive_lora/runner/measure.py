@@ -12,7 +12,7 @@ from rich.console import Console
 
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.config import StudyConfig, study_from
-from adaptive_lora.errors import ConfigError, installed, unknown_name
+from adaptive_lora.errors import ConfigError, ModelError, installed, unknown_name
 from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile
 from adaptive_lora.models.base import locate
 from adaptive_lora.redaction import shown
@@ -26,13 +26,20 @@ if TYPE_CHECKING:
     from adaptive_lora.tracking import Store
 
 
-def run_profile(config: StudyConfig, metric: str, console: Console) -> ImportanceProfile:
+def run_profile(config: StudyConfig, metric: str, console: Console, *, experts: bool = False) -> ImportanceProfile:
     """Measure one profile, write it to the output folder, log it with its figures, and print it.
 
     Without the packages of the extra `study` it is not logged.
 
+    Args:
+        config: settings of base, data and calibration.
+        metric: metric to measure.
+        console: console to print to.
+        experts: whether the routed experts of a mixture of experts are measured too.
+
     Raises:
         ConfigError: the metric is unknown, or there are several seeds or folds.
+        ModelError: the base has no routed experts that take adapters.
     """
     if metric not in PROFILERS:
         raise ConfigError(unknown_name("metric", metric, PROFILERS))
@@ -41,7 +48,12 @@ def run_profile(config: StudyConfig, metric: str, console: Console) -> Importanc
     say_lines(console, context.data_lines())
     tracked = config.tracking.tracking_uri is not None or installed("mlflow")
     store = _store(config) if tracked else None
-    profile = context.profile(metric, seed=seed, fold=0)
+    if isinstance(context, StudyContext):
+        profile = context.profile(metric, seed=seed, fold=0, experts=experts)
+    elif experts:
+        raise ModelError("--experts is for models of a task, such as causal language models. Leave it out.")
+    else:
+        profile = context.profile(metric, seed=seed, fold=0)
     share = _share_of_training(context, profile)
     folder = Path(config.tracking.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +64,7 @@ def run_profile(config: StudyConfig, metric: str, console: Console) -> Importanc
             'not logged: that needs mlflow, which is not installed: pip install "adaptive-lora[study]"', markup=False
         )
     else:
-        _log(store, profile, context.sites, share, path)
+        _log(store, profile, profile.sites, share, path)
         say_place(store, console)
     _print_profile(profile, share, path, console)
     return profile

@@ -227,7 +227,7 @@ def lora_config(
     if metric is not None and profile is None:
         from adaptive_lora.methods.importance.own_batches import profile as measure
 
-        profile = measure(model, dataloader, metric=metric, loss=loss, batches=batches, seed=seed)
+        profile = measure(model, dataloader, metric=metric, loss=loss, batches=batches, seed=seed, experts=spec.experts)
     report = plan(model, method, profile=profile, seed=seed, **options)
     assert isinstance(report.plan, RankPlan)
     if report.plan.lr_multipliers() or report.plan.lora_plus != 1:
@@ -280,7 +280,7 @@ def _require_stock(spec: MethodSpec) -> None:
     """Raise ConfigError for a method that no LoraConfig can express."""
     if not spec.options.gives_ranks:
         raise ConfigError(f"{spec.label} gives no LoRA ranks, so that there is no LoraConfig for it; use a study.")
-    if not spec.options.is_plain_lora:
+    if not spec.is_plain_lora:
         raise ConfigError(
             f"{spec.label} changes ranks or weights before or in training, which no LoraConfig holds; use a study, or "
             "a method whose ranks are fixed, such as waterfill."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +12,25 @@ from adaptive_lora.allocation.architecture import Architecture
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.config.base_file import base_file
+from adaptive_lora.config.types import Precision
 from adaptive_lora.errors import AllocationError, ConfigError
-from adaptive_lora.methods.adapters.audit import as_stored
-from adaptive_lora.methods.importance.own_batches import require_base
 from adaptive_lora.models.base import count_parameters, skeleton
 from adaptive_lora.models.device import resolve_precision
 from adaptive_lora.models.heads import find_head, own_head
 from adaptive_lora.models.sites import read_architecture, site_notes
 from adaptive_lora.runner.emit import Emitted, emit
+from adaptive_lora.runner.gpus import engine_advice, gpu_table
 from adaptive_lora.runner.plan_table import PlanTable, as_html, as_text, plan_table
-from adaptive_lora.serving import TASKS, quantisation_in
-from adaptive_lora.training.memory import Load, MemoryChoice, choose, load_of
+from adaptive_lora.serving import TASKS, SavedQuantisation, quantisation_in
+from adaptive_lora.training.memory import GpuNeed, Load, MemoryChoice, Storage, choose, gpu_needs, load_of, storage_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from adaptive_lora.methods.importance import ImportanceProfile
+
+
+_BF16 = Precision.BF16.number_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -45,6 +48,8 @@ class PlanReport:
     """Sizes of its training that determine the memory; None without a base."""
     memory: MemoryChoice | None = None
     """Settings that keep its training within the memory limit; None without a base."""
+    needs: tuple[GpuNeed, ...] = ()
+    """Number of GPUs of each common size for one trial; empty without a base."""
     head: tuple[str, ...] = ()
     """Names of modules that the task trains in addition to the plan."""
 
@@ -75,8 +80,7 @@ class PlanReport:
                 f"{self.plan.method} decides its ranks later, from data; equal ranks are shown for its budget."
             )
         if self.base is not None:
-            settings = getattr(self.base, "config", None)
-            saved = None if settings is None else quantisation_in(settings.to_dict())
+            saved = _saved(self.base)
             if saved is not None and saved.use == "dequantised" and next(self.base.parameters()).is_meta:
                 notes.append(f"The base is saved in {saved.name}; training uses the dequantised weights.")
             notes += site_notes(self.base, self.architecture)
@@ -86,6 +90,16 @@ class PlanReport:
     def table(self) -> PlanTable:
         """Rows of the plan: one per adapter site, or per kind of tensor of a tuner without ranks."""
         return plan_table(self)
+
+    @property
+    def gpus(self) -> PlanTable:
+        """Number of GPUs of each common size for one trial, in bf16 and in 4 bit, with and without FSDP2."""
+        return gpu_table(self.needs)
+
+    @property
+    def engine(self) -> list[str]:
+        """Sentences on the engine to choose, for the base in bf16 and in 4 bit; empty without a base."""
+        return engine_advice(self.needs)
 
     @property
     def total_parameters(self) -> int | None:
@@ -129,6 +143,8 @@ class PlanReport:
                 "micro_batch": self.memory.micro_batch,
                 "gradient_checkpointing": self.memory.checkpointing,
             },
+            "gpus": list(self.gpus),
+            "engine": self.engine,
         }
 
     def __str__(self) -> str:
@@ -168,7 +184,7 @@ def plan_method(
     base, base_name, head = _skeleton(config, spec) if base is None else _loaded(base)
     architecture = read_architecture(base)
     if profile is not None:
-        _require_fit(profile, spec, architecture.sites)
+        _require_fit(profile, spec, architecture)
     train = config.train
     plan = make_plan(
         spec,
@@ -179,10 +195,10 @@ def plan_method(
         seed=seed,
     )
     if isinstance(plan, RankPlan):
-        plan = as_stored(plan, base)
+        plan = _as_attached(plan, base, architecture, train.dropout)
     load = load_of(
         base,
-        architecture.sites,
+        (*architecture.sites, *architecture.experts),
         plan,
         precision=resolve_precision(train.precision),
         longest=config.data.max_tokens,
@@ -190,6 +206,7 @@ def plan_method(
         packed=train.batching != "padded",
         head=head,
     )
+    storages = _storages(base, base_name, spec, architecture.sites)
     return PlanReport(
         plan=plan,
         spec=spec,
@@ -199,7 +216,45 @@ def plan_method(
         base_name=base_name,
         load=load,
         memory=choose(load, train),
+        needs=gpu_needs(replace(load, number_bytes=_BF16), storages, train),
     )
+
+
+def _as_attached(plan: RankPlan, base: PreTrainedModel, architecture: Architecture, dropout: float) -> RankPlan:
+    """Return a plan with the storage of a loaded base, checked to be one that PEFT attaches.
+
+    Raises:
+        ConfigError: PEFT adapts some sites by their weights, which do not take what the plan wants.
+    """
+    if not next(base.parameters()).is_meta:
+        from adaptive_lora.methods.adapters.audit import as_stored  # PEFT takes seconds to load
+
+        plan = as_stored(plan, base)
+    if architecture.experts_note:
+        from adaptive_lora.methods.adapters.attach import require_parameters
+
+        require_parameters(base, plan, dropout)
+    return plan
+
+
+def _saved(base: PreTrainedModel) -> SavedQuantisation | None:
+    """Return the quantisation in which the weights of a base are saved; None: they are not quantised."""
+    settings = getattr(base, "config", None)
+    return None if settings is None else quantisation_in(settings.to_dict())
+
+
+def _storages(
+    base: PreTrainedModel, base_name: str, spec: MethodSpec, sites: Sequence[AdapterSite]
+) -> dict[str, Storage]:
+    """Return the ways in which a method can store a base on a GPU, `bf16`, `nf4` or both, with their sizes."""
+    saved = _saved(base)
+    if saved is not None and saved.use == "nf4":
+        kinds = ["nf4"]
+    elif saved is not None or Path(base_name).is_file() or spec.options.needs_full_base:  # dequantised, GGUF, no 4 bit
+        kinds = ["bf16"]
+    else:
+        kinds = ["bf16", "nf4"]
+    return {kind: storage_of(base, sites, packed=kind == "nf4", number_bytes=_BF16) for kind in kinds}
 
 
 def plan_profiled(config: StudyConfig, spec: MethodSpec, profile: ImportanceProfile, *, seed: int = 0) -> PlanReport:
@@ -219,10 +274,13 @@ def plan_profiled(config: StudyConfig, spec: MethodSpec, profile: ImportanceProf
             "this profile does not say which sites it measured, because an earlier version wrote it; required model=, "
             "the model that was profiled or its name."
         )
-    _require_fit(profile, spec, profile.sites)
+    linear = tuple(site for site in profile.sites if not site.experts)
+    experts = tuple(site for site in profile.sites if site.experts)
+    architecture = Architecture(kind="", sites=linear, experts=experts)
+    _require_fit(profile, spec, architecture)
     train = config.train
     plan = allocate(spec, profile.sites, alpha=train.alpha, scaling=train.scaling, profile=profile.summary(), seed=seed)
-    return PlanReport(plan=plan, spec=spec, architecture=Architecture(kind="", sites=profile.sites))
+    return PlanReport(plan=plan, spec=spec, architecture=architecture)
 
 
 def _skeleton(config: StudyConfig, spec: MethodSpec) -> tuple[PreTrainedModel, str, tuple[str, ...]]:
@@ -235,11 +293,13 @@ def _skeleton(config: StudyConfig, spec: MethodSpec) -> tuple[PreTrainedModel, s
 
 def _loaded(base: PreTrainedModel) -> tuple[PreTrainedModel, str, tuple[str, ...]]:
     """Return a loaded model, its name, and its modules that are trained in addition to adapters."""
+    from adaptive_lora.methods.importance.own_batches import require_base
+
     require_base(base)
     return base, getattr(base, "name_or_path", "") or type(base).__name__, own_head(base)
 
 
-def _require_fit(profile: ImportanceProfile, spec: MethodSpec, sites: Sequence[AdapterSite]) -> None:
+def _require_fit(profile: ImportanceProfile, spec: MethodSpec, base: Architecture) -> None:
     """Raise AllocationError for a profile of another metric or model than a plan's."""
     metric = spec.options.metric
     if metric not in (None, profile.metric):
@@ -247,13 +307,14 @@ def _require_fit(profile: ImportanceProfile, spec: MethodSpec, sites: Sequence[A
             f"{spec.label} follows {metric}, but the profile given measured {profile.metric}; give "
             f"a profile of {metric}, or the method metric={profile.metric} where it takes that."
         )
+    sites = (*base.sites, *base.experts) if spec.experts else base.sites
     lacking = [site.name for site in sites if site.name not in profile.scores]
     if lacking:
         raise AllocationError(
             f"the profile has no score for {len(lacking)} of {len(sites)} sites, such as "
             f"{lacking[0]}; required one of this model, from `adaptive-lora profile`."
         )
-    if strange := sorted(profile.scores.keys() - {site.name for site in sites}):
+    if strange := sorted(profile.scores.keys() - {site.name for site in (*base.sites, *base.experts)}):
         raise AllocationError(
             f"the profile has scores for {len(strange)} sites that this model lacks, such as {strange[0]}; required "
             "one of this model, from `adaptive-lora profile`."

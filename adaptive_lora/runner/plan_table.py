@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from adaptive_lora.runner.plan import PlanReport
 
-_TEXTS = ("trained", "site", "role")
+_TEXTS = ("trained", "site", "role", "base")
 """Headings of columns that are aligned on the left."""
 _TENSORS = ("trained", "shape", "number", "parameters")
 """Headings of the table of a tuner without ranks."""
@@ -150,11 +150,15 @@ def totals(report: PlanReport) -> list[tuple[str, str]]:
     else:
         share = f"{report.reduction_vs_full:.2%} fewer than full fine-tuning"
         lines = [("trainable", f"{trained} of {report.total_parameters:,} parameters: {share}")]
-    lines.append(("as much as", f"uniform rank {report.uniform_rank:.2f} on all {len(report.sites)} sites"))
+    kind = "linear layers" if report.architecture.experts else "sites"  # a rank of all experts would be another unit
+    lines.append(("as much as", f"uniform rank {report.uniform_rank:.2f} on all {len(report.sites)} {kind}"))
     if report.memory is not None and report.load is not None:
         lines.append(("memory", describe(report.memory, report.load)))
+    lines += [("" if number else "engine", text) for number, text in enumerate(report.engine)]
     if plan.budget is not None:
-        lines.append(("budget", f"{plan.budget:,}, of which {plan.budget - plan.trainable_parameters:,} unused"))
+        left = plan.budget - plan.trainable_parameters
+        used = f"of which {left:,} unused" if left >= 0 else f"exceeded by {-left:,}"
+        lines.append(("budget", f"{plan.budget:,}, {used}"))
     if isinstance(plan, TunerPlan):
         return lines
     lines.append(("scaling", f"{plan.scaling}: factor {plan.scaling.formula}"))
@@ -178,6 +182,9 @@ def print_plan(report: PlanReport, console: Console) -> None:
     say("")
     for label, text in totals(report):
         say(f"{label:<{_LABEL}}{shown(text)}")
+    if len(report.engine) > 1:
+        say("")
+        report.gpus.print(console)
 
 
 def as_text(report: PlanReport) -> str:
@@ -190,8 +197,9 @@ def as_html(report: PlanReport) -> str:
     line = Markup('<tr><th style="text-align:left;white-space:nowrap">{}</th><td style="text-align:left">{}</td></tr>')
     notes = [] if report.note is None else [("note", report.note)]
     rows = Markup().join(line.format(label, _safe(text)) for label, text in [*notes, *totals(report)])
-    page = Markup("<b>{}</b>{}<table><tbody>{}</tbody></table>")
-    return str(page.format(_safe(report.plan.method), Markup(report.table._repr_html_()), rows))
+    page = Markup("<b>{}</b>{}<table><tbody>{}</tbody></table>{}")
+    gpus = Markup(report.gpus._repr_html_() if len(report.engine) > 1 else "")
+    return str(page.format(_safe(report.plan.method), Markup(report.table._repr_html_()), rows, gpus))
 
 
 def _safe(text: str) -> str:

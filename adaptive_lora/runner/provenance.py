@@ -6,6 +6,8 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,16 +21,16 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "mlflow"
 
 def packages() -> str:
     """Return the package versions that affect results, such as `torch 2.13.0, peft 0.21.2`."""
-    return ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    return ", ".join(f"{name} {number}" for name, number in _versions().items())
 
 
 def provenance() -> dict[str, str]:
     """Return the facts needed to repeat a result, as text; without environment or credentials."""
     facts = {
         "adaptive_lora": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
+        **_versions(),
         "platform": f"{platform.system()} {platform.machine()}",
         "threads": str(torch.get_num_threads()),
         "command": command_line(),
@@ -43,7 +45,13 @@ def command_line() -> str:
     return hide_credentials(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
-def _commit() -> str:
+@cache  # a process keeps the packages that it has loaded
+def _versions() -> Mapping[str, str]:
+    return {name: version(name) for name in _PACKAGES}
+
+
+@cache  # and the code
+def commit() -> str:
     """Return the commit of the package's repository, `-dirty` where changed, or `unknown`."""
     folder = Path(__file__).resolve().parents[1]
     try:

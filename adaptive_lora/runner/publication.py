@@ -65,7 +65,7 @@ def prepare(
         "proven": _proof(history) or _load(source, trust),
     }
     if form == "uniform":
-        export_uniform(source, folder, published)
+        export_uniform(source, folder, trust_remote_code=trust, published=published)
     elif form == "merged":
         export_merged(source, folder, trust_remote_code=trust, published=published)
     else:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +15,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.analysis.comparison import Comparison, MethodSummary, compare
 from adaptive_lora.analysis.comparison.forgetting import ForgettingBound
+from adaptive_lora.analysis.comparison.ladder import ladder_of
 from adaptive_lora.analysis.comparison.types import NO_WINNER
 from adaptive_lora.analysis.comparison.wording import interval_clause, plain, signed
 from adaptive_lora.analysis.report import PAGE, About, ComparisonResult, render_markdown, render_terminal, write_report
@@ -27,6 +31,7 @@ from adaptive_lora.models.errors import is_bug
 from adaptive_lora.results import TrialRecord
 from adaptive_lora.runner.comparison_input import ComparisonInput
 from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.follow import reloaded_together
 from adaptive_lora.runner.trial import PROBE, probe_logits
 from adaptive_lora.serving import load_adapter
 from adaptive_lora.tracking import RegisteredAdapter, promote, register
@@ -118,21 +123,29 @@ def judge(
 
 
 def compare_input(comparison_input: ComparisonInput, config: StudyConfig, baseline: str | None) -> Comparison:
-    """Return the comparison without writing anything."""
-    comparison = compare(
-        comparison_input.records,
-        baseline=comparison_input.baseline(baseline),
+    """Return the comparison without writing anything; the rungs of a ladder are compared among themselves."""
+    base, rungs = comparison_input.baseline(baseline), set(comparison_input.ladder)
+    asked = {MethodSpec.parse(text).label for text in comparison_input.settings["methods"]} if rungs else set()
+    answer = partial(
+        compare,
+        baseline=base,
         base_scores=comparison_input.base_scores,
         margin=config.margin,
         margin_share=config.margin_percent / 100,
         correction=cast(Correction, config.correction),
         facts=comparison_input.facts,
+        plan=comparison_input.plan,
         retained=comparison_input.retained,
-        bound=ForgettingBound(
-            loss=config.max_forgetting,
-            share=None if config.max_forgetting_percent is None else config.max_forgetting_percent / 100,
-        ),
     )
+    bound = ForgettingBound(
+        loss=config.max_forgetting,
+        share=None if config.max_forgetting_percent is None else config.max_forgetting_percent / 100,
+    )
+    extra = rungs - asked
+    comparison = answer([one for one in comparison_input.records if one.method not in extra], bound=bound)
+    if rungs:
+        among = answer([one for one in comparison_input.records if one.method in rungs | {base}])
+        comparison = dataclasses.replace(comparison, ladder=ladder_of(among))
     if not comparison_input.mixed:
         return comparison
     note = (
@@ -257,7 +270,9 @@ def prove(context: StudyContext, record: TrialRecord, model_uri: str) -> Proof:
     try:
         require_own_code(model_uri)  # so that the loaded code is the served code
         folder = adapter_folder(model_uri)
-        model, _, _ = load_adapter(folder, trust_remote_code=context.base.reference.trust_remote_code)
+        divided = context.runtime.processes.sharded  # such a base may fit no device whole
+        trust = context.base.reference.trust_remote_code
+        model = None if divided else load_adapter(folder, trust_remote_code=trust)[0]
         trained = load_file(folder / PROBE)["logits"]
     except Exception as error:  # PEFT, transformers and safetensors raise their own types
         if is_bug(error):
@@ -265,8 +280,12 @@ def prove(context: StudyContext, record: TrialRecord, model_uri: str) -> Proof:
         raise AdapterError(
             f"the adapter of run {record.run_id} cannot be loaded back ({error}). It was not registered."
         ) from error
-    again = context.losses(model, context.splits(record.fold).test)
-    logits = probe_logits(context, model, record.fold)
+    if divided:
+        base = record.tags.get("quantisation", BaseStorage.FULL)
+        again, logits = reloaded_together(context, folder, record.fold, base)
+    else:
+        again = context.losses(model, context.splits(record.fold).test)
+        logits = probe_logits(context, model, record.fold)
     proof = Proof(
         max_logit_difference=float((logits - trained).abs().max()),
         max_loss_difference=float(np.abs(again.nll_E - record.test.nll_E).max()),

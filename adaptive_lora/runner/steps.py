@@ -11,12 +11,13 @@ from typing import Any
 from rich.console import Console
 
 from adaptive_lora.config import RetainedSource, StudyConfig
-from adaptive_lora.errors import ConfigError, TrackingError, TrialFailed
+from adaptive_lora.errors import ConfigError, DataError, TrialFailed
 from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.models.errors import model_errors
 from adaptive_lora.redaction import shown
 from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.evaluation import Evaluation, evaluate_saved, load_saved
+from adaptive_lora.runner.follow import led_by_first
 from adaptive_lora.runner.loaded import adapter_files
 from adaptive_lora.runner.measure import as_saved
 from adaptive_lora.runner.progress import StudyProgress, say_lines, say_place
@@ -27,7 +28,6 @@ from adaptive_lora.runner.trial_log import log_test_data
 from adaptive_lora.tracking import connect
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.tracking.runs import eval_to_dict, record_retained, single_run
-from adaptive_lora.tracking.study_run import TrialStatus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,15 +63,14 @@ def run_train(config: StudyConfig, adapter: Path | None, console: Console) -> Tr
     trial = config.only_trial()
     context = StudyContext(config)
     say_lines(console, context.data_lines())
-    outcome: TrialOutcome | TrialFailed | TrialStatus = TrialStatus.DONE
-    with opened_study(context, console, single=True) as study:
+    outcome = None
+    with led_by_first(context), opened_study(context, console, single=True) as study:
         if missing_trials(context, study):
             with StudyProgress(console, 1) as progress:
-                outcome = run_tracked(context, study, trial, progress, adopt=True)
+                earlier = study.unfinished.get(context.signature(trial), ())
+                outcome = run_tracked(context, study, trial, progress, earlier=earlier, adopt=True)
         if isinstance(outcome, TrialFailed):
             raise outcome
-        if outcome is TrialStatus.TAKEN:
-            raise TrackingError(f"another process is running {trial.label}.")
     run = next(run for run in study.runs_of(context.signature(trial)) if run.info.status == "FINISHED")
     trained = outcome if isinstance(outcome, TrialOutcome) else None
     if trained is None:
@@ -96,11 +95,18 @@ def run_evaluate(config: StudyConfig, adapter: str, fold: int, console: Console)
     Raises:
         AdapterError: there is no adapter, or its base is not the one that it was trained on.
         ConfigError: the fold does not exist.
+        DataError: the data have other classes than the adapter.
     """
     if not 0 <= fold < config.data.folds:
         raise ConfigError(f"fold must be 0 to {config.data.folds - 1}; got {fold}.")
-    model, _, config = load_saved(adapter, config)
-    context = StudyContext(as_saved(config))
+    model, record, config = load_saved(adapter, config)
+    context = StudyContext(as_saved(config), trains=False)
+    found, required = ([*task.get("labels", ())] for task in (context.base.task, record["task"]))
+    if found != required:
+        raise DataError(
+            f"{context.data.source}: required the classes of the adapter, {', '.join(required)}; got "
+            f"{', '.join(found)}. Give data with rows of each, and of no other."
+        )
     say_lines(console, context.data_lines())
     model.to(context.runtime.device)
     with model_errors(f"adapter {adapter} does not run on this data", model):
@@ -161,6 +167,6 @@ def run_export(config: StudyConfig, adapter: str, out: Path, console: Console, *
         export_merged(source, out, trust_remote_code=config.model.trust_remote_code)
         console.print(f"merged model written to {shown(out)}", highlight=False, soft_wrap=True)
         return None
-    rank = export_uniform(source, out)
+    rank = export_uniform(source, out, trust_remote_code=config.model.trust_remote_code)
     console.print(f"adapter written to {shown(out)}; a server must allow rank {rank}", highlight=False, soft_wrap=True)
     return rank

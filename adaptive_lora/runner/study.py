@@ -54,6 +54,33 @@ def study(
         return run_study(made, console or Console(quiet=True)).study_result
 
 
+def ladder(
+    config: StudyConfig | Mapping[str, Any] | str | PathLike[str],
+    *,
+    rank: int,
+    console: Console | None = None,
+    **settings: Any,
+) -> StudyResult:
+    """Measure what any allocation of ranks could win: uniform ranks at the budget, and at many times its parameters.
+
+    Args:
+        config: as for `study`; its methods give way to uniform.
+        rank: rank of uniform at the budget.
+        console: receives progress and the table; None: nothing is printed.
+        **settings: settings that override those of `config`; `ladder` has the other ranks, by default half, 2, 4 and 16
+            times the rank.
+
+    Returns:
+        The result of the study; `comparison.ladder` has the bracket.
+
+    Raises:
+        ConfigError: as for `study`, and for a ladder that has the rank itself.
+    """
+    made = configured(config, {"methods": f"uniform:rank={rank}", "baseline": None, **settings})
+    rungs = made.ladder or tuple(sorted({max(1, rank // 2), 2 * rank, 4 * rank, 16 * rank} - {rank}))
+    return study(study_from({"ladder": rungs}, base=made), console=console)
+
+
 def configured(
     config: StudyConfig | Mapping[str, Any] | str | PathLike[str], settings: Mapping[str, Any]
 ) -> StudyConfig:

@@ -1,39 +1,43 @@
-"""The run of one trial: alone (`run_trial`), and leased and recorded in a study (`run_tracked`)."""
+"""The run of one trial: alone (`run_trial`), and recorded in a study (`run_tracked`)."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from adaptive_lora.allocation import Plan
 from adaptive_lora.config import TrialSpec
-from adaptive_lora.errors import LeaseLost, TrialFailed
+from adaptive_lora.config.storage import is_url
+from adaptive_lora.errors import TrialFailed
 from adaptive_lora.interruption import TrainingPaused
 from adaptive_lora.methods.adapters import audit_as_built, save_adapter
 from adaptive_lora.methods.base import RankEvent, TrainedTrial
 from adaptive_lora.methods.importance import ImportanceProfile
 from adaptive_lora.models.errors import model_errors
 from adaptive_lora.models.threads import shared_cores
-from adaptive_lora.redaction import shown
 from adaptive_lora.results import EvalResult, TrainResult
 from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.follow import announce
 from adaptive_lora.runner.progress import StudyProgress
 from adaptive_lora.runner.retained import retained_losses
 from adaptive_lora.runner.trial_context import TrialOnBase
 from adaptive_lora.runner.trial_log import failure_logged, log_outcome, log_settings, log_step, trial_tags
-from adaptive_lora.tracking import StudyRun
+from adaptive_lora.tracking import Run, StudyRun
 from adaptive_lora.tracking.runs import PAUSED, RACE, RACE_STEP, run_name
-from adaptive_lora.tracking.study_run import TrialStatus
 from adaptive_lora.training import Frequency, StepEvent, TrialCheckpoints
+from adaptive_lora.training.mirror import CheckpointMirror
 
 PROBE = "probe.safetensors"
 
@@ -71,32 +75,35 @@ def run_tracked(
     trial: TrialSpec,
     progress: StudyProgress,
     *,
+    earlier: Sequence[Run] | None = None,
     adopt: bool = False,
     pause_at: int | None = None,
-) -> TrialOutcome | TrialFailed | TrialStatus:
-    """Run a trial under its own MLflow run, leased by this process, from its last checkpoint on.
+) -> TrialOutcome | TrialFailed | TrainingPaused:
+    """Run a trial under its own MLflow run, from its last checkpoint on.
 
     Args:
         context: context of the study.
         study: parent run of the study.
         trial: trial to run.
         progress: progress display.
+        earlier: runs of the trial that are known, newest first; None: the store is asked.
         adopt: whether to use the run that `mlflow run` made for this process, if there is one.
         pause_at: optimiser step at which it is paused with a checkpoint; None: it is not paused.
 
     Returns:
         The outcome; the failure of a training that was not stable, with which a study continues; or
-        the trial's status if there is nothing to do for this process.
+        `TrainingPaused` if it is paused.
+
+    Raises:
+        LeaseLost: another command took the study over.
     """
     name = run_name(trial.label) if adopt else trial.label
-    run = study.take(name, trial_tags(context, trial), adopt=adopt, pause_at=pause_at)
-    if isinstance(run, TrialStatus):
-        return run
+    run = study.begin_trial(name, trial_tags(context, trial), earlier=earlier, adopt=adopt)
     progress.begin(trial.label)
     checkpoints = trial_checkpoints(context, trial)
 
     def on_step(event: StepEvent) -> None:
-        check_lease()
+        study.check()
         progress.step(trial.label, event)
         log_step(run, event)
         if event.step == pause_at:
@@ -105,15 +112,13 @@ def run_tracked(
 
     log = partial(log_outcome, context, run, trial)
     try:
-        with study.trial(run) as check_lease, shared_cores():
+        with study.trial(run), shared_cores():
             log_settings(context, run, trial)
             with failure_logged(run), checkpoints.workplace() as folder:
+                announce(context, trial, pause_at)
                 outcome = run_trial(context, trial, folder / "adapter", on_step, checkpoints, log)
-    except TrainingPaused:
-        return TrialStatus.PAUSED
-    except LeaseLost as lost:
-        progress.note(shown(f"{trial.label}: {lost}"))
-        return TrialStatus.TAKEN
+    except TrainingPaused as pause:
+        return pause.with_traceback(None)
     except TrialFailed as failure:
         checkpoints.remove()  # continuing from it would only fail again
         return failure.with_traceback(None)  # whose frames hold the model
@@ -134,10 +139,31 @@ def trial_checkpoints(context: StudyContext, trial: TrialSpec) -> TrialCheckpoin
     """Return a trial's checkpoints, in a folder of its signature inside one of the study."""
     config = context.config.tracking
     home = Path(config.checkpoints or Path(config.output) / "checkpoints")
+    mirror = None
+    if config.checkpoints and is_url(config.checkpoints):
+        home = Path(config.output) / "checkpoints"
+        mirror = CheckpointMirror(config.checkpoints, _mirrored_name(context, trial))
     return TrialCheckpoints(
         home / context.study_id / context.signature(trial),
         Frequency(minutes=config.checkpoint_minutes, steps=config.checkpoint_steps),
+        mirror,
     )
+
+
+def _mirrored_name(context: StudyContext, trial: TrialSpec) -> str:
+    """Return the name of a trial's folder in a storage, where nothing is left of a folder that was emptied."""
+    return f"{context.study_id}-{context.signature(trial)}"
+
+
+def remove_checkpoints(context: StudyContext, trials: Iterable[TrialSpec]) -> None:
+    """Remove the checkpoints that trials have left; a storage is asked once for all, not once for each."""
+    mirrored: set[str] | None = None
+    for trial in trials:
+        checkpoints = trial_checkpoints(context, trial)
+        if checkpoints.mirror is not None and mirrored is None:
+            mirrored = checkpoints.mirror.trials()
+        if checkpoints.folder.exists() or _mirrored_name(context, trial) in (mirrored or ()):
+            checkpoints.remove()
 
 
 def run_trial(
@@ -165,28 +191,29 @@ def run_trial(
     """
     started = time.perf_counter()
     context = context.on_base(trial.method.base)
-    metric = trial.method.options.metric
     trial_context = TrialOnBase(context, trial, on_step, checkpoints)
+    processes = context.runtime.processes
     try:
         with model_errors(f"{trial.label} on {context.architecture.kind} failed", context.base.model):
-            trained = trial.method.options.fit(trial_context)  # its method plans, attaches and fits
-            _require_finite("validation", trained.result.validation_loss)
-            audit_as_built(trained.model, trained.plan, trial_context.head)
-            test = context.score(trained.model, context.splits(trial.fold).test)
-            _require_finite("test", test.loss)
-            test = dataclasses.replace(test, overall={**test.overall, **context.task.plan_scores(trained.plan)})
-            retained = retained_losses(context, trained.model)
-            for result in retained.values():
-                _require_finite("retained data's", result.loss)
-            _save(context, trial, trained, folder)
+            with processes.one_trial():
+                trained = trial.method.options.fit(trial_context)  # its method plans, attaches and fits
+                _require_finite("validation", trained.result.validation_loss)
+                audit_as_built(trained.model, trained.plan, trial_context.head)
+                test = context.score(trained.model, context.splits(trial.fold).test)
+                _require_finite("test", test.loss)
+                test = dataclasses.replace(test, overall={**test.overall, **context.task.plan_scores(trained.plan)})
+                retained = retained_losses(context, trained.model)
+                for result in retained.values():
+                    _require_finite("retained data's", result.loss)
+                probe = probe_logits(context, trained.model, trial.fold)
+            if processes.leads:
+                _save(context, trained, probe, folder)
     finally:
         trial_context.release()
     before = 0.0 if checkpoints is None else checkpoints.seconds_before
     outcome = TrialOutcome(
         plan=trained.plan,
-        profile=None
-        if metric is None
-        else context.profile(metric, seed=trial.seed, fold=trial.fold, tasks=trial.method.profiled_on),
+        profile=context.profile_of(trial.method, seed=trial.seed, fold=trial.fold),
         train=trained.result,
         test=test,
         folder=folder,
@@ -210,18 +237,24 @@ def _require_finite(part: str, loss: float) -> None:
         )
 
 
-def _save(context: StudyContext, trial: TrialSpec, trained: TrainedTrial, folder: Path) -> None:
-    save_adapter(
-        trained.model,
-        folder,
-        plan=trained.plan,
-        base=context.base.reference,
-        dtype=str(context.runtime.base_dtype).removeprefix("torch."),
-        template=context.data.template,
-        task=context.task.served,
-        quantisation=context.base.quantisation,
-    )
-    save_file({"logits": probe_logits(context, trained.model, trial.fold)}, folder / PROBE)
+def _save(context: StudyContext, trained: TrainedTrial, probe: torch.Tensor, folder: Path) -> None:
+    """Write the adapter and its probe; raises OSError where the disk is full, also where safetensors says so."""
+    try:
+        save_adapter(
+            trained.model,
+            folder,
+            plan=trained.plan,
+            base=context.base.reference,
+            dtype=str(context.runtime.base_dtype).removeprefix("torch."),
+            template=context.data.template,
+            task=context.task.served,
+            quantisation=context.base.quantisation,
+        )
+        save_file({"logits": probe}, folder / PROBE)
+    except SafetensorError as error:
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def probe_logits(context: StudyContext, model: Any, fold: int) -> torch.Tensor:

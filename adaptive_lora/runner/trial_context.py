@@ -20,8 +20,10 @@ from adaptive_lora.methods.adapters.attach import initial_a, read_head, write_he
 from adaptive_lora.methods.base import TrainerCallback
 from adaptive_lora.methods.importance import ProfileTask
 from adaptive_lora.models.base import gradient_checkpointing
+from adaptive_lora.models.sharding import place
 from adaptive_lora.results import TrainResult
 from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.invocation import invocation_ids
 from adaptive_lora.training import StepEvent, Trainer, TrainInputs, TrialCheckpoints, events_of, total_steps
 
 M = TypeVar("M", bound=nn.Module)
@@ -114,7 +116,7 @@ class TrialOnBase:
     def initial_a(self, entry: SiteRank) -> torch.Tensor:
         """Return a site's initial A in `attach`."""
         site = entry.site
-        a = initial_a(self.trial.seed, site.name, entry.rank, site.in_features)
+        a = initial_a(self.trial.seed, site.name, entry.rank, site.in_features, site.experts)
         return a.to(self.context.runtime.device)
 
     def attach(self, plan: RankPlan, *, head_as_trained: bool = False) -> PeftModel:
@@ -126,8 +128,15 @@ class TrialOnBase:
 
         Raises:
             AdapterError: the model as built differs from the plan.
+            ProcessLost: the plan differs between the processes that train the trial.
         """
-        adapted = self.adopt(attach(self.base, plan, seed=self.trial.seed, dropout=self.dropout, head=self.head))
+        processes = self.context.runtime.processes
+        if processes.together:
+            processes.require_equal(f"the plan of {plan.method}", plan.to_json())
+        invocation = invocation_ids(self.context, plan.invocation)
+        adapted = self.adopt(
+            attach(self.base, plan, seed=self.trial.seed, dropout=self.dropout, head=self.head, invocation=invocation)
+        )
         if head_as_trained:
             write_head(adapted, self._head, self.head)
         audit_as_built(adapted, plan, self.head)
@@ -141,7 +150,7 @@ class TrialOnBase:
             undo: function that restores the base.
         """
         self._adapted, self._undo = adapted, undo
-        adapted.to(self.context.runtime.device)
+        place(adapted, self.context.runtime.device)
         return adapted
 
     def release(self) -> None:
@@ -154,6 +163,10 @@ class TrialOnBase:
     def validation_loss(self, model: object) -> float:
         """Return a model's loss on the validation split, in nats per supervised token."""
         return self.context.losses(model, self.context.splits(self.trial.fold).validation).loss
+
+    def probe(self, model: Any) -> torch.Tensor:
+        """Return a model's outputs for the first training examples, shape (up to 4, ...), float32."""
+        return self.context.task.probe(model, self.context.splits(self.trial.fold).train)
 
     def train(self, adapted: nn.Module, callback: TrainerCallback | None = None, *, trainings: int = 1) -> TrainResult:
         """Train the adopted model on the trial's training split, from its last checkpoint on.
@@ -201,11 +214,12 @@ class TrialOnBase:
 
     def _resumable(self, adapted: nn.Module, on_step: Callable[[StepEvent], None]) -> dict[str, Any]:
         """Return the inputs of a training that continues; earlier steps are reported again."""
-        if self._checkpoints is None:
-            return {}
-        kept = self._checkpoints.of(self.trainings, adapted)
-        snapshot = kept.latest()
+        kept = None if self._checkpoints is None else self._checkpoints.of(self.trainings, adapted)
+        snapshot = None if kept is None else kept.latest()
+        processes = self.context.runtime.processes
+        if processes.together:
+            snapshot = processes.share(snapshot)  # the first process alone reads and writes checkpoints
         if snapshot is not None:
             for event in events_of(snapshot, self.steps):
                 on_step(event)
-        return {"resume": snapshot, "on_snapshot": kept.stepped, "on_stop": kept.write}
+        return {"resume": snapshot, **({} if kept is None else {"on_snapshot": kept.stepped, "on_stop": kept.write})}

@@ -15,7 +15,7 @@ from adaptive_lora.config import TrackingConfig, TrialSpec, digest
 from adaptive_lora.errors import AdaptiveLoraError
 from adaptive_lora.results import EvalResult
 from adaptive_lora.runner.context import StudyContext
-from adaptive_lora.runner.provenance import packages, provenance
+from adaptive_lora.runner.provenance import commit, packages
 from adaptive_lora.runner.retained import retained_metrics, with_base_scores
 from adaptive_lora.tracking import DataId, Recorder
 from adaptive_lora.tracking.runs import HISTORY, PLAN, RESULT, SIGNATURE, TOKENS, record_retained, result_to_dict
@@ -48,15 +48,16 @@ def trial_tags(context: StudyContext, trial: TrialSpec) -> dict[str, str]:
         **({"plugins": " ".join(plugins)} if (plugins := trial.method.packages) else {}),
         **({} if trial.method.base == BaseStorage.FULL else {"quantisation": trial.method.base}),
         "task": context.task.name,
-        "code_version": provenance()["commit"],
+        "code_version": commit(),
         "packages": packages(),
     }
 
 
 def log_settings(context: StudyContext, run: Recorder, trial: TrialSpec) -> None:
-    """Log the settings, number of threads and data of a trial that begins or continues."""
+    """Log the settings, numbers of threads and processes, and data of a trial that begins or continues."""
     run.params(trial_parameters(context, trial))
-    run.tags({"threads": str(torch.get_num_threads())})
+    count = context.runtime.processes.count
+    run.tags({"threads": str(torch.get_num_threads()), **({"processes": str(count)} if count > 1 else {})})
     splits = context.splits(trial.fold)
     run.data(context.data.source, context.data.digest, context.config.data.data, len(splits.train))
 

@@ -10,7 +10,9 @@ from adaptive_lora.analysis.comparison.findings import (
     FrontArea,
     ParetoPoint,
     PowerAnswer,
+    VerdictKind,
 )
+from adaptive_lora.analysis.comparison.looks import Look, LookedAt, SeedPlan
 from adaptive_lora.analysis.comparison.outcome import Outcome
 from adaptive_lora.analysis.comparison.tasks import Task, compare_tasks
 from adaptive_lora.analysis.comparison.types import (
@@ -21,11 +23,10 @@ from adaptive_lora.analysis.comparison.types import (
     SeedMean,
     TaskResult,
     Verdict,
-    VerdictKind,
 )
 
 __all__ = [
-    "Agreement", "AgreementKind", "AuditKind", "Comparison", "Cost", "Difference", "EarlyRate", "FrontArea",
-    "MethodSummary", "Outcome", "Parameters", "ParetoPoint", "PowerAnswer", "SeedMean", "Task", "TaskResult", "Verdict",
-    "VerdictKind", "compare", "compare_tasks",
+    "Agreement", "AgreementKind", "AuditKind", "Comparison", "Cost", "Difference", "EarlyRate", "FrontArea", "Look",
+    "LookedAt", "MethodSummary", "Outcome", "Parameters", "ParetoPoint", "PowerAnswer", "SeedMean", "SeedPlan",
+    "Task", "TaskResult", "Verdict", "VerdictKind", "compare", "compare_tasks",
 ]  # fmt: skip

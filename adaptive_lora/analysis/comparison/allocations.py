@@ -13,6 +13,8 @@ from adaptive_lora.analysis.comparison.trials import TrialTable
 from adaptive_lora.analysis.comparison.types import MethodSummary
 from adaptive_lora.results import TrialRecord
 
+MOST_LABELS = 30
+"""Maximum number of allocations of which every two are correlated one by one; the mean is over all."""
 Ranks = Mapping[str, float]
 """Site name -> rank."""
 
@@ -27,14 +29,14 @@ def agreement(kind: AgreementKind, about: str, ranks: Mapping[str, Ranks]) -> Ag
     sites = sorted(set.intersection(*(set(one) for one in ranks.values())))
     if len(sites) < 3:
         return None
-    matrix = stats.rank_agreement([[one[site] for site in sites] for one in ranks.values()])
-    apart = [value for row, values in enumerate(matrix) for value in values[row + 1 :] if value is not None]
+    rank_LK = np.array([[one[site] for site in sites] for one in ranks.values()])
     return Agreement(
         kind=kind,
         about=about,
-        labels=tuple(ranks),
-        matrix=matrix,
-        mean=float(np.mean(apart)) if apart else None,
+        labels=tuple(ranks)[:MOST_LABELS],
+        matrix=stats.rank_agreement(rank_LK[:MOST_LABELS]),
+        mean=stats.mean_agreement(rank_LK),
+        allocations=len(ranks),
         sites=len(sites),
     )
 
@@ -45,7 +47,7 @@ def agreements(table: TrialTable, methods: Sequence[MethodSummary]) -> tuple[Agr
     found = [
         agreement(AgreementKind.SEEDS, label, _by_seed(records, len(table.folds)))
         for label, records in trials.items()
-        if len({tuple(sorted(_ranks(record).items())) for record in records}) > 1
+        if any(_ranks(record) != _ranks(records[0]) for record in records)
     ]
     means = {label: _mean_ranks(records) for label, records in trials.items() if records}
     uneven = {label: ranks for label, ranks in means.items() if len(set(ranks.values())) > 1}

@@ -12,7 +12,7 @@ from adaptive_lora.analysis.comparison import inference
 from adaptive_lora.analysis.comparison.allocations import agreements, budget_maps
 from adaptive_lora.analysis.comparison.efficiency import early_rate, front_areas, fronts
 from adaptive_lora.analysis.comparison.fairness import audit
-from adaptive_lora.analysis.comparison.findings import RetainedSource
+from adaptive_lora.analysis.comparison.findings import RetainedSource, VerdictKind
 from adaptive_lora.analysis.comparison.forgetting import (
     UNBOUNDED,
     ForgettingBound,
@@ -21,7 +21,8 @@ from adaptive_lora.analysis.comparison.forgetting import (
     retained_sources,
 )
 from adaptive_lora.analysis.comparison.inference import Rule
-from adaptive_lora.analysis.comparison.outcome import Outcome, Replicate
+from adaptive_lora.analysis.comparison.looks import SeedPlan
+from adaptive_lora.analysis.comparison.outcome import Margin, Outcome, Replicate
 from adaptive_lora.analysis.comparison.pairing import PairedSeed, base_model_loss, own_values, pair_seeds
 from adaptive_lora.analysis.comparison.trials import (
     Folds,
@@ -40,13 +41,11 @@ from adaptive_lora.analysis.comparison.types import (
     Comparison,
     Difference,
     LearningRate,
-    Margin,
     MethodSummary,
     Parameters,
     ScoreDifference,
     SeedMean,
     Verdict,
-    VerdictKind,
 )
 from adaptive_lora.analysis.comparison.verdict import choose_winner, headline, judge, read_with, retained_notes
 from adaptive_lora.analysis.stats import Correction, Interval, mean_interval
@@ -69,6 +68,7 @@ def compare(
     seed: int = 0,
     outcome: Outcome | None = None,
     over: Replicate = "seed",
+    plan: SeedPlan | None = None,
 ) -> Comparison:
     """Compare every method with the baseline in test loss, paired by seed.
 
@@ -93,12 +93,17 @@ def compare(
         outcome: the number that is compared; None: the test loss, in the unit of the records.
         over: `seed`, or `example` for one run per method: tests and intervals are then over the
             test examples, and say nothing about other seeds.
+        plan: seeds by look, where they are added until the comparisons are decided; p and intervals then hold over
+            all looks, and only trials of these seeds count. Requires `holm`.
 
     Raises:
         DataError: no such baseline, it has no finished seed, or trials of one pair were scored on
             different examples.
         ConfigError: there is a bound on forgetting and no trial has scores on retained data.
     """
+    if plan is not None:
+        seeds = plan.seeds
+        records = [record for record in records if record.seed in seeds]
     case = open_case(
         records,
         Rule(
@@ -111,6 +116,7 @@ def compare(
             outcome=outcome or Outcome(unit=unit_of(records)),
             over=over,
             seed=seed,
+            plan=plan,
         ),
         base_scores=base_scores,
         margin_share=margin_share,
@@ -166,7 +172,7 @@ def open_case(
     chosen = {label: next((rate.lr for rate in curve if rate.chosen), None) for label, curve in rates.items()}
     base = table.seeds_at(baseline, chosen[baseline])
     if not base:
-        reasons = sorted({failure.reason for failure in table.failures if failure.method == baseline})
+        reasons = sorted({failure.reason for failure in table.failures.get(baseline, ())})
         raise DataError(
             f"baseline {baseline} has no seed of which every fold finished: "
             f"{'; '.join(reasons) or 'folds are missing'}."
@@ -174,9 +180,13 @@ def open_case(
     paired = {m: pair_seeds(table.seeds_at(m, chosen[m]), base) for m in table.methods if m != baseline}
     pairs = {label: found for label, found in paired.items() if found}
     frozen_loss = base_model_loss(base_scores, base)
-    margin = inference.choose_margin(
-        rule.margin.value, margin_share, frozen_loss, over_seeds(base, loss_of, "").mean, outcome.unit
-    )
+    given, plan = rule.margin.value, rule.plan
+    if given is None and plan is not None and plan.margin is not None:
+        margin = plan.margin
+    else:
+        margin = inference.choose_margin(
+            given, margin_share, frozen_loss, over_seeds(base, loss_of, "").mean, outcome.unit
+        )
     rule = replace(rule, comparisons=len(pairs), margin=margin)
     return Case(table=table, rule=rule, rates=rates, base=base, pairs=pairs, frozen_loss=frozen_loss)
 
@@ -239,7 +249,8 @@ def _summary(case: Case, label: str, against: _Against) -> MethodSummary:
     """Return a method's own numbers, and its comparison with the baseline with the verdict on it."""
     table, base, rule, lr = case.table, case.base, case.rule, case.rate(label)
     trials = table.seeds_at(label, lr)
-    failures = tuple(failure for failure in table.failures if failure.method == label)
+    failures = tuple(table.failures.get(label, ()))
+    expected = table.seeds if rule.plan is None else rule.plan.expected(label)
     parameters = _parameters(trials, base)
     interval = Interval.missing("no seed finished")
     if losses := own_values(trials) if rule.over == "example" else list(per_seed(trials, loss_of).values()):
@@ -261,7 +272,7 @@ def _summary(case: Case, label: str, against: _Against) -> MethodSummary:
         lr=lr,
         rates=case.rates[label],
         seeds=tuple(trials),
-        missing_seeds=tuple(seed for seed in table.seeds if seed not in trials),
+        missing_seeds=tuple(seed for seed in expected if seed not in trials),
         failures=failures,
         loss_interval=interval,
         parameters=parameters,
@@ -362,7 +373,7 @@ def _conclusion(
         confidence=rule.confidence,
         correction=rule.correction,
         trials=table.trials,
-        failed_trials=len(table.failures),
+        failed_trials=sum(map(len, table.failures.values())),
         raced_rates=len(table.raced),
         fronts=fronts(table, methods, rule.outcome, rule.seed),
         areas=front_areas(table, methods, frozen_loss=frozen_loss, confidence=rule.confidence, seed=rule.seed),
@@ -373,5 +384,6 @@ def _conclusion(
         over=rule.over,
         tasks=(),
         facts=dict(facts),
+        looks=() if rule.plan is None else rule.plan.earlier,
         retained=sources,
     )

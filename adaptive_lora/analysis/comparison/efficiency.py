@@ -190,9 +190,7 @@ def _gains(
     rows = [family.seeds.index(one) for one in seeds]
     drawn_BS = np.random.default_rng(seed).integers(0, len(rows), (_DRAWS, len(rows)))
     mean_BK = family.loss_SK[rows][np.vstack([np.arange(len(rows)), drawn_BS])].mean(axis=1)
-    return np.array(
-        [stats.front_gain(family.parameters_K, loss_K, low=low, high=high, reference=reference) for loss_K in mean_BK]
-    )
+    return stats.front_gain(family.parameters_K, mean_BK, low=low, high=high, reference=reference)
 
 
 def early_rate(

@@ -25,6 +25,9 @@ TAGS = {
 }
 """Tag that must not differ between trials that are compared -> topic of its entry."""
 
+_MOST_REASONS = 2
+"""Reasons of failed trials that a finding lists; the table of failed trials has all."""
+
 Used = Sequence[tuple[str, TrialRecord]]
 """Label of the method and record of every trial that is compared."""
 
@@ -96,7 +99,10 @@ def _failures(table: TrialTable, methods: Sequence[MethodSummary]) -> list[Audit
     for method in methods:
         reasons = Counter(failure.reason for failure in method.failures)
         if reasons:
-            listed = "; ".join(f"{reason} ({number})" for reason, number in reasons.most_common())
+            first = reasons.most_common(_MOST_REASONS)
+            listed = "; ".join(f"{reason} ({number})" for reason, number in first)
+            if rest := reasons.total() - sum(number for _, number in first):
+                listed += f"; {rest} with other reasons"
             unfair.append(f"{method.label}: {plural(reasons.total(), 'failed trial')}: {listed}.")
         if not method.seeds:
             unfair.append(f"{method.label}: no seed finished, so it is not compared.")
@@ -107,6 +113,8 @@ def _failures(table: TrialTable, methods: Sequence[MethodSummary]) -> list[Audit
                 f"(seed {joined(list(map(str, method.missing_seeds)))}); pairs use the others."
             )
     fair = f"No trial failed; every method has all {plural(len(table.seeds), 'seed')}."
+    if any(len(method.seeds) < len(table.seeds) for method in methods):  # none of them missing
+        fair = "No trial failed; every method has all seeds up to the look that decided it."
     return _entries("failures", fair=fair, unfair=unfair)
 
 
@@ -196,10 +204,10 @@ def _scaling(used: Used) -> list[AuditEntry]:
             "it, so rank and step size change together; a difference between methods may be one of learning rates."
         )
     fair = (
-        "Factor x rank, to which Adam's first update is in proportion, is the same at every site of every method: "
-        "rank does not act as a learning rate."
+        "Factor x rank, to which Adam's first update is in proportion, is the same at every site of every method "
+        "with LoRA's ranks: rank does not act as a learning rate."
     )
-    return _entries("scaling", fair=fair, unfair=unfair)
+    return _entries("scaling", fair=fair if sizes else "Scaling: no method has LoRA's ranks.", unfair=unfair)
 
 
 def _race(table: TrialTable) -> list[AuditEntry]:
@@ -275,19 +283,30 @@ def _tag(used: Used, tag: str, topic: str) -> list[AuditEntry]:
 def _settings(used: Used) -> list[AuditEntry]:
     """Compare the settings that trials of one study share, such as epochs and batch size."""
     free = {name for name, (_, field, _) in option_fields().items() if not field.metadata["identity"]}
-    found: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for label, record in used:
         for key, value in record.settings.items():
-            name = key.removeprefix("cfg.")
-            if key.startswith("cfg.") and name not in free:
-                found[name].append((value, label))
-    differing = []
-    for name, pairs in found.items():
-        if len(values := _by_value(pairs)) > 1:
-            differing.append(f"{name}: {' against '.join(f'{value} ({named(who)})' for value, who in values.items())}")
+            if key.startswith("cfg."):
+                found[key.removeprefix("cfg.")][value].add(label)
+    found = {name: values for name, values in found.items() if name not in free}
+    differing = [
+        f"{name}: {' against '.join(f'{value} ({named(sorted(who))})' for value, who in values.items())}"
+        for name, values in found.items()
+        if len(values) > 1
+    ]
     return _entries(
         "settings",
         fair="All trials share their settings of data, training and evaluation.",
-        unfair=[f"Trials differ in settings: {'; '.join(differing)}."] if differing else [],
+        unfair=[*([f"Trials differ in settings: {'; '.join(differing)}."] if differing else []), *_dropout(used)],
         unknown="" if found else "Settings: not recorded.",
     )
+
+
+def _dropout(used: Used) -> list[str]:
+    """Name the methods without the dropout of a study, which acts before LoRA's A."""
+    given = [(label, record) for label, record in used if float(record.settings.get("cfg.dropout", 0)) > 0]
+    without = list(dict.fromkeys(label for label, record in given if record.plan and "sites" not in record.plan))
+    if not without:
+        return []
+    probability = given[0][1].settings["cfg.dropout"]
+    return [f"Dropout of {probability} acts before LoRA's A alone: {named(without)} trained without it."]

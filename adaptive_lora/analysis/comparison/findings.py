@@ -1,4 +1,4 @@
-"""Results of a comparison beside its verdicts: audit, power, efficiency, agreement, allocation."""
+"""Results of a comparison: kinds of verdicts, audit, power, efficiency, agreement, allocation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from adaptive_lora.analysis.stats import Interval
+
+
+class VerdictKind(StrEnum):
+    """Verdict on a method against the baseline; its value is shown to people."""
+
+    BASELINE = "baseline"
+    BETTER = "better"
+    WORSE = "worse"
+    EQUIVALENT = "equivalent"
+    NON_INFERIOR = "non-inferior with fewer parameters"
+    INCONCLUSIVE = "no difference shown"
+    NOT_COMPARED = "not compared"
 
 
 class AuditKind(StrEnum):
@@ -45,7 +57,7 @@ class PowerAnswer:
     seeds_needed: int | None
     """Seeds for 80 % power with the examples at hand; None: more than 2,000, or one run per method."""
     simulated_power: float | None
-    """Power of the sign-flip test with its correction at `seeds_needed`; None above 60 seeds."""
+    """Power of the sign-flip test with its correction at `seeds_needed`; None above 60 seeds or 25 comparisons."""
     examples_needed: int | None
     """Examples for 80 % power with the seeds at hand; None: no number of examples is enough."""
     examples_at_least: int | None
@@ -159,10 +171,13 @@ class Agreement:
     about: str
     """Method whose allocations are compared; empty between methods."""
     labels: tuple[str, ...]
+    """Allocations in the matrix: the first 30."""
     matrix: tuple[tuple[float | None, ...], ...]
     """Correlations, labels x labels; None where one gives every site the same rank."""
     mean: float | None
-    """Mean of the values off the diagonal."""
+    """Mean of the correlations of every two allocations."""
+    allocations: int
+    """Number of allocations, also of those that are not in the matrix."""
     sites: int
     """Number of sites that all have in common."""
 
@@ -234,3 +249,45 @@ class RetainedSource:
     """Most that a champion may forget, in the unit of the loss; None where it is not bounded."""
     unscored: tuple[str, ...]
     """Trials at their method's chosen rate that lack scores on it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rung:
+    """Uniform ranks at one number of parameters."""
+
+    method: str
+    parameters: float
+    """Mean number of trainable parameters."""
+    lr: float | None
+    """Its own learning rate, chosen on validation."""
+    loss: float
+    """Mean outcome over seeds."""
+    difference: float | None
+    """Mean difference to the budget's rung, in the unit of the outcome; None for that rung itself."""
+    interval: Interval
+    """Interval of the difference over seeds."""
+    verdict: VerdictKind
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ladder:
+    """Rungs of uniform ranks, and the bracket that they put around what an allocation could win.
+
+    The bound rests on one assumption: a larger rank at its own learning rate is not worse. An allocation within the
+    budget then has no more to reach than uniform ranks at many times the budget, which contain it site by site.
+    """
+
+    text: str
+    """Sentence that says what there is to win."""
+    warnings: tuple[str, ...]
+    """Where the assumption was seen to fail, or could not be checked."""
+    base: str
+    """Label of the rung at the budget."""
+    best: str
+    """Label of the larger rung with the best mean outcome."""
+    rungs: tuple[Rung, ...]
+    """All rungs by rising parameters."""
+    low: float | None
+    """Least that the best rung wins, in the unit of the outcome; positive is better; None without an interval."""
+    high: float | None
+    """Most that the best rung wins, which no allocation within the budget exceeds."""

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
 from adaptive_lora.analysis import stats
 from adaptive_lora.analysis.comparison.findings import PowerAnswer
-from adaptive_lora.analysis.comparison.outcome import Outcome, Replicate
+from adaptive_lora.analysis.comparison.looks import SeedPlan
+from adaptive_lora.analysis.comparison.outcome import Margin, Outcome, Replicate
 from adaptive_lora.analysis.comparison.pairing import PairedSeed
-from adaptive_lora.analysis.comparison.types import (
-    Difference,
-    ExampleChange,
-    Margin,
-    MarginTests,
-    ScoreDifference,
-    Tests,
-)
+from adaptive_lora.analysis.comparison.types import Difference, ExampleChange, MarginTests, ScoreDifference, Tests
 from adaptive_lora.analysis.comparison.wording import plain
-from adaptive_lora.analysis.stats import Correction, Interval, attainable_p, fewest_seeds
+from adaptive_lora.analysis.stats import Correction, Interval, Looks, attainable_p, fewest_seeds
 from adaptive_lora.errors import DataError
 from adaptive_lora.results import NATS_PER_TOKEN, FloatArray
 
@@ -53,6 +48,8 @@ class Rule:
     """Unit of inference; `example` where there is one run per method."""
     seed: int = 0
     """Seed of the resampling."""
+    plan: SeedPlan | None = None
+    """Seeds by look, where they are added until the comparisons are decided; None: all were planned at once."""
 
     @property
     def alpha_each(self) -> float:
@@ -68,23 +65,25 @@ class Rule:
         """Unit of the outcome."""
         return self.outcome.unit
 
-    def as_loss(self, interval: Interval) -> tuple[float | None, float | None]:
-        """Return the ends of a difference's interval as those of a loss, of which negative is better."""
-        if not self.outcome.higher_is_better or interval.low is None or interval.high is None:
-            return interval.low, interval.high
-        return -interval.high, -interval.low
-
     def least_corrected(self, seeds: int) -> float:
         """Return the least corrected p that so many seeds can reach for the best method.
 
         Only Holm raises it; that of Benjamini and Hochberg stays where all methods reach it.
         """
         factor = max(1, self.comparisons) if self.correction == "holm" else 1
-        return min(1.0, factor * attainable_p(seeds))
+        return min(1.0, factor * self.attainable(seeds))
+
+    def attainable(self, seeds: int) -> float:
+        """Return the least p that so many seeds can reach before any correction."""
+        if self.plan is None:
+            return attainable_p(seeds)
+        return Looks(most=self.plan.most, planned=(seeds,), seeds=(seeds,)).attainable_p
 
     @property
     def seeds_required(self) -> int:
         """Seeds at which a corrected p can reach alpha at all."""
+        if self.plan is not None:
+            return next((n for n in range(1, self.plan.most) if self.least_corrected(n) <= self.alpha), self.plan.most)
         return fewest_seeds(self.alpha, comparisons=self.comparisons, correction=self.correction)
 
 
@@ -139,11 +138,12 @@ def replicates(pairs: Sequence[PairedSeed], rule: Rule) -> dict[Any, float]:
 def measure(pairs: Sequence[PairedSeed], lr: float | None, baseline_lr: float | None, rule: Rule) -> Difference:
     """Return the difference over at least one paired seed; corrected p-values come later."""
     value_S = tuple(float(pair.loss) for pair in pairs)
-    diff_S = np.array(list(replicates(pairs, rule).values()))
+    by_replicate = replicates(pairs, rule)
+    diff_S = np.array(list(by_replicate.values()))
     higher = rule.outcome.higher_is_better
     rows = ([pair.nll_E * pair.fold_scale_E for pair in pairs], [pair.tokens_E * pair.fold_scale_E for pair in pairs])
     crossed = same_examples(pairs)
-    p = stats.sign_flip_test(diff_S, seed=rule.seed)
+    found = _at_once(diff_S, rule) if rule.plan is None else _over_looks(by_replicate, rule.plan, rule)
     return Difference(
         lr=lr,
         baseline_lr=baseline_lr,
@@ -152,7 +152,7 @@ def measure(pairs: Sequence[PairedSeed], lr: float | None, baseline_lr: float | 
         replicates=diff_S.size,
         mean=float(np.mean(value_S)),
         sd=float(diff_S.std(ddof=1)) if diff_S.size > 1 else None,
-        interval=stats.mean_interval(diff_S, confidence=rule.confidence, seed=rule.seed, over=rule.over),
+        interval=found.interval,
         hierarchical=(
             stats.two_way_interval(*rows, crossed=crossed, confidence=rule.confidence, seed=rule.seed)
             if pairs[0].ids_E.size > 1
@@ -160,31 +160,70 @@ def measure(pairs: Sequence[PairedSeed], lr: float | None, baseline_lr: float | 
         ),
         effect=stats.paired_effect(diff_S, confidence=rule.confidence, higher_is_better=higher, over=rule.over),
         tests=Tests(
-            sign_flip=p,
-            attainable=attainable_p(diff_S.size),
-            holm=p,
-            benjamini_hochberg=p,
-            max_t=p,
+            sign_flip=found.p,
+            attainable=found.attainable,
+            holm=found.p,
+            benjamini_hochberg=found.p,
+            max_t=None if rule.plan else found.p,
             wilcoxon=stats.wilcoxon(diff_S),
             paired_t=stats.paired_t(diff_S),
             normality=stats.normality(diff_S),
             symmetry=stats.symmetry(diff_S),
         ),
-        margin_tests=_margin_tests(diff_S, rule),
+        margin_tests=found.margin_tests,
         components=stats.variance_components(*rows, crossed=crossed),
     )
 
 
-def _margin_tests(diff_S: FloatArray, rule: Rule) -> MarginTests | None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Decisive:
+    """The numbers of a difference that its verdict rests on, before correction."""
+
+    p: float
+    attainable: float
+    interval: Interval
+    margin_tests: MarginTests | None
+
+
+def _at_once(diff_S: FloatArray, rule: Rule) -> _Decisive:
+    """Test differences of which all replicates were planned beforehand."""
     margin = rule.margin.value
-    if margin is None:
-        return None
+    interval = partial(stats.mean_interval, diff_S, seed=rule.seed, over=rule.over)
     loss_S = rule.outcome.sign * diff_S  # lower is better
-    return MarginTests(
-        interval=stats.mean_interval(diff_S, confidence=one_sided(rule.confidence), seed=rule.seed, over=rule.over),
-        noninferior=stats.noninferiority_test(loss_S, margin),
-        equivalent=stats.equivalence_test(loss_S, margin),
-        equivalent_t=stats.equivalence_t_test(loss_S, margin),
+    return _Decisive(
+        p=stats.sign_flip_test(diff_S, seed=rule.seed),
+        attainable=attainable_p(diff_S.size),
+        interval=interval(confidence=rule.confidence),
+        margin_tests=None
+        if margin is None
+        else MarginTests(
+            interval=interval(confidence=one_sided(rule.confidence)),
+            noninferior=stats.noninferiority_test(loss_S, margin),
+            equivalent=stats.equivalence_test(loss_S, margin),
+            equivalent_t=stats.equivalence_t_test(loss_S, margin),
+        ),
+    )
+
+
+def _over_looks(differences: Mapping[int, float], plan: SeedPlan, rule: Rule) -> _Decisive:
+    """Test differences that were looked at while seeds were added."""
+    ordered, looks = plan.in_order(differences)
+    values_S, margin = np.array(ordered), rule.margin.value
+    loss_S = rule.outcome.sign * values_S
+    tests = None
+    if margin is not None:
+        below = stats.sequential_p(loss_S - margin, looks, alternative="less")
+        tests = MarginTests(
+            interval=stats.repeated_interval(values_S, looks, confidence=one_sided(rule.confidence)),
+            noninferior=below,
+            equivalent=max(below, stats.sequential_p(loss_S + margin, looks, alternative="greater")),
+            equivalent_t=None,
+        )
+    return _Decisive(
+        p=stats.sequential_p(values_S, looks),
+        attainable=looks.attainable_p,
+        interval=stats.repeated_interval(values_S, looks, confidence=rule.confidence),
+        margin_tests=tests,
     )
 
 
@@ -220,7 +259,12 @@ def correct(
         stats.holm(p_M), stats.benjamini_hochberg(p_M), stats.step_down_max_t(diff_SM, seed=seed), strict=True
     )
     tests = (
-        replace(row.tests, holm=float(holm), benjamini_hochberg=float(bh), max_t=float(max_t))
+        replace(
+            row.tests,
+            holm=float(holm),
+            benjamini_hochberg=float(bh),
+            max_t=None if row.tests.max_t is None else float(max_t),
+        )
         for row, (holm, bh, max_t) in zip(rows, corrected, strict=True)
     )
     return {key: replace(row, tests=one) for (key, row), one in zip(differences.items(), tests, strict=True)}

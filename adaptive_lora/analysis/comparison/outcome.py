@@ -1,10 +1,11 @@
-"""The number that methods are compared in, and what its tests are over."""
+"""The number that methods are compared in, what of it does not matter, and what its tests are over."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from adaptive_lora.analysis.stats import Interval
 from adaptive_lora.results import NATS_PER_TOKEN
 
 
@@ -21,6 +22,12 @@ class Outcome:
     def sign(self) -> int:
         """+1 or -1, so that a difference times it is negative where the method is better."""
         return -1 if self.higher_is_better else 1
+
+    def as_loss(self, interval: Interval) -> tuple[float | None, float | None]:
+        """Return the ends of a difference's interval as those of a loss, of which negative is better."""
+        if not self.higher_is_better or interval.low is None or interval.high is None:
+            return interval.low, interval.high
+        return -interval.high, -interval.low
 
     @property
     def title(self) -> str:
@@ -40,6 +47,14 @@ class Outcome:
     def with_unit(self, text: str) -> str:
         """Return a text with the unit in brackets."""
         return f"{text} ({self.unit})" if self.unit else text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Margin:
+    """The largest difference in the outcome that does not matter, and its source."""
+
+    value: float | None
+    source: str
 
 
 Replicate = Literal["seed", "example"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 
 import numpy as np
@@ -42,7 +43,19 @@ def pair_seeds(method: Mapping[int, Folds], baseline: Mapping[int, Folds]) -> li
     Raises:
         DataError: a pair was scored on different examples or tokens.
     """
-    return [_pair(method[seed], baseline[seed]) for seed in sorted(set(method) & set(baseline))]
+    pairs: list[PairedSeed] = []
+    for seed in sorted(set(method) & set(baseline)):
+        pairs.append(_sharing(_pair(method[seed], baseline[seed]), pairs[-1] if pairs else None))
+    return pairs
+
+
+def _sharing(pair: PairedSeed, other: PairedSeed | None) -> PairedSeed:
+    """Return a pair that holds the arrays of another where its own are equal; seeds mostly share their test part."""
+    if other is None:
+        return pair
+    names = ("ids_E", "folds_E", "fold_scale_E", "tokens_E")
+    both = {name: (getattr(pair, name), getattr(other, name)) for name in names}
+    return replace(pair, **{n: theirs for n, (own, theirs) in both.items() if np.array_equal(own, theirs)})
 
 
 def _pair(method: Folds, baseline: Folds) -> PairedSeed:
@@ -54,7 +67,7 @@ def _pair(method: Folds, baseline: Folds) -> PairedSeed:
     for mine, theirs in results:
         if mine.exact_match_E is not None and theirs.exact_match_E is not None:
             gaps.append(float(mine.exact_match_E.mean()) - float(theirs.exact_match_E.mean()))
-            matches.append(mine.exact_match_E[_by_id(mine)] - theirs.exact_match_E[_by_id(theirs)])
+            matches.append(mine.exact_match_E[_by_id(mine)[0]] - theirs.exact_match_E[_by_id(theirs)[0]])
     scored = len(gaps) == len(folds)
     size = np.mean([row.size for row in matches]) if scored else 0
     return PairedSeed(
@@ -89,9 +102,8 @@ def _pair_fold(method: TrialRecord, baseline: TrialRecord) -> tuple[NDArray[np.s
     mine, theirs = _result(method), _result(baseline)
     names = f"{method.method} and {baseline.method}, seed {method.seed}, fold {method.fold}"
     check_same_examples(mine.example_ids, theirs.example_ids, names)
-    my_order, their_order = _by_id(mine), _by_id(theirs)
+    (my_order, ids_E), (their_order, _) = _by_id(mine), _by_id(theirs)
     my_tokens_E, their_tokens_E = mine.tokens_E[my_order], theirs.tokens_E[their_order]
-    ids_E = np.asarray(mine.example_ids, dtype=np.str_)[my_order]
     unequal = np.flatnonzero(my_tokens_E != their_tokens_E)
     if unequal.size:
         first = int(unequal[0])
@@ -103,8 +115,16 @@ def _pair_fold(method: TrialRecord, baseline: TrialRecord) -> tuple[NDArray[np.s
     return ids_E, mine.nll_E[my_order] - theirs.nll_E[their_order], my_tokens_E
 
 
-def _by_id(result: EvalResult) -> NDArray[np.intp]:
-    return np.argsort(np.asarray(result.example_ids, dtype=np.str_), kind="stable")
+def _by_id(result: EvalResult) -> tuple[NDArray[np.intp], NDArray[np.str_]]:
+    """Return the order of a trial's examples by id, and the ids in that order."""
+    return _sorted_ids(result.example_ids)
+
+
+@lru_cache(maxsize=32)  # one entry a fold, or a fold and a seed
+def _sorted_ids(ids: tuple[str, ...]) -> tuple[NDArray[np.intp], NDArray[np.str_]]:
+    ids_E = np.asarray(ids, dtype=np.str_)
+    order = np.argsort(ids_E, kind="stable")
+    return order, ids_E[order]
 
 
 def check_same_examples(mine: tuple[str, ...], theirs: tuple[str, ...], names: str) -> None:
@@ -113,7 +133,7 @@ def check_same_examples(mine: tuple[str, ...], theirs: tuple[str, ...], names: s
     Raises:
         DataError: an id is in one but not in the other, or more often in one.
     """
-    if sorted(mine) == sorted(theirs):
+    if mine == theirs or sorted(mine) == sorted(theirs):
         return
     only_mine, only_theirs = sorted(set(mine) - set(theirs)), sorted(set(theirs) - set(mine))
     raise DataError(
@@ -148,10 +168,10 @@ def base_model_loss(
 def used_trials(comparison: Comparison, records: Sequence[TrialRecord]) -> dict[str, list[TrialRecord]]:
     """Return per method the finished trials at its chosen rate, by seed and fold."""
     used: dict[str, list[TrialRecord]] = {m.label: [] for m in comparison.methods}
+    chosen = {(m.label, m.lr, seed) for m in comparison.methods for seed in m.seeds}
     for record in sorted(records, key=lambda r: (r.seed, r.fold)):
-        method = comparison.method(record.method)
         finished = record.status == "FINISHED" and record.test is not None
-        if finished and record.lr == method.lr and record.seed in method.seeds:
+        if finished and (record.method, record.lr, record.seed) in chosen:
             used[record.method].append(record)
     return used
 

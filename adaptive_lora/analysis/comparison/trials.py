@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,7 +31,8 @@ class TrialTable:
     folds: tuple[int, ...]
     complete: Mapping[tuple[str, float | None], Mapping[int, Folds]]
     """(method, rate) -> seed -> trials, for seeds of which every fold finished."""
-    failures: tuple[Failure, ...]
+    failures: Mapping[str, Sequence[Failure]]
+    """Method -> its failed trials."""
     rates: Mapping[str, tuple[float | None, ...]]
     """Every rate tried per method, also those of which all trials failed; one None where rates are not known."""
     trials: int
@@ -55,10 +57,13 @@ def tabulate(records: Sequence[TrialRecord], baseline: str) -> TrialTable:
     """
     if not records:
         raise DataError("nothing to compare: required finished trials of a study, got none.")
-    labels = list(dict.fromkeys(record.method for record in records))
+    tried_rates: dict[str, set[float | None]] = defaultdict(set)
+    for record in records:
+        tried_rates[record.method].add(record.lr)
+    labels = list(tried_rates)
     if baseline not in labels:
         raise DataError(unknown_name("baseline", baseline, labels))
-    rates = {label: _sorted_rates({r.lr for r in records if r.method == label}) for label in labels}
+    rates = {label: _sorted_rates(found) for label, found in tried_rates.items()}
     finished: dict[tuple[str, float | None, int, int], TrialRecord] = {}
     broken: list[tuple[TrialRecord, str]] = []
     raced = {(r.method, r.lr): r.reason for r in records if r.status == RACED_STATUS}
@@ -84,11 +89,12 @@ def tabulate(records: Sequence[TrialRecord], baseline: str) -> TrialTable:
         present = tuple(finished[label, lr, seed, fold] for fold in folds if (label, lr, seed, fold) in finished)
         if len(present) == len(folds):
             complete.setdefault((label, lr), {})[seed] = present
-    failures = tuple(
-        Failure(run_id=r.run_id, method=r.method, seed=r.seed, fold=r.fold, lr=r.lr, reason=reason)
-        for r, reason in broken
-        if (r.method, r.lr, r.seed, r.fold) not in finished
-    )
+    failures: dict[str, list[Failure]] = defaultdict(list)
+    for r, reason in broken:
+        if (r.method, r.lr, r.seed, r.fold) not in finished:
+            failures[r.method].append(
+                Failure(run_id=r.run_id, method=r.method, seed=r.seed, fold=r.fold, lr=r.lr, reason=reason)
+            )
     ordered = (baseline, *(label for label in labels if label != baseline))
     return TrialTable(ordered, seeds, folds, complete, failures, rates, len(records), raced)
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from adaptive_lora.analysis.comparison.findings import (
@@ -17,29 +17,20 @@ from adaptive_lora.analysis.comparison.findings import (
     EarlyRate,
     Forgetting,
     FrontArea,
+    Ladder,
     ParetoFront,
     PowerAnswer,
     RetainedSource,
+    VerdictKind,
 )
-from adaptive_lora.analysis.comparison.outcome import Outcome, Replicate
+from adaptive_lora.analysis.comparison.looks import Look
+from adaptive_lora.analysis.comparison.outcome import Margin, Outcome, Replicate
 from adaptive_lora.analysis.stats import Components, Effect, Interval
 
 NO_WINNER = "none"
 """Winner of a comparison in which every method may forget more than is allowed."""
 MATCHED_SHARE = 0.01
 """Parameter counts that differ by a smaller share are one budget, filled as whole ranks allow."""
-
-
-class VerdictKind(StrEnum):
-    """Verdict on a method against the baseline; its value is shown to people."""
-
-    BASELINE = "baseline"
-    BETTER = "better"
-    WORSE = "worse"
-    EQUIVALENT = "equivalent"
-    NON_INFERIOR = "non-inferior with fewer parameters"
-    INCONCLUSIVE = "no difference shown"
-    NOT_COMPARED = "not compared"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +94,11 @@ class Parameters:
         """Mark of a method that really saves parameters."""
         return self.difference < 0 and not self.matched
 
+    @property
+    def more(self) -> bool:
+        """Mark of a method that may win by its parameters alone."""
+        return self.difference > 0 and not self.matched
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
@@ -127,8 +123,8 @@ class Tests:
     holm: float
     """`sign_flip` corrected for all compared methods."""
     benjamini_hochberg: float
-    max_t: float
-    """`sign_flip` corrected by step-down max-T over joint flips of all methods."""
+    max_t: float | None
+    """`sign_flip` corrected by step-down max-T over joint flips of all methods; None with several looks."""
     wilcoxon: float | None
     paired_t: float | None
     normality: float | None
@@ -154,7 +150,7 @@ class MarginTests:
     equivalent: float
     """P of "differs by at least the margin", by sign flips (TOST)."""
     equivalent_t: float | None
-    """P of "differs by at least the margin", by Student's t."""
+    """P of "differs by at least the margin", by Student's t; None with several looks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -270,15 +266,7 @@ class TaskResult:
     verdict: Verdict
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Margin:
-    """The largest difference in the outcome that does not matter, and its source."""
-
-    value: float | None
-    source: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The answer of a study."""
 
@@ -325,6 +313,10 @@ class Comparison:
     """One row per task and method, where the outcome is a mean over tasks."""
     facts: Mapping[str, str]
     """Facts that reproduce it: study, store, base, data, precision, versions, command, settings."""
+    ladder: Ladder | None = None
+    """Bound on what an allocation could win; None where the study has no ladder."""
+    looks: tuple[Look, ...] = ()
+    """Looks of a study whose seeds were added until it was decided; empty where all were planned at once."""
     retained: tuple[RetainedSource, ...] = ()
     """Data on which forgetting was measured; empty without `retain_data`."""
 
@@ -344,19 +336,28 @@ class Comparison:
 
     @property
     def headline(self) -> str:
-        """Answer and remarks, shown before everything else."""
-        return " ".join((self.answer, *self.remarks))
+        """Sentences shown before everything else: the ladder's, the answer and its remarks."""
+        return " ".join((*([self.ladder.text] if self.ladder else ()), self.answer, *self.remarks))
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Label -> place of its method in `methods`."""
+        return {method.label: place for place, method in enumerate(self.methods)}
 
     def method(self, label: str) -> MethodSummary:
         """Return the summary of a method by its label."""
-        return next(method for method in self.methods if method.label == label)
+        return self.methods[self.places[label]]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values: no NaN, no infinity; a note accompanies each None.
 
-        Keys about retained data are there only where a study has them.
+        Keys about retained data, looks and a ladder are there only where a study has them.
         """
         values = {"headline": self.headline, "fairness": list(self.fairness), **jsonable(self)}
+        if self.ladder is None:
+            del values["ladder"]
+        if not self.looks:
+            del values["looks"]
         if not self.retained:
             del values["retained"]
             for method in values["methods"]:

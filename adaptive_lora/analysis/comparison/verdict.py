@@ -11,24 +11,15 @@ from jinja2 import Template
 
 from adaptive_lora.analysis import stats
 from adaptive_lora.analysis.comparison import wording
-from adaptive_lora.analysis.comparison.findings import RetainedSource
+from adaptive_lora.analysis.comparison.findings import RetainedSource, VerdictKind
 from adaptive_lora.analysis.comparison.inference import Rule, one_sided
-from adaptive_lora.analysis.comparison.types import (
-    NO_WINNER,
-    Difference,
-    MethodSummary,
-    Parameters,
-    Verdict,
-    VerdictKind,
-)
+from adaptive_lora.analysis.comparison.types import NO_WINNER, Difference, MethodSummary, Parameters, Verdict
 
 
 @cache
 def _template() -> Template:
     environment = wording.environment("adaptive_lora.analysis.comparison")
-    environment.globals.update(
-        words=wording, one_sided=one_sided, attainable_p=stats.attainable_p, student=stats.STUDENT
-    )
+    environment.globals.update(words=wording, one_sided=one_sided, student=stats.STUDENT)
     return environment.get_template("verdict.txt.jinja")
 
 
@@ -38,7 +29,8 @@ def _paragraphs(macro: str, **values: Any) -> tuple[str, ...]:
     return tuple(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip())
 
 
-def _sentence(macro: str, **values: Any) -> str:
+def sentence(macro: str, **values: Any) -> str:
+    """Return the one paragraph that a macro of the template writes."""
     return " ".join(_paragraphs(macro, **values))
 
 
@@ -54,7 +46,7 @@ def judge(difference: Difference, parameters: Parameters, rule: Rule) -> Verdict
     tests, margin = difference.margin_tests, rule.margin.value
     equivalent = noninferior = False
     if tests is not None and margin is not None:
-        low, high = rule.as_loss(tests.interval)
+        low, high = rule.outcome.as_loss(tests.interval)
         below = high is None or high < margin
         noninferior = tests.noninferior <= rule.alpha and below
         equivalent = tests.equivalent <= rule.alpha and below and (low is None or low > -margin)
@@ -68,7 +60,7 @@ def judge(difference: Difference, parameters: Parameters, rule: Rule) -> Verdict
         kind = VerdictKind.EQUIVALENT
     else:
         kind = VerdictKind.INCONCLUSIVE
-    text = _sentence(
+    text = sentence(
         "method",
         kind=str(kind),
         difference=difference,
@@ -92,7 +84,7 @@ def headline(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, tuple[s
         "equivalent": _of(compared, VerdictKind.EQUIVALENT),
         "unclear": _of(compared, VerdictKind.INCONCLUSIVE),
     }
-    return _sentence("answer", **found), _paragraphs("remarks", **found) if compared else ()
+    return sentence("answer", **found), _paragraphs("remarks", **found) if compared else ()
 
 
 def _of(methods: Sequence[MethodSummary], *kinds: VerdictKind) -> list[MethodSummary]:
@@ -124,7 +116,7 @@ def choose_winner(methods: Sequence[MethodSummary], rule: Rule) -> tuple[str, st
     frugal = min(as_good, key=lambda m: (_size(m), _loss(rule, m)), default=None)
     baseline = next((m for m in able if m.label == rule.baseline), None)
     winner = best or frugal or baseline
-    decision = _sentence("champion", rule=rule, best=best, frugal=frugal, baseline=baseline, barred=barred)
+    decision = sentence("champion", rule=rule, best=best, frugal=frugal, baseline=baseline, barred=barred)
     return NO_WINNER if winner is None else winner.label, decision
 
 

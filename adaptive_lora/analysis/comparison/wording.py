@@ -8,7 +8,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from adaptive_lora.analysis.comparison.types import Parameters, SeedMean
-from adaptive_lora.analysis.stats import STUDENT, Interval
+from adaptive_lora.analysis.stats import REPEATED, STUDENT, Interval
 
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "n/a"
@@ -71,7 +71,7 @@ def confidence_text(confidence: float) -> str:
 
 def method_text(method: str) -> str:
     """Return the method of an interval in words, such as "BCa bootstrap"."""
-    return method if STUDENT in method else f"{method} bootstrap"
+    return method if method == REPEATED or STUDENT in method else f"{method} bootstrap"
 
 
 def intervals_note(intervals: Iterable[Interval | None]) -> str:

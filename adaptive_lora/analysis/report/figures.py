@@ -13,7 +13,7 @@ from adaptive_lora.analysis.comparison import Comparison, Cost
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.wording import confidence_text, interval_methods
 from adaptive_lora.analysis.report import forgetting_figures, loss_figures, rank_figures, tables
-from adaptive_lora.analysis.report.style import STYLE
+from adaptive_lora.analysis.report.style import STYLE, drawn_clause
 from adaptive_lora.analysis.report.svg import to_svg
 from adaptive_lora.analysis.report.tables import described
 from adaptive_lora.analysis.stats import Interval
@@ -37,6 +37,7 @@ class Drawing:
 
 
 _FIGURES: Mapping[str, Callable[[Comparison, Sequence[TrialRecord], Mapping[str, str]], Figure | None]] = {
+    "ladder": lambda c, _, __: loss_figures.ladder(c),
     "differences": lambda c, _, __: loss_figures.differences(c),
     "learned_against_forgotten": lambda c, records, _: forgetting_figures.learned_against_forgotten(c, records),
     "loss_against_served_parameters": lambda c, _, __: loss_figures.pareto(c, Cost.SERVED),
@@ -108,6 +109,8 @@ def _fillings(comparison: Comparison) -> Mapping[str, str]:
         f"{'up' if outcome.higher_is_better else 'down'} and left is better. The dotted line is the "
         f"front: the {'loss' if outcome.is_loss else outcome.name} that the methods that no other beats in both reach "
         "at that cost.",
+        "drawn": f" Drawn are {clause}." if (clause := drawn_clause(comparison)) else "",
+        "named": f" Named are {clause}." if clause else "",
         "bound": bound if any(source.allowed is not None for source in comparison.retained) else "",
         "margin": margin,
         **{str(front.cost): front.note for front in comparison.fronts},

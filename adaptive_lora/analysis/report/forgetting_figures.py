@@ -14,7 +14,7 @@ from adaptive_lora.analysis.comparison import Comparison, MethodSummary
 from adaptive_lora.analysis.comparison import wording as words
 from adaptive_lora.analysis.comparison.findings import Change
 from adaptive_lora.analysis.comparison.pairing import used_trials
-from adaptive_lora.analysis.report.style import WIDTH, colour_of, marker_of, place_of, plot_marked
+from adaptive_lora.analysis.report.style import WIDTH, colour_of, drawn, marker_of, place_of, plot_marked
 from adaptive_lora.analysis.report.svg import INK, MUTED, clean, mark
 from adaptive_lora.results import TrialRecord
 
@@ -25,7 +25,7 @@ def learned_against_forgotten(comparison: Comparison, records: Sequence[TrialRec
     None without retained data, and where the frozen base has no test loss.
     """
     base, sources = comparison.frozen_loss, comparison.retained
-    shown = [method for method in comparison.methods if method.forgetting]
+    shown = [method for method in map(comparison.method, drawn(comparison)) if method.forgetting]
     if base is None or not shown:
         return None
     columns = 2 if len(shown) > 8 else 1

@@ -9,10 +9,11 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.pairing import used_trials
 from adaptive_lora.analysis.comparison.trials import rate_text
 from adaptive_lora.analysis.report.figures import Drawing, draw_all
-from adaptive_lora.analysis.report.style import colour_of, glyph_of
+from adaptive_lora.analysis.report.style import colour_of, drawn, drawn_clause, glyph_of
 from adaptive_lora.analysis.report.tables import (
     OUTCOMES,
     VERDICTS,
@@ -51,6 +52,8 @@ SETTINGS = "settings"
 """Name of the fact that holds a study's settings as JSON."""
 TEXT_COLUMNS = {"Task", "Method", "Verdict", "Reason", "Run", "Outcome", "Finding", "On the front of", "Retained data"}
 """Columns of words; the others are numbers."""
+_MOST_LINES = 20
+"""Findings, and failed trials, that the terminal lists."""
 _PARTS = {"training": "train", "validation": "validation"}
 """Part of the data in words -> its name in the settings."""
 
@@ -107,20 +110,42 @@ def write_report(comparison: Comparison, records: Sequence[TrialRecord], folder:
 def render_terminal(comparison: Comparison, console: Console) -> None:
     """Print the verdict, what is unfair, and the result table."""
     console.print(Panel(Text(comparison.headline, style="bold"), title="Verdict"))
+    if comparison.ladder and comparison.ladder.warnings:
+        console.print(
+            Panel(Text("\n".join(comparison.ladder.warnings), style="red"), title="Ladder", border_style="red")
+        )
     if comparison.fairness:
-        lines = Text("\n".join(f"! {finding}" for finding in comparison.fairness), style="red")
+        lines = Text("\n".join(_first(f"! {finding}" for finding in comparison.fairness)), style="red")
         console.print(Panel(lines, title="Less than fair", border_style="red"))
-    console.print(
-        _terminal_table(result_table(comparison), [m.verdict.kind for m in comparison.methods], console.width)
-    )
+    shown = drawn(comparison)
+    kinds = [comparison.method(label).verdict.kind for label in shown]
+    console.print(_terminal_table(_only(result_table(comparison), shown), kinds, console.width))
+    if clause := drawn_clause(comparison):
+        console.print(Text(f"Shown are {clause}. The report has all of them.", style="dim"))
     if (tasks := task_table(comparison)) is not None:
         console.print(_terminal_table(tasks, [row.verdict.kind for row in comparison.tasks], console.width))
-    for failure in (failure for method in comparison.methods for failure in method.failures):
-        where = f"{failure.method}, seed {failure.seed}, fold {failure.fold}, lr {rate_text(failure.lr)}"
-        console.print(Text(f"failed: {where}: {failure.reason}", style="red"))
+    failures = [failure for method in comparison.methods for failure in method.failures]
+    for line in _first(
+        f"failed: {one.method}, seed {one.seed}, fold {one.fold}, lr {rate_text(one.lr)}: {one.reason}"
+        for one in failures
+    ):
+        console.print(Text(line, style="red"))
     for note in comparison.notes:
         console.print(Text(note, style="dim"))
     console.print(Text(f"Champion: {comparison.winner} ({comparison.decision})"))
+
+
+def _first(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the first lines, and how many more there are."""
+    rest = iter(lines)
+    yield from islice(rest, _MOST_LINES)
+    if more := sum(1 for _ in rest):
+        yield f"... and {more} more, in the report."
+
+
+def _only(table: TextTable, labels: Collection[str]) -> TextTable:
+    """Return the rows of some methods."""
+    return replace(table, rows=tuple(row for row in table.rows if row[0].text in labels))
 
 
 def _terminal_table(table: TextTable, verdicts: Sequence[VerdictKind], width: int) -> Table:
@@ -336,6 +361,7 @@ def render_page(comparison: Comparison, drawings: Sequence[Drawing], about: Abou
         places={label: place for place, label in enumerate(labels)},
         glyphs={label: (colour_of(comparison, label), glyph_of(comparison, label)) for label in labels},
         verdicts=VERDICTS,
+        drawn=set(drawn(comparison)),
         outcomes={outcome["text"]: outcome["page"] for outcome in OUTCOMES.values()},
         text_columns=TEXT_COLUMNS,
         signed=wording.signed,

@@ -17,9 +17,11 @@ from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.pairing import example_differences, used_trials
 from adaptive_lora.analysis.comparison.types import MATCHED_SHARE
 from adaptive_lora.analysis.report.style import (
+    MOST_PARTS,
     WIDTH,
     Frame,
     colour_of,
+    drawn,
     marker_of,
     panels,
     place_of,
@@ -50,9 +52,11 @@ def differences(comparison: Comparison) -> Figure | None:
 
     The axis is on top, so that the page can leave rows out and cut the figure below.
     """
-    shown = [m for m in comparison.methods if m.difference is not None]
+    shown = [comparison.method(label) for label in drawn(comparison)]
+    shown = [method for method in shown if method.difference is not None]
     if not shown:
         return None
+    many = sum(len(method.seeds) for method in shown) > MOST_PARTS
     height = HEAD + ROW * len(shown)
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_axes((0.02, 0, 0.96, 1 - HEAD / height))
@@ -60,7 +64,7 @@ def differences(comparison: Comparison) -> Figure | None:
     if margin is not None:
         axes.axvspan(-margin, margin, color=MUTED, alpha=0.14, linewidth=0)
     axes.grid(False)  # lines would run through the labels
-    reach = max(_row(axes, comparison, method, row) for row, method in enumerate(shown))
+    reach = max(_row(axes, comparison, method, row, picture=many) for row, method in enumerate(shown))
     axes.set_xlim(-1.08 * reach or -1, 1.08 * reach or 1)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_yticks([])
@@ -78,8 +82,46 @@ def differences(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _row(axes: Axes, comparison: Comparison, method: MethodSummary, row: int) -> float:
-    """Draw one method and return how far from zero it reaches; the thick part of its bar is read for equivalence."""
+def ladder(comparison: Comparison) -> Figure | None:
+    """Draw the rungs of a ladder over their parameters, and the bracket around what an allocation could win.
+
+    None without a ladder, and where no rung has an interval.
+    """
+    found = comparison.ladder
+    if found is None or found.low is None or found.high is None:
+        return None
+    base = next(rung for rung in found.rungs if rung.method == found.base)
+    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xscale("log", base=2)
+    better = -comparison.outcome.sign
+    axes.axhspan(base.loss + better * found.low, base.loss + better * found.high, color=MUTED, alpha=0.14, linewidth=0)
+    axes.axhline(base.loss, color=MUTED, linewidth=1, linestyle=":", zorder=0)
+    axes.plot([rung.parameters for rung in found.rungs], [rung.loss for rung in found.rungs], color=INK, linewidth=0.8)
+    for rung in found.rungs:
+        text = f"{rung.method}: {words.plain(rung.loss)}"
+        if rung.interval.low is not None and rung.interval.high is not None:
+            ends = base.loss + rung.interval.low, base.loss + rung.interval.high
+            mark(axes.vlines(rung.parameters, *ends, color=INK, linewidth=1.4), None)
+            text += f", difference {words.interval_text(rung.interval)}"
+        (point,) = axes.plot([rung.parameters], [rung.loss], "o", color=INK, markersize=5)
+        mark(point, None, [text])
+        axes.annotate(
+            clean(rung.method), (rung.parameters, rung.loss), (5, 5), textcoords="offset points", fontsize=7, color=INK
+        )
+    axes.margins(x=0.16, y=0.12)
+    axes.set_xticks([rung.parameters for rung in found.rungs], [short_count(rung.parameters) for rung in found.rungs])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("trainable parameters")
+    axes.set_ylabel(clean(comparison.outcome.title))
+    return figure
+
+
+def _row(axes: Axes, comparison: Comparison, method: MethodSummary, row: int, *, picture: bool) -> float:
+    """Draw one method, its seeds as a picture if asked, and return how far from zero it reaches.
+
+    The thick part of its bar is read for equivalence.
+    """
     difference = method.difference
     assert difference is not None
     place, colour = place_of(comparison, method.label), colour_of(comparison, method.label)
@@ -96,7 +138,7 @@ def _row(axes: Axes, comparison: Comparison, method: MethodSummary, row: int) ->
             plot_marked(axes, place, [clause], [interval.low, interval.high], [row + 0.08, row + 0.08], **look)
     seeds = zip(difference.seeds, difference.values, strict=True)
     texts = [f"{method.label}, seed {seed}: {words.signed(value)}" for seed, value in seeds]
-    look = {"color": colour, "alpha": 0.5, "markersize": 3, "markeredgewidth": 0}
+    look = {"color": colour, "alpha": 0.5, "markersize": 3, "markeredgewidth": 0, "rasterized": picture}
     plot_marked(axes, place, texts, difference.values, [row + 0.27] * len(difference.values), "o", **look)
     p = words.p_text(comparison.deciding_p(difference))
     text = f"{method.label}: {where}, corrected p {p}. {method.verdict.kind}"
@@ -123,13 +165,15 @@ def pareto(comparison: Comparison, cost: Cost) -> Figure | None:
     least, most = front.points[0].cost, front.points[-1].cost
     if most - least < MATCHED_SHARE * most:
         return None
-    columns = 2 if len(front.points) > 8 else 1
-    rows = -(-len(front.points) // columns)
+    points = sorted(front.points, key=lambda point: place_of(comparison, point.method))
+    methods = drawn(comparison)
+    named = [point.method for point in points if point.method in methods]
+    columns = 2 if len(named) > 8 else 1
+    rows = -(-len(named) // columns)
     figure = Figure(figsize=(WIDTH, 2.8 + 0.16 * rows), layout="constrained")
     axes = figure.subplots()
-    points = sorted(front.points, key=lambda point: place_of(comparison, point.method))
     for point in points:
-        _point(axes, comparison, point, cost)
+        _point(axes, comparison, point, cost, label=clean(point.method) if point.method in named else None)
     best = [(point.cost, point.loss) for point in front.points if point.on_front]
     axes.plot(*zip(*best, strict=True), ":", drawstyle="steps-post", color=MUTED, linewidth=1, zorder=0)
     short = short_bytes if cost is Cost.MEMORY else short_count
@@ -139,14 +183,14 @@ def pareto(comparison: Comparison, cost: Cost) -> Figure | None:
     axes.set_xlabel(_COSTS[cost][0])
     axes.set_ylabel(clean(comparison.outcome.title))
     legend = figure.legend(loc="outside lower left", ncols=columns, fontsize=6 if columns > 1 else 7.5, columnspacing=1)
-    for point, *parts in zip(points, legend.legend_handles, legend.get_texts(), strict=True):
+    for method, *parts in zip(named, legend.legend_handles, legend.get_texts(), strict=True):
         for part in parts:
             if part is not None:
-                mark(part, place_of(comparison, point.method))
+                mark(part, place_of(comparison, method))
     return figure
 
 
-def _point(axes: Axes, comparison: Comparison, point: ParetoPoint, cost: Cost) -> None:
+def _point(axes: Axes, comparison: Comparison, point: ParetoPoint, cost: Cost, *, label: str | None) -> None:
     interval = comparison.method(point.method).loss_interval
     place, colour = place_of(comparison, point.method), colour_of(comparison, point.method)
     text = f"{point.method}: {comparison.outcome.name} {words.plain(point.loss)}"
@@ -159,15 +203,16 @@ def _point(axes: Axes, comparison: Comparison, point: ParetoPoint, cost: Cost) -
         text += ", on the front"
     if point.front_share is not None:
         text += f"; on it in {100 * point.front_share:.0f} % of draws of seeds"
-    shape, label = marker_of(comparison, point.method), clean(point.method)
+    shape = marker_of(comparison, point.method)
     plot_marked(axes, place, [text], [point.cost], [point.loss], shape, color=colour, markersize=6, label=label)
 
 
 def validation_curves(comparison: Comparison, records: Sequence[TrialRecord]) -> Figure | None:
     """Draw validation loss over optimiser steps per method, with the baseline behind."""
     curves: dict[str, dict[int, list[float]]] = {}
-    for label, trials in used_trials(comparison, records).items():
-        points = [point for trial in trials for point in trial.validation_curve]
+    used = used_trials(comparison, records)
+    for label in drawn(comparison):
+        points = [point for trial in used[label] for point in trial.validation_curve]
         if points:
             finite = sorted((point for point in points if np.isfinite(point[1])), key=itemgetter(0))
             curves[label] = {step: [loss for _, loss in found] for step, found in groupby(finite, key=itemgetter(0))}
@@ -176,6 +221,7 @@ def validation_curves(comparison: Comparison, records: Sequence[TrialRecord]) ->
     title = f"{comparison.outcome.with_unit('validation loss')} over optimiser step"
     figure, frames = panels(comparison, list(curves), _FRAME, title)
     means = {label: [float(np.mean(losses)) for losses in curve.values()] for label, curve in curves.items()}
+    many = sum(map(len, curves.values())) > MOST_PARTS
     for axes, (label, curve) in zip(frames, curves.items(), strict=True):
         if comparison.baseline in curves and label != comparison.baseline:
             axes.plot(list(curves[comparison.baseline]), means[comparison.baseline], color=MUTED, linewidth=0.9)
@@ -183,13 +229,15 @@ def validation_curves(comparison: Comparison, records: Sequence[TrialRecord]) ->
         ranges = [*map(min, curve.values())], [*map(max, curve.values())]
         axes.fill_between(steps, *ranges, color=colour, alpha=0.25, linewidth=0)
         axes.plot(steps, means[label], color=colour, linewidth=1.3)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if many:
+            continue
         texts = [
             f"{label}, step {step}: {words.plain(mean)} "
             f"({words.plain(min(losses))} to {words.plain(max(losses))}, {words.plural(len(losses), 'trial')})"
             for (step, losses), mean in zip(curve.items(), means[label], strict=True)
         ]
         plot_marked(axes, place_of(comparison, label), texts, steps, means[label], "o", color=colour, markersize=2.2)
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     # The loss before training would flatten everything that follows.
     late = [loss for curve in curves.values() for losses in [*curve.values()][1:] for loss in losses]
     if late:
@@ -199,7 +247,8 @@ def validation_curves(comparison: Comparison, records: Sequence[TrialRecord]) ->
 
 def learning_rates(comparison: Comparison) -> Figure | None:
     """Draw validation loss over the learning rates tried; None where there was one."""
-    shown = [m for m in comparison.methods if sum(r.validation.mean is not None for r in m.rates) > 1]
+    shown = [comparison.method(label) for label in drawn(comparison)]
+    shown = [m for m in shown if sum(r.validation.mean is not None for r in m.rates) > 1]
     if not shown:
         return None
     outcome = comparison.outcome
@@ -243,6 +292,7 @@ def example_changes(
 ) -> Figure | None:
     """Draw the difference to the baseline of every test example, sorted, one frame per method."""
     found = example_differences(comparison, records)
+    found = {label: found[label] for label in drawn(comparison) if label in found}
     if not found:
         return None
     summed = clean(comparison.outcome.summed)
@@ -258,9 +308,9 @@ def example_changes(
         share_E = 100 * (np.arange(diff_E.size) + 0.5) / diff_E.size
         colour = colour_of(comparison, label)
         axes.axhline(0, color=INK, linewidth=0.6)
-        drawn = np.unique(np.linspace(0, diff_E.size - 1, _MOST_POINTS).round().astype(int))
-        axes.fill_between(share_E[drawn], 0, diff_E[drawn], color=colour, alpha=0.3, linewidth=0)
-        axes.plot(share_E[drawn], diff_E[drawn], color=colour, linewidth=1.2)
+        at_E = np.unique(np.linspace(0, diff_E.size - 1, _MOST_POINTS).round().astype(int))
+        axes.fill_between(share_E[at_E], 0, diff_E[at_E], color=colour, alpha=0.3, linewidth=0)
+        axes.plot(share_E[at_E], diff_E[at_E], color=colour, linewidth=1.2)
         at = [ids.index(change.example_id) for change in comparison.method(label).most_changed]
         texts = [f"{ids[i]}: {words.signed(diff_E[i], 2)} {summed}. {_short(examples.get(ids[i], ''))}" for i in at]
         plot_marked(

@@ -1,5 +1,5 @@
-// Sorts tables, shows and hides methods, lays small frames out for the width at hand, and shows
-// the numbers behind marks. Without it the page is complete. No storage, no network: it runs in a
+// Sorts and pages tables, shows and hides methods, lays small frames out for the width at hand, and
+// shows the numbers behind marks. Without it the page is complete. No storage, no network: it runs in a
 // sandboxed frame.
 (() => {
   "use strict";
@@ -38,34 +38,75 @@
     if (right) svg.style.maxWidth = `${Math.round(wide * 1.9)}px`;
   }
 
+  // Long tables and lists are shown a page at a time, in print whole.
+  const PAGE = 50;
+  const pagers = all("table.sortable > tbody, ul.verdicts")
+    .filter((list) => list.children.length > PAGE)
+    .map((list) => {
+      const bar = document.createElement("p"), text = document.createElement("span");
+      const pager = { list, bar, text, from: 0, size: PAGE };
+      const button = (name, act) => {
+        const made = document.createElement("button");
+        made.type = "button";
+        made.textContent = name;
+        made.addEventListener("click", () => { act(); turn(pager); });
+        return made;
+      };
+      pager.back = button("previous", () => { pager.from -= PAGE; });
+      pager.on = button("next", () => { pager.from += PAGE; });
+      const whole = button("all", () => { pager.size = pager.size === PAGE ? Infinity : PAGE; });
+      bar.className = "pager";
+      bar.append(text, pager.back, pager.on, whole);
+      (list.closest(".scroll") || list).after(bar);
+      return pager;
+    });
+  function turn(pager) {
+    const shown = [...pager.list.children].filter((item) => !item.classList.contains("away"));
+    const last = PAGE * Math.floor(Math.max(0, shown.length - 1) / PAGE);
+    pager.from = pager.size === PAGE ? Math.min(Math.max(0, pager.from), last) : 0;
+    const to = Math.min(pager.from + pager.size, shown.length);
+    shown.forEach((item, i) => item.classList.toggle("later", i < pager.from || i >= to));
+    pager.text.textContent = `${shown.length ? pager.from + 1 : 0} to ${to} of ${shown.length}`;
+    pager.back.disabled = pager.from === 0;
+    pager.on.disabled = to === shown.length;
+  }
+
   function update(printing = false) {
     for (const row of all("tr[data-m], li[data-m], details[data-m]"))
       row.classList.toggle("away", hidden.has(row.dataset.m));
     for (const figure of figures) arrange(figure, printing);
+    for (const pager of pagers) turn(pager);
   }
 
   // Methods to show.
   const picker = document.getElementById("picker");
-  const boxes = picker ? all("input", picker) : [];
+  const boxes = picker ? all("input[type=checkbox]", picker) : [];
+  const search = picker && picker.querySelector("input[type=search]");
+  const found = (box) =>
+    !search || box.parentElement.textContent.toLowerCase().includes(search.value.trim().toLowerCase());
   function pick() {
     hidden.clear();
-    for (const box of boxes) if (!box.checked) hidden.add(box.value);
+    for (const box of boxes) {
+      box.parentElement.classList.toggle("away", !found(box));
+      if (!box.checked || !found(box)) hidden.add(box.value);
+    }
     update();
   }
   if (picker) {
     picker.hidden = false;
     picker.addEventListener("change", pick);
+    if (search) search.addEventListener("input", pick);
     for (const button of all("button", picker))
       button.addEventListener("click", () => {
-        for (const box of boxes) box.checked = button.value === "all";
+        for (const box of boxes.filter(found)) box.checked = button.value === "all";
         pick();
       });
   }
 
   // A method under the pointer or the focus stands out in all figures.
   function focus(event) {
-    const at = event.target.closest && event.target.closest("tr[data-m], #picker label");
-    const m = at && (at.dataset.m || at.querySelector("input").value);
+    const at = event.target.closest && event.target.closest("tr[data-m], #picker label[data-m]");
+    const m = at && at.dataset.m;
     document.body.classList.toggle("focus", Boolean(m) && !hidden.has(m));
     for (const part of all(".hot")) part.classList.remove("hot");
     if (m) for (const part of all(`[data-m="${m}"]`)) part.classList.add("hot");
@@ -91,6 +132,7 @@
       });
     table.tBodies[0].append(...rows);
     if (table.id === "result") update();
+    else for (const pager of pagers) if (pager.list === table.tBodies[0]) turn(pager);
   }
   for (const table of all("table.sortable")) {
     [...table.tBodies[0].rows].forEach((row, i) => { row.dataset.i = i; });
@@ -155,5 +197,6 @@
   addEventListener("resize", () => update());
   addEventListener("beforeprint", () => update(true));
   addEventListener("afterprint", () => update());
-  update();
+  if (picker) pick();
+  else update();
 })();

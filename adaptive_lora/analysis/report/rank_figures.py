@@ -15,9 +15,11 @@ from adaptive_lora.analysis.comparison import Agreement, AgreementKind, Comparis
 from adaptive_lora.analysis.comparison.pairing import used_trials
 from adaptive_lora.analysis.comparison.wording import MINUS, signed
 from adaptive_lora.analysis.report.style import (
+    MOST_PARTS,
     ROLE_COLOURS,
     WIDTH,
     Frame,
+    drawn,
     folded,
     heat_map,
     panels,
@@ -36,9 +38,10 @@ _WRITTEN = 7
 
 def rank_maps(comparison: Comparison, records: Sequence[TrialRecord]) -> Figure | None:
     """Draw layers x roles per method as a heat map, with the ranks written in where few."""
+    used = used_trials(comparison, records)
     maps = {
         label: _ranks(trials)
-        for label, trials in used_trials(comparison, records).items()
+        for label, trials in ((label, used[label]) for label in drawn(comparison))
         if any(trial.plan.get("sites") for trial in trials)
     }
     if not maps:
@@ -48,7 +51,8 @@ def rank_maps(comparison: Comparison, records: Sequence[TrialRecord]) -> Figure 
     roles = ordered_roles({role for _, role in cells})
     highest = float(max(np.mean(values) for ranks in maps.values() for values in ranks.values()))
     row = min(0.15, 4.0 / len(layers))
-    written = len(maps) * len(layers) * len(roles) <= _MOST_NUMBERS and row > 0.12
+    parts = len(maps) * len(layers) * len(roles)
+    written = parts <= _MOST_NUMBERS and row > 0.12
     wide = len(roles) > 4
     frame = Frame(height=row * len(layers), left=0.24, below=0.42 if wide else 0.24)
     what = "rank by layer (0 at the input) and role"
@@ -62,6 +66,7 @@ def rank_maps(comparison: Comparison, records: Sequence[TrialRecord]) -> Figure 
             f"{label}, layer {layer}, {role}: {_said(ranks.get((layer, role), ()))}"
             for layer in layers
             for role in roles
+            if parts <= MOST_PARTS
         ]
         heat_map(axes, mean_LR, place_of(comparison, label), texts, "Blues", (0, 1.1 * highest))
         if written:
@@ -99,20 +104,23 @@ def _ranks(trials: Sequence[TrialRecord]) -> Mapping[tuple[int, str], list[float
 
 def budgets(comparison: Comparison) -> Figure | None:
     """Draw one frame per method: share of its parameters per layer, roles stacked."""
-    if not comparison.budgets:
+    methods = drawn(comparison)
+    shown = [one for one in comparison.budgets if one.method in methods]
+    if not shown:
         return None
-    roles = ordered_roles({role for one in comparison.budgets for role in one.roles})
+    roles = ordered_roles({role for one in shown for role in one.roles})
+    many = sum(len(one.layers) * len(one.roles) for one in shown) > MOST_PARTS
     colours = {role: ROLE_COLOURS[i % len(ROLE_COLOURS)] for i, role in enumerate(roles)}
     frame = Frame(height=0.95, left=0.3, legend=True)
     what = "share of the parameters (%) by layer, stacked by role"
-    figure, frames = panels(comparison, [one.method for one in comparison.budgets], frame, what)
+    figure, frames = panels(comparison, [one.method for one in shown], frame, what)
     width, height, at = *figure.get_size_inches(), 0.0
     for role, colour in colours.items():  # named in one line below the heading
         figure.text(at / width, 1 - 0.2 / height, "\N{BLACK SQUARE}", fontsize=7, color=colour, va="top")
         figure.text((at + 0.1) / width, 1 - 0.2 / height, role, fontsize=6.5, va="top")
         at += 0.2 + 0.056 * len(role)
-    highest = 100 * max(max(one.by_layer) for one in comparison.budgets)
-    for axes, one in zip(frames, comparison.budgets, strict=True):
+    highest = 100 * max(max(one.by_layer) for one in shown)
+    for axes, one in zip(frames, shown, strict=True):
         layer_L, below_L = np.array(one.layers, dtype=np.float64), np.zeros(len(one.layers))
         for role in (role for role in roles if role in one.roles):
             share_L = 100 * np.array([row[one.roles.index(role)] for row in one.shares])
@@ -121,6 +129,7 @@ def budgets(comparison: Comparison) -> Figure | None:
                 for layer, share in zip(one.layers, share_L, strict=True)
             ]
             bars = axes.add_collection(_bars(layer_L, below_L, share_L, colours[role]))
+            bars.set_rasterized(many)
             mark(bars, place_of(comparison, one.method), texts)
             below_L += share_L
         axes.set_xlim(layer_L.min() - 0.6, layer_L.max() + 0.6)
@@ -140,9 +149,11 @@ def _bars(at_L: FloatArray, below_L: FloatArray, height_L: FloatArray, colour: s
 
 def seed_agreement(comparison: Comparison) -> Figure | None:
     """Draw one matrix of seeds x seeds per method whose ranks differ between seeds."""
-    found = _of(comparison, AgreementKind.SEEDS)
+    methods = drawn(comparison)
+    found = [one for one in _of(comparison, AgreementKind.SEEDS) if one.about in methods]
     if not found:
         return None
+    many = sum(len(one.labels) ** 2 for one in found) > MOST_PARTS
     frame = Frame(height=1.2, left=0.24, below=0.36)
     folds = any(" fold " in label for one in found for label in one.labels)
     what = f"correlation of ranks between seeds{' (seed/fold)' if folds else ''}"
@@ -150,12 +161,12 @@ def seed_agreement(comparison: Comparison) -> Figure | None:
     for axes, one in zip(frames, found, strict=True):
         short = [label.removeprefix("seed ").replace(" fold ", "/") for label in one.labels]
         ticks = slice(None, None, -(-len(short) // 10))
-        _matrix(axes, one, place_of(comparison, one.about), size=5.0)
+        _matrix(axes, one, place_of(comparison, one.about), size=5.0, hover=not many)
         places = np.arange(len(short)) + 0.5
         axes.set_xticks(places[ticks], short[ticks])
         axes.set_yticks(places[ticks], short[ticks])
         if one.mean is not None:
-            mean = f"mean {signed(one.mean, 2)}"
+            mean = f"mean {signed(one.mean, 2)}" + (f" of all {one.allocations}" if _cut(one) else "")
             axes.text(0.5, -0.14, mean, fontsize=6, transform=axes.transAxes, ha="center", va="top")
     return figure
 
@@ -182,6 +193,8 @@ def method_agreement(comparison: Comparison) -> Figure | None:
         axes.set_yticks(places, names, fontsize=size)
         axes.set_xticks(places, [str(i + 1) for i in range(len(names))], fontsize=6)
         about = f" of {clean(one.about)}" if one.about else ""
+        if _cut(one):
+            about += f", the first {len(one.labels)} of {one.allocations}"
         axes.set_title(f"between {one.kind}{about}", fontsize=7, loc="left", y=1.0, pad=3)
     return figure
 
@@ -190,7 +203,12 @@ def _of(comparison: Comparison, kind: AgreementKind) -> Sequence[Agreement]:
     return [one for one in comparison.agreements if one.kind is kind]
 
 
-def _matrix(axes: Axes, one: Agreement, place: int | None, size: float) -> None:
+def _cut(one: Agreement) -> bool:
+    """Return whether some allocations are not in the matrix."""
+    return one.allocations > len(one.labels)
+
+
+def _matrix(axes: Axes, one: Agreement, place: int | None, size: float, *, hover: bool = True) -> None:
     """Draw correlations from -1 to 1, first label on top; every cell says its number."""
     values = np.array(one.matrix, dtype=np.float64)
     texts = [
@@ -198,6 +216,7 @@ def _matrix(axes: Axes, one: Agreement, place: int | None, size: float) -> None:
         + ("nothing is ordered" if value is None else signed(value, 2))
         for first, row in zip(one.labels, one.matrix, strict=True)
         for second, value in zip(one.labels, row, strict=True)
+        if hover
     ]
     heat_map(axes, values, place, texts, "PuOr_r", (-1, 1))  # told apart by colour-blind people
     axes.invert_yaxis()

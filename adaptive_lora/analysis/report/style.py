@@ -6,6 +6,7 @@ label say the same. Frames have one size each, so that the page can rearrange th
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from adaptive_lora.analysis.comparison import Comparison
+from adaptive_lora.analysis.comparison import Comparison, MethodSummary
 from adaptive_lora.analysis.report.svg import MUTED, PAPER, clean, mark, mark_layout
 from adaptive_lora.results import FloatArray
 
@@ -48,17 +49,44 @@ STYLE: Final = Path(__file__).with_name("report.mplstyle")
 """Matplotlib's settings for all figures; its ink, grey and line are `INK`, `MUTED` and `LINE`."""
 
 
+MOST_METHODS = 32
+"""Methods up to which figures, terminal and examples show all; of more they show the best, tables all of them."""
+MOST_PARTS = 4_000
+"""Cells, bars or points of a figure up to which each says its number on hover; more are drawn as a picture."""
+
+
+def drawn(comparison: Comparison) -> tuple[str, ...]:
+    """Return the methods to show where not all can be: baseline, champion and the best, in their order."""
+    sign = comparison.outcome.sign
+
+    def order(method: MethodSummary) -> tuple[bool, float]:
+        first = method.label in (comparison.baseline, comparison.winner)
+        return not first, math.inf if method.loss.mean is None else sign * method.loss.mean
+
+    best = {method.label for method in sorted(comparison.methods, key=order)[:MOST_METHODS]}
+    return tuple(method.label for method in comparison.methods if method.label in best)
+
+
+def drawn_clause(comparison: Comparison) -> str:
+    """Return which methods are shown, to follow a number and a verb; empty where all are."""
+    methods, outcome = len(comparison.methods), comparison.outcome
+    if methods <= MOST_METHODS:
+        return ""
+    best = f"those with the {'highest' if outcome.higher_is_better else 'lowest'} mean {outcome.name}"
+    return f"{MOST_METHODS} of {methods} methods: {comparison.baseline}, the champion and {best}"
+
+
 def place_of(comparison: Comparison, label: str) -> int:
     """Return a method's place in the comparison, by which the page finds what is its own."""
-    return [m.label for m in comparison.methods].index(label)
+    return comparison.places[label]
 
 
 def colour_of(comparison: Comparison, label: str) -> str:
     """Return a method's colour, the same in all figures; the baseline is grey."""
     if label == comparison.baseline:
         return MUTED
-    others = [m.label for m in comparison.methods if m.label != comparison.baseline]
-    return _COLOURS[others.index(label) % len(_COLOURS)]
+    place, baseline = comparison.places[label], comparison.places[comparison.baseline]
+    return _COLOURS[(place - (place > baseline)) % len(_COLOURS)]
 
 
 def marker_of(comparison: Comparison, label: str) -> str:
@@ -162,7 +190,7 @@ def plot_marked(axes: Axes, place: int, texts: Sequence[str], *args: Any, **look
 def heat_map(
     axes: Axes, values: FloatArray, place: int | None, texts: Sequence[str], colours: str, limits: tuple[float, float]
 ) -> None:
-    """Colour cells by value, NaN left blank; each says its text on hover."""
+    """Colour cells by value, NaN left blank; each says its text on hover, without texts they are a picture."""
     axes.grid(False)
     mesh = axes.pcolormesh(
         np.ma.masked_invalid(values),
@@ -172,6 +200,7 @@ def heat_map(
         edgecolors=PAPER,
         linewidth=0.6,
     )
+    mesh.set_rasterized(not texts)
     mark(mesh, place, texts)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, pad=2)

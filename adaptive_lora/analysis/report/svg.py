@@ -80,7 +80,7 @@ def _parsed(figure: Figure) -> ElementTree.Element:
     """Return the figure's SVG tree, marks resolved, without metadata."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", metadata=nothing)
+    figure.savefig(buffer, format="svg", metadata=nothing, dpi=200)  # of pictures in it
     root = ElementTree.fromstring(buffer.getvalue())
     for metadata in root.findall(f"{_SVG}metadata"):
         root.remove(metadata)

@@ -6,10 +6,12 @@ audit; more tables are the statistics beside the answer, which Markdown and page
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.resources import files
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -43,6 +45,10 @@ VERDICTS = described("tables.yaml")["verdicts"]
 """Verdict -> its symbol, class on the page and style in the terminal; in the order of sorted tables."""
 OUTCOMES = described("tables.yaml")["outcomes"]
 """Outcome of an audit's check -> its words and class on the page, in the order in which they are listed."""
+
+
+_MOST_FAILURES = 200
+"""Failed trials with a row of their own."""
 
 
 class Cell(NamedTuple):
@@ -162,7 +168,7 @@ def _tables(comparison: Comparison, part: str, records: Mapping[str, Iterable[An
     fill = fillings(comparison)
     pruned = any(method.trained_parameters.mean != method.parameters.mean for method in comparison.methods)
     trained: _Text = words.count if pruned else lambda _: ABSENT
-    formats: dict[str, _Text] = {**_FORMATS, "fronts": partial(_fronts, comparison), "trained": trained}
+    formats: dict[str, _Text] = {**_FORMATS, "fronts": _fronts(comparison), "trained": trained}
     for title, about in described("tables.yaml")[part].items():
         rows_of = list(records[title])
         columns: list[tuple[str, list[Cell]]] = []
@@ -252,9 +258,14 @@ def _has_examples(comparison: Comparison) -> bool:
     return any(answer.examples for answer in answers)
 
 
-def _fronts(comparison: Comparison, label: str) -> str:
-    on = [str(f.cost) for f in comparison.fronts for p in f.points if p.method == label and p.on_front]
-    return ", ".join(on) or ("none" if comparison.fronts else ABSENT)
+def _fronts(comparison: Comparison) -> _Text:
+    """Return the format that names the costs on whose front a method is."""
+    on: dict[str, list[str]] = defaultdict(list)
+    for front in comparison.fronts:
+        for point in front.points:
+            if point.on_front:
+                on[point.method].append(str(front.cost))
+    return lambda label: ", ".join(on.get(label, ())) or ("none" if comparison.fronts else ABSENT)
 
 
 def result_table(comparison: Comparison) -> TextTable:
@@ -276,7 +287,26 @@ def checks(comparison: Comparison) -> list[TextTable]:
     """Return the failed trials, where there are any, and every check of the fairness audit."""
     failures = [failure for method in comparison.methods for failure in method.failures]
     audit = sorted(comparison.audit, key=lambda entry: [*OUTCOMES].index(entry.kind))
-    return _tables(comparison, "checks", {"Failed trials": failures, "Fairness audit": audit})
+    made = _tables(comparison, "checks", {"Failed trials": failures[:_MOST_FAILURES], "Fairness audit": audit})
+    if more := len(failures[_MOST_FAILURES:]):
+        made[0] = replace(made[0], note=f"{words.plural(more, 'more failed trial')} in comparison.json.")
+    return made
+
+
+def _forgotten(comparison: Comparison) -> list[SimpleNamespace]:
+    """Return a record for each retained source and method that was scored on it."""
+    return [
+        SimpleNamespace(
+            method=method.label,
+            source=source.name,
+            base_loss=source.base_loss,
+            allowed=source.allowed,
+            found=method.forgetting[source.name],
+        )
+        for source in comparison.retained
+        for method in comparison.methods
+        if source.name in method.forgetting
+    ]
 
 
 def more_tables(comparison: Comparison) -> list[TextTable]:
@@ -301,21 +331,17 @@ def more_tables(comparison: Comparison) -> list[TextTable]:
         if len(method.rates) > 1
         for rate in method.rates
     ]
-    forgotten = [
-        SimpleNamespace(
-            method=method.label,
-            source=source.name,
-            base_loss=source.base_loss,
-            allowed=source.allowed,
-            found=method.forgetting[source.name],
-        )
-        for source in comparison.retained
-        for method in comparison.methods
-        if source.name in method.forgetting
+    seeds_so_far = accumulate(len(look.seeds) for look in comparison.looks)
+    looks = [
+        SimpleNamespace(seeds=seeds, row=row)
+        for look, seeds in zip(comparison.looks, seeds_so_far, strict=True)
+        for row in look.methods
     ]
     records = {
         "Scores": comparison.methods,
-        "Forgetting": forgotten,
+        "Ladder": comparison.ladder.rungs if comparison.ladder else (),
+        "Looks": looks,
+        "Forgetting": _forgotten(comparison),
         "Cost and efficiency": comparison.methods,
         "Size of the differences": tested,
         "Other tests": tested,

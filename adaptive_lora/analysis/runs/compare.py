@@ -13,8 +13,7 @@ from adaptive_lora import __version__
 from adaptive_lora.analysis.comparison import Comparison, compare_tasks
 from adaptive_lora.analysis.comparison import compare as compare_trials
 from adaptive_lora.analysis.comparison.inference import Rule
-from adaptive_lora.analysis.comparison.outcome import Replicate
-from adaptive_lora.analysis.comparison.types import Margin
+from adaptive_lora.analysis.comparison.outcome import Margin, Replicate
 from adaptive_lora.analysis.comparison.wording import joined, named, plural
 from adaptive_lora.analysis.report.formats import About
 from adaptive_lora.analysis.report.result import ComparisonResult

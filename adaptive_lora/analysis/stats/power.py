@@ -202,11 +202,13 @@ def checked_seeds(
 
     Starts from the formula at alpha / comparisons, the strictest level that a correction sets, and
     looks in `simulated_power` whether it takes more seeds (two standard errors below the power
-    still count as reached) or, by max-T, may do with fewer. Above `_SIMULATED` seeds the formula
-    stands alone and no simulated power is given.
+    still count as reached) or, by max-T, may do with fewer. Above `_SIMULATED` seeds, and where random
+    flips are too few for the strictest level, as for more than 25 comparisons at 0.05, the formula stands
+    alone and no simulated power is given.
     """
-    formula = seeds_for_power(difference, sd, alpha=alpha / max(1, comparisons), power=power)
-    if formula is None or formula > _SIMULATED or sd <= 0:
+    strictest = alpha / max(1, comparisons)
+    formula = seeds_for_power(difference, sd, alpha=strictest, power=power)
+    if formula is None or formula > _SIMULATED or sd <= 0 or strictest * (_FLIPS + 1) < 2:
         return formula, None
     enough = power - 2 * math.sqrt(power * (1 - power) / studies)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -76,8 +77,7 @@ def sign_flip_test(
         for value in values_S:
             sum_B = np.concatenate([sum_B + value, sum_B - value])
     else:
-        signs_BS = np.random.default_rng(seed).integers(0, 2, (draws, values_S.size)) * 2 - 1
-        sum_B, extra = signs_BS @ values_S, 1
+        sum_B, extra = _random_signs(draws, values_S.size, seed) @ values_S, 1
     slack = 1e-12 * float(np.abs(values_S).sum())  # the same sum in another order is a tie
     if alternative == "two-sided":
         extreme_B = np.abs(sum_B) >= abs(observed) - slack
@@ -88,6 +88,14 @@ def sign_flip_test(
     if share_B is not None:
         return min(1.0, float(share_B[extreme_B].sum()))
     return (int(extreme_B.sum()) + extra) / (sum_B.size + extra)
+
+
+@lru_cache(maxsize=1)  # every method of a comparison asks for the same ones
+def _random_signs(draws: int, seeds: int, seed: int) -> NDArray[np.int8]:
+    """Return sign patterns (B, S)."""
+    signs_BS = (np.random.default_rng(seed).integers(0, 2, (draws, seeds)) * 2 - 1).astype(np.int8)
+    signs_BS.flags.writeable = False
+    return signs_BS
 
 
 def _many_flips(values_S: FloatArray, draws: int, seed: int) -> tuple[FloatArray, FloatArray | None]:
@@ -149,12 +157,11 @@ def step_down_max_t(diff_SM: ArrayLike, *, draws: int = 20_000, seed: int = 0) -
     scale_M[scale_M == 0] = 1.0
     stat_BM = np.abs(sum_BM) / scale_M
     observed_M = np.abs(values_SM.sum(axis=0)) / scale_M
-    p_M = np.ones(values_SM.shape[1])
-    order, running = np.argsort(-observed_M), 0.0
-    for place, method in enumerate(order):
-        highest_B = stat_BM[:, order[place:]].max(axis=1)
-        running = max(running, float((highest_B >= observed_M[method] - 1e-12).mean()))
-        p_M[method] = running
+    order = np.argsort(-observed_M)
+    # Of each method and of those after it, which is what the step down to it leaves.
+    highest_BM = np.maximum.accumulate(stat_BM[:, order[::-1]], axis=1)[:, ::-1]
+    p_M = np.empty(values_SM.shape[1])
+    p_M[order] = np.maximum.accumulate((highest_BM >= observed_M[order] - 1e-12).mean(axis=0))
     return p_M
 
 
