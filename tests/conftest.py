@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
-from spared import draw_text_as_outlines, freeze_modules, skip_syncs
+from spared import draw_text_as_outlines, freeze_modules, leave_figures_of_studies_empty, skip_syncs
 from xdist import is_xdist_controller
 from zygote import Zygote
 
@@ -50,6 +50,7 @@ def _spared() -> None:
     """Spare this process what users need and no test asks for."""
     skip_syncs()
     draw_text_as_outlines()
+    leave_figures_of_studies_empty()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -108,13 +109,17 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 2 layers: all of its sites are Linear."""
+    return save_llama(tmp_path_factory.mktemp("llama"), width=32)
+
+
+def save_llama(folder: Path, width: int) -> Path:
+    """Write a Llama of 2 layers with random weights, and a tokenizer with one token a byte."""
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    folder = tmp_path_factory.mktemp("llama")
     save_byte_tokenizer(folder)
     config = LlamaConfig(
-        vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        vocab_size=258, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2,
     )  # fmt: skip
     with torch.random.fork_rng():
@@ -162,6 +167,11 @@ Options = dict[str, object]
 @pytest.fixture
 def options(base_folder: Path, data_file: Path) -> Options:
     """Options of a study that runs in seconds."""
+    return small_options(base_folder, data_file)
+
+
+def small_options(base_folder: Path, data_file: Path) -> Options:
+    """Return the options of a study that runs in seconds."""
     return {
         "model": str(base_folder),
         "data": str(data_file),
@@ -225,7 +235,9 @@ def finished(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
     """A finished study of 2 methods x 2 seeds in the default store, shared by tests that read."""
     from tracked import Finished, quiet
 
+    from adaptive_lora.analysis.report import write_report
     from adaptive_lora.config import study_from
+    from adaptive_lora.runner import result
 
     folder = tmp_path_factory.mktemp("finished")
     (folder / "rows.json").write_text(json.dumps(rows(40)), encoding="utf-8")
@@ -251,6 +263,7 @@ def finished(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
         patch.chdir(folder)
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "ADAPTIVE_LORA_BASE"):
             patch.delenv(name, raising=False)
+        patch.setattr(result, "write_report", write_report)  # with rendered figures
         outcome, shown = quiet(config)
     return Finished(folder=folder, config=config, outcome=outcome, shown=shown)
 

@@ -14,6 +14,10 @@ _SPECIFIED: Mapping[str, str] = {
     "uniform, DoRA": "uniform:rank=2,dora=true",
     "uniform, rsLoRA": "uniform:rank=2,scaling=rslora",
     "uniform, LoRA+": "uniform:rank=2,lora_plus=4",
+    "uniform, PiSSA": "uniform:rank=2,init=pissa",
+    "uniform, CorDA": "uniform:rank=2,init=corda",
+    "uniform, LoRA-GA": "uniform:rank=2,init=lora_ga",
+    "uniform, LoRA-FA": "uniform:rank=2,lora_fa=true",
     "uniform, attention only": "uniform:rank=2,placement=attention",
     "uniform, feed-forward only": "uniform:rank=2,placement=feed_forward",
     "uniform, 4-bit base (QLoRA)": "uniform:rank=2,base=nf4",
@@ -56,8 +60,8 @@ METHODS: Mapping[str, str] = _SPECIFIED | {
 
 _SOFT = ("prompt_tuning", "prefix_tuning", "p_tuning")
 _NOT_CAUSAL = (
-    "classification", "regression", "seq2seq", "image_classification", "image_text",
-    "vision_language",
+    "classification", "regression", "token_classification", "seq2seq", "image_classification", "image_text",
+    "vision_language", "speech_to_text",
 )  # fmt: skip
 REFUSED: Mapping[tuple[str, str], str] = {
     **{(method, task): "takes no virtual tokens" for method in _SOFT for task in _NOT_CAUSAL},

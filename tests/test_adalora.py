@@ -181,7 +181,9 @@ def test_what_was_built_is_audited(make_bench: BaseContext, precision: str) -> N
         audit_adalora(adapted, start)
 
 
-@pytest.mark.parametrize("stop", [1, 4, 7, 9])
+@pytest.mark.parametrize(
+    "stop", [pytest.param(1, marks=pytest.mark.long), 4, pytest.param(7, marks=pytest.mark.long), 9]
+)
 def test_interrupted_and_resumed_is_the_uninterrupted_run(adalora_bench: StudyContext, stop: int) -> None:
     """Before the first cut, between cuts, at the last cut and after it."""
     context = adalora_bench

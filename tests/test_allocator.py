@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from zygote import Zygote
 
 FAULTS = """
 import resource, sys, torch
@@ -25,10 +24,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
-def test_pages_are_not_fetched_again() -> None:
-    faults = {
-        how: int(subprocess.check_output([sys.executable, "-c", FAULTS, how], text=True)) for how in ("usual", "kept")
-    }
+def test_pages_are_not_fetched_again(zygote: Zygote, tmp_path: Path) -> None:
+    faults = {how: int(zygote.python(FAULTS, how, folder=tmp_path)) for how in ("usual", "kept")}
     assert faults["kept"] < faults["usual"] / 10
 
 
@@ -55,10 +52,8 @@ print(psutil.Process().memory_info().rss - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
-def test_under_a_limit_freed_memory_is_given_back() -> None:
-    kept, back = (
-        int(subprocess.check_output([sys.executable, "-c", HELD, how], text=True)) for how in ("kept", "back")
-    )
+def test_under_a_limit_freed_memory_is_given_back(zygote: Zygote, tmp_path: Path) -> None:
+    kept, back = (int(zygote.python(HELD, how, folder=tmp_path)) for how in ("kept", "back"))
     assert kept > 150_000_000
     assert back < 50_000_000
 
@@ -80,9 +75,9 @@ for size in (20_000_000, 5_000_000):
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="only Linux counts a peak anew")
-def test_a_trainings_peak_is_its_own() -> None:
+def test_a_trainings_peak_is_its_own(zygote: Zygote, tmp_path: Path) -> None:
     """Of 400 MB that an earlier one left, and of the interpreter, nothing is counted."""
-    large, small = map(int, subprocess.check_output([sys.executable, "-c", PEAK]).split())
+    large, small = map(int, zygote.python(PEAK, folder=tmp_path).split())
     model = 4 * 1001 * 5000
     assert large == pytest.approx(model + 80_000_000, abs=8_000_000)
     assert small == pytest.approx(model + 20_000_000, abs=8_000_000)

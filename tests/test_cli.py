@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from documents import require_schema
 
 from adaptive_lora.cli import main
+from adaptive_lora.cli.options import WORKERS
 from adaptive_lora.config import option_fields
 
 Options = dict[str, object]
@@ -53,18 +54,21 @@ def test_every_command_explains_itself(command: str) -> None:
     assert result.exit_code == 0
     if command in ("study", "train"):
         text = " ".join(result.output.split())
-        for name, (_, field, _) in option_fields().items():
-            if command == "study" or name not in ("methods", "seeds", "baseline", "race"):
-                assert f"--{name.replace('_', '-')}" in text
-                unit = field.metadata["unit"]
-                assert not unit or f"[unit: {unit}]" in text or re.search(rf"{METAVARS[unit]} ", text)
-        assert text.count("[default:") >= len(option_fields()) - 4
+        fields = option_fields()
+        if command == "train":
+            fields = {name: found for name, found in fields.items() if name not in NOT_OF_A_TRIAL}
+        for name, (_, field, _) in fields.items():
+            assert f"--{name.replace('_', '-')}" in text
+            unit = field.metadata["unit"]
+            assert not unit or f"[unit: {unit}]" in text or re.search(rf"{METAVARS[unit]} ", text)
+        assert text.count("[default:") >= len(fields)
         groups = re.findall(r"(?m)^  ([A-Z][a-z ]+): $", result.output)
         assert groups == [
             "Model", "Data", "Study", "Training", "Evaluation", "Importance profile", "Tracking", "Where to run",
         ]  # fmt: skip
 
 
+NOT_OF_A_TRIAL = {"methods", "seeds", "baseline", "race", *WORKERS}
 METAVARS = {"tokens": "TOKENS", "steps": "STEPS", "minutes": "MINUTES", "%": "PERCENT"}
 
 
@@ -288,6 +292,33 @@ def test_train_then_evaluate_gives_the_same_loss(options: Options) -> None:
     occupied = invoke("train", *flags(given), "--adapter", "out")
     assert occupied.exit_code == 2
     assert "is not empty" in occupied.output
+
+
+def test_what_trains_nothing_plans_no_method(options: Options, tmp_path: Path) -> None:
+    """Methods that do not fit a base stop a study, and neither a profile nor the score of an adapter."""
+    given = {k: v for k, v in options.items() if k not in ("methods", "seeds", "lr")}
+    trained = invoke("train", *flags(given), "--method", "uniform:rank=2", "--adapter", "out")
+    assert trained.exit_code == 0, trained.output
+    (tmp_path / "study.yaml").write_text("methods: uniform:rank=33\n", encoding="utf-8")
+    given["config"] = tmp_path / "study.yaml"
+    study = invoke("study", *flags(given))
+    assert study.exit_code == 2
+    assert "would get rank 33; required at most 32" in study.output
+    profile = invoke("profile", *flags(given), "--metric", "stable_rank")
+    assert profile.exit_code == 0, profile.output
+    del given["model"]
+    scores = invoke("evaluate", *flags(given), "--adapter", "out", "--json")
+    assert scores.exit_code == 0, scores.output
+    assert f"test loss {json.loads(scores.stdout)['test/loss']:.4f}" in trained.output
+
+
+def test_evaluate_takes_the_task_of_its_adapter(tmp_path: Path) -> None:
+    """The columns of the data are those of the adapter's task, not of a causal model."""
+    rows = [json.dumps({"tokens": ["a", "b"], "ner_tags": ["O", "B-X"]})] * 4
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    result = invoke("evaluate", "nowhere", "--data", tmp_path / "rows.jsonl")
+    assert result.exit_code == 2
+    assert "nowhere is no adapter folder" in result.output
 
 
 def test_evaluate_wants_an_adapter(options: Options, tmp_path: Path) -> None:

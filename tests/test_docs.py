@@ -180,8 +180,8 @@ def test_the_site_has_every_page_and_every_package(site: Path) -> None:
 def test_names_of_the_public_api() -> None:
     assert adaptive_lora.__all__ == [
         "AdaptiveLoraError", "AuditCallback", "MethodSpec", "RankCallback", "RankMethod", "RankPlan", "StudyConfig",
-        "TunerMethod", "__version__", "allocate", "audit", "compare", "evaluate", "load", "load_study", "lora_config",
-        "make_plan", "plan", "plan_method", "profile", "push", "run_study", "study", "study_from",
+        "TunerMethod", "__version__", "allocate", "audit", "compare", "evaluate", "ladder", "load", "load_study",
+        "lora_config", "make_plan", "plan", "plan_method", "profile", "push", "run_study", "study", "study_from",
     ]  # fmt: skip
     for name in adaptive_lora.__all__:
         found = getattr(adaptive_lora, name)

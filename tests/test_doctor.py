@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from click.testing import CliRunner, Result
 from servers import PATIENCE, free_port
 
 from adaptive_lora.cli import doctor, main
+from adaptive_lora.config import study_from
 
 ROOT = Path(__file__).resolve().parents[1]
 Found = dict[str, dict[str, str]]
@@ -72,6 +74,41 @@ def test_another_torch(installed: dict[str, str | None], other: str | None, stat
     else:
         assert (found["torch"]["status"], found["torch"]["text"]) == (status, says)
         assert code == {"warn": 1, "fail": 2}[status]
+
+
+def test_ray_and_its_cluster(installed: dict[str, str | None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    installed["ray"] = "2.60.0"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+        cluster = tmp_path / "ray" / "ray_current_cluster"
+        for given, status, says in (
+            (None, "ok", "Ray 2.60.0"),
+            (place, "ok", f"Ray 2.60.0; {place} answers"),
+            (f"ray://{place}", "ok", f"ray://{place} answers"),
+            (f"http://{place}", "fail", "required auto, HOST:PORT or ray://HOST:PORT"),
+            ("host", "fail", "required auto"),
+            ("host:x", "fail", "required auto"),
+            ("127.0.0.1:1", "fail", "no Ray cluster answers at 127.0.0.1:1"),
+            ("nowhere.invalid:6379", "fail", "no Ray cluster answers at nowhere.invalid:6379"),
+            ("auto", "fail", "no Ray cluster was started on this machine"),
+        ):
+            finding = doctor.ray(study_from({} if given is None else {"engine": "ray", "ray_address": given}))
+            assert finding.status == status, finding
+            assert says in finding.text
+        cluster.parent.mkdir()
+        cluster.write_text(f"{place}\n", encoding="utf-8")
+        _, found = asked("--ray-address", "auto")
+        assert found["ray"]["text"] == f"Ray 2.60.0; {place} answers"
+        cluster.write_text("127.0.0.1:1\n", encoding="utf-8")
+        monkeypatch.setenv("RAY_ADDRESS", place)
+        _, found = asked("--ray-address", "auto")
+        assert found["ray"]["text"] == f"Ray 2.60.0; {place} answers"
+    installed["ray"] = None
+    assert doctor.ray(study_from({})).status == "ok"
+    missing = doctor.ray(study_from({"engine": "ray", "ray_address": place}))
+    assert (missing.status, 'pip install "adaptive-lora[ray]"' in missing.text) == ("fail", True)
 
 
 BROKEN = {

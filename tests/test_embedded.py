@@ -26,6 +26,7 @@ from adaptive_lora.data.embedded_tasks import (
     task_examples,
 )
 from adaptive_lora.data.templates import load_template
+from adaptive_lora.errors import DataError
 from benchmarks.embedded_base.__main__ import main as build_command
 from benchmarks.embedded_base.build import RECORD, build_base, held_out_loss
 from benchmarks.embedded_base.corpus import FAMILIES, WITH_INPUT, WITHOUT_INPUT, documents, render_prompt
@@ -138,7 +139,7 @@ def test_every_invented_word_is_taught_often() -> None:
 
 
 def test_too_many_task_examples_are_refused() -> None:
-    with pytest.raises(ValueError, match="different clauses"):
+    with pytest.raises(DataError, match="required max_examples of at most"):
         task_examples(200_000, 0)
 
 

@@ -24,8 +24,9 @@ from adaptive_lora.data.tokens import numbers_digest
 from adaptive_lora.errors import ConfigError, DataError, ModelError
 from adaptive_lora.models.tasks import CausalTask
 from adaptive_lora.models.tasks.prepared import PreparedSet
-from adaptive_lora.runner.comparison_input import EXAMPLES, Selection, read_comparison_input
+from adaptive_lora.runner.comparison_input import Selection, read_comparison_input
 from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.recorded import EXAMPLES
 from adaptive_lora.runner.trial import run_trial
 from adaptive_lora.serving import BaseMismatch, content_hash, content_hashes, load_adapter
 from adaptive_lora.tracking import StudyRun, connect

@@ -182,10 +182,11 @@ def test_study_files_follow_the_schema(check: Any) -> None:
             assert [error.message for error in check.iter_errors(values)] == [], path
     settings = StudyConfig().flat()
     assert [error.message for error in check.iter_errors(settings)] == []
-    assert set(check.schema["properties"]) == {*settings, "scale", "scale_policy"}
+    assert set(check.schema["properties"]) == {*settings, "scale", "scale_policy", "claim_minutes"}
 
 
 BEYOND = {
+    "an unknown storage", "a storage without folder", "a storage that takes no files",
     "both names", "a number beyond floats", "a whole number beyond floats", "a seed twice", "a method twice",
     "an unknown baseline", "shares without rest", "a set as value", "bytes as value", "NaN", "infinity",
     "a setting twice", "UTF-16",

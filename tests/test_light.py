@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import adaptive_lora
 from adaptive_lora.cli import main
@@ -92,10 +93,11 @@ def test_the_core_plans_profiles_and_emits(base_folder: Path, tmp_path: Path) ->
     found = without_extras(
         "data = ('--data', 'rows.json', '--template', 'compact', '--profile-batches', '2',\n"
         f"        '--profile-batch-size', '2', {model})\n"
+        f"run('plan', {model})\n"
+        "assert not {'peft', 'bitsandbytes', 'scipy.stats'} & set(sys.modules)\n"
         "run('profile', '--json', *data)\n"
         "measured = 'adaptive-lora-out/profile_weight_gradient_seed0.json'\n"
         f"run('plan', {model}, '--method', 'empirical', '--profile', measured, '--json')\n"
-        f"run('plan', {model})\n"
         f"run('plan', {model}, '--emit', 'peft')\n"
         "run('doctor', '--json')\n"
         f"{OWN_MODEL}\n"
@@ -105,13 +107,13 @@ def test_the_core_plans_profiles_and_emits(base_folder: Path, tmp_path: Path) ->
     )
     answers = iter(found.values())
     code, output, said = next(answers)
+    assert code == 0, said
+    assert "transformer.h.0.attn.c_attn" in output
+    code, output, said = next(answers)
     assert (code, json.loads(output).get("metric")) == (0, "weight_gradient"), said
     assert 'not logged: that needs mlflow, which is not installed: pip install "adaptive-lora[study]"' in said
     code, output, said = next(answers)
     assert (code, len(json.loads(output)["sites"])) == (0, 12), said
-    code, output, said = next(answers)
-    assert code == 0, said
-    assert "transformer.h.0.attn.c_attn" in output
     code, output, said = next(answers)
     assert (code, json.loads(output)["peft_type"]) == (0, "LORA"), said
     code, output, said = next(answers)
@@ -147,3 +149,10 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
     with pytest.raises(ModuleNotFoundError), naming_extras("this"):
         __import__("a_module_of_nobody")
     assert "__version__" in adaptive_lora.__all__
+
+
+def test_ray_that_is_missing_is_named_before_the_base_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = CliRunner().invoke(main, ["study", "--engine", "ray", "--model", "nowhere"], catch_exceptions=False)
+    assert result.exit_code == 2
+    assert '--engine ray needs ray, which is not installed: pip install "adaptive-lora[ray]"' in result.stderr

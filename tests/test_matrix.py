@@ -36,7 +36,7 @@ def chosen(task: str, *, refused: bool) -> list[str]:
 
 
 def drawn(task: str) -> list[str]:
-    """Return a part: of language models each kind, of other tasks every second kind in turns.
+    """Return a part: of language models each kind, of other tasks every fourth kind in turns.
 
     What differs from another one in its numbers alone is left out.
     """
@@ -45,7 +45,7 @@ def drawn(task: str) -> list[str]:
     return [
         spec
         for number, spec in enumerate(kinds)
-        if spec in chosen(task, refused=False) and (task == "causal" or (number + shift) % 2 == 0)
+        if spec in chosen(task, refused=False) and (task == "causal" or (number + shift) % 4 == 0)
     ]
 
 

