@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from adaptive_lora.runner.push import push
     from adaptive_lora.runner.rank_callback import RankCallback
     from adaptive_lora.runner.run import run_study
-    from adaptive_lora.runner.study import study
+    from adaptive_lora.runner.study import ladder, study
 
 __version__ = "0.3.0.dev0"
 
@@ -45,6 +45,7 @@ __all__ = [
     "audit",
     "compare",
     "evaluate",
+    "ladder",
     "load",
     "load_study",
     "lora_config",
@@ -71,6 +72,7 @@ _PLACES = {
     "audit": "runner.own_model",
     "compare": "analysis.runs.compare",
     "evaluate": "runner.evaluation",
+    "ladder": "runner.study",
     "load": "runner.loaded",
     "load_study": "config",
     "lora_config": "runner.own_model",

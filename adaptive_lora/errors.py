@@ -10,7 +10,10 @@
     ├── HubError                 the Hugging Face hub: not reached, no permission, nothing or other files taken
     ├── TrackingError            tracking server and registry
     │   ├── Undelivered          results are kept on local disk until delivered; exit code 3
-    │   └── LeaseLost            another process took over the trial; caught where trials are run
+    │   ├── StudyInUse           another command runs the study
+    │   └── LeaseLost            another command took the study over, because this one seemed dead
+    ├── WorkerError              worker processes that cannot work for a study; it continues with the same command
+    ├── ProcessLost              one of the processes that train a trial together; the same command continues
     └── TrialFailed              a trial that the stability guard ended; the study continues
 
 Anything else that escapes is a bug of this package and keeps its traceback; what transformers, PEFT
@@ -89,8 +92,20 @@ class Undelivered(TrackingError):
     exit_code = 3
 
 
+class StudyInUse(TrackingError):
+    """Another command runs this study; the message has its process, its machine and the time it began."""
+
+
 class LeaseLost(TrackingError):
-    """Another process took this trial over, because its lease had expired."""
+    """Another command took this study over, because its lease had expired."""
+
+
+class WorkerError(AdaptiveLoraError, RuntimeError):
+    """A worker process cannot work for the study: other versions or files, no resources, or it ends too often."""
+
+
+class ProcessLost(AdaptiveLoraError, OSError):
+    """One of the processes that train a trial together has ended or differs from the others."""
 
 
 class TrialFailed(AdaptiveLoraError, RuntimeError):
@@ -109,9 +124,16 @@ def brief(error: BaseException) -> str:
 def unknown_name(kind: str, given: object, known: Iterable[str]) -> str:
     """Return "unknown KIND 'x'; did you mean 'y'? Known: ..." for an error message."""
     names = sorted(known)
-    near = difflib.get_close_matches(str(given)[:100], names, n=1, cutoff=0.6)
-    hint = f"; did you mean '{near[0]}'?" if near else "."
+    near = nearest_name(given, names)
+    hint = f"; did you mean '{near}'?" if near else "."
     return f"unknown {kind} '{given!s:.100}'{hint} Known: {', '.join(names)}"
+
+
+def nearest_name(given: object, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like the given one, whatever their case; None if none is like it."""
+    names = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(str(given)[:100].casefold(), names, n=1)
+    return names[near[0]] if near else None
 
 
 EXTRAS = {
@@ -123,6 +145,7 @@ EXTRAS = {
         "sklearn",
         "sacrebleu",
         "rouge_score",
+        "seqeval",
         "PIL",
         "alembic",
         "sqlalchemy",
@@ -130,6 +153,8 @@ EXTRAS = {
     ),
     "qlora": ("bitsandbytes",),
     "gguf": ("gguf",),
+    "ray": ("ray",),
+    "audio": ("soundfile", "jiwer"),
 }
 """Extra of this package -> modules of the packages that it adds."""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
-from adaptive_lora.errors import ConfigError, unknown_name
+from adaptive_lora.errors import ConfigError, nearest_name, unknown_name
 
 T = TypeVar("T")
 
@@ -90,6 +90,11 @@ def parse_value(annotation: Any, value: object) -> Any:
         if not isinstance(items, list | tuple):
             items = [items]
         return tuple(parse_value(arguments[0], item) for item in items)
+    if origin is typing.Literal:
+        found = [one for one in arguments if str(one) == str(value)]
+        if not found:
+            raise ValueError(f"expected one of {', '.join(map(str, arguments))}, got {value!r:.80}")
+        return found[0]
     if annotation is bool:
         return _parse_bool(value)
     if annotation in (int, float):
@@ -158,7 +163,9 @@ def out_of_limits(name: str, value: object, limits: Limits) -> str | None:
     """Return the problem with a parsed value, or None; tuples are checked item by item."""
     for item in value if isinstance(value, tuple) else (value,):
         if limits.choices and item is not None and str(item) not in limits.choices:
-            return f"{name} must be one of {', '.join(limits.choices)}; got '{item!s:.80}'"
+            near = nearest_name(item, limits.choices)
+            hint = f"; did you mean '{near}'?" if near else ""
+            return f"{name} must be one of {', '.join(limits.choices)}; got '{item!s:.80}'{hint}"
         if limits.pattern and isinstance(item, str) and not re.fullmatch(limits.pattern, item):
             return f"{name} must be {limits.says}; got '{item:.80}'"
         if isinstance(item, int | float) and not isinstance(item, bool):

@@ -39,28 +39,44 @@ def hide_credentials(text: str, environment: Mapping[str, str] | None = None) ->
     Secrets are: user and password of URIs, secret parameters of their queries, tokens with known
     prefixes, and values of environment variables whose names mark them as secret.
     """
-    values = os.environ if environment is None else environment
+    return _hide(text, _secrets(os.environ if environment is None else environment))
+
+
+def _secrets(environment: Mapping[str, str]) -> re.Pattern[str] | None:
+    """Return the pattern of the secret values in an environment; None where it has none."""
     known = {
         value
-        for name, value in values.items()
+        for name, value in environment.items()
         if len(value) >= _SHORTEST and _SECRET_NAME.search(name) and not os.path.exists(value)
     }
-    if known:  # whole words only: a password `123456` also occurs inside numbers
-        listed = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
-        text = re.sub(rf"(?<![A-Za-z0-9.])(?:{listed})(?![A-Za-z0-9])", HIDDEN, text)
+    if not known:
+        return None
+    listed = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
+    # whole words only: a password `123456` also occurs inside numbers
+    return re.compile(rf"(?<![A-Za-z0-9.])(?:{listed})(?![A-Za-z0-9])")
+
+
+def _hide(text: str, secrets: re.Pattern[str] | None) -> str:
+    if secrets is not None:
+        text = secrets.sub(HIDDEN, text)
     text = _USERINFO.sub(rf"\g<1>{HIDDEN}@", text)
     return _SHAPE.sub(HIDDEN, _PARAMETER.sub(rf"\g<1>{HIDDEN}", text))
 
 
 def hide_in(values: Any) -> Any:
     """Return JSON-ready values with credentials hidden in every text; keys and numbers are unchanged."""
-    if isinstance(values, str):
-        return hide_credentials(values)
-    if isinstance(values, Mapping):
-        return {key: hide_in(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [hide_in(value) for value in values]
-    return values
+    secrets = _secrets(os.environ)  # once, not for every text
+
+    def hidden(value: Any) -> Any:
+        if isinstance(value, str):
+            return _hide(value, secrets)
+        if isinstance(value, Mapping):
+            return {key: hidden(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [hidden(one) for one in value]
+        return value
+
+    return hidden(values)
 
 
 def printable(text: str) -> str:

@@ -20,6 +20,7 @@ from adaptive_lora.allocation.problem import AllocationProblem, Solution
 from adaptive_lora.allocation.request import ProfileSummary, RankRequest
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.allocation.spec import MethodSpec
+from adaptive_lora.allocation.start import Start
 from adaptive_lora.allocation.tuner_plan import Plan, TunerPlan
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.results import TrainResult
@@ -154,6 +155,9 @@ class TrialContext(Protocol):
     def validation_loss(self, model: object) -> float:
         """Return a model's loss on the validation split, in nats per supervised token."""
 
+    def probe(self, model: object) -> torch.Tensor:
+        """Return a model's outputs for the first training examples, shape (up to 4, ...), float32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
@@ -167,14 +171,27 @@ class Method:
     """Origin of its final ranks: training, or a pass over the base before it, if true; else its plan."""
     holds_limits: ClassVar[bool] = True
     """Support of rank limits (`min_rank`, `max_rank`, caps, `multiple`)."""
+    takes: ClassVar[frozenset[str] | None] = None
+    """Names of the shared options that it takes; None: all."""
     is_control: ClassVar[bool] = False
     """Mark of a control arm, which wraps another method and removes one of its effects."""
+    wraps: ClassVar[bool] = False
+    """Support of another method as its option `of`, whose options it then takes."""
+    further: ClassVar[str | None] = None
+    """Name of the field that takes options known to another package alone, as (name, text) pairs, or None."""
     trainings: ClassVar[int] = 1
     """Number of full trainings that it runs in sequence."""
     scaling_in_training: ClassVar[str] = ""
     """Sentences on changes of LoRA's factor in training; empty: it is always the policy's."""
+    divided_base: ClassVar[bool] = False
+    """Support of a base divided over processes (FSDP2): true if it uses the base's weights in forward passes only."""
     refused_variants: ClassVar[Mapping[str, str]] = {}
     """Option of an unsupported variant -> the reason."""
+
+    @property
+    def needs_full_base(self) -> str:
+        """Reason why it cannot train over a base in 4 bit; empty: it can."""
+        return ""
 
     @property
     def metric(self) -> str | None:
@@ -182,8 +199,13 @@ class Method:
         return None
 
     @property
+    def further_packages(self) -> tuple[str | None, ...]:
+        """Other packages that provide parts of it, as `name==version`."""
+        return ()
+
+    @property
     def wrapped(self) -> RankMethod | None:
-        """Method that a control arm wraps; None for other methods."""
+        """Method given as the option `of`; None without one."""
         return None
 
     @property
@@ -212,6 +234,7 @@ class RankMethod(Method):
     """A method that gives every adapter site a rank; it implements `demand` or `solve`."""
 
     gives_ranks: ClassVar[bool] = True
+    divided_base: ClassVar[bool] = True
 
     @property
     def rank_label(self) -> str:
@@ -250,9 +273,13 @@ class RankMethod(Method):
         return type(self).fit is RankMethod.fit
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
-        """Train the plan unchanged, as plain LoRA."""
+        """Train the plan unchanged, as plain LoRA, from the initial weights of `init`."""
         from adaptive_lora.methods.adapters import audit_moved
 
+        if trial.plan.init is not Start.DEFAULT:
+            from adaptive_lora.methods.start import fit_from_start
+
+            return fit_from_start(trial)
         adapted = trial.attach(trial.plan)
         result = trial.train(adapted)
         audit_moved(adapted)
@@ -266,6 +293,12 @@ class TunerMethod(Method):
     """A method that gives no ranks: prompts, bottlenecks, rescaling, weights of the base."""
 
     gives_ranks: ClassVar[bool] = False
+    takes: ClassVar[frozenset[str] | None] = frozenset({"budget"})
+
+    @property
+    def needs_full_base(self) -> str:
+        """Reason why it cannot train over a base in 4 bit."""
+        return "no method without ranks but peft trains over a base in 4 bit"
 
     def label_under(self, budget: str | None) -> str:
         """Return the short form of its options; empty, because there are none."""

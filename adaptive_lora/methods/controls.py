@@ -25,6 +25,7 @@ class Control(RankMethod):
     """A control arm, with the method that it wraps."""
 
     is_control: ClassVar[bool] = True
+    wraps: ClassVar[bool] = True
     of: RankMethod = option(_DEFAULT, "method to control for")  # noqa: RUF009
 
     @property

@@ -23,6 +23,7 @@ class Ia3(TunerMethod):
     """
 
     name: ClassVar[str] = "ia3"
+    divided_base: ClassVar[bool] = True
 
     def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
         """Return one vector per key, value and last feed-forward layer."""

@@ -111,7 +111,9 @@ def per_parameter(method: str, sites: Sequence[AdapterSite], profile: ProfileSum
         AllocationError: there is no profile, or it is degenerate.
     """
     if profile is None:
-        raise AllocationError(f"{method} needs an importance profile; none was given.")
+        raise AllocationError(
+            f"{method} needs an importance profile; none was given (`adaptive-lora profile` writes one)."
+        )
     values = [profile.scores[site.name] for site in sites]
     if not all(math.isfinite(value) and value >= 0 for value in values) or not any(values):
         raise AllocationError(

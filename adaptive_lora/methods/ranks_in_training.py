@@ -22,6 +22,11 @@ class RanksInTraining(RankMethod):
     """A method whose plan only sets the budget, by equal ranks; training decides the final ranks."""
 
     ranks_in_training: ClassVar[bool] = True
+    refused_variants: ClassVar[Mapping[str, str]] = {
+        "lora_fa": "it changes A where it changes ranks",
+        "alora": "it reads which ranks matter from all tokens",
+        "experts": "it reads A and B of linear layers while it decides, not those of stacked experts",
+    }
     rank: int = option(16, "uniform rank whose number of parameters is the budget, where none is given", limits=RANK)
 
     def demand(self, sites: Sequence[AdapterSite], profile: ProfileSummary | None) -> RankRequest:

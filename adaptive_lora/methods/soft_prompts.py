@@ -42,7 +42,7 @@ class _OfTokens(TunerMethod):
 
     def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
         """Return the parameters of the virtual tokens."""
-        sizes = _decoder(base, method)
+        sizes = _decoder(base, method, self.name)
         each = self.token_parameters(sizes)
         tokens, notes = self.tokens or _TOKENS, tuple[str, ...]()
         if self.tokens is None and budget is not None:
@@ -73,6 +73,7 @@ class PrefixTuning(_OfTokens):
     """
 
     name: ClassVar[str] = "prefix_tuning"
+    divided_base: ClassVar[bool] = True
 
     def token_parameters(self, sizes: Decoder) -> int:
         """Return the size of one key and one value per layer and head of keys and values."""
@@ -100,7 +101,7 @@ class PTuning(TunerMethod):
 
     def design(self, base: Architecture, budget: int | None, method: str) -> TunerPlan:
         """Return the embedding and the three linear layers of the encoder."""
-        sizes = _decoder(base, method)
+        sizes = _decoder(base, method, self.name)
         width, tokens = sizes.width, self.tokens
 
         def cost(hidden: int) -> int:
@@ -117,10 +118,15 @@ class PTuning(TunerMethod):
         return _plan(self, tokens, tensors, sizes, budget, method, kept=kept, encoder_width=hidden)
 
 
-def _decoder(base: Architecture, method: str) -> Decoder:
-    if base.decoder is None:
+def _decoder(base: Architecture, method: str, family: str) -> Decoder:
+    sizes = base.decoder
+    if sizes is None:
         raise AllocationError(f"{method}: {base.kind} takes no virtual tokens; required a causal language model.")
-    return base.decoder
+    if reason := sizes.no_prefix if family == PrefixTuning.name else sizes.no_embeddings:
+        raise AllocationError(
+            f"{method}: {base.kind} takes no such virtual tokens, because {reason}; use adapters of its linear layers."
+        )
+    return sizes
 
 
 def _most_tokens(each: int, budget: int, sizes: Decoder) -> tuple[int, tuple[str, ...]]:

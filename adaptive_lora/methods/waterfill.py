@@ -96,7 +96,9 @@ class Waterfill(RankMethod):
     def _checked_profile(self, problem: AllocationProblem) -> ProfileSummary:
         profile = problem.profile
         if profile is None:
-            raise AllocationError("waterfill needs an importance profile; none was given.")
+            raise AllocationError(
+                "waterfill needs an importance profile; none was given (`adaptive-lora profile` writes one)."
+            )
         if profile.spectra is None:
             raise AllocationError(
                 f"waterfill needs a spectrum per site; the {profile.metric} profile has none. "

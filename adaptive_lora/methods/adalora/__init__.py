@@ -33,6 +33,7 @@ class AdaLora(DecidesInPhases, StartsAboveBudget):
         "of its own. The final adapter has the policy's factor; the rest is folded into A."
     )
     refused_variants: ClassVar[Mapping[str, str]] = {
+        **StartsAboveBudget.refused_variants,
         "dora": "PEFT's AdaLoRA has no magnitudes",
         "lora_plus": "LoRA+ is for a B that starts at zero, AdaLoRA trains P, E and Q",
     }
