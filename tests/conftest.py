@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
-from spared import draw_text_as_outlines, freeze_modules, leave_figures_of_studies_empty, skip_syncs
+from spared import draw_text_as_outlines, freeze_modules, skip_rendering_of_studies, skip_syncs
 from xdist import is_xdist_controller
 from zygote import Zygote
 
@@ -50,7 +50,7 @@ def _spared() -> None:
     """Spare this process what users need and no test asks for."""
     skip_syncs()
     draw_text_as_outlines()
-    leave_figures_of_studies_empty()
+    skip_rendering_of_studies()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from spared import draw_text_as_outlines, freeze_modules, leave_figures_of_studies_empty, skip_syncs
+from spared import draw_text_as_outlines, freeze_modules, skip_rendering_of_studies, skip_syncs
 
 
 def serve() -> None:
@@ -41,7 +41,7 @@ def serve() -> None:
     torch.set_num_threads(1)
     skip_syncs()
     draw_text_as_outlines()
-    leave_figures_of_studies_empty()
+    skip_rendering_of_studies()
     freeze_modules()
     print(json.dumps({"ready": os.getpid()}), flush=True)
     for line in sys.stdin:
