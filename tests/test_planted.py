@@ -8,21 +8,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from documents import require_schema
 from task_bases import run_and_prove
 
-from adaptive_lora.allocation import MethodSpec, RankPlan, uniform_cost
+from adaptive_lora.allocation import MethodSpec, RankPlan, allocate, uniform_cost
 from adaptive_lora.allocation.site import ATTENTION_ROLES
 from adaptive_lora.cli import main
 from adaptive_lora.cli.planted import PlantedStudies, recovered
 from adaptive_lora.config import study_from
 from adaptive_lora.config.planted import SPECTRA, PlantedTeacher
 from adaptive_lora.data import collate
-from adaptive_lora.errors import ConfigError, DataError, ModelError
+from adaptive_lora.errors import AllocationError, ConfigError, DataError, ModelError
 from adaptive_lora.methods.planted import PATTERNS
 from adaptive_lora.models.losses import predict
 from adaptive_lora.models.tasks.planted import (
@@ -35,6 +34,8 @@ from adaptive_lora.models.tasks.planted import (
 )
 from adaptive_lora.options import read_options
 from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.continued import _why_other_teacher
+from adaptive_lora.runner.recorded import settings_to_record
 
 TEACHER = "planted:pattern=sparse,budget=uniform-3,distance=0.005,length=8,texts=40"
 ORACLE = "planted:pattern=sparse,budget=uniform-3"
@@ -55,7 +56,7 @@ def ranks_of(context: StudyContext, pattern: str, draw: int = 0) -> dict[str, in
     spec = MethodSpec.parse(f"planted:pattern={pattern},draw={draw},rank=3")
     plan = context.plan(spec, seed=0, fold=0)
     assert isinstance(plan, RankPlan)
-    return dict(plan.rank_pattern())
+    return dict.fromkeys((site.name for site in context.sites), 0) | dict(plan.rank_pattern())
 
 
 @pytest.mark.parametrize("pattern", sorted(PATTERNS))
@@ -63,22 +64,66 @@ def test_planted_ranks_are_an_allocation_of_the_budget(context: StudyContext, pa
     ranks = ranks_of(context, pattern)
     cost = sum(ranks[site.name] * site.parameters_per_rank for site in context.sites)
     assert 0 <= uniform_cost(context.sites, 3) - cost < max(site.parameters_per_rank for site in context.sites)
-    assert min(ranks.values()) >= 1
     assert (ranks != ranks_of(context, pattern, draw=1)) is (pattern in ("sparse", "random"))
 
 
-def test_patterns_put_rank_where_they_say(context: StudyContext) -> None:
+def test_patterns_put_rank_where_they_say_and_nowhere_else(context: StudyContext) -> None:
     last = max(site.layer for site in context.sites)
     for pattern, inside in (
         ("early", lambda site: site.layer == 0),
         ("late", lambda site: site.layer == last),
         ("one_family", lambda site: site.role in ATTENTION_ROLES),
+        ("two_families", lambda site: site.role in ("output", "down")),
     ):
         ranks = ranks_of(context, pattern)
-        here = np.mean([ranks[site.name] for site in context.sites if inside(site)])
-        elsewhere = np.mean([ranks[site.name] for site in context.sites if not inside(site)])
-        assert here > 2 * elsewhere
+        assert {site.name for site in context.sites if inside(site)} == {name for name, rank in ranks.items() if rank}
+        floor = ranks_of(context, f"{pattern},min_rank=1")
+        assert min(floor.values()) == 1
+        assert ranks_of(context, f"{pattern},min_rank=none") == floor
+    chosen = [rank for rank in ranks_of(context, "sparse").values() if rank]
+    assert len(chosen) == len(context.sites) // 4
     assert set(ranks_of(context, "flat").values()) == {3}
+
+
+def test_graded_patterns_fall_with_depth_and_family(context: StudyContext) -> None:
+    by_depth, by_family = ranks_of(context, "graded_depth"), ranks_of(context, "graded_families")
+    for role in ("qkv", "output", "up", "down"):
+        found = [by_depth[site.name] for site in context.sites if site.role == role]
+        assert found[0] > found[-1] > 0
+    for layer in (0, 1):
+        role = {str(site.role): by_family[site.name] for site in context.sites if site.layer == layer}
+        assert role["qkv"] > max(role["output"], role["down"])
+        assert min(role["output"], role["down"]) > role["up"]
+
+
+def test_a_pattern_that_a_base_lacks_is_said(context: StudyContext) -> None:
+    feed_forward = [site for site in context.sites if site.role not in ATTENTION_ROLES]
+    with pytest.raises(AllocationError, match="no site of the pattern one_family"):
+        allocate(MethodSpec.parse("planted:pattern=one_family"), feed_forward)
+
+
+def test_what_was_stored_with_rank_1_everywhere_keeps_its_meaning() -> None:
+    before = "planted:pattern=sparse,draw=0,budget=uniform-2,spectrum=flat,distance=0.5,length=16,texts=640"
+    teacher = PlantedTeacher(min_rank=1)
+    assert teacher.known_as == before
+    assert str(teacher) == before.replace("budget", "min_rank=1,budget")
+    assert PlantedTeacher().known_as != before
+    assert teacher.method().label == "planted-sparse-r2@uniform-2"
+    assert PlantedTeacher().method().label == "planted-sparse-r2-min0@uniform-2"
+    assert teacher.method().to_dict()["min_rank"] is None
+    old = MethodSpec.build(
+        "planted", {key: value for key, value in teacher.method().to_dict().items() if key != "name"}
+    )
+    assert old == teacher.method()
+
+
+def test_a_recorded_method_without_a_floor_is_of_the_time_when_it_was_1() -> None:
+    texts = ["uniform", "planted:pattern=late", "random:of=planted", "planted", "planted:min_rank=1", "of=nowhere,"]
+    recorded = settings_to_record({"methods": texts})["methods"]
+    assert recorded == [
+        "uniform", "planted:pattern=late,min_rank=0", "random:of=planted,min_rank=0", "planted:min_rank=0",
+        "planted:min_rank=1", "of=nowhere,",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
@@ -111,7 +156,7 @@ def test_teacher_is_at_the_distance_and_the_base_is_untouched(context: StudyCont
     batch = collate(texts, start)
     ranks = dict.fromkeys((site.name for site in context.sites), 2)
     changes = planted_changes(model, context.sites, ranks, "flat", seed=0)
-    teacher, scale = make_teacher(model, context.sites, changes, batch, 0.005)
+    teacher, scale = make_teacher(model, changes, batch, 0.005)
     with torch.no_grad():
         kl = token_kl(predict(teacher, batch), predict(model, batch))
     assert float(kl.sum()) / batch.supervised_tokens == pytest.approx(0.005, rel=0.011)
@@ -120,7 +165,7 @@ def test_teacher_is_at_the_distance_and_the_base_is_untouched(context: StudyCont
     torch.testing.assert_close(added, scale * changes[name].T, atol=1e-5, rtol=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(ModelError, match="smaller distance"):
-        make_teacher(model, context.sites, changes, batch, 1e6)
+        make_teacher(model, changes, batch, 1e6)
 
 
 def test_kl_equals_its_definition(context: StudyContext) -> None:
@@ -214,7 +259,7 @@ def test_command_runs_a_study_a_teacher_and_continues(base_folder: Path, tmp_pat
         "planted-sparse-flat-0", "planted-sparse-flat-1", "compare",
     ]  # fmt: skip
     methods = {method["label"]: method for method in found[-1]["comparison"]["methods"]}
-    assert methods["planted-sparse-r2@uniform-2"]["seeds"] == [0, 1, 10_000, 10_001]
+    assert methods["planted-sparse-r2-min0@uniform-2"]["seeds"] == [0, 1, 10_000, 10_001]
     again = CliRunner().invoke(main, words, catch_exceptions=False)
     assert "6 trials are finished already; 0 to run" in again.stderr
     assert json.loads(again.stdout)["studies"][0]["comparison"]["methods"] == found[0]["comparison"]["methods"]
@@ -245,7 +290,7 @@ def test_recovered_is_the_share_of_the_oracles_gain() -> None:
         ({"methods": "empirical empirical"}, "given more than once"),
         ({"seeds": ""}, "at least one"),
         ({"draws": "1 1"}, "each once"),
-        ({"budget": "12"}, "too small"),
+        ({"budget": "12"}, "no site a rank"),
         ({"budget": "much"}, "whole number of parameters"),
         ({"distance": "0"}, "distance must be above 0"),
         ({"model": "./nowhere"}, "does not exist"),
@@ -284,7 +329,7 @@ def test_a_study_refuses_what_a_teacher_cannot_do(
 
 
 def test_a_teacher_is_read_back_from_its_text() -> None:
-    teacher = PlantedTeacher(pattern="late", draw=3, spectrum="noisy", distance=0.25)
+    teacher = PlantedTeacher(pattern="late", draw=3, spectrum="noisy", distance=0.25, min_rank=1)
     assert PlantedTeacher.parse(str(teacher)) == teacher
     assert PlantedTeacher.parse("planted") == PlantedTeacher()
     assert PlantedTeacher.parse("planted.json") is None
@@ -297,3 +342,8 @@ def test_all_problems_of_the_settings_are_said_at_once() -> None:
     assert "did you mean 'steps'" in text
     assert "expected a number" in text
     assert "batch_size must be at least 1" in text
+
+
+def test_a_study_of_another_floor_is_told_why_it_is_refused() -> None:
+    assert "min_rank" in _why_other_teacher("planted:pattern=late")
+    assert _why_other_teacher("planted:pattern=late,min_rank=0") == _why_other_teacher("rows.jsonl") == ""

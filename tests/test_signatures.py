@@ -41,6 +41,7 @@ WITH_OPTIONS = (
     "peft:type=GRALORA,r=8,gralora_k=4,placement=attention",
     "peft:type=DELORA,of=waterfill,rank=8,budget=uniform-8",
     "peft:type=HIRA,budget=uniform-8,base=nf4",
+    "planted:min_rank=none",
 )
 SETTINGS: tuple[dict[str, Any], ...] = (
     {},

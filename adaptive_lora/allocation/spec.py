@@ -190,6 +190,8 @@ class MethodSpec:
         problems = [*wrong.values(), *filter(None, checks)]
         if problems:
             raise ConfigError("; ".join(problems))
+        if (wrapped or kind).least_rank is not None:
+            parsed.setdefault("min_rank", (wrapped or kind).least_rank)
 
         def of(owner: Any) -> dict[str, Any]:
             return {key: value for key, value in parsed.items() if owners[key] is owner}

@@ -20,6 +20,7 @@ class PlantedTeacher:
 
     pattern: str = option("sparse", "sites that have the ranks, a pattern of the method `planted`")
     draw: int = option(0, "seed of the teacher's sites, singular vectors and texts", limits=Limits(low=0))
+    min_rank: int = option(0, "planted rank of the sites outside the pattern", limits=Limits(low=0))
     budget: str = option("uniform-2", "parameters of the change as an adapter: a number or uniform-R")
     spectrum: str = option("flat", "singular values of the change", limits=Limits(choices=SPECTRA))
     distance: float = option(
@@ -43,7 +44,18 @@ class PlantedTeacher:
 
     def method(self) -> MethodSpec:
         """Return the method that plans the teacher's ranks: the oracle of its study."""
-        return MethodSpec.build(NAME, {"pattern": self.pattern, "draw": self.draw, "budget": self.budget})
+        given = {"pattern": self.pattern, "draw": self.draw, "budget": self.budget}
+        return MethodSpec.build(NAME, {**given, "min_rank": None if self.min_rank == 1 else self.min_rank})
+
+    @property
+    def known_as(self) -> str:
+        """Name of the teacher in its texts' identities, which had no `min_rank` when that was always 1."""
+        return str(self).replace("min_rank=1,", "")
+
+    def oracles(self) -> tuple[str, ...]:
+        """Return the labels that the planted ranks have in a study of this teacher, now and before `min_rank`."""
+        floors = (self.min_rank, 1)
+        return tuple(dataclasses.replace(self, min_rank=floor).method().label for floor in floors)
 
     def __str__(self) -> str:
         """Return the data source with every option."""

@@ -171,6 +171,8 @@ class Method:
     """Origin of its final ranks: training, or a pass over the base before it, if true; else its plan."""
     holds_limits: ClassVar[bool] = True
     """Support of rank limits (`min_rank`, `max_rank`, caps, `multiple`)."""
+    least_rank: ClassVar[int | None] = None
+    """Value of `min_rank` where it is not given; None: that of all methods."""
     takes: ClassVar[frozenset[str] | None] = None
     """Names of the shared options that it takes; None: all."""
     is_control: ClassVar[bool] = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from adaptive_lora import __version__
 from adaptive_lora.analysis.comparison import SeedPlan
 from adaptive_lora.config import StudyConfig
+from adaptive_lora.config.planted import PlantedTeacher
 from adaptive_lora.config.study import SIGNATURE_VERSION
 from adaptive_lora.data.token_cache import asks_for_the_time
 from adaptive_lora.errors import ConfigError, DataError, ModelError
@@ -39,7 +40,8 @@ def refuse_changed(context: StudyContext, store: Store) -> None:
         )
     data = context.config.data.data
     if tags["data_digest"] != context.data.digest:
-        raise DataError(f"data {data} changed (digest {tags['data_digest']} then, {context.data.digest} now) {way}")
+        changed = f"data {data} changed (digest {tags['data_digest']} then, {context.data.digest} now)"
+        raise DataError(f"{changed}{_why_other_teacher(data)} {way}")
     if TOKENS not in tags or tags["base_hash"] != reference.content_hash:
         version = tags.get("provenance.adaptive_lora", "0.1")
         raise ConfigError(
@@ -51,6 +53,13 @@ def refuse_changed(context: StudyContext, store: Store) -> None:
         f"the token ids or loss masks of data {data} changed (digest {tags[TOKENS]} "
         f"then, {context.tokens_digest} now){_why_other_tokens(context)} {way}"
     )
+
+
+def _why_other_teacher(data: str) -> str:
+    """Return a possible reason for another planted teacher under the same name, for a message."""
+    if PlantedTeacher.parse(data) is None or "min_rank=" in data:
+        return ""
+    return ", perhaps because a teacher that does not name min_rank has 0 now and had 1 before,"
 
 
 def _why_other_tokens(context: StudyContext) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from adaptive_lora.allocation import MethodSpec
+from adaptive_lora.allocation.catalogue import METHODS
 from adaptive_lora.analysis.comparison import SeedPlan
 from adaptive_lora.config import current_settings
-from adaptive_lora.errors import TrackingError, brief
+from adaptive_lora.errors import ConfigError, TrackingError, brief
 from adaptive_lora.results import EvalResult
 from adaptive_lora.tracking import StudyRun, eval_from_dict
 from adaptive_lora.tracking.runs import CORRUPTION
@@ -32,7 +34,27 @@ def study_settings(study: StudyRun) -> dict[str, Any]:
     """
     settings = recorded_json(study, CONFIG, _grid_settings, required=True)
     assert settings is not None
-    return current_settings(settings)[0]
+    return current_settings({**settings, "methods": [_with_least(text, None) for text in settings["methods"]]})[0]
+
+
+def settings_to_record(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as `study_settings` reads them back."""
+    return {**settings, "methods": [_with_least(text, "default") for text in settings["methods"]]}
+
+
+def _with_least(text: str, least: str | None) -> str:
+    """Return a method's text with its `min_rank`, where the method has a default of its own for that.
+
+    A study records that default. A text recorded without it is of a version in which no method had one.
+    """
+    try:
+        name, options = MethodSpec.split(text)
+        kind = METHODS.get(str(options.get("of", name)))
+    except ConfigError:  # of a package that is not installed here
+        return text
+    if kind is None or kind.least_rank is None or "min_rank" in options:
+        return text
+    return f"{text}{',' if ':' in text else ':'}min_rank={kind.least_rank if least else 'none'}"
 
 
 def recorded_base_scores(study: StudyRun) -> dict[int, EvalResult] | None:

@@ -27,7 +27,15 @@ from adaptive_lora.runner.looks import rounds_until_decided
 from adaptive_lora.runner.progress import StudyProgress, say_lines, say_place
 from adaptive_lora.runner.provenance import provenance
 from adaptive_lora.runner.race import race_rounds, require_rungs
-from adaptive_lora.runner.recorded import BASE_SCORES, CONFIG, DATA, EXAMPLES, recorded_base_scores, study_settings
+from adaptive_lora.runner.recorded import (
+    BASE_SCORES,
+    CONFIG,
+    DATA,
+    EXAMPLES,
+    recorded_base_scores,
+    settings_to_record,
+    study_settings,
+)
 from adaptive_lora.runner.rescore import score_unscored
 from adaptive_lora.runner.result import StudyResult, judge
 from adaptive_lora.runner.schedule import Leg
@@ -186,7 +194,7 @@ def open_study(
 
 def _describe(context: StudyContext, study: StudyRun, base_scores: Mapping[str, EvalResult], *, single: bool) -> None:
     """Record the settings and facts that all trials share."""
-    config, settings = context.config, context.settings()
+    config, settings = context.config, settings_to_record(context.settings())
     study.json(CONFIG, _widened(study, settings) if single else settings)
     if not (
         single and context.base.quantisation and _has_base_scores(study)

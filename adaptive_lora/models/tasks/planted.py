@@ -75,7 +75,7 @@ class PlantedTask(CausalTask):
         examples = tuple(
             Example(id=content_id(prompt, "", seen), prompt=prompt, response="", where=f"text {number}")
             for number in drawn(teacher.texts, config)
-            for prompt in [f"{teacher}, text {number}"]
+            for prompt in [f"{teacher.known_as}, text {number}"]
         )
         columns = {"text": "written by the teacher, all of it learned"}
         reading = Reading(source=str(teacher), rows=teacher.texts, drawn=len(examples), columns=columns)
@@ -88,8 +88,9 @@ class PlantedTask(CausalTask):
 
     @cached_property
     def ranks(self) -> Mapping[str, int]:
-        """Site name -> planted rank."""
-        return allocate(self.planted.method(), self.sites).rank_pattern()
+        """Site name -> planted rank, which may be 0."""
+        planted = allocate(self.planted.method(), self.sites).rank_pattern()
+        return {site.name: planted.get(site.name, 0) for site in self.sites}
 
     @cached_property
     def teacher(self) -> PreTrainedModel:
@@ -97,7 +98,7 @@ class PlantedTask(CausalTask):
         base, planted = self.base.model.eval(), self.planted
         changes = planted_changes(base, self.sites, self.ranks, planted.spectrum, planted.draw)
         reference = collate(self._texts(base, _REFERENCE_TEXTS, "base"), self._start).to(self.runtime.device)
-        return make_teacher(base, self.sites, changes, reference, planted.distance)[0]
+        return make_teacher(base, changes, reference, planted.distance)[0]
 
     @property
     def _start(self) -> int:
@@ -111,7 +112,7 @@ class PlantedTask(CausalTask):
         )
 
     def prepare(self, examples: Sequence[Example]) -> tuple[TokenizedExample, ...]:
-        if any(not example.prompt.startswith(f"{self.planted}, ") for example in examples):
+        if any(not example.prompt.startswith(f"{self.planted.known_as}, ") for example in examples):
             raise DataError("profiled_on: a planted study has one teacher; required no other data.")
         texts = self._texts(self.teacher, self.planted.texts, "text")
         numbers = (int(example.where.removeprefix("text ")) for example in examples)
@@ -181,9 +182,11 @@ class PlantedTask(CausalTask):
 def planted_energy(spectrum: str, rank: int, full: int) -> FloatArray:
     """Return the squared singular values of a site's change, scaled so that they add up to its planted rank.
 
-    The largest possible rank is `full`; `spectrum` is one of `SPECTRA`.
+    The largest possible rank is `full`; `spectrum` is one of `SPECTRA`. Rank 0 has none, under `noisy` too.
     """
     squares = np.ones(rank)
+    if rank == 0:
+        return squares
     if spectrum == "power_law":
         squares = np.arange(1, rank + 1, dtype=np.float64) ** -1.0
     elif spectrum == "noisy":
@@ -195,7 +198,7 @@ def planted_energy(spectrum: str, rank: int, full: int) -> FloatArray:
 def planted_changes(
     model: PreTrainedModel, sites: Sequence[AdapterSite], ranks: Mapping[str, int], spectrum: str, seed: int
 ) -> dict[str, torch.Tensor]:
-    """Return site name -> change of its weight, (out, in), before the common scale.
+    """Return site name -> change of its weight, (out, in), before the common scale, of the sites with planted rank.
 
     Singular vectors are random (Haar, by QR of Gaussian matrices) from a stream of the seed and the
     site's name. A site's energy is its planted rank times the mean squared singular value of its
@@ -203,7 +206,7 @@ def planted_changes(
     """
     modules = dict(model.named_modules())
     changes = {}
-    for site in sites:
+    for site in (site for site in sites if ranks[site.name]):
         rng = rng_for(seed, "planted", site.name)
         energy = planted_energy(spectrum, ranks[site.name], site.max_rank)
         left = np.linalg.qr(rng.standard_normal((site.out_features, energy.size)))[0]
@@ -214,18 +217,13 @@ def planted_changes(
 
 
 def make_teacher(
-    base: PreTrainedModel,
-    sites: Sequence[AdapterSite],
-    changes: Mapping[str, torch.Tensor],
-    batch: Batch,
-    distance: float,
+    base: PreTrainedModel, changes: Mapping[str, torch.Tensor], batch: Batch, distance: float
 ) -> tuple[PreTrainedModel, float]:
     """Return a copy of the base with the changes added at the scale that gives a distance, and this scale.
 
     Args:
         base: base, which is not changed.
-        sites: sites of the changes.
-        changes: change of each site's weight, (out, in).
+        changes: site name -> change of its weight, (out, in).
         batch: text on which the distance is measured.
         distance: KL(teacher || base) in nats per token.
 
@@ -234,7 +232,7 @@ def make_teacher(
     """
     teacher = copy.deepcopy(base).eval()
     modules = dict(teacher.named_modules())
-    before = {site.name: modules[site.name].weight.detach().clone() for site in sites}
+    before = {name: modules[name].weight.detach().clone() for name in changes}
     with torch.no_grad():
         student = predict(base, batch)
     low, high = 0.0, _LARGEST_SCALE
