@@ -39,6 +39,8 @@ _SPECIFIED: Mapping[str, str] = {
     "gora": "gora:rank=4",
     "truncate": "truncate:rank=1",
     "truncate_retrain": "truncate_retrain:rank=1",
+    "nuclear_retrain": "nuclear_retrain:rank=1,rounds=1",
+    "single_site": "single_site:rank=1,candidates=2",
     "prompt_tuning": "prompt_tuning:tokens=3",
     "prefix_tuning": "prefix_tuning:tokens=3",
     "p_tuning": "p_tuning:tokens=3,encoder_width=4",

@@ -214,7 +214,9 @@ def test_recipes_on_a_model_of_linear_maps_that_share_inputs(make_bench: BaseCon
 LIMITED = "max_rank=4,multiple=2,attention_cap=2"
 
 
-@pytest.mark.parametrize("name", ["truncate:rank=2", "truncate_retrain:rank=2", "eva:rank=2"])
+@pytest.mark.parametrize(
+    "name", ["truncate:rank=2", "truncate_retrain:rank=2", "eva:rank=2", "nuclear_retrain:rank=2,rounds=1"]
+)
 @pytest.mark.parametrize("budget", ["", ",budget=uniform-2"])
 def test_ranks_of_a_threshold_hold_limits(make_bench: BaseContext, tmp_path: Path, name: str, budget: str) -> None:
     context = make_bench(methods=f"{name},{LIMITED}{budget}", seeds="0", profile_batches=4)

@@ -166,7 +166,7 @@ def _training_cost(used: Used) -> list[AuditEntry]:
         for label, (trained, final) in most.items()
     ]
     unfair += [
-        f"{label}: trained {number} times a trial; only the last gives the weights."
+        f"{label}: trained {number} times a trial; only one of these gives the weights."
         for label, number in times.items()
         if number > 1
     ]
