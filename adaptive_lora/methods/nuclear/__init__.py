@@ -36,7 +36,7 @@ class NuclearRetrain(StartsAboveBudget):
         label="penalty{:g}",
     )
     rounds: int = option(
-        3, "trainings under the penalty, each followed by one of its ranks", limits=Limits(low=1), label="rounds{}"
+        2, "trainings under the penalty, each followed by one of its ranks", limits=Limits(low=1), label="rounds{}"
     )
 
     @property
