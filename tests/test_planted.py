@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ from task_bases import run_and_prove
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate, uniform_cost
 from adaptive_lora.allocation.site import ATTENTION_ROLES
 from adaptive_lora.cli import main
-from adaptive_lora.cli.planted import PlantedStudies, recovered
+from adaptive_lora.cli.planted import PlantedStudies
 from adaptive_lora.config import study_from
 from adaptive_lora.config.planted import SPECTRA, PlantedTeacher
 from adaptive_lora.data import collate
@@ -35,7 +33,8 @@ from adaptive_lora.models.tasks.planted import (
 from adaptive_lora.options import read_options
 from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.continued import _why_other_teacher
-from adaptive_lora.runner.recorded import settings_to_record
+from adaptive_lora.runner.recorded import CONFIG, settings_to_record, study_settings
+from adaptive_lora.tracking import StudyRun, connect
 
 TEACHER = "planted:pattern=sparse,budget=uniform-3,distance=0.005,length=8,texts=40"
 ORACLE = "planted:pattern=sparse,budget=uniform-3"
@@ -117,7 +116,20 @@ def test_what_was_stored_with_rank_1_everywhere_keeps_its_meaning() -> None:
     assert old == teacher.method()
 
 
-def test_a_recorded_method_without_a_floor_is_of_the_time_when_it_was_1() -> None:
+def test_a_recorded_method_without_a_floor_is_of_the_time_when_it_was_1(own_store: str) -> None:
+    methods = ["uniform:rank=2", "planted:pattern=late", "planted:pattern=early,min_rank=2"]
+    store = connect(study_from({"tracking_uri": own_store}).tracking)
+    study = StudyRun.open(store, study_id="old", name="old", say=print)
+    study.json(CONFIG, {"methods": methods, "lr": [1e-2], "seeds": [0]})
+    study.flush()
+    read = study_settings(StudyRun.find(store, "old"))["methods"]
+    assert read == ["uniform:rank=2", "planted:pattern=late,min_rank=none", "planted:pattern=early,min_rank=2"]
+    assert MethodSpec.parse(read[1]).label == "planted-late-r2"
+    study.end("FINISHED")
+    store.close()
+
+
+def test_the_floor_is_recorded_where_its_method_has_a_default() -> None:
     texts = ["uniform", "planted:pattern=late", "random:of=planted", "planted", "planted:min_rank=1", "of=nowhere,"]
     recorded = settings_to_record({"methods": texts})["methods"]
     assert recorded == [
@@ -242,7 +254,8 @@ def test_a_planted_study_is_an_ordinary_one(
 
 def small(folder: Path, base: Path) -> list[str]:
     words = {
-        "model": base, "distance": 0.005, "examples": 16, "test-examples": 8, "length": 8, "steps": 2,
+        "model": base, "distance": 0.005, "examples": 16, "test-examples": 8, "length": 8, "steps": 3, "lr": "1e-2",
+        "validation-examples": 8,
         "patterns": "sparse", "methods": "random:of=planted", "seeds": "0 1", "batch-size": 4,
         "output": folder / "out", "tracking-uri": f"sqlite:///{folder}/m.db",
     }  # fmt: skip
@@ -254,33 +267,29 @@ def test_command_runs_a_study_a_teacher_and_continues(base_folder: Path, tmp_pat
     first = CliRunner().invoke(main, [*words, "--draws", "0 1"], catch_exceptions=False)
     assert first.exit_code == 0, first.output
     require_schema("planted", json.loads(first.stdout))
-    found = json.loads(first.stdout)["studies"]
+    found, table = (json.loads(first.stdout)[key] for key in ("studies", "table"))
     assert [entry["study_id"].rpartition("-")[0] for entry in found] == [
         "planted-sparse-flat-0", "planted-sparse-flat-1", "compare",
     ]  # fmt: skip
     methods = {method["label"]: method for method in found[-1]["comparison"]["methods"]}
     assert methods["planted-sparse-r2-min0@uniform-2"]["seeds"] == [0, 1, 10_000, 10_001]
+    assert [(row["pattern"], row["trials"]) for row in table] == [("sparse", 4)] * 2
+    assert {row["method"] for row in table} == set(methods) - {"uniform-r16@uniform-2"}
+    assert found[-1]["comparison"]["headroom"]["share"] == table[0]["headroom"]
     again = CliRunner().invoke(main, words, catch_exceptions=False)
     assert "6 trials are finished already; 0 to run" in again.stderr
     assert json.loads(again.stdout)["studies"][0]["comparison"]["methods"] == found[0]["comparison"]["methods"]
 
 
-def comparison(**means: float) -> Any:
-    """Return a comparison with nothing but differences to uniform; the oracle is better where it has one below 0."""
-    methods = [
-        SimpleNamespace(
-            label=label,
-            difference=SimpleNamespace(mean=mean),
-            verdict=SimpleNamespace(kind="better" if mean < 0 else "no difference shown"),
-        )
-        for label, mean in means.items()
-    ]
-    return SimpleNamespace(methods=methods, method=lambda label: next(m for m in methods if m.label == label))
-
-
-def test_recovered_is_the_share_of_the_oracles_gain() -> None:
-    assert recovered(comparison(oracle=-0.2, good=-0.1, bad=0.1), "oracle") == pytest.approx({"good": 0.5, "bad": -0.5})
-    assert recovered(comparison(oracle=0.0, good=-0.1), "oracle") == {}
+def test_another_base_takes_planted_ranks_by_role(make_bench: Callable[..., StudyContext], llama_folder: Path) -> None:
+    data = TEACHER.replace("sparse", "two_families").replace("0.005", "0.0001")
+    oracle = "planted:pattern=two_families,budget=uniform-3"
+    bench = make_bench(model=str(llama_folder), data=data, methods=f"uniform:budget=uniform-3 {oracle}")
+    task = bench.task
+    assert isinstance(task, PlantedTask)
+    assert {name.rpartition(".")[2] for name, rank in task.ranks.items() if rank} == {"o_proj", "down_proj"}
+    assert abs(bench.losses(task.teacher, bench.splits(0).test).loss) < 1e-6
+    assert task.plan_scores(bench.plan(MethodSpec.parse(oracle), seed=0, fold=0))["planted_energy"] == 1
 
 
 @pytest.mark.parametrize(
@@ -347,3 +356,13 @@ def test_all_problems_of_the_settings_are_said_at_once() -> None:
 def test_a_study_of_another_floor_is_told_why_it_is_refused() -> None:
     assert "min_rank" in _why_other_teacher("planted:pattern=late")
     assert _why_other_teacher("planted:pattern=late,min_rank=0") == _why_other_teacher("rows.jsonl") == ""
+
+
+def test_defaults_are_one_alpha_a_race_of_rates_and_128_texts_to_choose_on() -> None:
+    teacher, study = next(PlantedStudies(patterns=("late",)).studies({}))
+    assert (study.train.scaling, study.race, study.train.max_steps, len(study.lr)) == ("standard", True, 800, 3)
+    assert round(study.data.validation_share * teacher.texts) == 128
+    assert study.specs[1].label == teacher.method().label == teacher.oracles()[0]
+    assert not next(PlantedStudies(lr=(4e-3,)).studies({}))[1].race
+    floor, study = next(PlantedStudies(patterns=("late",), min_rank=1).studies({}))
+    assert study.specs[1].label == floor.method().label == "planted-late-r2@uniform-2"

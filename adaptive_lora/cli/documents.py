@@ -36,7 +36,9 @@ DOCUMENTS = {
     "export": Document(1, "the folder that was written", ("cli.shapes.ExportShape",)),
     "ladder": Document(1, "as `study`", (*_COMPARED, "cli.shapes.RunShape")),
     "plan": Document(1, "rank and alpha of every site, totals, memory", ("cli.shapes.PlanShape",)),
-    "planted": Document(1, "one comparison per planted teacher", ("cli.shapes.PlantedShape",)),
+    "planted": Document(
+        1, "one comparison per planted teacher, and the table of patterns and methods", ("cli.shapes.PlantedShape",)
+    ),
     "power": Document(1, "numbers of seeds and examples that are needed", ("runner.power.Answer",)),
     "profile": Document(1, "importance of every site, as `plan --profile` reads it", ("cli.shapes.ProfileShape",)),
     "study": Document(1, "as `compare`, and the number of trials run", (*_COMPARED, "cli.shapes.RunShape")),

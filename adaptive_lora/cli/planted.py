@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.allocation import MethodSpec
@@ -46,16 +47,23 @@ class PlantedStudies:
     budget: str = option(
         _TEACHER["budget"], "parameters of the planted change and of every method: a number or uniform-R"
     )
+    min_rank: int = option(_TEACHER["min_rank"], "planted rank of the sites outside a pattern", limits=Limits(low=0))
     seeds: tuple[int, ...] = option(tuple(range(8)), "seeds of initialisation and order")
     distance: float = option(
         _TEACHER["distance"], "KL(teacher || base) that the planted change is scaled to", unit="nats per token"
     )
     examples: int = option(512, "texts of the teacher to learn from", limits=Limits(low=8))
     test_examples: int = option(128, "texts of the teacher to test on", limits=Limits(low=8))
+    validation_examples: int = option(128, "texts of the teacher to choose rates on", limits=Limits(low=8))
     length: int = option(_TEACHER["length"], "length of each text", unit="tokens")
     steps: int = option(800, "optimiser steps of each method", limits=Limits(low=1))
     batch_size: int = option(8, "texts per step", limits=Limits(low=1))
-    lr: tuple[float, ...] = option((1e-2,), "learning rates; with several, each method's is chosen on validation")
+    lr: tuple[float, ...] = option(
+        (2e-3, 4e-3, 8e-3),
+        "learning rates, of which each method's is chosen on validation; of several the grid is extended by a factor "
+        "of 2 while a method's is at its end",
+    )
+    race: bool = option(True, "stop rates that are clearly behind on the way", switch=True)
     precision: str = option("fp32", "compute type", limits=Limits(choices=("auto", *Precision)))
     output: str = option("adaptive-lora-out", "folder for reports and adapters")
 
@@ -69,16 +77,19 @@ class PlantedStudies:
             if not MethodSpec.parse(text).options.gives_ranks:
                 raise ConfigError(f"methods: '{text}' gives no ranks; required an allocation.")
 
+    def name_of(self, teacher: PlantedTeacher) -> str:
+        """Return the name of a teacher's cell: its pattern, with its spectrum where there are several."""
+        return teacher.pattern if len(self.spectra) == 1 else f"{teacher.pattern}, {teacher.spectrum}"
+
     def studies(self, tracking: dict[str, object]) -> Iterator[tuple[PlantedTeacher, StudyConfig]]:
         """Yield every teacher with its study."""
-        validation = max(8, self.test_examples // 4)
-        texts = self.examples + self.test_examples + validation
+        texts = self.examples + self.test_examples + self.validation_examples
         for pattern, spectrum, draw in product(self.patterns, self.spectra, self.draws):
             given = {"pattern": pattern, "spectrum": spectrum, "draw": draw, "texts": texts}
-            teacher = read_options(
-                PlantedTeacher, {name: getattr(self, name) for name in ("budget", "distance", "length")} | given
-            )
-            oracle = f"planted:pattern={pattern},draw={draw}"
+            shared = ("budget", "distance", "length", "min_rank")
+            teacher = read_options(PlantedTeacher, {name: getattr(self, name) for name in shared} | given)
+            floor = "none" if self.min_rank == 1 else self.min_rank  # as `PlantedTeacher.method` has it
+            oracle = f"planted:pattern={pattern},draw={draw},min_rank={floor}"
             methods = [
                 f"{text}{',' if ':' in text else ':'}budget={self.budget}"
                 for text in ("uniform", oracle, *self.methods)
@@ -88,27 +99,16 @@ class PlantedStudies:
                 "data": str(teacher),
                 "methods": methods,
                 "test_share": self.test_examples / texts,
-                "validation_share": validation / texts,
+                "validation_share": self.validation_examples / texts,
                 "max_steps": self.steps,
                 "epochs": self.steps,  # more than enough: max_steps ends the training
-                "validations": 1,
+                "validations": 3,
+                "race": self.race and len(self.lr) > 1,
                 "registered_model": "adaptive-lora-planted",
             }
-            shared = ("model", "seeds", "batch_size", "lr", "precision", "output")
-            settings |= {name: getattr(self, name) for name in shared} | tracking
+            alike = ("model", "seeds", "batch_size", "lr", "precision", "output")
+            settings |= {name: getattr(self, name) for name in alike} | tracking
             yield teacher, study_from(settings)
-
-
-def recovered(comparison: Comparison, oracle: str) -> dict[str, float]:
-    """Return method -> share of what the planted ranks gain over uniform; empty where they are not shown to gain."""
-    known = comparison.method(oracle)
-    if known.difference is None or known.verdict.kind != "better":
-        return {}
-    return {
-        method.label: method.difference.mean / known.difference.mean
-        for method in comparison.methods
-        if method.difference is not None and method.label != oracle
-    }
 
 
 @main.command(extra="study")
@@ -124,29 +124,41 @@ def planted(as_json: bool, **options: Any) -> None:
     config = read_options(PlantedStudies, given)
     studies = list(config.studies(tracking))
     require_reachable(studies[0][1].tracking)
-    from adaptive_lora.runner.comparison_input import Selection
-    from adaptive_lora.runner.run import compare_study, run_study
+    from adaptive_lora.analysis.report.figures import draw_cells
+    from adaptive_lora.runner.planted import compare_together, print_table, rows_of, run_tuned
 
     console = make_console()
     found: list[dict[str, Any]] = []
 
-    def conclude(data: str, result: StudyResult, oracle: str) -> str:
-        comparison, shares = result.comparison, recovered(result.comparison, oracle)
+    def conclude(data: str, result: StudyResult) -> StudyResult:
+        comparison = result.comparison
+        shares = recovered(comparison)
         found.append(
             {"data": data, "study_id": result.study_id, "recovered": shares, "comparison": comparison.to_dict()}
         )
-        for label, share in shares.items():
-            console.print(f"{shown(label)} recovers {share:+.0%} of what the planted ranks gain", highlight=False)
         console.print(f"[bold]report[/]    {shown(result.report().resolve())}", highlight=False, soft_wrap=True)
-        return result.study_id
+        return result
 
+    cells: list[tuple[str, Comparison]] = []
     draws = len(config.draws)
-    for first in range(0, len(studies), draws):
-        group = studies[first : first + draws]
-        ids = [conclude(str(t), run_study(study, console).study_result, t.method().label) for t, study in group]
-        if draws > 1:
-            selection = Selection(study_ids=tuple(ids), allow_mixed=True)
-            result, _ = compare_study(group[0][1].tracking, selection, {"output": config.output}, console)
-            conclude(" and ".join(str(teacher) for teacher, _ in group), result, group[0][0].method().label)
+    for group in (studies[first : first + draws] for first in range(0, len(studies), draws)):
+        results = [conclude(str(teacher), run_tuned(study, console)) for teacher, study in group]
+        if len(group) > 1:
+            result = compare_together(group[0][1].tracking, results, config.output, console)
+            results.append(conclude(" and ".join(str(teacher) for teacher, _ in group), result))
+        cells.append((config.name_of(group[0][0]), results[-1].comparison))
+    rows = [row for name, comparison in cells for row in rows_of(name, comparison)]
+    print_table(rows, cells[0][1].confidence, console)
+    if (figure := draw_cells(cells, Path(config.output))) is not None:
+        console.print(f"[bold]figure[/]    {shown(figure.resolve())}", highlight=False, soft_wrap=True)
     if as_json:
-        print_document("planted", {"studies": found})
+        print_document("planted", {"studies": found, "table": [dataclasses.asdict(row) for row in rows]})
+
+
+def recovered(comparison: Comparison) -> dict[str, float]:
+    """Return method -> share of what the planted ranks gain over uniform; empty where they are not shown to gain."""
+    cell = comparison.headroom
+    if cell is None or comparison.method(cell.oracle).verdict.kind != "better":
+        return {}
+    shares = {row.method: row.recovered for row in cell.methods if row.method != cell.oracle}
+    return {method: share for method, share in shares.items() if share is not None}

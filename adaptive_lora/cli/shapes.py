@@ -240,10 +240,44 @@ class TeacherShape(TypedDict):
     """As `compare` prints it."""
 
 
+class IntervalShape(TypedDict):
+    """Confidence interval, or the reason why there is none."""
+
+    low: float | None
+    high: float | None
+    method: str
+    note: str
+
+
+class PlantedRowShape(TypedDict):
+    """One method on one pattern."""
+
+    pattern: str
+    method: str
+    trials: int
+    """Number of pairs, each of one teacher and seed."""
+    headroom: float
+    """Gain of the planted ranks as a share of uniform's loss."""
+    headroom_interval: IntervalShape
+    separates: bool
+    """Mark of a pattern on which methods can be told apart."""
+    recovered: float | None
+    """Share of that gain; null where the planted ranks gain nothing."""
+    interval: IntervalShape
+    verdict: str
+    """Verdict against uniform."""
+    trainings: float | None
+    """Cost of one trial with its profile and search, in trainings."""
+    lr: float | None
+    """Its learning rate; null where pooled studies chose different ones."""
+
+
 class PlantedShape(TypedDict):
-    """One study per teacher."""
+    """One study per teacher; of several draws also their comparison together."""
 
     studies: list[TeacherShape]
+    table: list[PlantedRowShape]
+    """One row per pattern and method, of all draws together."""
 
 
 class RunShape(TypedDict):

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adaptive_lora.allocation import MethodSpec
-from adaptive_lora.analysis.comparison import SeedPlan
+from adaptive_lora.analysis.comparison import Outcome, SeedPlan
+from adaptive_lora.analysis.comparison.trials import choose_rate, tabulate
 from adaptive_lora.config import EARLIER_NAMES, current_settings, digest, ladder_rungs
 from adaptive_lora.errors import ConfigError, DataError, TrackingError
 from adaptive_lora.redaction import hide_credentials
@@ -51,6 +52,8 @@ class Selection:
     """Filter in MLflow's syntax over trial runs of all experiments, or None."""
     allow_mixed: bool = False
     """Permission to compare across data sets, splits and bases, with pairs only within each."""
+    own_rates: bool = False
+    """Choice of each method's learning rate within each of these, instead of one rate for all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +128,8 @@ def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput
     records = _newest(store, runs)
     _require_finished(records, "the selection")
     mixed = _differences(records)
+    own_rates = bool(mixed) and selection.own_rates
+    records = _at_own_rates(records) if own_rates else records
     if mixed and not selection.allow_mixed:
         raise DataError(
             f"these trials cannot be compared: {'; '.join(mixed)}. Compare one kind at a time, or "
@@ -139,7 +144,7 @@ def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput
         title=f"Comparison of {title}",
         home=open_comparison(store, key, f"comparison of {title}"[:250]),
         query=selection.query,
-        mixed=mixed,
+        mixed=[*mixed, *(["each method at the learning rate that it chose for each kind"] if own_rates else [])],
     )
 
 
@@ -284,6 +289,22 @@ def _differences(records: Sequence[TrialRecord]) -> list[str]:
             listed = " against ".join(f"{value} ({', '.join(sorted(who))})" for value, who in sides.items())
             found.append(f"{what} differs: {listed}")
     return found
+
+
+def _at_own_rates(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials at the rate that each method chose within each data set, split and base, as one arm.
+
+    The rate of such an arm is not known: it is not one number.
+    """
+    groups: dict[tuple[object, ...], list[TrialRecord]] = defaultdict(list)
+    for record in records:
+        groups[*(_kind(record, what) for what in SAME), record.method].append(record)
+    kept: list[TrialRecord] = []
+    for group in groups.values():
+        curve = choose_rate(tabulate(group, group[0].method), group[0].method, Outcome())
+        lr = next((rate.lr for rate in curve if rate.chosen), group[0].lr)
+        kept += [dataclasses.replace(record, lr=None) for record in group if record.lr == lr]
+    return kept
 
 
 _APART = 10_000

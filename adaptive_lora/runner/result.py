@@ -19,6 +19,7 @@ from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.analysis.comparison import Comparison, MethodSummary, compare
 from adaptive_lora.analysis.comparison.forgetting import ForgettingBound
+from adaptive_lora.analysis.comparison.headroom import headroom_of
 from adaptive_lora.analysis.comparison.ladder import ladder_of
 from adaptive_lora.analysis.comparison.types import NO_WINNER
 from adaptive_lora.analysis.comparison.wording import interval_clause, plain, signed
@@ -26,6 +27,7 @@ from adaptive_lora.analysis.report import PAGE, About, ComparisonResult, render_
 from adaptive_lora.analysis.report.tables import stored_table
 from adaptive_lora.analysis.stats import Correction
 from adaptive_lora.config import StudyConfig
+from adaptive_lora.config.planted import PlantedTeacher
 from adaptive_lora.errors import AdapterError
 from adaptive_lora.models.errors import is_bug
 from adaptive_lora.results import TrialRecord
@@ -146,6 +148,10 @@ def compare_input(comparison_input: ComparisonInput, config: StudyConfig, baseli
     if rungs:
         among = answer([one for one in comparison_input.records if one.method in rungs | {base}])
         comparison = dataclasses.replace(comparison, ladder=ladder_of(among))
+    if (teacher := PlantedTeacher.parse(str(comparison_input.settings.get("data")))) is not None:
+        oracle = next(filter(comparison.places.__contains__, teacher.oracles()), "")
+        found = headroom_of(comparison, comparison_input.records, oracle)
+        comparison = dataclasses.replace(comparison, headroom=found)
     if not comparison_input.mixed:
         return comparison
     note = (

@@ -291,3 +291,38 @@ class Ladder:
     """Least that the best rung wins, in the unit of the outcome; positive is better; None without an interval."""
     high: float | None
     """Most that the best rung wins, which no allocation within the budget exceeds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recovery:
+    """Share of what the planted ranks gain over uniform that a method gains."""
+
+    method: str
+    recovered: float | None
+    """Share of mean gains over paired trials: 1 as the planted ranks, 0 as uniform; None where those gain nothing."""
+    interval: Interval
+    """Interval of the share."""
+    verdict: VerdictKind
+    """Verdict against uniform."""
+    trainings: float | None
+    """Cost of one trial with its profile and search, in trainings of its own final ranks; None where not recorded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Headroom:
+    """Gain of the planted ranks over uniform ranks: what there is to recover."""
+
+    text: str
+    """Sentence that says whether methods can be told apart."""
+    oracle: str
+    """Label of the method with the planted ranks."""
+    share: float
+    """Gain of the planted ranks as a share of the baseline's loss; 0 where they are its own."""
+    interval: Interval
+    """Interval of the share over paired trials."""
+    trials: int
+    """Number of pairs, each of one teacher and seed."""
+    separates: bool
+    """Mark of a gain of at least `SEPARATING` that is shown to be above 0."""
+    methods: tuple[Recovery, ...]
+    """All methods but the baseline, in the order of the comparison."""

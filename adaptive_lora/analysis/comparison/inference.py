@@ -105,7 +105,7 @@ def choose_margin(
     if given is not None:
         if given <= 0:
             raise DataError(f"margin: required above 0 {unit}".rstrip() + f", got {given:g}.")
-        return Margin(value=given, source=f"given by the user, in {unit or 'the unit of the score'}")
+        return Margin(value=given, source=f"given, in {unit or 'the unit of the score'}")
     if frozen_loss is None or base_loss is None:
         return Margin(
             value=None,

@@ -17,6 +17,7 @@ from adaptive_lora.analysis.comparison.findings import (
     EarlyRate,
     Forgetting,
     FrontArea,
+    Headroom,
     Ladder,
     ParetoFront,
     PowerAnswer,
@@ -315,6 +316,8 @@ class Comparison:
     """Facts that reproduce it: study, store, base, data, precision, versions, command, settings."""
     ladder: Ladder | None = None
     """Bound on what an allocation could win; None where the study has no ladder."""
+    headroom: Headroom | None = None
+    """Gain of the planted ranks, and what each method recovers of it; None where no ranks were planted."""
     looks: tuple[Look, ...] = ()
     """Looks of a study whose seeds were added until it was decided; empty where all were planned at once."""
     retained: tuple[RetainedSource, ...] = ()
@@ -336,8 +339,9 @@ class Comparison:
 
     @property
     def headline(self) -> str:
-        """Sentences shown before everything else: the ladder's, the answer and its remarks."""
-        return " ".join((*([self.ladder.text] if self.ladder else ()), self.answer, *self.remarks))
+        """Sentences shown before everything else: those of ladder and headroom, the answer and its remarks."""
+        first = (found.text for found in (self.ladder, self.headroom) if found is not None)
+        return " ".join((*first, self.answer, *self.remarks))
 
     @cached_property
     def places(self) -> Mapping[str, int]:
@@ -351,11 +355,12 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values: no NaN, no infinity; a note accompanies each None.
 
-        Keys about retained data, looks and a ladder are there only where a study has them.
+        Keys about retained data, looks, a ladder and headroom are there only where a study has them.
         """
         values = {"headline": self.headline, "fairness": list(self.fairness), **jsonable(self)}
-        if self.ladder is None:
-            del values["ladder"]
+        for name in ("ladder", "headroom"):
+            if getattr(self, name) is None:
+                del values[name]
         if not self.looks:
             del values["looks"]
         if not self.retained:

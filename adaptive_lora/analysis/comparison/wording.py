@@ -8,7 +8,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from adaptive_lora.analysis.comparison.types import Parameters, SeedMean
-from adaptive_lora.analysis.stats import REPEATED, STUDENT, Interval
+from adaptive_lora.analysis.stats import FIELLER, REPEATED, STUDENT, Interval
 
 MINUS = "\N{MINUS SIGN}"
 ABSENT = "n/a"
@@ -71,7 +71,7 @@ def confidence_text(confidence: float) -> str:
 
 def method_text(method: str) -> str:
     """Return the method of an interval in words, such as "BCa bootstrap"."""
-    return method if method == REPEATED or STUDENT in method else f"{method} bootstrap"
+    return method if method in (REPEATED, FIELLER) or STUDENT in method else f"{method} bootstrap"
 
 
 def intervals_note(intervals: Iterable[Interval | None]) -> str:
@@ -94,6 +94,11 @@ def p_text(p: float | None) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """Return a share of the baseline as a signed percentage."""
     return f"{100 * share:+.{digits}f} %".replace("-", MINUS)
+
+
+def whole_percent(share: float) -> str:
+    """Return a share in whole percent, without the sign of percent."""
+    return f"{100 * share:.0f}".replace("-", MINUS)
 
 
 def count(number: float | None) -> str:

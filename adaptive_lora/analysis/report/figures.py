@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from adaptive_lora.analysis.comparison import Comparison, Cost
 from adaptive_lora.analysis.comparison.inference import one_sided
 from adaptive_lora.analysis.comparison.wording import confidence_text, interval_methods
-from adaptive_lora.analysis.report import forgetting_figures, loss_figures, rank_figures, tables
+from adaptive_lora.analysis.report import forgetting_figures, loss_figures, planted_figures, rank_figures, tables
 from adaptive_lora.analysis.report.style import STYLE, drawn_clause
 from adaptive_lora.analysis.report.svg import to_svg
 from adaptive_lora.analysis.report.tables import described
@@ -36,8 +36,11 @@ class Drawing:
     """Inline SVG whose text and lines take the page's colours."""
 
 
+PLANTED = "planted"
+"""File name of the figure of several planted teachers."""
 _FIGURES: Mapping[str, Callable[[Comparison, Sequence[TrialRecord], Mapping[str, str]], Figure | None]] = {
     "ladder": lambda c, _, __: loss_figures.ladder(c),
+    "recovered": lambda c, _, __: planted_figures.recovered_of(c),
     "differences": lambda c, _, __: loss_figures.differences(c),
     "learned_against_forgotten": lambda c, records, _: forgetting_figures.learned_against_forgotten(c, records),
     "loss_against_served_parameters": lambda c, _, __: loss_figures.pareto(c, Cost.SERVED),
@@ -75,6 +78,23 @@ def draw_all(
     return tuple(drawings)
 
 
+def draw_cells(cells: Sequence[tuple[str, Comparison]], folder: Path) -> Path | None:
+    """Write the figure of several comparisons as PNG, SVG and PDF; return the PNG, None where nothing can be recovered.
+
+    Args:
+        cells: title of a comparison, and the comparison.
+        folder: folder that is made where missing.
+    """
+    known = [(title, comparison.headroom) for title, comparison in cells if comparison.headroom is not None]
+    with matplotlib.style.context(STYLE):
+        figure = planted_figures.recovered(known)
+        if figure is None:
+            return None
+        folder.mkdir(parents=True, exist_ok=True)
+        _save(figure, folder / PLANTED, "Recovered shares of planted ranks")
+    return (folder / PLANTED).with_suffix(".png")
+
+
 def _fillings(comparison: Comparison) -> Mapping[str, str]:
     """Return the words that stand in braces in `figures.yaml`, beside those of tables."""
     level = confidence_text(comparison.confidence)
@@ -97,7 +117,6 @@ def _fillings(comparison: Comparison) -> Mapping[str, str]:
         "summed": "summed over the response, " if outcome.is_loss else "",
         "Side": "Right" if outcome.higher_is_better else "Left",
         "dots": "each dot one seed" if comparison.over == "seed" else "the dot one run",
-        "baseline": comparison.baseline,
         "confidence": level,
         "forgetting methods": _in_brackets(
             found.forgotten.interval for m in comparison.methods for found in m.forgetting.values()

@@ -77,7 +77,7 @@ def _parameters(found: types.Parameters) -> str:
 
 
 def _share(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{words.whole_percent(share)} %"
 
 
 def _early_rate(rate: EarlyRate) -> str:
@@ -113,6 +113,8 @@ _FORMATS: Mapping[str, _Text] = {
     "bytes": words.bytes_text,
     **{f"mean {digits}": partial(mean_text, digits=digits) for digits in range(5)},
     "mean %": partial(mean_text, digits=2, scale=100.0),
+    "trainings": "{:.2f}".format,
+    "share interval": partial(interval_text, number=words.whole_percent),
     "interval": partial(interval_text, number=plain),
     "signed interval": interval_text,
     "parameters": _parameters,
@@ -227,6 +229,7 @@ def fillings(comparison: Comparison) -> Mapping[str, str]:
     raced = " Rates that fell behind on validation loss were stopped on the way, by one rule for all methods."
     return {
         "accuracy": "Token accuracy" if per_token else "Accuracy",
+        "baseline": comparison.baseline,
         "confidence": words.confidence_text(comparison.confidence),
         "correction": comparison.correction,
         "each": "averaged over seeds" if comparison.over == "seed" else "of one run per method",
@@ -340,6 +343,7 @@ def more_tables(comparison: Comparison) -> list[TextTable]:
     records = {
         "Scores": comparison.methods,
         "Ladder": comparison.ladder.rungs if comparison.ladder else (),
+        "Planted ranks": comparison.headroom.methods if comparison.headroom else (),
         "Looks": looks,
         "Forgetting": _forgotten(comparison),
         "Cost and efficiency": comparison.methods,

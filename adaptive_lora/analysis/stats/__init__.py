@@ -47,6 +47,7 @@ from adaptive_lora.analysis.stats.power import (
     wilson_interval,
 )
 from adaptive_lora.analysis.stats.racing import RACE_RULE, RaceRule, nearest_passes, standing
+from adaptive_lora.analysis.stats.ratio import FIELLER, ratio_of_means
 from adaptive_lora.analysis.stats.sequential import (
     REPEATED,
     Looks,
@@ -78,15 +79,15 @@ from adaptive_lora.analysis.stats.two_way import (
 )
 
 __all__ = [
-    "EXACT_SEEDS", "RACE_RULE", "REPEATED", "STUDENT", "Components", "Correction", "Effect", "Interval", "Looks",
-    "RaceRule", "attainable_p",
+    "EXACT_SEEDS", "FIELLER", "RACE_RULE", "REPEATED", "STUDENT", "Components", "Correction", "Effect", "Interval",
+    "Looks", "RaceRule", "attainable_p",
     "benjamini_hochberg", "bootstrap_interval", "checked_seeds", "equivalence_t_test", "equivalence_test",
     "examples_for_new_examples", "examples_for_power", "expanded_confidence", "few_seeds", "fewest_seeds",
     "first_reached", "front_gain", "front_share", "hierarchical_bootstrap", "holm", "interval_of_draws",
     "least_seeds", "mean_agreement", "mean_interval", "nearest_passes", "noninferiority_test", "normality",
     "paired_effect",
-    "paired_power", "paired_t", "pareto_front", "rank_agreement", "repeated_interval", "seeds_for_power",
-    "sequential_p", "sequential_sign_flip", "sign_flip_ps",
+    "paired_power", "paired_t", "pareto_front", "rank_agreement", "ratio_of_means", "repeated_interval",
+    "seeds_for_power", "sequential_p", "sequential_sign_flip", "sign_flip_ps",
     "sign_flip_test", "simulated_power", "standing", "step_down_max_t", "symmetry", "t_interval",
     "two_way_interval", "variance_components", "wilcoxon", "wilson_interval",
 ]  # fmt: skip
