@@ -96,6 +96,10 @@ def test_headroom_is_the_oracles_share_and_says_whether_methods_can_be_told_apar
     assert weak is not None
     assert not weak.separates
     assert "this data cannot" in weak.text
+    few = compared(oracle=-0.9, seeds=1)[0].headroom
+    assert few is not None
+    assert not few.separates
+    assert few.text.endswith("whether methods can be told apart is open.")
     assert next(row for row in weak.methods if row.method == METHOD).interval.low is None
     assert compared(oracle=-0.9)[0].headroom.text.endswith("methods can be told apart.")  # type: ignore[union-attr]
 

@@ -116,7 +116,7 @@ def print_table(rows: Iterable[PlantedRow], confidence: float, console: Console)
     table = Table(*heads, header_style="bold", box=None)
     for row in rows:
         cost = ABSENT if row.trainings is None else f"{row.trainings:.2f}"
-        headroom = _share(row.headroom, row.headroom_interval) + ("" if row.separates else " (cannot separate)")
+        headroom = _share(row.headroom, row.headroom_interval) + ("" if row.separates else " (not shown to separate)")
         share = _share(row.recovered, row.interval)
         table.add_row(row.pattern, str(row.trials), headroom, shown(row.method), share, str(row.verdict), cost)
     console.print(table)

@@ -45,7 +45,9 @@ def recovered(cells: Sequence[tuple[str, Headroom]]) -> Figure | None:
         axes.set_xticks([-1, 0, 1], ["\N{MINUS SIGN}100 %", "uniform", "planted ranks"])
         axes.grid(False)
         if title:
-            found = f"headroom {words.whole_percent(cell.share)} %" + ("" if cell.separates else ", cannot separate")
+            found = f"headroom {words.whole_percent(cell.share)} %" + (
+                "" if cell.separates else ", not shown to separate"
+            )
             axes.set_title(clean(f"{title}: {found}"), loc="right")
     return figure
 
