@@ -164,6 +164,8 @@ UNPLANNED = {
     "peft:type=DEFT,decomposition_method=svd": "expected one of relu, qr, got 'svd'",
     "peft:type=C3A,block_size=7": "PEFT does not build this on LlamaForCausalLM: The block size should be a factor",
     "peft:type=DELORA,r=3,budget=uniform-2": "r=3 trains 3,",
+    "peft:type=VBLORA,num_vectors=4,topk=5,vector_length=16": "num_vectors=4 is below topk=5, with which PEFT does not",
+    "peft:type=VBLORA,num_vectors=1,vector_length=16": "num_vectors=1 is below topk=2",
 }
 
 
@@ -178,6 +180,16 @@ def test_a_plan_says_by_how_much_it_is_above_its_budget(llama_folder: Path) -> N
     """DELORA trains a number beside A and B at each of 14 sites."""
     report = al.plan(AutoModelForCausalLM.from_pretrained(llama_folder), "peft:type=DELORA,budget=uniform-4")
     assert "4,096, exceeded by 14" in str(report)
+
+
+def test_a_plan_says_where_an_adapter_has_more_parameters_than_the_weight(llama_folder: Path) -> None:
+    base = architecture_of(llama_folder)
+    (note,) = plan_of("peft:type=HIRA,r=400", base).notes
+    first = base.sites[0]
+    number, rows, columns = 400 * (first.in_features + first.out_features), first.out_features, first.in_features
+    assert f"at 14 of 14 sites, such as {first.name} ({number:,} for {rows} x {columns}): take a smaller size" in note
+    for text in ("peft:type=HIRA,r=8", "peft:type=LILY,r=2", "peft:type=VERA,r=400"):  # LILY shares tensors
+        assert plan_of(text, base).notes == ()
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -54,6 +54,11 @@ def type_options(kind: str) -> Mapping[str, Any]:
     return {name: hints[name] for name in names if _is_single(hints[name])}
 
 
+def default_of(kind: str, name: str) -> Any:
+    """Return PEFT's default of an option of a type."""
+    return next(field.default for field in dataclasses.fields(config_class(kind)) if field.name == name)
+
+
 def _is_single(annotation: Any) -> bool:
     origin = typing.get_origin(annotation)
     if origin in (types.UnionType, typing.Union):

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adaptive_lora.allocation.architecture import Architecture, size
+from adaptive_lora.allocation.architecture import Architecture, Shape, size
 from adaptive_lora.allocation.plan import RankPlan, budget_of
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.allocation.tuner_plan import TunerPlan
 from adaptive_lora.errors import AllocationError
-from adaptive_lora.methods.adapters.peft_build import DoesNotFit, parsed, trained_shapes
+from adaptive_lora.methods.adapters.peft_build import DoesNotFit, default_of, parsed, trained_shapes
 from adaptive_lora.methods.peft_types.table import TYPES, PeftType, Values
 
 if TYPE_CHECKING:
@@ -129,9 +129,16 @@ def _plan(
     """Return the plan of a type at these sites with these options.
 
     Raises:
-        AllocationError: PEFT does not build it, or it has nothing to train at a site.
+        AllocationError: PEFT does not build or run it, or it has nothing to train at a site.
     """
-    settings = {"type": method.type, "options": dict(options)}
+    settings, facts = {"type": method.type, "options": dict(options)}, TYPES[method.type]
+    if facts.at_least:
+        own, least = (options.get(name, default_of(method.type, name)) for name in (facts.size, facts.at_least))
+        if own < least:
+            raise AllocationError(
+                f"{label}: {facts.size}={own} is below {facts.at_least}={least}, with which PEFT does not run. Raise "
+                f"{facts.size} or the budget, or lower {facts.at_least}."
+            )
     try:
         tensors = trained_shapes(base, sites, settings)
     except DoesNotFit as error:
@@ -148,7 +155,25 @@ def _plan(
         settings={**settings, "targets": [site.name for site in sites]},
         tensors=tensors,
         budget=budget,
-        notes=notes,
+        notes=(*notes, *_above_weights(method.type, sites, tensors)),
+    )
+
+
+def _above_weights(kind: str, sites: Sequence[AdapterSite], tensors: Mapping[str, Shape]) -> tuple[str, ...]:
+    """Return a remark on sites whose part of the adapter has more parameters than their weight."""
+    least = dict[tuple[int, int], int]()  # of sites of one shape: a tensor that sites share is named by one of them
+    for site in sites:
+        own = sum(size(shape) for name, shape in tensors.items() if name.startswith(f"{site.name}."))
+        shape = (site.in_features, site.out_features)
+        least[shape] = min(own, least.get(shape, own))
+    above = [s for s in sites if least[s.in_features, s.out_features] > s.in_features * s.out_features]
+    if not above:
+        return ()
+    name, rows, columns = above[0].name, above[0].out_features, above[0].in_features
+    return (
+        f"{kind} trains more parameters than the weight has at {len(above)} of {len(sites)} sites, such as {name} "
+        f"({least[columns, rows]:,} for {rows:,} x {columns:,}): "
+        "take a smaller size, or the method full.",
     )
 
 

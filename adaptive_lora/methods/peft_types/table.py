@@ -36,6 +36,8 @@ class PeftType:
     """Option of its configuration with a size per site; empty: all sites have the same."""
     multiple_of: str = ""
     """Option whose value divides the size; empty: none."""
+    at_least: str = ""
+    """Option whose value the size must reach, where PEFT builds smaller ones but does not run them; empty: none."""
     step: int = 1
     """Step between sizes where that option is not given."""
     variants: tuple[str, ...] = ()
@@ -80,7 +82,7 @@ _OWN_TYPES: Mapping[str, PeftType] = MappingProxyType(
         "SUPERTUNING": PeftType(size="sparsity", values=Values.SHARE),
         "TINYLORA": PeftType(size="u"),
         "UNILORA": PeftType(size="theta_d_length"),
-        "VBLORA": PeftType(size="num_vectors", packed=True),
+        "VBLORA": PeftType(size="num_vectors", at_least="topk", packed=True),
         "VERA": PeftType(size="r", packed=True),
         "WAVEFT": PeftType(size="n_frequency", pattern="n_frequency_pattern", packed=True),
     }
