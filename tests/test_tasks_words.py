@@ -13,6 +13,10 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from task_bases import ENCODERS, run_and_prove, save_base, small_study, tagged_rows, write_rows
 from task_studies import GPT2
 
+from adaptive_lora.config import DataConfig
+from adaptive_lora.data.labelled import class_names
+from adaptive_lora.data.reading import read_table
+from adaptive_lora.data.tagged import tag_names
 from adaptive_lora.errors import DataError, ModelError
 from adaptive_lora.models.tasks.catalogue import task_named
 from adaptive_lora.runner.context import StudyContext
@@ -154,6 +158,44 @@ def test_rows_that_cannot_be_used_are_named(encoders: dict[str, Path], tmp_path:
         DataError, match=r"test\.json item 0 \(line 1\): column 'ner_tags' must hold tags of .*'B-shape'"
     ):
         StudyContext(small_study(encoders["bert"], good, test_data=str(test)))
+
+
+@pytest.mark.parametrize(
+    ("column", "rows"),
+    [
+        ("ner_tags", [{"tokens": ["a", "b"], "ner_tags": [0, 3]}, {"tokens": ["c"], "ner_tags": ["B-size"]}]),
+        ("label", [{"text": "a", "label": 3}, {"text": "b", "label": "large"}]),
+    ],
+)
+def test_numbers_beside_names_are_refused(column: str, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    """They would be further classes, where they are meant as the indices of the named ones."""
+    data = DataConfig(data=str(write_rows(tmp_path / "rows.json", rows)))
+    table = read_table(data)
+    read = tag_names if column == "ner_tags" else class_names
+    said = (
+        rf"'{column}' has numbers and names as classes, such as [03] \(rows.json item 0 .* and '.*' \(rows.json item 1"
+    )
+    with pytest.raises(DataError, match=said):
+        read(table, column)
+    for row in rows:
+        row[column] = [str(tag) for tag in row[column]] if isinstance(row[column], list) else str(row[column])
+    write_rows(tmp_path / "rows.json", rows)
+    assert read(read_table(data), column)[0] in ("0", "3")  # in texts, names may be numerals
+
+
+def test_classes_that_no_training_example_has_are_named(encoders: dict[str, Path], tmp_path: Path) -> None:
+    """One text has a tag that no other has; the remark stands where that text is not in the training split."""
+    rare = {"tokens": ["old", "oak"], "ner_tags": ["O", "B-tree"]}
+    data = write_rows(tmp_path / "rows.json", [*tagged_rows(9), rare])
+    shown = {"test": ["0 in validation, 1 in test"], "train": [], "validation": ["1 in validation, 0 in test"]}
+    for seed, place in ((0, "test"), (1, "train"), (5, "validation")):
+        context = StudyContext(
+            small_study(encoders["bert"], data, split_seed=seed, validation_share=0.3, test_share=0.3)
+        )
+        rank = context.data.labels.index("B-tree")
+        assert any(rank in each.inputs["tags"] for each in getattr(context.splits(0), place))
+        said = [line for line in context.data_summary.lines() if "classes that no training example has" in line]
+        assert [line.partition(": ")[2] for line in said] == [f"'B-tree' ({counts})" for counts in shown[place]]
 
 
 def test_tags_of_words_that_are_cut_are_counted(encoders: dict[str, Path], tmp_path: Path) -> None:

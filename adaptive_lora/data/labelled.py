@@ -101,17 +101,36 @@ def pick(table: Table, given: str | None, known: Iterable[str], option: str, wha
     )
 
 
+def require_one_kind(table: Table, column: str, classes: Mapping[Any, int]) -> None:
+    """Raise DataError if some of a column's classes are numbers, and others names; texts may be both.
+
+    Args:
+        table: table of the rows.
+        column: column of the classes.
+        classes: class -> index of a row that has it.
+    """
+    number = next((value for value in classes if not isinstance(value, str)), None)
+    name = next((value for value in classes if not_numeral(value)), None)
+    if number is not None and name is not None:
+        shown = " and ".join(f"{value!r:.50} ({table.where(classes[value])})" for value in (number, name))
+        raise DataError(
+            f"{table.name}: column '{column}' has numbers and names as classes, such as {shown}; required one kind. "
+            "Write the names of all, or numbers whose names the data set declares."
+        )
+
+
 def class_names(table: Table, column: str) -> tuple[str, ...]:
     """Return the names of the classes: those of the data set, or the sorted distinct values.
 
     Raises:
-        DataError: there are fewer than two classes.
+        DataError: there are fewer than two classes, or some are numbers and some are names.
     """
     names = table.classes.get(column)
     if names is None:
         values = [row.get(column) for row in table.rows]
         whole = all(type(value) is int for value in values if value is not None)
         texts = {text for value in values if (text := scalar_text(value))}
+        require_one_kind(table, column, {value: at for at, value in enumerate(values) if scalar_text(value)})
         odd = next((type(v).__name__ for v in values if v and scalar_text(v) is None), None)
         if odd is not None and not texts:
             raise DataError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from adaptive_lora.config import DataConfig
 from adaptive_lora.data.examples import Example, ExampleSet, content_id
-from adaptive_lora.data.labelled import pick
+from adaptive_lora.data.labelled import pick, require_one_kind
 from adaptive_lora.data.reading import Table, read_table, separate_test
 from adaptive_lora.data.rows import BadRow, refuse_weights, required_text
 from adaptive_lora.data.sources import Reader, example_set
@@ -50,12 +50,16 @@ def tag_names(table: Table, column: str) -> tuple[str, ...]:
     """Return the names of the tags: those of the data set, or the sorted distinct values.
 
     Raises:
-        DataError: there are fewer than two.
+        DataError: there are fewer than two, or some are numbers and some are names.
     """
     names = table.classes.get(column)
     if names is None:
-        lists = (row.get(column) for row in table.rows)
-        names = tuple(sorted({tag for tags in lists if isinstance(tags, list) for tag in map(_text, tags) if tag}))
+        given = dict[object, int]()
+        for index, row in enumerate(table.rows):
+            tags = row.get(column)
+            given |= {tag: index for tag in tags if tag not in given and _text(tag)} if isinstance(tags, list) else {}
+        require_one_kind(table, column, given)
+        names = tuple(sorted(set(map(str, given))))
     if len(names) < 2:
         raise DataError(
             f"{table.name}: column '{column}' has {len(names)} tags; required lists with at least two different ones."

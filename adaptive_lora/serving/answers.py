@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +24,8 @@ LISTS = ("messages", "tools")
 _BESIDE = {"input": "instruction", "tools": "messages"}
 """Column that is only allowed with another one -> that column."""
 _BATCH = 32
+_LONGEST_PATH = 4096
+"""Number of characters from which a text is no path."""
 
 
 def autocast(loaded: Loaded) -> AbstractContextManager[Any]:
@@ -67,9 +69,10 @@ def _outputs(loaded: Loaded, rows: Rows) -> list[list[float]]:
         raise ValueError("required a column 'second' in all rows, or in none")
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH]
-        second = [_required(row, "second") for row in part if row.get("second")]
+        places = [f"row {start + index}" for index in range(len(part))]
+        second = [_required(row, "second", at) for row, at in zip(part, places, strict=True) if row.get("second")]
         inputs = tokenizer(
-            [_required(row, "text") for row in part],
+            [_required(row, "text", at) for row, at in zip(part, places, strict=True)],
             second or None,
             truncation=True,
             max_length=record["task"]["max_tokens"],
@@ -100,7 +103,7 @@ def tag_words(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
     model, tokenizer, record = loaded
     labels, found = record["task"]["labels"], []
     for index, row in enumerate(rows):
-        words = _required(row, "text").split()
+        words = _required(row, "text", f"row {index}").split()
         (encoded,) = encode_words(tokenizer, [words], record["task"]["max_tokens"])
         if encoded.lost:
             raise ValueError(f"row {index}: its text is {encoded.lost} tokens too long; cut it into sentences")
@@ -135,7 +138,8 @@ def classify_images(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str
     model, processor, record = loaded
     labels, found = record["task"]["labels"], []
     for start in range(0, len(rows), _BATCH):
-        images = [open_image(_required(row, "image")) for row in rows[start : start + _BATCH]]
+        part = enumerate(rows[start : start + _BATCH], start)
+        images = [_file(row, "image", f"row {index}", open_image) for index, row in part]
         inputs = processor(images=images, return_tensors="pt")
         with torch.no_grad():
             logits = model(pixel_values=inputs["pixel_values"].to(model.device)).logits
@@ -149,8 +153,9 @@ def compare_images(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[floa
 
     model, processor, record = loaded
     found: list[float] = []
-    for row in rows:
-        texts, image = [_required(row, "text")], open_image(_required(row, "image"))
+    for index, row in enumerate(rows):
+        where = f"row {index}"
+        texts, image = [_required(row, "text", where)], _file(row, "image", where, open_image)
         ids = processor.tokenizer(texts, truncation=True, max_length=record["task"]["max_tokens"])["input_ids"]
         inputs = pair_inputs(model.config, processor, ids, [image])
         with torch.no_grad():
@@ -162,7 +167,10 @@ def compare_images(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[floa
 def describe_images(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[str]:
     """Return the answer to a question on each image."""
     model, processor, _ = loaded
-    asked = [(_required(row, "question"), open_image(_required(row, "image"))) for row in rows]
+    asked = [
+        (_required(row, "question", f"row {index}"), _file(row, "image", f"row {index}", open_image))
+        for index, row in enumerate(rows)
+    ]
     return answer_questions(model, processor, asked, max_new_tokens=max_new_tokens)
 
 
@@ -173,7 +181,7 @@ def write_transcripts(loaded: Loaded, rows: Rows, max_new_tokens: int) -> list[s
         ValueError: a row holds no recording, or one longer than the base hears.
     """
     model, processor, _ = loaded
-    recordings = [open_recording(content_of(_required(row, "audio"))) for row in rows]
+    recordings = [_file(row, "audio", f"row {index}", open_recording) for index, row in enumerate(rows)]
     return transcribe(model, processor, recordings, max_new_tokens=max_new_tokens)
 
 
@@ -181,18 +189,33 @@ def _largest(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=lambda index: scores[index])
 
 
-def _required(row: Mapping[str, Any], column: str) -> str:
-    if not row.get(column):
-        raise ValueError(f"required a column '{column}', got {sorted(row)}")
-    return text_in(row, column, "a row")
+def _required(row: Mapping[str, Any], column: str, where: str) -> str:
+    text = text_in(row, column, where)
+    if not text.strip():
+        got = f"an empty '{column}'" if column in row else ", ".join(map(str, row)) or "none"
+        raise ValueError(f"{where}: required a column '{column}' with a text, got {got}")
+    return text
+
+
+def _file(row: Mapping[str, Any], column: str, where: str, opened: Callable[[bytes], Any]) -> Any:
+    """Return the opened file of a row's column."""
+    value = _required(row, column, where)
+    try:
+        return opened(content_of(value))
+    except ValueError as error:
+        raise ValueError(f"{where}: column '{column}': {error}") from error
 
 
 def content_of(value: str | bytes) -> bytes:
     """Return the content of a file, from itself, its base64 text, or a path; raise ValueError if it is none."""
     if isinstance(value, bytes):
         return value
-    is_path = len(value) < 4096 and Path(value).is_file()
-    return Path(value).read_bytes() if is_path else base64.b64decode(value)
+    if len(value) < _LONGEST_PATH and Path(value).is_file():
+        return Path(value).read_bytes()
+    try:
+        return base64.b64decode("".join(value.split()), validate=True)
+    except ValueError as error:
+        raise ValueError(f"{value!r:.80} is neither the path of a file that is here nor base64 text") from error
 
 
 def open_image(value: str | bytes) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -167,4 +168,26 @@ def _summary(
         tokens=sum(lengths) if has_tokens else 0,
         example=shortened(task.illustrated(next(iter(parts.values()))[0], first)),
         where=first.where,
+        notes=_unlearned(data.labels, parts),
     )
+
+
+def _unlearned(labels: Sequence[str], parts: Mapping[str, Rows[Any]]) -> tuple[str, ...]:
+    """Return a remark on the classes that no training example has; empty where there are none, or nothing is trained.
+
+    Args:
+        labels: names of the classes in the order of their indices; empty for tasks without classes.
+        parts: split -> its prepared examples.
+    """
+    if not labels or "train" not in parts:
+        return ()
+    found = {name: Counter(index for item in part for index in set(item.classes)) for name, part in parts.items()}
+    lacking = [index for index in range(len(labels)) if not found["train"][index]]
+    if not lacking:
+        return ()
+    elsewhere = ", ".join(
+        f"{labels[index]!r:.50} ({found['validation'][index]:,} in validation, {found['test'][index]:,} in test)"
+        for index in lacking[:MOST_NAMED]
+    )
+    more = f" and {len(lacking) - MOST_NAMED:,} more" if len(lacking) > MOST_NAMED else ""
+    return (f"classes that no training example has, so that they are not learned: {elsewhere}{more}",)

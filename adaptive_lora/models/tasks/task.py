@@ -82,6 +82,11 @@ class PreparedExample:
             return self.length - self.first_label
         return next((len(self.inputs[name]) for name in _TARGETS if name in self.inputs), 1)
 
+    @property
+    def classes(self) -> Sequence[int]:
+        """Indices of its classes: one, or one a word where words have tags; for tasks with classes."""
+        return self.inputs.get("tags", (int(self.target),))
+
     def numbers(self) -> Mapping[str, Sequence[int]]:
         """Return the result of tokenisation; empty without text."""
         if not self.inputs:
