@@ -57,11 +57,8 @@ def decide(diff_SM: np.ndarray, margin: float) -> list[Ended]:
 
 def _equivalent(values_S: np.ndarray, margin: float, looks: Looks) -> bool:
     """Tell whether a look shows equivalence: by both one-sided tests and by the 90 % repeated interval."""
-    below, above = (
-        stats.sequential_sign_flip(values_S + shift, looks, alpha=ALPHA, alternative=alternative)
-        for shift, alternative in ((-margin, "less"), (margin, "greater"))
-    )
-    if below is None or above is None:
+    sides = ((-margin, "less"), (margin, "greater"))
+    if any(stats.sequential_p(values_S + shift, looks, alternative=side) > ALPHA for shift, side in sides):
         return False
     interval = stats.repeated_interval(values_S, looks, confidence=1 - 2 * ALPHA)
     return interval.low is not None and -margin < interval.low and interval.high < margin

@@ -14,7 +14,7 @@ from tracked import quiet, words_of
 import adaptive_lora as al
 from adaptive_lora.analysis.comparison import Comparison, VerdictKind, compare
 from adaptive_lora.analysis.comparison.findings import Ladder
-from adaptive_lora.analysis.comparison.ladder import ladder_of
+from adaptive_lora.analysis.comparison.ladder import ladder_of, with_ladder
 from adaptive_lora.analysis.report.loss_figures import ladder as draw
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, study_from
@@ -24,12 +24,12 @@ Make = Callable[..., StudyConfig]
 BASE = "uniform-r4"
 
 
-def comparison_of(effects: Mapping[int, float], noise: float = 0.005, **options: object) -> Comparison:
+def comparison_of(effects: Mapping[int, float], noise: float = 0.005, seeds: int = 8, **options: object) -> Comparison:
     """Compare uniform ranks whose test losses differ from rank 4's by known effects."""
     labels = {f"uniform-r{rank}": effect for rank, effect in effects.items()}
     records = [
         dataclasses.replace(one, trainable_parameters=10_000 * int(one.method.removeprefix("uniform-r")))
-        for one in study({BASE: 0.0, **labels}, range(8), noise)
+        for one in study({BASE: 0.0, **labels}, range(seeds), noise)
     ]
     return compare(records, baseline=BASE, base_scores=scores(3.0, 0), margin=0.01, **options)
 
@@ -54,9 +54,19 @@ def test_what_the_best_rung_wins_brackets_what_can_be_won() -> None:
 
 def test_nothing_to_win_says_which_rank_is_enough() -> None:
     found = ladder({2: 0.0, 8: 0.0, 64: 0.0})
-    assert found.text.startswith(f"Nothing to win at the parameters of {BASE}: it is equivalent to uniform-r")
+    assert found.text.startswith(f"Nothing to win: use uniform-r2. {BASE} is equivalent to uniform-r8 and uniform-r64")
     assert found.text.endswith("uniform-r2 does as well with fewer parameters.")
-    assert "does as well" not in ladder({2: 0.2, 8: 0.0}).text
+    assert ladder({2: -0.2, 8: 0.0}).text.startswith("Nothing to win: use uniform-r2.")
+    assert ladder({2: 0.2, 8: 0.0}).text.startswith(f"Nothing to win: use {BASE}. {BASE} is equivalent to uniform-r8")
+
+
+def test_too_few_seeds_are_named() -> None:
+    few, enough = (ladder_of(comparison_of({8: -0.1, 16: -0.1}, seeds=seeds)) for seeds in (6, 7))
+    assert few.warnings[0] == (
+        "With 6 seeds no rung could have been shown to be better: 2 comparisons of rungs need 7 seeds."
+    )
+    assert "is open: it loses 0.1" in few.text
+    assert not [text for text in enough.warnings if "seeds" in text]
 
 
 def test_what_is_open_keeps_its_bound() -> None:
@@ -81,12 +91,18 @@ def test_without_a_larger_rung_there_is_no_bracket() -> None:
 
 def test_a_comparison_tells_its_ladder_first() -> None:
     found = comparison_of({8: -0.1})
-    with_ladder = dataclasses.replace(found, ladder=ladder_of(found))
-    assert with_ladder.headline.startswith(with_ladder.ladder.text)
-    assert with_ladder.to_dict()["ladder"]["best"] == "uniform-r8"
+    laddered = with_ladder(found, found)
+    assert laddered.headline.startswith(laddered.ladder.text)
+    assert laddered.headline.endswith(found.headline)
+    alone = with_ladder(comparison_of({}), found)
+    assert alone.answer == alone.ladder.text
+    assert laddered.to_dict()["ladder"]["best"] == "uniform-r8"
     assert "ladder" not in found.to_dict()
     assert draw(found) is None
-    assert draw(with_ladder) is not None
+    assert draw(laddered) is not None
+    without = with_ladder(found, comparison_of({2: 0.0}))
+    assert without.ladder is None
+    assert without.notes[0].startswith("What there is to win is not known: no rank above uniform-r4 finished")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +111,7 @@ def test_a_comparison_tells_its_ladder_first() -> None:
         ({"methods": "linear_decay", "ladder": "8"}, "required the baseline uniform:rank=R"),
         ({"methods": "uniform:budget=9000", "ladder": "8"}, "required the baseline uniform:rank=R"),
         ({"methods": "uniform:rank=8", "ladder": "8 16"}, "ranks other than the baseline's, which is 8"),
+        ({"methods": "uniform:rank=8", "ladder": "2 4"}, "required a rank above the baseline's, which is 8"),
         ({"methods": "uniform:rank=8", "ladder": "16 16"}, "ladder: given more than once: 16"),
         ({"methods": "uniform:rank=8", "ladder": "0"}, "ladder"),
     ],

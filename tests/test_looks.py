@@ -5,21 +5,35 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 from synthetic_study import study
 from tracked import quiet, trials_in, words_of
 
-from adaptive_lora.analysis.comparison import SeedPlan, VerdictKind, compare
-from adaptive_lora.analysis.stats import Looks, repeated_interval, sequential_p, sequential_sign_flip, sign_flip_test
+from adaptive_lora.analysis.comparison import Look, SeedPlan, VerdictKind, compare, first_looks
+from adaptive_lora.analysis.report.formats import methods_text
+from adaptive_lora.analysis.stats import (
+    REPEATED,
+    Looks,
+    repeated_interval,
+    sequential_p,
+    sequential_sign_flip,
+    sign_flip_test,
+)
 from adaptive_lora.cli import main
 from adaptive_lora.config import StudyConfig, study_from
-from adaptive_lora.errors import ConfigError
+from adaptive_lora.errors import ConfigError, DataError
 from adaptive_lora.results import TrialRecord
+from adaptive_lora.runner.comparison_input import Selection
+from adaptive_lora.runner.looks import _look
+from adaptive_lora.runner.run import compare_study
 
 Make = Callable[..., StudyConfig]
 LOOKS = Looks(most=10, planned=(5, 7, 10), seeds=(5, 7, 10))
@@ -59,13 +73,24 @@ class TestSequentialTest:
         assert sequential_p(diff_S, LOOKS) == pytest.approx(sequential_p(diff_S[:7], early), rel=2e-3)
         assert sign_flip_test(diff_S) > 0.2
 
-    def test_p_is_the_level_at_which_it_is_rejected_first(self) -> None:
+    def test_p_is_a_level_at_which_it_is_rejected(self) -> None:
         for seed in range(10):
             diff_S = draws(seed, 0.8)
             p = sequential_p(diff_S, LOOKS)
             assert sequential_sign_flip(diff_S, LOOKS, alpha=p) is not None
-            assert sequential_sign_flip(diff_S, LOOKS, alpha=0.95 * p) is None or p < 2 / 2**9
-            assert p >= LOOKS.attainable_p * (1 - 2e-3)
+            assert p >= LOOKS.attainable_p
+
+    @pytest.mark.parametrize("alternative", ["two-sided", "less"])
+    def test_of_all_sign_patterns_at_most_a_share_of_p_has_such_a_p(self, alternative: str) -> None:
+        """With these sizes the test is not nested: some patterns are rejected at one alpha and not at a larger one."""
+        looks, size_S = (
+            Looks(most=8, planned=(4, 6, 8), seeds=(4, 6, 8)),
+            np.abs(np.random.default_rng(0).standard_t(2, 8)),
+        )
+        patterns = itertools.product((1, -1), repeat=8)
+        p_B = np.array([sequential_p(size_S * signs, looks, alternative=alternative) for signs in patterns])
+        assert all(np.mean(p_B <= p) <= p for p in p_B)
+        assert np.mean(p_B <= 0.05) >= 0.03
 
     def test_a_failed_seed_leaves_a_look_with_fewer(self) -> None:
         looks = Looks(most=10, planned=(5, 7, 10), seeds=(5, 6, 9))
@@ -109,8 +134,6 @@ def plan(*added: range, most: int = 12) -> SeedPlan:
 
 
 def test_a_decided_method_lacks_no_seeds_and_its_verdict_stays() -> None:
-    from adaptive_lora.runner.looks import _look
-
     first = plan(range(8))
     early = compare(records(8, 8), baseline="uniform-r8", margin=0.001, plan=first)
     look = _look(early, first)
@@ -134,6 +157,47 @@ def test_a_decided_method_lacks_no_seeds_and_its_verdict_stays() -> None:
 def test_seeds_that_were_never_looked_at_do_not_count() -> None:
     found = compare(records(12, 12), baseline="uniform-r8", margin=0.05, plan=plan(range(8)))
     assert found.methods[1].difference.replicates == 8
+    late = dataclasses.replace(plan(range(8), range(8, 12)), earlier=(_look(found, plan(range(8))),))
+    assert late.earlier[0].decided("linear_decay-r16-4")
+    again = compare(records(12, 12), baseline="uniform-r8", margin=0.05, plan=late)
+    assert again.method("linear_decay-r16-4").difference.replicates == 8
+
+
+def test_a_rate_is_that_of_the_first_look() -> None:
+    """Another rate would be the best of all seeds, and does not change the choice."""
+
+    def rate(lr: float, losses: list[float]) -> list[TrialRecord]:
+        one = [record for record in records(12, 12) if record.method == "uniform-r8"]
+        return [dataclasses.replace(r, lr=lr, validation_loss=loss) for r, loss in zip(one, losses, strict=True)]
+
+    both = [*rate(0.1, [1.0] * 8 + [3.0] * 4), *rate(0.2, [2.0] * 8 + [0.0] * 4)]
+    others = [record for record in records(12, 12) if record.method != "uniform-r8"]
+    found = compare([*both, *others], baseline="uniform-r8", margin=0.05, plan=plan(range(8), range(8, 12)))
+    assert found.method("uniform-r8").lr == 0.1
+    assert [rate.validation.mean for rate in found.method("uniform-r8").rates] == [1.0, 2.0]
+    assert compare([*both, *others], baseline="uniform-r8", margin=0.05).method("uniform-r8").lr == 0.2
+
+
+def test_the_methods_paragraph_tells_the_looks() -> None:
+    first = plan(range(8))
+    told = compare(records(8, 8), baseline="uniform-r8", margin=0.05, plan=first)
+    told = dataclasses.replace(told, looks=(_look(told, first), Look(seeds=(8, 9), methods=())))
+    assert "sign-flip test over seeds" in methods_text(told, records(8, 8))
+    assert "repeated after 8 and 10 seeds until each comparison was decided" in methods_text(told, records(8, 8))
+    assert "repeated after" not in methods_text(compare(records(8, 8), baseline="uniform-r8"), records(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("counts", "comparisons", "expected"),
+    [((6, 8, 10, 12, 14, 16), 1, (8, 8)), ((6, 8, 10, 12, 14, 16), 5, (10, 8)), ((2, 4), 1, (None, None))],
+)
+def test_when_anything_can_be_shown(
+    counts: tuple[int, ...], comparisons: int, expected: tuple[int | None, int | None]
+) -> None:
+    assert first_looks(counts, comparisons) == expected
+    looks = Looks(most=counts[-1], planned=counts, seeds=counts)
+    sure = sequential_sign_flip(np.arange(1.0, counts[-1] + 1), looks, alpha=0.05 / comparisons)
+    assert (None if sure is None else counts[sure]) == expected[0]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +220,25 @@ def test_bad_settings(options: dict[str, object], changes: dict[str, object], sa
     result = CliRunner().invoke(main, ["study", *words_of(values)])
     assert result.exit_code == 2
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"max_seeds": 4}, "4 seeds cannot show a difference in any of 1 comparison at 5 %"),
+        ({"max_seeds": 4}, "required max_seeds of at least 6."),
+        ({"methods": "uniform:rank=1 uniform:rank=2 uniform:rank=3", "max_seeds": 6}, "at least 7, or fewer methods"),
+    ],
+)
+def test_seeds_that_cannot_decide_are_refused_before_training(
+    options: dict[str, object], changes: dict[str, object], says: str
+) -> None:
+    values = {**options, "until": "decided", **changes}
+    result = CliRunner().invoke(main, ["study", *words_of(values)])
+    assert result.exit_code == 2
+    assert says in " ".join(result.output.replace("│", " ").split())
+    with pytest.raises(ConfigError, match="cannot show a difference"):
+        quiet(study_from(values))
 
 
 def test_seeds_that_are_added_come_after_those_given(options: dict[str, object]) -> None:
@@ -186,3 +269,32 @@ def test_a_study_adds_seeds_to_open_methods_and_continues(in_store: Make, tmp_pa
     ):
         with pytest.raises(ConfigError, match=says):
             quiet(in_store(**other))
+
+
+def test_folds_a_ladder_and_another_margin(in_store: Make, tmp_path: Path) -> None:
+    """A rung of the ladder gets the seeds that are given, and no more."""
+    config = in_store(
+        methods="uniform:rank=2 uniform:rank=2,alpha=9", seeds="0 1 2 3 4 5", until="decided", max_seeds=7,
+        look_seeds=1, folds=2, max_steps=1, margin_percent=0.001, ladder="3", study="folded",
+    )  # fmt: skip
+    outcome, shown = quiet(config)
+    comparison = outcome.study_result.comparison
+    assert "look   7 seeds of at most 7" in shown
+    assert [look.methods[0].seeds for look in comparison.looks] == [6, 7]
+    tags = [run.data.tags for run in trials_in(tmp_path)]
+    assert Counter((one["method"], int(one["seed"]) > 5) for one in tags) == {
+        ("uniform-r2", False): 12, ("uniform-r2-alpha9", False): 12, ("uniform-r3", False): 12,
+        ("uniform-r2", True): 2, ("uniform-r2-alpha9", True): 2,
+    }  # fmt: skip
+    rung = comparison.ladder.rungs[-1]
+    assert rung.method == "uniform-r3"
+    assert rung.interval.low is not None
+    assert REPEATED not in rung.interval.method
+    again = partial(compare_study, config.tracking, Selection(study_ids=(outcome.study_result.study_id,)))
+    assert again({}, Console(quiet=True))[0].comparison.margin == comparison.margin
+    other = again({"margin_percent": 2.0}, Console(quiet=True))[0].comparison
+    assert other.margin.value == pytest.approx(2000 * comparison.margin.value, rel=0.2)
+    turned = again({"baseline": "uniform-r2-alpha9"}, Console(quiet=True))[0].comparison
+    assert turned.ladder == comparison.ladder
+    with pytest.raises(DataError, match="its p-values hold for that study alone"):
+        compare_study(config.tracking, Selection(query="tags.seed = '0'"), {}, Console(quiet=True))

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from adaptive_lora.allocation import MethodSpec
@@ -47,7 +48,7 @@ def ladder_rungs(methods: Sequence[str], ladder: Sequence[int], baseline: str | 
         baseline: label of the study's baseline; None: its first method.
 
     Raises:
-        ConfigError: the baseline is not `uniform` of a whole rank, or has the rank of a rung.
+        ConfigError: the baseline is not `uniform` of a whole rank, has the rank of a rung, or more than all of them.
     """
     if not ladder:
         return ()
@@ -61,6 +62,11 @@ def ladder_rungs(methods: Sequence[str], ladder: Sequence[int], baseline: str | 
         )
     if rank in ladder:
         raise ConfigError(f"ladder: required ranks other than the baseline's, which is {rank}")
+    if max(ladder) < rank:
+        raise ConfigError(
+            f"ladder: required a rank above the baseline's, which is {rank}, since larger ranks bound what there is to "
+            f"win; got {', '.join(map(str, ladder))}"
+        )
     return tuple(
         dataclasses.replace(base, options=dataclasses.replace(base.options, rank=other), budget=None)
         for other in ladder
@@ -204,6 +210,10 @@ class StudyConfig:
         further = further[: self.max_seeds - len(self.seeds)]
         step = self.look_seeds
         return (self.seeds, *(tuple(further[at : at + step]) for at in range(0, len(further), step)))
+
+    def seeds_at_looks(self) -> tuple[int, ...]:
+        """Return the number of seeds at each look."""
+        return tuple(accumulate(map(len, self.seeds_by_look())))
 
     def only_trial(self) -> TrialSpec:
         """Return the only trial of a configuration.

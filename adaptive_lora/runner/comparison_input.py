@@ -10,12 +10,13 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.analysis.comparison import Outcome, SeedPlan
 from adaptive_lora.analysis.comparison.trials import choose_rate, tabulate
-from adaptive_lora.config import EARLIER_NAMES, current_settings, digest, ladder_rungs
+from adaptive_lora.config import EARLIER_NAMES, StudyConfig, current_settings, digest, ladder_rungs
 from adaptive_lora.errors import ConfigError, DataError, TrackingError
 from adaptive_lora.redaction import hide_credentials
 from adaptive_lora.results import EvalResult, TrialRecord
@@ -78,7 +79,7 @@ class ComparisonInput:
     mixed: tuple[str, ...] = ()
     """Differences between trials, where `allow_mixed` permits them."""
     ladder: tuple[str, ...] = ()
-    """Labels of uniform ranks beside the budget's, which bracket what an allocation could win."""
+    """Labels of the uniform ranks that bracket what an allocation could win, the budget's first; empty: no ladder."""
     plan: SeedPlan | None = None
     """Seeds by look, of a study that goes on until it is decided."""
     retained: tuple[str, ...] | None = None
@@ -104,6 +105,13 @@ class ComparisonInput:
             raise ConfigError(f"required --baseline, one of: {', '.join(labels)}; none was given.")
         return first
 
+    def plan_for(self, baseline: str, config: StudyConfig) -> SeedPlan | None:
+        """Return the seeds by look, with the margin of the first look only where that was computed by the same rule."""
+        if self.plan is None:
+            return None
+        same = baseline == self.baseline(None) and config.margin_percent == self.settings.get("margin_percent")
+        return self.plan if same else dataclasses.replace(self.plan, margin=None)
+
 
 def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput:
     """Find the trials of a selection and read them.
@@ -125,6 +133,12 @@ def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput
             known[study_id] = StudyRun.find(store, study_id)
         except TrackingError:
             continue  # trials whose parent was deleted are still trials
+    planned = sorted(key for key, study in known.items() if recorded_plan(study) is not None)
+    if planned:
+        raise DataError(
+            f"{', '.join(planned)} added seeds until it was decided, and its p-values hold for that study alone; "
+            f"compare it alone: --study-id {planned[0]}."
+        )
     records = _newest(store, runs)
     _require_finished(records, "the selection")
     mixed = _differences(records)
@@ -160,7 +174,7 @@ def comparison_input_of(study: StudyRun, plan: SeedPlan | None = None) -> Compar
         DataError: no trial finished.
     """
     settings, plan = study_settings(study), plan or recorded_plan(study)
-    seeds = [*settings["seeds"], *(() if plan is None else plan.seeds)]
+    seeds = [*settings["seeds"], *(() if plan is None else chain.from_iterable(plan.added))]
     records = _newest(study.store, _in_grid(study.each_child(), {**settings, "seeds": seeds}))
     _require_finished(records, f"study {study.study_id}")
     title = f"Study {settings.get('study', study.study_id)}"
@@ -217,10 +231,12 @@ def _label(text: str) -> str | None:
 
 
 def _rungs(settings: Mapping[str, Any]) -> list[str]:
-    """Return the labels of a recorded ladder."""
+    """Return the labels of a recorded ladder, that of the budget first."""
     if not settings.get("ladder"):
         return []
-    return [rung.label for rung in ladder_rungs(settings["methods"], settings["ladder"], settings.get("baseline"))]
+    methods, baseline = settings["methods"], settings.get("baseline")
+    base = baseline or MethodSpec.parse(methods[0]).label
+    return [base, *(rung.label for rung in ladder_rungs(methods, settings["ladder"], baseline))]
 
 
 def _in_grid(runs: Iterable[Run], settings: Mapping[str, Any]) -> Iterator[Run]:

@@ -15,7 +15,7 @@ from adaptive_lora.config.ray_place import require_ray_cluster
 from adaptive_lora.config.retained import require_retained
 from adaptive_lora.config.storage import require_checkpoint_storage
 from adaptive_lora.config.store_place import require_reachable
-from adaptive_lora.errors import require_extra
+from adaptive_lora.errors import ConfigError, require_extra
 
 _DECODERS = ("ForCausalLM", "LMHeadModel")
 """Class name endings of decoder models."""
@@ -33,6 +33,7 @@ def require_inputs(config: StudyConfig, *, trained: bool = True) -> None:
     """
     require_launch(config)
     if trained:
+        require_decidable(config)
         require_checkpoint_storage(config.tracking)
     if config.engine == "ray":
         require_extra("ray", "--engine ray")
@@ -48,6 +49,27 @@ def require_inputs(config: StudyConfig, *, trained: bool = True) -> None:
         require_data(config, dataclasses.replace(config.data, data=task))
     if process_index() == 0:  # which alone records
         require_reachable(config.tracking)
+
+
+def require_decidable(config: StudyConfig) -> None:
+    """Refuse a study that goes on until it is decided where no number of its seeds can show a difference.
+
+    Raises:
+        ConfigError: sign flips of at most `max_seeds` seeds cannot reach a corrected p of 0.05.
+    """
+    if config.until != "decided":
+        return
+    from adaptive_lora.analysis.comparison import first_looks
+    from adaptive_lora.analysis.stats import fewest_seeds
+
+    comparisons = len(config.methods) - 1
+    if first_looks(config.seeds_at_looks(), comparisons)[0] is None:
+        required = fewest_seeds(0.05, comparisons=comparisons, correction="holm")
+        raise ConfigError(
+            f"until: sign flips of {config.max_seeds} seeds cannot show a difference in any of {comparisons} "
+            f"comparison{'s' if comparisons > 1 else ''} at 5 %, whatever is found; required max_seeds of at least "
+            f"{required}{', or fewer methods' if comparisons > 1 else ''}."
+        )
 
 
 def require_data(config: StudyConfig, data: DataConfig, *, is_gguf: bool = False, is_known: bool = True) -> None:

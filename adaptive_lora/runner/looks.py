@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from adaptive_lora.analysis.comparison import Comparison, Look, LookedAt, SeedPlan, VerdictKind
+from adaptive_lora.analysis.comparison import Comparison, Look, LookedAt, SeedPlan, VerdictKind, first_looks
 from adaptive_lora.analysis.comparison.wording import plural
 from adaptive_lora.config import StudyConfig, TrialSpec
 from adaptive_lora.redaction import shown
@@ -14,8 +14,9 @@ from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.progress import StudyProgress
 from adaptive_lora.runner.recorded import LOOKS, LOOKS_TAG
 from adaptive_lora.runner.result import compare_input
-from adaptive_lora.runner.schedule import Leg
+from adaptive_lora.runner.schedule import Leg, is_over
 from adaptive_lora.tracking import StudyRun
+from adaptive_lora.tracking.study_run import by_signature
 
 _AWAY = " A look decides by the scores in the store: run the same command again when it answers."
 
@@ -40,6 +41,8 @@ def rounds_until_decided(
     """
     config, looks = context.config, context.config.seeds_by_look()
     yield from first
+    if not config.race:  # which waits by itself
+        yield from _awaited(context, study, trials)
     plan = SeedPlan(most=config.max_seeds, added=looks[:1])
     while True:
         study.store.settle(_AWAY)
@@ -57,10 +60,38 @@ def rounds_until_decided(
         plan = dataclasses.replace(plan, added=looks[: number + 1])
         further = _further(context, comparison, {comparison.baseline, *open_methods}, looks[number])
         trials += further
-        missing = [trial for trial in further if context.signature(trial) not in study.finished_before]
-        progress.add(len(missing))
-        if missing:
-            yield [Leg(trial=trial, earlier=study.unfinished.get(context.signature(trial), ())) for trial in missing]
+        progress.add(sum(context.signature(trial) not in study.finished_before for trial in further))
+        yield from _awaited(context, study, further)
+
+
+def _awaited(context: StudyContext, study: StudyRun, trials: Iterable[TrialSpec]) -> Iterator[list[Leg]]:
+    """Yield the legs of trials that are not over, again and again until all are: workers ask while others train.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
+    trials = list(trials)
+    while True:
+        study.store.settle(_AWAY)
+        runs = by_signature(study.children())
+        own = [(trial, runs.get(context.signature(trial), [])) for trial in trials]
+        legs = [Leg(trial=trial, earlier=found) for trial, found in own if not is_over(found, study.failed_before)]
+        if not legs:
+            return
+        yield legs
+
+
+def looks_lines(config: StudyConfig) -> list[str]:
+    """Return when a study looks, and from which look on anything can be shown; empty for one with a fixed number."""
+    if config.until != "decided":
+        return []
+    counts = config.seeds_at_looks()
+    comparisons = len(config.methods) - 1
+    difference, equivalence = first_looks(counts, comparisons)
+    return [
+        f"looks     at {', '.join(map(str, counts))} seeds; a difference can be shown at {difference} or more "
+        f"({plural(comparisons, 'comparison')}), equivalence at {equivalence} or more"
+    ]
 
 
 def _compared(study: StudyRun, config: StudyConfig, plan: SeedPlan) -> Comparison:

@@ -20,7 +20,7 @@ from adaptive_lora.allocation.plan import BaseStorage
 from adaptive_lora.analysis.comparison import Comparison, MethodSummary, compare
 from adaptive_lora.analysis.comparison.forgetting import ForgettingBound
 from adaptive_lora.analysis.comparison.headroom import headroom_of
-from adaptive_lora.analysis.comparison.ladder import ladder_of
+from adaptive_lora.analysis.comparison.ladder import with_ladder
 from adaptive_lora.analysis.comparison.types import NO_WINNER
 from adaptive_lora.analysis.comparison.wording import interval_clause, plain, signed
 from adaptive_lora.analysis.report import PAGE, About, ComparisonResult, render_markdown, render_terminal, write_report
@@ -126,32 +126,31 @@ def judge(
 
 def compare_input(comparison_input: ComparisonInput, config: StudyConfig, baseline: str | None) -> Comparison:
     """Return the comparison without writing anything; the rungs of a ladder are compared among themselves."""
-    base, rungs = comparison_input.baseline(baseline), set(comparison_input.ladder)
+    rungs, records = comparison_input.ladder, comparison_input.records
     asked = {MethodSpec.parse(text).label for text in comparison_input.settings["methods"]} if rungs else set()
     answer = partial(
         compare,
-        baseline=base,
         base_scores=comparison_input.base_scores,
         margin=config.margin,
         margin_share=config.margin_percent / 100,
         correction=cast(Correction, config.correction),
         facts=comparison_input.facts,
-        plan=comparison_input.plan,
         retained=comparison_input.retained,
     )
     bound = ForgettingBound(
         loss=config.max_forgetting,
         share=None if config.max_forgetting_percent is None else config.max_forgetting_percent / 100,
     )
-    extra = rungs - asked
-    comparison = answer([one for one in comparison_input.records if one.method not in extra], bound=bound)
+    extra, base = set(rungs) - asked, comparison_input.baseline(baseline)
+    plan = comparison_input.plan_for(base, config)
+    comparison = answer([one for one in records if one.method not in extra], baseline=base, bound=bound, plan=plan)
     if rungs:
-        among = answer([one for one in comparison_input.records if one.method in rungs | {base}])
-        comparison = dataclasses.replace(comparison, ladder=ladder_of(among))
+        seeds = None if plan is None else plan.added[0]  # rungs get no further seeds
+        shared = [one for one in records if one.method in rungs and (seeds is None or one.seed in seeds)]
+        comparison = with_ladder(comparison, answer(shared, baseline=rungs[0]))
     if (teacher := PlantedTeacher.parse(str(comparison_input.settings.get("data")))) is not None:
         oracle = next(filter(comparison.places.__contains__, teacher.oracles()), "")
-        found = headroom_of(comparison, comparison_input.records, oracle)
-        comparison = dataclasses.replace(comparison, headroom=found)
+        comparison = dataclasses.replace(comparison, headroom=headroom_of(comparison, records, oracle))
     if not comparison_input.mixed:
         return comparison
     note = (

@@ -21,9 +21,10 @@ from adaptive_lora.results import EvalResult, TrialRecord
 from adaptive_lora.runner.comparison_input import Selection, comparison_input_of, read_comparison_input
 from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.continued import refuse_changed, refuse_earlier, require_plan
+from adaptive_lora.runner.early import require_decidable
 from adaptive_lora.runner.engines.outcomes import outcomes_of, require_devices
 from adaptive_lora.runner.follow import led_by_first
-from adaptive_lora.runner.looks import rounds_until_decided
+from adaptive_lora.runner.looks import looks_lines, rounds_until_decided
 from adaptive_lora.runner.progress import StudyProgress, say_lines, say_place
 from adaptive_lora.runner.provenance import provenance
 from adaptive_lora.runner.race import race_rounds, require_rungs
@@ -71,9 +72,10 @@ def run_study(config: StudyConfig, console: Console | None = None) -> StudyOutco
         AdaptiveLoraError: the study cannot start; nothing is written then.
     """
     console = console or Console()
+    require_decidable(config)
     require_devices(config)
     context = StudyContext(config)
-    say_lines(console, context.data_lines())
+    say_lines(console, [*context.data_lines(), *looks_lines(config)])
     if config.race:
         require_rungs(context)
     trials, began = list(config.trials()), set[str]()

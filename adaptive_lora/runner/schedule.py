@@ -24,6 +24,19 @@ class Leg:
     """Runs of the trial in the store, newest first."""
 
 
+def is_over(runs: Iterable[Run], failed_before: frozenset[str]) -> bool:
+    """Return whether a trial is complete for this process.
+
+    Args:
+        runs: its runs in the store.
+        failed_before: ids of runs that had failed when the study was opened, whose trials are run again.
+    """
+    return any(
+        run.info.status == "FINISHED" or (run.info.status == "FAILED" and run.info.run_id not in failed_before)
+        for run in runs
+    )
+
+
 def grouped(legs: Iterable[Leg], size: int) -> Iterator[Sequence[Leg]]:
     """Yield groups of legs to be trained together, in order; those that must run alone are yielded at once.
 

@@ -12,7 +12,7 @@ from adaptive_lora.analysis.comparison.findings import (
     PowerAnswer,
     VerdictKind,
 )
-from adaptive_lora.analysis.comparison.looks import Look, LookedAt, SeedPlan
+from adaptive_lora.analysis.comparison.looks import Look, LookedAt, SeedPlan, first_looks
 from adaptive_lora.analysis.comparison.outcome import Outcome
 from adaptive_lora.analysis.comparison.tasks import Task, compare_tasks
 from adaptive_lora.analysis.comparison.types import (
@@ -28,5 +28,5 @@ from adaptive_lora.analysis.comparison.types import (
 __all__ = [
     "Agreement", "AgreementKind", "AuditKind", "Comparison", "Cost", "Difference", "EarlyRate", "FrontArea", "Look",
     "LookedAt", "MethodSummary", "Outcome", "Parameters", "ParetoPoint", "PowerAnswer", "SeedMean", "SeedPlan",
-    "Task", "TaskResult", "Verdict", "VerdictKind", "compare", "compare_tasks",
+    "Task", "TaskResult", "Verdict", "VerdictKind", "compare", "compare_tasks", "first_looks",
 ]  # fmt: skip

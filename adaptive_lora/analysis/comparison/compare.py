@@ -94,7 +94,8 @@ def compare(
         over: `seed`, or `example` for one run per method: tests and intervals are then over the
             test examples, and say nothing about other seeds.
         plan: seeds by look, where they are added until the comparisons are decided; p and intervals then hold over
-            all looks, and only trials of these seeds count. Requires `holm`.
+            all looks; trials of other seeds, or of a method after the look that decided it, do not count, and rates
+            are chosen by the first look's seeds. Requires `holm`.
 
     Raises:
         DataError: no such baseline, it has no finished seed, or trials of one pair were scored on
@@ -102,8 +103,7 @@ def compare(
         ConfigError: there is a bound on forgetting and no trial has scores on retained data.
     """
     if plan is not None:
-        seeds = plan.seeds
-        records = [record for record in records if record.seed in seeds]
+        records = [record for record in records if record.seed in plan.expected(record.method)]
     case = open_case(
         records,
         Rule(
@@ -168,7 +168,8 @@ def open_case(
     """
     baseline, outcome = rule.baseline, rule.outcome
     table = tabulate(records, baseline)
-    rates = {label: choose_rate(table, label, outcome) for label in table.methods}
+    first = None if rule.plan is None else rule.plan.added[0]
+    rates = {label: choose_rate(table, label, outcome, first) for label in table.methods}
     chosen = {label: next((rate.lr for rate in curve if rate.chosen), None) for label, curve in rates.items()}
     base = table.seeds_at(baseline, chosen[baseline])
     if not base:

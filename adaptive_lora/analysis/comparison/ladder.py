@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
+from typing import cast
 
 from adaptive_lora.analysis import stats
 from adaptive_lora.analysis.comparison.findings import AuditKind, Ladder, Rung, VerdictKind
 from adaptive_lora.analysis.comparison.outcome import Outcome
 from adaptive_lora.analysis.comparison.types import Comparison, MethodSummary
 from adaptive_lora.analysis.comparison.verdict import sentence
-from adaptive_lora.analysis.comparison.wording import amount, interval_text, signed
-from adaptive_lora.analysis.stats import Interval
+from adaptive_lora.analysis.comparison.wording import amount, interval_text, plural, signed
+from adaptive_lora.analysis.stats import Correction, Interval
+
+
+def with_ladder(comparison: Comparison, rungs: Comparison) -> Comparison:
+    """Return the comparison of a study with its ladder, whose sentence begins the answer.
+
+    Args:
+        comparison: comparison of the study's own methods.
+        rungs: comparison of uniform ranks, whose baseline has the budget's rank.
+    """
+    ladder = ladder_of(rungs)
+    if ladder is None:
+        note = f"What there is to win is not known: no rank above {rungs.baseline} finished under a seed that it did."
+        return replace(comparison, notes=(note, *comparison.notes))
+    answer = (ladder.text,) if len(comparison.methods) == 1 else (ladder.text, comparison.answer)
+    return replace(comparison, ladder=ladder, answer=" ".join(answer))
 
 
 def ladder_of(comparison: Comparison) -> Ladder | None:
@@ -26,7 +43,8 @@ def ladder_of(comparison: Comparison) -> Ladder | None:
     if not larger:
         return None
     best = min(larger, key=lambda method: sign * _mean(method))
-    smaller = [m for m in methods if m.verdict.kind is VerdictKind.NON_INFERIOR]
+    as_good = (VerdictKind.NON_INFERIOR, VerdictKind.BETTER)
+    smaller = [m for m in methods if m.parameters.difference < 0 and m.verdict.kind in as_good]
     ends = _ends(best, comparison.outcome)
     shown = {
         "base": base,
@@ -40,7 +58,7 @@ def ladder_of(comparison: Comparison) -> Ladder | None:
     }
     return Ladder(
         text=sentence("ladder", **shown),
-        warnings=(*_falling(larger, comparison), *_untuned(comparison)),
+        warnings=(*_falling(larger, comparison), *_too_few(comparison), *_untuned(comparison)),
         base=base.label,
         best=best.label,
         rungs=tuple(_rung(method) for method in methods if method.parameters.mean is not None),
@@ -102,6 +120,19 @@ def _by_seed(method: MethodSummary | None) -> dict[int, float]:
     if method is None or method.difference is None:
         return {}
     return dict(zip(method.difference.seeds, method.difference.values, strict=True))
+
+
+def _too_few(comparison: Comparison) -> list[str]:
+    """Return whether there are too few seeds for any rung to be better."""
+    found = [method.difference.replicates for method in comparison.methods if method.difference is not None]
+    rule = cast(Correction, comparison.correction)
+    required = stats.fewest_seeds(comparison.alpha, comparisons=len(found), correction=rule)
+    if max(found) >= required:
+        return []
+    return [
+        f"With {plural(max(found), 'seed')} no rung could have been shown to be better: "
+        f"{plural(len(found), 'comparison')} of rungs need{'s' if len(found) == 1 else ''} {required} seeds."
+    ]
 
 
 def _untuned(comparison: Comparison) -> list[str]:

@@ -12,6 +12,22 @@ from adaptive_lora.analysis.comparison.outcome import Margin
 from adaptive_lora.analysis.stats import Interval, Looks
 
 
+def first_looks(counts: tuple[int, ...], comparisons: int, alpha: float = 0.05) -> tuple[int | None, int | None]:
+    """Return the seeds of the first look that can show a difference, and of the first that can show equivalence.
+
+    None: no look can, whatever the differences are.
+
+    Args:
+        counts: number of seeds at each look; at the last one all of alpha is spent.
+        comparisons: number of comparisons that Holm corrects a difference for; equivalence is not corrected.
+        alpha: error over all looks.
+    """
+    plans = [Looks(most=counts[-1], planned=counts[:end], seeds=counts[:end]) for end in range(1, len(counts) + 1)]
+    least = {plan.seeds[-1]: plan.attainable_p for plan in plans}
+    difference = next((count for count, p in least.items() if comparisons * p <= alpha), None)
+    return difference, next((count for count, p in least.items() if p / 2 <= alpha), None)  # one-sided
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LookedAt:
     """A method at one look."""
@@ -88,11 +104,6 @@ class SeedPlan:
         """Return the seeds that a method was trained with: all so far, or those up to the look that decided it."""
         decided = (place for place, look in enumerate(self.earlier, 1) if look.decided(method))
         return tuple(seed for look in self.added[: next(decided, None)] for seed in look)
-
-    @property
-    def seeds(self) -> frozenset[int]:
-        """Seeds of all looks so far."""
-        return frozenset(seed for look in self.added for seed in look)
 
     @property
     def counts(self) -> tuple[int, ...]:

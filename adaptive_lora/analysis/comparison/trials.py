@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -185,16 +185,25 @@ def trained_parameters(record: TrialRecord) -> float | None:
     return served_parameters(record) if trained is None else float(trained)
 
 
-def choose_rate(table: TrialTable, method: str, outcome: Outcome) -> tuple[LearningRate, ...]:
+def choose_rate(
+    table: TrialTable, method: str, outcome: Outcome, among: Collection[int] | None = None
+) -> tuple[LearningRate, ...]:
     """Return the learning-rate curve of a method with the chosen rate marked.
 
     The rate with the best mean validation loss wins, among those that finished for the most
     seeds, so that a rate cannot win by failing where it would have done badly; the lower rate on
     a tie. Test scores play no part.
+
+    Args:
+        table: the trials.
+        method: label of the method.
+        outcome: the number that is compared.
+        among: seeds that choose, and that the curve is over; None: all.
     """
     curve = []
     for lr in table.rates[method]:
-        seeds, raced = table.seeds_at(method, lr), table.raced.get((method, lr), "")
+        raced = table.raced.get((method, lr), "")
+        seeds = {seed: one for seed, one in table.seeds_at(method, lr).items() if among is None or seed in among}
         none = "stopped by the race" if (method, lr) in table.raced else "no seed finished"
         validation = over_seeds(
             seeds,

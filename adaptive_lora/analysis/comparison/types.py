@@ -339,9 +339,8 @@ class Comparison:
 
     @property
     def headline(self) -> str:
-        """Sentences shown before everything else: those of ladder and headroom, the answer and its remarks."""
-        first = (found.text for found in (self.ladder, self.headroom) if found is not None)
-        return " ".join((*first, self.answer, *self.remarks))
+        """Sentences shown before everything else: that of the headroom, the answer and its remarks."""
+        return " ".join((*([self.headroom.text] if self.headroom else ()), self.answer, *self.remarks))
 
     @cached_property
     def places(self) -> Mapping[str, int]:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,6 +120,9 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     shown = drawn(comparison)
     kinds = [comparison.method(label).verdict.kind for label in shown]
     console.print(_terminal_table(_only(result_table(comparison), shown), kinds, console.width))
+    if comparison.ladder:
+        ladder = next(table for table in more_tables(comparison) if table.title == "Ladder")
+        console.print(_terminal_table(ladder, [rung.verdict for rung in comparison.ladder.rungs], console.width))
     if clause := drawn_clause(comparison):
         console.print(Text(f"Shown are {clause}. The report has all of them.", style="dim"))
     if (tasks := task_table(comparison)) is not None:
@@ -238,6 +241,7 @@ def methods_text(comparison: Comparison, records: Sequence[TrialRecord]) -> str:
         grids=list({tuple(rate.lr for rate in m.rates) for m in comparison.methods if m.seeds}),
         exact_seeds=EXACT_SEEDS,
         one_sided=one_sided(comparison.confidence),
+        looked_at=[str(seeds) for seeds in accumulate(len(look.seeds) for look in comparison.looks)],
     )
     return " ".join(text.split())
 

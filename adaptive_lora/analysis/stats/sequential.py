@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,8 +14,10 @@ from adaptive_lora.analysis.stats.significance import EXACT_SEEDS, Alternative, 
 
 SPENDING_POWER = 2.0
 """Exponent of the spending function. 1 spends evenly and decides early; 3 is close to O'Brien and Fleming's."""
-
-
+LEVELS = tuple(
+    sorted({*(2.0 ** (-place / 16) for place in range(336)), *(0.05 / k for k in range(1, 65))}, reverse=True)
+)
+"""Values that a p over several looks takes, 4 % apart; among them 5 %, and Holm's shares of it for 64 comparisons."""
 REPEATED = "repeated sign flips"
 """`Interval.method` of an interval that holds over all looks together."""
 
@@ -73,27 +75,60 @@ def sequential_sign_flip(
 
     Source: Lan & DeMets 1983, Biometrika 70, on the reference set of Fisher 1935, section 21.
     """
-    rejected = _rejected(sample(diff_S), looks, alpha, alternative)
+    values_S = sample(diff_S)
+    rejected = _rejected(_flipped(values_S, looks, alternative), looks, alpha, alternative, slack=_slack(values_S))
     return next((look for look, now in enumerate(rejected) if now), None)
 
 
-def _rejected(values_S: FloatArray, looks: Looks, alpha: float, alternative: Alternative) -> Iterator[bool]:
-    """Yield for each look whether the observed signs are rejected there."""
+def _flipped(values_S: FloatArray, looks: Looks, alternative: Alternative) -> list[FloatArray]:
+    """Return for each look the sums of the values so far under all sign flips; the first flip turns no sign.
+
+    Two-sided, only those that keep the first sign: the others are the same up to their sign.
+    """
     if values_S.size != looks.seeds[-1]:
         raise ValueError(f"required {looks.seeds[-1]} differences, as many as at the last look, got {values_S.size}")
-    slack = 1e-12 * float(np.abs(values_S).sum())  # the same sum in another order is a tie
-    sum_B, before_B = np.zeros(1), np.zeros(1, dtype=bool)
-    for look, (first, last) in enumerate(zip((0, *looks.seeds), looks.seeds, strict=False)):
-        for value in values_S[first:last]:
-            sum_B = np.concatenate([sum_B + value, sum_B - value])
-            before_B = np.tile(before_B, 2)
-        stat_B = {"two-sided": np.abs(sum_B), "greater": sum_B, "less": -sum_B}[alternative]
-        left = int(looks.spent(look, alpha) * sum_B.size + 1e-9) - int(before_B.sum())
+    sum_B, found = np.zeros(1), []
+    for first, last in pairwise((0, *looks.seeds)):
+        for place in range(first, last):
+            kept = alternative == "two-sided" and place == 0
+            sum_B = np.concatenate([sum_B + values_S[place], *([] if kept else [sum_B - values_S[place]])])
+        found.append(sum_B)
+    return found
+
+
+def _extremeness(sum_B: FloatArray, alternative: Alternative) -> FloatArray:
+    """Return how much sums speak for the alternative."""
+    if alternative == "two-sided":
+        return np.abs(sum_B)
+    return sum_B if alternative == "greater" else -sum_B
+
+
+def _slack(values_S: FloatArray) -> float:
+    """Return the distance up to which two sums are a tie: the same sum in another order differs by rounding."""
+    return 1e-12 * float(np.abs(values_S).sum())
+
+
+def _rejected(
+    flipped: Sequence[FloatArray], looks: Looks, alpha: float, alternative: Alternative, *, slack: float
+) -> Iterator[bool]:
+    """Yield for each look whether the observed signs, those of the first flip, are rejected there.
+
+    Args:
+        flipped: sums of `_flipped`, by look.
+        looks: plan of the looks.
+        alpha: error over all looks.
+        alternative: that of the sums.
+        slack: distance up to which two sums are a tie.
+    """
+    each = 2 if alternative == "two-sided" else 1  # flips that a sum stands for
+    before_B = np.zeros(1, dtype=bool)
+    for look, sum_B in enumerate(flipped):
+        before_B = np.tile(before_B, sum_B.size // before_B.size)
+        stat_B = _extremeness(sum_B, alternative)
         others_B = stat_B[~before_B]
-        if left <= 0:
-            yield False
-            continue
-        # More extreme than the first one that does not fit; ties with it do not fit either.
+        left = int(looks.spent(look, alpha) * each * sum_B.size + 1e-9) // each - (sum_B.size - others_B.size)
+        # More extreme than the first one that does not fit; ties with it do not fit either. Flips rejected before
+        # cost nothing again, so that a look with nothing left still rejects the most extreme of those.
         bound = -np.inf if left >= others_B.size else np.partition(others_B, -left - 1)[-left - 1]
         now_B = stat_B > bound + slack
         yield bool(now_B[0])
@@ -101,22 +136,23 @@ def _rejected(values_S: FloatArray, looks: Looks, alpha: float, alternative: Alt
 
 
 def sequential_p(diff_S: ArrayLike, looks: Looks, *, alternative: Alternative = "two-sided") -> float:
-    """Return the least alpha at which the sequential test rejects at some look so far; 1 if there is none.
+    """Return p of the sequential test: the least of `LEVELS` such that it and all above it are rejected so far.
 
-    It is at most the true chance of such a result under the null hypothesis, whenever the study stopped.
+    It is at most the true chance of such a result under the null hypothesis, whenever the study stopped. Alpha
+    between two levels is not asked, and all above must be rejected, since flips that an early look leaves unspent at
+    one alpha and not at a larger one make a test that is not nested in alpha. With one look p is exact.
     """
     values_S = sample(diff_S)
-
-    def rejects(exponent: float) -> bool:
-        return sequential_sign_flip(values_S, looks, alpha=2.0**exponent, alternative=alternative) is not None
-
-    if not rejects(0.0):
-        return 1.0
-    low, high = -float(looks.most) - 1, 0.0
-    while high - low > 1e-3:  # a relative error of 0.07 %, upwards
-        middle = (low + high) / 2
-        low, high = (low, middle) if rejects(middle) else (middle, high)
-    return float(2.0**high)
+    flipped, slack = _flipped(values_S, looks, alternative), _slack(values_S)
+    if len(flipped) == 1:
+        stat_B = _extremeness(flipped[0], alternative)
+        return float(min(1.0, np.mean(stat_B >= stat_B[0] - slack) / looks.spent(0, 1.0)))
+    p = 1.0
+    for level in LEVELS:
+        if not any(_rejected(flipped, looks, level, alternative, slack=slack)):
+            break
+        p = level
+    return p
 
 
 def repeated_interval(diff_S: ArrayLike, looks: Looks, *, confidence: float) -> Interval:
@@ -129,9 +165,12 @@ def repeated_interval(diff_S: ArrayLike, looks: Looks, *, confidence: float) -> 
     """
     values_S = sample(diff_S)
     mean, reach = float(values_S.mean()), float(np.ptp(values_S))
+    flipped, ones = (_flipped(one_S, looks, "two-sided") for one_S in (values_S, np.ones_like(values_S)))
 
     def rejected(shift: float) -> bool:
-        return list(_rejected(values_S - shift, looks, 1 - confidence, "two-sided"))[-1]
+        moved = [sum_B - shift * ones_B for sum_B, ones_B in zip(flipped, ones, strict=True)]
+        slack = _slack(values_S) + _slack(np.full(values_S.size, shift))
+        return list(_rejected(moved, looks, 1 - confidence, "two-sided", slack=slack))[-1]
 
     if reach == 0:
         return Interval.missing("all seeds gave the same difference")

@@ -19,7 +19,7 @@ from adaptive_lora.analysis.stats import RaceRule, nearest_passes, standing
 from adaptive_lora.config import TrialSpec
 from adaptive_lora.errors import ConfigError
 from adaptive_lora.runner.context import StudyContext
-from adaptive_lora.runner.schedule import Leg
+from adaptive_lora.runner.schedule import Leg, is_over
 from adaptive_lora.tracking import Run, StudyRun
 from adaptive_lora.tracking.runs import SIGNATURE, is_raced
 from adaptive_lora.tracking.study_run import by_signature, rung_reached
@@ -112,11 +112,11 @@ class Race:
         ended: list[tuple[Run, str]] = []
         for signature, trial in self._trials.items():
             race, own = races[trial.method.label], runs[signature]
-            if trial.lr in race.stopped and not _is_over(own, frozenset()):
+            if trial.lr in race.stopped and not is_over(own, frozenset()):
                 stopped.append(trial)
                 left = [run for run in own if run.info.status != "FAILED" and not is_raced(run)]
                 ended += [(run, race.stopped[trial.lr]) for run in left]
-            elif trial.lr in race.left and not _is_over(own, self._study.failed_before):
+            elif trial.lr in race.left and not is_over(own, self._study.failed_before):
                 if race.waiting is None:
                     legs.append(Leg(trial=trial, earlier=own))
                 elif trial.seed in self._racing and self._loss(trial, own, race.waiting) is None:
@@ -270,11 +270,3 @@ def loss_at(curve: Mapping[int, float], step: int, *, since: int | None) -> floa
     if since is None:
         return curve.get(step, math.inf)
     return min((loss for at, loss in curve.items() if since < at <= step), default=math.inf)
-
-
-def _is_over(runs: Sequence[Run], failed_before: frozenset[str]) -> bool:
-    """Return whether a trial is complete for this process."""
-    return any(
-        run.info.status == "FINISHED" or (run.info.status == "FAILED" and run.info.run_id not in failed_before)
-        for run in runs
-    )
