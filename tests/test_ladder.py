@@ -124,6 +124,23 @@ def test_bad_settings(options: dict[str, object], changes: dict[str, object], sa
     assert "Traceback" not in result.output
 
 
+def test_the_command_takes_a_study_whose_own_rank_is_a_rung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the file and the default one are not the ladder's."""
+    taken: list[StudyConfig] = []
+
+    def climb(config: StudyConfig, *, rank: int, console: object) -> None:
+        taken.append(config)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("adaptive_lora.cli.study.climb", climb)
+    file = tmp_path / "study.yaml"
+    file.write_text("methods: [linear_decay, uniform:rank=4]\nbaseline: uniform-r4", encoding="utf-8")
+    for words in (["--rank=2", "--ladder=4 8"], ["--rank=2", "--ladder=4 8", f"--config={file}"]):
+        assert CliRunner().invoke(main, ["ladder", *words]).exit_code == 2
+    labels = [[spec.label for spec in config.specs] for config in taken]
+    assert labels == [["uniform-r2", "uniform-r4", "uniform-r8"]] * 2
+
+
 def test_rungs_are_the_baseline_at_other_ranks(options: dict[str, object]) -> None:
     given = {**options, "methods": "uniform:budget=uniform-2,placement=attention uniform:rank=4,placement=attention"}
     config = study_from({**given, "ladder": "4 8"})

@@ -298,3 +298,10 @@ def test_folds_a_ladder_and_another_margin(in_store: Make, tmp_path: Path) -> No
     assert turned.ladder == comparison.ladder
     with pytest.raises(DataError, match="its p-values hold for that study alone"):
         compare_study(config.tracking, Selection(query="tags.seed = '0'"), {}, Console(quiet=True))
+
+
+def test_a_study_that_was_compared_gets_no_plan(in_store: Make) -> None:
+    settings = {"methods": "uniform:rank=2 uniform:rank=3", "max_steps": 1}
+    quiet(in_store(**settings))
+    with pytest.raises(ConfigError, match="was compared before it had a plan of looks"):
+        quiet(in_store(**settings, until="decided", max_seeds=8))

@@ -220,9 +220,9 @@ def settings_given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
-def read_study(file: Path | None, options: Mapping[str, Any]) -> StudyConfig:
-    """Return the study of a file, or of the defaults, overridden by the options given."""
-    given = settings_given(options)
+def read_study(file: Path | None, options: Mapping[str, Any], **fixed: Any) -> StudyConfig:
+    """Return the study of a file, or of the defaults, overridden by the options given and by what the command fixes."""
+    given = {**settings_given(options), **fixed}
     config = study_from(given) if file is None else load_study(file, given)
     click.get_current_context().find_root().obj = config.tracking.output
     return config

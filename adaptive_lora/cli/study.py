@@ -82,7 +82,8 @@ def ladder(file: Path | None, rank: int, as_json: bool, **given: Any) -> None:
     rungs by --ladder, and shares their trials.
     """
     console = make_console()
-    result = climb(read_study(file, given), rank=rank, console=console)
+    config = read_study(file, given, methods=f"uniform:rank={rank}", baseline=None)
+    result = climb(config, rank=rank, console=console)
     print_result(console, result)
     if as_json:
         print_document("ladder", {**result.to_dict(), "trials_run": result.trials_run})
