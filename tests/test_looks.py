@@ -274,8 +274,8 @@ def test_a_study_adds_seeds_to_open_methods_and_continues(in_store: Make, tmp_pa
 def test_folds_a_ladder_and_another_margin(in_store: Make, tmp_path: Path) -> None:
     """A rung of the ladder gets the seeds that are given, and no more."""
     config = in_store(
-        methods="uniform:rank=2 uniform:rank=2,alpha=9", seeds="0 1 2 3 4 5", until="decided", max_seeds=7,
-        look_seeds=1, folds=2, max_steps=1, margin_percent=0.001, ladder="3", study="folded",
+        methods="uniform:rank=2 random:of=linear_decay,rank=4,low_rank=1", seeds="0 1 2 3 4 5", until="decided",
+        max_seeds=7, look_seeds=1, folds=2, max_steps=1, margin_percent=0.001, ladder="3", study="folded",
     )  # fmt: skip
     outcome, shown = quiet(config)
     comparison = outcome.study_result.comparison
@@ -283,8 +283,8 @@ def test_folds_a_ladder_and_another_margin(in_store: Make, tmp_path: Path) -> No
     assert [look.methods[0].seeds for look in comparison.looks] == [6, 7]
     tags = [run.data.tags for run in trials_in(tmp_path)]
     assert Counter((one["method"], int(one["seed"]) > 5) for one in tags) == {
-        ("uniform-r2", False): 12, ("uniform-r2-alpha9", False): 12, ("uniform-r3", False): 12,
-        ("uniform-r2", True): 2, ("uniform-r2-alpha9", True): 2,
+        ("uniform-r2", False): 12, ("random-linear_decay-r4-1", False): 12, ("uniform-r3", False): 12,
+        ("uniform-r2", True): 2, ("random-linear_decay-r4-1", True): 2,
     }  # fmt: skip
     rung = comparison.ladder.rungs[-1]
     assert rung.method == "uniform-r3"
@@ -294,7 +294,7 @@ def test_folds_a_ladder_and_another_margin(in_store: Make, tmp_path: Path) -> No
     assert again({}, Console(quiet=True))[0].comparison.margin == comparison.margin
     other = again({"margin_percent": 2.0}, Console(quiet=True))[0].comparison
     assert other.margin.value == pytest.approx(2000 * comparison.margin.value, rel=0.2)
-    turned = again({"baseline": "uniform-r2-alpha9"}, Console(quiet=True))[0].comparison
+    turned = again({"baseline": "random-linear_decay-r4-1"}, Console(quiet=True))[0].comparison
     assert turned.ladder == comparison.ladder
     with pytest.raises(DataError, match="its p-values hold for that study alone"):
         compare_study(config.tracking, Selection(query="tags.seed = '0'"), {}, Console(quiet=True))
