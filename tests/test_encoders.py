@@ -73,14 +73,14 @@ def context(folder: Path, data_file: Path, metric: str, **changes: object) -> En
         "model": str(folder), "data": str(data_file), "template": "plain", "precision": "fp32",
         "profile_batches": 2, "profile_batch_size": 4, "max_tokens": 64, **changes,
     }  # fmt: skip
-    found = context_for(study_from(options), metric)
+    found = context_for(study_from(options), (metric,))
     assert isinstance(found, EncoderContext)
     return found
 
 
 def test_masked_gradients_are_those_of_autograd(saved: Saved, data_file: Path) -> None:
     here = context(saved(BertForMaskedLM(BERT)), data_file, "gradient_norm")
-    profile = here.profile("gradient_norm", seed=0, fold=0)
+    profile = here.profiles(("gradient_norm",), seed=0, fold=0)["gradient_norm"]
     batches = here._calibration(0, 0)
     tokens = sum(batch.supervised_tokens for batch in batches)
     here.model.zero_grad()
@@ -108,7 +108,7 @@ def test_masks_depend_on_the_seed_and_hide_what_is_predicted(saved: Saved, data_
 def test_activations_and_weights_need_no_head(saved: Saved, data_file: Path) -> None:
     folder = saved(BertModel(BERT))
     for metric in ("activation_spectrum", "stable_rank", "heavy_tail", "condition_number"):
-        profile = context(folder, data_file, metric).profile(metric, seed=0, fold=0)
+        profile = context(folder, data_file, metric).profiles((metric,), seed=0, fold=0)[metric]
         assert len(profile.scores) == 12
         assert all(score > 0 for score in profile.scores.values())
     plan = invoke("plan", "--model", folder, "--json")
@@ -169,14 +169,14 @@ def test_what_a_task_lacks_is_said(saved: Saved, data_file: Path, model: nn.Modu
 )
 def test_weights_alone_are_measured_on_any_model(saved: Saved, data_file: Path, model: nn.Module) -> None:
     here = context(saved(model), data_file, "stable_rank")
-    scores = here.profile("stable_rank", seed=0, fold=0).scores
+    scores = here.profiles(("stable_rank",), seed=0, fold=0)["stable_rank"].scores
     assert set(scores) == {site.name for site in here.sites}
 
 
 def test_towers_stand_side_by_side_in_the_figure(saved: Saved, data_file: Path) -> None:
     model = T5ForConditionalGeneration(T5Config(d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, vocab_size=99))
     here = context(saved(model), data_file, "stable_rank")
-    scores = here.profile("stable_rank", seed=0, fold=0).scores
+    scores = here.profiles(("stable_rank",), seed=0, fold=0)["stable_rank"].scores
     with Image.open(profile_figure(here.sites, scores, "stable_rank", Path())) as two:
         narrow = [site for site in here.sites if site.tower == "encoder"]
         with Image.open(profile_figure(narrow, scores, "half", Path())) as one:

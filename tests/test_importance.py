@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from adaptive_lora.allocation import METRICS, SPECTRAL_METRICS
 from adaptive_lora.config import StudyConfig
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError, ModelError
-from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile, capture, profile_importance
+from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile, passes, profile_importance
+from adaptive_lora.methods.importance.contract import PassLimits
 from adaptive_lora.models.losses import causal_loss
 from adaptive_lora.runner.context import StudyContext
-from adaptive_lora.runner.measure import run_profile
+from adaptive_lora.runner.measure import run_profiles
 from adaptive_lora.runner.trial import run_trial
 from adaptive_lora.runner.trial_log import trial_metrics
 
@@ -126,10 +128,10 @@ class TestContract:
         assert read.replicates == found.replicates
 
     def test_many_passes_equal_one(self, context: StudyContext, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        one = profile(context, metric)
-        monkeypatch.setattr(capture, "PASS_TOKENS", 1)
-        assert len(capture.joined(context.calibration(0, 0))) == 4
-        many = profile(context, metric)
+        one = profile(context, metric, limits=PassLimits())
+        monkeypatch.setattr(passes, "PASS_TOKENS", 1)
+        assert len(passes.halved(context.calibration(0, 0), divide=True)) == 12
+        many = profile(context, metric, limits=PassLimits())
         for name, score in one.scores.items():
             # `ablation` is a difference of two losses: it keeps their rounding
             assert many.scores[name] == pytest.approx(score, rel=1e-3, abs=2e-6)
@@ -167,7 +169,7 @@ def test_one_example_has_no_stability(make_bench: BaseContext) -> None:
 
 def test_padding_changes_nothing(context: StudyContext) -> None:
     task = context.profile_task(seed=0, fold=0)
-    (whole,) = capture.joined(task.batches)
+    (whole,) = passes.joined(task.batches)
     wider = Batch.of_text(
         input_ids=nn.functional.pad(whole.input_ids, (0, 5), value=7),
         attention_mask=nn.functional.pad(whole.attention_mask, (0, 5)),
@@ -203,7 +205,8 @@ def test_shared_and_unused_maps(context: StudyContext) -> None:
 
     torch.manual_seed(0)
     model = Flat()
-    task = dataclasses.replace(context.profile_task(seed=0, fold=0), model=model, sites=find_sites(model))
+    plain = {"model": model, "sites": find_sites(model), "running": lambda model: nullcontext()}
+    task = dataclasses.replace(context.profile_task(seed=0, fold=0), **plain)
     found = profile_importance(task, metric="gradient_norm", seed=0)
     loss = sum(causal_loss(model, batch) for batch in task.batches)
     (gradient,) = torch.autograd.grad(loss, model.h[0]["up"].weight)
@@ -223,7 +226,7 @@ def test_passes_join_up_to_a_limit() -> None:
         ids = torch.ones(rows, width, dtype=torch.long)
         return Batch.of_text(input_ids=ids, attention_mask=ids.clone(), labels=ids.clone())
 
-    one, *rest = capture.halved([batch(2, 3), batch(1, 4), batch(1, 9), batch(1, 2)], limit=12)
+    one, *rest = passes.halved([batch(2, 3), batch(1, 4), batch(1, 9), batch(1, 2)], limit=12)
     assert [tuple(each.batch.input_ids.shape) for each in (one, *rest)] == [(3, 4), (1, 9), (1, 2)]
     assert one.batch.labels.tolist() == [[1, 1, 1, -100], [1, 1, 1, 1], [1, 1, 1, -100]]
     assert one.batch.attention_mask[2].tolist() == [1, 1, 1, 0]
@@ -237,10 +240,10 @@ def test_groups_hold_no_more_than_the_models_own_gradient(context: StudyContext)
         return 2 * site.in_features * site.out_features  # type: ignore[attr-defined]
 
     own = sum(site.in_features * site.out_features for site in context.sites)
-    groups = capture._groups(context.sites, floats, own)
+    groups = passes.grouped(context.sites, floats, own)
     assert [site for group in groups for site in group] == list(context.sites)
     assert all(sum(map(floats, group)) <= own or len(group) == 1 for group in groups)
-    assert len(capture._groups(context.sites, floats, 0)) == len(context.sites)
+    assert len(passes.grouped(context.sites, floats, 0)) == len(context.sites)
 
 
 def test_one_site_at_a_time(context: StudyContext, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,28 +251,25 @@ def test_one_site_at_a_time(context: StudyContext, monkeypatch: pytest.MonkeyPat
 
     alive, most = 0, 0
 
-    class Counted(gradient.HalfSums):
-        def __init__(self) -> None:
+    class Counted(gradient.SiteSums):
+        def __init__(self, *given: object) -> None:
             nonlocal alive, most
             alive += 1
             most = max(most, alive)
-            super().__init__()
+            super().__init__(*given)
 
         def __del__(self) -> None:
             nonlocal alive
             alive -= 1
 
-    class CountedVariance(Counted, gradient._Variance):
-        pass
-
-    monkeypatch.setattr(gradient, "_Variance", CountedVariance)
-    profile(context, "gradient_variance")
+    monkeypatch.setattr(gradient, "SiteSums", Counted)
+    profile(context, "gradient_variance", limits=PassLimits())
     assert (alive, most) == (0, 1)
 
 
 def test_the_command_logs_cost_and_draws_the_spectrum(in_store: Callable[..., StudyConfig], tmp_path: Path) -> None:
     config = in_store(profile_batches=2, profile_batch_size=2, max_steps=None, epochs=2)
-    run_profile(config, "whitened_gradient", Console(quiet=True))
+    run_profiles(config, ["whitened_gradient"], Console(quiet=True))
     client = MlflowClient(store_in(tmp_path))
     (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
     examples = StudyContext(config).splits(0).train

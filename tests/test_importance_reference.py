@@ -17,9 +17,11 @@ from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.methods.importance.activation import Scatter
+from adaptive_lora.methods.importance.capture import SiteRows
 from adaptive_lora.methods.importance.gradient import MeanGradients, squared_norms
+from adaptive_lora.methods.importance.moments import DAMPING, second_moment, whiten
 from adaptive_lora.methods.importance.weights import heavy_tail
-from adaptive_lora.methods.importance.whitened import DAMPING, gains, second_moment, whiten
+from adaptive_lora.methods.importance.whitened import gains
 from adaptive_lora.models.losses import causal_loss
 from adaptive_lora.runner.context import StudyContext
 
@@ -79,7 +81,11 @@ def test_squared_norms_take_the_cheaper_way() -> None:
     for length in (2, 50):
         x, d = (torch.randn(3, length, size, generator=draw) for size in (8, 6))
         expected = torch.einsum("bto,bti->boi", d, x).square().sum(dim=(1, 2))
-        torch.testing.assert_close(squared_norms(x, d).float(), expected, rtol=1e-4, atol=1e-4)
+        rows = SiteRows(
+            inputs=x.flatten(0, 1), gradients=d.flatten(0, 1), mask=torch.ones(3 * length, dtype=torch.bool),
+            lengths=[length] * 3, split=2, tokens=(1, 1), shared={},
+        )  # fmt: skip
+        torch.testing.assert_close(squared_norms(rows).float(), expected, rtol=1e-4, atol=1e-4)
 
 
 def root(matrix: torch.Tensor, power: float) -> torch.Tensor:

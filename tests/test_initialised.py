@@ -20,7 +20,7 @@ from adaptive_lora.methods.adapters import attach, audit_moved
 from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
 from adaptive_lora.methods.eva.fit import EvaSettings, _batches, eva_directions
 from adaptive_lora.methods.gora.fit import compressed_gradient, initial_b
-from adaptive_lora.methods.importance.capture import joined
+from adaptive_lora.methods.importance.passes import joined
 from adaptive_lora.models.losses import predict, token_losses
 from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.trial import TrialOutcome, run_trial

@@ -145,6 +145,34 @@ def test_ranks_beyond_the_spectra_are_spread_evenly() -> None:
     assert any("spread evenly" in line for line in plan.certificate.sentences())
 
 
+@pytest.mark.parametrize(
+    ("values", "metric", "says"),
+    [
+        ((1.0, 0.5, 0.0), "whitened_gradient", "every component above the noise edge is covered by rank 2"),
+        ((1.0, 0.5), "gradient_norm", "every component with a gain is covered by rank 2"),
+        ((1.0, 0.5, 0.4, 0.1), "whitened_gradient", "proven optimal: uniform captures 100.0% of what any allocation"),
+    ],
+)
+def test_uniform_ranks_say_why(values: tuple[float, ...], metric: str, says: str) -> None:
+    sites = tuple(dataclasses.replace(site, out_features=64, in_features=64) for site in gpt2_sites(2, 64))
+    spectra = {site.name: values for site in sites}
+    plan = plan_of(sites, ProfileSummary(metric=metric, scores={}, spectra=spectra), rank=3)
+    assert {entry.rank for entry in plan.entries} == {3}
+    assert plan.certificate is not None
+    assert says in plan.certificate.reason
+    assert any(line.startswith("uniform ") and says[-20:] in line for line in plan.certificate.sentences())
+    values_of = plan.certificate.to_dict()
+    earlier = {key: value for key, value in values_of.items() if key not in ("everything", "covering_rank")}
+    assert type(plan.certificate).from_dict(values_of) == plan.certificate
+    assert type(plan.certificate).from_dict(earlier).reason == ""  # of a version that did not record it
+
+
+def test_uneven_ranks_need_no_reason() -> None:
+    plan = plan_of(DIALOGPT_MEDIUM, evidence(DIALOGPT_MEDIUM), rank=8)
+    assert plan.certificate is not None
+    assert plan.certificate.reason == ""
+
+
 FOUR = gpt2_sites(1, 8)
 
 

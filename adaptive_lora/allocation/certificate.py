@@ -8,6 +8,11 @@ from typing import Any, get_type_hints
 
 from adaptive_lora.options import parse_value
 
+_ROUNDING = 1e-9
+"""Relative difference of two gains that counts as none."""
+_LATER = ("everything", "covering_rank")
+"""Fields that plans of earlier versions lack."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Certificate:
@@ -37,6 +42,10 @@ class Certificate:
     """5 % quantile of the cross-fitted headroom over replicates; None with fewer than two replicates."""
     threshold: float | None = None
     """Headroom, as a share, below which uniform ranks are planned instead; None: never."""
+    everything: float | None = None
+    """Gain of all components, whatever their cost; None in plans of earlier versions."""
+    covering_rank: int | None = None
+    """Least uniform rank that covers every component with a gain; None in plans of earlier versions."""
 
     @property
     def gap(self) -> float:
@@ -57,15 +66,30 @@ class Certificate:
             and min(self.headroom, self.headroom_lower) < self.threshold
         )
 
+    @property
+    def reason(self) -> str:
+        """Reason why no other ranks are planned to gain more than uniform's; empty where some are."""
+        if self.abstained:
+            return f"abstained: the headroom is below the threshold of {self.threshold:.2%}"
+        if self.everything is None or self.best > self.uniform * (1 + _ROUNDING):
+            return ""
+        if self.uniform >= self.everything * (1 - _ROUNDING):
+            what = "above the noise edge" if self.metric == "whitened_gradient" else "with a gain"
+            return f"nothing measured beyond uniform: every component {what} is covered by rank {self.covering_rank}"
+        share = f"uniform captures {self.uniform / self.bound:.1%} of what any allocation can"
+        return f"proven optimal: {share}" if self.optimal else f"no better ranks found: {share}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; `from_dict` reads the fields back."""
-        derived = {"gap": self.gap, "headroom": self.headroom, "abstained": self.abstained}
+        derived: dict[str, Any] = {"gap": self.gap, "headroom": self.headroom, "abstained": self.abstained}
+        derived["reason"] = self.reason
         return {**asdict(self), **derived}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Certificate:
         """Read what `to_dict` wrote; missing or unreadable fields raise KeyError or ValueError."""
-        return cls(**{name: parse_value(kind, values[name]) for name, kind in get_type_hints(cls).items()})
+        kinds = {name: kind for name, kind in get_type_hints(cls).items() if name in values or name not in _LATER}
+        return cls(**{name: parse_value(kind, values[name]) for name, kind in kinds.items()})
 
     def sentences(self) -> list[str]:
         """Return the certificate as text, one fact per line."""
@@ -81,6 +105,8 @@ class Certificate:
         ]
         if self.idle_parameters:
             lines.append(f"idle       {self.idle_parameters:,} parameters gain nothing by the spectra: spread evenly")
+        if self.reason and not self.abstained:
+            lines.append(f"uniform    {self.reason}")
         if self.abstained:
             lines.append(f"abstained  below the threshold of {self.threshold:.2%}, so ranks are uniform's")
         return lines

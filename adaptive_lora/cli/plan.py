@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,31 @@ from adaptive_lora.cli.options import (
     settings_of_methods,
 )
 from adaptive_lora.config import ModelConfig
-from adaptive_lora.errors import ConfigError, require_extra
+from adaptive_lora.errors import ConfigError, require_extra, unknown_name
 from adaptive_lora.models.collector import without_collector
 from adaptive_lora.runner.early import require_inputs
 from adaptive_lora.runner.emit import FORMS
 from adaptive_lora.runner.own_model import PLAN_SETTINGS
 from adaptive_lora.runner.own_model import plan as plan_of
+
+
+class MetricNames(click.ParamType):
+    """Names of one or several metrics, with commas between them."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Return the names, each once, in the order given."""
+        names = tuple(dict.fromkeys(re.findall(r"[^,\s]+", value))) if isinstance(value, str) else tuple(value)
+        if unknown := next((name for name in names if name not in METRICS), None):
+            self.fail(unknown_name("metric", unknown, METRICS), param, ctx)
+        if not names:
+            self.fail(f"required the name of a metric; known: {', '.join(METRICS)}.", param, ctx)
+        return names
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return the metavar."""
+        return "NAMES"
 
 
 @main.command()
@@ -106,12 +126,13 @@ def plan(
     Option(
         "profile",
         "--metric",
-        type=click.Choice(tuple(METRICS)),
-        metavar="CHOICE",
+        "metrics",
+        type=MetricNames(),
         shell_complete=completed("metric", tuple(METRICS), ""),
         default="weight_gradient",
         show_default=True,
-        help="importance metric: " + "; ".join(f"{name} ({text})" for name, text in METRICS.items()),
+        help="importance metric, or several with commas between them, of which those by gradients share one pass: "
+        + "; ".join(f"{name} ({text})" for name, text in METRICS.items()),
     ),
     Option(
         "profile",
@@ -120,14 +141,14 @@ def plan(
         help="also measure the routed experts of a mixture of experts, for methods with experts=true",
     ),
 )
-def profile(file: Path | None, metric: str, experts: bool, as_json: bool, **given: Any) -> None:
+def profile(file: Path | None, metrics: tuple[str, ...], experts: bool, as_json: bool, **given: Any) -> None:
     """Measure the importance of every site on training examples; feed it to `plan --profile`."""
     config = read_study(file, given)
     require_inputs(config, trained=False)
     if config.tracking.tracking_uri is not None:
         require_extra("study", "--tracking-uri")
-    from adaptive_lora.runner.measure import run_profile
+    from adaptive_lora.runner.measure import run_profiles
 
-    measured = run_profile(config, metric, make_console(), experts=experts)
+    first, *others = (one.to_dict() for one in run_profiles(config, metrics, make_console(), experts=experts))
     if as_json:
-        print_document("profile", measured.to_dict())
+        print_document("profile", {**first, **({"others": others} if others else {})})

@@ -55,6 +55,12 @@ class CertificateShape(TypedDict):
     gap: float
     headroom: float
     abstained: bool
+    everything: float | None
+    """Gain of all components, whatever their cost."""
+    covering_rank: int | None
+    """Least uniform rank that covers every component with a gain."""
+    reason: str
+    """Reason why the ranks gain no more than uniform's; empty where they do."""
 
 
 class MemoryShape(TypedDict):
@@ -138,6 +144,26 @@ class PlanShape(TypedDict):
     """The plan in the form of `--emit`."""
 
 
+class SeenShape(TypedDict):
+    """Components above the noise edge from some of the calibration examples."""
+
+    examples: int
+    components: int
+    rank: int
+    """Least uniform rank that covers them all."""
+
+
+class VisibleShape(TypedDict):
+    """Components that a profile could see above the noise edge."""
+
+    components: dict[str, int]
+    """Site name -> number of components."""
+    whole: SeenShape
+    halves: list[SeenShape]
+    settled: int | None
+    """Number of examples from which on the covering rank stayed the same; null: still changing."""
+
+
 class ProfileShape(TypedDict):
     """An importance profile, as `plan --profile` reads it."""
 
@@ -157,6 +183,12 @@ class ProfileShape(TypedDict):
     """Routed experts, `NAME[index]`, that no calibration token reached."""
     sites: list[AdapterSite]
     """The sites that were measured, in module order."""
+    together: list[str]
+    """Metrics measured in the same passes, of which `seconds` is the time."""
+    visible: NotRequired[VisibleShape | None]
+    """Components above the noise; null for metrics without a noise edge."""
+    others: NotRequired[list[dict[str, Any]]]
+    """Profiles of the further metrics that were asked for, each with the keys above."""
 
 
 class TrainShape(TypedDict):

@@ -244,7 +244,8 @@ class _Covariance:
         self._sum, self._examples = torch.zeros(width, width, device=weight.device), 0
 
     def add(self, rows: SiteRows) -> None:
-        for inputs, counted in zip(rows.inputs, rows.mask, strict=True):
+        lengths = list(rows.lengths)
+        for inputs, counted in zip(rows.inputs.split(lengths), rows.mask.split(lengths), strict=True):
             shown = inputs[counted]
             shown = shown / shown.max().abs().clamp(min=torch.finfo(shown.dtype).tiny)
             self._sum += shown.T @ shown
@@ -264,9 +265,11 @@ def _measured(trial: TrialContext, kind: Any) -> dict[str, Pair]:
     plan, found = trial.plan, dict[str, Pair]()
     entries = {entry.site.name: entry for entry in plan.entries}
 
-    def make(site: AdapterSite) -> Statistic:
+    def make(site: AdapterSite) -> Statistic[Measures]:
         entry = entries[site.name]
-        made: Statistic = kind(found, entry, weight_of(trial.base.get_submodule(site.name)), plan.scale_of(entry))
+        made: Statistic[Measures] = kind(
+            found, entry, weight_of(trial.base.get_submodule(site.name)), plan.scale_of(entry)
+        )
         return made
 
     measure_sites(

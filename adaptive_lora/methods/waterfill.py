@@ -88,6 +88,8 @@ class Waterfill(RankMethod):
             replicates=len(profile.replicates),
             headroom_lower=_headroom_lower(problem, profile.replicates, budget, uniform),
             threshold=self.abstain,
+            everything=float(gains_SR.sum()),
+            covering_rank=int((gains_SR > 0).sum(axis=1).max()),
         )
         if not certificate.abstained:
             return Solution(ranks=filled.ranks, budget=budget, certificate=certificate)

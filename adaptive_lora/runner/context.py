@@ -20,7 +20,7 @@ from adaptive_lora.data import Batch
 from adaptive_lora.errors import ModelError
 from adaptive_lora.methods.adapters.attach import require_parameters
 from adaptive_lora.methods.adapters.dropout import switch_off_dropout
-from adaptive_lora.methods.importance import ImportanceProfile, ProfileTask, profile_importance
+from adaptive_lora.methods.importance import ImportanceProfile, ProfileTask
 from adaptive_lora.models.base import load_base, require_quantiser
 from adaptive_lora.models.collector import without_collector
 from adaptive_lora.models.device import start_runtime
@@ -32,8 +32,9 @@ from adaptive_lora.models.sites import read_architecture, unreached_layers, warn
 from adaptive_lora.models.tasks import Task, task_named
 from adaptive_lora.models.tasks.prepared import PreparedSplits, prepare_set
 from adaptive_lora.results import EvalResult
+from adaptive_lora.runner import profiling
 from adaptive_lora.runner.invocation import require_invocation
-from adaptive_lora.runner.profiling import OWN, TaskData, drawn, read_tasks, trained_probe
+from adaptive_lora.runner.profiling import OWN, TaskData
 from adaptive_lora.runner.prompt_room import require_room
 from adaptive_lora.runner.retained import RetainedData, frozen_losses, read_retained
 from adaptive_lora.serving import NF4
@@ -106,7 +107,7 @@ class StudyContext:
         warn_of_sites(self.base.model, self.architecture)
         self._unreached: frozenset[str] | None = None
         self._said: set[str] = set()
-        self._profiles: dict[tuple[str, tuple[str, ...], int, int, bool], ImportanceProfile] = {}
+        self._profiles = profiling.ProfileCache(self)
         self._base_scores: dict[int, EvalResult] = {}
 
     @property
@@ -214,7 +215,7 @@ class StudyContext:
         if not tasks or tasks == (OWN,):
             return None
         if tasks not in self._task_data:
-            self._task_data[tasks] = read_tasks(self.task, tasks, self.data, self._splits)
+            self._task_data[tasks] = profiling.read_tasks(self.task, tasks, self.data, self._splits)
         return self._task_data[tasks]
 
     def data_lines(self) -> list[str]:
@@ -299,15 +300,14 @@ class StudyContext:
     def profile(
         self, metric: str, *, seed: int, fold: int, tasks: tuple[str, ...] = (), experts: bool = False
     ) -> ImportanceProfile:
-        """Return the profile of a seed, measured once on the training split of the fold and tasks."""
-        key = (metric, () if tasks == (OWN,) else tasks, seed, fold, experts)
-        if key not in self._profiles:
-            task = self.profile_task(seed=seed, fold=fold, tasks=tasks, experts=experts)
-            with model_errors(f"{metric} cannot be measured on {self.architecture.kind}", self.base.model):
-                profile = profile_importance(task, metric=metric, seed=seed)
-            processes = self.runtime.processes  # their GPUs may round differently; ranks follow one of them
-            self._profiles[key] = processes.share(profile) if processes.together else profile
-        return self._profiles[key]
+        """Return the profile of a seed by one metric, with the arguments of `profiles`."""
+        return self.profiles((metric,), seed=seed, fold=fold, tasks=tasks, experts=experts)[metric]
+
+    def profiles(
+        self, metrics: Sequence[str], *, seed: int, fold: int, tasks: tuple[str, ...] = (), experts: bool = False
+    ) -> Mapping[str, ImportanceProfile]:
+        """Return the profiles of a seed, each measured once on the training split of the fold and tasks."""
+        return self._profiles.get(metrics, profiling.Calibration(tasks=tasks, seed=seed, fold=fold, experts=experts))
 
     def profile_task(self, *, seed: int, fold: int, tasks: tuple[str, ...] = (), experts: bool = False) -> ProfileTask:
         """Return the inputs of profilers for a seed, fold and tasks, with routed experts where wanted."""
@@ -320,15 +320,17 @@ class StudyContext:
             runtime=self.runtime,
             loss=self.loss,
             validation=self._drawn(splits.validation, seed, "ablation", fold),
-            trained=lambda: trained_probe(self, splits, seed=seed, fold=fold),
+            trained=lambda: profiling.trained_probe(self, splits, seed=seed, fold=fold),
+            running=self.task.running,
+            limits=profiling.pass_limits(self, splits.longest),
         )
 
     def calibration(self, seed: int, fold: int) -> list[Batch]:
-        """Return the calibration batches of a seed, drawn from the fold's training split."""
+        """Return the calibration batches of a seed."""
         return self._drawn(self.splits(fold).train, seed, "calibration", fold)
 
     def _drawn(self, examples: Sequence[Any], seed: int, purpose: str, fold: int) -> list[Batch]:
-        batches = drawn(examples, self.config.profile, seed=seed, purpose=purpose, fold=fold)
+        batches = profiling.drawn(examples, self.config.profile, seed=seed, purpose=purpose, fold=fold)
         return [self.task.collate(batch) for batch in batches]
 
     def plan(self, spec: MethodSpec, *, seed: int, fold: int) -> Plan:
@@ -353,7 +355,15 @@ class StudyContext:
             )
         if not isinstance(plan, TunerPlan):
             require_parameters(self.base.model, plan, train.dropout)
+            if plan.certificate is not None and plan.certificate.reason:
+                self._say(f"{plan.method}: the ranks gain no more than uniform's: {plan.certificate.reason}")
         return plan
+
+    def _say(self, text: str) -> None:
+        """Log a text once."""
+        if text not in self._said:
+            self._said.add(text)
+            logging.getLogger(__name__).warning(text)
 
     def _without_influence(self) -> frozenset[str]:
         """Return the names of sites without influence on an example's loss, among those not checked before."""
@@ -385,8 +395,5 @@ class StudyContext:
         )
         choice = choose(load, self.config.train)
         if self.config.train.max_memory is not None:
-            said = f"max_memory {shown(self.config.train.max_memory)}: {describe(choice, load)}"
-            if said not in self._said:
-                self._said.add(said)
-                logging.getLogger(__name__).warning(said)
+            self._say(f"max_memory {shown(self.config.train.max_memory)}: {describe(choice, load)}")
         return choice

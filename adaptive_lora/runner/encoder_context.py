@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from adaptive_lora.data import Batch, ExampleSet, load_examples, split_examples
 from adaptive_lora.data.batches import IGNORED
 from adaptive_lora.data.summary import reading_lines
 from adaptive_lora.errors import ModelError
-from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile, ProfileTask, profile_importance
+from adaptive_lora.methods.importance import PROFILERS, ImportanceProfile, ProfileTask, profile_importances
 from adaptive_lora.methods.importance.weights import WeightProfiler
 from adaptive_lora.models.base import locate, read_settings, require_weights
 from adaptive_lora.models.classes import auto_class
@@ -45,28 +45,28 @@ _FORWARD = frozenset({"activation_spectrum"})
 _TRAINED = frozenset({"ablation", "output_energy"})
 
 
-def context_for(config: StudyConfig, metric: str) -> StudyContext | EncoderContext:
+def context_for(config: StudyConfig, metrics: Sequence[str]) -> StudyContext | EncoderContext:
     """Return the context for profiling a model: that of its task, if it has one.
 
     A model whose task is not determined by base and data can still be measured by metrics without a
     loss, and a text encoder by the prediction of masked tokens.
     """
     task = config.data.task if config.data.task != "auto" else found_task(config)
-    if task is None or (task != "causal" and config.data.task == "auto" and metric in _DATA_FREE):
-        return EncoderContext(config, metric)
+    if task is None or (task != "causal" and config.data.task == "auto" and _DATA_FREE.issuperset(metrics)):
+        return EncoderContext(config, metrics)
     return StudyContext(config, trains=False)
 
 
 class EncoderContext:
     """A model without a training task, and the examples to profile it on."""
 
-    def __init__(self, config: StudyConfig, metric: str) -> None:
-        """Load the model as the metric needs it.
+    def __init__(self, config: StudyConfig, metrics: Sequence[str]) -> None:
+        """Load the model as the metrics need it.
 
         Raises:
-            AdaptiveLoraError: data or model cannot be used, or the metric does not support the model.
+            AdaptiveLoraError: data or model cannot be used, or a metric does not support the model.
         """
-        self.config, self.metric = config, metric
+        self.config, self.metrics = config, frozenset(metrics)
         self.runtime = start_runtime(config.train.precision)
         _, _, self.folder = locate(config.model)
         self._trust = config.model.trust_remote_code
@@ -87,17 +87,26 @@ class EncoderContext:
                 f"{self.folder} lacks the weights of {len(lost)} sites, such as {min(lost)}; required all of them."
             )
 
-    def profile(self, metric: str, *, seed: int, fold: int) -> ImportanceProfile:
-        """Return the importance profile of a seed, measured on the fold's training split."""
-        task = ProfileTask(
-            model=self.model,
-            sites=self.sites,
-            batches=() if metric in _DATA_FREE else self._calibration(seed, fold),
-            runtime=self.runtime,
-            loss=no_loss if metric in _FORWARD else masked_loss,
-        )
-        with model_errors(f"{metric} cannot be measured on {type(self.model).__name__}", self.model):
-            return profile_importance(task, metric=metric, seed=seed)
+    def profiles(self, metrics: Sequence[str], *, seed: int, fold: int) -> Mapping[str, ImportanceProfile]:
+        """Return the importance profiles of a seed, measured on the fold's training split."""
+        found: dict[str, ImportanceProfile] = {}
+        with model_errors(f"{metrics[0]} cannot be measured on {type(self.model).__name__}", self.model):
+            for masked in (False, True):
+                chosen = [metric for metric in metrics if (metric not in _DATA_FREE | _FORWARD) == masked]
+                task = ProfileTask(
+                    model=self.model,
+                    sites=self.sites,
+                    batches=() if _DATA_FREE.issuperset(chosen) else self._calibration(seed, fold, masked=masked),
+                    runtime=self.runtime,
+                    loss=masked_loss if masked else no_loss,
+                )
+                found |= profile_importances(task, metrics=chosen, seed=seed)
+        return {metric: found[metric] for metric in metrics}
+
+    @property
+    def _forward(self) -> bool:
+        """Need of no loss: the metrics look at weights and activations alone."""
+        return (_DATA_FREE | _FORWARD).issuperset(self.metrics)
 
     def _load(self) -> tuple[PreTrainedModel, set[str]]:
         """Return the model, and the names of weights missing in its checkpoint."""
@@ -107,10 +116,10 @@ class EncoderContext:
         hf_logging.disable_progress_bar()
 
         settings = read_settings(self.folder, trust_remote_code=self._trust)
-        kind, without_loss = auto_class(settings), self.metric in _DATA_FREE | _FORWARD
-        if self.metric in _TRAINED:
+        kind, without_loss = auto_class(settings), self._forward
+        if _TRAINED & self.metrics:
             raise self._refusal("a model that this package can train")
-        if self.metric not in _DATA_FREE and type(settings) not in AutoModelForMaskedLM._model_mapping:
+        if not _DATA_FREE.issuperset(self.metrics) and type(settings) not in AutoModelForMaskedLM._model_mapping:
             raise self._refusal("a causal language model or a text encoder")
         try:
             with as_transformers_reads(self.folder) as (where, further):
@@ -133,7 +142,7 @@ class EncoderContext:
     def _refusal(self, required: str) -> ModelError:
         others = ", ".join(sorted(_DATA_FREE | _FORWARD))
         return ModelError(
-            f"{self.folder} cannot be profiled by {self.metric}: required {required}. Metrics that "
+            f"{self.folder} cannot be profiled by {', '.join(sorted(self.metrics))}: required {required}. Metrics that "
             f"need no loss: {others}; with a loss of your own, call `profile_importance`."
         )
 
@@ -156,10 +165,10 @@ class EncoderContext:
 
     def data_lines(self) -> list[str]:
         """Return the lines of the data summary; empty for metrics without data."""
-        return [] if self.metric in _DATA_FREE else reading_lines(self._data.readings)
+        return [] if _DATA_FREE.issuperset(self.metrics) else reading_lines(self._data.readings)
 
-    def _calibration(self, seed: int, fold: int) -> list[Batch]:
-        """Return batches of prompt and response as one text, drawn from the training split."""
+    def _calibration(self, seed: int, fold: int, *, masked: bool = True) -> list[Batch]:
+        """Return batches of prompt and response as one text from the training split, with masked tokens or without."""
         data, settings = self.config.data, self.config.profile
         examples = split_examples(self._data.examples, data, fold).train
         batches = drawn(examples, settings, seed=seed, purpose="calibration", fold=fold)
@@ -182,10 +191,10 @@ class EncoderContext:
             raise ModelError(f"{self.folder} cannot be profiled: {problem}.")
         rows = list(zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True))
         size = settings.profile_batch_size
-        return [self._batch(rows[start : start + size], seed, start) for start in range(0, len(rows), size)]
+        return [self._batch(rows[start : start + size], seed, start, masked) for start in range(0, len(rows), size)]
 
-    def _batch(self, rows: Sequence[tuple[list[int], list[int]]], seed: int, start: int) -> Batch:
-        """Pad rows of (token ids, 1 for special tokens); mask tokens if the metric needs a loss."""
+    def _batch(self, rows: Sequence[tuple[list[int], list[int]]], seed: int, start: int, masked: bool) -> Batch:
+        """Pad rows of (token ids, 1 for special tokens); mask tokens where the metrics need a loss."""
         import torch
 
         width = max(len(ids) for ids, _ in rows)
@@ -195,7 +204,7 @@ class EncoderContext:
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
             free = [index for index, flag in enumerate(special) if not flag]
-            if self.metric in _FORWARD or not free:
+            if not (masked and free):
                 continue
             rng = rng_for(seed, "mask", start + row)
             chosen = rng.choice(free, math.ceil(MASKED_SHARE * len(free)), replace=False).tolist()

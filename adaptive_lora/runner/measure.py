@@ -1,4 +1,4 @@
-"""`profile`: one importance profile of a study's training examples, written, logged and printed."""
+"""`profile`: importance profiles of a study's training examples, written, logged and printed."""
 
 from __future__ import annotations
 
@@ -26,48 +26,54 @@ if TYPE_CHECKING:
     from adaptive_lora.tracking import Store
 
 
-def run_profile(config: StudyConfig, metric: str, console: Console, *, experts: bool = False) -> ImportanceProfile:
-    """Measure one profile, write it to the output folder, log it with its figures, and print it.
+def run_profiles(
+    config: StudyConfig, metrics: Sequence[str], console: Console, *, experts: bool = False
+) -> list[ImportanceProfile]:
+    """Measure one profile per metric, write them to the output folder, log them with their figures, and print them.
 
-    Without the packages of the extra `study` it is not logged.
+    Gradient metrics share one pass over the calibration data. Without the packages of the extra `study` nothing is
+    logged.
 
     Args:
         config: settings of base, data and calibration.
-        metric: metric to measure.
+        metrics: metrics to measure.
         console: console to print to.
         experts: whether the routed experts of a mixture of experts are measured too.
 
     Raises:
-        ConfigError: the metric is unknown, or there are several seeds or folds.
+        ConfigError: a metric is unknown, or there are several seeds or folds.
         ModelError: the base has no routed experts that take adapters.
     """
-    if metric not in PROFILERS:
-        raise ConfigError(unknown_name("metric", metric, PROFILERS))
+    for metric in metrics:
+        if metric not in PROFILERS:
+            raise ConfigError(unknown_name("metric", metric, PROFILERS))
     seed = config.seeds[0]
-    context = context_for(as_saved(config), metric)
+    context = context_for(as_saved(config), metrics)
     say_lines(console, context.data_lines())
     tracked = config.tracking.tracking_uri is not None or installed("mlflow")
     store = _store(config) if tracked else None
     if isinstance(context, StudyContext):
-        profile = context.profile(metric, seed=seed, fold=0, experts=experts)
+        profiles = context.profiles(metrics, seed=seed, fold=0, experts=experts)
     elif experts:
         raise ModelError("--experts is for models of a task, such as causal language models. Leave it out.")
     else:
-        profile = context.profile(metric, seed=seed, fold=0)
-    share = _share_of_training(context, profile)
+        profiles = context.profiles(metrics, seed=seed, fold=0)
     folder = Path(config.tracking.output)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"profile_{metric}_seed{seed}.json"
-    path.write_text(profile.to_json(), encoding="utf-8")
+    for metric, profile in profiles.items():
+        share = _share_of_training(context, profile)
+        path = folder / f"profile_{metric}_seed{seed}.json"
+        path.write_text(profile.to_json(), encoding="utf-8")
+        if store is not None:
+            _log(store, profile, profile.sites, share, path)
+        _print_profile(profile, share, path, console)
     if store is None:
         console.print(
             'not logged: that needs mlflow, which is not installed: pip install "adaptive-lora[study]"', markup=False
         )
     else:
-        _log(store, profile, profile.sites, share, path)
         say_place(store, console)
-    _print_profile(profile, share, path, console)
-    return profile
+    return list(profiles.values())
 
 
 def _store(config: StudyConfig) -> Store:
@@ -98,6 +104,8 @@ def _log(store: Store, profile: ImportanceProfile, sites: Sequence[AdapterSite],
         run.metric("profile/tokens", profile.tokens)
         run.metric("profile/processed_tokens", profile.processed_tokens)
         run.metric("profile/share_of_training_tokens", share)
+        if profile.visible is not None:
+            run.metric("profile/covering_rank", profile.visible.whole.rank)
         run.flush()
         with TemporaryDirectory() as figures:
             profile_figure(sites, profile.scores, metric, Path(figures))
@@ -125,11 +133,18 @@ def _print_profile(profile: ImportanceProfile, share: float, path: Path, console
     cost = "" if math.isnan(share) else f" ({share:.1%} of the tokens of one training)"
     console.print(
         f"\n{profile.metric} over {seen} in {profile.seconds:.1f} s{cost}; "
-        f"{profile.stability_note or halves}\nwritten to {shown(path)}; use it with "
+        f"{profile.stability_note or halves}{_seen(profile)}\nwritten to {shown(path)}; use it with "
         f"`adaptive-lora plan --method empirical:metric={profile.metric} --profile {shown(path)}`",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _seen(profile: ImportanceProfile) -> str:
+    """Return lines on what the profile could see, and on the metrics that its time is shared with."""
+    further = [name for name in profile.together if name != profile.metric]
+    together = f"\nmeasured in one pass with {', '.join(further)}" if further else ""
+    return together + ("" if profile.visible is None else f"\n{profile.visible.sentence()}")
 
 
 def _share_of_training(context: object, profile: ImportanceProfile) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,21 @@ from adaptive_lora.config import ProfileConfig, digest
 from adaptive_lora.data import ExampleSet
 from adaptive_lora.data.sequences import Joined, Rows
 from adaptive_lora.data.summary import DataSummary
-from adaptive_lora.errors import DataError
+from adaptive_lora.errors import AllocationError, DataError
 from adaptive_lora.methods.adapters import attach, detach
-from adaptive_lora.methods.importance import TrainedProbe
+from adaptive_lora.methods.importance import ImportanceProfile, TrainedProbe
 from adaptive_lora.methods.importance.capture import frozen
+from adaptive_lora.methods.importance.contract import PassLimits
+from adaptive_lora.methods.importance.gradient import floats_of
+from adaptive_lora.methods.importance.profile import measured, profile_of, shares_a_pass
 from adaptive_lora.models.base import gradient_checkpointing
+from adaptive_lora.models.errors import model_errors
 from adaptive_lora.models.tasks import Task
 from adaptive_lora.models.tasks.prepared import SPLITS, PreparedSplits, prepare_set
 from adaptive_lora.seeding import rng_for, torch_stream
 from adaptive_lora.training import Trainer, TrainInputs
+from adaptive_lora.training.memory import choose, load_of
+from adaptive_lora.training.memory.estimate import estimate
 
 if TYPE_CHECKING:
     from adaptive_lora.runner.context import StudyContext
@@ -95,6 +101,113 @@ def drawn(examples: Sequence[Any], settings: ProfileConfig, *, seed: int, purpos
     size = settings.profile_batch_size
     order = rng_for(seed, purpose, fold).permutation(len(examples))[: settings.profile_batches * size]
     return [[examples[index] for index in order[start : start + size]] for start in range(0, len(order), size)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """Data that a profile is measured on."""
+
+    tasks: tuple[str, ...]
+    """Tasks of `profiled_on`; empty: the study's own."""
+    seed: int
+    fold: int
+    experts: bool
+    """Mark of profiles of routed experts too."""
+
+    def serves(self, spec: MethodSpec) -> bool:
+        """Return whether a method follows a profile on these tasks."""
+        return (_other(spec.profiled_on), spec.experts) == (self.tasks, self.experts)
+
+
+def _other(tasks: tuple[str, ...]) -> tuple[str, ...]:
+    return () if tasks == (OWN,) else tasks
+
+
+class ProfileCache:
+    """The profiles of a study, each measured once; gradient metrics of one seed and fold share a pass."""
+
+    def __init__(self, context: StudyContext) -> None:
+        """Start empty."""
+        self._context = context
+        self._found: dict[Calibration, dict[str, ImportanceProfile]] = {}
+
+    def get(self, metrics: Sequence[str], data: Calibration) -> Mapping[str, ImportanceProfile]:
+        """Return the profiles of these metrics; what is missing is measured.
+
+        Raises:
+            AllocationError: a measurement has no information on where ranks should go.
+        """
+        data = dataclasses.replace(data, tasks=_other(data.tasks))
+        found = self._found.setdefault(data, {})
+        if missing := [metric for metric in metrics if metric not in found]:
+            self._measure(metrics, missing, data)
+        return {metric: found[metric] for metric in metrics}
+
+    def _measure(self, asked: Sequence[str], metrics: list[str], data: Calibration) -> None:
+        """Measure metrics, and with a gradient metric the others that methods of the study follow."""
+        context, found = self._context, self._found[data]
+        task = context.profile_task(seed=data.seed, fold=data.fold, tasks=data.tasks, experts=data.experts)
+        if any(shares_a_pass(metric, task) for metric in metrics):
+            followed = {spec.options.metric for spec in context.config.specs if data.serves(spec)} - {None}
+            further = sorted(followed.difference(found, metrics))  # type: ignore[type-var]
+            metrics = [*metrics, *(metric for metric in further if shares_a_pass(metric, task))]
+        with model_errors(f"{metrics[0]} cannot be measured on {context.architecture.kind}", context.base.model):
+            results = measured(task, metrics)
+        processes = context.runtime.processes  # their GPUs may round differently; ranks follow one of them
+        for metric, result in results.items():
+            try:
+                profile = profile_of(task, metric, result, seed=data.seed)
+            except AllocationError:  # of a metric that another method follows: raised where that one asks
+                if metric in asked:
+                    raise
+                continue
+            found[metric] = processes.share(profile) if processes.together else profile
+
+
+_PROBED_RANK = 8
+"""Rank of the uniform adapters whose training step bounds the memory of a profile."""
+_LEAST_SHARE = 8
+"""Most passes over the calibration data that a shortage of memory may cost."""
+
+
+def pass_limits(context: StudyContext, longest: int) -> PassLimits:
+    """Return limits by which a profile takes no more memory than a training step of uniform LoRA.
+
+    A pass has the examples of a micro-batch, or fewer, so that the sums of all sites fit beside its activations. Where
+    they do not, not even with one example at a time, sites are measured in up to eight groups.
+
+    Args:
+        context: context of the study; its batch size and memory limit bound the memory.
+        longest: number of tokens of the longest example.
+    """
+    base, config = context.base, context.config.train
+    uniform = MethodSpec.build("uniform", {"rank": min(_PROBED_RANK, *(site.max_rank for site in context.sites))})
+    load = load_of(
+        base.model,
+        (*context.sites, *context.architecture.experts),
+        allocate(uniform, context.sites, alpha=config.alpha, scaling=config.scaling),
+        precision=context.runtime.precision,
+        longest=longest,
+        fused=config.batching != "padded",
+        packed=context.task.packs(base.model),
+        head=base.head,
+    )
+    step = choose(load, config)
+    most = config.max_memory or step.estimate.high
+    sums = 4 * sum(map(floats_of, context.sites))
+    rows = step.micro_batch
+    calibration = context.config.profile.profile_batches * context.config.profile.profile_batch_size
+
+    def room(examples: int) -> int:
+        return int(most) - estimate(load, examples=examples, checkpointing=False).high
+
+    while 1 < rows < calibration and room(rows) < sums:
+        rows //= 2
+    return PassLimits(
+        backward_tokens=rows * longest,
+        forward_tokens=rows * longest if config.max_memory else None,
+        room=max(room(rows), sums // _LEAST_SHARE) // 4,
+    )
 
 
 @contextmanager

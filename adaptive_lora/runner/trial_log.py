@@ -201,6 +201,8 @@ def trial_metrics(context: StudyContext, outcome: TrialOutcome, fold: int) -> di
     if outcome.profile is not None:
         metrics["profile/seconds"] = outcome.profile.seconds
         metrics["profile/stability"] = outcome.profile.stability
+        if outcome.profile.visible is not None:
+            metrics["profile/covering_rank"] = float(outcome.profile.visible.whole.rank)
         metrics["profile/share_of_training"] = outcome.profile.seconds / train.seconds
     if isinstance(plan, RankPlan) and plan.certificate is not None:
         metrics["plan/headroom"] = plan.certificate.headroom

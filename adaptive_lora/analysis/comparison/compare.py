@@ -330,6 +330,7 @@ def _scores(trials: Mapping[int, Folds]) -> dict[str, SeedMean]:
         **{name: (metric(name), "not recorded") for name in metrics},
         "trained_parameters": (trained_parameters, ""),
         "profile_stability": (metric("profile/stability"), "no profile measured"),
+        "covering_rank": (metric("profile/covering_rank"), "no profile with a noise edge"),
     }
     absent = "" if trials else "no seed finished"
     return {name: over_seeds(trials, read, absent or missing) for name, (read, missing) in readers.items()}

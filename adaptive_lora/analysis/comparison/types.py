@@ -236,6 +236,8 @@ class MethodSummary:
     """Parameters while training; `parameters` are those that are served."""
     profile_stability: SeedMean
     """Spearman correlation between importance from two halves of the calibration batches."""
+    covering_rank: SeedMean
+    """Least uniform rank that covers every component above the noise edge of the profile."""
     early_rate: EarlyRate | None
     """Tokens to the baseline's final validation loss; None where no curves were recorded."""
     difference: Difference | None

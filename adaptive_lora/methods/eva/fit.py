@@ -23,7 +23,8 @@ from adaptive_lora.errors import AllocationError
 from adaptive_lora.methods.adapters.attach import peft_task, stores_transposed
 from adaptive_lora.methods.base import TrialContext
 from adaptive_lora.methods.eva import Eva
-from adaptive_lora.methods.importance.capture import frozen, joined, positions_mask
+from adaptive_lora.methods.importance.capture import frozen, positions_mask
+from adaptive_lora.methods.importance.passes import joined
 from adaptive_lora.models.tasks import CausalTask
 
 _USED_SHARE = 0.9

@@ -7,15 +7,10 @@ import math
 import torch
 
 from adaptive_lora.allocation.site import AdapterSite
-from adaptive_lora.methods.importance.capture import Measures, SiteRows, halved, measure_sites
-from adaptive_lora.methods.importance.contract import (
-    SPECTRUM_LIMIT,
-    Measurement,
-    ProfileTask,
-    SiteMeasure,
-    spectrum,
-    squared_singular_values,
-)
+from adaptive_lora.methods.importance.capture import Measures, SiteRows, measure_sites
+from adaptive_lora.methods.importance.contract import Measurement, ProfileTask, SiteMeasure
+from adaptive_lora.methods.importance.passes import halved
+from adaptive_lora.methods.importance.spectra import SPECTRUM_LIMIT, spectrum, squared_singular_values
 
 
 def activation_spectrum(task: ProfileTask) -> Measurement:
@@ -30,7 +25,7 @@ def activation_spectrum(task: ProfileTask) -> Measurement:
     Sites with the same input (query, key and value; gate and up) get equal values: the metric does
     not depend on a site's output or on the loss.
     """
-    several = len(halved(task.batches)) > 1
+    several = len(halved(task.batches, task.limits.forward_tokens, divide=True)) > 1
     return measure_sites(
         task,
         lambda site: _Halves(site, condense=several),

@@ -3,8 +3,9 @@
 The base stays frozen: no weight requires a gradient. One hook keeps a site's input, another receives
 the gradient of its output; a statistic is computed from both, and both are released. Where all
 calibration batches fit into one pass, a site's statistic is complete when its gradient arrives, so
-one site's statistic is held at a time. Otherwise sites are measured in groups whose statistics
-together take no more memory than the model's own gradient would.
+one site's statistic is held at a time. Otherwise the statistics of all sites are held together, or, where they
+would take more than the task's room, those of groups of sites, each with passes of its own. The model runs as in
+training: on packed rows where the task does, so that no work is done for padding.
 """
 
 from __future__ import annotations
@@ -13,44 +14,57 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from adaptive_lora.allocation.site import AdapterSite, Role
-from adaptive_lora.data import Batch, stacked
+from adaptive_lora.data import Batch
 from adaptive_lora.errors import ModelError
 from adaptive_lora.methods.importance.contract import ZERO, Measurement, ProfileTask, SiteMeasure
-from adaptive_lora.methods.importance.experts import ExpertRows, by_example, summed, units_of, watched_experts
+from adaptive_lora.methods.importance.experts import ExpertRows, summed, units_of, watched_experts
+from adaptive_lora.methods.importance.passes import Pass, grouped, halved
+from adaptive_lora.models.kernels import attends_packed
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiteRows:
-    """Inputs and gradients of B examples of T positions in one pass at one site."""
+    """Inputs and gradients of one pass at one site: N rows, example after example."""
 
     inputs: torch.Tensor
-    """Inputs of the site, shape (B, T, in), float32."""
+    """Inputs of the site, shape (N, in), float32."""
     gradients: torch.Tensor
-    """Gradients of the summed loss by the output, shape (B, T, out), float32; (B, T, 0) in forward passes."""
+    """Gradients of the summed loss by the output, shape (N, out), float32; (N, 0) in forward passes."""
     mask: torch.Tensor
-    """Mask of positions that are not padding, shape (B, T)."""
+    """Mask of rows that are not padding, shape (N,)."""
+    lengths: Sequence[int]
+    """Number of rows of each example."""
     split: int
     """Index of the first example of the second half of the calibration data."""
-    tokens: torch.Tensor
-    """Number of supervised tokens per example, shape (B,)."""
+    tokens: tuple[int, int]
+    """Number of supervised tokens of each half."""
+    shared: dict[str, torch.Tensor]
+    """Values computed from the inputs alone, for the sites that have the same ones."""
 
     @property
     def halves(self) -> tuple[slice, slice]:
-        """Slices of the examples of the first and of the second half."""
-        return slice(0, self.split), slice(self.split, None)
+        """Slices of the rows of the first and of the second half."""
+        first = sum(self.lengths[: self.split])
+        return slice(0, first), slice(first, None)
+
+    def of_inputs(self, name: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return a value of the inputs, computed once for all sites that have the same inputs one after another."""
+        if name not in self.shared:
+            self.shared[name] = compute()
+        return self.shared[name]
 
 
-PASS_TOKENS = 4096
-"""Most padded tokens of one pass: calibration batches are joined up to it. Activations of a pass
-are held at once, as in a training step; a longer batch is a pass of its own."""
 _CROSS = re.compile(r"encdec|encoder_attn|cross", re.IGNORECASE)
 _IMAGES = re.compile(r"vision|visual|image", re.IGNORECASE)
 """Pattern of names of towers whose positions are image patches, to which no text mask applies."""
@@ -59,23 +73,33 @@ Measures = Sequence[SiteMeasure]
 """Measures of one site on all calibration data, on the first half and on the second half."""
 
 
-class Statistic(Protocol):
+class Statistic(Protocol[T_co]):
     """Statistic of one site, accumulated over passes."""
 
     def add(self, rows: SiteRows) -> None:
         """Add one pass."""
 
-    def finish(self) -> Measures:
-        """Return the measures."""
+    def finish(self) -> T_co:
+        """Return the result, usually the measures."""
 
 
-def measure_sites(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found(Generic[T]):
+    """Results of the sites that were reached."""
+
+    results: Mapping[str, T]
+    """Name of a linear layer or expert -> its result."""
+    tokens: int
+    """Number of tokens run through the model, without padding."""
+
+
+def site_results(
     task: ProfileTask,
-    make: Callable[[AdapterSite], Statistic],
+    make: Callable[[AdapterSite], Statistic[T]],
     *,
     floats: Callable[[AdapterSite], int],
     backward: bool = True,
-) -> Measurement:
+) -> Found[T]:
     """Compute every site's statistic on the calibration data.
 
     Args:
@@ -84,14 +108,15 @@ def measure_sites(
         floats: function from a site to the number of floats in its statistic.
         backward: whether gradients are needed, or inputs alone.
     """
-    passes = halved(task.batches)
+    limits = task.limits
+    passes = halved(task.batches, limits.backward_tokens if backward else limits.forward_tokens, divide=True)
     units = [unit for site in task.sites for unit in units_of(site)]
-    own = sum(unit.in_features * unit.out_features for unit in units)
-    groups = [units] if len(passes) == 1 else _groups(units, floats, own)
-    found: dict[str, Measures] = {}
-    with frozen(task.model):
+    room = 3 * sum(unit.in_features * unit.out_features for unit in units) if limits.room is None else limits.room
+    groups = [units] if len(passes) == 1 else grouped(units, floats, room)
+    found: dict[str, T] = {}
+    with frozen(task.model), task.running(task.model):
         for group in groups:
-            sites, alive = {site.name: site for site in group}, dict[str, Statistic]()
+            sites, alive = {site.name: site for site in group}, dict[str, Statistic[T]]()
 
             def take(name: str, rows: SiteRows) -> None:
                 statistic = alive.pop(name, None) or make(sites[name])  # noqa: B023
@@ -106,27 +131,30 @@ def measure_sites(
             while alive:
                 name, statistic = alive.popitem()
                 found[name] = statistic.finish()
+    return Found(results=found, tokens=len(groups) * sum(part.batch.tokens for part in passes))
+
+
+def measurement(task: ProfileTask, found: Mapping[str, Measures], tokens: int) -> Measurement:
+    """Return the measurement of all sites from the measures of those that were reached; the others score zero."""
     nothing = (ZERO, ZERO, ZERO)
     whole, *halves = (
         {site.name: summed([found.get(unit.name, nothing)[part] for unit in units_of(site)]) for site in task.sites}
         for part in range(3)
     )
-    tokens = len(groups) * sum(part.batch.tokens for part in passes)
     unrouted = tuple(u.name for site in task.sites if site.experts for u in units_of(site) if u.name not in found)
     return Measurement(whole=whole, halves=tuple(halves), processed_tokens=tokens, unrouted=unrouted)
 
 
-def _groups(sites: Sequence[AdapterSite], floats: Callable[[AdapterSite], int], limit: int) -> list[list[AdapterSite]]:
-    """Divide sites into groups whose statistics have at most `limit` floats, or that are a single site."""
-    groups: list[list[AdapterSite]] = []
-    held = limit
-    for site in sites:
-        if held + floats(site) > limit:
-            groups.append([])
-            held = 0
-        groups[-1].append(site)
-        held += floats(site)
-    return groups
+def measure_sites(
+    task: ProfileTask,
+    make: Callable[[AdapterSite], Statistic[Measures]],
+    *,
+    floats: Callable[[AdapterSite], int],
+    backward: bool = True,
+) -> Measurement:
+    """Compute every site's measures on the calibration data, with the arguments of `site_results`."""
+    found = site_results(task, make, floats=floats, backward=backward)
+    return measurement(task, found.results, found.tokens)
 
 
 class _Run:
@@ -137,11 +165,14 @@ class _Run:
     ) -> None:
         self.task, self.sites, self.take, self.split = task, sites, take, part.split
         self.batch = part.batch.to(task.runtime.device)
-        self.tokens = self.batch.supervised_by_example
+        supervised = self.batch.supervised_by_example
+        self.tokens = int(supervised[: part.split].sum()), int(supervised[part.split :].sum())
+        self.packed = [int(n) for n in self.batch.attention_mask.sum(dim=1)] if attends_packed(task.model) else None
         self.inputs: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.gradients: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
         self.routed: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self.positions = 0
+        self.rows = 0
+        self.last: _Last | None = None
 
     def run(self, *, backward: bool) -> None:
         """Run the model, and pass on the rows of every site that was called."""
@@ -163,7 +194,7 @@ class _Run:
             loss.backward()
         else:
             for name in list(self.inputs):
-                self._hand_on(name, [torch.empty(0, device=loss.device) for _ in self.inputs[name]])
+                self._hand_on(name, [rows.new_zeros(*rows.shape[:-1], 0) for rows in self.inputs[name]])
 
     def _hook(self, name: str, backward: bool) -> Any:
         def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
@@ -174,13 +205,9 @@ class _Run:
     def _routed(self, backward: bool, rows: ExpertRows, output: torch.Tensor) -> torch.Tensor:
         if rows.unit not in self.sites:  # measured in another group
             return output
-        if rows.total % self.batch.examples:
-            raise ModelError(
-                f"{rows.unit} sees the tokens of {rows.total} places for {self.batch.examples} examples; required a "
-                "multiple, so that rows can be assigned to examples."
-            )
+        self._lengths(rows.unit, rows.total)
         self.routed[rows.unit].append(rows.tokens)
-        self.positions = rows.total // self.batch.examples
+        self.rows = rows.total
         return self._kept(rows.unit, rows.inputs, output, backward)
 
     def _kept(self, name: str, inputs: torch.Tensor, output: torch.Tensor, backward: bool) -> torch.Tensor:
@@ -209,47 +236,89 @@ class _Run:
             )
         kept = self.inputs.pop(name)
         if name in self.routed:
-            inputs, outputs, masks = self._of_expert(name, kept, gradients)
+            calls = [self._of_expert(name, *call) for call in zip(kept, gradients, self.routed[name], strict=True)]
         else:
-            inputs = [self._by_example(name, rows) for rows in kept]
-            outputs = [self._by_example(name, rows) for rows in gradients]
-            masks = [positions_mask(self.batch, self.sites[name], rows) for rows in inputs]
+            calls = [self._of_layer(name, *call) for call in zip(kept, gradients, strict=True)]
+        inputs, outputs, mask, lengths = calls[0] if len(calls) == 1 else _by_example(calls)
+        last = self.last
+        if last is None or len(calls) > 1 or not (_same(last.given, kept[0]) and torch.equal(last.mask, mask)):
+            last = self.last = _Last(given=kept[0], inputs=inputs, mask=mask)
         self.take(
             name,
             SiteRows(
-                inputs=_joint(inputs),
-                gradients=_joint(outputs),
-                mask=_joint(masks),
-                split=self.split,
-                tokens=self.tokens,
+                inputs=last.inputs, gradients=outputs, mask=mask, lengths=lengths, split=self.split,
+                tokens=self.tokens, shared=last.shared,
             ),
-        )
+        )  # fmt: skip
 
-    def _of_expert(
-        self, name: str, inputs: list[torch.Tensor], gradients: list[torch.Tensor]
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-        """Return an expert's inputs, gradients and masks by example, padded with zeros that the mask leaves out."""
-        examples, positions = self.batch.examples, self.positions
-        every = torch.empty(examples, positions, 0, device=inputs[0].device)
-        mask = positions_mask(self.batch, self.sites[name], every).flatten()
-        found: tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]] = ([], [], [])
-        for rows, back, tokens in zip(inputs, gradients, self.routed[name], strict=True):
-            back = back if back.numel() else rows.new_zeros(len(rows), 0)
-            for values, kept in zip((rows.float(), back.float(), mask[tokens, None]), found, strict=True):
-                kept.append(by_example(values, tokens, examples, positions))
-        return found[0], found[1], [each[..., 0] for each in found[2]]
+    def _of_layer(self, name: str, inputs: torch.Tensor, gradients: torch.Tensor) -> _Call:
+        """Return the rows of a call; some models have flattened examples and positions already."""
+        count = inputs.shape[:-1].numel()
+        lengths = self._lengths(name, count)
+        if self.packed is None:
+            shaped = inputs.reshape(self.batch.examples, -1, inputs.shape[-1])
+            mask = positions_mask(self.batch, self.sites[name], shaped).flatten()
+        else:
+            mask = torch.ones(count, dtype=torch.bool, device=inputs.device)
+        same = self.last is not None and _same(self.last.given, inputs)
+        rows = self.last.inputs if same and self.last is not None else inputs.float().flatten(0, -2)
+        return rows, gradients.float().flatten(0, -2), mask, lengths
 
-    def _by_example(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """Return rows as (B, positions, features); some models flatten the first two."""
+    def _of_expert(self, name: str, inputs: torch.Tensor, gradients: torch.Tensor, tokens: torch.Tensor) -> _Call:
+        """Return the rows of an expert in the order of their tokens."""
+        lengths = torch.tensor(self._lengths(name, self.rows), device=tokens.device)
+        owners = torch.repeat_interleave(lengths)
+        every = torch.ones(self.rows, dtype=torch.bool, device=tokens.device)
+        if self.packed is None:
+            shaped = torch.empty(self.batch.examples, len(every) // self.batch.examples, 0, device=tokens.device)
+            every = positions_mask(self.batch, self.sites[name], shaped).flatten()
+        order = torch.argsort(tokens, stable=True)
+        counts = torch.bincount(owners[tokens], minlength=self.batch.examples)
+        return inputs.float()[order], gradients.float()[order], every[tokens][order], counts.tolist()
+
+    def _lengths(self, name: str, rows: int) -> list[int]:
+        """Return how many of the rows of a call belong to each example."""
         examples = self.batch.examples
-        if rows.numel() == 0:
-            return rows.new_zeros(examples, 1, 0)
-        if rows.shape[:-1].numel() % examples:
+        if self.packed is not None and rows == sum(self.packed):
+            return self.packed
+        if self.packed is not None or rows % examples:
+            wanted = "a multiple" if self.packed is None else f"the {sum(self.packed or ())} of their tokens"
             raise ModelError(
-                f"{name} sees {rows.shape[:-1].numel()} rows for {examples} examples; required a "
-                "multiple, so that rows can be assigned to examples."
+                f"{name} sees {rows} rows for {examples} examples; required {wanted}, so that rows can be assigned to "
+                "examples."
             )
-        return rows.float().reshape(examples, -1, rows.shape[-1])
+        return [rows // examples] * examples
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Last:
+    """Inputs of the site that was passed on last, which query, key and value or gate and up share."""
+
+    given: torch.Tensor
+    """Inputs as the module got them."""
+    inputs: torch.Tensor
+    mask: torch.Tensor
+    shared: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+_Call = tuple[torch.Tensor, torch.Tensor, torch.Tensor, Sequence[int]]
+"""Inputs, gradients and mask of the rows of a call, and the number of rows of each example."""
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors, both alive, are views of the same numbers."""
+    return one is other or (
+        one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
+    )
+
+
+def _by_example(calls: Sequence[_Call]) -> _Call:
+    """Join the rows of several calls example by example."""
+    parts = [[part for rows in zip(*(c[i].split(list(c[3])) for c in calls), strict=True) for part in rows]
+             for i in range(3)]  # fmt: skip
+    lengths = [sum(each) for each in zip(*(call[3] for call in calls), strict=True)]
+    inputs, gradients, mask = map(torch.cat, parts)
+    return inputs, gradients, mask, lengths
 
 
 def positions_mask(batch: Batch, site: AdapterSite, rows: torch.Tensor) -> torch.Tensor:
@@ -271,11 +340,6 @@ def positions_mask(batch: Batch, site: AdapterSite, rows: torch.Tensor) -> torch
     return torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
 
 
-def _joint(calls: list[torch.Tensor]) -> torch.Tensor:
-    """Concatenate the positions of several calls; a single call is not copied."""
-    return calls[0] if len(calls) == 1 else torch.cat(calls, dim=1)
-
-
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Switch to evaluation mode without gradients of parameters inside the block; restore both afterwards."""
@@ -291,52 +355,3 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(required)
         for module, mode in modes:
             module.training = mode
-
-
-# Passes: merged calibration batches, with every second example in the second half.
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pass:
-    """Examples of one forward pass."""
-
-    batch: Batch
-    split: int
-    """Index of the first example of the second half of the calibration data."""
-
-    def half(self, second: int) -> Batch | None:
-        """Return the examples of a half, or None if there are none."""
-        chosen = self.batch.rows(slice(self.split, None) if second else slice(0, self.split))
-        return chosen if chosen.examples else None
-
-
-def joined(batches: Sequence[Batch], limit: int | None = None) -> list[Batch]:
-    """Merge batches up to `limit` (4,096) padded tokens; a longer batch is kept separate."""
-    return [each.batch for each in halved(batches, limit)]
-
-
-def halved(batches: Sequence[Batch], limit: int | None = None) -> list[Pass]:
-    """Merge batches into passes of at most `limit` (4,096) padded tokens, or of one batch.
-
-    Counted over all batches, every second example belongs to the second half; in a pass, those of the
-    first half come first. A batch that is `whole` is not divided, and every second such batch belongs
-    to the second half.
-    """
-    if any(batch.whole for batch in batches):
-        return [Pass(batch=batch, split=0 if index % 2 else batch.examples) for index, batch in enumerate(batches)]
-    most = PASS_TOKENS if limit is None else limit
-    groups: list[list[Batch]] = []
-    width = rows = 0
-    for batch in batches:
-        count, length = batch.examples, batch.positions
-        width, rows = max(width, length), rows + count
-        if not groups or width * rows > most:
-            groups.append([])
-            width, rows = length, count
-        groups[-1].append(batch)
-    passes, seen = [], 0
-    for batch in map(stacked, groups):
-        order = sorted(range(batch.examples), key=lambda index: (seen + index) % 2)
-        passes.append(Pass(batch=batch.rows(order), split=(batch.examples + (seen + 1) % 2) // 2))
-        seen += batch.examples
-    return passes

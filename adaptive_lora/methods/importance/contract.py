@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,6 +41,19 @@ class ProfileRuntime(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PassLimits:
+    """Limits of the memory of a measurement."""
+
+    backward_tokens: int | None = None
+    """Most padded tokens of a pass with gradients, of one example at least; None: 4,096."""
+    forward_tokens: int | None = None
+    """Most padded tokens of a pass without gradients, of one example at least; None: 4,096."""
+    room: int | None = None
+    """Number of floats that the statistics of several sites may take at once, where there are several passes; None:
+    three times the weights of the sites, which is enough for the gradients of both halves and the covariances."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ProfileTask:
     """Model, sites and data to measure importance on."""
 
@@ -56,6 +69,9 @@ class ProfileTask:
     """Batches of the validation split; only `ablation` uses them."""
     trained: Trainer | None = None
     """Function that trains adapters, used by `ablation` and `output_energy` only; None: not available."""
+    running: Callable[[nn.Module], AbstractContextManager[None]] = lambda model: nullcontext()
+    """Context of passes, in which a study's model runs on packed rows as in training."""
+    limits: PassLimits = PassLimits()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,24 +108,3 @@ class Profiler(Protocol):
 
     def __call__(self, task: ProfileTask) -> Measurement:
         """Return scores, and spectra if the metric has them, of every site of the task."""
-
-
-SPECTRUM_LIMIT = 256
-"""Maximum number of components per site in a profile."""
-
-
-def squared_singular_values(matrices: torch.Tensor) -> torch.Tensor:
-    """Return squared singular values of matrices (..., a, b), not increasing.
-
-    Computed from the Gram matrix of the smaller side: many times faster than a decomposition of the
-    matrix itself, and exact to the type's precision relative to the largest value.
-    """
-    narrow = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
-    values: torch.Tensor = torch.linalg.eigvalsh(narrow @ narrow.mT)
-    return values.flip(-1).clamp(min=0)
-
-
-def spectrum(values: torch.Tensor) -> tuple[float, ...]:
-    """Return the first `SPECTRUM_LIMIT` components, corrected to be non-increasing despite rounding."""
-    kept = values[:SPECTRUM_LIMIT].cummin(dim=0).values
-    return tuple(kept.tolist())

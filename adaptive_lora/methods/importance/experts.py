@@ -139,22 +139,3 @@ def watched_experts(model: nn.Module, names: Iterable[str], watch: Watch) -> Ite
             config._experts_implementation = kind
         for handle in handles:
             handle.remove()
-
-
-def by_example(rows: torch.Tensor, tokens: torch.Tensor, examples: int, positions: int) -> torch.Tensor:
-    """Return rows (rows, features) of some tokens as (examples, most rows of one example, features), padded with zeros.
-
-    Args:
-        rows: values of each token.
-        tokens: index of each row's token, counted over the examples.
-        examples: number of examples.
-        positions: number of tokens of an example, with padding.
-    """
-    owners = tokens // positions
-    counts = torch.bincount(owners, minlength=examples)
-    order = torch.argsort(owners, stable=True)
-    starts = counts.cumsum(0) - counts
-    places = torch.arange(len(order), device=rows.device) - starts[owners[order]]
-    padded = rows.new_zeros(examples, int(counts.max()), rows.shape[-1])
-    padded[owners[order], places] = rows[order]
-    return padded

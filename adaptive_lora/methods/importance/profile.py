@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -23,9 +23,11 @@ from adaptive_lora.methods.importance.gradient import (
     GradientProfiler,
     gradient_norm,
     gradient_variance,
+    measure_gradients,
     weight_gradient,
 )
 from adaptive_lora.methods.importance.trained import ablation, output_energy
+from adaptive_lora.methods.importance.visible import Visible, visible
 from adaptive_lora.methods.importance.weights import WeightProfiler, condition_number, heavy_tail, stable_rank
 from adaptive_lora.methods.importance.whitened import whitened_gradient
 from adaptive_lora.plugins import PluginTable, checked
@@ -34,8 +36,8 @@ _OWN: Mapping[str, Profiler] = MappingProxyType(
     {
         "weight_gradient": GradientProfiler(measure=weight_gradient),
         "gradient_norm": GradientProfiler(measure=gradient_norm),
-        "gradient_variance": gradient_variance,
-        "whitened_gradient": whitened_gradient,
+        "gradient_variance": GradientProfiler(measure=gradient_variance, squares=True),
+        "whitened_gradient": GradientProfiler(measure=whitened_gradient, moments=True),
         "activation_spectrum": activation_spectrum,
         "heavy_tail": WeightProfiler(score=heavy_tail),
         "stable_rank": WeightProfiler(score=stable_rank),
@@ -90,6 +92,10 @@ class ImportanceProfile:
     """Names of routed experts, `NAME[index]`, that no calibration token reached; they add nothing to their scores."""
     sites: tuple[AdapterSite, ...] = ()
     """The sites that were measured, in module order; empty in profiles that earlier versions wrote."""
+    together: tuple[str, ...] = ()
+    """Names of the metrics measured in the same passes, of which `seconds` is the time."""
+    visible: Visible | None = None
+    """Components above the noise edge; None for metrics without one, and in profiles of earlier versions."""
 
     def summary(self) -> ProfileSummary:
         """Return the values that methods use to allocate ranks."""
@@ -97,7 +103,8 @@ class ImportanceProfile:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values; an undefined stability is None."""
-        return asdict(self) | {"stability": None if math.isnan(self.stability) else self.stability}
+        values = asdict(self) | {"stability": None if math.isnan(self.stability) else self.stability}
+        return values | {"visible": None if self.visible is None else self.visible.to_dict()}
 
     def to_json(self) -> str:
         """Return the profile as indented JSON text."""
@@ -127,6 +134,8 @@ class ImportanceProfile:
                 stability_note=str(values["stability_note"]),
                 unrouted=tuple(str(name) for name in values.get("unrouted", ())),
                 sites=tuple(AdapterSite.from_dict(row) for row in values.get("sites", ())),
+                together=tuple(str(name) for name in values.get("together", ())),
+                visible=None if (found := values.get("visible")) is None else Visible.from_dict(found),
             )
         except (
             KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError,
@@ -153,39 +162,93 @@ def _tuples(spectra: Mapping[str, list[float]]) -> dict[str, tuple[float, ...]]:
     return {str(name): tuple(float(value) for value in values) for name, values in spectra.items()}
 
 
-def profile_importance(task: ProfileTask, *, metric: str, seed: int) -> ImportanceProfile:
-    """Measure the importance of sites; the model is not changed.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """Measurement of one metric, before it is judged."""
+
+    measurement: Measurement
+    seconds: float
+    """Wall time in seconds of the passes that it was measured in, with the metrics that share them."""
+    together: tuple[str, ...]
+    """Names of the metrics measured in the same passes, its own among them."""
+
+
+def measured(task: ProfileTask, metrics: Sequence[str]) -> dict[str, Measured]:
+    """Measure several metrics; the model is not changed. Gradient metrics share one pass over the data.
 
     Args:
         task: model, sites and calibration data.
-        metric: key of `PROFILERS`.
-        seed: seed that drew the batches, recorded in the profile.
+        metrics: keys of `PROFILERS`.
+    """
+    found: dict[str, Measured] = {}
+    shared = {name: each for name in metrics if isinstance(each := PROFILERS[name], GradientProfiler)}
+    if shared:
+        started = time.perf_counter()
+        for name, each in measure_gradients(task, shared).items():
+            found[name] = Measured(measurement=each, seconds=0.0, together=tuple(shared))
+        seconds = time.perf_counter() - started
+        found = {name: replace(each, seconds=seconds) for name, each in found.items()}
+    for name in metrics:
+        if name not in found:
+            started = time.perf_counter()
+            each = PROFILERS[name](task)
+            found[name] = Measured(measurement=each, seconds=time.perf_counter() - started, together=(name,))
+    return found
+
+
+def shares_a_pass(metric: str, task: ProfileTask) -> bool:
+    """Return whether a metric can be measured in one pass with others on these batches."""
+    profiler = PROFILERS[metric]
+    return isinstance(profiler, GradientProfiler) and profiler.fits(task)
+
+
+def profile_importance(task: ProfileTask, *, metric: str, seed: int) -> ImportanceProfile:
+    """Measure the importance of sites by one metric, with the arguments and errors of `profile_importances`."""
+    return profile_importances(task, metrics=(metric,), seed=seed)[metric]
+
+
+def profile_importances(task: ProfileTask, *, metrics: Sequence[str], seed: int) -> dict[str, ImportanceProfile]:
+    """Measure the importance of sites by several metrics; the model is not changed.
+
+    Args:
+        task: model, sites and calibration data.
+        metrics: keys of `PROFILERS`.
+        seed: seed that drew the batches, recorded in the profiles.
 
     Raises:
-        AllocationError: the measurement has no information on where ranks should go.
+        AllocationError: a measurement has no information on where ranks should go.
     """
-    started = time.perf_counter()
-    measured = PROFILERS[metric](task)
-    seconds = time.perf_counter() - started
-    _require_sites(task, metric, measured)
-    _require_meaning(metric, measured)
-    stability, note = _stability(measured)
-    if measured.unrouted:
-        logging.getLogger(__name__).warning("%s", unrouted_text(task.sites, measured.unrouted))
-    has_spectra = all(measure.spectrum for measure in measured.whole.values())
+    return {metric: profile_of(task, metric, each, seed=seed) for metric, each in measured(task, metrics).items()}
+
+
+def profile_of(task: ProfileTask, metric: str, found: Measured, *, seed: int) -> ImportanceProfile:
+    """Return the profile of a measurement.
+
+    Raises:
+        AllocationError: it has no information on where ranks should go.
+    """
+    measurement = found.measurement
+    _require_sites(task, metric, measurement)
+    _require_meaning(metric, measurement)
+    stability, note = _stability(measurement)
+    if measurement.unrouted:
+        logging.getLogger(__name__).warning("%s", unrouted_text(task.sites, measurement.unrouted))
+    has_spectra = all(measure.spectrum for measure in measurement.whole.values())
     return ImportanceProfile(
         metric=metric,
-        scores={name: measure.score for name, measure in measured.whole.items()},
-        spectra=_spectra(measured.whole) if has_spectra else None,
-        replicates=tuple(_spectra(half) for half in measured.halves),
-        tokens=sum(batch.supervised_tokens for batch in task.batches) if measured.halves else 0,
-        processed_tokens=measured.processed_tokens,
-        seconds=seconds,
+        scores={name: measure.score for name, measure in measurement.whole.items()},
+        spectra=_spectra(measurement.whole) if has_spectra else None,
+        replicates=tuple(_spectra(half) for half in measurement.halves),
+        tokens=sum(batch.supervised_tokens for batch in task.batches) if measurement.halves else 0,
+        processed_tokens=measurement.processed_tokens,
+        seconds=found.seconds,
         seed=seed,
         stability=stability,
         stability_note=note,
-        unrouted=measured.unrouted,
+        unrouted=measurement.unrouted,
         sites=tuple(task.sites),
+        together=found.together,
+        visible=visible(metric, measurement, sum(batch.examples for batch in task.batches)),
     )
 
 

@@ -14,8 +14,9 @@ import torch
 from adaptive_lora.data import Batch
 from adaptive_lora.errors import AllocationError
 from adaptive_lora.methods.adapters.attach import lora_layers
-from adaptive_lora.methods.importance.capture import Measures, SiteRows, frozen, halved, measure_sites
+from adaptive_lora.methods.importance.capture import Measures, SiteRows, frozen, measure_sites
 from adaptive_lora.methods.importance.contract import Measurement, ProfileTask, SiteMeasure, Trainer
+from adaptive_lora.methods.importance.passes import halved
 
 
 def ablation(task: ProfileTask) -> Measurement:

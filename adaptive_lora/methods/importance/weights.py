@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from adaptive_lora.errors import ModelError
-from adaptive_lora.methods.importance.contract import Measurement, ProfileTask, SiteMeasure, squared_singular_values
+from adaptive_lora.methods.importance.contract import Measurement, ProfileTask, SiteMeasure
 from adaptive_lora.methods.importance.experts import summed, units_of
 from adaptive_lora.methods.importance.gradient import site_weight
+from adaptive_lora.methods.importance.spectra import squared_singular_values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
