@@ -35,7 +35,7 @@ from adaptive_lora.runner.own_model import PLAN_SETTINGS
 from adaptive_lora.runner.own_model import plan as plan_of
 
 
-class MetricNames(click.ParamType):
+class MetricNames(click.ParamType):  # type: ignore[type-arg]
     """Names of one or several metrics, with commas between them."""
 
     name = "names"

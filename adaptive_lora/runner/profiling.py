@@ -149,7 +149,7 @@ class ProfileCache:
         task = context.profile_task(seed=data.seed, fold=data.fold, tasks=data.tasks, experts=data.experts)
         if any(shares_a_pass(metric, task) for metric in metrics):
             followed = {spec.options.metric for spec in context.config.specs if data.serves(spec)} - {None}
-            further = sorted(followed.difference(found, metrics))  # type: ignore[type-var]
+            further = sorted(followed.difference(found, metrics))
             metrics = [*metrics, *(metric for metric in further if shares_a_pass(metric, task))]
         with model_errors(f"{metrics[0]} cannot be measured on {context.architecture.kind}", context.base.model):
             results = measured(task, metrics)

@@ -106,7 +106,7 @@ class _Halves:
     def add(self, rows: SiteRows) -> None:
         for scatter, chosen in zip(self.halves, rows.halves, strict=True):
             scatter.add(rows.inputs[chosen][rows.mask[chosen]])
-            if self.condense:
+            if self.condense and scatter.count:
                 scatter.condense()
 
     def finish(self) -> Measures:

@@ -314,11 +314,14 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _by_example(calls: Sequence[_Call]) -> _Call:
     """Join the rows of several calls example by example."""
-    parts = [[part for rows in zip(*(c[i].split(list(c[3])) for c in calls), strict=True) for part in rows]
-             for i in range(3)]  # fmt: skip
     lengths = [sum(each) for each in zip(*(call[3] for call in calls), strict=True)]
-    inputs, gradients, mask = map(torch.cat, parts)
-    return inputs, gradients, mask, lengths
+
+    def together(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+        split = (each.split(list(call[3])) for each, call in zip(rows, calls, strict=True))
+        return torch.cat([part for parts in zip(*split, strict=True) for part in parts])
+
+    inputs, gradients, masks = ([call[0] for call in calls], [call[1] for call in calls], [call[2] for call in calls])
+    return together(inputs), together(gradients), together(masks), lengths
 
 
 def positions_mask(batch: Batch, site: AdapterSite, rows: torch.Tensor) -> torch.Tensor:

@@ -184,15 +184,15 @@ def measured(task: ProfileTask, metrics: Sequence[str]) -> dict[str, Measured]:
     shared = {name: each for name in metrics if isinstance(each := PROFILERS[name], GradientProfiler)}
     if shared:
         started = time.perf_counter()
-        for name, each in measure_gradients(task, shared).items():
-            found[name] = Measured(measurement=each, seconds=0.0, together=tuple(shared))
+        for name, result in measure_gradients(task, shared).items():
+            found[name] = Measured(measurement=result, seconds=0.0, together=tuple(shared))
         seconds = time.perf_counter() - started
-        found = {name: replace(each, seconds=seconds) for name, each in found.items()}
+        found = {name: replace(one, seconds=seconds) for name, one in found.items()}
     for name in metrics:
         if name not in found:
             started = time.perf_counter()
-            each = PROFILERS[name](task)
-            found[name] = Measured(measurement=each, seconds=time.perf_counter() - started, together=(name,))
+            alone = PROFILERS[name](task)
+            found[name] = Measured(measurement=alone, seconds=time.perf_counter() - started, together=(name,))
     return found
 
 
