@@ -283,7 +283,7 @@ def test_no_library_guesses_types(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         (("2", "10", "2"), ("10", "2")),
         ((True, False, True), ("false", "true")),
         (("007", "7", "007"), ("007", "7")),
-        ((0.5, 1, "x"), ("0.5", "1", "x")),
+        ((0.5, 1, 0.5), ("0.5", "1")),
     ],
 )
 def test_classes_are_named_as_written(tmp_path: Path, labels: tuple[Any, ...], names: tuple[str, ...]) -> None:

@@ -95,8 +95,8 @@ PLANNED = [n for n, kind in METHODS.items() if n != "adalora" and kind.gives_ran
 @settings(max_examples=4)
 @given(budget=st.integers(1_000_000, 6_000_000))
 def test_a_named_budget_covers_magnitudes_and_is_spent(name: str, budget: int) -> None:
-    spec = MethodSpec.build(name, {"dora": "true", "budget": str(budget)})
-    plan = allocate(spec, DIALOGPT_MEDIUM, profile=evidence(DIALOGPT_MEDIUM))
+    options = {"dora": "true", "budget": str(budget)} | ({} if METHODS[name].least_rank is None else {"min_rank": 1})
+    plan = allocate(MethodSpec.build(name, options), DIALOGPT_MEDIUM, profile=evidence(DIALOGPT_MEDIUM))
     assert plan.budget == budget
     assert plan.magnitudes == OUTPUTS
     assert 0 <= budget - plan.trainable_parameters < 5 * 1024
