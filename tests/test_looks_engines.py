@@ -91,6 +91,7 @@ def test_a_killed_study_ends_as_if_it_had_not_been(reference: Place, place: Plac
     interrupted(signal.SIGKILL, reference, place, zygote)
 
 
+@pytest.mark.long
 def test_workers_whose_study_is_ended(reference: Place, place: Place, zygote: Zygote) -> None:
     interrupted(signal.SIGTERM, reference, place, zygote, "--workers=2")
 
@@ -116,6 +117,7 @@ def test_ray(
         interrupted(number, reference, place, zygote, *words, variables=LOOPBACK)
 
 
+@pytest.mark.long
 def test_two_commands_at_once(reference: Place, place: Place, zygote: Zygote) -> None:
     """The one that comes second waits, and finds nothing left to do."""
     pids = [zygote.start([*place.words, "--wait=true"], place.folder, log=f"log{number}.txt") for number in range(2)]
