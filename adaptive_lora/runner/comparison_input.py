@@ -204,7 +204,7 @@ def _assembled(
         name=name,
         title=title,
         home=home,
-        records=tuple(_renumbered(records) if mixed else records),
+        records=tuple(_renumbered(records) if mixed else _in_order(records, settings)),
         settings=settings,
         base_scores=scores,
         examples={key: text for found in texts for key, text in found.items()},
@@ -237,6 +237,12 @@ def _rungs(settings: Mapping[str, Any]) -> list[str]:
     methods, baseline = settings["methods"], settings.get("baseline")
     base = baseline or MethodSpec.parse(methods[0]).label
     return [base, *(rung.label for rung in ladder_rungs(methods, settings["ladder"], baseline))]
+
+
+def _in_order(records: Sequence[TrialRecord], settings: Mapping[str, Any]) -> list[TrialRecord]:
+    """Return the records in the order of the recorded methods, whichever trials an engine ran first."""
+    named = [_label(text) for text in settings.get("methods", ())]
+    return sorted(records, key=lambda record: named.index(record.method) if record.method in named else len(named))
 
 
 def _in_grid(runs: Iterable[Run], settings: Mapping[str, Any]) -> Iterator[Run]:
