@@ -121,7 +121,7 @@ def test_a_recorded_method_without_a_floor_is_of_the_time_when_it_was_1(own_stor
     store = connect(study_from({"tracking_uri": own_store}).tracking)
     study = StudyRun.open(store, study_id="old", name="old", say=print)
     study.json(CONFIG, {"methods": methods, "lr": [1e-2], "seeds": [0]})
-    study.flush()
+    store.settle()
     read = study_settings(StudyRun.find(store, "old"))["methods"]
     assert read == ["uniform:rank=2", "planted:pattern=late,min_rank=none", "planted:pattern=early,min_rank=2"]
     assert MethodSpec.parse(read[1]).label == "planted-late-r2"
