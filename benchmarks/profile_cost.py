@@ -1,4 +1,4 @@
-"""What a profile costs beside one forward and backward pass with weight gradients over the same rows.
+"""Seconds and peak memory of a profile beside one forward and backward pass with weight gradients over its rows.
 
     python benchmarks/profile_cost.py --model SmolLM2-135M-Instruct.Q4_1.gguf --data alpaca_short.json
 

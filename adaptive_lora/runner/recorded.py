@@ -1,4 +1,4 @@
-"""What a study recorded for all of its trials, read from the tracking store."""
+"""Settings, base scores, looks and data lines that a study recorded for all of its trials, read from the store."""
 
 from __future__ import annotations
 

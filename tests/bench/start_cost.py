@@ -1,4 +1,4 @@
-"""What initial weights cost beside training steps: `python tests/bench/start_cost.py [--model MODEL] [--steps 20]`.
+"""Cost of initial weights in training steps: `python tests/bench/start_cost.py [--model MODEL] [--steps 20]`.
 
 Rank 8 on the embedded tasks, batch 8, float32, one thread. In one process: processor seconds of the factors of each
 start, on a base that is loaded already, and of a step of plain LoRA on it, the mean of `--steps` steps in the

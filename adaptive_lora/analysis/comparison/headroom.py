@@ -1,4 +1,4 @@
-"""What there is to recover where the right ranks are known, and what each method recovers of it."""
+"""Headroom: the gain of known right ranks as a share of uniform's loss, and the share of it that methods recover."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a profile could see: the components of each site that stand above the noise, and the rank that covers them."""
+"""Number of components per site that a profile tells from noise, and the uniform rank that covers them."""
 
 from __future__ import annotations
 
