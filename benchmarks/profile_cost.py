@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -45,12 +46,17 @@ def main() -> None:
     floor = None
     for name in [name for name in NAMES if name not in given.skip]:
         lines = subprocess.run(
-            [sys.executable, *sys.argv, "--only", name], check=True, capture_output=True, text=True
+            [sys.executable, *sys.argv, "--only", name], check=True, capture_output=True, text=True, env=_limited(given)
         ).stdout.splitlines()
         found = json.loads(lines[-1])
         floor = found["seconds"] if name == PASS else floor
         share = "" if floor is None else f"{found['seconds'] / floor:.2f}"
         print(f"{name:<26} {found['seconds']:8.1f} {share:>9} {found['peak'] / 1e9:8.2f}", flush=True)
+
+
+def _limited(given: argparse.Namespace) -> dict[str, str]:
+    """Return the environment in which every library, and not torch alone, has this number of threads."""
+    return {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(given.threads))}
 
 
 def measured(given: argparse.Namespace) -> dict[str, float]:

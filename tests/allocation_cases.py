@@ -31,6 +31,8 @@ def gpt2_sites(layers: int, width: int) -> tuple[AdapterSite, ...]:
 
 
 DIALOGPT_MEDIUM = gpt2_sites(24, 1024)
+NEEDED: dict[str, dict[str, object]] = {"given": {"ranks": ["c_attn=8", "c_proj=8", "c_fc=8"]}}
+"""Method -> options without which it does not go."""
 
 
 def evidence(sites: tuple[AdapterSite, ...], seed: int = 0, noise: float = 0.1) -> ProfileSummary:

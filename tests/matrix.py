@@ -25,6 +25,7 @@ _SPECIFIED: Mapping[str, str] = {
     "attention_heavy": "attention_heavy:rank=3,feed_forward_rank=1",
     "three_band": "three_band:rank=4",
     "planted": "planted:rank=2",
+    "given": "given:ranks=*=2",
     "empirical": "empirical:rank=2",
     "proportional": "proportional:rank=2",
     "waterfill": "waterfill:rank=2",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 import pytest
-from allocation_cases import DIALOGPT_MEDIUM, evidence, gpt2_sites
+from allocation_cases import DIALOGPT_MEDIUM, NEEDED, evidence, gpt2_sites
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +61,8 @@ def plan_of(name: str, sites: Sequence[AdapterSite], options: dict[str, Any], ev
         options = {"min_rank": 1, **options}
     if name == "planted":
         options = {"pattern": "random", **options}
+    if name == "given":
+        options = {"ranks": [f"{site.name}=8" for site in sites], **options}
     return allocate(MethodSpec.build(name, options), sites, profile=evidence, seed=3)
 
 
@@ -147,7 +150,7 @@ def test_equal_evidence_gives_uniform(name: str) -> None:
     spectra = {key: tuple(value / i for i in range(1, 40)) for key, value in scores.items()}
     measured = ProfileSummary(metric="whitened_gradient", scores=scores, spectra=spectra, replicates=(spectra,) * 3)
     options: dict[str, Any] = {"rank": 8}
-    if METHODS[name]().metric is None and name != "uniform":
+    if METHODS[name](**NEEDED.get(name, {})).metric is None and name != "uniform":
         pytest.skip("looks at no evidence")
     if name == "gora":
         pytest.skip("divides by the root of the cost, as its paper does")
@@ -161,9 +164,8 @@ def test_equal_evidence_gives_uniform(name: str) -> None:
 
 @every_method
 def test_options_round_trip(name: str) -> None:
-    spec = MethodSpec.build(
-        name, {"budget": "uniform-8", "multiple": 8, "max_rank": "64", "target_names": ["c_fc", "c_proj"]}
-    )
+    shared = {"budget": "uniform-8", "multiple": 8, "max_rank": "64", "target_names": ["c_fc", "c_proj"]}
+    spec = MethodSpec.build(name, {**shared, **NEEDED.get(name, {})})
     values = spec.to_dict()
     again = MethodSpec.build(values.pop("name"), values)
     assert again == spec
@@ -172,8 +174,9 @@ def test_options_round_trip(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_resolved_defaults_round_trip(name: str) -> None:
-    values = MethodSpec.parse(name).to_dict()
-    assert MethodSpec.build(values.pop("name"), values) == MethodSpec.parse(name)
+    spec = MethodSpec.build(name, NEEDED.get(name, {}))
+    values = json.loads(json.dumps(spec.to_dict()))
+    assert MethodSpec.build(values.pop("name"), values) == spec
 
 
 def test_no_limit_is_the_default_of_the_specification() -> None:

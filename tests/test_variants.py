@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from allocation_cases import DIALOGPT_MEDIUM, evidence
+from allocation_cases import DIALOGPT_MEDIUM, NEEDED, evidence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tracked import quiet, store_in
@@ -95,7 +95,8 @@ PLANNED = [n for n, kind in METHODS.items() if n != "adalora" and kind.gives_ran
 @settings(max_examples=4)
 @given(budget=st.integers(1_000_000, 6_000_000))
 def test_a_named_budget_covers_magnitudes_and_is_spent(name: str, budget: int) -> None:
-    options = {"dora": "true", "budget": str(budget)} | ({} if METHODS[name].least_rank is None else {"min_rank": 1})
+    least = {} if METHODS[name].least_rank is None else {"min_rank": 1}
+    options = {"dora": "true", "budget": str(budget), **least, **NEEDED.get(name, {})}
     plan = allocate(MethodSpec.build(name, options), DIALOGPT_MEDIUM, profile=evidence(DIALOGPT_MEDIUM))
     assert plan.budget == budget
     assert plan.magnitudes == OUTPUTS

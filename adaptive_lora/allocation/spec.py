@@ -47,7 +47,7 @@ VARIANTS: Mapping[str, Any] = {
 
 They are options of every method, so that the effects of an allocation and of a variant can be separated:
 `waterfill:rank=8` beside `waterfill:rank=8,dora=true` and `uniform:rank=8,dora=true`."""
-_JOINED = ("target_names", "roles", "layers", "towers", "profiled_on")
+_JOINED = ("target_names", "roles", "layers", "towers", "profiled_on", "ranks")
 """Options that hold several names, joined by `+`."""
 
 
@@ -271,15 +271,16 @@ class MethodSpec:
                 value = getattr(method, field.name)
                 if field.name == method.further:
                     own |= dict(value)
+                elif field.name == "of" and value is not None:
+                    own["of"] = _name(value)
                 else:
-                    own[field.name] = _name(value) if field.name == "of" and value is not None else value
+                    own[field.name] = list(value) if isinstance(value, tuple) else value
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del shared["options"]
         for name, unused in {**VARIANTS, "roles": (), "layers": (), "towers": ()}.items():
             if shared[name] == unused:
                 del shared[name]
-        lists = {name: list(shared[name]) for name in _JOINED if name in shared}
-        return {"name": self.name, **own, **shared, **lists}
+        return {"name": self.name, **own, **shared, **{n: list(shared[n]) for n in _JOINED if n in shared}}
 
 
 def method_options() -> dict[str, tuple[dataclasses.Field[Any], tuple[str, ...]]]:

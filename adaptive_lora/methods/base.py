@@ -137,6 +137,9 @@ class TrialContext(Protocol):
     def profile_task(self) -> Any:
         """Return the inputs of importance profilers for the seed and fold."""
 
+    def profile(self, metric: str) -> Any:
+        """Return the `ImportanceProfile` of the seed and fold by a metric, which the study's trials share."""
+
     def initial_a(self, entry: SiteRank) -> Any:
         """Return a site's initial A in `attach`, shape (rank, in)."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from adaptive_lora.allocation.budget import check_budget
-from adaptive_lora.allocation.plan import RankPlan, rank_budget, revised, uniform_cost
+from adaptive_lora.allocation.plan import RankPlan, rank_budget, uniform_cost
 from adaptive_lora.allocation.problem import AllocationProblem, Solution
 from adaptive_lora.allocation.request import RANK
 from adaptive_lora.allocation.site import AdapterSite
@@ -102,21 +101,15 @@ class SingleSite(RanksInTraining):
 
     def fit(self, trial: TrialContext) -> TrainedTrial:
         """Train each candidate and keep the best on validation data."""
-        from adaptive_lora.allocation.allocate import rank_limits
-        from adaptive_lora.methods.adapters.candidates import attach_best, train_candidate
-        from adaptive_lora.methods.importance import PROFILERS
+        from adaptive_lora.methods.adapters.candidates import attach_best, search_problem, train_ranks
 
-        sites = tuple(entry.site for entry in trial.plan.entries)
-        measured = PROFILERS["gradient_norm"](dataclasses.replace(trial.profile_task(), sites=sites)).whole
-        energies = adapter_gradient_energy(sites, {name: measure.score for name, measure in measured.items()})
-        order = sorted(range(len(sites)), key=lambda index: -energies[index])
-        limits = rank_limits(trial.method, sites, least=0)
-        problem = AllocationProblem(sites=sites, lower=limits.lower, upper=limits.upper, multiple=limits.multiple)
+        problem, profile = search_problem(trial), trial.profile("gradient_norm")
+        energies = adapter_gradient_energy(problem.sites, profile.scores)
+        order = sorted(range(len(energies)), key=lambda index: -energies[index])
         trained = []
         for first in order[: self.candidates]:
             ranks = spent_in_order([first, *order], problem, rank_budget(trial.plan))
-            plan = revised(trial.plan, {site.name: rank for site, rank in zip(sites, ranks, strict=True)})
-            trained.append(train_candidate(trial, plan, trainings=self.trainings))
+            trained.append(train_ranks(trial, ranks, trainings=self.trainings))
         adapted, number = attach_best(trial, trained)
         best = trained[number]
         return TrainedTrial(
@@ -124,6 +117,6 @@ class SingleSite(RanksInTraining):
             plan=best.plan,
             result=best.result,
             training_parameters=best.plan.trainable_parameters,
-            search_seconds=sum(each.result.seconds for each in trained) - best.result.seconds,
+            search_seconds=profile.seconds + sum(each.result.seconds for each in trained) - best.result.seconds,
             extra={"single_site/candidate": float(number)},
         )

@@ -18,7 +18,7 @@ from adaptive_lora.data import Batch
 from adaptive_lora.methods.adapters import attach, audit_as_built, detach
 from adaptive_lora.methods.adapters.attach import initial_a, read_head, write_head
 from adaptive_lora.methods.base import TrainerCallback
-from adaptive_lora.methods.importance import ProfileTask
+from adaptive_lora.methods.importance import ImportanceProfile, ProfileTask
 from adaptive_lora.models.base import gradient_checkpointing
 from adaptive_lora.models.sharding import place
 from adaptive_lora.results import TrainResult
@@ -112,6 +112,10 @@ class TrialOnBase:
     def profile_task(self) -> ProfileTask:
         """Return the inputs of importance profilers for the seed and fold."""
         return self.context.profile_task(seed=self.seed, fold=self.trial.fold)
+
+    def profile(self, metric: str) -> ImportanceProfile:
+        """Return the profile of the seed and fold by a metric, measured once in a study."""
+        return self.context.profile(metric, seed=self.seed, fold=self.trial.fold, experts=self.method.experts)
 
     def initial_a(self, entry: SiteRank) -> torch.Tensor:
         """Return a site's initial A in `attach`."""

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adaptive_lora.allocation import RankPlan
+from adaptive_lora.allocation.allocate import rank_limits
+from adaptive_lora.allocation.plan import rank_budget, revised
+from adaptive_lora.allocation.problem import AllocationProblem
 from adaptive_lora.methods.adapters.attach import read_head, write_head
 from adaptive_lora.methods.adapters.audit import audit_moved
 from adaptive_lora.methods.adapters.factors import Factors, read_factors, write_factors
@@ -30,14 +33,25 @@ class Candidate:
     """Trained tensors of the task's head."""
 
 
-def train_candidate(trial: TrialContext, plan: RankPlan, *, trainings: int) -> Candidate:
+def search_problem(trial: TrialContext) -> AllocationProblem:
+    """Return the problem of a trial's final ranks: its sites, limits from rank 0 on, and its budget."""
+    sites = tuple(entry.site for entry in trial.plan.entries)
+    limits = rank_limits(trial.method, sites, least=0)
+    return AllocationProblem(
+        sites=sites, lower=limits.lower, upper=limits.upper, multiple=limits.multiple, budget=rank_budget(trial.plan)
+    )
+
+
+def train_ranks(trial: TrialContext, ranks: Sequence[int], *, trainings: int) -> Candidate:
     """Train an allocation and take it off the base.
 
     Args:
         trial: context of the trial.
-        plan: ranks to train.
+        ranks: rank of every site of its plan.
         trainings: total number of trainings of the method.
     """
+    names = (entry.site.name for entry in trial.plan.entries)
+    plan = revised(trial.plan, dict(zip(names, ranks, strict=True)))
     adapted = trial.attach(plan)
     result = trial.train(adapted, trainings=trainings)
     audit_moved(adapted)

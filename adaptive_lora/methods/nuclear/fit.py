@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,15 +10,14 @@ import torch
 
 from adaptive_lora.allocation import RankPlan
 from adaptive_lora.allocation.allocate import rank_limits
-from adaptive_lora.allocation.plan import rank_budget, revised
-from adaptive_lora.allocation.problem import AllocationProblem
+from adaptive_lora.allocation.plan import rank_budget
 from adaptive_lora.allocation.site import AdapterSite
 from adaptive_lora.methods.adapters import audit_moved
 from adaptive_lora.methods.adapters.attach import ADAPTER, lora_layers
-from adaptive_lora.methods.adapters.candidates import attach_best, train_candidate
+from adaptive_lora.methods.adapters.candidates import attach_best, search_problem, train_ranks
 from adaptive_lora.methods.adapters.factors import read_factors, spectrum
 from adaptive_lora.methods.base import RankEvent, TrainedTrial, TrainerCallback, TrialContext
-from adaptive_lora.methods.importance import PROFILERS
+from adaptive_lora.methods.importance import ImportanceProfile
 from adaptive_lora.methods.nuclear import NuclearRetrain
 
 _SMOOTHING = 0.2
@@ -54,22 +52,15 @@ class NuclearPenalty(TrainerCallback):
 def fit_nuclear_retrain(options: NuclearRetrain, trial: TrialContext) -> TrainedTrial:
     """Train uniform ranks and those of every round, and keep the best on validation data."""
     start, total = options.start_plan(trial.plan), options.trainings
-    sites = [entry.site for entry in start.entries]
-    limits, budget = rank_limits(trial.method, sites, least=0), rank_budget(trial.plan)
-    problem = AllocationProblem(
-        sites=tuple(sites), lower=limits.lower, upper=limits.upper, multiple=limits.multiple, budget=budget
-    )
-
-    def planned(ranks: Sequence[int]) -> RankPlan:
-        return revised(trial.plan, {site.name: rank for site, rank in zip(sites, ranks, strict=True)})
-
-    strength = options.penalty * _median_gradient(trial, sites)
+    problem, budget, profile = search_problem(trial), rank_budget(trial.plan), trial.profile("gradient_norm")
+    sites, limits = problem.sites, rank_limits(trial.method, problem.sites, least=0)
+    strength = options.penalty * _median_gradient(profile, sites)
     prices = reweighted_prices(sites, strength)
-    candidates, seconds = [train_candidate(trial, planned(problem.uniform(budget)), trainings=total)], 0.0
+    candidates, seconds = [train_ranks(trial, problem.uniform(budget), trainings=total)], profile.seconds
     for _ in range(options.rounds):
         values, spent = _search(trial, start, prices, trainings=total)
         ranks = limits.by_value([values[site.name] for site in sites], problem.costs, budget, one_threshold=False)
-        candidates.append(train_candidate(trial, planned(ranks), trainings=total))
+        candidates.append(train_ranks(trial, ranks, trainings=total))
         prices = reweighted_prices(sites, strength, {name: sum(found) for name, found in values.items()})
         seconds += spent
     adapted, number = attach_best(trial, candidates)  # uniform, the first, where none is better
@@ -109,13 +100,13 @@ def reweighted_prices(
     return {name: price * mean / (norms[name] + _SMOOTHING * mean) for name, price in prices.items()}
 
 
-def _median_gradient(trial: TrialContext, sites: Sequence[AdapterSite]) -> float:
-    """Return the median over sites of the largest singular value of the base's mean gradient.
+def _median_gradient(profile: ImportanceProfile, sites: Sequence[AdapterSite]) -> float:
+    """Return the median over sites of the largest singular value of the base's mean gradient, by `gradient_norm`.
 
     A penalty above the largest of these values leaves no update at all, whatever the base and the unit of its weights.
     """
-    measured = PROFILERS["gradient_norm"](dataclasses.replace(trial.profile_task(), sites=sites)).whole
-    return statistics.median(math.sqrt(measure.spectrum[0]) for measure in measured.values())
+    assert profile.spectra is not None
+    return statistics.median(math.sqrt(profile.spectra[site.name][0]) for site in sites)
 
 
 def _search(
