@@ -136,6 +136,26 @@ def test_a_profile_is_that_of_the_loss_and_changes_nothing() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_several_metrics_are_measured_in_one_pass() -> None:
+    model, passes = llama(), 0
+
+    def counted(model: Any, batch: Tensors) -> torch.Tensor:
+        nonlocal passes
+        passes += 1
+        return own_loss(model, batch)
+
+    metrics = ["weight_gradient", "whitened_gradient", "stable_rank"]
+    found = al.profile(model, texts(), metric=metrics, loss=counted)
+    assert list(found) == metrics
+    together, passes = passes, 0
+    al.profile(model, texts(), metric="whitened_gradient", loss=counted)
+    assert together == passes
+    assert found["weight_gradient"].together == ("weight_gradient", "whitened_gradient")
+    for metric in metrics:
+        alone = al.profile(model, texts(), metric=metric, loss=own_loss)
+        np.testing.assert_allclose(scores(found[metric]), scores(alone), rtol=1e-6)
+
+
 def test_loaders_of_any_kind_are_read_up_to_a_number_of_batches() -> None:
     model, batches = llama(), texts(4)
     once = al.profile(model, (batch for batch in batches), batches=4)
@@ -348,6 +368,9 @@ def test_methods_options_and_metrics_are_checked(measured: Measured, caplog: pyt
         (lambda: al.plan(model, "waterfill"), AllocationError, "required profile=, from al.profile"),
         (lambda: al.plan(model, revision="main"), ConfigError, "revision applies to a model given by its name"),
         (lambda: al.plan(model, budget=100), AllocationError, "budget"),
+        (lambda: al.profile(model, texts(), metric=[]), AllocationError, "required at least one"),
+        (lambda: al.profile(model, texts(), metric=["stable_rank"] * 2), AllocationError, "each once"),
+        (lambda: al.profile(model, texts(), metric=["nuclear"]), AllocationError, "unknown metric"),
         (lambda: al.allocate({"a": 1.0}, 3), ConfigError, "required a profile from al.profile, or its file; got dict"),
         (lambda: al.audit(model, al.plan(model)), AdapterError, "has no adapter named 'default'"),
         (lambda: al.audit(model, peft.LoraConfig()), AdapterError, "required the plan .* got LoraConfig"),

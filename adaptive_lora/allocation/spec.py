@@ -230,13 +230,8 @@ class MethodSpec:
     @property
     def choice(self) -> SiteChoice:
         """Criteria for the sites that may take adapters."""
-        return SiteChoice(
-            placement=Placement(self.placement),
-            roles=self.roles,
-            layers=self.layers,
-            target_names=self.target_names,
-            towers=self.towers,
-        )
+        names = ("roles", "layers", "target_names", "towers")
+        return SiteChoice(placement=Placement(self.placement), **{name: getattr(self, name) for name in names})
 
     @property
     def label(self) -> str:

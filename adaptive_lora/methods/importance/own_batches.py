@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral
-from typing import Any
+from typing import Any, overload
 
 import torch
 from accelerate.utils import has_offloaded_params, send_to_device
@@ -23,7 +23,7 @@ from adaptive_lora.allocation.request import METRICS
 from adaptive_lora.data.batches import IGNORED, Batch
 from adaptive_lora.errors import AllocationError, ModelError, unknown_name
 from adaptive_lora.methods.importance.contract import ProfileTask
-from adaptive_lora.methods.importance.profile import ImportanceProfile, profile_importance
+from adaptive_lora.methods.importance.profile import ImportanceProfile, profile_importances
 from adaptive_lora.models.device import OwnRuntime
 from adaptive_lora.models.errors import model_errors
 from adaptive_lora.models.losses import causal_loss
@@ -32,7 +32,7 @@ from adaptive_lora.models.sites import survey_sites
 OwnLoss = Callable[[Any, Any], torch.Tensor]
 """Function from a model and a batch of the user's loader to the batch's mean loss: a scalar with gradient."""
 
-_OF_WEIGHTS = ("heavy_tail", "stable_rank", "condition_number")
+_OF_WEIGHTS = frozenset({"heavy_tail", "stable_rank", "condition_number"})
 """Metrics of weights alone, for which no batch is read."""
 _TEXT = {"input_ids", "attention_mask"}
 _WRAPPERS = {
@@ -62,6 +62,7 @@ class _OwnBatch(Batch):
         return _as_given(send_to_device(self.given, device), self.number)
 
 
+@overload
 def profile(
     model: Any,
     dataloader: Iterable[Any] | None = None,
@@ -71,7 +72,28 @@ def profile(
     batches: int = 16,
     seed: int = 0,
     experts: bool = False,
-) -> ImportanceProfile:
+) -> ImportanceProfile: ...
+@overload
+def profile(
+    model: Any,
+    dataloader: Iterable[Any] | None = None,
+    *,
+    metric: list[str] | tuple[str, ...],
+    loss: OwnLoss | None = None,
+    batches: int = 16,
+    seed: int = 0,
+    experts: bool = False,
+) -> dict[str, ImportanceProfile]: ...
+def profile(
+    model: Any,
+    dataloader: Iterable[Any] | None = None,
+    *,
+    metric: str | list[str] | tuple[str, ...] = "whitened_gradient",
+    loss: OwnLoss | None = None,
+    batches: int = 16,
+    seed: int = 0,
+    experts: bool = False,
+) -> ImportanceProfile | dict[str, ImportanceProfile]:
     """Measure how much each adapter site of a model matters for a loss on data.
 
     The model is not changed: no weight gets a gradient, and modes are restored. It may be on a GPU, or spread over
@@ -82,51 +104,64 @@ def profile(
     Args:
         model: model without adapters, with its weights.
         dataloader: batches of training data. Without `loss` each is a mapping of the model's arguments with `labels`.
-        metric: a key of `METRICS`; `ablation` and `output_energy` train adapters first, which only a study does.
+        metric: a key of `METRICS`, or several in a list, of which those of gradients share one pass; `ablation` and
+            `output_energy` train adapters first, which only a study does.
         loss: function from model and batch to the batch's mean loss; None: the model's own.
         batches: maximum number of batches to read, 2 or more.
         seed: number recorded in the profile.
         experts: whether the routed experts of a mixture of experts are measured too, for methods with `experts=true`.
 
     Returns:
-        Scores by full module name, and spectra where the metric has them.
+        Scores by full module name, and spectra where the metric has them; of a list of metrics, a profile by name.
 
     Raises:
         AllocationError: unknown metric, fewer than two batches, or scores without information.
         ModelError: the model has no adaptable site, has adapters already, is sharded, or does not take the batches, or
             a loss is no finite scalar.
     """
-    if metric not in METRICS:
-        raise AllocationError(unknown_name("metric", metric, METRICS))
+    metrics = tuple(metric) if isinstance(metric, list | tuple) else (metric,)
+    if not metrics or len(set(metrics)) < len(metrics):
+        raise AllocationError(f"metric: required at least one, each once; got {metric!r:.80}.")
+    for name in metrics:
+        if name not in METRICS:
+            raise AllocationError(unknown_name("metric", name, METRICS))
     if not isinstance(seed, Integral) or seed < 0:
         raise AllocationError(f"seed must be a whole number of at least 0; got {seed!r}.")
     require_base(model)
     _require_readable(model)
-    sites = survey_sites(model).sites_of(experts)
-    calibration: list[Batch] = []
-    summed: Any = causal_loss
-    if metric in _OF_WEIGHTS:
-        if dataloader is not None or loss is not None:
-            logging.getLogger(__name__).warning("%s looks at weights alone: dataloader and loss are not used.", metric)
-    else:
-        if loss is not None and not callable(loss):
-            raise AllocationError(f"loss must be a function from model and batch; got {loss!r:.80}.")
-        found = _read(dataloader, batches)
-        if loss is None:
-            _require_labelled(model, found)
-        if loss is None and _is_plain_text(model, found):
-            calibration = [_text_batch(batch) for batch in found]
-        elif metric == "gradient_variance":
-            raise AllocationError(
-                "gradient_variance compares single examples, which batches of an unknown loss cannot be divided into; "
-                "required a causal language model with input_ids, attention_mask and labels alone. Use another metric."
-            )
-        else:
-            calibration = [_as_given(batch, number) for number, batch in enumerate(found)]
-            summed = _summed(loss)
-    task = ProfileTask(model=model, sites=sites, batches=calibration, runtime=OwnRuntime(_device(model)), loss=summed)
+    task = ProfileTask(
+        model=model,
+        sites=survey_sites(model).sites_of(experts),
+        runtime=OwnRuntime(_device(model)),
+        **_calibration(model, dataloader, metrics, loss, batches),
+    )
     with model_errors(f"{type(model).__name__} cannot be profiled on these batches", model), _as_loaded(model):
-        return profile_importance(task, metric=metric, seed=seed)
+        found = profile_importances(task, metrics=metrics, seed=seed)
+    return found if isinstance(metric, list | tuple) else found[metric]
+
+
+def _calibration(
+    model: Any, dataloader: Iterable[Any] | None, metrics: Sequence[str], loss: OwnLoss | None, batches: int
+) -> dict[str, Any]:
+    """Return the batches of a profile and their summed loss; none for metrics of weights alone."""
+    if _OF_WEIGHTS.issuperset(metrics):
+        if dataloader is not None or loss is not None:
+            names = f"{' and '.join(metrics)} {'looks' if len(metrics) == 1 else 'look'}"
+            logging.getLogger(__name__).warning("%s at weights alone: dataloader and loss are not used.", names)
+        return {"batches": (), "loss": causal_loss}
+    if loss is not None and not callable(loss):
+        raise AllocationError(f"loss must be a function from model and batch; got {loss!r:.80}.")
+    found = _read(dataloader, batches)
+    if loss is None:
+        _require_labelled(model, found)
+        if _is_plain_text(model, found):
+            return {"batches": [_text_batch(batch) for batch in found], "loss": causal_loss}
+    if "gradient_variance" in metrics:
+        raise AllocationError(
+            "gradient_variance compares single examples, which batches of an unknown loss cannot be divided into; "
+            "required a causal language model with input_ids, attention_mask and labels alone. Use another metric."
+        )
+    return {"batches": [_as_given(batch, number) for number, batch in enumerate(found)], "loss": _summed(loss)}
 
 
 def require_base(model: Any) -> None:
