@@ -1,4 +1,4 @@
-"""Per-site learning rates: groups, the schedule over them, and what they change."""
+"""Learning rates of methods and of sites: their grids, groups, the schedule over them, and what they change."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from transformers import get_scheduler
 
 from adaptive_lora.allocation import RankPlan
+from adaptive_lora.config import study_from
+from adaptive_lora.errors import ConfigError
 from adaptive_lora.methods.adapters import attach
 from adaptive_lora.methods.adapters.attach import lora_layers
 from adaptive_lora.runner.context import StudyContext
+from adaptive_lora.runner.run import run_study
 from adaptive_lora.training import Trainer, TrainInputs
 from adaptive_lora.training.trainer import parameter_groups
 
@@ -50,6 +54,46 @@ def test_groups_hold_every_parameter_once_and_the_schedule_scales_all(make_bench
         schedule.step()
         shares.append([group["lr"] / group["initial_lr"] for group in optimizer.param_groups])
     assert np.allclose(shares, [[share] * 3 for share in (0.75, 0.5, 0.25, 0.0)])
+
+
+def test_a_method_has_rates_of_its_own(tmp_path: Path) -> None:
+    words = {"max_examples": 40, "max_steps": 2, "seeds": "0", "lr": "1e-3 3e-3", "precision": "fp32"}
+    methods = "uniform:rank=2 uniform:rank=1,lr=1e-2 linear_decay:rank=2,low_rank=1,lr=1e-4+3e-3"
+    place = {"tracking_uri": f"sqlite:///{tmp_path / 'm.db'}", "output": str(tmp_path)}
+    config = study_from({**words, **place, "methods": methods})
+    result = run_study(config, Console(quiet=True)).study_result
+    rates = {method.label: [rate.lr for rate in method.rates] for method in result.comparison.methods}
+    assert rates == {"uniform-r2": [1e-3, 3e-3], "uniform-r1": [1e-2], "linear_decay-r2-1": [1e-4, 3e-3]}
+    assert "different learning rates to choose from" in str(result.comparison.to_dict()["audit"])
+    plain = study_from({**words, **place, "methods": methods.replace(",lr=1e-2", ""), "lr": "1e-2"})
+    again = run_study(plain, Console(quiet=True)).study_result
+    assert again.trials_run == 1  # of uniform-r2; the rate of uniform-r1 was its own before, and is that of all now
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"methods": "uniform:lr=0"}, "lr must be above 0"),
+        ({"methods": "uniform:lr=fast"}, "expected a number"),
+        ({"methods": "uniform:lr=1e-3+1e-3"}, "lr: a rate is given more than once"),
+        ({"methods": "uniform:lr=1e-3", "lr": "1e-3 1e-2", "race": True}, "at least two learning rates"),
+    ],
+)
+def test_rates_that_a_method_cannot_have(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        study_from({"validations": 3, **settings})
+
+
+def test_a_race_goes_on_beside_a_method_with_one_rate(tmp_path: Path) -> None:
+    settings = {
+        "methods": "uniform:rank=2 uniform:rank=1,lr=1e-2", "lr": "1e-4 1e-2 3e-2", "race": True, "validations": 3,
+        "max_examples": 40, "max_steps": 6, "seeds": "0 1", "precision": "fp32",
+        "tracking_uri": f"sqlite:///{tmp_path / 'm.db'}", "output": str(tmp_path),
+    }  # fmt: skip
+    result = run_study(study_from(settings), Console(quiet=True)).study_result
+    alone = result.comparison.method("uniform-r1")
+    assert (alone.lr, alone.seeds) == (1e-2, (0, 1))
+    assert result.comparison.method("uniform-r2").seeds == (0, 1)
 
 
 def test_no_multiplier_is_one_group_in_the_models_order(make_bench: BaseContext) -> None:

@@ -281,6 +281,29 @@ def test_command_runs_a_study_a_teacher_and_continues(base_folder: Path, tmp_pat
     assert json.loads(again.stdout)["studies"][0]["comparison"]["methods"] == found[0]["comparison"]["methods"]
 
 
+def test_rates_are_chosen_on_other_teachers_and_kept(base_folder: Path, tmp_path: Path) -> None:
+    options = {"--draws": "5 6", "--tune-draws": "0 1", "--lr": "1e-3 1e-2", "--race": "false", "--seeds": "0"}
+    words = ["planted", "--json", *small(tmp_path, base_folder), *(word for pair in options.items() for word in pair)]
+    ran = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    found, table = (json.loads(ran.stdout)[key] for key in ("studies", "table"))
+    *tuned, first, second, together = (entry["comparison"] for entry in found)
+    assert len(tuned) == 2
+    means: dict[str, dict[float, float]] = {}
+    for method in (method for comparison in tuned for method in comparison["methods"]):
+        for rate in method["rates"]:
+            losses = means.setdefault(method["label"], {})
+            losses[rate["lr"]] = losses.get(rate["lr"], 0.0) + rate["validation"]["mean"] / 2
+    wanted = {label: min(losses, key=losses.__getitem__) for label, losses in means.items()}
+    assert len(together["methods"]) == 3
+    for comparison in (first, second):
+        assert {method["label"]: method["lr"] for method in comparison["methods"]} == wanted
+        assert all(len(method["rates"]) == 1 for method in comparison["methods"])
+    assert [entry["data"].count("draw=") for entry in found] == [1, 1, 1, 1, 2]
+    assert all(row["trials"] == 2 for row in table)
+    assert "chosen on draw 0 and 1 and kept: uniform-r16@uniform-2 0.0" in ran.stderr.replace("\n", " ")
+
+
 def test_another_base_takes_planted_ranks_by_role(make_bench: Callable[..., StudyContext], llama_folder: Path) -> None:
     data = TEACHER.replace("sparse", "two_families").replace("0.005", "0.0001")
     oracle = "planted:pattern=two_families,budget=uniform-3"
@@ -299,6 +322,8 @@ def test_another_base_takes_planted_ranks_by_role(make_bench: Callable[..., Stud
         ({"methods": "empirical empirical"}, "given more than once"),
         ({"seeds": ""}, "at least one"),
         ({"draws": "1 1"}, "each once"),
+        ({"draws": "1 2", "tune-draws": "2"}, "2 is in both"),
+        ({"tune-draws": "2", "lr": "1e-2"}, "two learning rates"),
         ({"budget": "12"}, "no site a rank"),
         ({"budget": "much"}, "whole number of parameters"),
         ({"distance": "0"}, "distance must be above 0"),
@@ -359,10 +384,11 @@ def test_a_study_of_another_floor_is_told_why_it_is_refused() -> None:
 
 
 def test_defaults_are_one_alpha_a_race_of_rates_and_128_texts_to_choose_on() -> None:
-    teacher, study = next(PlantedStudies(patterns=("late",)).studies({}))
+    ((teacher, study),) = next(PlantedStudies(patterns=("late",)).studies({}, (0,)))
     assert (study.train.scaling, study.race, study.train.max_steps, len(study.lr)) == ("standard", True, 800, 3)
     assert round(study.data.validation_share * teacher.texts) == 128
     assert study.specs[1].label == teacher.method().label == teacher.oracles()[0]
-    assert not next(PlantedStudies(lr=(4e-3,)).studies({}))[1].race
-    floor, study = next(PlantedStudies(patterns=("late",), min_rank=1).studies({}))
+    ((_, alone),) = next(PlantedStudies(lr=(4e-3,)).studies({}, (0,)))
+    assert not alone.race
+    ((floor, study),) = next(PlantedStudies(patterns=("late",), min_rank=1).studies({}, (0,)))
     assert study.specs[1].label == floor.method().label == "planted-late-r2@uniform-2"

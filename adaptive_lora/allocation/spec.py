@@ -47,8 +47,8 @@ VARIANTS: Mapping[str, Any] = {
 
 They are options of every method, so that the effects of an allocation and of a variant can be separated:
 `waterfill:rank=8` beside `waterfill:rank=8,dora=true` and `uniform:rank=8,dora=true`."""
-_JOINED = ("target_names", "roles", "layers", "towers", "profiled_on", "ranks")
-"""Options that hold several names, joined by `+`."""
+_JOINED = ("target_names", "roles", "layers", "towers", "profiled_on", "ranks", "lr")
+"""Options that hold several names or numbers, joined by `+`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,9 @@ class MethodSpec:
     )
     alora: str | None = option(
         None, "aLoRA: text from whose last occurrence on the adapter acts, such as the assistant's special token"
+    )
+    lr: tuple[float, ...] = option(
+        (), "learning rates of this method, joined by +; none: the study's", limits=Limits(above=0)
     )
     experts: bool = option(
         False,
@@ -255,7 +258,7 @@ class MethodSpec:
         return "-".join(parts).replace("-@", "@")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every resolved option; equal dictionaries mean equal methods.
+        """Return every resolved option but `lr`; equal dictionaries mean equal methods.
 
         An option that was added later is included only where it is used, so that earlier trials
         keep their signatures.
@@ -271,7 +274,7 @@ class MethodSpec:
                 else:
                     own[field.name] = list(value) if isinstance(value, tuple) else value
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del shared["options"]
+        del shared["options"], shared["lr"]
         for name, unused in {**VARIANTS, "roles": (), "layers": (), "towers": ()}.items():
             if shared[name] == unused:
                 del shared[name]

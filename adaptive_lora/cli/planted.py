@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -24,7 +24,6 @@ from adaptive_lora.redaction import shown
 
 if TYPE_CHECKING:
     from adaptive_lora.analysis.comparison import Comparison
-    from adaptive_lora.runner.result import StudyResult
 
 _TRACKING = ("tracking_uri", "experiment")
 _TEACHER = {field.name: field.default for field in dataclasses.fields(PlantedTeacher)}
@@ -40,6 +39,9 @@ class PlantedStudies:
         ("flat",), "singular values of the planted change", limits=Limits(choices=SPECTRA)
     )
     draws: tuple[int, ...] = option((0,), "seeds of the teachers; with several, they are also compared together")
+    tune_draws: tuple[int, ...] = option(
+        (), "seeds of other teachers, on which each method's learning rate is chosen for all draws; none: on each draw"
+    )
     methods: tuple[str, ...] = option(
         ("empirical", "waterfill", "random:of=waterfill"),
         "NAME[:option=value,...] per method; uniform and the planted ranks always take part",
@@ -73,6 +75,10 @@ class PlantedStudies:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{name}: required at least one, each once; got {values}.")
+        if both := sorted(set(self.draws) & set(self.tune_draws)):
+            raise ConfigError(f"tune_draws: required other teachers than those of draws; {both[0]} is in both.")
+        if self.tune_draws and len(self.lr) < 2:
+            raise ConfigError(f"tune_draws: required two learning rates (lr) to choose from; got {self.lr[0]:g} alone.")
         for text in self.methods:
             if not MethodSpec.parse(text).options.gives_ranks:
                 raise ConfigError(f"methods: '{text}' gives no ranks; required an allocation.")
@@ -81,34 +87,41 @@ class PlantedStudies:
         """Return the name of a teacher's cell: its pattern, with its spectrum where there are several."""
         return teacher.pattern if len(self.spectra) == 1 else f"{teacher.pattern}, {teacher.spectrum}"
 
-    def studies(self, tracking: dict[str, object]) -> Iterator[tuple[PlantedTeacher, StudyConfig]]:
-        """Yield every teacher with its study."""
+    def studies(
+        self, tracking: dict[str, object], draws: Sequence[int]
+    ) -> Iterator[list[tuple[PlantedTeacher, StudyConfig]]]:
+        """Yield for every pattern and spectrum the teachers of these draws with their studies."""
+        for pattern, spectrum in product(self.patterns, self.spectra):
+            yield [self._study(tracking, pattern, spectrum, draw) for draw in draws]
+
+    def _study(
+        self, tracking: dict[str, object], pattern: str, spectrum: str, draw: int
+    ) -> tuple[PlantedTeacher, StudyConfig]:
+        """Return a teacher with its study."""
         texts = self.examples + self.test_examples + self.validation_examples
-        for pattern, spectrum, draw in product(self.patterns, self.spectra, self.draws):
-            given = {"pattern": pattern, "spectrum": spectrum, "draw": draw, "texts": texts}
-            shared = ("budget", "distance", "length", "min_rank")
-            teacher = read_options(PlantedTeacher, {name: getattr(self, name) for name in shared} | given)
-            floor = "none" if self.min_rank == 1 else self.min_rank  # as `PlantedTeacher.method` has it
-            oracle = f"planted:pattern={pattern},draw={draw},min_rank={floor}"
-            methods = [
-                f"{text}{',' if ':' in text else ':'}budget={self.budget}"
-                for text in ("uniform", oracle, *self.methods)
-            ]
-            settings: dict[str, object] = {
-                "study": f"planted-{pattern}-{spectrum}-{draw}",
-                "data": str(teacher),
-                "methods": methods,
-                "test_share": self.test_examples / texts,
-                "validation_share": self.validation_examples / texts,
-                "max_steps": self.steps,
-                "epochs": self.steps,  # more than enough: max_steps ends the training
-                "validations": 3,
-                "race": self.race and len(self.lr) > 1,
-                "registered_model": "adaptive-lora-planted",
-            }
-            alike = ("model", "seeds", "batch_size", "lr", "precision", "output")
-            settings |= {name: getattr(self, name) for name in alike} | tracking
-            yield teacher, study_from(settings)
+        given = {"pattern": pattern, "spectrum": spectrum, "draw": draw, "texts": texts}
+        shared = ("budget", "distance", "length", "min_rank")
+        teacher = read_options(PlantedTeacher, {name: getattr(self, name) for name in shared} | given)
+        floor = "none" if self.min_rank == 1 else self.min_rank  # as `PlantedTeacher.method` has it
+        oracle = f"planted:pattern={pattern},draw={draw},min_rank={floor}"
+        methods = [
+            f"{text}{',' if ':' in text else ':'}budget={self.budget}" for text in ("uniform", oracle, *self.methods)
+        ]
+        settings: dict[str, object] = {
+            "study": f"planted-{pattern}-{spectrum}-{draw}",
+            "data": str(teacher),
+            "methods": methods,
+            "test_share": self.test_examples / texts,
+            "validation_share": self.validation_examples / texts,
+            "max_steps": self.steps,
+            "epochs": self.steps,  # more than enough: max_steps ends the training
+            "validations": 3,
+            "race": self.race and len(self.lr) > 1,
+            "registered_model": "adaptive-lora-planted",
+        }
+        alike = ("model", "seeds", "batch_size", "lr", "precision", "output")
+        settings |= {name: getattr(self, name) for name in alike} | tracking
+        return teacher, study_from(settings)
 
 
 @main.command(extra="study")
@@ -122,37 +135,32 @@ def planted(as_json: bool, **options: Any) -> None:
     given = settings_given(options)
     tracking = {key: given.pop(key) for key in _TRACKING if key in given}
     config = read_options(PlantedStudies, given)
-    studies = list(config.studies(tracking))
-    require_reachable(studies[0][1].tracking)
+    cells = [list(config.studies(tracking, draws)) for draws in (config.tune_draws, config.draws)]
+    require_reachable(cells[1][0][0][1].tracking)
     from adaptive_lora.analysis.report.figures import draw_cells
-    from adaptive_lora.runner.planted import compare_together, print_table, rows_of, run_tuned
+    from adaptive_lora.runner.planted import PlantedRuns, print_table, rows_of
 
     console = make_console()
-    found: list[dict[str, Any]] = []
-
-    def conclude(data: str, result: StudyResult) -> StudyResult:
-        comparison = result.comparison
-        shares = recovered(comparison)
-        found.append(
-            {"data": data, "study_id": result.study_id, "recovered": shares, "comparison": comparison.to_dict()}
-        )
-        console.print(f"[bold]report[/]    {shown(result.report().resolve())}", highlight=False, soft_wrap=True)
-        return result
-
-    cells: list[tuple[str, Comparison]] = []
-    draws = len(config.draws)
-    for group in (studies[first : first + draws] for first in range(0, len(studies), draws)):
-        results = [conclude(str(teacher), run_tuned(study, console)) for teacher, study in group]
-        if len(group) > 1:
-            result = compare_together(group[0][1].tracking, results, config.output, console)
-            results.append(conclude(" and ".join(str(teacher) for teacher, _ in group), result))
-        cells.append((config.name_of(group[0][0]), results[-1].comparison))
-    rows = [row for name, comparison in cells for row in rows_of(name, comparison)]
-    print_table(rows, cells[0][1].confidence, console)
-    if (figure := draw_cells(cells, Path(config.output))) is not None:
+    runs = PlantedRuns(config.output, console)
+    compared = {
+        config.name_of(group[0][0]): runs.compared(tuning, group).comparison
+        for tuning, group in zip(*cells, strict=True)
+    }
+    rows = [row for name, comparison in compared.items() for row in rows_of(name, comparison)]
+    print_table(rows, next(iter(compared.values())).confidence, console)
+    if (figure := draw_cells(list(compared.items()), Path(config.output))) is not None:
         console.print(f"[bold]figure[/]    {shown(figure.resolve())}", highlight=False, soft_wrap=True)
     if as_json:
-        print_document("planted", {"studies": found, "table": [dataclasses.asdict(row) for row in rows]})
+        studies = [
+            {
+                "data": data,
+                "study_id": result.study_id,
+                "recovered": recovered(result.comparison),
+                "comparison": result.comparison.to_dict(),
+            }
+            for data, result in runs.found
+        ]
+        print_document("planted", {"studies": studies, "table": [dataclasses.asdict(row) for row in rows]})
 
 
 def recovered(comparison: Comparison) -> dict[str, float]:

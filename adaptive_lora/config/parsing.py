@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -90,9 +90,14 @@ def _given_twice(values: Mapping[str, object]) -> list[str]:
 def _grid_problems(study: StudyConfig) -> list[str]:
     problems: list[str] = []
     labels: list[str] = []
+    grids: list[Sequence[float]] = []
     for text in study.methods:
         try:
-            labels.append(MethodSpec.parse(text).label)
+            spec = MethodSpec.parse(text)
+            labels.append(spec.label)
+            grids.append(spec.lr or study.lr)
+            if len(set(spec.lr)) < len(spec.lr):
+                problems.append(f"{spec.label}: lr: a rate is given more than once")
         except ConfigError as error:
             problems.append(str(error))
     if study.ladder and not problems:
@@ -108,7 +113,7 @@ def _grid_problems(study: StudyConfig) -> list[str]:
             problems.append(f"{name}: required at least one, got none")
     if study.baseline is not None and not problems and study.baseline not in labels:
         problems.append(unknown_name("baseline", study.baseline, labels))
-    problems += _race_problems(study)
+    problems += _race_problems(study, grids)
     problems += _until_problems(study)
     problems += _worker_problems(study)
     problems += _retain_problems(study)
@@ -119,12 +124,12 @@ def _grid_problems(study: StudyConfig) -> list[str]:
     return problems
 
 
-def _race_problems(study: StudyConfig) -> list[str]:
+def _race_problems(study: StudyConfig, grids: Sequence[Sequence[float]]) -> list[str]:
     if not study.race:
         return []
     problems = []
-    if len(study.lr) < 2:
-        problems.append(f"race: required at least two learning rates (lr), got {len(study.lr)}")
+    if grids and (most := max(map(len, grids))) < 2:
+        problems.append(f"race: required at least two learning rates (lr) of a method, got {most}")
     if study.engine == "together":
         problems.append("race: trials together cannot be stopped one by one; use --engine serial")
     if study.train.validations < 3:

@@ -201,7 +201,7 @@ class StudyConfig:
         for seed in self.seeds:
             for fold in range(self.data.folds):
                 for spec in specs:
-                    for lr in self.lr:
+                    for lr in spec.lr or self.lr:
                         yield TrialSpec(config=self, method=spec, seed=seed, fold=fold, lr=lr)
 
     def seeds_by_look(self) -> tuple[tuple[int, ...], ...]:

@@ -222,12 +222,18 @@ def _retained(studies: Sequence[StudyRun]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(digest for text in tags for digest in text.split()))
 
 
-def _label(text: str) -> str | None:
-    """Return a recorded method's label; None if this version lacks the method."""
+def _spec(text: str) -> MethodSpec | None:
+    """Return a recorded method; None if this version lacks it."""
     try:
-        return MethodSpec.parse(text).label
+        return MethodSpec.parse(text)
     except ConfigError:
         return None
+
+
+def _label(text: str) -> str | None:
+    """Return a recorded method's label; None if this version lacks the method."""
+    spec = _spec(text)
+    return None if spec is None else spec.label
 
 
 def _rungs(settings: Mapping[str, Any]) -> list[str]:
@@ -247,11 +253,12 @@ def _in_order(records: Sequence[TrialRecord], settings: Mapping[str, Any]) -> li
 
 def _in_grid(runs: Iterable[Run], settings: Mapping[str, Any]) -> Iterator[Run]:
     """Yield the runs of a recorded grid; if this version lacks one of its methods, those of all methods."""
-    labels = {_label(text) for text in settings["methods"]} | set(_rungs(settings))
-    rates, seeds = set(map(float, settings["lr"])), set(map(int, settings["seeds"]))
+    shared, seeds = set(map(float, settings["lr"])), set(map(int, settings["seeds"]))
+    specs = [_spec(text) for text in settings["methods"]]
+    rates = dict.fromkeys(_rungs(settings), shared) | {spec.label: set(spec.lr) or shared for spec in specs if spec}
     for run in runs:
         method, lr, seed, _ = identity_of(run)
-        if (None in labels or method in labels) and lr in rates and seed in seeds:
+        if lr in rates.get(method, shared if None in specs else ()) and seed in seeds:
             yield run
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
 
+from adaptive_lora.allocation import MethodSpec
 from adaptive_lora.analysis.comparison import Comparison, VerdictKind
 from adaptive_lora.analysis.comparison.wording import ABSENT, confidence_text, interval_text, whole_percent
 from adaptive_lora.analysis.stats import Interval
 from adaptive_lora.config import StudyConfig
+from adaptive_lora.config.planted import PlantedTeacher
 from adaptive_lora.config.sections import TrackingConfig
+from adaptive_lora.errors import DataError
 from adaptive_lora.redaction import shown
 from adaptive_lora.runner.comparison_input import Selection
 from adaptive_lora.runner.result import StudyResult
@@ -47,6 +52,50 @@ class PlantedRow:
     """Its learning rate; None where studies pooled here chose different ones."""
 
 
+Cell = Sequence[tuple[PlantedTeacher, StudyConfig]]
+"""Teachers of one pattern and spectrum, each with its study."""
+
+
+class PlantedRuns:
+    """The studies of planted teachers, one after the other."""
+
+    def __init__(self, output: str, console: Console) -> None:
+        """Start without studies."""
+        self._output, self._console = output, console
+        self.found: list[tuple[str, StudyResult]] = []
+        """Teachers, as text, and result of each study and of each comparison of several."""
+
+    def compared(self, tuning: Cell, cell: Cell) -> StudyResult:
+        """Run the studies of a cell; return the result of the only one, or of all together.
+
+        Args:
+            tuning: teachers on which each method's learning rate is chosen; empty: each teacher has rates of its own.
+            cell: teachers to compare methods on.
+        """
+        tuned = [self._kept(str(teacher), run_tuned(study, self._console)) for teacher, study in tuning]
+        rates = rates_over([result.comparison for result in tuned])
+        if tuned:
+            listed = "; ".join(f"{label} {lr:g}" for label, lr in rates.items())
+            names = " and ".join(str(teacher.draw) for teacher, _ in tuning)
+            self._console.print(f"learning rates, chosen on draw {names} and kept: {listed}", highlight=False)
+        results = [
+            self._kept(
+                str(teacher), run_at_rates(study, rates, self._console) if tuned else run_tuned(study, self._console)
+            )
+            for teacher, study in cell
+        ]
+        if len(results) == 1:
+            return results[0]
+        together = compare_together(cell[0][1].tracking, results, self._output, self._console)
+        return self._kept(" and ".join(str(teacher) for teacher, _ in cell), together)
+
+    def _kept(self, data: str, result: StudyResult) -> StudyResult:
+        self.found.append((data, result))
+        path = shown(result.report().resolve())
+        self._console.print(f"[bold]report[/]    {path}", highlight=False, soft_wrap=True)
+        return result
+
+
 def run_tuned(config: StudyConfig, console: Console) -> StudyResult:
     """Run a study; extend its grid of learning rates while a method's is at its end.
 
@@ -60,6 +109,35 @@ def run_tuned(config: StudyConfig, console: Console) -> StudyResult:
         listed = ", ".join(f"{lr:g}" for lr in further)
         console.print(f"learning rates: one that was chosen is at the end of the grid; adding {listed}")
         config = dataclasses.replace(config, lr=tuple(sorted((*config.lr, *further))))
+
+
+def rates_over(comparisons: Sequence[Comparison]) -> dict[str, float]:
+    """Return the label of each method -> its learning rate of the lowest mean validation loss over studies.
+
+    Rates that a race stopped in a study count only where no rate was trained to the end in more studies.
+    """
+    losses: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for method in (method for comparison in comparisons for method in comparison.methods):
+        for rate in method.rates:
+            if rate.lr is not None and rate.validation.mean is not None:
+                losses[method.label][rate.lr].append(rate.validation.mean)
+    return {
+        label: min(found, key=lambda lr: (-len(found[lr]), fmean(found[lr]), lr)) for label, found in losses.items()
+    }
+
+
+def run_at_rates(config: StudyConfig, rates: Mapping[str, float], console: Console) -> StudyResult:
+    """Run a study with one learning rate for each method, by label."""
+    specs = [MethodSpec.parse(text) for text in config.methods]
+    if failed := sorted({spec.label for spec in specs} - set(rates)):
+        raise DataError(f"{failed[0]}: required a trial that finished on the draws to tune on; every one failed.")
+    methods = [
+        text if spec.lr else f"{text}{',' if ':' in text else ':'}lr={rates[spec.label]:.12g}"
+        for text, spec in zip(config.methods, specs, strict=True)
+    ]
+    chosen = tuple(sorted({rates[spec.label] for spec in specs}))
+    config = dataclasses.replace(config, methods=tuple(methods), lr=chosen, race=False)
+    return run_study(config, console).study_result
 
 
 def compare_together(

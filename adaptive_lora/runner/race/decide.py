@@ -126,7 +126,7 @@ class Race:
         return legs, stopped
 
     def _decided(self, spec: MethodSpec, runs: Mapping[str, Sequence[Run]]) -> MethodRace:
-        left, decided, waiting = tuple(sorted(self._context.config.lr)), [], None
+        left, decided, waiting = tuple(sorted(spec.lr or self._context.config.lr)), [], None
         for number, step in enumerate(_rungs(self._context, spec, 0)):
             if len(left) == 1:
                 break
