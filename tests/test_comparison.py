@@ -319,6 +319,18 @@ def test_fairness_names_grid_edges_grids_skips_scales_and_precision() -> None:
     assert clean.fairness == ()
 
 
+def test_what_differs_between_seeds_alone_is_no_unfairness() -> None:
+    records = study({"uniform-r8": 0.0, "m": 0.0}, range(6), rates=(1e-4, 3e-4, 1e-3))
+    pooled = [dataclasses.replace(r, tags={**r.tags, "data_digest": f"d{r.seed % 2}"}) for r in records]
+    comparison = compare(pooled, baseline="m")
+    assert comparison.fairness == ()
+    assert any(
+        "Under each seed all trials have the same data digest, of 2: d0 and d1" in e.text for e in comparison.audit
+    )
+    apart = [dataclasses.replace(r, tags={**r.tags, "data_digest": f"d{r.seed % 2}{r.method}"}) for r in records]
+    assert "Trials differ in data digest" in "".join(compare(apart, baseline="m").fairness)
+
+
 def test_fairness_of_methods_without_ranks() -> None:
     """Dropout acts before A, and factor x rank is said of LoRA's ranks alone."""
     records = change(study({"uniform-r8": 0.0, "peft-HIRA": 0.0}, range(6)), "peft-HIRA", plan={"family": "peft"})

@@ -305,6 +305,10 @@ def _kind(record: TrialRecord, what: str) -> str:
     return ", ".join(f"{name} {settings.get(name, 'not recorded')}" for name in names)
 
 
+_NAMED = 2
+"""Number of the values that a message names, where more than one other is left."""
+
+
 def _differences(records: Sequence[TrialRecord]) -> list[str]:
     """Return a sentence for every property that trials must share and do not."""
     found = []
@@ -315,8 +319,9 @@ def _differences(records: Sequence[TrialRecord]) -> list[str]:
                 continue  # version 0.1 did not record them
             sides[_kind(record, what)].add(record.tags.get(STUDY_ID, "no study"))
         if len(sides) > 1:
-            listed = " against ".join(f"{value} ({', '.join(sorted(who))})" for value, who in sides.items())
-            found.append(f"{what} differs: {listed}")
+            listed = [f"{value} ({', '.join(sorted(who))})" for value, who in sides.items()]
+            more = f" and {len(listed) - _NAMED} others" if len(listed) > _NAMED + 1 else ""
+            found.append(f"{what} differs: {' against '.join(listed[:_NAMED] if more else listed)}{more}")
     return found
 
 

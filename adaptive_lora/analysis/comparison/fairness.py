@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from adaptive_lora.allocation import Scaling
@@ -70,6 +70,14 @@ def _by_value(pairs: Iterable[tuple[Any, str]]) -> Mapping[Any, Sequence[str]]:
         if value is not None:
             labels[value].add(label)
     return {value: sorted(who) for value, who in labels.items()}
+
+
+def _differs(used: Used, value_of: Callable[[TrialRecord], Any]) -> bool:
+    """Return whether trials that are compared, of one seed and fold, recorded different values."""
+    pairs: dict[tuple[int, int], list[tuple[Any, str]]] = defaultdict(list)
+    for label, record in used:
+        pairs[record.seed, record.fold].append((value_of(record), label))
+    return any(len(_by_value(group)) > 1 for group in pairs.values())
 
 
 def _parameters(methods: Sequence[MethodSummary]) -> list[AuditEntry]:
@@ -271,12 +279,14 @@ def _together(used: Used) -> list[AuditEntry]:
 def _tag(used: Used, tag: str, topic: str) -> list[AuditEntry]:
     values = _by_value((record.tags.get(tag), label) for label, record in used)
     unfair, unknown = [], ""
-    if len(values) > 1:
+    if _differs(used, lambda record: record.tags.get(tag)):
         listed = "; ".join(f"{value}: {joined(who)}" for value, who in values.items())
         unfair.append(f"Trials differ in {topic}: {listed}.")
     if absent := sum(tag not in record.tags for _, record in used):
         unknown = f"{topic.capitalize()}: not recorded by {absent} of {plural(len(used), 'trial')}."
     fair = f"All trials have the same {topic}: {joined(list(values))}."
+    if len(values) > 1:
+        fair = f"Under each seed all trials have the same {topic}, of {len(values)}: {joined(list(values))}."
     return _entries(topic, fair=fair, unfair=unfair, unknown=unknown)
 
 
@@ -292,7 +302,7 @@ def _settings(used: Used) -> list[AuditEntry]:
     differing = [
         f"{name}: {' against '.join(f'{value} ({named(sorted(who))})' for value, who in values.items())}"
         for name, values in found.items()
-        if len(values) > 1
+        if len(values) > 1 and _differs(used, lambda record, key=f"cfg.{name}": record.settings.get(key))  # type: ignore[misc]
     ]
     return _entries(
         "settings",
