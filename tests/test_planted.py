@@ -383,12 +383,13 @@ def test_a_study_of_another_floor_is_told_why_it_is_refused() -> None:
     assert _why_other_teacher("planted:pattern=late,min_rank=0") == _why_other_teacher("rows.jsonl") == ""
 
 
-def test_defaults_are_one_alpha_a_race_of_rates_and_128_texts_to_choose_on() -> None:
+def test_defaults_are_one_alpha_a_whole_grid_of_rates_and_128_texts_to_choose_on() -> None:
     ((teacher, study),) = next(PlantedStudies(patterns=("late",)).studies({}, (0,)))
-    assert (study.train.scaling, study.race, study.train.max_steps, len(study.lr)) == ("standard", True, 800, 3)
+    assert (study.train.scaling, study.race, study.train.max_steps, len(study.lr)) == ("standard", False, 800, 3)
     assert round(study.data.validation_share * teacher.texts) == 128
     assert study.specs[1].label == teacher.method().label == teacher.oracles()[0]
-    ((_, alone),) = next(PlantedStudies(lr=(4e-3,)).studies({}, (0,)))
-    assert not alone.race
+    ((_, raced), *_) = next(PlantedStudies(race=True).studies({}, (0,)))
+    ((_, alone), *_) = next(PlantedStudies(race=True, lr=(4e-3,)).studies({}, (0,)))
+    assert (raced.race, alone.race) == (True, False)
     ((floor, study),) = next(PlantedStudies(patterns=("late",), min_rank=1).studies({}, (0,)))
     assert study.specs[1].label == floor.method().label == "planted-late-r2@uniform-2"

@@ -65,7 +65,10 @@ class PlantedStudies:
         "learning rates, of which each method's is chosen on validation; of several the grid is extended by a factor "
         "of 2 while a method's is at its end",
     )
-    race: bool = option(True, "stop rates that are clearly behind on the way", switch=True)
+    race: bool = option(
+        False, "stop rates that are behind on the way; with one seed that often stops the best one, a high rate",
+        switch=True,
+    )  # fmt: skip
     precision: str = option("fp32", "compute type", limits=Limits(choices=("auto", *Precision)))
     output: str = option("adaptive-lora-out", "folder for reports and adapters")
 
