@@ -19,7 +19,7 @@ from adaptive_lora.runner.context import StudyContext
 from adaptive_lora.runner.trial import run_trial
 
 NUMBERS_ALONE = (
-    "linear_decay", "attention_heavy", "three_band", "planted", "proportional", "family_uniform", "random",
+    "linear_decay", "attention_heavy", "three_band", "planted", "given", "proportional", "family_uniform", "random",
     "inverse", "lr_only", "uniform:rank=2,placement", "uniform:rank=2,scaling",
 )  # fmt: skip
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
