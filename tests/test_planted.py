@@ -301,7 +301,9 @@ def test_rates_are_chosen_on_other_teachers_and_kept(base_folder: Path, tmp_path
         assert all(len(method["rates"]) == 1 for method in comparison["methods"])
     assert [entry["data"].count("draw=") for entry in found] == [1, 1, 1, 1, 2]
     assert all(row["trials"] == 2 for row in table)
-    assert "chosen on draw 0 and 1 and kept: uniform-r16@uniform-2 0.0" in ran.stderr.replace("\n", " ")
+    words = "learning rates, chosen on draw 0 and 1 and kept: uniform-r16@uniform-2 0.0"
+    assert words in ran.stderr.replace("\n", " ")
+    assert words in " ".join(together["notes"])
 
 
 def test_another_base_takes_planted_ranks_by_role(make_bench: Callable[..., StudyContext], llama_folder: Path) -> None:

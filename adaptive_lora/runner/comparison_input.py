@@ -53,8 +53,8 @@ class Selection:
     """Filter in MLflow's syntax over trial runs of all experiments, or None."""
     allow_mixed: bool = False
     """Permission to compare across data sets, splits and bases, with pairs only within each."""
-    own_rates: bool = False
-    """Choice of each method's learning rate within each of these, instead of one rate for all."""
+    own_rates: str = ""
+    """Words on how each method's learning rate was chosen within each of these; empty: one rate for all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +142,7 @@ def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput
     records = _newest(store, runs)
     _require_finished(records, "the selection")
     mixed = _differences(records)
-    own_rates = bool(mixed) and selection.own_rates
+    own_rates = bool(mixed) and bool(selection.own_rates)
     records = _at_own_rates(records) if own_rates else records
     if mixed and not selection.allow_mixed:
         raise DataError(
@@ -158,7 +158,7 @@ def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput
         title=f"Comparison of {title}",
         home=open_comparison(store, key, f"comparison of {title}"[:250]),
         query=selection.query,
-        mixed=[*mixed, *(["each method at the learning rate that it chose for each kind"] if own_rates else [])],
+        mixed=[*mixed, *([selection.own_rates] if own_rates else [])],
     )
 
 

@@ -73,11 +73,15 @@ class PlantedRuns:
             cell: teachers to compare methods on.
         """
         tuned = [self._kept(str(teacher), run_tuned(study, self._console)) for teacher, study in tuning]
-        rates = rates_over([result.comparison for result in tuned])
+        rates, how = (
+            rates_over([result.comparison for result in tuned]),
+            "each method at the rate chosen for each teacher",
+        )
         if tuned:
-            listed = "; ".join(f"{label} {lr:g}" for label, lr in rates.items())
+            listed = ", ".join(f"{label} {lr:g}" for label, lr in rates.items())
             names = " and ".join(str(teacher.draw) for teacher, _ in tuning)
-            self._console.print(f"learning rates, chosen on draw {names} and kept: {listed}", highlight=False)
+            how = f"learning rates, chosen on draw {names} and kept: {listed}"
+            self._console.print(shown(how), highlight=False)
         results = [
             self._kept(
                 str(teacher), run_at_rates(study, rates, self._console) if tuned else run_tuned(study, self._console)
@@ -86,7 +90,7 @@ class PlantedRuns:
         ]
         if len(results) == 1:
             return results[0]
-        together = compare_together(cell[0][1].tracking, results, self._output, self._console)
+        together = compare_together(cell[0][1].tracking, results, self._output, how, self._console)
         return self._kept(" and ".join(str(teacher) for teacher, _ in cell), together)
 
     def _kept(self, data: str, result: StudyResult) -> StudyResult:
@@ -141,18 +145,18 @@ def run_at_rates(config: StudyConfig, rates: Mapping[str, float], console: Conso
 
 
 def compare_together(
-    tracking: TrackingConfig, studies: Sequence[StudyResult], output: str, console: Console
+    tracking: TrackingConfig, studies: Sequence[StudyResult], output: str, rates: str, console: Console
 ) -> StudyResult:
     """Compare studies of several teachers in pairs of one teacher and seed, and return the result.
 
-    Each method is taken at the rate that it chose for each teacher. The margin is the mean of the studies' own, since
-    there is no one frozen base to take it from.
+    Each method is taken at the rate that it chose for each teacher; `rates` are the report's words on that. The margin
+    is the mean of the studies' own, since there is no one frozen base to take it from.
     """
     margins = [study.comparison.margin.value for study in studies]
     known = [margin for margin in margins if margin is not None]
     changes = {"output": output, **({"margin": sum(known) / len(known)} if len(known) == len(margins) else {})}
     ids = tuple(study.study_id for study in studies)
-    return compare_study(tracking, Selection(study_ids=ids, allow_mixed=True, own_rates=True), changes, console)[0]
+    return compare_study(tracking, Selection(study_ids=ids, allow_mixed=True, own_rates=rates), changes, console)[0]
 
 
 def rates_beyond(comparison: Comparison, grid: Sequence[float]) -> list[float]:
