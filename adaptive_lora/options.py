@@ -86,6 +86,8 @@ def parse_value(annotation: Any, value: object) -> Any:
     if origin in (types.UnionType, typing.Union):
         return _parse_union(arguments, value)
     if origin is tuple:
+        if isinstance(value, Mapping):
+            value = [f"{name}={one}" for name, one in value.items()]
         items = _split(value, commas=arguments[0] is not str) if isinstance(value, str) else value
         if not isinstance(items, list | tuple):
             items = [items]

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from adaptive_lora.allocation import MethodSpec, RankPlan, allocate
 from adaptive_lora.cli import main
+from adaptive_lora.config import study_from
 from adaptive_lora.errors import AllocationError, ConfigError
 from adaptive_lora.models.sites import find_sites
 
@@ -55,6 +56,23 @@ def test_a_control_permutes_them() -> None:
     permuted = ranks("random:of=given,ranks=h.0.*=8+h.1.*=2")
     assert given != permuted
     assert sorted(given.values()) == sorted(permuted.values())
+
+
+def test_python_takes_a_text_a_list_or_a_mapping() -> None:
+    wanted = MethodSpec.parse("given:ranks=c_attn=4+c_fc=2")
+    for ranks in ("c_attn=4+c_fc=2", "c_attn=4 c_fc=2", ["c_attn=4", "c_fc=2"], {"c_attn": 4, "c_fc": 2}):
+        assert MethodSpec.build("given", {"ranks": ranks}) == wanted
+
+
+def test_a_study_holds_the_ranks_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "found.json").write_text('{"c_attn": 4, "c_fc": 2}')
+    file = f"ranks={tmp_path / 'found.json'},budget=uniform-2"
+    study = study_from({"methods": f"given:{file} random:of=given,{file} gora:ranks=uniform"})
+    assert study.methods == (
+        "given:ranks=c_attn=4+c_fc=2,budget=uniform-2",
+        "random:of=given,ranks=c_attn=4+c_fc=2,budget=uniform-2",
+        "gora:ranks=uniform",
+    )
 
 
 def test_a_plan_gives_its_ranks(tmp_path: Path) -> None:

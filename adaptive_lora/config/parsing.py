@@ -67,10 +67,21 @@ def study_from(
     top = sections.pop(None, {})
     changed = {str(name): dataclasses.replace(getattr(base, str(name)), **inner) for name, inner in sections.items()}
     study = dataclasses.replace(base, **changed, **top)
+    study = dataclasses.replace(study, methods=tuple(map(_with_ranks, study.methods)))
     problems += _grid_problems(study)
     if problems:
         raise ConfigError("\n".join(problems))
     return study
+
+
+def _with_ranks(text: str) -> str:
+    """Return a method's text with the ranks of a file written out, so that it is read alike anywhere, at any time."""
+    try:
+        options = MethodSpec.parse(text).options
+    except ConfigError:  # told with the other problems
+        return text
+    ranks = getattr(options.wrapped or options, "ranks", None)
+    return re.sub(r"(?<=[:,])ranks=[^,]*", f"ranks={'+'.join(ranks)}", text) if isinstance(ranks, tuple) else text
 
 
 def _place_of(name: str, where: Mapping[str, str]) -> str:

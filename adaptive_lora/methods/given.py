@@ -43,7 +43,7 @@ class Given(RankMethod):
         """Read a file, and refuse what gives no ranks."""
         if not self.ranks:
             raise ConfigError(f"given: required ranks, such as ranks=c_attn=4+c_fc=2 or ranks=FILE with {_READABLE}.")
-        items = self.ranks
+        items = tuple(item for text in self.ranks for item in (text.split("+") if "=" in text else [text]))
         if len(items) == 1 and "=" not in items[0]:
             items = _read(Path(items[0]))
         elif odd := [item for item in items if not _is_item(item)]:
