@@ -66,9 +66,10 @@ class PlantedStudies:
         "of 2 while a method's is at its end",
     )
     race: bool = option(
-        False, "stop rates that are behind on the way; with one seed that often stops the best one, a high rate",
+        False,
+        "stop rates that are behind on the way; with one seed one that would end best may be stopped",
         switch=True,
-    )  # fmt: skip
+    )
     precision: str = option("fp32", "compute type", limits=Limits(choices=("auto", *Precision)))
     output: str = option("adaptive-lora-out", "folder for reports and adapters")
 
