@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import product
 
 import pytest
-from allocation_cases import DIALOGPT_MEDIUM
+from allocation_cases import DIALOGPT_MEDIUM, NEEDED
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,7 +68,7 @@ EVIDENCE = ProfileSummary(metric="test", scores=SCORES, spectra=SPECTRA)
 @pytest.mark.parametrize("name", sorted(n for n, kind in METHODS.items() if kind.gives_ranks))
 @pytest.mark.parametrize("budget", ["uniform-8", "1000000", "5432109"])
 def test_every_method_fills_a_budget(name: str, budget: str) -> None:
-    spec = MethodSpec.build(name, {"budget": budget})
+    spec = MethodSpec.build(name, {"budget": budget, **NEEDED.get(name, {})})
     plan = allocate(spec, DIALOGPT_MEDIUM, profile=EVIDENCE)
     limit = uniform_cost(DIALOGPT_MEDIUM, 8) if budget == "uniform-8" else int(budget)
     slack = limit - plan.trainable_parameters

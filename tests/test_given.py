@@ -86,9 +86,17 @@ def test_a_plan_gives_its_ranks(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(again.to_dict())
 
 
-def test_an_adapter_of_peft_gives_its_ranks(tmp_path: Path, base_folder: Path) -> None:
-    pattern = {"h.0.mlp.c_fc": 5, "attn.c_attn": 2}
-    targets = ["c_attn", "c_fc", "mlp.c_proj"]
+@pytest.mark.parametrize(
+    ("targets", "pattern"),
+    [
+        (["c_attn", "c_fc", "mlp.c_proj"], {"h.0.mlp.c_fc": 5, "attn.c_attn": 2}),
+        (["h.0.mlp.c_fc"], {"c_fc": 4}),
+        (["c_fc", "h.1.attn.c_attn"], {"h.0.mlp.c_fc": 1, "1.mlp.c_fc": 4}),
+    ],
+)
+def test_an_adapter_of_peft_gives_its_ranks(
+    targets: list[str], pattern: dict[str, int], tmp_path: Path, base_folder: Path
+) -> None:
     config = LoraConfig(r=3, target_modules=targets, rank_pattern=pattern, fan_in_fan_out=True)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), config)
     model.save_pretrained(str(tmp_path))
@@ -109,6 +117,13 @@ def test_an_adapter_of_peft_gives_its_ranks(tmp_path: Path, base_folder: Path) -
         ('{"c_fc": -1}', "c_fc has -1"),
         ('{"sites": [{"name": "c_fc"}]}', "KeyError: 'rank'"),
         ('{"r": 2, "rank_pattern": {}, "target_modules": "all-linear"}', "all-linear"),
+        ('{"r": 2, "rank_pattern": {}, "target_modules": ["c_fc"], "layers_to_transform": [0]}', "layers_to_transform"),
+        ('{"r": 2, "rank_pattern": {"c_attn": 4}, "target_modules": ["c_fc"]}', "c_attn of rank_pattern is no target"),
+        (
+            '{"r": 2, "rank_pattern": {"c_fc": 4, "h.0.mlp.c_fc": 1}, "target_modules": ["c_fc"]}',
+            "h.0.mlp.c_fc of rank_pattern never counts",
+        ),
+        ('{"r": 2, "rank_pattern": {}, "target_modules": ["c_fc"], "peft_type": "LOHA"}', "LOHA"),
         ('{"r": 2, "rank_pattern": {"h\\\\.[01].c_fc": 3}, "target_modules": ["c_fc"]}', "regular expression"),
     ],
 )

@@ -231,6 +231,7 @@ def test_options_and_commands_of_the_docs_exist() -> None:
     others = {"env-manager", "dev", "editable", "port", "require-hashes", "no-deps", "merge"}
     others |= {"tasks", "log", "repo-type"}  # of lm_eval and hf
     others |= {"no-wait", "submission-id"}  # of ray job submit
+    others |= {"artifact-uri", "dst-path"}  # of mlflow artifacts download
     # Of accelerate launch and torchrun, which write --use_fsdp.
     others |= {"use", "fsdp", "num", "multi", "machine", "main", "cpu", "nproc"}
     for path in (*(ROOT / "entrypoints" / "slurm").iterdir(), *(ROOT / "entrypoints" / "kubernetes").iterdir()):

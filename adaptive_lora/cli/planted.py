@@ -79,6 +79,8 @@ class PlantedStudies:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{name}: required at least one, each once; got {values}.")
+        if len(set(self.tune_draws)) < len(self.tune_draws):
+            raise ConfigError(f"tune_draws: required each once; got {self.tune_draws}.")
         if both := sorted(set(self.draws) & set(self.tune_draws)):
             raise ConfigError(f"tune_draws: required other teachers than those of draws; {both[0]} is in both.")
         if self.tune_draws and len(self.lr) < 2:

@@ -20,14 +20,18 @@ from adaptive_lora.options import option
 _READABLE = "a trial's rank_plan.json, what `plan --json` prints, PEFT's adapter_config.json, or {module name: rank}"
 _SHOWN = 3
 """Number of names that a message shows."""
+_PATTERN = frozenset("*?[")
+"""Characters that stand for others in the end of a name."""
+_NARROWED = ("layers_to_transform", "layers_pattern", "exclude_modules", "target_parameters")
+"""Settings of PEFT by which it adapts other modules than those that the names end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given(RankMethod):
     """The ranks that are given, such as those that a search has found, to be compared on fresh seeds.
 
-    An item ends the names of modules as PEFT's `rank_pattern` does, and may hold * for any text; of several that fit,
-    the longest counts. Sites that none fits have no adapter. Without a budget ranks are taken as they are, with one
+    An item ends the names of modules and may hold * for any text; of several that fit one without * counts, and of
+    these the longest. Sites that none fits have no adapter. Without a budget ranks are taken as they are, with one
     they are proportions. A file is read when the method is, and its ranks, not its name, identify trials.
     """
 
@@ -72,7 +76,7 @@ class Given(RankMethod):
                 f"given: {len(unused)} of {len(by_end)} names end the name of no adapter site: "
                 f"{', '.join(unused[:_SHOWN])}; sites are called {', '.join(site.name for site in sites[:_SHOWN])}, ..."
             )
-        ranks = tuple(float(by_end[max(ends, key=len)]) if ends else 0.0 for ends in fitting.values())
+        ranks = tuple(float(by_end[max(ends, key=_precision)]) if ends else 0.0 for ends in fitting.values())
         if not any(ranks):
             raise AllocationError("given: required a rank above 0 at one site at least; every rank is 0.")
         return RankRequest(ranks=ranks)
@@ -97,13 +101,19 @@ class Given(RankMethod):
         return Solution(ranks=ranks, budget=None)
 
 
+def _precision(end: str) -> tuple[bool, int]:
+    return _PATTERN.isdisjoint(end), len(end)
+
+
 def _fits(end: str, name: str) -> bool:
+    if _PATTERN.isdisjoint(end):
+        return f".{name}".endswith(f".{end}")
     return fnmatchcase(f".{name}", f"*.{end}")
 
 
 def _is_item(text: str) -> bool:
     end, _, rank = text.rpartition("=")
-    return bool(end) and rank.isdecimal()
+    return bool(end) and rank.isascii() and rank.isdecimal()
 
 
 def _read(path: Path) -> tuple[str, ...]:
@@ -114,7 +124,7 @@ def _read(path: Path) -> tuple[str, ...]:
     """
     file = path / "adapter_config.json" if path.is_dir() else path
     try:
-        found = _ranks_of(json.loads(file.read_text(encoding="utf-8")))
+        found = _ranks_of(json.loads(file.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"given: ranks: {file}: required {_READABLE}; {type(error).__name__}: {error}") from error
     for name, rank in found.items():
@@ -133,13 +143,31 @@ def _ranks_of(content: Any) -> Mapping[str, Any]:
         return {str(row["name"]): row["rank"] for row in content["sites"]}
     if "rank_pattern" not in content:
         return {str(name): rank for name, rank in content.items()}
-    targets, pattern = content["target_modules"], content["rank_pattern"]
-    odd = [str(name) for name in (*([targets] if isinstance(targets, str) else targets), *pattern) if not _plain(name)]
+    return _ranks_of_peft(content)
+
+
+def _ranks_of_peft(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return end of a module's name -> rank, as PEFT gives it: the first key of `rank_pattern` that ends a target.
+
+    Raises:
+        ValueError: PEFT would choose modules or ranks by another rule than the ends of names.
+    """
+    targets, pattern = config["target_modules"], config["rank_pattern"]
+    named = [targets] if isinstance(targets, str) else list(targets)
+    if str(config.get("peft_type", "LORA")).rpartition(".")[2] != "LORA":
+        raise ValueError(f"its peft_type is {config['peft_type']}, and not LORA")
+    if narrowed := [name for name in _NARROWED if config.get(name)]:
+        raise ValueError(f"it has {narrowed[0]}, which ends of names do not tell")
+    odd = [str(name) for name in (*named, *pattern) if not _plain(name)]
     if isinstance(targets, str) or odd:
-        raise ValueError(
-            f"a regular expression or a word for several modules stands for names: {(odd or [targets])[0]}"
-        )
-    return {**dict.fromkeys(targets, content["r"]), **pattern}
+        raise ValueError(f"a regular expression or a word for several modules stands for names: {(odd or named)[0]}")
+    if wider := [key for key in pattern if not any(_fits(target, key) or _fits(key, target) for target in named)]:
+        raise ValueError(f"{wider[0]} of rank_pattern is no target")
+    keys = list(pattern)
+    if late := [key for at, key in enumerate(keys) if any(_fits(earlier, key) for earlier in keys[:at])]:
+        raise ValueError(f"{late[0]} of rank_pattern never counts: PEFT takes a key before it; put it first")
+    ends = {target: next((pattern[key] for key in pattern if _fits(key, target)), config["r"]) for target in named}
+    return ends | {key: rank for key, rank in pattern.items() if any(_fits(target, key) for target in named)}
 
 
 def _plain(name: str) -> bool:
