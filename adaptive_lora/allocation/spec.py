@@ -47,7 +47,7 @@ VARIANTS: Mapping[str, Any] = {
 
 They are options of every method, so that the effects of an allocation and of a variant can be separated:
 `waterfill:rank=8` beside `waterfill:rank=8,dora=true` and `uniform:rank=8,dora=true`."""
-_JOINED = ("target_names", "roles", "layers", "towers", "profiled_on", "ranks", "lr")
+_JOINED = ("target_names", "roles", "layers", "towers", "profiled_on", "lr")
 """Options that hold several names or numbers, joined by `+`."""
 
 
@@ -158,6 +158,11 @@ class MethodSpec:
             options[key] = value.replace("+", " ") if key in _JOINED else value.strip()
         return name.strip(), options
 
+    @staticmethod
+    def with_option(text: str, name: str, value: object) -> str:
+        """Return what writes a method with one more option."""
+        return f"{text}{',' if ':' in text else ':'}{name}={value}"
+
     @classmethod
     def build(cls, name: str, options: Mapping[str, object]) -> MethodSpec:
         """Make a specification from a method's name and its options; reads `to_dict` back.
@@ -245,11 +250,8 @@ class MethodSpec:
             parts.append(self.placement)
         parts += [*self.towers, *self.target_names, *self.roles]
         parts += [f"layers{'+'.join(self.layers)}"] if self.layers else []
-        parts += [
-            f"{_MARKS[limit]}{getattr(self, limit)}"
-            for limit, default in LIMITS.items()
-            if getattr(self, limit) != default
-        ]
+        limits = {limit: getattr(self, limit) for limit in LIMITS}
+        parts += [f"{_MARKS[limit]}{value}" for limit, value in limits.items() if value != LIMITS[limit]]
         parts += _variant_marks(self)
         if self.profiled_on:
             parts += ["on", *(PurePath(name).stem for name in self.profiled_on)]
@@ -269,16 +271,13 @@ class MethodSpec:
                 value = getattr(method, field.name)
                 if field.name == method.further:
                     own |= dict(value)
-                elif field.name == "of" and value is not None:
-                    own["of"] = _name(value)
                 else:
-                    own[field.name] = list(value) if isinstance(value, tuple) else value
-        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del shared["options"], shared["lr"]
-        for name, unused in {**VARIANTS, "roles": (), "layers": (), "towers": ()}.items():
-            if shared[name] == unused:
-                del shared[name]
-        return {"name": self.name, **own, **shared, **{n: list(shared[n]) for n in _JOINED if n in shared}}
+                    own[field.name] = _name(value) if field.name == "of" and value is not None else value
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("options", "lr")}
+        unused = {**VARIANTS, "roles": (), "layers": (), "towers": ()}
+        used = {name: value for name, value in shared.items() if name not in unused or value != unused[name]}
+        values = {"name": self.name, **own, **used}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def method_options() -> dict[str, tuple[dataclasses.Field[Any], tuple[str, ...]]]:

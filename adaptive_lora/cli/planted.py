@@ -110,9 +110,7 @@ class PlantedStudies:
         teacher = read_options(PlantedTeacher, {name: getattr(self, name) for name in shared} | given)
         floor = "none" if self.min_rank == 1 else self.min_rank  # as `PlantedTeacher.method` has it
         oracle = f"planted:pattern={pattern},draw={draw},min_rank={floor}"
-        methods = [
-            f"{text}{',' if ':' in text else ':'}budget={self.budget}" for text in ("uniform", oracle, *self.methods)
-        ]
+        methods = [MethodSpec.with_option(text, "budget", self.budget) for text in ("uniform", oracle, *self.methods)]
         settings: dict[str, object] = {
             "study": f"planted-{pattern}-{spectrum}-{draw}",
             "data": str(teacher),

@@ -142,7 +142,7 @@ def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput
     records = _newest(store, runs)
     _require_finished(records, "the selection")
     mixed = _differences(records)
-    own_rates = bool(mixed) and bool(selection.own_rates)
+    own_rates = [selection.own_rates] if mixed and selection.own_rates else []
     records = _at_own_rates(records) if own_rates else records
     if mixed and not selection.allow_mixed:
         raise DataError(
@@ -158,7 +158,7 @@ def read_comparison_input(store: Store, selection: Selection) -> ComparisonInput
         title=f"Comparison of {title}",
         home=open_comparison(store, key, f"comparison of {title}"[:250]),
         query=selection.query,
-        mixed=[*mixed, *([selection.own_rates] if own_rates else [])],
+        mixed=[*mixed, *own_rates],
     )
 
 

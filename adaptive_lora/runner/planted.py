@@ -73,10 +73,8 @@ class PlantedRuns:
             cell: teachers to compare methods on.
         """
         tuned = [self._kept(str(teacher), run_tuned(study, self._console)) for teacher, study in tuning]
-        rates, how = (
-            rates_over([result.comparison for result in tuned]),
-            "each method at the rate chosen for each teacher",
-        )
+        rates = rates_over([result.comparison for result in tuned])
+        how = "each method at the rate chosen for each teacher"
         if tuned:
             listed = ", ".join(f"{label} {lr:g}" for label, lr in rates.items())
             names = " and ".join(str(teacher.draw) for teacher, _ in tuning)
@@ -136,7 +134,7 @@ def run_at_rates(config: StudyConfig, rates: Mapping[str, float], console: Conso
     if failed := sorted({spec.label for spec in specs} - set(rates)):
         raise DataError(f"{failed[0]}: required a trial that finished on the draws to tune on; every one failed.")
     methods = [
-        text if spec.lr else f"{text}{',' if ':' in text else ':'}lr={rates[spec.label]:.12g}"
+        text if spec.lr else MethodSpec.with_option(text, "lr", f"{rates[spec.label]:.12g}")
         for text, spec in zip(config.methods, specs, strict=True)
     ]
     chosen = tuple(sorted({rates[spec.label] for spec in specs}))

@@ -54,7 +54,7 @@ def _with_least(text: str, least: str | None) -> str:
         return text
     if kind is None or kind.least_rank is None or "min_rank" in options:
         return text
-    return f"{text}{',' if ':' in text else ':'}min_rank={kind.least_rank if least else 'none'}"
+    return MethodSpec.with_option(text, "min_rank", kind.least_rank if least else "none")
 
 
 def recorded_base_scores(study: StudyRun) -> dict[int, EvalResult] | None:

@@ -72,12 +72,13 @@ def _by_value(pairs: Iterable[tuple[Any, str]]) -> Mapping[Any, Sequence[str]]:
     return {value: sorted(who) for value, who in labels.items()}
 
 
-def _differs(used: Used, value_of: Callable[[TrialRecord], Any]) -> bool:
-    """Return whether trials that are compared, of one seed and fold, recorded different values."""
+def _differing(used: Used, value_of: Callable[[TrialRecord], Any]) -> list[tuple[int, Mapping[Any, Sequence[str]]]]:
+    """Return seed and `_by_value` of the trials of one seed and fold, which are compared, where they differ."""
     pairs: dict[tuple[int, int], list[tuple[Any, str]]] = defaultdict(list)
     for label, record in used:
         pairs[record.seed, record.fold].append((value_of(record), label))
-    return any(len(_by_value(group)) > 1 for group in pairs.values())
+    groups = [(seed, _by_value(found)) for (seed, _), found in pairs.items()]
+    return [(seed, values) for seed, values in groups if len(values) > 1]
 
 
 def _parameters(methods: Sequence[MethodSummary]) -> list[AuditEntry]:
@@ -236,14 +237,11 @@ def _order(used: Used) -> list[AuditEntry]:
 
     Trials that early stopping ended have a shorter order and are no evidence against it.
     """
-    digests: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
-    for label, record in used:
-        digest = record.tags.get("order_digest")
-        if digest and not record.metrics.get("stopped_early"):
-            digests[record.seed, record.fold].append((digest, label))
-    orders = {key: _by_value(pairs) for key, pairs in digests.items()}
-    differing = [(seed, groups) for (seed, _), groups in orders.items() if len(groups) > 1]
-    unfair = []
+
+    def digest(record: TrialRecord) -> str | None:
+        return None if record.metrics.get("stopped_early") else record.tags.get("order_digest") or None
+
+    differing, unfair = _differing(used, digest), []
     if differing:
         seed, groups = differing[0]
         sides = " against ".join(map(named, groups.values()))
@@ -252,7 +250,7 @@ def _order(used: Used) -> list[AuditEntry]:
             f"{plural(len(differing), 'seed')} differ, such as seed {seed} ({sides})."
         )
     unknown = ""
-    if absent := len(used) - sum(map(len, digests.values())):
+    if absent := sum(digest(record) is None for _, record in used):
         unknown = f"Data order: {absent} of {plural(len(used), 'trial')} did not record it or stopped early."
     fair = "Under each seed every method learned from the same batches in the same order."
     return _entries("data order", fair=fair, unfair=unfair, unknown=unknown)
@@ -279,7 +277,7 @@ def _together(used: Used) -> list[AuditEntry]:
 def _tag(used: Used, tag: str, topic: str) -> list[AuditEntry]:
     values = _by_value((record.tags.get(tag), label) for label, record in used)
     unfair, unknown = [], ""
-    if _differs(used, lambda record: record.tags.get(tag)):
+    if _differing(used, lambda record: record.tags.get(tag)):
         listed = "; ".join(f"{value}: {joined(who)}" for value, who in values.items())
         unfair.append(f"Trials differ in {topic}: {listed}.")
     if absent := sum(tag not in record.tags for _, record in used):
@@ -302,7 +300,7 @@ def _settings(used: Used) -> list[AuditEntry]:
     differing = [
         f"{name}: {' against '.join(f'{value} ({named(sorted(who))})' for value, who in values.items())}"
         for name, values in found.items()
-        if len(values) > 1 and _differs(used, lambda record, key=f"cfg.{name}": record.settings.get(key))  # type: ignore[misc]
+        if len(values) > 1 and _differing(used, lambda record, key=f"cfg.{name}": record.settings.get(key))  # type: ignore[misc]
     ]
     return _entries(
         "settings",
